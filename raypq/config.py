@@ -1,0 +1,172 @@
+"""Typed, frozen settings of every job. An unknown or bad key is an error that names it.
+
+The same models serve the command line, YAML files and Python. Names follow the legend of the
+README: ``M`` sub-codebooks, ``K`` codewords in each, ``metric``, ``seed``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from raypq.errors import ConfigError
+
+Metric = Literal["l2", "cosine", "dot"]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, no unknown keys, errors that name the key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, origin: str = "settings") -> Self:
+        """Builds the settings from plain values.
+
+        Raises:
+            ConfigError: naming the key, the value and what is allowed.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            allowed = ", ".join(sorted(cls.model_fields))
+            lines = []
+            for item in error.errors():
+                key = ".".join(str(part) for part in item["loc"])
+                if item["type"] == "extra_forbidden":
+                    lines.append(f"{origin}: unknown key '{key}'; allowed: {allowed}")
+                elif item["type"] == "missing":
+                    lines.append(f"{origin}: key '{key}' is required")
+                else:
+                    lines.append(f"{origin}: key '{key}': {item['msg']}, found {item['input']!r}")
+            raise ConfigError("\n".join(lines)) from None
+        except TypeError as error:  # a key that is not a string
+            raise ConfigError(f"{origin}: {error}") from None
+
+
+class Columns(Settings):
+    """Names of the columns in feature files."""
+
+    id: str = "id"
+    feature: str = "feature"
+    label: str = "label"
+    width: Positive | None = Field(
+        None, description="feature width; needed for fixed_size_binary where no model tells it"
+    )
+
+
+class ClusterSettings(Settings):
+    """Where the work runs."""
+
+    cluster: str = Field("local", description="none, local, or the address of a Ray cluster")
+    workers: Positive = Field(default_factory=lambda: max(1, os.cpu_count() or 1))
+    threads: Positive = Field(1, description="CPU threads of one worker; also its num_cpus on Ray")
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+class Job(Settings):
+    """What all jobs share."""
+
+    where: ClusterSettings = ClusterSettings()
+    on_bad_shard: Literal["fail", "quarantine"] = "fail"
+
+
+class TrainJob(Job):
+    """``raypq train``."""
+
+    method: str
+    features: list[str]
+    classes: str | None = None
+    output: str
+    settings: dict[str, Any] = {}
+    columns: Columns = Columns()
+    cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        4 << 30, description="features are kept in the workers' memory up to this many bytes each"
+    )
+    tune: bool = False
+
+
+class EncodeJob(Job):
+    """``raypq encode``."""
+
+    model: str
+    features: list[str]
+    output: str
+    columns: Columns = Columns()
+
+
+class ClassifyJob(Job):
+    """``raypq classify``: from codes, or exactly from features (no compression)."""
+
+    model: str
+    codes: str | None = None
+    version: Annotated[int, Field(ge=1)] | None = None
+    features: list[str] | None = None
+    classes: str
+    candidates: str = "all"
+    top_k: Positive = 10
+    metric: Metric | None = None
+    calibration: float | Literal["model"] = 0.0
+    output: str
+    columns: Columns = Columns()
+
+
+class EvaluateJob(Job):
+    """``raypq evaluate classification``."""
+
+    predictions: str
+    version: Annotated[int, Field(ge=1)] | None = None
+    classes: str
+    split: str = "all"
+    calibration: float | None = None
+
+
+def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a YAML or JSON file that holds one mapping.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config: {error.strerror}") from None
+    try:
+        values = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not a valid config: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping, found {type(values).__name__}")
+    return values
+
+
+def parse_assignments(pairs: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Turns ``key=value`` strings into a mapping; values are read as YAML scalars."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, found, value = pair.partition("=")
+        if not found or not key.strip():
+            raise ConfigError(f"--set {pair!r}: expected key=value")
+        values[key.strip()] = _scalar(value)
+    return values
+
+
+def _scalar(text: str) -> Any:
+    # YAML 1.1 reads 1e4 as a string; people mean a number.
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text

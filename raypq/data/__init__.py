@@ -1,0 +1,1 @@
+"""What is read and written: features, class tables, codes, models, snapshots, storage."""

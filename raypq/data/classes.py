@@ -1,0 +1,207 @@
+"""Class tables: ``class_id``, ``name``, ``embedding``, ``seen`` and the ImageNet split columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raypq.data import arrays
+from raypq.data.storage import exists, open_parquet, read_bytes
+from raypq.errors import ConfigError, InputError
+
+SPLITS = (
+    "all, seen, unseen, 2-hops, 3-hops, most-N, least-N (N unseen classes by image_count, "
+    "such as most-500 or least-5K) or a file of class_ids, one a line"
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassTable:
+    """T classes in file order.
+
+    Attributes:
+        ids: class_id of each class; unique.
+        names: readable names (the class_id where the file has none).
+        E: class embeddings [T, da], float32, or None without the column.
+        seen: bool [T], or None without the column.
+        image_count: int64 [T] or None.
+        hops: bool [T] by column name (``in_2hops``, ``in_3hops``), where present.
+    """
+
+    uri: str
+    ids: pa.StringArray
+    names: list[str]
+    E: NDArray[np.float32] | None
+    seen: NDArray[np.bool_] | None
+    image_count: NDArray[np.int64] | None
+    hops: dict[str, NDArray[np.bool_]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def embeddings(self) -> NDArray[np.float32]:
+        """E, or an error where the table has no embeddings."""
+        if self.E is None:
+            raise InputError(self.uri, expected="a column 'embedding'", found="none")
+        return self.E
+
+    def index(self, labels: pa.StringArray, *, where: str, row0: int = 0) -> NDArray[np.int32]:
+        """Class index of each label [n]; -1 where the label is null.
+
+        Raises:
+            InputError: a label that the table does not have, naming it and its row.
+        """
+        found = pc.index_in(labels, value_set=self.ids)
+        unknown = pc.and_(pc.is_null(found), pc.is_valid(labels)).to_numpy(zero_copy_only=False)
+        if unknown.any():
+            row = int(np.flatnonzero(unknown)[0])
+            raise InputError(
+                f"{where}, row {row0 + row}",
+                expected=f"a label among the {len(self)} class_ids of {self.uri}",
+                found=f"{labels[row].as_py()!r} ({int(unknown.sum())} such row(s) in this batch)",
+            )
+        return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+
+    def select(self, spec: str) -> NDArray[np.int64]:
+        """Indices of the classes that a split names, in table order (see ``SPLITS``).
+
+        Raises:
+            ConfigError: an unknown split.
+            InputError: the table lacks the column that the split needs, or nothing is selected.
+        """
+        chosen = self._select(spec)
+        if not len(chosen):
+            raise InputError(self.uri, expected=f"at least one class in '{spec}'", found="none")
+        return chosen
+
+    def _select(self, spec: str) -> NDArray[np.int64]:
+        everything = np.arange(len(self), dtype=np.int64)
+        if spec == "all":
+            return everything
+        if spec in ("seen", "unseen"):
+            return everything[self._seen(spec) == (spec == "seen")]
+        if spec in ("2-hops", "3-hops"):
+            column = f"in_{spec[0]}hops"
+            if column not in self.hops:
+                raise InputError(self.uri, expected=f"a column '{column}' for '{spec}'", found="none")
+            return everything[self.hops[column]]
+        kind, _, count = spec.partition("-")
+        if kind in ("most", "least") and count.upper().removesuffix("K").isdigit():
+            n = int(count.upper().removesuffix("K")) * (1000 if count.upper().endswith("K") else 1)
+            return self._by_population(n, most=kind == "most", spec=spec)
+        if exists(spec):
+            return self._from_file(spec)
+        raise ConfigError(f"unknown split {spec!r}; expected {SPLITS}")
+
+    def _seen(self, spec: str) -> NDArray[np.bool_]:
+        if self.seen is None:
+            raise InputError(self.uri, expected=f"a column 'seen' for '{spec}'", found="none")
+        return self.seen
+
+    def _by_population(self, n: int, *, most: bool, spec: str) -> NDArray[np.int64]:
+        """The n unseen classes with the most or fewest images (PQZSL section 4.1)."""
+        if self.image_count is None:
+            raise InputError(self.uri, expected=f"a column 'image_count' for '{spec}'", found="none")
+        unseen = np.flatnonzero(~self._seen(spec) & (self.image_count > 0))
+        count = self.image_count[unseen]
+        order = np.lexsort((unseen, -count if most else count))
+        return np.sort(unseen[order[:n]])
+
+    def _from_file(self, uri: str) -> NDArray[np.int64]:
+        if uri.endswith(".parquet"):
+            wanted = list(ClassTable.open(uri).ids)
+            lines = [str(value) for value in wanted]
+        else:
+            text = read_bytes(uri).decode("utf-8")
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+        chosen = self.index(pa.array(lines, pa.string()), where=uri)
+        if len(np.unique(chosen)) != len(chosen):
+            raise InputError(uri, expected="each class_id once", found="a repeated class_id")
+        return np.sort(chosen.astype(np.int64))
+
+    @classmethod
+    def open(cls, uri: str) -> ClassTable:
+        """Reads a class table.
+
+        Raises:
+            InputError: no ``class_id`` column, duplicate class_ids, unreadable embeddings.
+        """
+        with open_parquet(uri) as file:
+            table = file.read()
+        if "class_id" not in table.column_names:
+            raise InputError(
+                uri, expected="a column 'class_id'", found=f"columns {', '.join(table.column_names)}"
+            )
+        ids = _column(table, "class_id")
+        ids = arrays.strings(ids, where=f"{uri}, column 'class_id'", nulls=False)
+        counts = pc.value_counts(ids)
+        twice = [item["values"].as_py() for item in counts if item["counts"].as_py() > 1]
+        if twice:
+            raise InputError(
+                uri, expected="unique class_ids", found=f"{len(twice)} repeated, such as {twice[0]!r}"
+            )
+        return cls(
+            uri=uri,
+            ids=ids,
+            names=_names(table, ids),
+            E=_embeddings(table, uri),
+            seen=_flags(table, "seen", uri),
+            image_count=_counts(table, uri),
+            hops={
+                name: flags
+                for name in ("in_2hops", "in_3hops")
+                if (flags := _flags(table, name, uri)) is not None
+            },
+        )
+
+
+def _column(table: pa.Table, name: str) -> pa.Array:
+    column = table.column(name).combine_chunks()
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _names(table: pa.Table, ids: pa.StringArray) -> list[str]:
+    given: Sequence[str | None] = (
+        table.column("name").to_pylist() if "name" in table.column_names else [None] * len(ids)
+    )
+    return [str(name) if name else str(key) for name, key in zip(given, ids, strict=True)]
+
+
+def _embeddings(table: pa.Table, uri: str) -> NDArray[np.float32] | None:
+    if "embedding" not in table.column_names:
+        return None
+    where = f"{uri}, column 'embedding'"
+    raw = arrays.matrix(_column(table, "embedding"), width=None, where=where)
+    return arrays.finite_float32(raw, where=where)
+
+
+def _flags(table: pa.Table, name: str, uri: str) -> NDArray[np.bool_] | None:
+    if name not in table.column_names:
+        return None
+    column = _column(table, name)
+    if not pa.types.is_boolean(column.type) or column.null_count:
+        raise InputError(
+            f"{uri}, column '{name}'",
+            expected="booleans without nulls",
+            found=f"{column.type} with {column.null_count} nulls",
+        )
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.bool_)
+
+
+def _counts(table: pa.Table, uri: str) -> NDArray[np.int64] | None:
+    if "image_count" not in table.column_names:
+        return None
+    column = _column(table, "image_count")
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise InputError(
+            f"{uri}, column 'image_count'",
+            expected="integers without nulls",
+            found=f"{column.type} with {column.null_count} nulls",
+        )
+    return column.cast(pa.int64()).to_numpy()

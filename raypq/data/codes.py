@@ -1,0 +1,149 @@
+"""Code files: ``id``, ``code`` fixed_size_binary and, carried through, ``label``.
+
+K ≤ 16 packs two codes to a byte, the even sub-codebook in the low half. The model's fingerprint,
+M and K stand in the file's metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypq.data import arrays
+from raypq.data.storage import open_parquet
+from raypq.errors import InputError
+
+_FORMAT = "1"
+WRITE_OPTIONS: dict[str, Any] = {
+    "compression": {"id": "zstd", "label": "zstd", "code": "none"},
+    "use_dictionary": ["label"],
+}
+
+
+def bytes_per_code(M: int, K: int) -> int:
+    """Bytes that one image takes."""
+    return (M + 1) // 2 if K <= 16 else M
+
+
+def pack(B: NDArray[np.uint8], K: int) -> NDArray[np.uint8]:
+    """Codes [n, M] as stored bytes [n, bytes_per_code]."""
+    if K > 16:
+        return B
+    even = B[:, 0::2]
+    odd = np.zeros_like(even)
+    odd[:, : B.shape[1] // 2] = B[:, 1::2]
+    return (even | (odd << 4)).astype(np.uint8)
+
+
+def unpack(stored: NDArray[np.uint8], M: int, K: int) -> NDArray[np.uint8]:
+    """Stored bytes back to codes [n, M]; the inverse of ``pack``."""
+    if K > 16:
+        return stored
+    B = np.empty((len(stored), M), np.uint8)
+    B[:, 0::2] = stored & 15
+    B[:, 1::2] = stored[:, : M // 2] >> 4
+    return B
+
+
+def schema(*, fingerprint: str, M: int, K: int, id_type: pa.DataType, label: bool) -> pa.Schema:
+    """The schema of a code file."""
+    fields = [
+        pa.field("id", id_type, nullable=False),
+        pa.field("code", pa.binary(bytes_per_code(M, K)), nullable=False),
+    ]
+    if label:
+        fields.append(pa.field("label", pa.string()))
+    metadata = {"raypq.format": _FORMAT, "raypq.model": fingerprint, "raypq.M": M, "raypq.K": K}
+    return pa.schema(fields, metadata={key: str(value) for key, value in metadata.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeBatch:
+    """Some consecutive rows of a code file; ``B`` is uint8 [n, M]."""
+
+    B: NDArray[np.uint8]
+    ids: pa.Array
+    labels: pa.StringArray | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeFile:
+    """What the footer of a code file says."""
+
+    uri: str
+    rows: int
+    fingerprint: str
+    M: int
+    K: int
+    id_type: pa.DataType
+    label: bool
+
+    @classmethod
+    def open(cls, uri: str) -> CodeFile:
+        """Reads the footer.
+
+        Raises:
+            InputError: not a code file of this format.
+        """
+        with open_parquet(uri) as file:
+            metadata = file.schema_arrow.metadata or {}
+            if metadata.get(b"raypq.format") != _FORMAT.encode():
+                found = metadata.get(b"raypq.format", b"a Parquet file without raypq metadata")
+                raise InputError(
+                    uri, expected=f"a code file of format {_FORMAT}", found=found.decode()
+                )
+            M, K = int(metadata[b"raypq.M"]), int(metadata[b"raypq.K"])
+            code = file.schema_arrow.field("code").type
+            if code != pa.binary(bytes_per_code(M, K)):
+                raise InputError(
+                    uri, expected=f"codes of {bytes_per_code(M, K)} bytes", found=str(code)
+                )
+            return cls(
+                uri=uri,
+                rows=file.metadata.num_rows,
+                fingerprint=metadata[b"raypq.model"].decode(),
+                M=M,
+                K=K,
+                id_type=file.schema_arrow.field("id").type,
+                label="label" in file.schema_arrow.names,
+            )
+
+    def batches(self, rows: int) -> Iterator[CodeBatch]:
+        """Streams the codes.
+
+        Raises:
+            InputError: a code of K or more, naming the row.
+        """
+        row = 0
+        with open_parquet(self.uri) as file:
+            for batch in file.iter_batches(batch_size=rows):
+                stored = batch.column("code")
+                width = bytes_per_code(self.M, self.K)
+                raw = np.frombuffer(stored.buffers()[1], np.uint8)
+                raw = raw[stored.offset * width : (stored.offset + len(stored)) * width]
+                B = unpack(raw.reshape(-1, width), self.M, self.K)
+                if self.K < 256 and B.size and int(B.max()) >= self.K:
+                    bad = int(np.flatnonzero((B >= self.K).any(axis=1))[0])
+                    raise InputError(
+                        f"{self.uri}, row {row + bad}",
+                        expected=f"codes below K = {self.K}",
+                        found=str(int(B[bad].max())),
+                    )
+                labels = batch.column("label") if self.label else None
+                yield CodeBatch(B=B, ids=batch.column("id"), labels=labels)
+                row += len(batch)
+
+
+def record_batch(
+    schema: pa.Schema, *, ids: pa.Array, stored: NDArray[np.uint8], labels: pa.StringArray | None
+) -> pa.RecordBatch:
+    """One batch of a code file; a missing label column becomes nulls where the schema has one."""
+    columns = [ids.cast(schema.field("id").type), arrays.fixed_binary(stored)]
+    if "label" in schema.names:
+        columns.append(labels if labels is not None else pa.nulls(len(ids), pa.string()))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -1,0 +1,179 @@
+"""Feature stores: sharded Parquet files of ``id``, a vector column and perhaps a ``label``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raypq.config import Columns
+from raypq.data import arrays
+from raypq.data.storage import Shard, list_shards, open_parquet
+from raypq.errors import InputError
+
+_BATCH_BYTES = 32 << 20  # one batch of float32 features; bounds a worker's memory
+_MAX_ROWS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureBatch:
+    """Some consecutive rows of one shard.
+
+    Attributes:
+        X: features [n, dx], float32, finite.
+        ids: string or int64, n values.
+        labels: class_ids as strings (null where a row has none), or None without the column.
+        row: row of the file at which the batch starts.
+    """
+
+    X: NDArray[np.float32]
+    ids: pa.Array
+    labels: pa.StringArray | None
+    row: int
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureStore:
+    """The shards of a feature store and the names of their columns."""
+
+    shards: Sequence[Shard]
+    columns: Columns
+
+    @classmethod
+    def open(cls, uris: Sequence[str], columns: Columns | None = None) -> FeatureStore:
+        """Lists the shards; opens none of them.
+
+        Raises:
+            InputError: no Parquet file is there.
+        """
+        return cls(shards=list_shards(uris), columns=columns or Columns())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What the footers of a store say: rows of each shard, and the width all share."""
+
+    rows: tuple[int, ...]
+    width: int
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Global row at which each shard starts; [shards + 1]."""
+        return np.concatenate([[0], np.cumsum(self.rows, dtype=np.int64)]).astype(np.int64)
+
+
+def survey(store: FeatureStore) -> Survey:
+    """Reads every footer: rows in all, and one width across shards.
+
+    Raises:
+        InputError: a shard that cannot be read, or shards of different widths, naming both.
+    """
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda shard: _footer(shard, store.columns), store.shards))
+    rows = tuple(count for count, _ in found)
+    widths = [(width, shard) for (_, width), shard in zip(found, store.shards, strict=True) if width]
+    if not widths:
+        raise InputError(
+            store.shards[0].uri, expected="at least one row of features", found="empty shards only"
+        )
+    width, first = widths[0]
+    for other, shard in widths:
+        if other != width:
+            raise InputError(
+                shard.uri, expected=f"width {width} as in {first.uri}", found=f"width {other}"
+            )
+    return Survey(rows=rows, width=width)
+
+
+def _footer(shard: Shard, columns: Columns) -> tuple[int, int]:
+    with open_parquet(shard.uri) as file:
+        field = _field(file, columns.feature, shard.uri)
+        rows = file.metadata.num_rows
+        kind = field.type.storage_type if isinstance(field.type, pa.ExtensionType) else field.type
+        if pa.types.is_fixed_size_list(kind):
+            return rows, kind.list_size
+        if pa.types.is_fixed_size_binary(kind):
+            return rows, columns.width or 0
+        if not rows:
+            return 0, 0
+        first = next(file.iter_batches(batch_size=1, columns=[columns.feature]))
+        where = f"{shard.uri}, column '{columns.feature}'"
+        return rows, arrays.matrix(first.column(0), width=columns.width, where=where).shape[1]
+
+
+def _field(file: pq.ParquetFile, name: str, uri: str) -> pa.Field:
+    schema = file.schema_arrow
+    if name not in schema.names:
+        raise InputError(
+            uri, expected=f"a column '{name}'", found=f"columns {', '.join(schema.names)}"
+        )
+    return schema.field(name)
+
+
+def batch_rows(width: int) -> int:
+    """Rows in a batch: fixed by the width alone, so that results never depend on the machine."""
+    return int(np.clip(_BATCH_BYTES // (4 * width), 64, _MAX_ROWS))
+
+
+def read_batches(
+    shard: Shard, columns: Columns, *, width: int | None, labels: bool = True
+) -> Iterator[FeatureBatch]:
+    """Streams a shard in batches; memory is bounded by the batch, not by the shard.
+
+    Args:
+        width: dx that every row must have; None takes the shard's own.
+        labels: read the label column where there is one.
+
+    Raises:
+        InputError: missing column, wrong type or width, nulls, NaN or Inf, naming the row.
+    """
+    with open_parquet(shard.uri) as file:
+        _field(file, columns.id, shard.uri)
+        field = _field(file, columns.feature, shard.uri)
+        wanted = [columns.id, columns.feature]
+        has_label = labels and columns.label in file.schema_arrow.names
+        if has_label:
+            wanted.append(columns.label)
+        where = f"{shard.uri}, column '{columns.feature}'"
+        expected = width or columns.width
+        if pa.types.is_fixed_size_list(field.type) and width is not None:
+            arrays.matrix(pa.array([], field.type), width=width, where=where)
+        rows = batch_rows(expected or getattr(field.type, "list_size", 1024))
+        row = 0
+        for batch in file.iter_batches(batch_size=rows, columns=wanted):
+            if not len(batch):
+                continue
+            ids = batch.column(columns.id)
+            if not pa.types.is_int64(ids.type):
+                ids = arrays.strings(
+                    ids, where=f"{shard.uri}, column '{columns.id}'", nulls=False, row0=row
+                )
+            elif ids.null_count:
+                arrays.strings(ids, where=f"{shard.uri}, column '{columns.id}'", nulls=False)
+            raw = arrays.matrix(
+                batch.column(columns.feature), width=expected, where=where, row0=row
+            )
+            expected = raw.shape[1]
+            yield FeatureBatch(
+                X=arrays.finite_float32(raw, where=where, ids=ids, row0=row),
+                ids=ids,
+                labels=arrays.strings(
+                    batch.column(columns.label),
+                    where=f"{shard.uri}, column '{columns.label}'",
+                    nulls=True,
+                )
+                if has_label
+                else None,
+                row=row,
+                where=shard.uri,
+            )
+            row += len(batch)

@@ -1,0 +1,93 @@
+"""Model directories: ``model.safetensors`` + ``model.json``. No pickle anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from raypq.data.storage import join, read_bytes, write_bytes
+from raypq.errors import ModelError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelFiles:
+    """The content of a model directory.
+
+    Attributes:
+        content: plain JSON values that define the model (method, M, K, D, dx, metric, settings).
+        tensors: named arrays.
+        record: what happened in training; not part of the fingerprint.
+    """
+
+    content: Mapping[str, Any]
+    tensors: Mapping[str, NDArray[Any]]
+    record: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the content and the tensors, in name order."""
+        digest = hashlib.sha256(_canonical(self.content))
+        for name in sorted(self.tensors):
+            tensor = np.ascontiguousarray(self.tensors[name])
+            digest.update(f"{name}:{tensor.dtype.str}:{tensor.shape}".encode())
+            digest.update(tensor.tobytes())
+        return digest.hexdigest()
+
+    def save(self, uri: str) -> str:
+        """Writes the directory, tensors first; returns the fingerprint."""
+        write_bytes(
+            join(uri, "model.safetensors"),
+            save_tensors({k: np.ascontiguousarray(v) for k, v in self.tensors.items()}),
+        )
+        document = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "model": dict(self.content),
+            "record": dict(self.record),
+        }
+        write_bytes(join(uri, "model.json"), json.dumps(document, indent=2).encode())
+        return self.fingerprint
+
+    @classmethod
+    def load(cls, uri: str) -> ModelFiles:
+        """Reads and verifies a model directory.
+
+        Raises:
+            ModelError: no model there, another format, or content that its fingerprint denies.
+        """
+        name = join(uri, "model.json")
+        try:
+            document = json.loads(read_bytes(name))
+            if document["format"] != FORMAT:
+                raise ModelError(name, expected=f"format {FORMAT}", found=str(document["format"]))
+            tensors = load_tensors(read_bytes(join(uri, "model.safetensors")))
+            files = cls(content=document["model"], tensors=tensors, record=document["record"])
+            written = str(document["fingerprint"])
+        except FileNotFoundError as error:
+            raise ModelError(
+                uri, expected="model.json and model.safetensors", found=f"no {error.filename}"
+            ) from None
+        except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+            raise ModelError(uri, expected="a raypq model", found=str(error)) from None
+        if files.fingerprint != written:
+            raise ModelError(
+                uri,
+                expected=f"content of fingerprint {written[:12]}",
+                found=f"{files.fingerprint[:12]} (the files were changed after training)",
+            )
+        return files
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

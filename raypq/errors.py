@@ -1,0 +1,80 @@
+"""The few errors that raypq raises on purpose.
+
+Each says where the trouble is, what was expected and what was found, and carries the exit code
+of the command line (1: the work failed, 2: wrong usage).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class RaypqError(Exception):
+    """Base of every error raised on purpose; ``str(error)`` is fit to show to a user."""
+
+    exit_code = 1
+
+
+class ConfigError(RaypqError):
+    """A setting is unknown, of the wrong type, or contradicts another one."""
+
+    exit_code = 2
+
+
+class InputError(RaypqError):
+    """Data that cannot be used: ``where`` names the file and, where known, the row."""
+
+    def __init__(self, where: str, *, expected: str, found: str) -> None:
+        super().__init__(where, expected, found)
+        self.where, self.expected, self.found = where, expected, found
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_input_error, (type(self), self.where, self.expected, self.found)
+
+    def __str__(self) -> str:
+        return f"{self.where}: expected {self.expected}, found {self.found}"
+
+
+class ModelError(InputError):
+    """A model that does not fit the data it is used with, or that cannot be read."""
+
+
+class NotFittedError(RaypqError):
+    """A method was asked for its model before it was trained."""
+
+
+class ConflictError(RaypqError):
+    """Another writer committed first and the two cannot be merged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFailure:
+    """One shard that could not be processed, and why."""
+
+    shard: str
+    reason: str
+    tries: int = 1
+    bad_input: bool = True
+
+    def __str__(self) -> str:
+        tries = f" (after {self.tries} tries)" if self.tries > 1 else ""
+        return f"{self.shard}{tries}: {self.reason}"
+
+
+class JobError(RaypqError):
+    """Some shards failed; every good one is finished. ``failures`` lists all the bad ones."""
+
+    def __init__(self, failures: Sequence[ShardFailure], done: int) -> None:
+        super().__init__(failures, done)
+        self.failures, self.done = list(failures), done
+
+    def __str__(self) -> str:
+        lines = "\n".join(f"  {failure}" for failure in self.failures)
+        return f"{len(self.failures)} shard(s) failed, {self.done} finished:\n{lines}"
+
+
+def _rebuild_input_error(
+    cls: type[InputError], where: str, expected: str, found: str
+) -> InputError:
+    return cls(where, expected=expected, found=found)

@@ -1,0 +1,88 @@
+"""The oracle: every kernel in plain NumPy, in the arithmetic that ``tables`` and this page define.
+
+**Codes**: argmax over k of Σ_j u_j·c_kj − ½‖c_k‖², both sums in float64 over j in order (the
+products are exact), which is the nearest codeword; ties to the lower index.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypq.kernels.tables import LANES, Tables, decode, squared_norms
+
+_BLOCK = 1 << 22  # float64 values in one intermediate array
+
+
+def encode(U: NDArray[np.floating], C: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Codes [n, M] of vectors U [n, M·d] under codebooks C [M, K, d]."""
+    C = np.ascontiguousarray(C, dtype=np.float32)
+    U = np.ascontiguousarray(U, dtype=np.float32)
+    M, K, d = C.shape
+    B = np.empty((len(U), M), np.uint8)
+    half = 0.5 * squared_norms(C.reshape(-1, d)).reshape(M, K)
+    step = max(1, _BLOCK // K)
+    for m in range(M):
+        for start in range(0, len(U), step):
+            u = U[start : start + step, m * d : (m + 1) * d].astype(np.float64)
+            score = np.zeros((len(u), K))
+            for j in range(d):
+                score += u[:, j, None] * C[m, None, :, j].astype(np.float64)
+            B[start : start + step, m] = np.argmax(score - half[m], axis=1)
+    return B
+
+
+def dot(q: NDArray[np.float32], W: NDArray[np.float32]) -> NDArray[np.float64]:
+    """⟨q_i, W_t⟩ [n, T] in the canonical order of ``tables``."""
+    lanes = np.zeros((len(q), len(W), LANES))
+    for j in range(0, q.shape[1], LANES):
+        a, b = q[:, j : j + LANES].astype(np.float64), W[:, j : j + LANES].astype(np.float64)
+        lanes[:, :, : a.shape[1]] += a[:, None, :] * b[None, :, :]
+    return add_lanes(lanes)
+
+
+def add_lanes(lanes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Adds eight lanes on the last axis in the canonical order."""
+    four = lanes[..., :4] + lanes[..., 4:]
+    two = four[..., :2] + four[..., 2:]
+    return np.asarray(two[..., 0] + two[..., 1])
+
+
+def scores(q: NDArray[np.float32], squared: NDArray[np.float64], tables: Tables) -> NDArray[np.float32]:
+    """All scores [n, T] of vectors q [n, D] whose squared norms are ``squared``."""
+    scale, offset = tables.row_terms(squared)
+    out = np.empty((len(q), tables.T), np.float32)
+    step = max(1, _BLOCK // (LANES * max(1, tables.T)))
+    for start in range(0, len(q), step):
+        rows = slice(start, start + step)
+        value = dot(q[rows], tables.W) * scale[rows, None]
+        out[rows] = (value + offset[rows, None]) + tables.bias
+    return out
+
+
+def best(score: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k best of each row of scores [n, T], ties to the lower index; both [n, min(k, T)]."""
+    order = np.argsort(-score, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(score, order, axis=1), order.astype(np.int64)
+
+
+def topk_per_code(
+    B: NDArray[np.uint8], tables: Tables, k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k best classes of each code: scores and classes, both [n, min(k, T)], best first."""
+    return best(scores(decode(B, tables.C), tables.squared_norms(B), tables), k)
+
+
+def topk_per_vector(
+    U: NDArray[np.float32], tables: Tables, k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """As ``topk_per_code`` for vectors [n, D] that were not compressed."""
+    return best(scores(U, squared_norms(U), tables), k)
+
+
+def topk_per_query(
+    B: NDArray[np.uint8], tables: Tables, k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k best codes of each query: scores and rows, both [T, min(k, n)], best first."""
+    score = scores(decode(B, tables.C), tables.squared_norms(B), tables)
+    return best(np.ascontiguousarray(score.T), k)

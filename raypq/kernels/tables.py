@@ -1,0 +1,117 @@
+"""What a scan needs of the classes or queries, for every metric in one form.
+
+    score(i, t) = scale[i] · ⟨q_i, W[t]⟩ + offset[i] + bias[t]
+
+with q_i the decoded code of image i. dot: scale 1, offset 0. l2 (PQZSL eq. 23, negated and
+squared so that more is better): W = 2v, bias −‖v‖², offset −‖q_i‖². cosine (eq. 24): W = v/‖v‖,
+scale 1/‖q_i‖.
+
+**Exactness.** Every implementation gives the same float32 score, bit for bit: the inner product
+is summed in float64 over eight lanes (lane l takes the dimensions l, l+8, …; products of float32
+values are exact in float64), the lanes are added as ((0+4)+(2+6)) + ((1+5)+(3+7)), scale, offset
+and bias follow in float64 in that order, and the sum is rounded once. Ranking is by that float32,
+ties to the lower index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypq.config import Metric
+
+LANES = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tables:
+    """Classes (or queries) made ready for scanning codes of one quantizer.
+
+    Attributes:
+        C: codebooks [M, K, d], float32.
+        W: weights [T, D], float32, D = M·d.
+        bias: [T], float64.
+        norms: ‖C[m, k]‖² [M, K], float64.
+        metric: how scores are formed.
+    """
+
+    C: NDArray[np.float32]
+    W: NDArray[np.float32]
+    bias: NDArray[np.float64]
+    norms: NDArray[np.float64]
+    metric: Metric
+
+    @property
+    def T(self) -> int:
+        """Number of classes or queries."""
+        return len(self.W)
+
+    def row_terms(
+        self, squared: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(scale, offset) of rows with squared norms ``squared`` [n]."""
+        if self.metric == "cosine":
+            norm = np.sqrt(squared)
+            scale = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
+            return scale, np.zeros_like(norm)
+        offset = -squared if self.metric == "l2" else np.zeros_like(squared)
+        return np.ones_like(squared), offset
+
+    def squared_norms(self, B: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """‖q_i‖² of codes [n, M], summed over m in order, float64 [n]."""
+        total = np.zeros(len(B))
+        for m in range(B.shape[1]):
+            total += self.norms[m, B[:, m]]
+        return total
+
+
+def squared_norms(X: NDArray[np.float32]) -> NDArray[np.float64]:
+    """‖x_i‖² of vectors [n, D], summed over the dimensions in order, float64 [n]."""
+    total = np.zeros(len(X))
+    for j in range(X.shape[1]):
+        column = X[:, j].astype(np.float64)
+        total += column * column
+    return total
+
+
+def build_tables(
+    C: NDArray[np.float32],
+    V: NDArray[np.float32],
+    bias: NDArray[np.floating] | None,
+    metric: Metric,
+) -> Tables:
+    """Prepares prototypes V [T, D] with bias [T] (None: zero) for scanning codes of C [M, K, d].
+
+    Raises:
+        ValueError: shapes that do not fit, or a metric that is not l2, cosine or dot.
+    """
+    C = np.ascontiguousarray(C, dtype=np.float32)
+    V = np.ascontiguousarray(V, dtype=np.float32)
+    M, _, d = C.shape
+    if V.ndim != 2 or V.shape[1] != M * d:
+        raise ValueError(f"V must be [T, {M * d}] for codebooks of {M} × {d}, found {V.shape}")
+    extra = np.zeros(len(V)) if bias is None else np.asarray(bias, dtype=np.float64)
+    if extra.shape != (len(V),):
+        raise ValueError(f"bias must be [{len(V)}], found {extra.shape}")
+    squared = squared_norms(V)
+    if metric == "l2":
+        W, extra = 2 * V, extra - squared
+    elif metric == "cosine":
+        norm = np.sqrt(squared)
+        inverse = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
+        W = (V * inverse[:, None]).astype(np.float32)
+    elif metric == "dot":
+        W = V
+    else:
+        raise ValueError(f"metric must be l2, cosine or dot, found {metric!r}")
+    norms = squared_norms(C.reshape(-1, d)).reshape(C.shape[:2])
+    return Tables(C=C, W=W, bias=extra, norms=norms, metric=metric)
+
+
+def decode(B: NDArray[np.uint8], C: NDArray[np.float32]) -> NDArray[np.float32]:
+    """q(u): codes [n, M] to vectors [n, M·d], float32."""
+    M, K, d = C.shape
+    flat = B.astype(np.int64) + np.arange(M) * K
+    return C.reshape(M * K, d)[flat].reshape(len(B), M * d)

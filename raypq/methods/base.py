@@ -1,0 +1,272 @@
+"""The contract: what a method must offer, and the model that every method gives.
+
+A method trains *by reduction*: its state is sent to the shards, each answers with float64
+statistics, and these are merged in shard order. So the model is bit-identical for any number of
+workers. Everything after training knows only ``Model``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from raypq import kernels
+from raypq.config import Metric, Positive, Settings
+from raypq.data.models import ModelFiles
+from raypq.errors import ConfigError, NotFittedError
+
+Array = NDArray[Any]
+Normalise = Literal["none", "unit", "zscore", "zscore-unit"]
+
+
+class MethodSettings(Settings):
+    """What every method can be told. Names follow the legend."""
+
+    M: Positive = Field(16, description="sub-codebooks; bytes per image at K = 256")
+    K: int = Field(256, ge=1, le=256, description="codewords in each sub-codebook")
+    metric: Metric = "l2"
+    seed: int = Field(0, ge=0)
+    normalise: Normalise = Field("none", description="of features, before anything else")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Corpus:
+    """What is known before the first pass: N rows, width dx, and the L training classes.
+
+    Attributes:
+        A: embeddings of the training classes [L, da], or None for methods without classes.
+    """
+
+    N: int
+    dx: int
+    A: NDArray[np.float32] | None = None
+
+    @property
+    def L(self) -> int:
+        """Number of training classes."""
+        return 0 if self.A is None else len(self.A)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainBatch:
+    """Consecutive rows: X [n, dx] float32, y [n] indices into the L classes (or None).
+
+    ``row`` is the number of the first one, counted over the whole store.
+    """
+
+    X: NDArray[np.float32]
+    y: NDArray[np.int32] | None
+    row: int
+
+
+@dataclass(kw_only=True, eq=False)
+class Stats:
+    """What one pass over some rows gives: sums that add up, and rows kept in order."""
+
+    sums: dict[str, Array] = field(default_factory=dict)
+    rows: dict[str, list[Array]] = field(default_factory=dict)
+
+    def merge(self, other: Stats) -> Stats:
+        """Adds what ``other`` found in the rows that follow; the order fixes every bit."""
+        for name, value in other.sums.items():
+            if name in self.sums:
+                self.sums[name] += value
+            else:
+                self.sums[name] = value
+        for name, parts in other.rows.items():
+            self.rows.setdefault(name, []).extend(parts)
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class State:
+    """Where training stands; sent to every worker before a pass.
+
+    ``phase`` names the next pass (``done`` when there is none); ``history`` has one entry of
+    plain numbers for each finished one.
+    """
+
+    phase: str
+    iteration: int = 0
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    history: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def done(self) -> bool:
+        return self.phase == "done"
+
+    def then(self, *, phase: str | None = None, note: Mapping[str, Any] | None = None, **arrays: Array) -> State:
+        """The state after an update."""
+        return replace(
+            self,
+            phase=phase or self.phase,
+            arrays={**self.arrays, **arrays},
+            history=(*self.history, note) if note else self.history,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model(ABC):
+    """A trained embedding, quantizer and class projection.
+
+    Attributes:
+        settings: what it was trained with.
+        tensors: its arrays; ``C`` is the codebooks [M, K, d], float32.
+        dx: feature width. da: width of class embeddings, None if it takes none.
+        record: training history; not part of the fingerprint.
+    """
+
+    method: ClassVar[str]
+
+    settings: MethodSettings
+    tensors: Mapping[str, Array]
+    dx: int
+    da: int | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def C(self) -> NDArray[np.float32]:
+        """Codebooks [M, K, d]."""
+        return self.tensors["C"]
+
+    @property
+    def M(self) -> int:
+        return self.C.shape[0]
+
+    @property
+    def K(self) -> int:
+        return self.C.shape[1]
+
+    @property
+    def D(self) -> int:
+        """Width of the common space, M·d."""
+        return self.C.shape[0] * self.C.shape[2]
+
+    @property
+    def metric(self) -> Metric:
+        return self.settings.metric
+
+    @cached_property
+    def _files(self) -> ModelFiles:
+        content = {
+            "method": self.method,
+            "M": self.M,
+            "K": self.K,
+            "D": self.D,
+            "dx": self.dx,
+            "da": self.da,
+            "metric": self.metric,
+            "settings": self.settings.model_dump(mode="json"),
+        }
+        return ModelFiles(content=content, tensors=self.tensors, record=self.record)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of everything that codes and scores depend on."""
+        return self._files.fingerprint
+
+    def save(self, uri: str) -> str:
+        """Writes the model directory; returns the fingerprint."""
+        return self._files.save(uri)
+
+    @classmethod
+    def from_files(cls, files: ModelFiles, settings: MethodSettings) -> Self:
+        """The model that ``files`` hold."""
+        content = files.content
+        return cls(
+            settings=settings,
+            tensors=files.tensors,
+            dx=content["dx"],
+            da=content["da"],
+            record=files.record,
+        )
+
+    @abstractmethod
+    def embed(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """f: features [n, dx] to the common space [n, D]."""
+
+    def encode(self, X: NDArray[np.float32], *, device: str = "cpu") -> NDArray[np.uint8]:
+        """Features [n, dx] to codes [n, M]."""
+        return kernels.encode(self.embed(X), self.C, device=device)
+
+    def decode(self, B: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Codes [n, M] to the vectors [n, D] that they stand for."""
+        return kernels.decode(B, self.C)
+
+    @abstractmethod
+    def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """g: class embeddings [T, da] to prototypes V [T, D] and bias [T].
+
+        Raises:
+            ModelError: the embeddings have another width.
+        """
+
+    def tables(
+        self,
+        V: NDArray[np.float32],
+        bias: NDArray[np.floating] | None = None,
+        metric: Metric | None = None,
+    ) -> kernels.Tables:
+        """Prototypes made ready for scanning this model's codes."""
+        return kernels.build_tables(self.C, V, bias, metric or self.metric)
+
+
+class ReductionMethod(ABC):
+    """A way to train a model by exact map-reduce."""
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[MethodSettings]]
+    Model: ClassVar[type[Model]]
+    needs_classes: ClassVar[bool] = False
+
+    def __init__(self, settings: MethodSettings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def begin(self, corpus: Corpus) -> State:
+        """The state before the first pass.
+
+        Raises:
+            ConfigError: settings that do not fit the corpus.
+        """
+
+    @abstractmethod
+    def accumulate(self, state: State, batch: TrainBatch) -> Stats:
+        """What one batch contributes to the pass that ``state`` names; pure."""
+
+    @abstractmethod
+    def update(self, state: State, stats: Stats) -> State:
+        """The state after a whole pass."""
+
+    @abstractmethod
+    def _build(self, state: State) -> Model:
+        """The model of a finished state."""
+
+    def model(self, state: State | None) -> Model:
+        """The trained model.
+
+        Raises:
+            NotFittedError: training has not finished.
+        """
+        if state is None or not state.done:
+            raise NotFittedError(f"{self.name}: not trained yet; run every pass first")
+        return self._build(state)
+
+
+def check_rows(corpus: Corpus, settings: MethodSettings) -> None:
+    """Refuses a corpus with fewer rows than codewords.
+
+    Raises:
+        ConfigError: naming both numbers.
+    """
+    if corpus.N < settings.K:
+        raise ConfigError(
+            f"K: {settings.K} codewords need at least as many training rows, found {corpus.N}"
+        )

@@ -1,0 +1,91 @@
+"""Codebook steps that all reduction methods share: seeding, sums, means, empty codewords."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypq import kernels
+
+Floats = NDArray[np.float32]
+
+
+def seed(U: Floats, M: int, K: int, rng: np.random.Generator, *, rounds: int = 10) -> Floats:
+    """k-means++ per sub-space on a sample U [n, M·d], then ``rounds`` of Lloyd on it; [M, K, d]."""
+    n = len(U)
+    d = U.shape[1] // M
+    parts = U.reshape(n, M, d).transpose(1, 0, 2).astype(np.float32, copy=True)
+    C = np.empty((M, K, d), np.float32)
+    C[:, 0] = parts[:, rng.integers(n)]
+    nearest = _squared(parts, C[:, 0])
+    for k in range(1, K):
+        mass = np.cumsum(nearest, axis=1, dtype=np.float64)
+        aim = rng.random(M) * mass[:, -1]
+        chosen = np.minimum([np.searchsorted(row, a) for row, a in zip(mass, aim, strict=True)], n - 1)
+        C[:, k] = parts[np.arange(M), chosen]
+        np.minimum(nearest, _squared(parts, C[:, k]), out=nearest)
+    for _ in range(rounds):
+        B = kernels.encode(U, C)
+        C = means(C, *sums(U, B, C), rng)
+    return C
+
+
+def _squared(parts: Floats, c: Floats) -> Floats:
+    delta = parts - c[:, None, :]
+    return np.einsum("mnd,mnd->mn", delta, delta)
+
+
+def sums(
+    U: Floats, B: NDArray[np.uint8], C: Floats
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Per codeword: count [M, K], Σu [M, K, d] and Σ‖u − c‖² [M, K], all float64."""
+    M, K, d = C.shape
+    count = np.empty((M, K))
+    total = np.empty((M, K, d))
+    error = np.empty((M, K))
+    residual = U - kernels.decode(B, C)
+    squared = np.einsum("nmd,nmd->nm", *2 * (residual.reshape(-1, M, d),), dtype=np.float64)
+    for m in range(M):
+        code = B[:, m]
+        count[m] = np.bincount(code, minlength=K)
+        error[m] = np.bincount(code, squared[:, m], minlength=K)
+        for j in range(d):
+            total[m, :, j] = np.bincount(code, U[:, m * d + j], minlength=K)
+    return count, total, error
+
+
+def means(
+    C: Floats,
+    count: NDArray[np.float64],
+    total: NDArray[np.float64],
+    error: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> Floats:
+    """Codewords moved to the means of their rows (PQZSL eq. 19), empty ones re-seeded.
+
+    An empty codeword makes B·Bᵀ singular. It takes half of the codeword with the largest error:
+    the two stand one standard deviation apart, in a random direction.
+    """
+    M, K, d = C.shape
+    moved = np.divide(total, count[:, :, None], out=C.astype(np.float64), where=count[:, :, None] > 0)
+    for m, k in np.argwhere(count == 0):
+        source = int(np.argmax(error[m]))
+        if error[m, source] <= 0:  # fewer distinct rows than codewords: nothing left to split
+            continue
+        spread = np.sqrt(error[m, source] / max(count[m, source], 1.0))
+        direction = rng.standard_normal(d)
+        step = 0.5 * spread * direction / np.linalg.norm(direction)
+        moved[m, k] = moved[m, source] + step
+        moved[m, source] -= step
+        error[m, source] /= 4
+        error[m, k] = error[m, source]
+    return moved.astype(np.float32)
+
+
+def usage_entropy(count: NDArray[np.float64]) -> float:
+    """Mean entropy of codeword usage over sub-codebooks, in bits; log2(K) when all are equal."""
+    share: NDArray[Any] = count / np.maximum(count.sum(axis=1, keepdims=True), 1.0)
+    logs = np.log2(share, out=np.zeros_like(share), where=share > 0)
+    return float(-(share * logs).sum(axis=1).mean())

@@ -1,0 +1,93 @@
+"""Optimised product quantization: an orthonormal projection learned with the codebooks.
+
+Ge, He, Ke and Sun, "Optimized Product Quantization" (PAMI 2014): started from the parametric
+solution (principal axes dealt out so that all sub-spaces have equal products of variances), then
+alternated: codes, codewords, and the rotation that best maps x to q (orthogonal Procrustes).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from raypq.config import Positive
+from raypq.errors import ConfigError
+from raypq.methods.base import Corpus, State, Stats, TrainBatch
+from raypq.methods.pq import PQ, PQModel, PQSettings, outer
+
+
+class OPQSettings(PQSettings):
+    """As pq, with a rotation."""
+
+    D: Positive | None = Field(None, description="width after projection; default: dx")
+
+
+class OPQModel(PQModel):
+    method = "opq"
+
+
+class OPQ(PQ):
+    """PQ after a learned rotation P [D, dx] with orthonormal rows."""
+
+    name = "opq"
+    Settings = OPQSettings
+    Model = OPQModel
+    settings: OPQSettings
+
+    def _check_width(self, corpus: Corpus) -> None:
+        D = self.settings.D or corpus.dx
+        if D > corpus.dx or D % self.settings.M:
+            raise ConfigError(
+                f"D: {D} must be at most the feature width {corpus.dx} and a multiple of "
+                f"M = {self.settings.M}"
+            )
+
+    def _accumulate_sample(self, state: State, batch: TrainBatch, X: NDArray[np.float32]) -> Stats:
+        stats = super()._accumulate_sample(state, batch, X)
+        stats.sums["G"] = gram(X)
+        return stats
+
+    def _first_projection(self, state: State, stats: Stats) -> State:
+        D = self.settings.D or int(state.arrays["dx"])
+        variance, axes = np.linalg.eigh(stats.sums["G"])
+        order = np.argsort(variance)[::-1][:D]
+        P = axes.T[order][allocate(variance[order], self.settings.M)]
+        return state.then(P=fix_signs(P).astype(np.float32))
+
+    def _moves_projection(self, state: State) -> bool:
+        return True
+
+    def _next_projection(self, state: State, stats: Stats) -> State:
+        left, _, right = np.linalg.svd(stats.sums["qx"], full_matrices=False)
+        P = (left @ right).astype(np.float32)
+        # The codeword sums were taken under the old P; Σu moves with it to first order only, so
+        # the next pass measures what the new pair is worth.
+        return state.then(P=P)
+
+
+def gram(X: NDArray[np.float32]) -> NDArray[np.float64]:
+    """XᵀX [dx, dx] of rows X, float64."""
+    return outer(X, X)
+
+
+def allocate(variance: NDArray[np.float64], M: int) -> NDArray[np.int64]:
+    """Deals D axes (largest variance first) to M equal parts, each to the part whose product of
+    variances is smallest and that has room; returns the order of axes, part by part."""
+    D = len(variance)
+    logs = np.log(np.maximum(variance, np.finfo(np.float64).tiny))
+    logs = logs - logs.min() + 1.0  # positive, so that an axis never makes a part smaller
+    parts: list[list[int]] = [[] for _ in range(M)]
+    load = np.zeros(M)
+    for axis in range(D):
+        load_now = np.where([len(part) < D // M for part in parts], load, np.inf)
+        m = int(np.argmin(load_now))
+        parts[m].append(axis)
+        load[m] += logs[axis]
+    return np.array([axis for part in parts for axis in part], dtype=np.int64)
+
+
+def fix_signs(P: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows with their largest entry positive: an eigenvector's sign is the library's whim."""
+    largest = np.take_along_axis(P, np.argmax(np.abs(P), axis=1)[:, None], axis=1)
+    return P * np.where(largest < 0, -1.0, 1.0)

@@ -1,0 +1,187 @@
+"""Product quantization: k-means in each of M parts (Jégou et al.; PQZSL section 2.2, eq. 4–6).
+
+Also the frame of the other reduction methods: they add an embedding and its update.
+Passes over the data: ``scale`` (only if z-scoring), ``sample``, then ``assign`` until the
+objective stops falling.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from raypq import kernels
+from raypq.config import Positive
+from raypq.errors import ConfigError
+from raypq.methods import codebooks
+from raypq.methods.base import (
+    Array,
+    Corpus,
+    MethodSettings,
+    ReductionMethod,
+    State,
+    Stats,
+    TrainBatch,
+    check_rows,
+)
+from raypq.methods.linear import LinearModel, normalise, product
+
+_PRODUCT_ROWS = 1024  # rows whose product is formed in float32 before float64 takes over
+
+
+class PQSettings(MethodSettings):
+    """Plain product quantization."""
+
+    iterations: Positive = Field(25, description="passes of Lloyd's algorithm at most")
+    tolerance: float = Field(1e-4, ge=0, description="stop when the objective falls by less, relatively")
+    sample: Positive = Field(16384, description="rows that seed the codebooks")
+
+
+class PQModel(LinearModel):
+    method = "pq"
+
+
+class PQ(ReductionMethod):
+    """k-means per sub-space; the embedding is the identity."""
+
+    name = "pq"
+    Settings = PQSettings
+    Model = PQModel
+    settings: PQSettings
+
+    def begin(self, corpus: Corpus) -> State:
+        check_rows(corpus, self.settings)
+        self._check_width(corpus)
+        rng = np.random.default_rng([self.settings.seed, 0])
+        size = min(max(self.settings.sample, self.settings.K), corpus.N)
+        rows = np.sort(rng.choice(corpus.N, size, replace=False))
+        phase = "scale" if self.settings.normalise.startswith("zscore") else "sample"
+        return State(phase=phase, arrays={"rows": rows, "dx": np.array(corpus.dx), **self._constants(corpus)})
+
+    def _check_width(self, corpus: Corpus) -> None:
+        if corpus.dx % self.settings.M:
+            raise ConfigError(
+                f"M: {self.settings.M} sub-codebooks must divide the feature width {corpus.dx}"
+            )
+
+    def _constants(self, corpus: Corpus) -> dict[str, Array]:
+        """Arrays that stay as they are through training."""
+        return {}
+
+    def accumulate(self, state: State, batch: TrainBatch) -> Stats:
+        if state.phase == "scale":
+            X = batch.X.astype(np.float64)
+            n = np.array(float(len(X)))
+            return Stats(sums={"n": n, "x": X.sum(axis=0), "xx": (X * X).sum(axis=0)})
+        X32 = self._normalised(state, batch.X)
+        if state.phase == "sample":
+            return self._accumulate_sample(state, batch, X32)
+        return self._accumulate_assign(state, X32)
+
+    def _normalised(self, state: State, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        arrays = state.arrays
+        return normalise(X, self.settings.normalise, arrays.get("mean"), arrays.get("inverse_std"))
+
+    def _accumulate_sample(self, state: State, batch: TrainBatch, X: NDArray[np.float32]) -> Stats:
+        rows = state.arrays["rows"]
+        low, high = np.searchsorted(rows, [batch.row, batch.row + len(X)])
+        return Stats(rows={"sample": [X[rows[low:high] - batch.row]]})
+
+    def _accumulate_assign(self, state: State, X: NDArray[np.float32]) -> Stats:
+        U = self._project(state, X)
+        C = state.arrays["C"]
+        B = kernels.encode(U, C)
+        count, total, error = codebooks.sums(U, B, C)
+        stats = Stats(sums={"count": count, "total": total, "error": error})
+        if self._moves_projection(state):
+            stats.sums["qx"] = outer(kernels.decode(B, C), X)
+        return stats
+
+    def _project(self, state: State, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        return product(X, state.arrays["P"]) if "P" in state.arrays else X
+
+    def _moves_projection(self, state: State) -> bool:
+        """Whether this pass must also give Σ q(u) xᵀ."""
+        return False
+
+    def update(self, state: State, stats: Stats) -> State:
+        if state.phase == "scale":
+            return state.then(phase="sample", **scale(stats.sums["n"], stats.sums["x"], stats.sums["xx"]))
+        if state.phase == "sample":
+            state = self._first_projection(state, stats)
+            U = self._project(state, np.concatenate(stats.rows["sample"]))
+            rng = np.random.default_rng([self.settings.seed, 1])
+            C = codebooks.seed(U, self.settings.M, self.settings.K, rng)
+            return state.then(phase="assign", C=C)
+        return self._update_assign(state, stats)
+
+    def _first_projection(self, state: State, stats: Stats) -> State:
+        """Sets ``P`` from the first pass, where the method has one."""
+        return state
+
+    def _update_assign(self, state: State, stats: Stats) -> State:
+        note = self._objective(state, stats)
+        rng = np.random.default_rng([self.settings.seed, 2, state.iteration])
+        sums = stats.sums
+        error = sums["error"].copy()
+        C = codebooks.means(state.arrays["C"], sums["count"], sums["total"], error, rng)
+        state = self._next_projection(state, stats).then(note=note, C=C)
+        return self._advance(state)
+
+    def _objective(self, state: State, stats: Stats) -> dict[str, Any]:
+        error = float(stats.sums["error"].sum())
+        rows = float(stats.sums["count"][0].sum())
+        return {
+            "iteration": state.iteration,
+            "objective": error / rows,
+            "quantization_error": error / rows,
+            "usage_entropy": codebooks.usage_entropy(stats.sums["count"]),
+            "empty": int((stats.sums["count"] == 0).sum()),
+        }
+
+    def _next_projection(self, state: State, stats: Stats) -> State:
+        return state
+
+    def _advance(self, state: State) -> State:
+        iteration = state.iteration + 1
+        values = [note["objective"] for note in state.history if "objective" in note]
+        stalled = len(values) > 1 and values[-2] - values[-1] <= self.settings.tolerance * abs(values[-2])
+        over = iteration >= self.settings.iterations or stalled
+        return State(
+            phase="done" if over else state.phase,
+            iteration=iteration,
+            arrays=state.arrays,
+            history=state.history,
+        )
+
+    def _build(self, state: State) -> LinearModel:
+        arrays = state.arrays
+        names = ("C", "P", "Q", "mean", "inverse_std", "class_mean", "class_inverse_std")
+        return self.Model(  # type: ignore[return-value]
+            settings=self.settings,
+            tensors={name: arrays[name].astype(np.float32) for name in names if name in arrays},
+            dx=int(arrays["dx"]),
+            da=int(arrays["Q"].shape[1]) if "Q" in arrays else None,
+            record={"history": [dict(note) for note in state.history]},
+        )
+
+
+def scale(n: Array, x: Array, xx: Array) -> dict[str, Array]:
+    """Mean and 1/std (1 for a constant dimension) from n, Σx and Σx²; float32 [dx]."""
+    mean = x / n
+    variance = np.maximum(xx / n - mean**2, 0.0)
+    constant = variance <= 1e-12 * np.maximum(mean**2, 1e-300)
+    inverse = 1.0 / np.sqrt(np.where(constant, 1.0, variance))
+    return {"mean": mean.astype(np.float32), "inverse_std": inverse.astype(np.float32)}
+
+
+def outer(A: NDArray[np.float32], X: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Aᵀ X [a, x] over the rows, products in float32 blocks, their sum in float64."""
+    total = np.zeros((A.shape[1], X.shape[1]))
+    for start in range(0, len(X), _PRODUCT_ROWS):
+        rows = slice(start, start + _PRODUCT_ROWS)
+        total += A[rows].T @ X[rows]
+    return total

@@ -1,0 +1,54 @@
+"""The methods by name. A new one is a file here and a line below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raypq.data.models import ModelFiles
+from raypq.errors import ConfigError, ModelError
+from raypq.methods.base import Model, ReductionMethod
+from raypq.methods.opq import OPQ
+from raypq.methods.pq import PQ
+from raypq.methods.pqzsl import PQZSL
+from raypq.methods.vq import VQ
+
+METHODS: Mapping[str, type[ReductionMethod]] = {
+    cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ)
+}
+
+
+def find(name: str) -> type[ReductionMethod]:
+    """The method of a name.
+
+    Raises:
+        ConfigError: there is none; the names are listed.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"unknown method {name!r}; expected one of {', '.join(sorted(METHODS))}")
+    return METHODS[name]
+
+
+def create(name: str, settings: Mapping[str, Any]) -> ReductionMethod:
+    """A method with its settings checked.
+
+    Raises:
+        ConfigError: an unknown method, an unknown key, or a bad value.
+    """
+    cls = find(name)
+    return cls(cls.Settings.parse(settings, origin=f"{name} settings"))
+
+
+def load(uri: str) -> Model:
+    """Reads a model directory of any method.
+
+    Raises:
+        ModelError: it cannot be read, or its method is not known here.
+    """
+    files = ModelFiles.load(uri)
+    name = str(files.content.get("method"))
+    if name not in METHODS:
+        raise ModelError(uri, expected=f"a method among {', '.join(sorted(METHODS))}", found=name)
+    cls = METHODS[name]
+    settings = cls.Settings.parse(files.content["settings"], origin=f"{uri}: settings")
+    return cls.Model.from_files(files, settings)

@@ -1,0 +1,28 @@
+"""Vector quantization: one codebook for the whole vector (PQZSL eq. 2–3).
+
+Only the baseline of the paper's figure 3: what product quantization improves on.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from raypq.methods.pq import PQ, PQModel, PQSettings
+
+
+class VQSettings(PQSettings):
+    """As pq with a single sub-codebook."""
+
+    M: Literal[1] = 1
+
+
+class VQModel(PQModel):
+    method = "vq"
+
+
+class VQ(PQ):
+    """k-means on whole vectors."""
+
+    name = "vq"
+    Settings = VQSettings
+    Model = VQModel
