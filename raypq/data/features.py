@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from raypq.config import Columns
 from raypq.data import arrays
 from raypq.data.storage import Shard, list_shards, open_parquet
-from raypq.errors import InputError
+from raypq.errors import InputError, RaypqError, ShardFailure
 
 _BATCH_BYTES = 32 << 20  # one batch of float32 features; bounds a worker's memory
 _MAX_ROWS = 8192
@@ -60,38 +60,56 @@ class FeatureStore:
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What the footers of a store say: rows of each shard, and the width all share."""
+    """What the footers of a store say.
 
-    rows: tuple[int, ...]
+    Attributes:
+        rows: rows of each good shard, in order. width: dx, the same in all of them.
+        shards: the good shards. failures: the others, and why.
+    """
+
+    shards: Sequence[Shard]
+    rows: Sequence[int]
     width: int
-
-    @property
-    def starts(self) -> NDArray[np.int64]:
-        """Global row at which each shard starts; [shards + 1]."""
-        return np.concatenate([[0], np.cumsum(self.rows, dtype=np.int64)]).astype(np.int64)
+    failures: Sequence[ShardFailure]
 
 
 def survey(store: FeatureStore) -> Survey:
-    """Reads every footer: rows in all, and one width across shards.
+    """Reads every footer: rows of each shard, and one width across all.
 
     Raises:
-        InputError: a shard that cannot be read, or shards of different widths, naming both.
+        InputError: no shard has a row.
     """
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda shard: _footer(shard, store.columns), store.shards))
-    rows = tuple(count for count, _ in found)
-    widths = [(width, shard) for (_, width), shard in zip(found, store.shards, strict=True) if width]
-    if not widths:
+        found = list(pool.map(lambda shard: _try_footer(shard, store.columns), store.shards))
+    shards: list[Shard] = []
+    rows: list[int] = []
+    failures: list[ShardFailure] = []
+    width, first = 0, ""
+    for shard, answer in zip(store.shards, found, strict=True):
+        if isinstance(answer, RaypqError):
+            failures.append(ShardFailure(shard=shard.uri, reason=str(answer)))
+            continue
+        count, its_width = answer
+        if width and its_width and its_width != width:
+            reason = f"expected width {width} as in {first}, found width {its_width}"
+            failures.append(ShardFailure(shard=shard.uri, reason=reason))
+            continue
+        if not width and its_width:
+            width, first = its_width, shard.uri
+        shards.append(shard)
+        rows.append(count)
+    if not failures and not sum(rows):
         raise InputError(
             store.shards[0].uri, expected="at least one row of features", found="empty shards only"
         )
-    width, first = widths[0]
-    for other, shard in widths:
-        if other != width:
-            raise InputError(
-                shard.uri, expected=f"width {width} as in {first.uri}", found=f"width {other}"
-            )
-    return Survey(rows=rows, width=width)
+    return Survey(shards=shards, rows=rows, width=width, failures=failures)
+
+
+def _try_footer(shard: Shard, columns: Columns) -> tuple[int, int] | RaypqError:
+    try:
+        return _footer(shard, columns)
+    except RaypqError as error:
+        return error
 
 
 def _footer(shard: Shard, columns: Columns) -> tuple[int, int]:

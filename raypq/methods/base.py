@@ -42,11 +42,13 @@ class Corpus:
 
     Attributes:
         A: embeddings of the training classes [L, da], or None for methods without classes.
+        names: class_ids of the training classes, for errors.
     """
 
     N: int
     dx: int
     A: NDArray[np.float32] | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def L(self) -> int:

@@ -75,7 +75,7 @@ def allocate(variance: NDArray[np.float64], M: int) -> NDArray[np.int64]:
     """Deals D axes (largest variance first) to M equal parts, each to the part whose product of
     variances is smallest and that has room; returns the order of axes, part by part."""
     D = len(variance)
-    logs = np.log(np.maximum(variance, np.finfo(np.float64).tiny))
+    logs = np.log(np.maximum(variance, 1e-9 * max(float(variance.max()), 1e-300)))
     logs = logs - logs.min() + 1.0  # positive, so that an axis never makes a part smaller
     parts: list[list[int]] = [[] for _ in range(M)]
     load = np.zeros(M)

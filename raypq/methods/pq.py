@@ -7,6 +7,7 @@ objective stops falling.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -147,15 +148,13 @@ class PQ(ReductionMethod):
 
     def _advance(self, state: State) -> State:
         iteration = state.iteration + 1
-        values = [note["objective"] for note in state.history if "objective" in note]
-        stalled = len(values) > 1 and values[-2] - values[-1] <= self.settings.tolerance * abs(values[-2])
-        over = iteration >= self.settings.iterations or stalled
-        return State(
-            phase="done" if over else state.phase,
-            iteration=iteration,
-            arrays=state.arrays,
-            history=state.history,
-        )
+        over = iteration >= self.settings.iterations or self._stalled(state, "objective")
+        return replace(state, phase="done" if over else state.phase, iteration=iteration)
+
+    def _stalled(self, state: State, name: str) -> bool:
+        """Whether the last pass lowered a value by no more than the tolerance."""
+        values = [note[name] for note in state.history]
+        return len(values) > 1 and values[-2] - values[-1] <= self.settings.tolerance * abs(values[-2])
 
     def _build(self, state: State) -> LinearModel:
         arrays = state.arrays

@@ -1,0 +1,135 @@
+"""Prediction files: ``id``, ``class_id`` list<string> and ``score`` list<float>, best first.
+
+Beside them, where the candidates hold both seen and unseen classes, the best of each group
+(``seen_class_id``, ``seen_score``, ``unseen_class_id``, ``unseen_score``), from which every
+calibrated result follows; and ``label``, carried through where the codes have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypq.data import arrays
+from raypq.data.classes import ClassTable
+from raypq.data.storage import open_parquet
+from raypq.errors import InputError
+
+WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd"}
+GROUPS = ("seen", "unseen")
+_FORMAT = "1"
+
+
+def schema(
+    *, id_type: pa.DataType, label: bool, groups: bool, metadata: dict[str, str]
+) -> pa.Schema:
+    """The schema of a prediction file; ``groups`` adds the best of seen and unseen."""
+    fields = [
+        pa.field("id", id_type, nullable=False),
+        pa.field("class_id", pa.list_(pa.string()), nullable=False),
+        pa.field("score", pa.list_(pa.float32()), nullable=False),
+    ]
+    if label:
+        fields.append(pa.field("label", pa.string()))
+    for group in GROUPS if groups else ():
+        fields.append(pa.field(f"{group}_class_id", pa.string(), nullable=False))
+        fields.append(pa.field(f"{group}_score", pa.float32(), nullable=False))
+    return pa.schema(fields, metadata={"raypq.format": _FORMAT, **metadata})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best class of a group for each image: scores [n] and class indices [n]."""
+
+    score: NDArray[np.float32]
+    classes: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionBatch:
+    """Some consecutive images. Classes are indices into the class table.
+
+    Attributes:
+        score, classes: [n, k], best first.
+        y: index of the label [n], −1 where there is none.
+        best: by group, or empty.
+    """
+
+    score: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    y: NDArray[np.int32]
+    best: dict[str, Best]
+
+
+def record_batch(
+    schema: pa.Schema,
+    table: ClassTable,
+    batch: PredictionBatch,
+    *,
+    ids: pa.Array,
+    labels: pa.StringArray | None,
+) -> pa.RecordBatch:
+    """One batch of a prediction file."""
+    n, k = batch.classes.shape
+    columns: list[pa.Array] = [
+        ids.cast(schema.field("id").type),
+        arrays.ragged(_names(table, batch.classes.reshape(-1)), n, k),
+        arrays.ragged(pa.array(batch.score.reshape(-1), pa.float32()), n, k),
+    ]
+    if "label" in schema.names:
+        columns.append(labels if labels is not None else pa.nulls(n, pa.string()))
+    if f"{GROUPS[0]}_score" in schema.names:
+        for group in GROUPS:
+            columns.append(_names(table, batch.best[group].classes))
+            columns.append(pa.array(batch.best[group].score, pa.float32()))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _names(table: ClassTable, index: NDArray[np.int64]) -> pa.StringArray:
+    return table.ids.take(pa.array(index))
+
+
+def read(uri: str, table: ClassTable, rows: int = 65536) -> Iterator[PredictionBatch]:
+    """Streams a prediction file with its classes as indices into ``table``.
+
+    Raises:
+        InputError: not a prediction file, or a class that the table does not have.
+    """
+    with open_parquet(uri) as file:
+        names = file.schema_arrow.names
+        if not {"class_id", "score"} <= set(names):
+            raise InputError(uri, expected="a prediction file", found=f"columns {', '.join(names)}")
+        row = 0
+        for batch in file.iter_batches(batch_size=rows):
+            n = len(batch)
+            if not n:
+                continue
+            chosen = batch.column("class_id")
+            k = len(chosen.flatten()) // n
+            best = {
+                group: Best(
+                    score=batch.column(f"{group}_score").to_numpy(),
+                    classes=_index(table, batch.column(f"{group}_class_id"), uri),
+                )
+                for group in GROUPS
+                if f"{group}_score" in names
+            }
+            labelled = "label" in names
+            yield PredictionBatch(
+                score=batch.column("score").flatten().to_numpy().reshape(n, k),
+                classes=_index(table, chosen.flatten(), uri).reshape(n, k),
+                y=table.index(batch.column("label"), where=uri, row0=row)
+                if labelled
+                else np.full(n, -1, np.int32),
+                best=best,
+            )
+            row += n
+
+
+def _index(table: ClassTable, names: pa.StringArray, uri: str) -> NDArray[np.int64]:
+    return table.index(names, where=f"{uri}, column 'class_id'").astype(np.int64)

@@ -1,0 +1,1 @@
+"""Ray: the only code that imports it."""

@@ -1,0 +1,296 @@
+"""PQZSL: product quantization and zero-shot embeddings learned together.
+
+Li, Lan, Liu, Wang and Zheng, "Compressing Unknown Images with Product Quantizer for Efficient
+Zero-Shot Classification" (CVPR 2019). The objective (eq. 15), with the last term weighted by λ as
+the paper's updates have it (eq. 17, 20 and 21; eq. 15 prints αλ, eq. 14 means βλ):
+
+    ‖PX − CB‖² + α‖PX − Z_s‖² + β‖A_s − QᵀZ_s‖² + λ‖QA_s − Z_s‖²,   Z_s ≈ ZY, ZZᵀ = I
+
+Z_s is linear in X plus a constant for each class, Z_s = F·X + H·Y. So all that the updates need
+of the data is G = XXᵀ, S = XYᵀ and the class counts, from one pass, and after each assignment of
+codes the codeword sums and Σ q(u)xᵀ: an exact map-reduce. The matrices here are as in the paper,
+one column an image or a class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from raypq.config import Metric, Positive
+from raypq.errors import ConfigError, InputError
+from raypq.methods.base import Array, Corpus, Normalise, State, Stats, TrainBatch
+from raypq.methods.linear import normalise
+from raypq.methods.opq import allocate, fix_signs, gram
+from raypq.methods.pq import PQ, PQModel, PQSettings, outer, scale
+
+Matrix = NDArray[np.float64]
+
+
+class PQZSLSettings(PQSettings):
+    """The paper's weights, and what it leaves open."""
+
+    M: Positive = Field(37, description="sub-codebooks; the common space is padded to a multiple")
+    metric: Metric = "cosine"
+    normalise: Normalise = "unit"
+    attributes: Normalise = Field("unit", description="normalisation of class embeddings")
+    alpha: float = Field(300.0, gt=0, description="weight of the centre loss, eq. 11")
+    beta: float = Field(1.0, gt=0, description="weight of reconstructing attributes, eq. 13")
+    lam: float = Field(1.0, gt=0, description="weight of projecting attributes, eq. 13")
+    gamma: float = Field(1e4, gt=0, description="how strictly Z_s = ZY, eq. 20")
+    ridge: float = Field(3.0, ge=0, description="added to the diagonal of XXᵀ, eq. 16")
+    iterations: Positive = Field(10, description="joint updates of all parameters")
+    polish: int = Field(10, ge=0, description="passes for the codebooks alone, embedding fixed")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moments:
+    """What the embeddings need of the data.
+
+    Attributes:
+        G: XXᵀ [dx, dx]. S: XYᵀ [dx, L]. n: images of each class [L]. A: attributes [da, L].
+    """
+
+    G: Matrix
+    S: Matrix
+    n: Matrix
+    A: Matrix
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embedding:
+    """The parameters beside the codebooks: P [D, dx], Q [D, da], Z [D, L], F [D, dx], H [D, L]."""
+
+    P: Matrix
+    Q: Matrix
+    Z: Matrix
+    F: Matrix
+    H: Matrix
+
+    @classmethod
+    def initial(cls, data: Moments, settings: PQZSLSettings, rng: np.random.Generator) -> Self:
+        """Section 3.2.2: a random orthogonal Z, Z_s = ZY, then Q and P without quantization."""
+        L = len(data.n)
+        Z, R = np.linalg.qr(rng.standard_normal((L, L)))
+        Z = Z * np.sign(np.diag(R))
+        zeros = np.zeros((L, data.G.shape[0]))
+        start = cls(P=zeros, Q=np.zeros((L, len(data.A))), Z=Z, F=zeros, H=Z)
+        Q = start.solve_q(data, settings)
+        return replace(start, Q=Q, P=solve_p(Z @ data.S.T, data.G, settings.ridge))
+
+    def balanced(self, data: Moments, M: int) -> Self:
+        """The same embedding turned so that its parts are easy to quantize, and padded to D.
+
+        The objective does not change when P, Q, Z and Z_s are turned together, so the rotation
+        is free: principal axes of PX, dealt out so that all M parts have equal products of
+        variances, as parametric OPQ does. The zero dimensions that pad L to a multiple of M
+        spread over the parts.
+        """
+        L = len(self.Z)
+        variance, axes = np.linalg.eigh(self.P @ data.G @ self.P.T)
+        order = np.argsort(variance)[::-1]
+        turn = np.pad(fix_signs(axes.T[order]), ((0, -L % M), (0, 0)))
+        turn = turn[allocate(np.pad(variance[order], (0, -L % M)), M)]
+        return replace(self, **{name: turn @ getattr(self, name) for name in "PQZFH"})
+
+    # Z_s enters only through these products, which follow from G, S and n.
+
+    def zs_x(self, data: Moments) -> Matrix:
+        """Z_s Xᵀ [D, dx]."""
+        return self.F @ data.G + self.H @ data.S.T
+
+    def zs_y(self, data: Moments) -> Matrix:
+        """Z_s Yᵀ [D, L]."""
+        return self.F @ data.S + self.H * data.n
+
+    def zs_zs(self, data: Moments) -> Matrix:
+        """Z_s Z_sᵀ [D, D]."""
+        return self.zs_x(data) @ self.F.T + self.zs_y(data) @ self.H.T
+
+    def solve_q(self, data: Moments, settings: PQZSLSettings) -> Matrix:
+        """Eq. 17, the Sylvester equation β Z_sZ_sᵀ Q + λ Q A_sA_sᵀ = (β + λ) Z_sA_sᵀ.
+
+        Both sides are symmetric, so their eigenvectors turn it into a division.
+        """
+        beta, lam = settings.beta, settings.lam
+        a, left = np.linalg.eigh(self.zs_zs(data))
+        b, right = np.linalg.eigh((data.A * data.n) @ data.A.T)
+        target = (beta + lam) * (left.T @ self.zs_y(data) @ data.A.T @ right)
+        divisor = beta * np.maximum(a, 0)[:, None] + lam * np.maximum(b, 0)[None, :]
+        floor = 1e-10 * divisor.max()
+        return left @ np.where(divisor > floor, target / np.maximum(divisor, floor), 0.0) @ right.T
+
+    def solve_zs(self, data: Moments, settings: PQZSLSettings) -> tuple[Matrix, Matrix]:
+        """Eq. 21 as F and H of Z_s = F·X + H·Y."""
+        alpha, beta, lam, gamma = settings.alpha, settings.beta, settings.lam, settings.gamma
+        left = (alpha + lam + gamma) * np.eye(len(self.Q)) + beta * self.Q @ self.Q.T
+        F = np.linalg.solve(left, alpha * self.P)
+        H = np.linalg.solve(left, (beta + lam) * self.Q @ data.A + gamma * self.Z)
+        return F, H
+
+    def solve_z(self, data: Moments) -> Matrix:
+        """Eq. 22, orthogonal Procrustes: the Z nearest to Z_s on the classes."""
+        left, _, right = np.linalg.svd(self.zs_y(data), full_matrices=False)
+        return left @ right
+
+    def step(self, qx: Matrix, data: Moments, settings: PQZSLSettings) -> Self:
+        """Z_s, Z, Q and P in turn, given Σ q(u)xᵀ [D, dx].
+
+        P and the codebooks are both updated from the codes of the pass before, each as if the
+        other stood still. The objective falls all the same: the cross term of the two moves is
+        outweighed by what each gains, since P's own term has weight 1 + α.
+        """
+        F, H = self.solve_zs(data, settings)
+        now = replace(self, F=F, H=H)
+        now = replace(now, Z=now.solve_z(data))
+        now = replace(now, Q=now.solve_q(data, settings))
+        target = (qx + settings.alpha * now.zs_x(data)) / (1 + settings.alpha)
+        return replace(now, P=solve_p(target, data.G, settings.ridge))
+
+    def losses(self, data: Moments, settings: PQZSLSettings) -> dict[str, float]:
+        """What the updates lower beside the quantization, weighted: the terms of eq. 15, the
+        relaxed constraint of eq. 20, and the ridge of eq. 16 as the penalty that it is."""
+        zs_x, zs_y, zs_zs = self.zs_x(data), self.zs_y(data), self.zs_zs(data)
+        zz = float(np.trace(zs_zs))
+        pgp = float(np.sum((self.P @ data.G) * self.P))
+        qa = self.Q @ data.A
+        cross = float(np.sum(zs_y * qa))
+        centre = pgp - 2 * float(np.sum(self.P * zs_x)) + zz
+        decode = float(np.sum(data.A**2 * data.n)) - 2 * cross + float(np.sum((zs_zs @ self.Q) * self.Q))
+        encode = float(np.sum(qa**2 * data.n)) - 2 * cross + zz
+        constraint = zz - 2 * float(np.sum(zs_y * self.Z)) + float(np.sum(self.Z**2 * data.n))
+        return {
+            "centre": settings.alpha * centre,
+            "decode": settings.beta * decode,
+            "encode": settings.lam * encode,
+            "constraint": settings.gamma * constraint,
+            "ridge": (1 + settings.alpha) * settings.ridge * float(np.sum(self.P**2)),
+        }
+
+
+def solve_p(target: Matrix, G: Matrix, ridge: float) -> Matrix:
+    """Eq. 16: target (G + ridge·I)⁻¹.
+
+    Raises:
+        ConfigError: G is singular and there is no ridge.
+    """
+    try:
+        return np.linalg.solve(G + ridge * np.eye(len(G)), target.T).T
+    except np.linalg.LinAlgError:
+        raise ConfigError("ridge: XXᵀ is singular without a ridge; set ridge > 0") from None
+
+
+class PQZSLModel(PQModel):
+    method = "pqzsl"
+
+
+class PQZSL(PQ):
+    """The joint learning of P, Q, C, B, Z_s and Z (section 3.2)."""
+
+    name = "pqzsl"
+    Settings = PQZSLSettings
+    Model = PQZSLModel
+    needs_classes = True
+    settings: PQZSLSettings
+
+    def _check_width(self, corpus: Corpus) -> None:
+        if corpus.A is None:
+            raise ConfigError("pqzsl needs a class table: pass --classes")
+        if corpus.L < self.settings.M:
+            raise ConfigError(
+                f"M: {self.settings.M} sub-codebooks are more than the {corpus.L} training classes "
+                "(the common space has one dimension for each)"
+            )
+
+    def _constants(self, corpus: Corpus) -> dict[str, Array]:
+        assert corpus.A is not None, "checked before"
+        raw = corpus.A.astype(np.float64)
+        fitted = scale(np.array(float(len(raw))), raw.sum(axis=0), (raw * raw).sum(axis=0))
+        how = self.settings.attributes
+        constants = {f"class_{name}": value for name, value in fitted.items()}
+        A = normalise(corpus.A, how, fitted["mean"], fitted["inverse_std"])
+        names = np.array(corpus.names or range(corpus.L), dtype=np.str_)
+        return {"A": A, "names": names, **(constants if how.startswith("zscore") else {})}
+
+    def _accumulate_sample(self, state: State, batch: TrainBatch, X: NDArray[np.float32]) -> Stats:
+        stats = super()._accumulate_sample(state, batch, X)
+        assert batch.y is not None, "the training stage refuses rows without a label"
+        L = len(state.arrays["A"])
+        onehot = np.zeros((len(X), L), np.float32)
+        onehot[np.arange(len(X)), batch.y] = 1
+        stats.sums |= {
+            "G": gram(X),
+            "S": outer(X, onehot),
+            "n": np.bincount(batch.y, minlength=L).astype(np.float64),
+        }
+        return stats
+
+    def _first_projection(self, state: State, stats: Stats) -> State:
+        sums = stats.sums
+        empty = state.arrays["names"][sums["n"] == 0]
+        if len(empty):
+            raise InputError(
+                "training classes",
+                expected="at least one image of each seen class",
+                found=f"none of {', '.join(empty[:5])}{', …' if len(empty) > 5 else ''} "
+                f"({len(empty)} in all; mark classes without images as not seen)",
+            )
+        state = state.then(G=sums["G"], S=sums["S"], n=sums["n"])
+        rng = np.random.default_rng([self.settings.seed, 3])
+        data = _moments(state)
+        embedding = Embedding.initial(data, self.settings, rng).balanced(data, self.settings.M)
+        return state.then(**_arrays(embedding))
+
+    def _moves_projection(self, state: State) -> bool:
+        return state.iteration < self.settings.iterations
+
+    def _next_projection(self, state: State, stats: Stats) -> State:
+        if not self._moves_projection(state):
+            return state
+        data, embedding = _moments(state), _embedding(state)
+        return state.then(**_arrays(embedding.step(stats.sums["qx"], data, self.settings)))
+
+    def _objective(self, state: State, stats: Stats) -> dict[str, Any]:
+        note = super()._objective(state, stats)
+        data, embedding = _moments(state), _embedding(state)
+        terms = embedding.losses(data, self.settings)
+        rows = float(data.n.sum())
+        quantization = note["quantization_error"]
+        terms = {name: value / rows for name, value in terms.items()}
+        return {**note, **terms, "objective": quantization + sum(terms.values())}
+
+    def _advance(self, state: State) -> State:
+        s = self.settings
+        iteration = state.iteration + 1
+        if iteration < s.iterations:
+            # A settled embedding goes straight on to the polish.
+            skip = self._stalled(state, "objective")
+            return replace(state, iteration=s.iterations if skip else iteration)
+        polishing = state.iteration >= s.iterations
+        settled = polishing and self._stalled(state, "quantization_error")
+        over = iteration >= s.iterations + s.polish or settled
+        return replace(state, phase="done" if over else state.phase, iteration=iteration)
+
+
+def _arrays(embedding: Embedding) -> dict[str, Array]:
+    """The embedding in full, and its P and Q in the precision that the shards use."""
+    return {
+        "P": embedding.P.astype(np.float32),
+        "Q": embedding.Q.astype(np.float32),
+        **{f"_{name}": getattr(embedding, name) for name in "PQZFH"},
+    }
+
+
+def _moments(state: State) -> Moments:
+    arrays = state.arrays
+    return Moments(
+        G=arrays["G"], S=arrays["S"], n=arrays["n"], A=arrays["A"].astype(np.float64).T
+    )
+
+
+def _embedding(state: State) -> Embedding:
+    return Embedding(**{name: state.arrays[f"_{name}"] for name in "PQZFH"})

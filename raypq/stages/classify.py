@@ -1,0 +1,262 @@
+"""Classify: codes (or, exactly, features) against the tables of a class set; top-k per image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypq import kernels
+from raypq.config import ClassifyJob, Columns, Metric
+from raypq.data import output, predictions, snapshot
+from raypq.data.classes import ClassTable
+from raypq.data.codes import CodeFile
+from raypq.data.features import FeatureStore, read_batches
+from raypq.data.predictions import Best, PredictionBatch
+from raypq.data.snapshot import Snapshot
+from raypq.data.storage import Shard, join, open_parquet
+from raypq.errors import ConfigError, ModelError
+from raypq.methods import registry
+from raypq.methods.base import Model
+from raypq.stages.crew import Crew
+from raypq.stages.encode import ShardTask, run_id, write_store
+from raypq.stages.tally import Tally
+
+_CODE_ROWS = 8192
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidates:
+    """The classes to choose among.
+
+    Attributes:
+        table: the whole class table. chosen: indices of the candidates, ascending.
+        calibration: taken off the scores of seen classes (calibrated stacking).
+    """
+
+    table: ClassTable
+    chosen: NDArray[np.int64]
+    calibration: float
+
+    @cached_property
+    def groups(self) -> dict[str, NDArray[np.int64]]:
+        """The candidates by seen and unseen; one group of all where only one kind is there."""
+        seen = self.table.seen
+        if seen is None:
+            return {"all": self.chosen}
+        parts = {
+            "seen": self.chosen[seen[self.chosen]],
+            "unseen": self.chosen[~seen[self.chosen]],
+        }
+        return {name: part for name, part in parts.items() if len(part)}
+
+
+class ClassifyWorker:
+    """Scans shards with the tables of one model and class set, built on first use."""
+
+    def __init__(
+        self, model: Model, candidates: Candidates, job: ClassifyJob, metric: Metric
+    ) -> None:
+        self._model, self._candidates, self._job, self._metric = model, candidates, job, metric
+
+    @cached_property
+    def _tables(self) -> dict[str, kernels.Tables]:
+        model, candidates = self._model, self._candidates
+        built = {}
+        for name, chosen in candidates.groups.items():
+            V, bias = model.prototypes(candidates.table.embeddings[chosen])
+            if name == "seen":
+                bias = bias - candidates.calibration
+            built[name] = model.tables(V, bias, self._metric)
+        return built
+
+    def __call__(self, task: ShardTask, shared: None) -> tuple[output.Receipt, Tally]:
+        tally = Tally.empty(len(self._candidates.table))
+        rows = self._code_rows if self._job.codes else self._feature_rows
+        schema, batches = rows(task.shard, tally)
+        receipt = output.write_shard(
+            self._job.output,
+            task.shard,
+            model=self._model.fingerprint,
+            schema=schema,
+            batches=batches,
+            options=predictions.WRITE_OPTIONS,
+        )
+        return receipt, tally
+
+    def _code_rows(self, shard: Shard, tally: Tally) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        file = CodeFile.open(shard.uri)
+        check_model(file, self._model)
+        schema = self._schema(file.id_type, file.label)
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for batch in file.batches(_CODE_ROWS):
+                found = {
+                    name: kernels.topk_per_code(
+                        batch.B, tables, self._job.top_k, device=self._job.where.device
+                    )
+                    for name, tables in self._tables.items()
+                }
+                yield self._record(schema, found, batch.ids, batch.labels, tally, shard.uri)
+
+        return schema, batches()
+
+    def _feature_rows(self, shard: Shard, tally: Tally) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        columns: Columns = self._job.columns
+        with open_parquet(shard.uri) as file:
+            names = file.schema_arrow
+            label = columns.label in names.names
+            int_id = columns.id in names.names and pa.types.is_int64(names.field(columns.id).type)
+        schema = self._schema(pa.int64() if int_id else pa.string(), label)
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for batch in read_batches(shard, columns, width=self._model.dx):
+                U = self._model.embed(batch.X)
+                found = {
+                    name: kernels.topk_per_vector(
+                        U, tables, self._job.top_k, device=self._job.where.device
+                    )
+                    for name, tables in self._tables.items()
+                }
+                yield self._record(schema, found, batch.ids, batch.labels, tally, shard.uri)
+
+        return schema, batches()
+
+    def _schema(self, id_type: pa.DataType, label: bool) -> pa.Schema:
+        metadata = {
+            "raypq.model": self._model.fingerprint,
+            "raypq.metric": self._metric,
+            "raypq.candidates": self._job.candidates,
+            "raypq.calibration": repr(self._candidates.calibration),
+            "raypq.compressed": str(self._job.codes is not None).lower(),
+        }
+        both = set(self._candidates.groups) == set(predictions.GROUPS)
+        return predictions.schema(id_type=id_type, label=label, groups=both, metadata=metadata)
+
+    def _record(
+        self,
+        schema: pa.Schema,
+        found: dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]],
+        ids: pa.Array,
+        labels: pa.StringArray | None,
+        tally: Tally,
+        where: str,
+    ) -> pa.RecordBatch:
+        groups = self._candidates.groups
+        placed = {name: (score, groups[name][at]) for name, (score, at) in found.items()}
+        score, classes = merge_topk(list(placed.values()), self._job.top_k)
+        n = len(ids)
+        y = np.full(n, -1, np.int32)
+        if labels is not None:
+            y = self._candidates.table.index(labels, where=where)
+        best = {name: Best(score=s[:, 0], classes=c[:, 0]) for name, (s, c) in placed.items()}
+        batch = PredictionBatch(score=score, classes=classes, y=y, best=best)
+        tally.add(batch)
+        return predictions.record_batch(
+            schema, self._candidates.table, batch, ids=ids, labels=labels
+        )
+
+
+def merge_topk(
+    parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k best of several lists of each row, ties to the lower index; [n, ≤ k]."""
+    if len(parts) == 1:
+        return parts[0]
+    score = np.concatenate([part[0] for part in parts], axis=1)
+    index = np.concatenate([part[1] for part in parts], axis=1)
+    order = np.lexsort((index, -score), axis=1)[:, :k]
+    return np.take_along_axis(score, order, 1), np.take_along_axis(index, order, 1)
+
+
+def check_model(file: CodeFile, model: Model) -> None:
+    """Refuses codes that another model made.
+
+    Raises:
+        ModelError: naming both fingerprints.
+    """
+    if file.fingerprint != model.fingerprint:
+        raise ModelError(
+            file.uri,
+            expected=f"codes made by model {model.fingerprint[:12]}",
+            found=f"codes made by model {file.fingerprint[:12]}",
+        )
+
+
+def classify(job: ClassifyJob, crew: Crew) -> tuple[Snapshot, Tally]:
+    """Classifies a store; returns the new version of the prediction store and the counts.
+
+    Raises:
+        ConfigError: neither or both of codes and features, an unknown split.
+        JobError: shards that could not be classified; every good one is finished.
+    """
+    if (job.codes is None) == (job.features is None):
+        raise ConfigError("classify reads either codes or features: pass exactly one of them")
+    model = registry.load(job.model)
+    metric = job.metric or model.metric
+    table = ClassTable.open(job.classes)
+    gamma = job.calibration
+    if gamma == "model":
+        gamma = model.record.get("calibration")
+        if gamma is None:
+            raise ModelError(job.model, expected="a calibration from --tune", found="none")
+    candidates = Candidates(
+        table=table, chosen=table.select(job.candidates), calibration=float(gamma)
+    )
+    if gamma and table.seen is None:
+        raise ConfigError(f"calibration: {job.classes} has no column 'seen' to calibrate by")
+    model.prototypes(table.embeddings[:0])  # the widths must fit before any work starts
+    shards = _shards(job)
+    total = Tally.empty(len(table))
+    summary: dict[str, Any] = {
+        "model": job.model,
+        "fingerprint": model.fingerprint,
+        "metric": metric,
+        "classes": job.classes,
+        "candidates": job.candidates,
+        "calibration": candidates.calibration,
+        "model_calibration": model.record.get("calibration"),
+        "compressed": job.codes is not None,
+    }
+
+    def reduce(result: tuple[output.Receipt, Tally]) -> output.Receipt:
+        receipt, tally = result
+        total.merge(tally)
+        summary["result"] = total.summary(table)
+        return receipt
+
+    settings = job.model_dump_json(include={"candidates", "top_k", "metric", "calibration"})
+    with crew.hire(ClassifyWorker, model, candidates, job, metric) as gang:
+        version = write_store(
+            gang,
+            [ShardTask(shard=shard) for shard in shards],
+            kind="predictions",
+            store=job.output,
+            run_id=run_id(shards, model.fingerprint, settings),
+            on_bad_shard=job.on_bad_shard,
+            summary=summary,
+            reduce=reduce,
+        )
+    return version, total
+
+
+def _shards(job: ClassifyJob) -> list[Shard]:
+    if job.features is not None:
+        return list(FeatureStore.open(job.features, job.columns).shards)
+    assert job.codes is not None, "checked before"
+    version = snapshot.read(job.codes, job.version)
+    return [
+        Shard(
+            index=index,
+            uri=join(job.codes, receipt.path),
+            stem=receipt.shard,
+            size=receipt.bytes,
+            modified=receipt.sha256,
+        )
+        for index, receipt in enumerate(version.shards)
+    ]
