@@ -81,7 +81,7 @@ class Stats:
             if name in self.sums:
                 self.sums[name] += value
             else:
-                self.sums[name] = value
+                self.sums[name] = np.array(value)  # a copy: it may be a view of shared memory
         for name, parts in other.rows.items():
             self.rows.setdefault(name, []).extend(parts)
         return self

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq import console
+from raypq import console, kernels
 from raypq.config import Columns, TrainJob
 from raypq.data.classes import ClassTable
 from raypq.data.codes import bytes_per_code
@@ -154,6 +154,8 @@ def train(job: TrainJob, crew: Crew) -> Trained:
         JobError: shards that could not be used.
     """
     start = time.monotonic()
+    # The updates run here; as many threads as a worker has, so that every crew gives equal bits.
+    kernels.set_threads(job.where.threads)
     method = registry.create(job.method, job.settings)
     classes = _classes(job, method)
     found = survey(FeatureStore.open(job.features, job.columns))
