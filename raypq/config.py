@@ -86,7 +86,7 @@ class TrainJob(Job):
     features: list[str]
     classes: str | None = None
     output: str
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     columns: Columns = Columns()
     cache_bytes: Annotated[int, Field(ge=0)] = Field(
         4 << 30, description="features are kept in the workers' memory up to this many bytes each"

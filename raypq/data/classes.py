@@ -89,7 +89,9 @@ class ClassTable:
         if spec in ("2-hops", "3-hops"):
             column = f"in_{spec[0]}hops"
             if column not in self.hops:
-                raise InputError(self.uri, expected=f"a column '{column}' for '{spec}'", found="none")
+                raise InputError(
+                    self.uri, expected=f"a column '{column}' for '{spec}'", found="none"
+                )
             return everything[self.hops[column]]
         kind, _, count = spec.partition("-")
         if kind in ("most", "least") and count.upper().removesuffix("K").isdigit():
@@ -107,7 +109,9 @@ class ClassTable:
     def _by_population(self, n: int, *, most: bool, spec: str) -> NDArray[np.int64]:
         """The n unseen classes with the most or fewest images (PQZSL section 4.1)."""
         if self.image_count is None:
-            raise InputError(self.uri, expected=f"a column 'image_count' for '{spec}'", found="none")
+            raise InputError(
+                self.uri, expected=f"a column 'image_count' for '{spec}'", found="none"
+            )
         unseen = np.flatnonzero(~self._seen(spec) & (self.image_count > 0))
         count = self.image_count[unseen]
         order = np.lexsort((unseen, -count if most else count))
@@ -136,7 +140,9 @@ class ClassTable:
             table = file.read()
         if "class_id" not in table.column_names:
             raise InputError(
-                uri, expected="a column 'class_id'", found=f"columns {', '.join(table.column_names)}"
+                uri,
+                expected="a column 'class_id'",
+                found=f"columns {', '.join(table.column_names)}",
             )
         ids = _column(table, "class_id")
         ids = arrays.strings(ids, where=f"{uri}, column 'class_id'", nulls=False)
@@ -144,7 +150,9 @@ class ClassTable:
         twice = [item["values"].as_py() for item in counts if item["counts"].as_py() > 1]
         if twice:
             raise InputError(
-                uri, expected="unique class_ids", found=f"{len(twice)} repeated, such as {twice[0]!r}"
+                uri,
+                expected="unique class_ids",
+                found=f"{len(twice)} repeated, such as {twice[0]!r}",
             )
         return cls(
             uri=uri,

@@ -165,7 +165,7 @@ def read_batches(
         expected = width or columns.width
         if pa.types.is_fixed_size_list(field.type) and width is not None:
             arrays.matrix(pa.array([], field.type), width=width, where=where)
-        rows = batch_rows(expected or getattr(field.type, "list_size", 1024))
+        rows = batch_rows(expected or int(getattr(field.type, "list_size", 1024)))
         row = 0
         for batch in file.iter_batches(batch_size=rows, columns=wanted):
             if not len(batch):

@@ -6,6 +6,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import IO, Any
 
 import pyarrow as pa
@@ -73,10 +74,8 @@ class _Hashing:
             return
         self.closed = True
         self._file.flush()
-        try:
+        with suppress(OSError, AttributeError):  # on an object store, closing makes it durable
             os.fsync(self._file.fileno())
-        except (OSError, AttributeError):  # an object store: closing is what makes it durable
-            pass
         self._file.close()
 
 

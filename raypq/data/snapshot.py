@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from raypq.config import Settings
 from raypq.data.output import Receipt
 from raypq.data.storage import create, exists, file_size, join, list_names, read_bytes
 from raypq.errors import ConflictError, InputError
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 _NAME = re.compile(r"^(\d{20})\.json$")
 _TRIES = 16
 
@@ -49,7 +49,7 @@ class Snapshot(Settings):
     created: str
     shards: tuple[Receipt, ...]
     quarantined: tuple[Quarantined, ...] = ()
-    summary: dict[str, Any] = {}
+    summary: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def rows(self) -> int:

@@ -230,7 +230,7 @@ def open_new(uri: str) -> IO[bytes]:
     fs, path = filesystem(uri)
     if is_local(uri):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return cast(IO[bytes], open(path, "xb"))  # noqa: SIM115 - the caller closes it
+        return cast(IO[bytes], open(path, "xb"))
     return cast(IO[bytes], fs.open(path, "wb"))
 
 

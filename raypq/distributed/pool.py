@@ -134,7 +134,7 @@ class _Run:
         if self._idle > _START_TIMEOUT:
             raise ClusterError(
                 f"no worker started within {_START_TIMEOUT:.0f} s; is the cluster full? "
-                f"It has {ray.available_resources()} free"
+                f"It has {ray.cluster_resources()} in all"
             )
         for ref in done:
             if ref in self._gang._starting:
@@ -215,7 +215,9 @@ class _Run:
         if held:
             self._tries[held[0]] += 1
             if self._tries[held[0]] >= TRIES:
-                yield self._fail(held.popleft(), f"kills its worker: {_reason(error)}", bad_input=False)
+                yield self._fail(
+                    held.popleft(), f"kills its worker: {_reason(error)}", bad_input=False
+                )
         self._queue.extendleft(reversed(held))
 
     def _replace(self, why: str) -> None:
@@ -239,7 +241,9 @@ def check_resources(settings: ClusterSettings) -> None:
         ClusterError: naming what was asked for and what there is.
     """
     for name, wanted in (("CPU", float(settings.threads)), ("GPU", settings.gpus_per_worker)):
-        most = max((node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+        most = max(
+            (node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0
+        )
         if wanted > most:
             raise ClusterError(f"a worker needs {wanted:g} {name}, the largest node has {most:g}")
 

@@ -92,7 +92,8 @@ class State:
     """Where training stands; sent to every worker before a pass.
 
     ``phase`` names the next pass (``done`` when there is none); ``history`` has one entry of
-    plain numbers for each finished one.
+    plain numbers for each finished one. Arrays whose names start with ``_`` are for the updates
+    alone and stay with the driver.
     """
 
     phase: str
@@ -104,14 +105,18 @@ class State:
     def done(self) -> bool:
         return self.phase == "done"
 
-    def then(self, *, phase: str | None = None, note: Mapping[str, Any] | None = None, **arrays: Array) -> State:
-        """The state after an update."""
-        return replace(
-            self,
-            phase=phase or self.phase,
-            arrays={**self.arrays, **arrays},
-            history=(*self.history, note) if note else self.history,
-        )
+    def then(self, arrays: Mapping[str, Array], *, phase: str | None = None) -> State:
+        """The state with some arrays replaced or added, and perhaps on to another phase."""
+        return replace(self, phase=phase or self.phase, arrays={**self.arrays, **arrays})
+
+    def for_workers(self) -> State:
+        """What the shards need to know."""
+        public = {name: value for name, value in self.arrays.items() if name[0] != "_"}
+        return replace(self, arrays=public, history=())
+
+    def noted(self, note: Mapping[str, Any]) -> State:
+        """The state with one more entry in its history."""
+        return replace(self, history=(*self.history, note))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,16 +145,16 @@ class Model(ABC):
 
     @property
     def M(self) -> int:
-        return self.C.shape[0]
+        return int(self.C.shape[0])
 
     @property
     def K(self) -> int:
-        return self.C.shape[1]
+        return int(self.C.shape[1])
 
     @property
     def D(self) -> int:
         """Width of the common space, M·d."""
-        return self.C.shape[0] * self.C.shape[2]
+        return int(self.C.shape[0] * self.C.shape[2])
 
     @property
     def metric(self) -> Metric:
@@ -224,8 +229,8 @@ class ReductionMethod(ABC):
     """A way to train a model by exact map-reduce."""
 
     name: ClassVar[str]
-    Settings: ClassVar[type[MethodSettings]]
-    Model: ClassVar[type[Model]]
+    settings_class: ClassVar[type[MethodSettings]]
+    model_class: ClassVar[type[Model]]
     needs_classes: ClassVar[bool] = False
 
     def __init__(self, settings: MethodSettings) -> None:

@@ -23,7 +23,9 @@ def seed(U: Floats, M: int, K: int, rng: np.random.Generator, *, rounds: int = 1
     for k in range(1, K):
         mass = np.cumsum(nearest, axis=1, dtype=np.float64)
         aim = rng.random(M) * mass[:, -1]
-        chosen = np.minimum([np.searchsorted(row, a) for row, a in zip(mass, aim, strict=True)], n - 1)
+        chosen = np.minimum(
+            [np.searchsorted(row, a) for row, a in zip(mass, aim, strict=True)], n - 1
+        )
         C[:, k] = parts[np.arange(M), chosen]
         np.minimum(nearest, _squared(parts, C[:, k]), out=nearest)
     for _ in range(rounds):
@@ -68,8 +70,10 @@ def means(
     An empty codeword makes B·Bᵀ singular. It takes half of the codeword with the largest error:
     the two stand one standard deviation apart, in a random direction.
     """
-    M, K, d = C.shape
-    moved = np.divide(total, count[:, :, None], out=C.astype(np.float64), where=count[:, :, None] > 0)
+    d = C.shape[2]
+    moved = np.divide(
+        total, count[:, :, None], out=C.astype(np.float64), where=count[:, :, None] > 0
+    )
     for m, k in np.argwhere(count == 0):
         source = int(np.argmax(error[m]))
         if error[m, source] <= 0:  # fewer distinct rows than codewords: nothing left to split

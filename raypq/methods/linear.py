@@ -22,7 +22,8 @@ def normalise(
 ) -> NDArray[np.float32]:
     """Features [n, dx] after z-scoring and/or scaling to unit length; a zero row stays zero."""
     if how.startswith("zscore"):
-        assert mean is not None and inverse_std is not None, "z-scoring needs mean and 1/std"
+        assert mean is not None, "z-scoring needs the mean"
+        assert inverse_std is not None, "z-scoring needs 1/std"
         X = (X - mean) * inverse_std
     if how.endswith("unit"):
         length = np.sqrt(np.einsum("nd,nd->n", X, X))[:, None]
@@ -49,7 +50,9 @@ class LinearModel(Model):
     def embed(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         if X.shape[1] != self.dx:
             raise ModelError(
-                f"{self.method} model", expected=f"features of width {self.dx}", found=str(X.shape[1])
+                f"{self.method} model",
+                expected=f"features of width {self.dx}",
+                found=str(X.shape[1]),
             )
         tensors = self.tensors
         X = normalise(X, self.settings.normalise, tensors.get("mean"), tensors.get("inverse_std"))
@@ -58,7 +61,11 @@ class LinearModel(Model):
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         width = self.dx if self.da is None else self.da
         if E.shape[1] != width:
-            hint = "" if self.da else " (this method has no class projection: classes are vectors of features)"
+            hint = (
+                ""
+                if self.da
+                else " (this method has no class projection: classes are vectors of features)"
+            )
             raise ModelError(
                 f"{self.method} model",
                 expected=f"class embeddings of width {width}{hint}",

@@ -7,13 +7,16 @@ alternated: codes, codewords, and the rotation that best maps x to q (orthogonal
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from raypq.config import Positive
 from raypq.errors import ConfigError
-from raypq.methods.base import Corpus, State, Stats, TrainBatch
+from raypq.methods.base import Corpus, MethodSettings, State, Stats, TrainBatch
+from raypq.methods.linear import LinearModel
 from raypq.methods.pq import PQ, PQModel, PQSettings, outer
 
 
@@ -31,13 +34,13 @@ class OPQ(PQ):
     """PQ after a learned rotation P [D, dx] with orthonormal rows."""
 
     name = "opq"
-    Settings = OPQSettings
-    Model = OPQModel
+    settings_class: ClassVar[type[MethodSettings]] = OPQSettings
+    model_class: ClassVar[type[LinearModel]] = OPQModel
     settings: OPQSettings
 
     def _check_width(self, corpus: Corpus) -> None:
         D = self.settings.D or corpus.dx
-        if D > corpus.dx or D % self.settings.M:
+        if corpus.dx < D or D % self.settings.M:
             raise ConfigError(
                 f"D: {D} must be at most the feature width {corpus.dx} and a multiple of "
                 f"M = {self.settings.M}"
@@ -53,7 +56,7 @@ class OPQ(PQ):
         variance, axes = np.linalg.eigh(stats.sums["G"])
         order = np.argsort(variance)[::-1][:D]
         P = axes.T[order][allocate(variance[order], self.settings.M)]
-        return state.then(P=fix_signs(P).astype(np.float32))
+        return state.then({"P": fix_signs(P).astype(np.float32)})
 
     def _moves_projection(self, state: State) -> bool:
         return True
@@ -63,7 +66,7 @@ class OPQ(PQ):
         P = (left @ right).astype(np.float32)
         # The codeword sums were taken under the old P; Σu moves with it to first order only, so
         # the next pass measures what the new pair is worth.
-        return state.then(P=P)
+        return state.then({"P": P})
 
 
 def gram(X: NDArray[np.float32]) -> NDArray[np.float64]:

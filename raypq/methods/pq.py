@@ -8,7 +8,7 @@ objective stops falling.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,9 @@ class PQSettings(MethodSettings):
     """Plain product quantization."""
 
     iterations: Positive = Field(25, description="passes of Lloyd's algorithm at most")
-    tolerance: float = Field(1e-4, ge=0, description="stop when the objective falls by less, relatively")
+    tolerance: float = Field(
+        1e-4, ge=0, description="stop when the objective falls by less, relatively"
+    )
     sample: Positive = Field(16384, description="rows that seed the codebooks")
 
 
@@ -49,8 +51,8 @@ class PQ(ReductionMethod):
     """k-means per sub-space; the embedding is the identity."""
 
     name = "pq"
-    Settings = PQSettings
-    Model = PQModel
+    settings_class: ClassVar[type[MethodSettings]] = PQSettings
+    model_class: ClassVar[type[LinearModel]] = PQModel
     settings: PQSettings
 
     def begin(self, corpus: Corpus) -> State:
@@ -60,7 +62,9 @@ class PQ(ReductionMethod):
         size = min(max(self.settings.sample, self.settings.K), corpus.N)
         rows = np.sort(rng.choice(corpus.N, size, replace=False))
         phase = "scale" if self.settings.normalise.startswith("zscore") else "sample"
-        return State(phase=phase, arrays={"rows": rows, "dx": np.array(corpus.dx), **self._constants(corpus)})
+        return State(
+            phase=phase, arrays={"rows": rows, "dx": np.array(corpus.dx), **self._constants(corpus)}
+        )
 
     def _check_width(self, corpus: Corpus) -> None:
         if corpus.dx % self.settings.M:
@@ -110,13 +114,14 @@ class PQ(ReductionMethod):
 
     def update(self, state: State, stats: Stats) -> State:
         if state.phase == "scale":
-            return state.then(phase="sample", **scale(stats.sums["n"], stats.sums["x"], stats.sums["xx"]))
+            fitted = scale(stats.sums["n"], stats.sums["x"], stats.sums["xx"])
+            return state.then(fitted, phase="sample")
         if state.phase == "sample":
             state = self._first_projection(state, stats)
             U = self._project(state, np.concatenate(stats.rows["sample"]))
             rng = np.random.default_rng([self.settings.seed, 1])
             C = codebooks.seed(U, self.settings.M, self.settings.K, rng)
-            return state.then(phase="assign", C=C)
+            return state.then({"C": C}, phase="assign")
         return self._update_assign(state, stats)
 
     def _first_projection(self, state: State, stats: Stats) -> State:
@@ -129,8 +134,8 @@ class PQ(ReductionMethod):
         sums = stats.sums
         error = sums["error"].copy()
         C = codebooks.means(state.arrays["C"], sums["count"], sums["total"], error, rng)
-        state = self._next_projection(state, stats).then(note=note, C=C)
-        return self._advance(state)
+        state = self._next_projection(state, stats).then({"C": C})
+        return self._advance(state.noted(note))
 
     def _objective(self, state: State, stats: Stats) -> dict[str, Any]:
         error = float(stats.sums["error"].sum())
@@ -154,12 +159,14 @@ class PQ(ReductionMethod):
     def _stalled(self, state: State, name: str) -> bool:
         """Whether the last pass lowered a value by no more than the tolerance."""
         values = [note[name] for note in state.history]
-        return len(values) > 1 and values[-2] - values[-1] <= self.settings.tolerance * abs(values[-2])
+        return len(values) > 1 and values[-2] - values[-1] <= self.settings.tolerance * abs(
+            values[-2]
+        )
 
     def _build(self, state: State) -> LinearModel:
         arrays = state.arrays
         names = ("C", "P", "Q", "mean", "inverse_std", "class_mean", "class_inverse_std")
-        return self.Model(  # type: ignore[return-value]
+        return self.model_class(
             settings=self.settings,
             tensors={name: arrays[name].astype(np.float32) for name in names if name in arrays},
             dx=int(arrays["dx"]),

@@ -15,7 +15,7 @@ one column an image or a class.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,12 @@ from pydantic import Field
 
 from raypq.config import Metric, Positive
 from raypq.errors import ConfigError, InputError
-from raypq.methods.base import Array, Corpus, Normalise, State, Stats, TrainBatch
-from raypq.methods.linear import normalise
+from raypq.methods.base import Array, Corpus, MethodSettings, Normalise, State, Stats, TrainBatch
+from raypq.methods.linear import LinearModel, normalise
 from raypq.methods.opq import allocate, fix_signs, gram
 from raypq.methods.pq import PQ, PQModel, PQSettings, outer, scale
 
-Matrix = NDArray[np.float64]
+Matrix = NDArray[Any]  # float64; NumPy types its linear algebra only loosely
 
 
 class PQZSLSettings(PQSettings):
@@ -160,7 +160,9 @@ class Embedding:
         qa = self.Q @ data.A
         cross = float(np.sum(zs_y * qa))
         centre = pgp - 2 * float(np.sum(self.P * zs_x)) + zz
-        decode = float(np.sum(data.A**2 * data.n)) - 2 * cross + float(np.sum((zs_zs @ self.Q) * self.Q))
+        decode = (
+            float(np.sum(data.A**2 * data.n)) - 2 * cross + float(np.sum((zs_zs @ self.Q) * self.Q))
+        )
         encode = float(np.sum(qa**2 * data.n)) - 2 * cross + zz
         constraint = zz - 2 * float(np.sum(zs_y * self.Z)) + float(np.sum(self.Z**2 * data.n))
         return {
@@ -192,8 +194,8 @@ class PQZSL(PQ):
     """The joint learning of P, Q, C, B, Z_s and Z (section 3.2)."""
 
     name = "pqzsl"
-    Settings = PQZSLSettings
-    Model = PQZSLModel
+    settings_class: ClassVar[type[MethodSettings]] = PQZSLSettings
+    model_class: ClassVar[type[LinearModel]] = PQZSLModel
     needs_classes = True
     settings: PQZSLSettings
 
@@ -239,11 +241,11 @@ class PQZSL(PQ):
                 found=f"none of {', '.join(empty[:5])}{', …' if len(empty) > 5 else ''} "
                 f"({len(empty)} in all; mark classes without images as not seen)",
             )
-        state = state.then(G=sums["G"], S=sums["S"], n=sums["n"])
+        state = state.then({"_G": sums["G"], "_S": sums["S"], "_n": sums["n"]})
         rng = np.random.default_rng([self.settings.seed, 3])
         data = _moments(state)
         embedding = Embedding.initial(data, self.settings, rng).balanced(data, self.settings.M)
-        return state.then(**_arrays(embedding))
+        return state.then(_arrays(embedding))
 
     def _moves_projection(self, state: State) -> bool:
         return state.iteration < self.settings.iterations
@@ -252,7 +254,7 @@ class PQZSL(PQ):
         if not self._moves_projection(state):
             return state
         data, embedding = _moments(state), _embedding(state)
-        return state.then(**_arrays(embedding.step(stats.sums["qx"], data, self.settings)))
+        return state.then(_arrays(embedding.step(stats.sums["qx"], data, self.settings)))
 
     def _objective(self, state: State, stats: Stats) -> dict[str, Any]:
         note = super()._objective(state, stats)
@@ -288,7 +290,7 @@ def _arrays(embedding: Embedding) -> dict[str, Array]:
 def _moments(state: State) -> Moments:
     arrays = state.arrays
     return Moments(
-        G=arrays["G"], S=arrays["S"], n=arrays["n"], A=arrays["A"].astype(np.float64).T
+        G=arrays["_G"], S=arrays["_S"], n=arrays["_n"], A=arrays["A"].astype(np.float64).T
     )
 
 

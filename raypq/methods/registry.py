@@ -13,9 +13,7 @@ from raypq.methods.pq import PQ
 from raypq.methods.pqzsl import PQZSL
 from raypq.methods.vq import VQ
 
-METHODS: Mapping[str, type[ReductionMethod]] = {
-    cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ)
-}
+METHODS: Mapping[str, type[ReductionMethod]] = {cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ)}
 
 
 def find(name: str) -> type[ReductionMethod]:
@@ -36,7 +34,7 @@ def create(name: str, settings: Mapping[str, Any]) -> ReductionMethod:
         ConfigError: an unknown method, an unknown key, or a bad value.
     """
     cls = find(name)
-    return cls(cls.Settings.parse(settings, origin=f"{name} settings"))
+    return cls(cls.settings_class.parse(settings, origin=f"{name} settings"))
 
 
 def load(uri: str) -> Model:
@@ -50,5 +48,5 @@ def load(uri: str) -> Model:
     if name not in METHODS:
         raise ModelError(uri, expected=f"a method among {', '.join(sorted(METHODS))}", found=name)
     cls = METHODS[name]
-    settings = cls.Settings.parse(files.content["settings"], origin=f"{uri}: settings")
-    return cls.Model.from_files(files, settings)
+    settings = cls.settings_class.parse(files.content["settings"], origin=f"{uri}: settings")
+    return cls.model_class.from_files(files, settings)

@@ -5,15 +5,17 @@ Only the baseline of the paper's figure 3: what product quantization improves on
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
+from raypq.methods.base import MethodSettings
+from raypq.methods.linear import LinearModel
 from raypq.methods.pq import PQ, PQModel, PQSettings
 
 
 class VQSettings(PQSettings):
     """As pq with a single sub-codebook."""
 
-    M: Literal[1] = 1
+    M: Literal[1] = 1  # type: ignore[assignment]  # narrower than pq on purpose
 
 
 class VQModel(PQModel):
@@ -24,5 +26,5 @@ class VQ(PQ):
     """k-means on whole vectors."""
 
     name = "vq"
-    Settings = VQSettings
-    Model = VQModel
+    settings_class: ClassVar[type[MethodSettings]] = VQSettings
+    model_class: ClassVar[type[LinearModel]] = VQModel

@@ -106,7 +106,9 @@ class ClassifyWorker:
 
         return schema, batches()
 
-    def _feature_rows(self, shard: Shard, tally: Tally) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    def _feature_rows(
+        self, shard: Shard, tally: Tally
+    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         columns: Columns = self._job.columns
         with open_parquet(shard.uri) as file:
             names = file.schema_arrow
@@ -200,15 +202,10 @@ def classify(job: ClassifyJob, crew: Crew) -> tuple[Snapshot, Tally]:
     model = registry.load(job.model)
     metric = job.metric or model.metric
     table = ClassTable.open(job.classes)
-    gamma = job.calibration
-    if gamma == "model":
-        gamma = model.record.get("calibration")
-        if gamma is None:
-            raise ModelError(job.model, expected="a calibration from --tune", found="none")
     candidates = Candidates(
-        table=table, chosen=table.select(job.candidates), calibration=float(gamma)
+        table=table, chosen=table.select(job.candidates), calibration=_calibration(job, model)
     )
-    if gamma and table.seen is None:
+    if candidates.calibration and table.seen is None:
         raise ConfigError(f"calibration: {job.classes} has no column 'seen' to calibrate by")
     model.prototypes(table.embeddings[:0])  # the widths must fit before any work starts
     shards = _shards(job)
@@ -243,6 +240,17 @@ def classify(job: ClassifyJob, crew: Crew) -> tuple[Snapshot, Tally]:
             reduce=reduce,
         )
     return version, total
+
+
+def _calibration(job: ClassifyJob, model: Model) -> float:
+    if job.calibration != "model":
+        return float(job.calibration)
+    found = model.record.get("calibration")
+    if found is None:
+        raise ModelError(
+            job.model, expected="a calibration from training with --tune", found="none"
+        )
+    return float(found)
 
 
 def _shards(job: ClassifyJob) -> list[Shard]:

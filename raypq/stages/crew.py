@@ -32,7 +32,7 @@ class Task(Protocol):
 class Worker(Protocol):
     """Does one task. It may be called from several threads at once."""
 
-    def __call__(self, task: Any, shared: Any) -> Any: ...
+    def __call__(self, task: Any, shared: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)

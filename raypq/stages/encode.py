@@ -45,7 +45,9 @@ class EncodeWorker:
             names = file.schema_arrow
             label = self._columns.label in names.names
             id_type = pa.string()
-            if self._columns.id in names.names and pa.types.is_int64(names.field(self._columns.id).type):
+            if self._columns.id in names.names and pa.types.is_int64(
+                names.field(self._columns.id).type
+            ):
                 id_type = pa.int64()
         schema = codes.schema(
             fingerprint=model.fingerprint, M=model.M, K=model.K, id_type=id_type, label=label
@@ -84,7 +86,12 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
             store=job.output,
             run_id=run_id(store.shards, model.fingerprint, job.columns.model_dump_json()),
             on_bad_shard=job.on_bad_shard,
-            summary={"model": job.model, "fingerprint": model.fingerprint, "M": model.M, "K": model.K},
+            summary={
+                "model": job.model,
+                "fingerprint": model.fingerprint,
+                "M": model.M,
+                "K": model.K,
+            },
         )
 
 
@@ -144,5 +151,7 @@ def write_store(
         summary={**summary, "seconds": seconds},
     )
     verb = {"codes": "encoded", "predictions": "classified"}[kind]
-    console.say(f"{verb} {version.rows:,} images in {seconds:.1f} s: {store} version {version.version}")
+    console.say(
+        f"{verb} {version.rows:,} images in {seconds:.1f} s: {store} version {version.version}"
+    )
     return version

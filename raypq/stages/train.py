@@ -208,7 +208,7 @@ def run_pass(
     stats = Stats()
     failures = []
     with console.progress(len(tasks), label) as progress:
-        for outcome in in_order(gang.map(tasks, state)):
+        for outcome in in_order(gang.map(tasks, state.for_workers())):
             if outcome.failure:
                 failures.append(outcome.failure)
             else:
