@@ -15,7 +15,7 @@ from raypq.methods.pq import PQ, PQModel, PQSettings
 class VQSettings(PQSettings):
     """As pq with a single sub-codebook."""
 
-    M: Literal[1] = 1  # type: ignore[assignment]  # narrower than pq on purpose
+    M: Literal[1] = 1
 
 
 class VQModel(PQModel):
