@@ -52,7 +52,7 @@ class Progress:
 
 
 @contextmanager
-def progress(total: int, label: str) -> Iterator[Progress]:
+def progress(total: int, label: str, *, unit: str = "shards") -> Iterator[Progress]:
     """A bar on a terminal, a line now and then elsewhere: shards, images a second, time left."""
     if not log.isEnabledFor(logging.INFO):
         yield Progress()
@@ -60,7 +60,7 @@ def progress(total: int, label: str) -> Iterator[Progress]:
         with _Bar(total, label) as bar:
             yield bar
     else:
-        yield _Lines(total, label)
+        yield _Lines(total, label, unit)
 
 
 def _wants_bar() -> bool:
@@ -69,8 +69,8 @@ def _wants_bar() -> bool:
 
 
 class _Lines(Progress):
-    def __init__(self, total: int, label: str) -> None:
-        self._total, self._label = total, label
+    def __init__(self, total: int, label: str, unit: str) -> None:
+        self._total, self._label, self._unit = total, label, unit
         self._start = self._last = time.monotonic()
         self._shards = self._images = 0
 
@@ -79,13 +79,14 @@ class _Lines(Progress):
         self._images += images
         now = time.monotonic()
         left = self._total - self._shards
-        if left and now - self._last < _LINE_SECONDS:
+        # The many short passes of training have lines of their own.
+        if now - self._last < _LINE_SECONDS and (left or not self._images):
             return
         self._last, spent = now, max(now - self._start, 1e-9)
         rate = f", {self._images / spent:,.0f} images/s" if self._images else ""
         tail = f"{spent / self._shards * left:.0f} s left" if left else f"{spent:.1f} s"
         say(
-            f"{self._label}: {self._shards}/{self._total} shards{rate}, {tail}",
+            f"{self._label}: {self._shards}/{self._total} {self._unit}{rate}, {tail}",
             shards=self._shards,
             total=self._total,
             images=self._images,

@@ -8,7 +8,7 @@ workers. Everything after training knows only ``Model``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
@@ -232,6 +232,10 @@ class ReductionMethod(ABC):
     settings_class: ClassVar[type[MethodSettings]]
     model_class: ClassVar[type[Model]]
     needs_classes: ClassVar[bool] = False
+    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Settings that ``--tune`` searches, and the values it tries."""
+    trial_settings: ClassVar[Mapping[str, Any]] = {}
+    """Settings that make a trial cheap without changing its uncompressed scores by much."""
 
     def __init__(self, settings: MethodSettings) -> None:
         self.settings = settings

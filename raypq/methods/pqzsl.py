@@ -14,6 +14,7 @@ one column an image or a class.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -197,6 +198,13 @@ class PQZSL(PQ):
     settings_class: ClassVar[type[MethodSettings]] = PQZSLSettings
     model_class: ClassVar[type[LinearModel]] = PQZSLModel
     needs_classes = True
+    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "normalise": ("unit", "zscore-unit"),
+        "ridge": (1.0, 3.0, 10.0, 30.0),
+        "lam": (0.1, 1.0, 10.0),
+    }
+    # The quantization term has weight 1 / (1 + alpha): one crude pass of it is enough.
+    trial_settings: ClassVar[Mapping[str, Any]] = {"M": 1, "K": 16, "iterations": 2, "polish": 0}
     settings: PQZSLSettings
 
     def _check_width(self, corpus: Corpus) -> None:

@@ -4,85 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from threading import Lock
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from raypq import console, kernels
 from raypq.config import Columns, TrainJob
-from raypq.data.classes import ClassTable
 from raypq.data.codes import bytes_per_code
-from raypq.data.features import FeatureBatch, FeatureStore, read_batches, survey
-from raypq.data.storage import Shard
-from raypq.errors import ConfigError, InputError, ShardFailure
+from raypq.data.features import FeatureStore, survey
+from raypq.errors import ConfigError, ShardFailure
 from raypq.methods import registry
 from raypq.methods.base import Corpus, Model, ReductionMethod, State, Stats, TrainBatch
 from raypq.stages.crew import Crew, Gang, in_order, settle
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingClasses:
-    """The class table, and which of its classes may be trained on (``chosen``, L of them)."""
-
-    table: ClassTable
-    chosen: NDArray[np.int64]
-
-    @classmethod
-    def open(cls, uri: str) -> TrainingClasses:
-        """The seen classes of a table; all of them where it does not say which are seen."""
-        table = ClassTable.open(uri)
-        chosen = table.select("all" if table.seen is None else "seen")
-        return cls(table=table, chosen=chosen)
-
-    @property
-    def embeddings(self) -> NDArray[np.float32]:
-        """[L, da]"""
-        return self.table.embeddings[self.chosen]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """class_id of each training class."""
-        return tuple(self.table.ids[int(index)].as_py() for index in self.chosen)
-
-    def targets(self, batch: FeatureBatch) -> NDArray[np.int32]:
-        """Index among the L training classes of each row.
-
-        Raises:
-            InputError: a row without a label, with an unknown one, or of an unseen class.
-        """
-        if batch.labels is None:
-            raise InputError(batch.where, expected="a label column", found="none")
-        index = self.table.index(batch.labels, where=batch.where, row0=batch.row)
-        place = np.full(len(self.table) + 1, -1, np.int32)
-        place[self.chosen] = np.arange(len(self.chosen), dtype=np.int32)
-        y = place[index]  # a null label (-1) takes the last place, which is -1
-        bad = np.flatnonzero(y < 0)
-        if len(bad):
-            row = int(bad[0])
-            label = batch.labels[row].as_py()
-            raise InputError(
-                f"{batch.where}, row {batch.row + row}",
-                expected="the label of a seen class",
-                found=f"{'no label' if label is None else f'unseen class {label!r}'} "
-                f"({len(bad)} such row(s) in this batch)",
-            )
-        return y
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainTask:
-    """One shard, and the number of its first row over the whole store."""
-
-    shard: Shard
-    row: int
-
-    @property
-    def name(self) -> str:
-        return self.shard.uri
+from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
+from raypq.stages.tune import tune
 
 
 class TrainWorker:
@@ -113,17 +49,13 @@ class TrainWorker:
             return
         keep: list[TrainBatch] | None = []
         taken = 0
-        for batch in read_batches(
-            task.shard, self._columns, width=self._width, labels=self._classes is not None
-        ):
-            y = self._classes.targets(batch) if self._classes else None
-            ready = TrainBatch(X=batch.X, y=y, row=task.row + batch.row)
+        for batch in training_batches(task, self._columns, self._width, self._classes):
             if keep is not None and self._reserve(batch.X.nbytes):
                 taken += batch.X.nbytes
-                keep.append(ready)
+                keep.append(batch)
             else:
                 keep = None
-            yield ready
+            yield batch
         if keep is not None:
             self._kept[task.shard.uri] = keep
         else:
@@ -146,6 +78,38 @@ class Trained:
     summary: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The shards to train on, and what their footers and the class table say."""
+
+    tasks: Sequence[TrainTask]
+    corpus: Corpus
+    classes: TrainingClasses | None
+    failures: Sequence[ShardFailure]
+
+    @classmethod
+    def make(cls, job: TrainJob, classes: TrainingClasses | None) -> Plan:
+        """Surveys the store.
+
+        Raises:
+            JobError: shards that cannot be used, unless they are to be quarantined.
+        """
+        found = survey(FeatureStore.open(job.features, job.columns))
+        settle(found.failures, len(found.shards), job.on_bad_shard)
+        starts = [0, *accumulate(found.rows)]
+        corpus = Corpus(
+            N=starts[-1],
+            dx=found.width,
+            A=classes.embeddings if classes else None,
+            names=classes.names if classes else (),
+        )
+        tasks = [
+            TrainTask(shard=shard, row=row, rows=rows)
+            for shard, row, rows in zip(found.shards, starts, found.rows, strict=False)
+        ]
+        return cls(tasks=tasks, corpus=corpus, classes=classes, failures=found.failures)
+
+
 def train(job: TrainJob, crew: Crew) -> Trained:
     """Trains a method by reduction and saves its model.
 
@@ -157,48 +121,54 @@ def train(job: TrainJob, crew: Crew) -> Trained:
     # The updates run here; as many threads as a worker has, so that every crew gives equal bits.
     kernels.set_threads(job.where.threads)
     method = registry.create(job.method, job.settings)
-    classes = _classes(job, method)
-    found = survey(FeatureStore.open(job.features, job.columns))
-    starts = [0, *accumulate(found.rows)]
-    tasks = [TrainTask(shard=s, row=row) for s, row in zip(found.shards, starts, strict=False)]
-    if job.on_bad_shard == "fail":
-        settle(found.failures, 0, "fail")
-    corpus = Corpus(
-        N=starts[-1],
-        dx=found.width,
-        A=classes.embeddings if classes else None,
-        names=classes.names if classes else (),
-    )
-    state = method.begin(corpus)
-    failures = list(found.failures)
-    with crew.hire(TrainWorker, method, job.columns, found.width, classes, job.cache_bytes) as gang:
-        while not state.done:
-            label = f"{job.method} {state.phase} {state.iteration}"
-            stats, failed = run_pass(gang, tasks, state, label)
-            failures += failed
-            settle(failures, len(tasks) - len(failed), job.on_bad_shard)
-            names = {failure.shard for failure in failed}
-            tasks = [task for task in tasks if task.name not in names]
-            state = method.update(state, stats)
-            _tell(job.method, state)
+    plan = Plan.make(job, _classes(job, method))
+    tuned = tune(job, plan, crew) if job.tune else None
+    if tuned:
+        method = registry.create(job.method, tuned.settings)
+    state, failures, images = _run(job, method, plan, crew)
     model = method.model(state)
-    seconds = time.monotonic() - start
+    if tuned:
+        model = replace(model, record={**model.record, **tuned.record()})
     fingerprint = model.save(job.output)
-    console.say(f"trained {job.method} on {starts[-1]:,} images in {seconds:.1f} s: {job.output}")
+    seconds = time.monotonic() - start
+    console.say(f"trained {job.method} on {images:,} images in {seconds:.1f} s: {job.output}")
+    width = bytes_per_code(model.M, model.K)
     summary = {
         "method": job.method,
         "model": job.output,
         "fingerprint": fingerprint,
-        "images": starts[-1],
-        "dx": found.width,
+        "images": images,
+        "dx": model.dx,
         "M": model.M,
         "K": model.K,
-        "bytes_per_image": bytes_per_code(model.M, model.K),
-        "compression": 4 * found.width / bytes_per_code(model.M, model.K),
+        "bytes_per_image": width,
+        "compression": 4 * model.dx / width,
+        "settings": model.settings.model_dump(mode="json"),
+        "calibration": model.record.get("calibration"),
         "seconds": seconds,
         "quarantined": [str(failure) for failure in failures],
     }
     return Trained(model=model, quarantined=failures, summary=summary)
+
+
+def _run(
+    job: TrainJob, method: ReductionMethod, plan: Plan, crew: Crew
+) -> tuple[State, list[ShardFailure], int]:
+    """Every pass; the final state, the shards left out, and the images that were used."""
+    tasks, failures = list(plan.tasks), list(plan.failures)
+    state = method.begin(plan.corpus)
+    args = (method, job.columns, plan.corpus.dx, plan.classes, job.cache_bytes)
+    with crew.hire(TrainWorker, *args) as gang:
+        while not state.done:
+            label = f"{job.method} {state.phase} {state.iteration}"
+            stats, failed = run_pass(gang, tasks, state, label)
+            settle(failed, len(tasks) - len(failed), job.on_bad_shard)
+            failures += failed
+            names = {failure.shard for failure in failed}
+            tasks = [task for task in tasks if task.name not in names]
+            state = method.update(state, stats)
+            _tell(job.method, state)
+    return state, failures, sum(task.rows for task in tasks)
 
 
 def run_pass(

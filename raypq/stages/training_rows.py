@@ -1,0 +1,87 @@
+"""What training reads: rows with their targets among the seen classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypq.config import Columns
+from raypq.data.classes import ClassTable
+from raypq.data.features import FeatureBatch, read_batches
+from raypq.data.storage import Shard
+from raypq.errors import InputError
+from raypq.methods.base import TrainBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingClasses:
+    """The class table, and which of its classes may be trained on (``chosen``, L of them)."""
+
+    table: ClassTable
+    chosen: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, uri: str) -> TrainingClasses:
+        """The seen classes of a table; all of them where it does not say which are seen."""
+        table = ClassTable.open(uri)
+        chosen = table.select("all" if table.seen is None else "seen")
+        return cls(table=table, chosen=chosen)
+
+    @property
+    def embeddings(self) -> NDArray[np.float32]:
+        """[L, da]"""
+        return self.table.embeddings[self.chosen]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """class_id of each training class."""
+        return tuple(self.table.ids[int(index)].as_py() for index in self.chosen)
+
+    def targets(self, batch: FeatureBatch) -> NDArray[np.int32]:
+        """Index among the L training classes of each row.
+
+        Raises:
+            InputError: a row without a label, with an unknown one, or of an unseen class.
+        """
+        if batch.labels is None:
+            raise InputError(batch.where, expected="a label column", found="none")
+        index = self.table.index(batch.labels, where=batch.where, row0=batch.row)
+        place = np.full(len(self.table) + 1, -1, np.int32)
+        place[self.chosen] = np.arange(len(self.chosen), dtype=np.int32)
+        y = place[index]  # a null label (-1) takes the last place, which is -1
+        bad = np.flatnonzero(y < 0)
+        if len(bad):
+            row = int(bad[0])
+            label = batch.labels[row].as_py()
+            raise InputError(
+                f"{batch.where}, row {batch.row + row}",
+                expected="the label of a seen class",
+                found=f"{'no label' if label is None else f'unseen class {label!r}'} "
+                f"({len(bad)} such row(s) in this batch)",
+            )
+        return y
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTask:
+    """One shard, the number of its first row over the whole store, and how many it has."""
+
+    shard: Shard
+    row: int
+    rows: int
+
+    @property
+    def name(self) -> str:
+        return self.shard.uri
+
+
+def training_batches(
+    task: TrainTask, columns: Columns, width: int, classes: TrainingClasses | None
+) -> Iterator[TrainBatch]:
+    """The rows of a shard with their targets, where there are classes to aim at."""
+    for batch in read_batches(task.shard, columns, width=width, labels=classes is not None):
+        y = classes.targets(batch) if classes else None
+        yield TrainBatch(X=batch.X, y=y, row=task.row + batch.row)

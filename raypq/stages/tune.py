@@ -1,0 +1,265 @@
+"""Choosing settings on held-out TRAINING classes, and the calibration that goes with them.
+
+Some of the training classes play the unseen ones: nothing of theirs is trained on. Of the others
+a part of the rows is held out. Every setting is tried on a few such splits with uncompressed
+scores, and the one with the best mean of ZSL accuracy and H wins: ZSL alone ignores the bias to
+seen classes, H alone mostly measures it. Test data is never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypq import console
+from raypq.config import Columns, TrainJob
+from raypq.errors import ConfigError, ShardFailure
+from raypq.kernels import topk_per_vector
+from raypq.methods import registry
+from raypq.methods.base import Corpus, Model, Stats, TrainBatch
+from raypq.stages.crew import Crew, in_order, settle
+from raypq.stages.evaluate import harmonic
+from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
+
+if TYPE_CHECKING:
+    from raypq.stages.train import Plan
+
+ROWS = 50_000  # rows that the search looks at; they are held in memory
+SPLITS = 3
+UNSEEN_SHARE = 0.25  # of the training classes
+HELD_OUT_SHARE = 0.2  # of the rows of the other classes
+CURVE_POINTS = 512  # values of γ that are tried
+_BATCH = 4096
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """Rows in memory: X [n, dx], y [n] indices into the L training classes."""
+
+    X: NDArray[np.float32]
+    y: NDArray[np.int32]
+    corpus: Corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One setting on one split."""
+
+    settings: Mapping[str, Any]
+    split: int
+
+    @property
+    def name(self) -> str:
+        return f"trial {dict(self.settings)} on split {self.split}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judged:
+    """What a trial found: accuracies, and what every γ would make of them.
+
+    Attributes:
+        margin: best seen minus best unseen score of each held-out row.
+        share: what the row adds to its group's accuracy if it is right [n]; 0 if its class is
+            not even the best of its own group. of_seen: which group that is [n].
+    """
+
+    zsl: float
+    margin: NDArray[np.float64]
+    share: NDArray[np.float64]
+    of_seen: NDArray[np.bool_]
+
+    def at(self, gamma: float) -> tuple[float, float]:
+        """(ts, tr) when γ is taken off the seen scores."""
+        wins = self.margin > gamma
+        ts = self.share[~self.of_seen & ~wins].sum()
+        return float(ts), float(self.share[self.of_seen & wins].sum())
+
+    def H(self, gamma: float = 0.0) -> float:
+        return harmonic(*self.at(gamma))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """The settings to train with, and what the search saw."""
+
+    settings: dict[str, Any]
+    calibration: float
+    table: Sequence[Mapping[str, Any]]
+
+    def record(self) -> dict[str, Any]:
+        """What a model keeps of it."""
+        return {"calibration": self.calibration, "tuning": [dict(row) for row in self.table]}
+
+
+def tune(job: TrainJob, plan: Plan, crew: Crew) -> Tuned:
+    """Searches the method's space, leaving out what the job sets itself.
+
+    Raises:
+        ConfigError: the method has nothing to search, or there are too few classes.
+    """
+    cls = registry.find(job.method)
+    space = {key: values for key, values in cls.search_space.items() if key not in job.settings}
+    if not cls.needs_classes or not cls.search_space:
+        raise ConfigError(f"--tune: {job.method} has no settings that classes could judge")
+    if plan.corpus.L < 8:
+        raise ConfigError(f"--tune needs at least 8 training classes, found {plan.corpus.L}")
+    seed = registry.create(job.method, job.settings).settings.seed
+    sample = draw(job, plan, crew, seed)
+    combinations = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
+    trials = [
+        Trial(settings=chosen, split=split) for chosen in combinations for split in range(SPLITS)
+    ]
+    judged: list[Judged] = []
+    args = (job.method, dict(job.settings), sample, seed)
+    with (
+        crew.hire(TuneWorker, *args) as gang,
+        console.progress(len(trials), "tune", unit="trials") as progress,
+    ):
+        for outcome in in_order(gang.map(trials)):
+            if outcome.failure:
+                raise ConfigError(str(outcome.failure))
+            judged.append(outcome.result)
+            progress.done()
+    return _choose(job, combinations, judged)
+
+
+def _choose(job: TrainJob, combinations: list[dict[str, Any]], judged: list[Judged]) -> Tuned:
+    groups = [judged[at : at + SPLITS] for at in range(0, len(judged), SPLITS)]
+    table = []
+    for chosen, group in zip(combinations, groups, strict=True):
+        zsl, H = np.mean([one.zsl for one in group]), np.mean([one.H() for one in group])
+        table.append({**chosen, "zsl": float(zsl), "H": float(H), "score": float(zsl + H) / 2})
+    best = int(np.argmax([row["score"] for row in table]))
+    group = groups[best]
+    margins = np.concatenate([one.margin for one in group])
+    gammas = np.linspace(margins.min(), margins.max(), CURVE_POINTS)
+    curve = [np.mean([one.H(gamma) for one in group]) for gamma in gammas]
+    calibration = float(gammas[int(np.argmax(curve))])
+    console.say(
+        f"tuned: {combinations[best]}, validation ZSL {table[best]['zsl']:.3f}, "
+        f"H {table[best]['H']:.3f}; calibrated by {calibration:.4g} H {max(curve):.3f}"
+    )
+    order = sorted(table, key=lambda row: -float(row["score"]))
+    settings = {**combinations[best], **job.settings}
+    return Tuned(settings=settings, calibration=calibration, table=order)
+
+
+def draw(job: TrainJob, plan: Plan, crew: Crew, seed: int) -> Sample:
+    """Reads a sample of the training rows into memory."""
+    rng = np.random.default_rng([seed, 10])
+    N = plan.corpus.N
+    rows = np.sort(rng.choice(N, min(N, ROWS), replace=False))
+    assert plan.classes is not None, "checked before"
+    parts: list[tuple[NDArray[np.float32], NDArray[np.int32]]] = []
+    failures: list[ShardFailure] = []
+    args = (rows, job.columns, plan.corpus.dx, plan.classes)
+    with crew.hire(SampleWorker, *args) as gang:
+        for outcome in in_order(gang.map(plan.tasks)):
+            if outcome.failure:
+                failures.append(outcome.failure)
+            else:
+                parts.append(outcome.result)
+    settle(failures, len(parts), job.on_bad_shard)
+    return Sample(
+        X=np.concatenate([X for X, _ in parts]),
+        y=np.concatenate([y for _, y in parts]),
+        corpus=plan.corpus,
+    )
+
+
+class SampleWorker:
+    """Reads the chosen rows of a shard."""
+
+    def __init__(
+        self, rows: NDArray[np.int64], columns: Columns, width: int, classes: TrainingClasses
+    ) -> None:
+        self._rows, self._columns, self._width, self._classes = rows, columns, width, classes
+
+    def __call__(
+        self, task: TrainTask, shared: None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        X: list[NDArray[np.float32]] = [np.empty((0, self._width), np.float32)]
+        y: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+        for batch in training_batches(task, self._columns, self._width, self._classes):
+            low, high = np.searchsorted(self._rows, [batch.row, batch.row + len(batch.X)])
+            chosen = self._rows[low:high] - batch.row
+            assert batch.y is not None, "classes were given"
+            X.append(batch.X[chosen])
+            y.append(batch.y[chosen])
+        return np.concatenate(X), np.concatenate(y)
+
+
+class TuneWorker:
+    """Trains on a part of the sample and judges on the rest."""
+
+    def __init__(self, method: str, fixed: Mapping[str, Any], sample: Sample, seed: int) -> None:
+        self._method, self._fixed, self._sample, self._seed = method, fixed, sample, seed
+
+    def __call__(self, trial: Trial, shared: None) -> Judged:
+        sample = self._sample
+        unseen, fit = split_rows(sample.y, sample.corpus.L, self._seed, trial.split)
+        model = self._fit({**trial.settings, **self._fixed}, fit, ~unseen)
+        return judge(model, sample, unseen, ~fit)
+
+    def _fit(
+        self, settings: Mapping[str, Any], rows: NDArray[np.bool_], classes: NDArray[np.bool_]
+    ) -> Model:
+        cls = registry.find(self._method)
+        method = registry.create(self._method, {**settings, **cls.trial_settings})
+        sample = self._sample
+        assert sample.corpus.A is not None, "checked before"
+        # Classes that a sample of the rows misses cannot be trained on.
+        counts = np.bincount(sample.y[rows], minlength=len(classes))
+        chosen = np.flatnonzero(classes & (counts > 0))
+        place = np.full(len(classes), -1, np.int32)
+        place[chosen] = np.arange(len(chosen), dtype=np.int32)
+        X, y = sample.X[rows], place[sample.y[rows]]
+        state = method.begin(Corpus(N=len(X), dx=X.shape[1], A=sample.corpus.A[chosen]))
+        while not state.done:
+            stats = Stats()
+            for row in range(0, len(X), _BATCH):
+                part = slice(row, row + _BATCH)
+                batch = TrainBatch(X=X[part], y=y[part], row=row)
+                stats.merge(method.accumulate(state, batch))
+            state = method.update(state, stats)
+        return method.model(state)
+
+
+def split_rows(
+    y: NDArray[np.int32], L: int, seed: int, split: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(classes that play the unseen ones [L], rows to train on [n]) of one split."""
+    rng = np.random.default_rng([seed, 11, split])
+    unseen = np.zeros(L, bool)
+    unseen[rng.permutation(L)[: max(2, round(UNSEEN_SHARE * L))]] = True
+    held_out = rng.random(len(y)) < HELD_OUT_SHARE
+    return unseen, ~unseen[y] & ~held_out
+
+
+def judge(
+    model: Model, sample: Sample, unseen: NDArray[np.bool_], rows: NDArray[np.bool_]
+) -> Judged:
+    """Scores rows against all training classes, without compression."""
+    assert sample.corpus.A is not None, "checked before"
+    U, y = model.embed(sample.X[rows]), sample.y[rows]
+    V, bias = model.prototypes(sample.corpus.A)
+    best = {}
+    for name, group in (("seen", np.flatnonzero(~unseen)), ("unseen", np.flatnonzero(unseen))):
+        score, at = topk_per_vector(U, model.tables(V[group], bias[group]), 1)
+        best[name] = score[:, 0].astype(np.float64), group[at[:, 0]]
+    of_seen = ~unseen[y]
+    right = np.where(of_seen, best["seen"][1] == y, best["unseen"][1] == y)
+    images = np.bincount(y, minlength=len(unseen))
+    classes = np.where(of_seen, (images[~unseen] > 0).sum(), (images[unseen] > 0).sum())
+    share = right / images[y] / classes
+    return Judged(
+        zsl=float(share[~of_seen].sum()),
+        margin=best["seen"][0] - best["unseen"][0],
+        share=share,
+        of_seen=of_seen,
+    )
