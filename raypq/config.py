@@ -24,7 +24,9 @@ Positive = Annotated[int, Field(ge=1)]
 class Settings(BaseModel):
     """Base of all settings: immutable, no unknown keys, errors that name the key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, origin: str = "settings") -> Self:
@@ -139,6 +141,8 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the config: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a valid config: {error}") from None
     try:
         values = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
     except (yaml.YAMLError, json.JSONDecodeError) as error:

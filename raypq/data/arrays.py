@@ -56,6 +56,8 @@ def matrix(
         raise InputError(where, expected=f"vectors of width {width}", found=str(kind.list_size))
     else:
         width = kind.list_size
+    if len(column) and not width:
+        raise InputError(where, expected="at least one value in a vector", found="none")
     values = column.flatten()
     if values.null_count:
         row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]) // width

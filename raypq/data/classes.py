@@ -94,7 +94,7 @@ class ClassTable:
                 )
             return everything[self.hops[column]]
         kind, _, count = spec.partition("-")
-        if kind in ("most", "least") and count.upper().removesuffix("K").isdigit():
+        if kind in ("most", "least") and count.upper().removesuffix("K").isdecimal():
             n = int(count.upper().removesuffix("K")) * (1000 if count.upper().endswith("K") else 1)
             return self._by_population(n, most=kind == "most", spec=spec)
         if exists(spec):
@@ -122,7 +122,12 @@ class ClassTable:
             wanted = list(ClassTable.open(uri).ids)
             lines = [str(value) for value in wanted]
         else:
-            text = read_bytes(uri).decode("utf-8")
+            try:
+                text = read_bytes(uri).decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    uri, expected="class_ids in UTF-8, one a line", found=str(error)
+                ) from None
             lines = [line.strip() for line in text.splitlines() if line.strip()]
         chosen = self.index(pa.array(lines, pa.string()), where=uri)
         if len(np.unique(chosen)) != len(chosen):
@@ -158,7 +163,7 @@ class ClassTable:
             uri=uri,
             ids=ids,
             names=_names(table, ids),
-            E=_embeddings(table, uri),
+            E=_embeddings(table, uri, ids),
             seen=_flags(table, "seen", uri),
             image_count=_counts(table, uri),
             hops={
@@ -181,12 +186,12 @@ def _names(table: pa.Table, ids: pa.StringArray) -> list[str]:
     return [str(name) if name else str(key) for name, key in zip(given, ids, strict=True)]
 
 
-def _embeddings(table: pa.Table, uri: str) -> NDArray[np.float32] | None:
+def _embeddings(table: pa.Table, uri: str, ids: pa.StringArray) -> NDArray[np.float32] | None:
     if "embedding" not in table.column_names:
         return None
     where = f"{uri}, column 'embedding'"
     raw = arrays.matrix(_column(table, "embedding"), width=None, where=where)
-    return arrays.finite_float32(raw, where=where)
+    return arrays.finite_float32(raw, where=where, ids=ids)
 
 
 def _flags(table: pa.Table, name: str, uri: str) -> NDArray[np.bool_] | None:

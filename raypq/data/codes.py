@@ -97,6 +97,13 @@ class CodeFile:
                 raise InputError(
                     uri, expected=f"a code file of format {_FORMAT}", found=found.decode()
                 )
+            absent = {"raypq.M", "raypq.K", "raypq.model"} - {key.decode() for key in metadata}
+            absent |= {"column 'id'", "column 'code'"} - {
+                f"column '{name}'" for name in file.schema_arrow.names
+            }
+            if absent:
+                found = f"one without {', '.join(sorted(absent))}"
+                raise InputError(uri, expected="a code file", found=found)
             M, K = int(metadata[b"raypq.M"]), int(metadata[b"raypq.K"])
             code = file.schema_arrow.field("code").type
             if code != pa.binary(bytes_per_code(M, K)):

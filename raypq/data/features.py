@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from raypq.config import Columns
 from raypq.data import arrays
 from raypq.data.storage import Shard, list_shards, open_parquet
-from raypq.errors import InputError, RaypqError, ShardFailure
+from raypq.errors import InputError, JobError, RaypqError, ShardFailure
 
 _BATCH_BYTES = 32 << 20  # one batch of float32 features; bounds a worker's memory
 _MAX_ROWS = 8192
@@ -78,6 +78,7 @@ def survey(store: FeatureStore) -> Survey:
 
     Raises:
         InputError: no shard has a row.
+        JobError: every shard is bad.
     """
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda shard: _try_footer(shard, store.columns), store.shards))
@@ -98,6 +99,8 @@ def survey(store: FeatureStore) -> Survey:
             width, first = its_width, shard.uri
         shards.append(shard)
         rows.append(count)
+    if not shards:
+        raise JobError(failures, 0)
     if not failures and not sum(rows):
         raise InputError(
             store.shards[0].uri, expected="at least one row of features", found="empty shards only"
@@ -130,6 +133,10 @@ def _footer(shard: Shard, columns: Columns) -> tuple[int, int]:
 
 def _field(file: pq.ParquetFile, name: str, uri: str) -> pa.Field:
     schema = file.schema_arrow
+    if schema.names.count(name) > 1:
+        raise InputError(
+            uri, expected=f"one column '{name}'", found=f"{schema.names.count(name)} of that name"
+        )
     if name not in schema.names:
         raise InputError(
             uri, expected=f"a column '{name}'", found=f"columns {', '.join(schema.names)}"
@@ -160,6 +167,7 @@ def read_batches(
         wanted = [columns.id, columns.feature]
         has_label = labels and columns.label in file.schema_arrow.names
         if has_label:
+            _field(file, columns.label, shard.uri)
             wanted.append(columns.label)
         where = f"{shard.uri}, column '{columns.feature}'"
         expected = width or columns.width
@@ -176,7 +184,9 @@ def read_batches(
                     ids, where=f"{shard.uri}, column '{columns.id}'", nulls=False, row0=row
                 )
             elif ids.null_count:
-                arrays.strings(ids, where=f"{shard.uri}, column '{columns.id}'", nulls=False)
+                arrays.strings(
+                    ids, where=f"{shard.uri}, column '{columns.id}'", nulls=False, row0=row
+                )
             raw = arrays.matrix(
                 batch.column(columns.feature), width=expected, where=where, row0=row
             )

@@ -1,8 +1,9 @@
 """Generated data that behaves like ImageNet features: for the demo, benches and tests.
 
 Classes form a tree; a class's semantic vector is the sum of random steps along its path, so that
-near relatives are alike. An image is its class's vector with noise of its own, sent through a
-fixed random two-layer network, with noise on top: a noisy non-linear image of the semantics.
+near relatives are alike. What a class looks like is its semantic vector plus a part that no words
+tell. An image is that with noise of its own, sent through a fixed random two-layer network, with
+noise on top: a noisy non-linear image of the semantics.
 """
 
 from __future__ import annotations
@@ -30,13 +31,26 @@ class World:
     seen: NDArray[np.bool_]
     hidden: NDArray[np.float32]
     output: NDArray[np.float32]
+    looks: NDArray[np.float32]
     within: float
 
     @classmethod
     def create(
-        cls, *, classes: int, dx: int, da: int, rng: np.random.Generator, within: float = 0.45
+        cls,
+        *,
+        classes: int,
+        dx: int,
+        da: int,
+        rng: np.random.Generator,
+        within: float = 1.6,
+        untold: float = 0.6,
     ) -> World:
-        """A world; ``within`` is the spread of images around their class, in semantic units."""
+        """A world.
+
+        Args:
+            within: spread of images around their class, in lengths of a semantic vector.
+            untold: length of the part of a class's looks that its vector does not tell.
+        """
         depth = max(1, int(np.ceil(np.log(classes) / np.log(_BRANCHES))))
         E = np.zeros((classes, da))
         path = np.arange(classes)
@@ -51,6 +65,7 @@ class World:
         seen[unseen] = False
         return cls(
             E=E.astype(np.float32),
+            looks=(E + untold / np.sqrt(da) * rng.standard_normal(E.shape)).astype(np.float32),
             seen=seen,
             hidden=rng.standard_normal((da, width)).astype(np.float32),
             output=(rng.standard_normal((width, dx)) / np.sqrt(width)).astype(np.float32),
@@ -61,7 +76,7 @@ class World:
         """Features [n, dx] of images of classes y [n]."""
         da = self.E.shape[1]
         noise = rng.standard_normal((len(y), da), dtype=np.float32)
-        semantic = self.E[y] + np.float32(self.within / np.sqrt(da)) * noise
+        semantic = self.looks[y] + np.float32(self.within / np.sqrt(da)) * noise
         hidden = np.maximum(semantic @ self.hidden, 0)
         X = hidden @ self.output
         return X + np.float32(0.3 * self.within) * rng.standard_normal(X.shape, dtype=np.float32)

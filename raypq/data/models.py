@@ -76,10 +76,13 @@ class ModelFiles:
             written = str(document["fingerprint"])
         except FileNotFoundError as error:
             raise ModelError(
-                uri, expected="model.json and model.safetensors", found=f"no {error.filename}"
+                uri,
+                expected="model.json and model.safetensors",
+                found=f"no {error.filename or error}",
             ) from None
-        except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
-            raise ModelError(uri, expected="a raypq model", found=str(error)) from None
+        except (KeyError, TypeError, ValueError, NotADirectoryError, SafetensorError) as error:
+            found = f"no key {error}" if isinstance(error, KeyError) else str(error)
+            raise ModelError(uri, expected="a raypq model", found=found) from None
         if files.fingerprint != written:
             raise ModelError(
                 uri,

@@ -76,17 +76,27 @@ def read(store: str, version: int | None = None) -> Snapshot:
     if version is not None and version not in known:
         raise InputError(store, expected=f"version {version}", found=f"versions {known[-5:]}")
     name = join(store, "snapshots", f"{version if version is not None else known[-1]:020d}.json")
+    number = version if version is not None else known[-1]
     try:
         snapshot = Snapshot(**json.loads(read_bytes(name)))
     except (ValidationError, TypeError, ValueError) as error:
         raise InputError(
-            name, expected=f"a snapshot of format {FORMAT}", found=str(error).splitlines()[0]
+            name, expected=f"a snapshot of format {FORMAT}", found=_what(error)
         ) from None
+    if snapshot.version != number:
+        raise InputError(name, expected=f"version {number}", found=f"version {snapshot.version}")
     for receipt in snapshot.shards:
         place = PurePosixPath(receipt.path)
         if place.is_absolute() or ".." in place.parts or "://" in receipt.path:
             raise InputError(name, expected="paths inside the store", found=receipt.path)
     return snapshot
+
+
+def _what(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"key '{'.'.join(str(part) for part in first['loc'])}': {first['msg']}"
+    return str(error).splitlines()[0]
 
 
 def verify_sizes(store: str, snapshot: Snapshot) -> None:
@@ -147,5 +157,9 @@ def commit(
             # Taken: by another writer, or by our own request whose answer was lost.
             if read(store, version).nonce != nonce:
                 continue
+        except OSError:
+            # No answer, or a server's error: what is there now tells whether it was done.
+            if version not in versions(store) or read(store, version).nonce != nonce:
+                raise
         return snapshot
     raise ConflictError(f"{store}: {_TRIES} version numbers in a row were taken by other writers")

@@ -7,8 +7,11 @@ each has a *stem*, a flat name that is unique in its store and does not depend o
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +75,7 @@ def list_shards(uris: Sequence[str]) -> list[Shard]:
 
     Files and folders whose names start with ``.`` or ``_`` are passed over, as Spark, Hive and
     Arrow do. The stem is the path below the deepest folder common to all files, with ``/``
-    turned to ``--``.
+    turned to ``--`` (and a hash behind it, should that make two of them equal).
 
     Raises:
         InputError: nothing is there.
@@ -85,13 +88,14 @@ def list_shards(uris: Sequence[str]) -> list[Shard]:
             raise InputError(uri, expected="at least one .parquet file", found="none")
         for name, info in found.items():
             entries[name if is_local(uri) else fs.unstrip_protocol(name)] = info
-    places = {uri: PurePosixPath(uri.replace("://", "/", 1)) for uri in sorted(entries)}
+    places = {uri: PurePosixPath(uri.replace("://", "/", 1).lstrip("/")) for uri in sorted(entries)}
     base = os.path.commonpath([str(place.parent) for place in places.values()])
+    stems = _stems([place.relative_to(base) for place in places.values()])
     return [
         Shard(
             index=index,
             uri=uri,
-            stem=str(place.relative_to(base).with_suffix("")).replace("/", "--"),
+            stem=stem,
             size=int(entries[uri].get("size") or 0),
             modified=str(
                 entries[uri].get("ETag")
@@ -99,13 +103,26 @@ def list_shards(uris: Sequence[str]) -> list[Shard]:
                 or entries[uri].get("LastModified")
             ),
         )
-        for index, (uri, place) in enumerate(places.items())
+        for index, (uri, stem) in enumerate(zip(places, stems, strict=True))
+    ]
+
+
+def _stems(places: Sequence[PurePosixPath]) -> list[str]:
+    flat = [str(place.with_suffix("")).replace("/", "--") for place in places]
+    count = Counter(flat)  # a/b.parquet and a--b.parquet become one name
+    return [
+        stem
+        if count[stem] == 1
+        else f"{stem}-{hashlib.sha256(str(place).encode()).hexdigest()[:12]}"
+        for stem, place in zip(flat, places, strict=True)
     ]
 
 
 def _find(fs: AbstractFileSystem, path: str, uri: str) -> dict[str, dict[str, Any]]:
+    # A path that is there as it stands is no glob, whatever characters are in it.
+    glob = bool(_GLOB.intersection(path)) and not fs.exists(path)
     try:
-        if _GLOB.intersection(path):
+        if glob:
             matched = fs.glob(path, detail=True)
             found: dict[str, dict[str, Any]] = {}
             for name, info in matched.items():
@@ -121,8 +138,7 @@ def _find(fs: AbstractFileSystem, path: str, uri: str) -> dict[str, dict[str, An
         found = {}
     except PermissionError as error:
         raise InputError(uri, expected="a readable folder", found=str(error)) from None
-    root = path.split("*", 1)[0].split("?", 1)[0].split("[", 1)[0]
-    root = root if root == path else root.rsplit("/", 1)[0]
+    root = re.split(r"[*?[]", path, maxsplit=1)[0].rsplit("/", 1)[0] if glob else path
     return {
         name: info
         for name, info in found.items()
@@ -159,16 +175,18 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
         )
     except FileNotFoundError:
         raise InputError(uri, expected="a Parquet file", found="no such file") from None
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         if source is not None:
             source.close()
+        if isinstance(error, OSError) and not _is_arrows(error):
+            raise
         raise InputError(
             uri, expected="a complete Parquet file", found=_first_line(error)
         ) from None
     try:
         yield file
     except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        if isinstance(error, OSError) and not _is_arrows(error):
             raise
         raise InputError(
             uri, expected="readable Parquet pages", found=_first_line(error)
@@ -176,6 +194,12 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
     finally:
         file.close(force=True)
         source.close()
+
+
+def _is_arrows(error: OSError) -> bool:
+    # Arrow reports content that it cannot decode as a plain OSError without a number; a lost
+    # connection is a subclass, a full or failing disk has a number.
+    return type(error) is OSError and error.errno in (None, errno.EINVAL)
 
 
 def _first_line(error: BaseException) -> str:

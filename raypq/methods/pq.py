@@ -117,12 +117,23 @@ class PQ(ReductionMethod):
             fitted = scale(stats.sums["n"], stats.sums["x"], stats.sums["xx"])
             return state.then(fitted, phase="sample")
         if state.phase == "sample":
+            sample = self._sample(stats)
             state = self._first_projection(state, stats)
-            U = self._project(state, np.concatenate(stats.rows["sample"]))
+            U = self._project(state, sample)
             rng = np.random.default_rng([self.settings.seed, 1])
             C = codebooks.seed(U, self.settings.M, self.settings.K, rng)
             return state.then({"C": C}, phase="assign")
         return self._update_assign(state, stats)
+
+    def _sample(self, stats: Stats) -> NDArray[np.float32]:
+        found = stats.rows.get("sample", [])
+        n = sum(len(part) for part in found)
+        if n < self.settings.K:  # shards were left out on the way
+            raise ConfigError(
+                f"K: {self.settings.K} codewords need at least as many training rows, found {n} "
+                "in the shards that could be read"
+            )
+        return np.concatenate(found)
 
     def _first_projection(self, state: State, stats: Stats) -> State:
         """Sets ``P`` from the first pass, where the method has one."""
