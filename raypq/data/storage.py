@@ -27,6 +27,8 @@ from fsspec.core import url_to_fs
 from raypq.errors import InputError
 
 _GLOB = frozenset("*?[")
+# What Arrow raises for a damaged file.
+_UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError)
 _READ_BUFFER = 1 << 20  # bytes; bounds what a column reader holds beside its page
 
 
@@ -175,7 +177,7 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
         )
     except FileNotFoundError:
         raise InputError(uri, expected="a Parquet file", found="no such file") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except _UNREADABLE as error:
         if source is not None:
             source.close()
         if isinstance(error, OSError) and not _is_arrows(error):
@@ -185,7 +187,7 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
         ) from None
     try:
         yield file
-    except (pa.ArrowInvalid, OSError) as error:
+    except _UNREADABLE as error:
         if isinstance(error, OSError) and not _is_arrows(error):
             raise
         raise InputError(

@@ -1,0 +1,315 @@
+"""Every column type of a feature file gives the same rows, and a bad row is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raypq.config import Columns
+from raypq.data import arrays
+from raypq.data.features import FeatureStore, batch_rows, read_batches, survey
+from raypq.data.storage import list_shards
+from raypq.errors import InputError, JobError
+
+LAYOUTS = [
+    (layout, dtype)
+    for layout in ("fixed_size_list", "list", "large_list", "fixed_size_binary", "tensor")
+    for dtype in ("float16", "float32", "float64")
+    if (layout, dtype) != ("fixed_size_binary", "float64")
+]
+# Exact in float16, so that every type holds the same values.
+X = (np.arange(40, dtype=np.float32).reshape(10, 4) - 20) / 8
+IDS = [f"i{row}" for row in range(10)]
+
+
+def read(path: str, *, width: int | None = None, columns: Columns | None = None) -> list:
+    shard = list_shards([path])[0]
+    return list(read_batches(shard, columns or Columns(), width=width))
+
+
+@pytest.mark.parametrize(("layout", "dtype"), LAYOUTS)
+def test_every_layout_gives_the_same_rows(write, column, layout, dtype):
+    path = write("x.parquet", id=IDS, feature=column(layout, dtype, X))
+    (batch,) = read(path, width=4)
+    assert batch.X.dtype == np.float32
+    np.testing.assert_array_equal(batch.X, X)
+    assert batch.ids.to_pylist() == IDS
+    assert batch.labels is None
+
+
+@pytest.mark.parametrize(("layout", "dtype"), LAYOUTS)
+def test_the_footer_tells_rows_and_width(write, column, layout, dtype):
+    path = write("x.parquet", id=IDS, feature=column(layout, dtype, X))
+    found = survey(FeatureStore.open([path], Columns(width=4)))
+    assert (list(found.rows), found.width, list(found.failures)) == ([10], 4, [])
+
+
+@pytest.mark.parametrize(("layout", "dtype"), LAYOUTS)
+def test_slices_and_offsets(column, layout, dtype):
+    part = column(layout, dtype, X).slice(3, 5)
+    found = arrays.matrix(part, width=4, where="x")
+    assert found.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(found, X[3:8].astype(dtype))
+
+
+@pytest.mark.parametrize(("layout", "dtype"), LAYOUTS)
+def test_an_empty_shard_gives_no_batch(write, column, layout, dtype):
+    path = write("x.parquet", id=pa.array([], pa.string()), feature=column(layout, dtype, X[:0]))
+    assert read(path, width=4) == []
+
+
+@pytest.mark.parametrize("layout", ["fixed_size_list", "list", "large_list", "tensor"])
+def test_the_width_need_not_be_known(write, column, layout):
+    path = write("x.parquet", id=IDS, feature=column(layout, "float32", X))
+    np.testing.assert_array_equal(read(path)[0].X, X)
+
+
+def test_lists_share_arrows_memory(column):
+    whole = column("list", "float32", X)
+    assert np.shares_memory(
+        arrays.matrix(whole, width=4, where="x"), whole.values.to_numpy(zero_copy_only=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("ids", "kind"),
+    [
+        (pa.array(IDS), pa.string()),
+        (pa.array(IDS, pa.large_string()), pa.string()),
+        (pa.array(IDS).dictionary_encode(), pa.string()),
+        (pa.array(range(10), pa.int64()), pa.int64()),
+        (pa.array(range(10), pa.int32()), pa.string()),
+    ],
+)
+def test_ids(write, ids, kind):
+    (batch,) = read(write("x.parquet", id=ids, feature=X))
+    assert batch.ids.type == kind
+    assert [str(key) for key in batch.ids.to_pylist()] == [str(key) for key in ids.to_pylist()]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([1, 2] * 5, pa.int32()),
+        pa.array(["1", "2"] * 5),
+        pa.array(["1", "2"] * 5, pa.large_string()),
+        pa.array(["1", "2"] * 5).dictionary_encode(),
+        pa.array([1, 2] * 5).dictionary_encode(),
+    ],
+)
+def test_labels_are_strings(write, labels):
+    (batch,) = read(write("x.parquet", id=IDS, feature=X, label=labels))
+    assert batch.labels.type == pa.string()
+    assert batch.labels.to_pylist() == ["1", "2"] * 5
+
+
+def test_a_missing_label_stays_null(write):
+    labels = pa.array(["a", None] * 5)
+    (batch,) = read(write("x.parquet", id=IDS, feature=X, label=labels))
+    assert batch.labels.to_pylist() == ["a", None] * 5
+
+
+def test_columns_of_other_names(write):
+    path = write("x.parquet", key=IDS, vec=X, cls=["a"] * 10, other=[0] * 10)
+    columns = Columns(id="key", feature="vec", label="cls")
+    (batch,) = read(path, columns=columns)
+    assert batch.labels.to_pylist() == ["a"] * 10
+
+
+def test_batches_cover_every_row_once(write):
+    n = 2 * batch_rows(4) + 17
+    big = np.arange(4 * n, dtype=np.float32).reshape(n, 4)
+    path = write("x.parquet", row_group=5000, id=np.arange(n), feature=big)
+    batches = read(path, width=4)
+    assert len(batches) > 2
+    assert [batch.row for batch in batches] == list(
+        np.cumsum([0, *[len(batch) for batch in batches]])[:-1]
+    )
+    np.testing.assert_array_equal(np.concatenate([batch.X for batch in batches]), big)
+
+
+def test_batch_size_hangs_on_the_width_alone():
+    assert batch_rows(4) == 8192
+    assert batch_rows(2048) == 4096
+    assert batch_rows(10**9) == 64
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("layout", "dtype"), LAYOUTS)
+def test_a_value_that_is_not_finite_names_file_row_and_id(write, column, layout, dtype, value):
+    bad = X.copy()
+    bad[6, 2] = value
+    path = write("x.parquet", id=IDS, feature=column(layout, dtype, bad))
+    with pytest.raises(InputError) as caught:
+        read(path, width=4)
+    for part in (path, "row 6", "'i6'", "finite", "NaN or Inf"):
+        assert part in str(caught.value)
+
+
+def test_inf_that_cancels_out_is_found(write):
+    bad = X.copy()
+    bad[2, 0], bad[5, 1] = np.inf, -np.inf
+    with pytest.raises(InputError, match=r"row 2 \(id 'i2'\).*2 such row"):
+        read(write("x.parquet", id=IDS, feature=bad))
+
+
+def test_a_sum_too_large_for_float32_is_no_error(write):
+    big = np.full((10, 4), 3e38, np.float32)
+    np.testing.assert_array_equal(read(write("x.parquet", id=IDS, feature=big))[0].X, big)
+
+
+def test_a_float64_too_large_for_float32_is_refused(write):
+    big = X.astype(np.float64)
+    big[3, 0] = 1e300
+    with pytest.raises(InputError, match="row 3"):
+        read(write("x.parquet", id=IDS, feature=big))
+
+
+@pytest.mark.parametrize("layout", ["fixed_size_list", "list", "large_list", "tensor"])
+@pytest.mark.parametrize("what", ["vector", "value"])
+def test_nulls_name_the_row(write, column, layout, what):
+    rows = X.tolist()
+    rows[4] = None if what == "vector" else [1.0, None, 2.0, 3.0]
+    kind = column(layout, "float32", X).type
+    storage = kind.storage_type if layout == "tensor" else kind
+    feature = pa.array(rows, storage)
+    if layout == "tensor":
+        feature = pa.ExtensionArray.from_storage(kind, feature)
+    with pytest.raises(InputError, match="row 4.*null"):
+        read(write("x.parquet", id=IDS, feature=feature), width=4)
+
+
+def test_nulls_in_binary_name_the_row(write):
+    rows = [row.tobytes() for row in X]
+    rows[4] = None
+    path = write("x.parquet", id=IDS, feature=pa.array(rows, pa.binary(16)))
+    with pytest.raises(InputError, match="row 4.*null"):
+        read(path, width=4)
+
+
+def test_rows_are_counted_over_the_whole_file(write):
+    n = batch_rows(4) + 100
+    big = np.zeros((n, 4), np.float32)
+    big[n - 1, 0] = np.nan
+    path = write("x.parquet", id=np.arange(n), feature=big)
+    with pytest.raises(InputError, match=rf"row {n - 1} \(id {n - 1}\)"):
+        read(path, width=4)
+    keys = pa.array([*range(n - 1), None], pa.int64())
+    with pytest.raises(InputError, match=rf"column 'id', row {n - 1}: expected no nulls"):
+        read(write("y.parquet", id=keys, feature=np.zeros((n, 4), np.float32)), width=4)
+
+
+@pytest.mark.parametrize("layout", ["fixed_size_list", "list", "large_list", "fixed_size_binary"])
+def test_another_width_than_the_models(write, column, layout):
+    path = write("x.parquet", id=IDS, feature=column(layout, "float32", X))
+    with pytest.raises(InputError) as caught:
+        read(path, width=6)
+    assert path in str(caught.value)
+    assert "6" in caught.value.expected
+
+
+def test_a_fixed_width_is_checked_before_any_row(write):
+    path = write("x.parquet", id=pa.array([], pa.string()), feature=X[:0])
+    with pytest.raises(InputError, match="expected vectors of width 6, found 4"):
+        read(path, width=6)
+
+
+@pytest.mark.parametrize("layout", [pa.list_, pa.large_list])
+def test_mixed_widths_inside_a_shard(write, layout):
+    rows = X.tolist()
+    rows[7] = [1.0]
+    path = write("x.parquet", id=IDS, feature=pa.array(rows, layout(pa.float32())))
+    with pytest.raises(InputError, match="row 7: expected 4 values, found 1"):
+        read(path)
+
+
+def test_vectors_without_values(write):
+    path = write("x.parquet", id=IDS, feature=pa.array([[]] * 10, pa.list_(pa.float32())))
+    with pytest.raises(InputError, match="at least one value"):
+        read(path)
+
+
+def test_mixed_widths_across_shards(write):
+    write("f/a.parquet", id=IDS, feature=X)
+    write("f/b.parquet", id=IDS, feature=X[:, :3])
+    folder = str(Path(write("f/c.parquet", id=IDS, feature=X)).parent)
+    found = survey(FeatureStore.open([folder]))
+    assert [shard.stem for shard in found.shards] == ["a", "c"]
+    (failure,) = found.failures
+    assert failure.shard.endswith("b.parquet")
+    assert "width 4" in failure.reason
+    assert "width 3" in failure.reason
+
+
+def test_a_survey_of_bad_shards_only_names_them_all(write):
+    write("f/a.parquet", id=IDS)
+    folder = str(Path(write("f/b.parquet", id=IDS)).parent)
+    with pytest.raises(JobError) as caught:
+        survey(FeatureStore.open([folder]))
+    assert [Path(item.shard).name for item in caught.value.failures] == ["a.parquet", "b.parquet"]
+
+
+def test_a_survey_without_rows(write):
+    path = write("x.parquet", id=pa.array([], pa.string()), feature=X[:0])
+    with pytest.raises(InputError, match="at least one row"):
+        survey(FeatureStore.open([path]))
+
+
+def test_binary_needs_a_width(write, column):
+    path = write("x.parquet", id=IDS, feature=column("fixed_size_binary", "float32", X))
+    with pytest.raises(InputError, match=r"columns\.width"):
+        read(path)
+    with pytest.raises(InputError, match="10 or 20 bytes"):
+        read(path, width=5)
+
+
+@pytest.mark.parametrize(
+    ("feature", "says"),
+    [
+        (pa.array(["x"] * 10), "vector column"),
+        (pa.array([[1, 2]] * 10, pa.list_(pa.int32())), "float16, float32 or float64"),
+        (pa.array([1.5] * 10), "vector column"),
+    ],
+)
+def test_columns_of_other_types(write, feature, says):
+    path = write("x.parquet", id=IDS, feature=feature)
+    with pytest.raises(InputError, match=says):
+        read(path, width=4)
+
+
+@pytest.mark.parametrize("name", ["id", "feature"])
+def test_missing_columns_list_what_is_there(write, name):
+    columns = {"id": IDS, "feature": X, "extra": IDS}
+    del columns[name]
+    with pytest.raises(InputError, match=rf"expected a column '{name}', found columns .*extra"):
+        read(write("x.parquet", **columns))
+
+
+def test_two_columns_of_one_name(tmp_path):
+    vectors = arrays.fixed_list(X)
+    table = pa.Table.from_arrays([pa.array(IDS), vectors, vectors], ["id", "feature", "feature"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="one column 'feature', found 2"):
+        read(str(tmp_path / "x.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [
+        (pa.array([*IDS[:9], None]), "row 9: expected no nulls"),
+        (pa.array([*range(9), None], pa.int64()), "row 9: expected no nulls"),
+        (pa.array([0.5] * 10), "strings or integers, found double"),
+    ],
+)
+def test_bad_ids(write, ids, says):
+    with pytest.raises(InputError, match=says):
+        read(write("x.parquet", id=ids, feature=X))
+
+
+def test_a_label_of_another_type(write):
+    with pytest.raises(InputError, match="column 'label'.*strings or integers"):
+        read(write("x.parquet", id=IDS, feature=X, label=[0.5] * 10))
