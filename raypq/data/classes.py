@@ -16,7 +16,7 @@ from raypq.errors import ConfigError, InputError
 
 SPLITS = (
     "all, seen, unseen, 2-hops, 3-hops, most-N, least-N (N unseen classes by image_count, "
-    "such as most-500 or least-5K) or a file of class_ids, one a line"
+    "such as most-500 or least-5K), a file of class_ids, one a line, or several joined by +"
 )
 
 
@@ -75,7 +75,9 @@ class ClassTable:
             ConfigError: an unknown split.
             InputError: the table lacks the column that the split needs, or nothing is selected.
         """
-        chosen = self._select(spec)
+        # A file's name may hold a +; otherwise it joins splits.
+        parts = [spec] if "+" not in spec or exists(spec) else spec.split("+")
+        chosen = np.unique(np.concatenate([self._select(part) for part in parts]))
         if not len(chosen):
             raise InputError(self.uri, expected=f"at least one class in '{spec}'", found="none")
         return chosen
