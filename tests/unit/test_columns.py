@@ -179,7 +179,7 @@ def test_nulls_name_the_row(write, column, layout, what):
     feature = pa.array(rows, storage)
     if layout == "tensor":
         feature = pa.ExtensionArray.from_storage(kind, feature)
-    with pytest.raises(InputError, match="row 4.*null"):
+    with pytest.raises(InputError, match=r"row 4.*null"):
         read(write("x.parquet", id=IDS, feature=feature), width=4)
 
 
@@ -187,7 +187,7 @@ def test_nulls_in_binary_name_the_row(write):
     rows = [row.tobytes() for row in X]
     rows[4] = None
     path = write("x.parquet", id=IDS, feature=pa.array(rows, pa.binary(16)))
-    with pytest.raises(InputError, match="row 4.*null"):
+    with pytest.raises(InputError, match=r"row 4.*null"):
         read(path, width=4)
 
 
@@ -311,5 +311,5 @@ def test_bad_ids(write, ids, says):
 
 
 def test_a_label_of_another_type(write):
-    with pytest.raises(InputError, match="column 'label'.*strings or integers"):
+    with pytest.raises(InputError, match=r"column 'label'.*strings or integers"):
         read(write("x.parquet", id=IDS, feature=X, label=[0.5] * 10))
