@@ -1,20 +1,10 @@
-"""``raypq classify`` as a job: ``ray job submit --working-dir . -- python jobs/classify.py --config FILE``."""
+"""``raypq classify`` as a Ray job.
 
-from __future__ import annotations
+ray job submit --working-dir . -- python jobs/classify.py --config jobs/configs/classify.yaml
+"""
 
-import argparse
-
-from raypq import api, console
-from raypq.config import ClassifyJob, read_mapping
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file, such as jobs/configs/classify.yaml")
-    path = parser.parse_args().config
-    console.set_up()
-    api.classify(ClassifyJob.parse(read_mapping(path), origin=path))
-
+from raypq import api
+from raypq.config import ClassifyJob
 
 if __name__ == "__main__":
-    main()
+    api.run_job(ClassifyJob, api.classify)

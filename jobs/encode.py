@@ -1,20 +1,10 @@
-"""``raypq encode`` as a job: ``ray job submit --working-dir . -- python jobs/encode.py --config FILE``."""
+"""``raypq encode`` as a Ray job.
 
-from __future__ import annotations
+ray job submit --working-dir . -- python jobs/encode.py --config jobs/configs/encode.yaml
+"""
 
-import argparse
-
-from raypq import api, console
-from raypq.config import EncodeJob, read_mapping
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file, such as jobs/configs/encode.yaml")
-    path = parser.parse_args().config
-    console.set_up()
-    api.encode(EncodeJob.parse(read_mapping(path), origin=path))
-
+from raypq import api
+from raypq.config import EncodeJob
 
 if __name__ == "__main__":
-    main()
+    api.run_job(EncodeJob, api.encode)

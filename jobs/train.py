@@ -1,20 +1,10 @@
-"""``raypq train`` as a job: ``ray job submit --working-dir . -- python jobs/train.py --config FILE``."""
+"""``raypq train`` as a Ray job.
 
-from __future__ import annotations
+ray job submit --working-dir . -- python jobs/train.py --config jobs/configs/train.yaml
+"""
 
-import argparse
-
-from raypq import api, console
-from raypq.config import TrainJob, read_mapping
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file, such as jobs/configs/train.yaml")
-    path = parser.parse_args().config
-    console.set_up()
-    api.train(TrainJob.parse(read_mapping(path), origin=path))
-
+from raypq import api
+from raypq.config import TrainJob
 
 if __name__ == "__main__":
-    main()
+    api.run_job(TrainJob, api.train)

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, EvaluateJob, TrainJob
+from raypq import console
+from raypq.config import (
+    ClassifyJob,
+    ClusterSettings,
+    EncodeJob,
+    EvaluateJob,
+    Job,
+    TrainJob,
+    read_mapping,
+)
 from raypq.data.snapshot import Snapshot
+from raypq.errors import RaypqError
 from raypq.stages.crew import Crew, LocalCrew
 from raypq.stages.tally import Tally
 from raypq.stages.train import Trained
+
+J = TypeVar("J", bound=Job)
 
 
 @contextmanager
@@ -55,3 +69,19 @@ def evaluate(job: EvaluateJob, where: ClusterSettings | None = None) -> dict[str
 
     with open_crew(where or job.where) as crew:
         return stage.evaluate(job, crew)
+
+
+def run_job(cls: type[J], verb: Callable[[J], object], argv: list[str] | None = None) -> None:
+    """The body of an entry point in jobs/: reads ``--config FILE`` and runs the verb.
+
+    Ends the process with the error's exit code, its message on stderr.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", required=True, help="YAML file, such as those in jobs/configs")
+    path = parser.parse_args(argv).config
+    console.set_up()
+    try:
+        verb(cls.parse(read_mapping(path), origin=path))
+    except RaypqError as error:
+        print(f"raypq: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)

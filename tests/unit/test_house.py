@@ -22,7 +22,7 @@ ALLOWED = {
     "methods": {"kernels", "data", "config", "errors"},
     "stages": {"methods", "kernels", "data", "config", "errors", "console"},
     "distributed": {"stages", "kernels", "config", "errors", "console"},
-    "api": {"distributed", "stages", "data", "config", "methods"},
+    "api": {"distributed", "stages", "data", "config", "console", "errors"},
     "demo": {"api", "data", "config", "console"},
     "bench": {"api", "stages", "methods", "kernels", "data", "config", "errors", "console"},
     "cli": {"api", "demo", "bench", "kernels", "config", "console", "errors", "__version__"},

@@ -1,0 +1,90 @@
+"""The entry points of jobs/ run, and their example configs are valid."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raypq.config import ClassifyJob, EncodeJob, TrainJob, read_mapping
+from raypq.methods import registry
+
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
+CLASSES = {"train": TrainJob, "encode": EncodeJob, "classify": ClassifyJob}
+
+
+def test_every_job_has_an_example() -> None:
+    assert {path.stem for path in JOBS.glob("*.py")} == set(CLASSES)
+    assert {path.stem for path in (JOBS / "configs").glob("*.yaml")} == set(CLASSES)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_example_config_is_valid(name: str) -> None:
+    job = CLASSES[name].parse(read_mapping(JOBS / "configs" / f"{name}.yaml"))
+    if isinstance(job, TrainJob):
+        registry.create(job.method, job.settings)
+
+
+def test_jobs_run_the_main_path(generated: Path) -> None:
+    """Train, encode and classify by their entry points, without Ray."""
+    where = {"cluster": "none", "workers": 1}
+    configs = {
+        "train": {
+            "method": "pqzsl",
+            "features": [str(generated / "train")],
+            "classes": str(generated / "classes.parquet"),
+            "output": str(generated / "model"),
+            "settings": {"M": 5, "K": 16},
+        },
+        "encode": {
+            "model": str(generated / "model"),
+            "features": [str(generated / "test")],
+            "output": str(generated / "codes"),
+        },
+        "classify": {
+            "model": str(generated / "model"),
+            "codes": str(generated / "codes"),
+            "classes": str(generated / "classes.parquet"),
+            "output": str(generated / "predictions"),
+        },
+    }
+    for name, config in configs.items():
+        path = generated / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**config, "where": where}), encoding="utf-8")
+        done = _run(name, path)
+        assert done.returncode == 0, done.stderr
+    assert len(list((generated / "predictions" / "snapshots").glob("*.json"))) == 1
+
+
+def test_a_bad_config_ends_with_two(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("model: m\nfeatures: [f]\noutput: o\nworkers: 3\n", encoding="utf-8")
+    done = _run("encode", path)
+    assert done.returncode == 2
+    assert "unknown key 'workers'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _run(name: str, config: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(JOBS / f"{name}.py"), "--config", str(config)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def generated(tmp_path: Path) -> Path:
+    """A small generated world: train, test, classes.parquet."""
+    import numpy as np
+
+    from raypq.data import generate
+
+    rng = np.random.default_rng(5)
+    world = generate.World.create(classes=24, dx=32, da=16, rng=rng)
+    generate.write_classes(tmp_path / "classes.parquet", world)
+    for name, chosen in (("train", np.flatnonzero(world.seen)), ("test", np.arange(24))):
+        generate.write_features(
+            tmp_path / name, world, classes=chosen, images=600, shards=3, name=name, rng=rng
+        )
+    return tmp_path
