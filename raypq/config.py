@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raypq.errors import ConfigError
 
+Precision = Literal["fp32", "bf16"]
 Metric = Literal["l2", "cosine", "dot"]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -102,6 +103,7 @@ class EncodeJob(Job):
     model: str
     features: list[str]
     output: str
+    precision: Precision = Field("fp32", description="of the projection; bf16 changes some codes")
     columns: Columns = Columns()
 
 

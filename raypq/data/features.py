@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from raypq.errors import InputError, JobError, RaypqError, ShardFailure
 
 _BATCH_BYTES = 32 << 20  # one batch of float32 features; bounds a worker's memory
 _MAX_ROWS = 8192
+WIDTH_NOTE = b"raypq.width"  # metadata of a fixed_size_binary feature field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +125,7 @@ def _footer(shard: Shard, columns: Columns) -> tuple[int, int]:
         if pa.types.is_fixed_size_list(kind):
             return rows, kind.list_size
         if pa.types.is_fixed_size_binary(kind):
-            return rows, columns.width or 0
+            return rows, columns.width or _stored_width(field) or 0
         if not rows:
             return 0, 0
         first = next(file.iter_batches(batch_size=1, columns=[columns.feature]))
@@ -149,59 +151,96 @@ def batch_rows(width: int) -> int:
     return int(np.clip(_BATCH_BYTES // (4 * width), 64, _MAX_ROWS))
 
 
-def read_batches(
+class FeatureReader:
+    """One open shard: what its footer says, and its rows as a stream.
+
+    Attributes:
+        id_type: string or int64. label: whether labels are read.
+    """
+
+    def __init__(
+        self, file: pq.ParquetFile, shard: Shard, columns: Columns, width: int | None, labels: bool
+    ) -> None:
+        self._file, self._columns, self._uri = file, columns, shard.uri
+        _field(file, columns.id, shard.uri)
+        field = _field(file, columns.feature, shard.uri)
+        self._where = f"{shard.uri}, column '{columns.feature}'"
+        self._width = width or columns.width or _stored_width(field)
+        if pa.types.is_fixed_size_list(field.type):
+            self._width = arrays.matrix(
+                pa.array([], field.type), width=width, where=self._where
+            ).shape[1]
+        id_type = file.schema_arrow.field(columns.id).type
+        self.id_type = id_type if pa.types.is_int64(id_type) else pa.string()
+        self.label = labels and columns.label in file.schema_arrow.names
+        if self.label:
+            _field(file, columns.label, shard.uri)
+
+    def batches(self) -> Iterator[FeatureBatch]:
+        """The rows, a batch at a time; memory is bounded by the batch, not by the shard.
+
+        Raises:
+            InputError: wrong type or width, nulls, NaN or Inf, naming the row.
+        """
+        columns = self._columns
+        wanted = [columns.id, columns.feature] + ([columns.label] if self.label else [])
+        row = 0
+        for batch in self._file.iter_batches(
+            batch_size=batch_rows(self._width or 1024), columns=wanted
+        ):
+            if len(batch):
+                yield self._convert(batch, row)
+                row += len(batch)
+
+    def _convert(self, batch: pa.RecordBatch, row: int) -> FeatureBatch:
+        columns = self._columns
+        ids = self._names(batch, columns.id, row, nulls=False)
+        raw = arrays.matrix(
+            batch.column(columns.feature), width=self._width, where=self._where, row0=row
+        )
+        self._width = raw.shape[1]
+        return FeatureBatch(
+            X=arrays.finite_float32(raw, where=self._where, ids=ids, row0=row),
+            ids=ids,
+            labels=self._names(batch, columns.label, row, nulls=True) if self.label else None,
+            row=row,
+            where=self._uri,
+        )
+
+    def _names(self, batch: pa.RecordBatch, name: str, row: int, *, nulls: bool) -> pa.Array:
+        column = batch.column(name)
+        if name == self._columns.id and pa.types.is_int64(column.type) and not column.null_count:
+            return column
+        where = f"{self._uri}, column '{name}'"
+        return arrays.strings(column, where=where, nulls=nulls, row0=row)
+
+
+@contextmanager
+def open_features(
     shard: Shard, columns: Columns, *, width: int | None, labels: bool = True
-) -> Iterator[FeatureBatch]:
-    """Streams a shard in batches; memory is bounded by the batch, not by the shard.
+) -> Iterator[FeatureReader]:
+    """Opens a shard for reading.
 
     Args:
         width: dx that every row must have; None takes the shard's own.
         labels: read the label column where there is one.
 
     Raises:
-        InputError: missing column, wrong type or width, nulls, NaN or Inf, naming the row.
+        InputError: missing column, wrong type or width, a file that cannot be read.
     """
     with open_parquet(shard.uri) as file:
-        _field(file, columns.id, shard.uri)
-        field = _field(file, columns.feature, shard.uri)
-        wanted = [columns.id, columns.feature]
-        has_label = labels and columns.label in file.schema_arrow.names
-        if has_label:
-            _field(file, columns.label, shard.uri)
-            wanted.append(columns.label)
-        where = f"{shard.uri}, column '{columns.feature}'"
-        expected = width or columns.width
-        if pa.types.is_fixed_size_list(field.type) and width is not None:
-            arrays.matrix(pa.array([], field.type), width=width, where=where)
-        rows = batch_rows(expected or int(getattr(field.type, "list_size", 1024)))
-        row = 0
-        for batch in file.iter_batches(batch_size=rows, columns=wanted):
-            if not len(batch):
-                continue
-            ids = batch.column(columns.id)
-            if not pa.types.is_int64(ids.type):
-                ids = arrays.strings(
-                    ids, where=f"{shard.uri}, column '{columns.id}'", nulls=False, row0=row
-                )
-            elif ids.null_count:
-                arrays.strings(
-                    ids, where=f"{shard.uri}, column '{columns.id}'", nulls=False, row0=row
-                )
-            raw = arrays.matrix(
-                batch.column(columns.feature), width=expected, where=where, row0=row
-            )
-            expected = raw.shape[1]
-            yield FeatureBatch(
-                X=arrays.finite_float32(raw, where=where, ids=ids, row0=row),
-                ids=ids,
-                labels=arrays.strings(
-                    batch.column(columns.label),
-                    where=f"{shard.uri}, column '{columns.label}'",
-                    nulls=True,
-                )
-                if has_label
-                else None,
-                row=row,
-                where=shard.uri,
-            )
-            row += len(batch)
+        yield FeatureReader(file, shard, columns, width, labels)
+
+
+def read_batches(
+    shard: Shard, columns: Columns, *, width: int | None, labels: bool = True
+) -> Iterator[FeatureBatch]:
+    """Streams a shard; as ``open_features`` where nothing but the rows is wanted."""
+    with open_features(shard, columns, width=width, labels=labels) as reader:
+        yield from reader.batches()
+
+
+def _stored_width(field: pa.Field) -> int | None:
+    """The width that `raypq repack` notes beside a fixed_size_binary column."""
+    noted = (field.metadata or {}).get(WIDTH_NOTE)
+    return int(noted) if noted else None

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from raypq import kernels
-from raypq.config import Metric, Positive, Settings
+from raypq.config import Metric, Positive, Precision, Settings
 from raypq.data.models import ModelFiles
 from raypq.errors import ConfigError, NotFittedError
 
@@ -196,12 +196,16 @@ class Model(ABC):
         )
 
     @abstractmethod
-    def embed(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+    def embed(
+        self, X: NDArray[np.float32], *, precision: Precision = "fp32"
+    ) -> NDArray[np.float32]:
         """f: features [n, dx] to the common space [n, D]."""
 
-    def encode(self, X: NDArray[np.float32], *, device: str = "cpu") -> NDArray[np.uint8]:
+    def encode(
+        self, X: NDArray[np.float32], *, device: str = "cpu", precision: Precision = "fp32"
+    ) -> NDArray[np.uint8]:
         """Features [n, dx] to codes [n, M]."""
-        return kernels.encode(self.embed(X), self.C, device=device)
+        return kernels.encode(self.embed(X, precision=precision), self.C, device=device)
 
     def decode(self, B: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Codes [n, M] to the vectors [n, D] that they stand for."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raypq.config import Precision
 from raypq.errors import ModelError
 from raypq.methods.base import Model, Normalise
 
@@ -31,11 +32,16 @@ def normalise(
     return X
 
 
-def product(X: NDArray[np.float32], P: NDArray[np.float32]) -> NDArray[np.float32]:
-    """X Pᵀ for X [n, a] and P [b, a], through torch's matrix product."""
+def product(
+    X: NDArray[np.float32], P: NDArray[np.float32], precision: Precision = "fp32"
+) -> NDArray[np.float32]:
+    """X Pᵀ [n, b] for X [n, a] and P [b, a], through torch's matrix product."""
     if not len(X):
         return np.empty((0, len(P)), np.float32)
-    return (torch.from_numpy(np.ascontiguousarray(X)) @ torch.from_numpy(P).T).numpy()
+    left, right = torch.from_numpy(np.ascontiguousarray(X)), torch.from_numpy(P)
+    if precision == "bf16":
+        return (left.bfloat16() @ right.bfloat16().T).float().numpy()
+    return (left @ right.T).numpy()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +53,9 @@ class LinearModel(Model):
     ``class_mean``, ``class_inverse_std`` [da] where class embeddings are.
     """
 
-    def embed(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+    def embed(
+        self, X: NDArray[np.float32], *, precision: Precision = "fp32"
+    ) -> NDArray[np.float32]:
         if X.shape[1] != self.dx:
             raise ModelError(
                 f"{self.method} model",
@@ -56,7 +64,7 @@ class LinearModel(Model):
             )
         tensors = self.tensors
         X = normalise(X, self.settings.normalise, tensors.get("mean"), tensors.get("inverse_std"))
-        return product(X, tensors["P"]) if "P" in tensors else X
+        return product(X, tensors["P"], precision) if "P" in tensors else X
 
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         width = self.dx if self.da is None else self.da

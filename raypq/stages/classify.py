@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,19 +13,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import kernels
-from raypq.config import ClassifyJob, Columns, Metric
+from raypq.config import ClassifyJob, Metric
 from raypq.data import output, predictions, snapshot
+from raypq.data.ahead import ahead
 from raypq.data.classes import ClassTable
 from raypq.data.codes import CodeFile
-from raypq.data.features import FeatureStore, read_batches
+from raypq.data.features import FeatureStore, open_features
 from raypq.data.predictions import Best, PredictionBatch
 from raypq.data.snapshot import Snapshot
-from raypq.data.storage import Shard, join, open_parquet
+from raypq.data.storage import Shard, join
 from raypq.errors import ConfigError, ModelError
 from raypq.methods import registry
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew
-from raypq.stages.encode import ShardTask, run_id, write_store
+from raypq.stages.store import ShardTask, run_id, write_store
 from raypq.stages.tally import Tally
 
 _CODE_ROWS = 8192
@@ -56,6 +58,27 @@ class Candidates:
         return {name: part for name, part in parts.items() if len(part)}
 
 
+TopK = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and classes, both [n, k]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Some images and the best of each group for them."""
+
+    ids: pa.Array
+    labels: pa.StringArray | None
+    best: dict[str, TopK]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """An open shard of codes or of features."""
+
+    id_type: pa.DataType
+    label: bool
+    batches: Iterator[_Found]
+
+
 class ClassifyWorker:
     """Scans shards with the tables of one model and class set, built on first use."""
 
@@ -77,57 +100,65 @@ class ClassifyWorker:
 
     def __call__(self, task: ShardTask, shared: None) -> tuple[output.Receipt, Tally]:
         tally = Tally.empty(len(self._candidates.table))
-        rows = self._code_rows if self._job.codes else self._feature_rows
-        schema, batches = rows(task.shard, tally)
-        receipt = output.write_shard(
-            self._job.output,
-            task.shard,
-            model=self._model.fingerprint,
-            schema=schema,
-            batches=batches,
-            options=predictions.WRITE_OPTIONS,
-        )
+        with self._open(task.shard) as rows:
+            schema = self._schema(rows.id_type, rows.label)
+            receipt = output.write_shard(
+                self._job.output,
+                task.shard,
+                model=self._model.fingerprint,
+                schema=schema,
+                batches=self._batches(rows.batches, schema, tally, task.shard.uri),
+                options=predictions.WRITE_OPTIONS,
+            )
         return receipt, tally
 
-    def _code_rows(self, shard: Shard, tally: Tally) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        file = CodeFile.open(shard.uri)
-        check_model(file, self._model)
-        schema = self._schema(file.id_type, file.label)
+    @contextmanager
+    def _open(self, shard: Shard) -> Iterator[_Rows]:
+        if self._job.codes is not None:
+            file = CodeFile.open(shard.uri)
+            check_model(file, self._model)
+            found = (_Found(b.ids, b.labels, self._scan(b.B)) for b in file.batches(_CODE_ROWS))
+            yield _Rows(id_type=file.id_type, label=file.label, batches=found)
+            return
+        columns = self._job.columns
+        with open_features(shard, columns, width=self._model.dx) as reader:
+            found = (_Found(b.ids, b.labels, self._score(b.X)) for b in ahead(reader.batches()))
+            yield _Rows(id_type=reader.id_type, label=reader.label, batches=found)
 
-        def batches() -> Iterator[pa.RecordBatch]:
-            for batch in file.batches(_CODE_ROWS):
-                found = {
-                    name: kernels.topk_per_code(
-                        batch.B, tables, self._job.top_k, device=self._job.where.device
-                    )
-                    for name, tables in self._tables.items()
-                }
-                yield self._record(schema, found, batch.ids, batch.labels, tally, shard.uri)
+    def _scan(self, B: NDArray[np.uint8]) -> dict[str, TopK]:
+        """The best of each group for codes [n, M]."""
+        k, device = self._job.top_k, self._job.where.device
+        return {
+            name: kernels.topk_per_code(B, tables, k, device=device)
+            for name, tables in self._tables.items()
+        }
 
-        return schema, batches()
+    def _score(self, X: NDArray[np.float32]) -> dict[str, TopK]:
+        """The best of each group for features [n, dx], uncompressed."""
+        U = self._model.embed(X)
+        k, device = self._job.top_k, self._job.where.device
+        return {
+            name: kernels.topk_per_vector(U, tables, k, device=device)
+            for name, tables in self._tables.items()
+        }
 
-    def _feature_rows(
-        self, shard: Shard, tally: Tally
-    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        columns: Columns = self._job.columns
-        with open_parquet(shard.uri) as file:
-            names = file.schema_arrow
-            label = columns.label in names.names
-            int_id = columns.id in names.names and pa.types.is_int64(names.field(columns.id).type)
-        schema = self._schema(pa.int64() if int_id else pa.string(), label)
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            for batch in read_batches(shard, columns, width=self._model.dx):
-                U = self._model.embed(batch.X)
-                found = {
-                    name: kernels.topk_per_vector(
-                        U, tables, self._job.top_k, device=self._job.where.device
-                    )
-                    for name, tables in self._tables.items()
-                }
-                yield self._record(schema, found, batch.ids, batch.labels, tally, shard.uri)
-
-        return schema, batches()
+    def _batches(
+        self, batches: Iterator[_Found], schema: pa.Schema, tally: Tally, where: str
+    ) -> Iterator[pa.RecordBatch]:
+        groups, table = self._candidates.groups, self._candidates.table
+        row = 0
+        for found in batches:
+            placed = {name: (score, groups[name][at]) for name, (score, at) in found.best.items()}
+            score, classes = merge_topk(list(placed.values()), self._job.top_k)
+            n = len(found.ids)
+            y = np.full(n, -1, np.int32)
+            if found.labels is not None:
+                y = table.index(found.labels, where=where, row0=row)
+            best = {name: Best(score=s[:, 0], classes=c[:, 0]) for name, (s, c) in placed.items()}
+            batch = PredictionBatch(score=score, classes=classes, y=y, best=best)
+            tally.add(batch)
+            row += n
+            yield predictions.record_batch(schema, table, batch, ids=found.ids, labels=found.labels)
 
     def _schema(self, id_type: pa.DataType, label: bool) -> pa.Schema:
         metadata = {
@@ -140,33 +171,8 @@ class ClassifyWorker:
         both = set(self._candidates.groups) == set(predictions.GROUPS)
         return predictions.schema(id_type=id_type, label=label, groups=both, metadata=metadata)
 
-    def _record(
-        self,
-        schema: pa.Schema,
-        found: dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]],
-        ids: pa.Array,
-        labels: pa.StringArray | None,
-        tally: Tally,
-        where: str,
-    ) -> pa.RecordBatch:
-        groups = self._candidates.groups
-        placed = {name: (score, groups[name][at]) for name, (score, at) in found.items()}
-        score, classes = merge_topk(list(placed.values()), self._job.top_k)
-        n = len(ids)
-        y = np.full(n, -1, np.int32)
-        if labels is not None:
-            y = self._candidates.table.index(labels, where=where)
-        best = {name: Best(score=s[:, 0], classes=c[:, 0]) for name, (s, c) in placed.items()}
-        batch = PredictionBatch(score=score, classes=classes, y=y, best=best)
-        tally.add(batch)
-        return predictions.record_batch(
-            schema, self._candidates.table, batch, ids=ids, labels=labels
-        )
 
-
-def merge_topk(
-    parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]], k: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def merge_topk(parts: list[TopK], k: int) -> TopK:
     """The k best of several lists of each row, ties to the lower index; [n, ≤ k]."""
     if len(parts) == 1:
         return parts[0]

@@ -21,7 +21,7 @@ from raypq.data.predictions import PredictionBatch
 from raypq.data.storage import Shard, join
 from raypq.errors import InputError, ShardFailure
 from raypq.stages.crew import Crew, Gang, settle
-from raypq.stages.encode import ShardTask
+from raypq.stages.store import ShardTask
 from raypq.stages.tally import Tally, class_mean
 
 CURVE_POINTS = 2048  # values of γ on the seen-unseen curve
