@@ -15,6 +15,7 @@ from raypq.config import (
     EncodeJob,
     EvaluateJob,
     Job,
+    RepackJob,
     TrainJob,
     read_mapping,
 )
@@ -45,6 +46,14 @@ def train(job: TrainJob) -> Trained:
 
     with open_crew(job.where) as crew:
         return stage.train(job, crew)
+
+
+def repack(job: RepackJob) -> dict[str, Any]:
+    """Rewrites a feature store to the layout that reads fastest (``raypq repack``)."""
+    from raypq.stages import repack as stage
+
+    with open_crew(job.where) as crew:
+        return stage.repack(job, crew)
 
 
 def encode(job: EncodeJob) -> Snapshot:

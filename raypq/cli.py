@@ -227,6 +227,34 @@ def encode(**options: Any) -> None:
 
 
 @main.command()
+@click.option(
+    "--features",
+    required=True,
+    multiple=True,
+    help="Parquet folder, file or glob; may be repeated.",
+)
+@click.option("--output", required=True, help="Folder to write; shards keep their names.")
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32")
+@_bad_shard
+@_columns
+@_cluster
+@_verb
+def repack(**options: Any) -> None:
+    """Rewrite a feature store to the layout that reads fastest (fixed_size_binary).
+
+    \b
+    Example:
+      raypq repack --features features/ --output fast/
+    """
+    from raypq import api
+    from raypq.config import RepackJob
+
+    where, columns = _where(options), _columns_of(options)
+    options |= {"features": list(options["features"]), "where": where, "columns": columns}
+    _print(api.repack(_job(RepackJob, options)))
+
+
+@main.command()
 @click.option("--model", required=True, help="Model directory.")
 @click.option("--codes", help="Code store.")
 @click.option(

@@ -97,6 +97,15 @@ class TrainJob(Job):
     tune: bool = False
 
 
+class RepackJob(Job):
+    """``raypq repack``."""
+
+    features: list[str]
+    output: str
+    dtype: Literal["float32", "float16"] = "float32"
+    columns: Columns = Columns()
+
+
 class EncodeJob(Job):
     """``raypq encode``."""
 

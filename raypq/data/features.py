@@ -119,13 +119,13 @@ def _try_footer(shard: Shard, columns: Columns) -> tuple[int, int] | RaypqError:
 
 def _footer(shard: Shard, columns: Columns) -> tuple[int, int]:
     with open_parquet(shard.uri) as file:
-        field = _field(file, columns.feature, shard.uri)
+        field = feature_field(file, columns.feature, shard.uri)
         rows = file.metadata.num_rows
         kind = field.type.storage_type if isinstance(field.type, pa.ExtensionType) else field.type
         if pa.types.is_fixed_size_list(kind):
             return rows, kind.list_size
         if pa.types.is_fixed_size_binary(kind):
-            return rows, columns.width or _stored_width(field) or 0
+            return rows, columns.width or stored_width(field) or 0
         if not rows:
             return 0, 0
         first = next(file.iter_batches(batch_size=1, columns=[columns.feature]))
@@ -133,7 +133,12 @@ def _footer(shard: Shard, columns: Columns) -> tuple[int, int]:
         return rows, arrays.matrix(first.column(0), width=columns.width, where=where).shape[1]
 
 
-def _field(file: pq.ParquetFile, name: str, uri: str) -> pa.Field:
+def feature_field(file: pq.ParquetFile, name: str, uri: str) -> pa.Field:
+    """The field of a column.
+
+    Raises:
+        InputError: no such column, or several of the name.
+    """
     schema = file.schema_arrow
     if schema.names.count(name) > 1:
         raise InputError(
@@ -162,10 +167,10 @@ class FeatureReader:
         self, file: pq.ParquetFile, shard: Shard, columns: Columns, width: int | None, labels: bool
     ) -> None:
         self._file, self._columns, self._uri = file, columns, shard.uri
-        _field(file, columns.id, shard.uri)
-        field = _field(file, columns.feature, shard.uri)
+        feature_field(file, columns.id, shard.uri)
+        field = feature_field(file, columns.feature, shard.uri)
         self._where = f"{shard.uri}, column '{columns.feature}'"
-        self._width = width or columns.width or _stored_width(field)
+        self._width = width or columns.width or stored_width(field)
         if pa.types.is_fixed_size_list(field.type):
             self._width = arrays.matrix(
                 pa.array([], field.type), width=width, where=self._where
@@ -174,7 +179,7 @@ class FeatureReader:
         self.id_type = id_type if pa.types.is_int64(id_type) else pa.string()
         self.label = labels and columns.label in file.schema_arrow.names
         if self.label:
-            _field(file, columns.label, shard.uri)
+            feature_field(file, columns.label, shard.uri)
 
     def batches(self) -> Iterator[FeatureBatch]:
         """The rows, a batch at a time; memory is bounded by the batch, not by the shard.
@@ -240,7 +245,7 @@ def read_batches(
         yield from reader.batches()
 
 
-def _stored_width(field: pa.Field) -> int | None:
+def stored_width(field: pa.Field) -> int | None:
     """The width that `raypq repack` notes beside a fixed_size_binary column."""
     noted = (field.metadata or {}).get(WIDTH_NOTE)
     return int(noted) if noted else None

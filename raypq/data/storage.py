@@ -234,16 +234,33 @@ def read_bytes(uri: str) -> bytes:
 
 def write_bytes(uri: str, content: bytes) -> None:
     """Writes a file whole, replacing what was there in one step."""
+    with replacing(uri) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(uri: str) -> Iterator[IO[bytes]]:
+    """A file to write that takes its name only when it is complete; nothing is left of a failure.
+
+    An object store gives an object its name when its upload is closed, and never half of it.
+    """
     fs, path = filesystem(uri)
     if not is_local(uri):
-        fs.pipe_file(path, content)
+        upload = fs.open(path, "wb")
+        try:
+            yield upload
+        except BaseException:
+            upload.discard()
+            upload.closed = True  # or its end of life would commit what is there
+            raise
+        upload.close()
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with partial.open("wb") as file:
-            file.write(content)
+        with partial.open("xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)

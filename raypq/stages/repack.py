@@ -1,0 +1,151 @@
+"""Repack: a feature store rewritten so that it reads as fast as the disk.
+
+Vectors become fixed_size_binary, uncompressed and without a dictionary: a page is then copied as
+it stands (3.4–4.8 GB/s a thread where fixed_size_list gives 0.5–0.8). The width is noted beside
+the column, other columns are carried through, and every page has a checksum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raypq import console
+from raypq.config import Columns, RepackJob
+from raypq.data import arrays
+from raypq.data.features import WIDTH_NOTE, FeatureStore, batch_rows, feature_field, stored_width
+from raypq.data.storage import join, open_parquet, replacing
+from raypq.errors import InputError, ShardFailure
+from raypq.stages.crew import Crew, settle
+from raypq.stages.store import ShardTask
+
+_GROUP_BYTES = 64 << 20  # of vectors in a row group
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repacked:
+    """One rewritten shard."""
+
+    rows: int
+    bytes_before: int
+
+
+class RepackWorker:
+    """Rewrites feature shards."""
+
+    def __init__(self, columns: Columns, output: str, dtype: str) -> None:
+        self._columns, self._output, self._dtype = columns, output, np.dtype(dtype)
+
+    def __call__(self, task: ShardTask, shared: None) -> Repacked:
+        shard, name = task.shard, self._columns.feature
+        rows = 0
+        with open_parquet(shard.uri) as file:
+            field = feature_field(file, name, shard.uri)
+            width = self._columns.width or stored_width(field)
+            batches = self._convert(file, shard.uri, width)
+            first = next(batches, None)
+            if first is None:
+                width = width or int(getattr(field.type, "list_size", 0))
+                schema = self._schema(file.schema_arrow, name, width)
+            else:
+                size = first.schema.field(name).type.byte_width
+                schema = self._schema(file.schema_arrow, name, size // self._dtype.itemsize)
+            with replacing(join(self._output, f"{shard.stem}.parquet")) as sink:
+                plain = [column for column in schema.names if column != name]
+                with pq.ParquetWriter(
+                    sink,
+                    schema,
+                    compression={
+                        column: "NONE" if column == name else "ZSTD" for column in schema.names
+                    },
+                    use_dictionary=plain,
+                    write_page_checksum=True,
+                    write_statistics=plain,
+                ) as writer:
+                    for batch in _groups(first, batches, schema):
+                        writer.write_table(batch, len(batch))
+                        rows += len(batch)
+        return Repacked(rows=rows, bytes_before=shard.size)
+
+    def _schema(self, schema: pa.Schema, name: str, width: int) -> pa.Schema:
+        kind = pa.binary(width * self._dtype.itemsize)
+        field = pa.field(name, kind, nullable=False, metadata={WIDTH_NOTE: str(width)})
+        return schema.set(schema.get_field_index(name), field)
+
+    def _convert(
+        self, file: pq.ParquetFile, uri: str, width: int | None
+    ) -> Iterator[pa.RecordBatch]:
+        name = self._columns.feature
+        where = f"{uri}, column '{name}'"
+        row = 0
+        for batch in file.iter_batches(batch_size=batch_rows(width or 1024)):
+            if not len(batch):
+                continue
+            raw = arrays.matrix(batch.column(name), width=width, where=where, row0=row)
+            width = raw.shape[1]
+            X = arrays.finite_float32(raw, where=where, row0=row)
+            stored = arrays.fixed_binary(_bytes(X, self._dtype, f"{where}, row {row} and on"))
+            place = batch.schema.get_field_index(name)
+            yield batch.set_column(place, pa.field(name, stored.type, nullable=False), stored)
+            row += len(batch)
+
+
+def _bytes(X: NDArray[np.float32], dtype: np.dtype[Any], where: str) -> NDArray[np.uint8]:
+    with np.errstate(over="ignore"):
+        narrow = X.astype(dtype)
+    if dtype != X.dtype and not np.isfinite(narrow).all():
+        raise InputError(
+            where, expected="values that float16 can hold", found=f"{np.abs(X).max():g}"
+        )
+    return narrow.view(np.uint8).reshape(len(X), -1)
+
+
+def _groups(
+    first: pa.RecordBatch | None, rest: Iterator[pa.RecordBatch], schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """Batches gathered to row groups of a good size."""
+    held = [first] if first is not None else []
+    size = sum(batch.nbytes for batch in held)
+    for batch in rest:
+        held.append(batch)
+        size += batch.nbytes
+        if size >= _GROUP_BYTES:
+            yield pa.Table.from_batches(held, held[0].schema).cast(schema)
+            held, size = [], 0
+    if held:
+        yield pa.Table.from_batches(held, held[0].schema).cast(schema)
+
+
+def repack(job: RepackJob, crew: Crew) -> dict[str, Any]:
+    """Rewrites every shard of a store under ``output``, keeping the shards' names.
+
+    Raises:
+        JobError: shards that could not be read; every good one is written.
+    """
+    store = FeatureStore.open(job.features, job.columns)
+    tasks = [ShardTask(shard=shard) for shard in store.shards]
+    rows = 0
+    failures: list[ShardFailure] = []
+    with (
+        crew.hire(RepackWorker, job.columns, job.output, job.dtype) as gang,
+        console.progress(len(tasks), "repack") as progress,
+    ):
+        for outcome in gang.map(tasks):
+            if outcome.failure:
+                failures.append(outcome.failure)
+            else:
+                rows += outcome.result.rows
+            progress.done(0 if outcome.failure else outcome.result.rows)
+    settle(failures, len(tasks) - len(failures), job.on_bad_shard)
+    return {
+        "output": job.output,
+        "shards": len(tasks) - len(failures),
+        "images": rows,
+        "quarantined": [str(failure) for failure in failures],
+    }

@@ -1,0 +1,97 @@
+"""Repacking keeps every value, name and column; reading ahead keeps order and errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raypq.config import RepackJob
+from raypq.data.ahead import ahead
+from raypq.data.features import FeatureStore, read_batches, survey
+from raypq.errors import JobError
+from raypq.stages.crew import LocalCrew
+from raypq.stages.repack import repack
+
+X = np.random.default_rng(0).standard_normal((300, 24)).astype(np.float32)
+
+
+def _read(folder: str) -> np.ndarray:
+    store = FeatureStore.open([folder])
+    parts = [b.X for s in store.shards for b in read_batches(s, store.columns, width=None)]
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("layout", ["fixed_size_list", "list", "large_list"])
+def test_values_names_and_other_columns_stay(
+    write, column, tmp_path: Path, layout: str, dtype: str
+) -> None:
+    values = X.astype(dtype)
+    for part, rows in enumerate((slice(0, 120), slice(120, 300))):
+        n = len(values[rows])
+        write(
+            f"in/a{part}.parquet",
+            row_group=50,
+            id=list(range(n)),
+            feature=column(layout, dtype, values[rows]),
+            note=[f"n{row}" for row in range(n)],
+        )
+    out = str(tmp_path / "out")
+    told = repack(RepackJob(features=[str(tmp_path / "in")], output=out, dtype=dtype), LocalCrew())
+    assert (told["images"], told["shards"]) == (300, 2)
+    assert sorted(path.name for path in Path(out).iterdir()) == ["a0.parquet", "a1.parquet"]
+    np.testing.assert_array_equal(_read(out), values.astype(np.float32))
+    assert survey(FeatureStore.open([out])).width == 24
+    table = pq.read_table(f"{out}/a1.parquet")
+    assert table.schema.field("feature").type == pa.binary(24 * values.itemsize)
+    assert table.column("note")[3].as_py() == "n3"
+
+
+def test_an_empty_shard_stays_empty(write, tmp_path: Path) -> None:
+    write("in/a.parquet", id=["x"], feature=X[:1])
+    write("in/b.parquet", id=pa.array([], pa.string()), feature=X[:0])
+    out = str(tmp_path / "out")
+    told = repack(RepackJob(features=[str(tmp_path / "in")], output=out), LocalCrew())
+    assert told["images"] == 1
+    assert pq.read_table(f"{out}/b.parquet").num_rows == 0
+
+
+def test_too_large_for_float16_is_an_error_and_leaves_no_file(write, tmp_path: Path) -> None:
+    write("in/a.parquet", id=["x", "y"], feature=np.array([[1, 2], [3, 7e4]], np.float32))
+    out = tmp_path / "out"
+    job = RepackJob(features=[str(tmp_path / "in")], output=str(out), dtype="float16")
+    with pytest.raises(JobError, match="float16 can hold, found 70000"):
+        repack(job, LocalCrew())
+    assert not list(out.iterdir())
+
+
+def test_reading_ahead_keeps_order_and_passes_errors_on() -> None:
+    def items() -> Iterator[int]:
+        yield from range(20)
+        raise ValueError("at twenty")
+
+    found = []
+    with pytest.raises(ValueError, match="at twenty"):
+        found.extend(ahead(items()))  # extend keeps what came before the error
+    assert found == list(range(20))
+
+
+def test_reading_ahead_stops_with_its_consumer() -> None:
+    made = []
+
+    def items() -> Iterator[int]:
+        for item in range(1000):
+            made.append(item)
+            yield item
+
+    for item in ahead(items()):
+        if item == 3:
+            break
+    time.sleep(0.05)
+    assert len(made) <= 7
