@@ -35,10 +35,15 @@ def normalise(
 def product(
     X: NDArray[np.float32], P: NDArray[np.float32], precision: Precision = "fp32"
 ) -> NDArray[np.float32]:
-    """X Pᵀ [n, b] for X [n, a] and P [b, a], through torch's matrix product."""
+    """X Pᵀ [n, b] for X [n, a] and P [b, a], through torch's matrix product.
+
+    Of row-major arrays always: another layout is summed in another order, and a model would embed
+    otherwise after loading than before saving.
+    """
     if not len(X):
         return np.empty((0, len(P)), np.float32)
-    left, right = torch.from_numpy(np.ascontiguousarray(X)), torch.from_numpy(P)
+    left = torch.from_numpy(np.ascontiguousarray(X))
+    right = torch.from_numpy(np.ascontiguousarray(P))
     if precision == "bf16":
         return (left.bfloat16() @ right.bfloat16().T).float().numpy()
     return (left @ right.T).numpy()

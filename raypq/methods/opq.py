@@ -56,14 +56,14 @@ class OPQ(PQ):
         variance, axes = np.linalg.eigh(stats.sums["G"])
         order = np.argsort(variance)[::-1][:D]
         P = axes.T[order][allocate(variance[order], self.settings.M)]
-        return state.then({"P": fix_signs(P).astype(np.float32)})
+        return state.then({"P": fix_signs(P).astype(np.float32, order="C")})
 
     def _moves_projection(self, state: State) -> bool:
         return True
 
     def _next_projection(self, state: State, stats: Stats) -> State:
         left, _, right = np.linalg.svd(stats.sums["qx"], full_matrices=False)
-        P = (left @ right).astype(np.float32)
+        P = (left @ right).astype(np.float32, order="C")
         # The codeword sums were taken under the old P; Σu moves with it to first order only, so
         # the next pass measures what the new pair is worth.
         return state.then({"P": P})

@@ -289,8 +289,8 @@ class PQZSL(PQ):
 def _arrays(embedding: Embedding) -> dict[str, Array]:
     """The embedding in full, and its P and Q in the precision that the shards use."""
     return {
-        "P": embedding.P.astype(np.float32),
-        "Q": embedding.Q.astype(np.float32),
+        "P": embedding.P.astype(np.float32, order="C"),
+        "Q": embedding.Q.astype(np.float32, order="C"),
         **{f"_{name}": getattr(embedding, name) for name in "PQZFH"},
     }
 

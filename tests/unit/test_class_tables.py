@@ -62,9 +62,19 @@ def test_splits(table, spec, ids):
     assert chosen(table, spec) == ids
 
 
-@pytest.mark.skip(reason="joining several splits by + is not supported yet")
-def test_joined_splits(table):
-    assert chosen(table, "seen+2-hops") == "abc"
+@pytest.mark.parametrize(
+    ("spec", "ids"),
+    [("seen+2-hops", "abc"), ("2-hops+3-hops", "cd"), ("most-1+least-1+seen", "abcd")],
+)
+def test_joined_splits(table, spec, ids):
+    assert chosen(table, spec) == ids, "each class once, in table order"
+
+
+def test_a_file_whose_name_holds_a_plus(table, tmp_path):
+    (tmp_path / "a+b").write_text("b")
+    assert chosen(table, str(tmp_path / "a+b")) == "b"
+    with pytest.raises(ConfigError, match="unknown split 'x'"):
+        table.select("seen+x")
 
 
 def test_thousands(write):
@@ -108,7 +118,7 @@ def test_bad_files_of_ids(table, tmp_path, content, says):
 
 @pytest.mark.parametrize("spec", ["4-hops", "most-", "most-K", "most-x", "most-²", "nothing.txt"])
 def test_unknown_splits(table, spec):
-    with pytest.raises(ConfigError, match="unknown split.*most-N"):
+    with pytest.raises(ConfigError, match=r"unknown split.*most-N"):
         table.select(spec)
 
 

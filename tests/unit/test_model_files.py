@@ -74,7 +74,7 @@ def test_other_storage(files):
     files.save("memory://models/m")
     assert ModelFiles.load("memory://models/m").fingerprint == files.fingerprint
     fsspec.filesystem("memory").rm("/models/m/model.safetensors")
-    with pytest.raises(ModelError, match="no .*model.safetensors"):
+    with pytest.raises(ModelError, match=r"no .*model\.safetensors"):
         ModelFiles.load("memory://models/m")
 
 
@@ -108,7 +108,7 @@ def test_a_missing_file_is_named(saved, name):
 
 
 def test_no_model(tmp_path):
-    with pytest.raises(ModelError, match="model.json"):
+    with pytest.raises(ModelError, match=r"model\.json"):
         ModelFiles.load(str(tmp_path / "none"))
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="a raypq model"):
@@ -150,7 +150,7 @@ def test_another_format(saved):
 def test_an_unknown_method(files, tmp_path):
     other = ModelFiles(content=CONTENT | {"method": "no"}, tensors=files.tensors, record={})
     other.save(str(tmp_path / "m"))
-    with pytest.raises(ModelError, match="a method among .*pqzsl.*, found no"):
+    with pytest.raises(ModelError, match=r"a method among .*pqzsl.*, found no"):
         registry.load(str(tmp_path / "m"))
 
 

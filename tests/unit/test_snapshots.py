@@ -1,4 +1,4 @@
-"""A reader of a store sees one complete version or the one before it, and nothing is overwritten."""
+"""A reader sees one complete version or the one before it; nothing is ever overwritten."""
 
 from __future__ import annotations
 

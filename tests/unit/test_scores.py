@@ -1,0 +1,365 @@
+"""Tally and evaluation against cases computed by hand and against all γ by brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raypq import kernels
+from raypq.config import EvaluateJob
+from raypq.data import output, predictions, snapshot
+from raypq.data.classes import ClassTable
+from raypq.data.predictions import Best, PredictionBatch
+from raypq.data.storage import Shard
+from raypq.errors import InputError, JobError
+from raypq.stages.classify import merge_topk
+from raypq.stages.crew import LocalCrew
+from raypq.stages.evaluate import evaluate, harmonic
+from raypq.stages.tally import Tally
+
+
+def make_table(write, T: int, seen: np.ndarray | None = None) -> ClassTable:
+    columns = {"class_id": [f"c{t}" for t in range(T)]}
+    if seen is not None:
+        columns["seen"] = seen
+    return ClassTable.open(write("classes.parquet", **columns))
+
+
+def batch_of(S: np.ndarray, y: np.ndarray, k: int, seen: np.ndarray | None) -> PredictionBatch:
+    """What classification gives for scores S [n, T]: the k best, and the best of each group."""
+    order = np.argsort(-S, axis=1, kind="stable")[:, :k]
+    best = {}
+    if seen is not None:
+        for name, group in (("seen", np.flatnonzero(seen)), ("unseen", np.flatnonzero(~seen))):
+            at = group[np.argmax(S[:, group], axis=1)]
+            best[name] = Best(score=S[np.arange(len(S)), at].astype(np.float32), classes=at)
+    return PredictionBatch(
+        score=np.take_along_axis(S, order, 1).astype(np.float32),
+        classes=order,
+        y=y.astype(np.int32),
+        best=best,
+    )
+
+
+class Store:
+    """Writes a prediction store from scores."""
+
+    def __init__(self, root: str, table: ClassTable, *, k: int, groups: bool, **summary) -> None:
+        self.root, self.table, self.k, self.groups = root, table, k, groups
+        self.summary = {"candidates": "all", "calibration": 0.0} | summary
+
+    def write(self, shards: list[tuple[np.ndarray, np.ndarray]], *, labels: bool = True) -> None:
+        schema = predictions.schema(
+            id_type=pa.int64(), label=labels, groups=self.groups, metadata={}
+        )
+        receipts = []
+        for index, (S, y) in enumerate(shards):
+            batch = batch_of(S, y, self.k, self.table.seen if self.groups else None)
+            names = pa.array([f"c{t}" if t >= 0 else None for t in y], pa.string())
+            record = predictions.record_batch(
+                schema,
+                self.table,
+                batch,
+                ids=pa.array(range(len(y)), pa.int64()),
+                labels=names if labels else None,
+            )
+            shard = Shard(index=index, uri=f"/{index}", stem=f"s{index}", size=1, modified="")
+            receipts.append(
+                output.write_shard(
+                    self.root,
+                    shard,
+                    model="f",
+                    schema=schema,
+                    batches=[record] if len(y) else [],
+                    options=predictions.WRITE_OPTIONS,
+                )
+            )
+        snapshot.commit(
+            self.root, kind="predictions", run_id="r", expected=[r.shard for r in receipts],
+            receipts=receipts, summary=self.summary,
+        )  # fmt: skip
+
+    def evaluate(self, **settings) -> dict:
+        job = EvaluateJob(predictions=self.root, classes=self.table.uri, **settings)
+        return evaluate(job, LocalCrew(1))
+
+
+# Four classes, 0 and 1 seen; rows are images with their label, best class first.
+SEEN = np.array([True, True, False, False])
+LABELS = np.array([0, 0, 0, 1, 2, 2, 3, -1])
+RANKS = [
+    [0, 1, 2, 3],  # right
+    [1, 0, 2, 3],  # second
+    [2, 3, 1, 0],  # last, and wrong within the seen
+    [1, 2, 3, 0],  # right
+    [2, 0, 1, 3],  # right
+    [0, 2, 1, 3],  # second, but right within the unseen
+    [1, 2, 0, 3],  # last, and wrong within the unseen
+    [3, 2, 1, 0],  # no label
+]
+
+
+def scores(ranks: list[list[int]]) -> np.ndarray:
+    S = np.empty((len(ranks), len(ranks[0])))
+    for row, order in enumerate(ranks):
+        S[row, order] = -np.arange(len(order))
+    return S
+
+
+def test_tally_by_hand():
+    tally = Tally.empty(4)
+    tally.add(batch_of(scores(RANKS), LABELS, 4, SEEN))
+    assert tally.rows[0] == 8
+    assert tally.images.tolist() == [3, 1, 2, 1]
+    assert tally.hits[0].tolist() == [1, 1, 1, 0]
+    assert tally.group_hits.tolist() == [1, 1, 2, 0]
+    assert tally.predicted.tolist() == [2, 3, 2, 1]
+    accuracy = tally.accuracy()
+    assert accuracy["classes"] == 4
+    assert accuracy["images"] == 7
+    assert accuracy["hit@1"] == pytest.approx((1 / 3 + 1 + 1 / 2 + 0) / 4), "mean over classes"
+    assert accuracy["hit@1_image_mean"] == pytest.approx(3 / 7), "mean over images"
+    assert "hit@5" not in accuracy, "four predictions cannot tell"
+
+
+def test_tally_of_chosen_classes():
+    tally = Tally.empty(4)
+    tally.add(batch_of(scores(RANKS), LABELS, 4, SEEN))
+    assert tally.accuracy(~SEEN)["hit@1"] == pytest.approx((1 / 2 + 0) / 2)
+    assert tally.accuracy(np.zeros(4, bool)) == {"classes": 0, "images": 0}
+
+
+def test_hit_at_k():
+    rng = np.random.default_rng(0)
+    S, y = rng.standard_normal((400, 15)), rng.integers(0, 15, 400)
+    tally = Tally.empty(15)
+    tally.add(batch_of(S, y, 12, None))
+    right = S[np.arange(400), y][:, None]
+    rank = np.greater(S, right).sum(axis=1)
+    for k in (1, 5, 10):
+        by_class = [np.mean(rank[y == t] < k) for t in range(15)]
+        assert tally.accuracy()[f"hit@{k}"] == pytest.approx(np.mean(by_class))
+        assert tally.accuracy()[f"hit@{k}_image_mean"] == pytest.approx(np.mean(rank < k))
+
+
+def test_tallies_add_up_in_any_order():
+    rng = np.random.default_rng(1)
+    S, y = rng.standard_normal((60, 6)), rng.integers(-1, 6, 60)
+    whole = Tally.empty(6)
+    whole.add(batch_of(S, y, 5, None))
+    parts = []
+    for rows in np.split(np.arange(60), [0, 7, 30, 31]):
+        part = Tally.empty(6)
+        part.add(batch_of(S[rows], y[rows], 5, None))
+        parts.append(part)
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
+        total = Tally.empty(6)
+        for index in order:
+            total.merge(parts[index])
+        for name in ("rows", "k", "predicted", "images", "hits", "group_hits"):
+            np.testing.assert_array_equal(getattr(total, name), getattr(whole, name))
+
+
+def test_the_summary_lists_predicted_classes_by_how_often(write):
+    tally = Tally.empty(4)
+    tally.add(batch_of(scores(RANKS), LABELS, 4, SEEN))
+    found = tally.summary(make_table(write, 4))
+    assert list(found["predicted"].items()) == [("c1", 3), ("c0", 2), ("c2", 2), ("c3", 1)]
+
+
+def test_merging_the_best_of_two_groups():
+    a = np.array([[3.0, 1.0]], np.float32), np.array([[5, 2]])
+    b = np.array([[3.0, 2.0]], np.float32), np.array([[1, 9]])
+    score, index = merge_topk([a, b], 3)
+    assert score.tolist() == [[3.0, 3.0, 2.0]]
+    assert index.tolist() == [[1, 5, 9]], "ties to the lower index"
+
+
+@pytest.mark.parametrize(("ts", "tr", "H"), [(0, 0, 0), (1, 1, 1), (0.5, 1, 2 / 3), (0, 1, 0)])
+def test_harmonic_mean(ts, tr, H):
+    assert harmonic(ts, tr) == pytest.approx(H)
+
+
+def test_gzsl_by_hand(write, tmp_path):
+    store = Store(str(tmp_path / "p"), make_table(write, 4, SEEN), k=4, groups=True)
+    S = scores(RANKS)
+    store.write([(S[:3], LABELS[:3]), (S[3:3], LABELS[3:3]), (S[3:], LABELS[3:])])
+    found = store.evaluate()
+    assert found["images"] == 8
+    tr, ts = (1 / 3 + 1) / 2, (1 / 2 + 0) / 2
+    assert found["tr"] == pytest.approx(tr)
+    assert found["ts"] == pytest.approx(ts)
+    assert found["H"] == pytest.approx(2 * ts * tr / (ts + tr))
+    assert found["zsl"] == pytest.approx((1 + 0) / 2), "among the unseen classes alone"
+    assert found["seen_only"] == pytest.approx((1 / 3 + 1) / 2)
+    assert found["unseen"]["hit@1_image_mean"] == pytest.approx(1 / 3)
+    assert found["top1"]["hit@1"] == pytest.approx((1 / 3 + 1 + 1 / 2 + 0) / 4)
+
+
+def test_zsl_when_only_unseen_classes_are_candidates(write, tmp_path):
+    table = make_table(write, 4, SEEN)
+    S = scores(RANKS)[4:7]
+    S[:, :2] = -99
+    store = Store(str(tmp_path / "p"), table, k=2, groups=False, candidates="unseen")
+    store.write([(S, LABELS[4:7])])
+    found = store.evaluate(split="unseen")
+    assert found["zsl"] == pytest.approx(0.5)
+    assert "H" not in found
+    assert "calibrated" not in found
+
+
+def test_a_split_judges_its_images_only(write, tmp_path):
+    store = Store(str(tmp_path / "p"), make_table(write, 4, SEEN), k=4, groups=True)
+    store.write([(scores(RANKS), LABELS)])
+    found = store.evaluate(split="seen")
+    assert found["top1"]["images"] == 4
+    assert found["tr"] == pytest.approx((1 / 3 + 1) / 2)
+    assert "ts" not in found
+
+
+def test_without_a_seen_column(write, tmp_path):
+    store = Store(str(tmp_path / "p"), make_table(write, 4), k=4, groups=False)
+    store.write([(scores(RANKS), LABELS)])
+    found = store.evaluate()
+    assert "ts" not in found
+    assert found["top1"]["hit@1_image_mean"] == pytest.approx(3 / 7)
+
+
+def brute_force(S: np.ndarray, y: np.ndarray, seen: np.ndarray, gamma: float) -> tuple:
+    """ts, tr and H when γ is taken off every seen class's score, by class and by argmax."""
+    # At equal scores a seen class loses, as the margin rule has it: order unseen first.
+    order = np.concatenate([np.flatnonzero(~seen), np.flatnonzero(seen)])
+    shifted = (S - gamma * seen)[:, order]
+    predicted = order[np.argmax(shifted, axis=1)]
+    by_class = np.array([np.mean(predicted[y == t] == t) for t in range(len(seen))])
+    ts, tr = by_class[~seen].mean(), by_class[seen].mean()
+    return ts, tr, harmonic(ts, tr)
+
+
+def generated(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores that are multiples of 1/8, labels, and who is seen; unseen classes score lower."""
+    rng = np.random.default_rng(seed)
+    seen = np.arange(8) < 5
+    y = np.concatenate([np.arange(8), rng.integers(0, 8, 300)])
+    S = rng.integers(-16, 16, (len(y), 8)) / 8 + 1.5 * seen
+    S[np.arange(len(y)), y] += rng.integers(0, 16, len(y)) / 8
+    return S, y, seen
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.25, -1.0, 3.0])
+def test_figures_at_gamma_against_brute_force(write, tmp_path, seed, gamma):
+    S, y, seen = generated(seed)
+    store = Store(str(tmp_path / "p"), make_table(write, 8, seen), k=8, groups=True)
+    store.write([(S[:100], y[:100]), (S[100:], y[100:])])
+    found = store.evaluate(calibration=gamma)["calibrated"]
+    ts, tr, H = brute_force(S, y, seen, gamma)
+    assert found["gamma"] == gamma
+    assert (found["ts"], found["tr"], found["H"]) == pytest.approx((ts, tr, H))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_curve_against_brute_force(write, tmp_path, seed):
+    S, y, seen = generated(seed)
+    store = Store(str(tmp_path / "p"), make_table(write, 8, seen), k=8, groups=True)
+    store.write([(S[:100], y[:100]), (S[100:], y[100:])])
+    found = store.evaluate()["calibrated"]
+    margins = S[:, seen].max(axis=1) - S[:, ~seen].max(axis=1)
+    # Every value that changes anything, and one below them all.
+    curve = np.array([brute_force(S, y, seen, g) for g in [margins.min() - 1, *np.unique(margins)]])
+    ts, tr, H = curve.T
+    area = float(np.sum(0.5 * (tr[1:] + tr[:-1]) * np.diff(ts)))
+    assert found["ausuc"] == pytest.approx(area, abs=1e-9)
+    assert found["best_H"] == pytest.approx(H.max(), abs=1e-9)
+    assert brute_force(S, y, seen, found["best_gamma"])[2] == pytest.approx(H.max(), abs=1e-9)
+    assert "gamma" not in found, "no γ was given"
+
+
+def test_scores_that_are_calibrated_already(write, tmp_path):
+    """The store says which γ is in its scores; the figures are those of the plain scores."""
+    S, y, seen = generated(9)
+    table = make_table(write, 8, seen)
+    plain = Store(str(tmp_path / "plain"), table, k=8, groups=True)
+    moved = Store(str(tmp_path / "moved"), table, k=8, groups=True, calibration=0.8125)
+    plain.write([(S, y)])
+    moved.write([(S - 0.8125 * seen, y)])
+    a, b = (store.evaluate(calibration=1.0)["calibrated"] for store in (plain, moved))
+    assert a == pytest.approx(b)
+    assert moved.evaluate()["H"] == pytest.approx(brute_force(S, y, seen, 0.8125)[2])
+
+
+def test_the_models_calibration_is_the_default(write, tmp_path):
+    S, y, seen = generated(3)
+    store = Store(
+        str(tmp_path / "p"), make_table(write, 8, seen), k=8, groups=True, model_calibration=0.5
+    )
+    store.write([(S, y)])
+    assert store.evaluate()["calibrated"]["gamma"] == 0.5
+    assert store.evaluate(calibration=0.25)["calibrated"]["gamma"] == 0.25
+
+
+def test_no_labels(write, tmp_path):
+    store = Store(str(tmp_path / "p"), make_table(write, 4, SEEN), k=4, groups=True)
+    store.write([(scores(RANKS), LABELS)], labels=False)
+    with pytest.raises(InputError, match="predictions with labels, found no labelled image"):
+        store.evaluate()
+
+
+def test_a_store_of_codes_is_refused(write, tmp_path):
+    table = make_table(write, 4)
+    snapshot.commit(str(tmp_path / "c"), kind="codes", run_id="r", expected=[], receipts=[])
+    with pytest.raises(InputError, match="expected a prediction store, found codes"):
+        Store(str(tmp_path / "c"), table, k=1, groups=False).evaluate()
+
+
+def test_a_class_table_that_lacks_a_class(write, tmp_path):
+    store = Store(str(tmp_path / "p"), make_table(write, 4), k=4, groups=False)
+    store.write([(scores(RANKS), LABELS)])
+    store.table = ClassTable.open(write("other.parquet", class_id=["c0", "c1", "c2"]))
+    with pytest.raises(JobError, match=r"among the 3 class_ids.*found 'c3'"):
+        store.evaluate()
+
+
+def test_predictions_read_back(write, tmp_path):
+    """What classification wrote is what evaluation reads, over many batches."""
+    rng = np.random.default_rng(5)
+    S, y = rng.standard_normal((500, 4)), rng.integers(0, 4, 500)
+    table = make_table(write, 4, SEEN)
+    store = Store(str(tmp_path / "p"), table, k=3, groups=True)
+    store.write([(S, y)])
+    (receipt,) = snapshot.read(store.root).shards
+    wanted = batch_of(S, y, 3, SEEN)
+    found = list(predictions.read(f"{store.root}/{receipt.path}", table, rows=64))
+    assert len(found) > 1
+    for name in ("score", "classes", "y"):
+        np.testing.assert_array_equal(
+            np.concatenate([getattr(part, name) for part in found]), getattr(wanted, name)
+        )
+    for group in ("seen", "unseen"):
+        np.testing.assert_array_equal(
+            np.concatenate([part.best[group].classes for part in found]),
+            wanted.best[group].classes,
+        )
+
+
+def test_scores_of_tables_against_their_definition():
+    """eq. 23 and 24: −‖q − v‖², cosine and dot product of decoded codes and prototypes."""
+    rng = np.random.default_rng(0)
+    C = rng.standard_normal((3, 8, 2)).astype(np.float32)
+    V = rng.standard_normal((5, 6)).astype(np.float32)
+    bias = rng.standard_normal(5)
+    B = rng.integers(0, 8, (20, 3)).astype(np.uint8)
+    q = kernels.decode(B, C).astype(np.float64)
+    inner = q @ V.T.astype(np.float64)
+    lengths = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(V, axis=1)
+    wanted = {
+        "dot": inner,
+        "cosine": inner / lengths,
+        "l2": -((q[:, None, :] - V) ** 2).sum(axis=2),
+    }
+    for metric, S in wanted.items():
+        score, index = kernels.topk_per_code(B, kernels.build_tables(C, V, bias, metric), 5)
+        order = np.argsort(-(S + bias), axis=1)
+        np.testing.assert_array_equal(index, order)
+        np.testing.assert_allclose(score, np.take_along_axis(S + bias, order, 1), atol=1e-5)
