@@ -7,6 +7,7 @@ alternated: codes, codewords, and the rotation that best maps x to q (orthogonal
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -24,6 +25,7 @@ class OPQSettings(PQSettings):
     """As pq, with a rotation."""
 
     D: Positive | None = Field(None, description="width after projection; default: dx")
+    polish: int = Field(10, ge=0, description="passes for the codebooks alone, rotation fixed")
 
 
 class OPQModel(PQModel):
@@ -59,14 +61,35 @@ class OPQ(PQ):
         return state.then({"P": fix_signs(P).astype(np.float32, order="C")})
 
     def _moves_projection(self, state: State) -> bool:
-        return True
+        return state.iteration < self.settings.iterations
+
+    def _advance(self, state: State) -> State:
+        return advance_and_polish(self, state, self.settings.iterations, self.settings.polish)
 
     def _next_projection(self, state: State, stats: Stats) -> State:
+        if not self._moves_projection(state):
+            return state
         left, _, right = np.linalg.svd(stats.sums["qx"], full_matrices=False)
         P = (left @ right).astype(np.float32, order="C")
         # The codeword sums were taken under the old P; Σu moves with it to first order only, so
         # the next pass measures what the new pair is worth.
         return state.then({"P": P})
+
+
+def advance_and_polish(method: PQ, state: State, iterations: int, polish: int) -> State:
+    """On to the next pass: ``iterations`` that move the embedding too, then ``polish`` that move
+    the codebooks alone. Each part ends early when what it lowers stops falling.
+
+    Codewords follow a moving embedding one pass behind, so without the polish they would not be
+    the means of the rows that the final embedding gives them, and re-seeded ones could miss.
+    """
+    iteration = state.iteration + 1
+    if iteration < iterations:
+        settled = method.stalled(state, "objective")
+        return replace(state, iteration=iterations if settled else iteration)
+    settled = state.iteration >= iterations and method.stalled(state, "quantization_error")
+    over = iteration >= iterations + polish or settled
+    return replace(state, phase="done" if over else state.phase, iteration=iteration)
 
 
 def gram(X: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -164,10 +164,10 @@ class PQ(ReductionMethod):
 
     def _advance(self, state: State) -> State:
         iteration = state.iteration + 1
-        over = iteration >= self.settings.iterations or self._stalled(state, "objective")
+        over = iteration >= self.settings.iterations or self.stalled(state, "objective")
         return replace(state, phase="done" if over else state.phase, iteration=iteration)
 
-    def _stalled(self, state: State, name: str) -> bool:
+    def stalled(self, state: State, name: str) -> bool:
         """Whether the last pass lowered a value by no more than the tolerance."""
         values = [note[name] for note in state.history]
         return len(values) > 1 and values[-2] - values[-1] <= self.settings.tolerance * abs(

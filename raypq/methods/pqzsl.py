@@ -26,7 +26,7 @@ from raypq.config import Metric, Positive
 from raypq.errors import ConfigError, InputError
 from raypq.methods.base import Array, Corpus, MethodSettings, Normalise, State, Stats, TrainBatch
 from raypq.methods.linear import LinearModel, normalise
-from raypq.methods.opq import allocate, fix_signs, gram
+from raypq.methods.opq import advance_and_polish, allocate, fix_signs, gram
 from raypq.methods.pq import PQ, PQModel, PQSettings, outer, scale
 
 Matrix = NDArray[Any]  # float64; NumPy types its linear algebra only loosely
@@ -274,16 +274,7 @@ class PQZSL(PQ):
         return {**note, **terms, "objective": quantization + sum(terms.values())}
 
     def _advance(self, state: State) -> State:
-        s = self.settings
-        iteration = state.iteration + 1
-        if iteration < s.iterations:
-            # A settled embedding goes straight on to the polish.
-            skip = self._stalled(state, "objective")
-            return replace(state, iteration=s.iterations if skip else iteration)
-        polishing = state.iteration >= s.iterations
-        settled = polishing and self._stalled(state, "quantization_error")
-        over = iteration >= s.iterations + s.polish or settled
-        return replace(state, phase="done" if over else state.phase, iteration=iteration)
+        return advance_and_polish(self, state, self.settings.iterations, self.settings.polish)
 
 
 def _arrays(embedding: Embedding) -> dict[str, Array]:

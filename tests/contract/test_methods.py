@@ -266,13 +266,17 @@ def decreases(values: list[float], slack: float) -> bool:
 
 @every_method
 @pytest.mark.parametrize("seed", range(3))
-def test_the_objective_never_rises(name, trained, data, seed):
+def test_the_objective_never_rises(name, fit, data, seed):
     """PQ and VQ alternate two exact minimisations; PQZSL's joint update is shown to fall too.
 
     OPQ turns the rotation and moves the codewords at once, as in its paper's code, and may rise
     by a hair.
     """
-    model = trained(name, seed=seed, tolerance=0.0, iterations=12)
+    noise = np.random.default_rng(seed).standard_normal((N, DX))
+    X = (data["X"] + noise).astype(np.float32)
+    # A small sample leaves the passes something to do.
+    method = small(name, seed=seed, tolerance=0.0, iterations=12, sample=100)
+    model = fit(method, X, y=data["y"], A=data["A"])
     history = model.record["history"]
     values = [note["objective"] for note in history]
     assert len(values) > 2
@@ -280,9 +284,9 @@ def test_the_objective_never_rises(name, trained, data, seed):
     assert decreases(values, 1e-3 if name == "opq" else 1e-9)
     assert values[-1] < values[0]
     assert history[-1]["empty"] == 0
-    U, q = model.embed(data["X"]), model.decode(model.encode(data["X"]))
+    U, q = model.embed(X), model.decode(model.encode(X))
     found = ((U - q) ** 2).sum(axis=1).mean()
-    assert found <= history[-1]["quantization_error"] * 1.001, "the last update counts too"
+    assert found <= history[-1]["quantization_error"] * (1 + 1e-6), "the last update counts too"
 
 
 @every_method
