@@ -337,6 +337,42 @@ def evaluate_classification(json_file: str | None, **options: Any) -> None:
 
 
 @main.command()
+@click.argument(
+    "name",
+    type=click.Choice(["all", "classify", "search", "encode", "train", "read", "pipeline"]),
+)
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--classes", help="Class table for the pipeline bench. [default: generated]")
+@click.option("--json", "json_file", type=click.Path(), help="Write the figures here too.")
+@_verb
+def bench(name: str, threads: int, classes: str | None, json_file: str | None) -> None:
+    """Run raypq and its peers side by side, in one process on the same data.
+
+    \b
+    Example:
+      raypq bench all --json results.json
+    """
+    from raypq.bench import report
+
+    names = list(report.NAMES) if name == "all" else [name]
+    report.run(names, threads=threads, classes=classes, json_file=json_file)
+
+
+@main.command()
+@_verb
+def doctor() -> None:
+    """Say what this installation can do: kernels, instruction set, threads, torch, CUDA.
+
+    \b
+    Example:
+      raypq doctor
+    """
+    from raypq import kernels
+
+    _print(kernels.active())
+
+
+@main.command()
 @click.option(
     "--output", default="demo-output", show_default=True, help="Folder to write everything to."
 )

@@ -1,0 +1,135 @@
+"""Contenders, rounds, medians, and the machine they ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+REPEATS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One way to do the work.
+
+    Attributes:
+        run: does it once. work: how much that is, in the bench's unit (contenders may take
+            parts of different size; rates are compared). ours: raypq or a peer.
+    """
+
+    name: str
+    run: Callable[[], object]
+    work: float
+    ours: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """What a contender reached: medians over the rounds."""
+
+    name: str
+    rate: float
+    seconds: float
+    ours: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """A ratio that is asked for: the rate of ``ours`` over the rate of ``peer``."""
+
+    ours: str
+    peer: str
+    at_least: float
+
+
+@dataclass(kw_only=True)
+class Result:
+    """One table of a bench."""
+
+    bench: str
+    case: str
+    unit: str
+    lines: list[Line]
+    checks: dict[str, Any] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+    goals: list[dict[str, Any]] = field(default_factory=list)
+
+    def judge(self, goals: Sequence[Goal]) -> Result:
+        """Adds how far each goal was reached; goals whose peer is absent are left out."""
+        rates = {line.name: line.rate for line in self.lines}
+        for goal in goals:
+            if goal.ours in rates and goal.peer in rates:
+                ratio = rates[goal.ours] / rates[goal.peer]
+                self.goals.append(
+                    {
+                        "ours": goal.ours,
+                        "peer": goal.peer,
+                        "ratio": ratio,
+                        "at_least": goal.at_least,
+                        "reached": ratio >= goal.at_least,
+                    }
+                )
+        return self
+
+
+def rounds(contenders: Sequence[Contender], repeats: int = REPEATS) -> list[Line]:
+    """Runs every contender once to warm up and then ``repeats`` times, in turns."""
+    times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for turn in range(repeats + 1):
+        for contender in contenders:
+            start = time.perf_counter()
+            contender.run()
+            if turn:
+                times[contender.name].append(time.perf_counter() - start)
+    lines = []
+    for contender in contenders:
+        seconds = statistics.median(times[contender.name])
+        lines.append(
+            Line(
+                name=contender.name,
+                rate=contender.work / seconds,
+                seconds=seconds,
+                ours=contender.ours,
+            )
+        )
+    return lines
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Hardware, versions and date, as they stand beside every figure."""
+    from raypq import kernels
+
+    packages = {}
+    for name in ("raypq", "numpy", "torch", "faiss-cpu", "pyarrow", "ray"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "absent"
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "python": platform.python_version(),
+        "packages": packages,
+        "kernels": kernels.active(),
+    }
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

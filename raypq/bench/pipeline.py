@@ -1,0 +1,221 @@
+"""Whole verbs from stored files: encode by one worker, classify on a local Ray."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raypq import api, kernels
+from raypq.bench import encode as encode_bench
+from raypq.bench import read, world
+from raypq.bench.measure import Contender, Goal, Line, Result, rounds
+from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, RepackJob
+from raypq.data import codes, generate, output, snapshot
+from raypq.data.classes import ClassTable
+from raypq.data.storage import Shard
+from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
+from raypq.stages.crew import LocalCrew
+from raypq.stages.repack import repack
+
+_ENCODE_ROWS = 65_536
+_STORED, _SHARDS, _M = 1_000_000, 16, 50
+_GROWTH = (10_000, 30_000, 100_000, 300_000, 1_000_000)
+_RAY_REPEATS = 3
+
+
+def run(threads: int, classes: str | None = None) -> Iterator[Result]:
+    """Encode from Parquet; classify a million stored codes; how the cost grows with N.
+
+    Args:
+        classes: a class table to classify against (generated if None); 21,841 classes make the
+            figure comparable.
+    """
+    with tempfile.TemporaryDirectory(prefix="raypq-bench-") as folder:
+        yield _encode(Path(folder), threads)
+        yield from _classify(Path(folder), threads, classes)
+
+
+def _encode(root: Path, threads: int) -> Result:
+    model, _ = encode_bench.model()
+    model.save(str(root / "model"))
+    read.write_list(root / "list", rows=_ENCODE_ROWS, dx=model.dx)
+    fast = root / "features"
+    repack(RepackJob(features=[str(root / "list")], output=str(fast)), LocalCrew())
+    P = torch.from_numpy(model.tensors["P"])
+    x = torch.randn(4096, model.dx)
+    where = ClusterSettings(cluster="none", workers=1, threads=threads)
+    job = EncodeJob(
+        model=str(root / "model"), features=[str(fast)], output=str(root / "codes"), where=where
+    )
+    lines = rounds(
+        [
+            Contender(
+                name="raypq encode", run=lambda: api.encode(job), work=_ENCODE_ROWS, ours=True
+            ),
+            Contender(name="bare reading", run=lambda: read.bare(fast), work=_ENCODE_ROWS),
+            Contender(
+                name="bare projection",
+                run=lambda: [x @ P.T for _ in range(_ENCODE_ROWS // len(x))],
+                work=_ENCODE_ROWS,
+            ),
+        ]
+    )
+    slower = min(lines[1:], key=lambda line: line.rate).name
+    result = Result(
+        bench="pipeline",
+        case=f"encode {_ENCODE_ROWS:,} × {model.dx} from Parquet, one worker of {threads} threads",
+        unit="images/s",
+        lines=lines,
+    )
+    return result.judge([Goal(ours="raypq encode", peer=slower, at_least=0.8)])
+
+
+def _classify(root: Path, threads: int, classes: str | None) -> Iterator[Result]:
+    if classes is None:
+        classes = str(root / "classes.parquet")
+        rng = np.random.default_rng(0)
+        generate.write_classes(
+            Path(classes), generate.World.create(classes=21_841, dx=16, da=384, rng=rng)
+        )
+    table = ClassTable.open(classes)
+    model, B = _coded(table)
+    model.save(str(root / "classifier"))
+    store = str(root / "stored")
+    write_codes(store, model, B)
+    V, bias = model.prototypes(table.embeddings)
+    tables = model.tables(V, bias)
+    kernels.set_threads(threads)
+    kernel = rounds(
+        [
+            Contender(
+                name="kernel alone",
+                run=lambda: kernels.topk_per_code(B[: _STORED // 8], tables, 10),
+                work=_STORED // 8,
+            )
+        ]
+    )
+    where = ClusterSettings(cluster="local", workers=threads, threads=1)
+    job = ClassifyJob(
+        model=str(root / "classifier"),
+        codes=store,
+        classes=classes,
+        output=str(root / "predictions"),
+        where=where,
+    )
+    seconds, peak = [], 0.0
+    with api.open_crew(where):
+        for _ in range(_RAY_REPEATS):
+            with _Memory() as memory:
+                version, _ = api.classify(job)
+            seconds.append(float(version.summary["seconds"]))
+            peak = max(peak, memory.peak)
+    spent = statistics.median(seconds)
+    ours = Line(name="raypq classify on Ray", rate=_STORED / spent, seconds=spent, ours=True)
+    result = Result(
+        bench="pipeline",
+        case=f"classify {_STORED:,} stored codes M={_M} T={len(table):,}, {threads} workers",
+        unit="images/s",
+        lines=[ours, *kernel],
+        checks={"peak memory of a worker, GB": peak / 1e9},
+    )
+    yield result.judge([Goal(ours=ours.name, peer="kernel alone", at_least=0.6)])
+    yield _growth(B, tables)
+
+
+def _coded(table: ClassTable) -> tuple[PQZSLModel, NDArray[np.uint8]]:
+    """A model whose class projection is random, and codes of images around its prototypes."""
+    rng = np.random.default_rng(1)
+    da, D = table.embeddings.shape[1], 1000
+    Q = (rng.standard_normal((D, da)) / np.sqrt(da)).astype(np.float32)
+    V = table.embeddings @ Q.T
+    V /= np.linalg.norm(V, axis=1, keepdims=True)
+    U = V[rng.integers(len(V), size=_STORED // 8)]
+    U += np.float32(0.7 / np.sqrt(D)) * rng.standard_normal(U.shape, dtype=np.float32)
+    C = world.quantizer(U, _M, 256)
+    B = np.tile(kernels.encode(U, C), (8, 1))
+    P = np.zeros((D, 16), np.float32)
+    settings = PQZSLSettings(M=_M, attributes="none")
+    return PQZSLModel(settings=settings, tensors={"C": C, "P": P, "Q": Q}, dx=16, da=da), B
+
+
+def write_codes(store: str, model: PQZSLModel, B: NDArray[np.uint8]) -> None:
+    """A code store of ``_SHARDS`` shards, written and committed as ``encode`` does."""
+    import pyarrow as pa
+
+    schema = codes.schema(
+        fingerprint=model.fingerprint, M=model.M, K=model.K, id_type=pa.int64(), label=False
+    )
+    receipts = []
+    for index, rows in enumerate(np.array_split(np.arange(len(B)), _SHARDS)):
+        stem = f"part-{index:05d}"
+        batch = codes.record_batch(
+            schema, ids=pa.array(rows), stored=codes.pack(B[rows], model.K), labels=None
+        )
+        receipts.append(
+            output.write_shard(
+                store,
+                Shard(index=index, uri=stem, stem=stem, size=0, modified=""),
+                model=model.fingerprint,
+                schema=schema,
+                batches=[batch],
+                options=codes.WRITE_OPTIONS,
+            )
+        )
+    snapshot.commit(
+        store,
+        kind="codes",
+        run_id="bench",
+        expected=[receipt.shard for receipt in receipts],
+        receipts=receipts,
+    )
+
+
+def _growth(B: NDArray[np.uint8], tables: kernels.Tables) -> Result:
+    lines = []
+    for n in _GROWTH:
+        start = time.perf_counter()
+        kernels.topk_per_code(B[:n], tables, 10)
+        seconds = time.perf_counter() - start
+        lines.append(Line(name=f"N = {n:,}", rate=n / seconds, seconds=seconds, ours=True))
+    return Result(
+        bench="pipeline", case="kernel alone, how the cost grows", unit="images/s", lines=lines
+    )
+
+
+class _Memory:
+    """The largest resident size of any Ray worker while the context is open."""
+
+    def __enter__(self) -> _Memory:
+        self.peak = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.1):
+            for process in Path("/proc").glob("[0-9]*"):
+                self.peak = max(self.peak, _resident(process))
+
+
+def _resident(process: Path) -> float:
+    """Bytes of a Ray worker's resident memory, 0 for any other process."""
+    try:
+        if not (process / "cmdline").read_bytes().startswith(b"ray::Seat"):
+            return 0.0
+        status = (process / "status").read_text(encoding="ascii")
+    except OSError:  # it ended meanwhile
+        return 0.0
+    return 1024.0 * int(status.partition("VmRSS:")[2].split()[0]) if "VmRSS:" in status else 0.0

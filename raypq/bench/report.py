@@ -1,0 +1,71 @@
+"""Runs benches by name, prints their tables, and writes their figures as JSON."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from raypq import console, kernels
+from raypq.bench.measure import Result, machine
+
+NAMES = ("classify", "search", "encode", "train", "read", "pipeline")
+
+
+def run(names: list[str], *, threads: int, classes: str | None, json_file: str | None) -> bool:
+    """Runs benches one after another; True if every goal was reached."""
+    kernels.set_threads(threads)
+    printer = Console()
+    found = machine(threads)
+    used = found["kernels"]
+    printer.print(
+        f"{found['date']}, {found['cpu']}, {threads} threads, "
+        f"kernels {used['kernels']} ({used['isa']})"
+    )
+    results: list[dict[str, Any]] = []
+    start = time.monotonic()
+    reached = True
+    for name in names:
+        for result in _results(name, threads, classes):
+            kernels.set_threads(threads)
+            printer.print(_table(result))
+            results.append(asdict(result))
+            reached &= all(goal["reached"] for goal in result.goals)
+            if json_file:
+                document = {**found, "seconds": time.monotonic() - start, "results": results}
+                Path(json_file).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    console.say(f"benches took {time.monotonic() - start:.0f} s")
+    return reached
+
+
+def _results(name: str, threads: int, classes: str | None) -> Iterator[Result]:
+    bench = importlib.import_module(f"raypq.bench.{name}")
+    return bench.run(threads, classes) if name == "pipeline" else bench.run(threads)
+
+
+def _table(result: Result) -> Table:
+    table = Table(title=f"{result.bench}: {result.case}", title_justify="left")
+    table.add_column("")
+    table.add_column(result.unit, justify="right")
+    table.add_column("raypq is", justify="right")
+    ours = next((line.rate for line in result.lines if line.ours), None)
+    for line in result.lines:
+        ratio = "" if line.ours or ours is None else f"{ours / line.rate:.2f}×"
+        digits = 0 if line.rate >= 1000 else 2
+        table.add_row(line.name, f"{line.rate:,.{digits}f}", ratio)
+    for goal in result.goals:
+        mark = "reached" if goal["reached"] else "NOT reached"
+        table.add_row(f"goal against {goal['peer']}", f"{goal['at_least']:g}×", mark)
+    for name, value in result.checks.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        table.add_row(f"[dim]{name}[/dim]", shown, "")
+    for name in result.absent:
+        table.add_row(f"[dim]absent: {name}[/dim]", "", "")
+    return table

@@ -1,0 +1,94 @@
+"""Training codebooks to an equal or lower distortion, beside FAISS on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypq import kernels
+from raypq.bench import world
+from raypq.bench.measure import Contender, Goal, Result, rounds
+from raypq.methods import registry
+from raypq.methods.base import Corpus, Stats, TrainBatch
+from raypq.stages.crew import LocalCrew
+
+ROWS, D, M, K = 32_768, 512, 32, 256
+_REPEATS = 3
+_SHARD = 8192
+
+
+class _Accumulate:
+    """Rows in memory as shards, so that the threads of a local crew share the pass."""
+
+    def __init__(self, method: object, X: NDArray[np.float32]) -> None:
+        self._method, self._X = method, X
+
+    def __call__(self, task: _Rows, state: object) -> Stats:
+        batch = TrainBatch(X=self._X[task.row : task.row + _SHARD], y=None, row=task.row)
+        return self._method.accumulate(state, batch)  # type: ignore[attr-defined]
+
+
+class _Rows:
+    def __init__(self, row: int) -> None:
+        self.row = row
+        self.name = f"row {row}"
+
+
+def run(threads: int) -> Iterator[Result]:
+    """pq on clustered vectors."""
+    X = world.embedded(N=ROWS, T=2000, D=D).U
+    found: dict[str, NDArray[np.float32]] = {}
+
+    def ours() -> None:
+        found["raypq pq"] = _train(X, threads)
+
+    contenders = [Contender(name="raypq pq", run=ours, work=ROWS, ours=True)]
+    absent = []
+    try:
+        import faiss
+    except ImportError:
+        absent.append("FAISS ProductQuantizer.train (faiss-cpu is not installed)")
+    else:
+        faiss.omp_set_num_threads(threads)
+
+        def theirs() -> None:
+            pq = faiss.ProductQuantizer(D, M, 8)
+            pq.train(X)
+            found["FAISS ProductQuantizer.train"] = faiss.vector_to_array(pq.centroids).reshape(
+                M, K, D // M
+            )
+
+        contenders.append(Contender(name="FAISS ProductQuantizer.train", run=theirs, work=ROWS))
+    lines = rounds(contenders, _REPEATS)
+    checks = {f"distortion of {name}": _distortion(X, C) for name, C in found.items()}
+    result = Result(
+        bench="train",
+        case=f"pq {ROWS:,} × {D}, M={M} K={K}",
+        unit="images/s",
+        lines=lines,
+        checks=checks,
+        absent=absent,
+    )
+    yield result.judge([Goal(ours="raypq pq", peer="FAISS ProductQuantizer.train", at_least=1.5)])
+
+
+def _train(X: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
+    method = registry.create("pq", {"M": M, "K": K})
+    tasks = [_Rows(row) for row in range(0, len(X), _SHARD)]
+    state = method.begin(Corpus(N=len(X), dx=X.shape[1]))
+    with LocalCrew(threads).hire(_Accumulate, method, X) as gang:
+        while not state.done:
+            parts = {one.index: one.result for one in gang.map(tasks, state.for_workers())}
+            stats = Stats()
+            for index in sorted(parts):
+                stats.merge(parts[index])
+            state = method.update(state, stats)
+    kernels.set_threads(threads)
+    return method.model(state).C
+
+
+def _distortion(X: NDArray[np.float32], C: NDArray[np.float32]) -> float:
+    residual = X - kernels.decode(kernels.encode(X, C), C)
+    return float(np.mean(np.einsum("nd,nd->n", residual, residual)))
