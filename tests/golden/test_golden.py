@@ -1,0 +1,111 @@
+"""Stored models still give the stored codes, byte for byte, whatever has changed since.
+
+``pytest tests/golden --regenerate-golden`` trains them anew: only when a change of the numbers is
+meant, and then with a line in the changelog, because codes on disk depend on it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raypq import kernels
+from raypq.errors import ConfigError
+from raypq.methods import registry
+from raypq.methods.base import Model
+
+FOLDER = Path(__file__).parent
+METHODS = sorted(registry.METHODS)
+N, DX, L, T, DA = 256, 16, 8, 12, 6
+
+
+def pattern(n: int, width: int, a: int, b: int) -> np.ndarray:
+    """Numbers without pattern to the eye, multiples of 1/8 within ±2: no generator to depend on."""
+    i, j = np.arange(n)[:, None], np.arange(width)[None, :]
+    return (((a * i + b * j + i * i * (j + 3) + (i * j) % 11) % 33 - 16) / 8).astype(np.float32)
+
+
+E = pattern(T, DA, 5, 7)
+Y = np.arange(N) % L
+X = (pattern(N, DX, 7, 13) / 4 + pattern(L, DX, 11, 3)[Y]).astype(np.float32)
+
+
+def train(fit: Any, name: str) -> Model:
+    """A tiny model, its tensors rounded so that few products are inexact."""
+    settings = {"M": 4, "K": 16, "seed": 3, "iterations": 5}
+    try:
+        method = registry.create(name, settings)
+    except ConfigError:  # a method whose M is fixed
+        del settings["M"]
+        method = registry.create(name, settings)
+    model = fit(method, X, y=Y, A=E[:L])
+    rounded = {
+        key: (np.round(tensor * 64) / 64).astype(np.float32)
+        for key, tensor in model.tensors.items()
+    }
+    return replace(model, tensors=rounded, record={})
+
+
+def answers(model: Model) -> dict[str, Any]:
+    """What must stay: codes, and the best classes of each metric with their scores."""
+    B = model.encode(X)
+    V, bias = model.prototypes(X[:T] if model.da is None else E)
+    found: dict[str, Any] = {
+        "fingerprint": model.fingerprint,
+        "codes": [row.tobytes().hex() for row in B],
+        "prototypes": V.tolist(),
+    }
+    for metric in ("l2", "cosine", "dot"):
+        score, index = kernels.topk_per_code(B[:32], model.tables(V, bias, metric), 3)
+        found[metric] = {"classes": index.tolist(), "scores": score.tolist()}
+    return found
+
+
+@pytest.fixture
+def stored(request: pytest.FixtureRequest, fit: Any, name: str) -> tuple[Model, dict[str, Any]]:
+    folder = FOLDER / name
+    if request.config.getoption("--regenerate-golden"):
+        model = train(fit, name)
+        model.save(str(folder))
+        text = json.dumps(answers(model), indent=1)
+        (folder / "answers.json").write_text(text + "\n", encoding="utf-8")
+    assert folder.is_dir(), f"no golden files of {name}: run pytest with --regenerate-golden"
+    wanted = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+    return registry.load(str(folder)), wanted
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_codes_are_as_stored(stored):
+    model, wanted = stored
+    assert [row.tobytes().hex() for row in model.encode(X)] == wanted["codes"]
+    assert len(set(wanted["codes"])) > 12, "an answer worth keeping"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_fingerprint_is_as_stored(stored):
+    """Codes on disk name it, so a loaded model must never get another one."""
+    model, wanted = stored
+    assert model.fingerprint == wanted["fingerprint"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_prototypes_and_predictions_are_as_stored(stored):
+    model, wanted = stored
+    found = answers(model)
+    np.testing.assert_allclose(found["prototypes"], wanted["prototypes"], rtol=1e-5, atol=1e-6)
+    for metric in ("l2", "cosine", "dot"):
+        assert found[metric]["classes"] == wanted[metric]["classes"]
+        np.testing.assert_allclose(
+            found[metric]["scores"], wanted[metric]["scores"], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_every_stored_model_is_of_a_method():
+    assert sorted(path.name for path in FOLDER.iterdir() if (path / "model.json").exists()) == (
+        METHODS
+    )
