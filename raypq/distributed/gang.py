@@ -1,0 +1,296 @@
+"""A supervised gang of Ray actors: nothing lost under worker and node deaths.
+
+Why not Ray's own pools (Ray 2.60): Ray Data redoes items and merges small shards, ``ActorPool``
+dies with its first actor, and actors with endless restarts hung after a node loss. The loop here
+is short: actors never restart but are replaced, only actors that answered get work, what a dead
+actor held is handed out again first, and a task that kills its worker three times is named and
+given up.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from raypq import console
+from raypq.distributed.errors import ClusterError, reason_of
+from raypq.distributed.seat import Refusal
+from raypq.errors import ShardFailure
+from raypq.stages.crew import TRIES, Outcome, Task
+
+_POLL = 1.0  # seconds
+_SLACK = 0.1  # seconds of work that waits at a worker, so that it need not wait for the driver
+_LONG = 2.0  # seconds; tasks that take longer are handed out one at a time
+_MOST_AHEAD = 8  # tasks that a worker holds beside the one it is at
+_START_TIMEOUT = 300.0  # seconds for the first worker of a gang to be there
+_START_WARNING = 15.0
+_BURIAL = 10.0  # seconds for the calls of a dead actor to fail, after the first one has
+
+
+@dataclass(eq=False)
+class _Member:
+    """One actor, as the driver sees it.
+
+    Attributes:
+        held: tasks handed to it, in the order in which it does them.
+        own: tasks that it did in an earlier pass, and may remember, not handed out yet.
+    """
+
+    actor: Any
+    held: deque[int] = field(default_factory=deque)
+    own: deque[int] = field(default_factory=deque)
+
+
+class RayGang:
+    """The actors of one job; passes run over them one after another."""
+
+    def __init__(self, spawn: Callable[[], Any], workers: int) -> None:
+        self._spawn, self._wanted = spawn, workers
+        self.starting: dict[Any, _Member] = {}  # ready() reference -> member
+        self.ready: list[_Member] = []
+        self.homes: dict[str, _Member] = {}  # task name -> who did it last
+        self._failed_starts = 0
+        self._run: _Run | None = None
+        self._fill()
+
+    def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
+        """Runs every task once; outcomes in any order.
+
+        Raises:
+            ClusterError: workers cannot start, or keep dying.
+        """
+        if self._run:  # its consumer went away before the end
+            self._run.abandon()
+        self._run = run = _Run(self, tasks, [] if shared is None else [ray.put(shared)])
+        try:
+            yield from run.outcomes()
+        finally:
+            run.abandon()
+
+    def close(self) -> None:
+        """Ends all actors."""
+        if self._run:
+            self._run.abandon()
+        for member in [*self.ready, *self.starting.values()]:
+            ray.kill(member.actor)
+        self.ready, self.starting, self.homes = [], {}, {}
+
+    def _fill(self) -> None:
+        for _ in range(self._wanted - len(self.ready) - len(self.starting)):
+            self._greet(_Member(self._spawn()))
+
+    def _greet(self, member: _Member) -> None:
+        self.starting[member.actor.ready.remote()] = member
+
+    def recall(self, member: _Member) -> None:
+        """Gives a member no more work until what it is at is over: it must answer again."""
+        self.ready.remove(member)
+        member.held.clear()
+        self._greet(member)
+
+    def welcome(self, ref: Any) -> None:
+        """Takes a member in that has answered, or deals with one that could not start."""
+        member = self.starting.pop(ref)
+        try:
+            refusal = ray.get(ref)
+        except RayError as error:
+            refusal = Refusal(reason_of(error))
+        if refusal is None:
+            self._failed_starts = 0
+            self.ready.append(member)
+            return
+        ray.kill(member.actor)
+        self._failed_starts += 1
+        if refusal.final:
+            raise ClusterError(f"a worker cannot start: {refusal.reason}")
+        if self._failed_starts + len(self.starting) < self._wanted + TRIES:
+            console.warn(f"a worker could not start: {refusal.reason}; starting another")
+            self._fill()
+        elif not self.ready and not self.starting:
+            raise ClusterError(
+                f"workers cannot start ({self._failed_starts} tries); the last: {refusal.reason}"
+            )
+        else:
+            console.warn(
+                f"a worker could not start: {refusal.reason}; going on with "
+                f"{len(self.ready) + len(self.starting)} of {self._wanted}"
+            )
+
+    def bury(self, member: _Member, why: str) -> None:
+        """Replaces a member that is dead, or that can no longer be reached."""
+        self.ready.remove(member)
+        ray.kill(member.actor)  # one that is only out of reach must not hold its CPU for ever
+        console.warn(f"a worker died: {why}; starting another")
+        self._fill()
+
+
+class _Run:
+    """One pass of a gang over its tasks."""
+
+    def __init__(self, gang: RayGang, tasks: Sequence[Task], box: list[Any]) -> None:
+        self._gang, self._tasks, self._box = gang, tasks, box
+        self._queue: list[int] = []  # a heap: tasks handed out before come again first
+        self._tries = [0] * len(tasks)
+        self._running: dict[Any, tuple[_Member, int]] = {}
+        self._left = len(tasks)
+        self._seconds: float | None = None  # a task takes, lately
+        self._alone_since: float | None = None
+        self._warned = False
+        self._over = False
+        ready = set(gang.ready)
+        for index, task in enumerate(tasks):
+            home = gang.homes.get(task.name)
+            if home is not None and home in ready:
+                home.own.append(index)
+            else:
+                self._queue.append(index)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Hands out work, waits for something to happen, and deals with it, to the end."""
+        gang = self._gang
+        while self._left and not self._over:
+            self._assign()
+            refs = [*self._running, *gang.starting]
+            done, _ = ray.wait(refs, num_returns=1, timeout=_POLL)
+            if done and len(refs) > 1:  # take along all that is there by now
+                done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+            for ref in done:
+                if ref in gang.starting:
+                    gang.welcome(ref)
+                elif ref in self._running:  # else it went with a dead actor
+                    yield from self._collect(ref)
+            self._check_alone()
+
+    def abandon(self) -> None:
+        """Forgets what is in flight; the members at it come back when they are free."""
+        if self._over:
+            return
+        self._over = True
+        for ref in self._running:
+            ray.cancel(ref)  # those that wait at an actor; one at work goes on to its end
+        self._running.clear()
+        for member in list(self._gang.ready):
+            member.own.clear()
+            if member.held:
+                self._gang.recall(member)
+
+    def _check_alone(self) -> None:
+        """Does not wait for ever for a first worker that no node has room for."""
+        if self._gang.ready:
+            self._alone_since = None
+            return
+        now = time.monotonic()
+        self._alone_since = self._alone_since or now
+        if now - self._alone_since > _START_TIMEOUT:
+            raise ClusterError(
+                f"no worker started within {_START_TIMEOUT:.0f} s; is the cluster full? "
+                f"It has {ray.cluster_resources()} in all"
+            )
+        if now - self._alone_since > _START_WARNING and not self._warned:
+            self._warned = True
+            console.warn("no worker has started yet; waiting for room in the cluster")
+
+    def _assign(self) -> None:
+        ahead = self._ahead()
+        open_to = [member for member in self._gang.ready if len(member.held) < ahead]
+        while open_to:
+            member = min(open_to, key=lambda one: len(one.held))
+            index = self._take(member)
+            if index is None:
+                open_to.remove(member)
+                continue
+            member.held.append(index)
+            self._running[member.actor.call.remote(self._tasks[index], self._box)] = member, index
+            if len(member.held) >= ahead:
+                open_to.remove(member)
+
+    def _ahead(self) -> int:
+        """Tasks that one worker may hold: short ones so many that it never waits for the driver,
+        yet no more than its part of what is left."""
+        fair = -(-self._left // max(1, len(self._gang.ready)))
+        if self._seconds is None:
+            return min(2, fair)
+        if self._seconds > _LONG:
+            return 1
+        wanted = 2 + min(_MOST_AHEAD, int(_SLACK / max(self._seconds, 1e-6)))
+        return max(1, min(wanted, fair))
+
+    def _take(self, member: _Member) -> int | None:
+        """The next task for a member: in order, its own before those of others."""
+        own, queue = member.own, self._queue
+        if own and not (queue and queue[0] < own[0]):
+            return own.popleft()
+        if queue:
+            return heapq.heappop(queue)
+        rich = max(self._gang.ready, key=lambda one: len(one.own))
+        # The last one stays: its owner is about to come to it and need not read it again.
+        return rich.own.pop() if len(rich.own) > 1 else None
+
+    def _collect(self, ref: Any) -> Iterator[Outcome]:
+        member, index = self._running[ref]
+        try:
+            seconds, result = ray.get(ref)
+        except RayActorError as error:
+            yield from self._bury(member, error)
+            return
+        except RayError as error:  # lost with its node, or cannot be sent
+            result = ShardFailure(
+                shard=self._tasks[index].name, reason=reason_of(error), bad_input=False
+            )
+        else:
+            old = self._seconds
+            self._seconds = seconds if old is None else 0.9 * old + 0.1 * seconds
+        del self._running[ref]
+        member.held.remove(index)
+        yield from self._settle(member, index, result)
+
+    def _settle(self, member: _Member, index: int, result: Any) -> Iterator[Outcome]:
+        if isinstance(result, ShardFailure):
+            yield from self._failed(index, result.reason, bad_input=result.bad_input)
+            return
+        self._left -= 1
+        self._gang.homes[self._tasks[index].name] = member
+        yield Outcome(index, result=result)
+
+    def _failed(self, index: int, reason: str, *, bad_input: bool = False) -> Iterator[Outcome]:
+        """Another try, or the end of a task."""
+        self._tries[index] += 1
+        if not bad_input and self._tries[index] < TRIES:
+            heapq.heappush(self._queue, index)
+            return
+        self._left -= 1
+        failure = ShardFailure(
+            shard=self._tasks[index].name,
+            reason=reason,
+            tries=self._tries[index],
+            bad_input=bad_input,
+        )
+        yield Outcome(index, failure=failure)
+
+    def _bury(self, member: _Member, error: RayActorError) -> Iterator[Outcome]:
+        """Takes back what a dead actor held; only the task it was at counts a try."""
+        finished = []
+        for ref in [ref for ref, (owner, _) in self._running.items() if owner is member]:
+            _, index = self._running.pop(ref)
+            try:  # the answers that it still sent are as good as any
+                finished.append((index, ray.get(ref, timeout=_BURIAL)[1]))
+            except RayError:
+                continue
+            member.held.remove(index)
+        self._gang.bury(member, reason_of(error))
+        lost = list(member.held)
+        for index in [*lost[1:], *member.own]:
+            heapq.heappush(self._queue, index)
+        member.held.clear()
+        member.own.clear()
+        for index, result in finished:
+            yield from self._settle(member, index, result)
+        if lost:
+            yield from self._failed(lost[0], f"its worker died: {reason_of(error)}")

@@ -1,0 +1,57 @@
+"""What runs in a worker process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from raypq import kernels
+from raypq.errors import RaypqError
+from raypq.stages.crew import Task, Worker, attempt
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a worker could not be made; ``final`` if it would be the same on every machine."""
+
+    reason: str
+    final: bool = False
+
+
+class Seat:
+    """The actor: runs in a worker process, makes the worker once, then calls it."""
+
+    def __init__(self, threads: int, make: Callable[..., Worker], *args: Any) -> None:
+        self._threads, self._make, self._args = threads, make, args
+        self._worker: Worker | None = None
+        self._shared_key: bytes | None = None
+        self._shared: Any = None
+
+    def ready(self) -> Refusal | None:
+        """Makes the worker. An error is an answer, or Ray would only report a dead actor."""
+        if self._worker is None:
+            try:
+                kernels.set_threads(self._threads)
+                self._worker = self._make(*self._args)
+            except RaypqError as error:
+                return Refusal(str(error), final=True)
+            except Exception as error:  # perhaps this machine only
+                return Refusal(f"{type(error).__name__}: {error}")
+            self._args = ()
+        return None
+
+    def call(self, task: Task, shared: list[Any]) -> tuple[float, Any]:
+        """Seconds and result of one task."""
+        assert self._worker is not None, "called before it was ready"
+        start = time.monotonic()
+        # The reference travels in a list, or Ray would fetch the value anew for every call.
+        key = shared[0].binary() if shared else None
+        if key != self._shared_key:
+            self._shared = ray.get(shared[0]) if shared else None
+            self._shared_key = key
+        result = attempt(self._worker, task, self._shared)
+        return time.monotonic() - start, result

@@ -1,0 +1,307 @@
+"""The gang of Ray actors under faults: what is lost, what is done twice, what is said."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from raypq.config import ClusterSettings
+from raypq.errors import InputError
+from raypq.stages.crew import Outcome
+
+pytestmark = pytest.mark.ray
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+WHERE = ClusterSettings(cluster="local", workers=2, threads=1)
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[Any]:
+    from raypq.distributed.pool import connect
+
+    with pytest.MonkeyPatch.context() as patch:
+        # The workers of this file are found by name, as those of raypq are.
+        patch.setenv("PYTHONPATH", ENV["PYTHONPATH"])
+        with connect(WHERE) as crew:
+            yield crew
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    what: str = "ok"
+    seconds: float = 0.0
+
+
+class Diary:
+    """A worker that notes each call in a file of its own: name, process, time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, job: Job, shared: Any) -> Any:
+        mark = self._folder / f"{job.name}.{time.monotonic_ns()}"
+        mark.write_text(str(os.getpid()))
+        if job.what == "poison":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job.what == "exit":
+            sys.exit(3)
+        time.sleep(job.seconds)
+        if job.what == "os":
+            raise OSError(5, "the disk is gone")
+        if job.what == "flaky" and len(calls(self._folder)[job.name]) < 3:
+            raise OSError(5, "for a moment")
+        if job.what == "bad":
+            raise InputError(job.name, expected="good input", found="bad input")
+        if job.what == "unsendable":
+            return threading.Lock()
+        mark.rename(mark.with_suffix(mark.suffix + ".done"))
+        return os.getpid()
+
+
+def calls(folder: Path, ending: str = "") -> dict[str, list[str]]:
+    """The process of each call (finished ones alone: ``.done``), by name."""
+    found: dict[str, list[str]] = {}
+    for mark in sorted(folder.glob(f"*{ending}")):
+        found.setdefault(mark.name.split(".")[0], []).append(mark.read_text())
+    return found
+
+
+def jobs(n: int, seconds: float = 0.0, **special: str) -> list[Job]:
+    return [
+        Job(f"job{i}", special.get(f"job{i}", "ok"), seconds if f"job{i}" not in special else 0)
+        for i in range(n)
+    ]
+
+
+def sort(outcomes: list[Outcome]) -> tuple[set[int], dict[int, Any]]:
+    """Tasks with a result and those that failed; each task exactly once."""
+    count = Counter(outcome.index for outcome in outcomes)
+    assert set(count.values()) <= {1}, "an outcome twice"
+    failed = {outcome.index: outcome.failure for outcome in outcomes if outcome.failure}
+    return set(count) - set(failed), failed
+
+
+def test_a_killed_worker_loses_nothing_and_repeats_nothing_finished(
+    crew: Any, tmp_path: Path
+) -> None:
+    outcomes: list[Outcome] = []
+    with crew.hire(Diary, tmp_path) as gang:
+        for outcome in gang.map(jobs(24, 0.1)):
+            outcomes.append(outcome)
+            if len(outcomes) in (4, 10):
+                os.kill(outcome.result, signal.SIGKILL)
+    done, failed = sort(outcomes)
+    assert done == set(range(24))
+    assert not failed
+    finished = calls(tmp_path, ".done")
+    assert len(finished) == 24
+    assert all(len(times) == 1 for times in finished.values()), "a finished task was done again"
+
+
+@pytest.mark.parametrize("how", ["poison", "exit"])
+def test_a_task_that_kills_its_worker_is_named_after_three_tries(
+    crew: Any, tmp_path: Path, how: str
+) -> None:
+    with crew.hire(Diary, tmp_path) as gang:
+        done, failed = sort(list(gang.map(jobs(12, 0.02, job5=how))))
+    assert done == set(range(12)) - {5}
+    assert failed[5].shard == "job5"
+    assert failed[5].tries == 3
+    assert not failed[5].bad_input
+    assert "worker died" in failed[5].reason
+    assert len(calls(tmp_path)["job5"]) == 3
+    assert sum(map(len, calls(tmp_path, ".done").values())) == 11
+
+
+def test_passing_errors_are_tried_again_and_bad_input_is_not(crew: Any, tmp_path: Path) -> None:
+    special = {"job1": "os", "job2": "flaky", "job3": "bad", "job4": "unsendable"}
+    with crew.hire(Diary, tmp_path) as gang:
+        done, failed = sort(list(gang.map(jobs(8, **special))))
+    assert done == {0, 2, 5, 6, 7}
+    tries = {name: len(times) for name, times in calls(tmp_path).items()}
+    assert tries["job1"] == tries["job2"] == tries["job4"] == 3
+    assert tries["job3"] == 1
+    assert (failed[1].tries, failed[1].bad_input) == (3, False)
+    assert "OSError" in failed[1].reason
+    assert "the disk is gone" in failed[1].reason
+    assert (failed[3].tries, failed[3].bad_input) == (1, True)
+    assert failed[3].reason == "job3: expected good input, found bad input"
+    assert not failed[4].bad_input
+    assert "lock" in failed[4].reason
+
+
+class Broken:
+    def __init__(self, folder: Path, error: Exception) -> None:
+        (folder / str(time.monotonic_ns())).touch()
+        raise error
+
+    def __call__(self, task: Any, shared: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("error", "starts", "told"),
+    [
+        (ValueError("no such driver"), 5, "ValueError: no such driver"),
+        (InputError("m", expected="a model", found="none"), 2, "m: expected a model, found none"),
+    ],
+)
+def test_workers_that_cannot_start_end_the_job(
+    crew: Any, tmp_path: Path, error: Exception, starts: int, told: str
+) -> None:
+    from raypq.distributed.pool import ClusterError
+
+    begin = time.monotonic()
+    with crew.hire(Broken, tmp_path, error) as gang, pytest.raises(ClusterError) as caught:
+        list(gang.map(jobs(2)))
+    assert told in str(caught.value)
+    assert len(list(tmp_path.iterdir())) <= starts
+    assert time.monotonic() - begin < 30
+
+
+class DiesAtBirth:
+    def __init__(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_that_die_while_starting_end_the_job(crew: Any) -> None:
+    from raypq.distributed.pool import ClusterError
+
+    with crew.hire(DiesAtBirth) as gang, pytest.raises(ClusterError, match="cannot start"):
+        list(gang.map(jobs(2)))
+
+
+def test_a_consumer_that_leaves_does_not_pollute_the_next_pass(crew: Any, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    with crew.hire(Route, tmp_path) as gang:
+        kept = gang.map([Job(f"first-{i}", seconds=0.3) for i in range(20)])
+        next(kept)  # the generator lives on, as one held by a traceback does
+        done, failed = sort(list(gang.map([Job(f"second-{i}") for i in range(20)])))
+        assert not list(kept), "the first pass is over"
+        time.sleep(0.5)
+    assert done == set(range(20))
+    assert not failed
+    assert len(list(first.iterdir())) <= 5, "tasks that nobody waits for were still begun"
+    assert len(list(second.iterdir())) == 20
+
+
+class Route:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, job: Job, shared: Any) -> int:
+        place, _, name = job.name.partition("-")
+        (self._folder / place / name).touch()
+        time.sleep(job.seconds)
+        return os.getpid()
+
+
+def test_a_worker_that_dies_between_passes_is_replaced(crew: Any, tmp_path: Path) -> None:
+    with crew.hire(Diary, tmp_path) as gang:
+        results = {outcome.result for outcome in gang.map(jobs(6, 0.1))}
+        for pid in results:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.5)
+        done, failed = sort(list(gang.map(jobs(6))))
+    assert done == set(range(6))
+    assert not failed
+
+
+def test_the_shared_value_is_that_of_the_pass(crew: Any) -> None:
+    with crew.hire(Echo) as gang:
+        for shared in ({"pass": 1}, None, {"pass": 2}):
+            assert all(one.result == shared for one in gang.map(jobs(3), shared))
+
+
+class Echo:
+    def __call__(self, job: Job, shared: Any) -> Any:
+        return shared
+
+
+_DRIVER = """
+import sys
+from pathlib import Path
+from test_pool import Diary, jobs
+from raypq.config import ClusterSettings
+from raypq.distributed.pool import connect
+with connect(ClusterSettings(workers=2)) as crew, crew.hire(Diary, Path(sys.argv[1])) as gang:
+    for outcome in gang.map(jobs(1000, 0.2)):
+        print(outcome.result, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_driver_leaves_no_workers(tmp_path: Path, how: signal.Signals) -> None:
+    command = [sys.executable, "-c", _DRIVER, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV
+    ) as driver:
+        assert driver.stdout
+        workers = {int(driver.stdout.readline()) for _ in range(4)}
+        expected_gone = [psutil.Process(pid) for pid in workers]
+        if how != signal.SIGKILL:  # nobody is left to end the local Ray; it goes by itself later
+            expected_gone += psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(how)
+        driver.communicate(timeout=30)
+    _, alive = psutil.wait_procs(expected_gone, timeout=20)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    assert driver.returncode
+
+
+@pytest.mark.slow
+def test_a_lost_node_loses_nothing(tmp_path: Path) -> None:
+    """In a process of its own: the cluster here has several nodes, and one goes away."""
+    command = [sys.executable, "-c", _NODE_LOSS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENV)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "indices 40 failures 0" in done.stdout
+    finished = calls(tmp_path, ".done")
+    assert len(finished) == 40
+    assert all(len(times) == 1 for times in finished.values())
+
+
+_NODE_LOSS = """
+import sys
+from pathlib import Path
+from test_pool import Diary, jobs
+import ray
+from ray.cluster_utils import Cluster
+from raypq.config import ClusterSettings
+from raypq.distributed.pool import connect
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+extra = cluster.add_node(num_cpus=1)
+where = ClusterSettings(cluster=cluster.address, workers=2)
+seen, failures, workers = [], 0, set()
+with connect(where) as crew, crew.hire(Diary, Path(sys.argv[1])) as gang:
+    for outcome in gang.map(jobs(40, 0.1)):
+        seen.append(outcome.index)
+        failures += outcome.failure is not None
+        workers.add(outcome.result)
+        if len(workers) == 2 and extra is not None:
+            cluster.remove_node(extra, allow_graceful=False)
+            extra = None
+            cluster.add_node(num_cpus=1)
+assert len(seen) == len(set(seen))
+print("indices", len(seen), "failures", failures)
+cluster.shutdown()
+"""
