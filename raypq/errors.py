@@ -59,7 +59,10 @@ class ShardFailure:
 
     def __str__(self) -> str:
         tries = f" (after {self.tries} tries)" if self.tries > 1 else ""
-        return f"{self.shard}{tries}: {self.reason}"
+        # An input error names its file, which need not stand there twice.
+        named = self.reason.startswith((f"{self.shard}:", f"{self.shard},"))
+        rest = self.reason.removeprefix(self.shard) if named else f": {self.reason}"
+        return f"{self.shard}{tries}{rest}"
 
 
 class JobError(RaypqError):

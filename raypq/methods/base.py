@@ -187,13 +187,17 @@ class Model(ABC):
     def from_files(cls, files: ModelFiles, settings: MethodSettings) -> Self:
         """The model that ``files`` hold."""
         content = files.content
-        return cls(
+        model = cls(
             settings=settings,
             tensors=files.tensors,
             dx=content["dx"],
             da=content["da"],
             record=files.record,
         )
+        # As written, not as this version would write it: a setting that came later must not
+        # give the model another fingerprint than its codes carry.
+        model.__dict__["_files"] = files
+        return model
 
     @abstractmethod
     def embed(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from raypq import kernels
+from raypq.data.models import ModelFiles
 from raypq.errors import ConfigError, InputError, ModelError, NotFittedError
 from raypq.methods import codebooks, registry
 from raypq.methods.base import Corpus, Model, ReductionMethod, State, Stats, TrainBatch
@@ -457,6 +458,21 @@ def test_pqzsl_recognises_classes_it_never_saw(fit):
     V, bias = model.prototypes(E[30:])
     _, index = kernels.topk_per_code(B, model.tables(V, bias), 1)
     assert np.mean(index[:, 0] + 30 == unseen) > 0.7
+
+
+@every_method
+def test_a_model_from_before_a_setting_existed(name, trained, data, tmp_path):
+    """Its codes name its fingerprint, so that must not change with the version that loads it."""
+    model = trained(name)
+    model.save(str(tmp_path / "m"))
+    now = ModelFiles.load(str(tmp_path / "m"))
+    settings = {k: v for k, v in now.content["settings"].items() if k != "tolerance"}
+    before = replace(now, content={**now.content, "settings": settings})
+    before.save(str(tmp_path / "old"))
+    old = registry.load(str(tmp_path / "old"))
+    assert old.fingerprint == before.fingerprint != model.fingerprint
+    np.testing.assert_array_equal(old.encode(data["X"]), model.encode(data["X"]))
+    assert old.save(str(tmp_path / "again")) == old.fingerprint
 
 
 def test_the_history_is_no_part_of_the_model(trained):
