@@ -27,7 +27,7 @@ from raypq.errors import ConfigError, InputError
 from raypq.methods.base import Array, Corpus, MethodSettings, Normalise, State, Stats, TrainBatch
 from raypq.methods.linear import LinearModel, normalise
 from raypq.methods.opq import advance_and_polish, allocate, fix_signs, gram
-from raypq.methods.pq import PQ, PQModel, PQSettings, outer, scale
+from raypq.methods.pq import PQ, PQModel, PQSettings, scale
 
 Matrix = NDArray[Any]  # float64; NumPy types its linear algebra only loosely
 
@@ -175,6 +175,16 @@ class Embedding:
         }
 
 
+def class_sums(X: NDArray[np.float32], y: NDArray[np.int32], L: int) -> Matrix:
+    """XYᵀ [dx, L]: the sum of the rows of each class, float64."""
+    order = np.argsort(y, kind="stable")
+    classes, starts = np.unique(y[order], return_index=True)
+    S = np.zeros((X.shape[1], L))
+    if len(y):
+        S[:, classes] = np.add.reduceat(X[order].astype(np.float64), starts, axis=0).T
+    return S
+
+
 def solve_p(target: Matrix, G: Matrix, ridge: float) -> Matrix:
     """Eq. 16: target (G + ridge·I)⁻¹.
 
@@ -230,11 +240,9 @@ class PQZSL(PQ):
         stats = super()._accumulate_sample(state, batch, X)
         assert batch.y is not None, "the training stage refuses rows without a label"
         L = len(state.arrays["A"])
-        onehot = np.zeros((len(X), L), np.float32)
-        onehot[np.arange(len(X)), batch.y] = 1
         stats.sums |= {
             "G": gram(X),
-            "S": outer(X, onehot),
+            "S": class_sums(X, batch.y, L),
             "n": np.bincount(batch.y, minlength=L).astype(np.float64),
         }
         return stats

@@ -230,7 +230,6 @@ def classify(job: ClassifyJob, crew: Crew) -> tuple[Snapshot, Tally]:
     def reduce(result: tuple[output.Receipt, Tally]) -> output.Receipt:
         receipt, tally = result
         total.merge(tally)
-        summary["result"] = total.summary(table)
         return receipt
 
     settings = job.model_dump_json(include={"candidates", "top_k", "metric", "calibration"})
@@ -242,7 +241,7 @@ def classify(job: ClassifyJob, crew: Crew) -> tuple[Snapshot, Tally]:
             store=job.output,
             run_id=run_id(shards, model.fingerprint, settings),
             on_bad_shard=job.on_bad_shard,
-            summary=summary,
+            summarise=lambda: {**summary, "result": total.summary(table)},
             reduce=reduce,
         )
     return version, total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -101,9 +102,12 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
     def reduce(result: Encoded) -> output.Receipt:
         total.codes += result.changed.codes
         total.different += result.changed.different
-        if total.codes:
-            summary["codes_changed_by_precision"] = total.different / total.codes
         return result.receipt
+
+    def summarise() -> dict[str, Any]:
+        if not total.codes:
+            return summary
+        return {**summary, "codes_changed_by_precision": total.different / total.codes}
 
     args = (model, job.columns, job.output, job.where.device, job.precision)
     with crew.hire(EncodeWorker, *args) as gang:
@@ -114,6 +118,6 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
             store=job.output,
             run_id=run_id(store.shards, model.fingerprint, settings),
             on_bad_shard=job.on_bad_shard,
-            summary=summary,
+            summarise=summarise,
             reduce=reduce,
         )

@@ -43,14 +43,15 @@ def write_store(
     store: str,
     run_id: str,
     on_bad_shard: str,
-    summary: dict[str, Any],
+    summarise: Callable[[], dict[str, Any]],
     reduce: Callable[[Any], output.Receipt],
 ) -> Snapshot:
     """Runs a gang, one output file a task, and commits one snapshot of them all.
 
     Args:
         reduce: takes each result as it arrives and gives its receipt; what it gathers beside
-            must not depend on the order. It may still add to ``summary``.
+            must not depend on the order.
+        summarise: what the snapshot says of the run, asked for once all results are in.
 
     Raises:
         JobError: shards failed; nothing is committed.
@@ -80,7 +81,7 @@ def write_store(
         expected=[task.shard.stem for task in tasks],
         receipts=receipts,
         quarantined=quarantined,
-        summary={**summary, "seconds": seconds},
+        summary={**summarise(), "seconds": seconds},
     )
     verb = {"codes": "encoded", "predictions": "classified"}[kind]
     console.say(
