@@ -1,31 +1,46 @@
-"""Encode and scan, on the fastest path there is; every path gives the same answer.
+"""Encode and scan, on the fastest path there is; every path gives the same answer, bit for bit.
 
-``reference`` is the oracle, ``torch`` runs on any device. Shapes: U [N, D], C [M, K, d],
-B [N, M] uint8, V [T, D]; D = M·d.
+``reference`` is the oracle, ``native`` the compiled CPU kernels, ``torch`` runs on any device.
+Shapes: U [N, D], C [M, K, d], B [N, M] uint8, V [T, D]; D = M·d.
 """
 
 from __future__ import annotations
 
+import os
+import warnings
+from functools import cache
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq.kernels.tables import Tables, build_tables, decode
+from raypq.kernels import native, reference
+from raypq.kernels.tables import Tables, build_tables, decode, merge_topk
 
 __all__ = [
     "Tables",
+    "accumulate",
+    "active",
     "build_tables",
     "decode",
     "encode",
+    "merge_topk",
     "set_threads",
+    "threads",
     "topk_per_code",
+    "topk_per_query",
     "topk_per_vector",
 ]
+
+_threads: int | None = None
 
 
 def encode(
     U: NDArray[np.floating], C: NDArray[np.floating], *, device: str = "cpu"
 ) -> NDArray[np.uint8]:
     """Codes [N, M] of U [N, M·d]: the nearest codeword of each part, ties to the lower index."""
+    if _use_native(device):
+        return native.encode(U, C, threads=threads())
     from raypq.kernels import torch as fast
 
     return fast.encode(U, C, device=device)
@@ -35,9 +50,28 @@ def topk_per_code(
     B: NDArray[np.uint8], tables: Tables, k: int, *, device: str = "cpu"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k best classes of each code: scores and classes [N, min(k, T)], ties to the lower."""
+    if _use_native(device):
+        return native.topk_per_code(B, tables, k, threads=threads())
     from raypq.kernels import torch as fast
 
     return fast.topk_per_code(B, tables, k, device=device)
+
+
+def topk_per_query(
+    B: NDArray[np.uint8], tables: Tables, k: int, *, row0: int = 0, device: str = "cpu"
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k best codes of each query: scores and rows [T, min(k, N)], ties to the lower row.
+
+    Rows count from ``row0``, so a store can be searched block by block and its answers joined
+    with ``merge_topk``.
+    """
+    if _use_native(device):
+        score, row = native.topk_per_query(B, tables, k, threads=threads())
+    else:
+        from raypq.kernels import torch as fast
+
+        score, row = fast.topk_per_query(B, tables, k, device=device)
+    return score, row + row0
 
 
 def topk_per_vector(
@@ -49,10 +83,65 @@ def topk_per_vector(
     return fast.topk_per_vector(U, tables, k, device=device)
 
 
+def accumulate(
+    U: NDArray[np.floating], B: NDArray[np.uint8], C: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Per codeword: count [M, K], Σu [M, K, d] and Σ‖u − c‖² [M, K], all float64.
+
+    Rows are added in order, so the bits do not depend on the path or the threads.
+    """
+    if _use_native("cpu"):
+        return native.accumulate(U, B, C, threads=threads())
+    return reference.accumulate(U, B, C)
+
+
 def set_threads(threads: int) -> None:
-    """Sets the CPU threads of this process for NumPy's and torch's products."""
+    """Sets the CPU threads of this process: the native kernels', NumPy's and torch's."""
+    global _threads
     import torch
     from threadpoolctl import threadpool_limits
 
+    _threads = threads
     torch.set_num_threads(threads)
     threadpool_limits(threads)
+
+
+def threads() -> int:
+    """The CPU threads that kernels use: as set, or all that this process may run on."""
+    if _threads is not None:
+        return _threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def active() -> dict[str, Any]:
+    """Which kernels serve here, for people: kernels, isa, isas, threads, torch, cuda.
+
+    Raises:
+        ValueError: RAYPQ_ISA names an instruction set that this CPU lacks.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "kernels": "native" if native.available() else "torch",
+        "isa": native.isa() if native.available() else None,
+        "isas": native.isas(),
+        "threads": threads(),
+        "torch": torch.__version__,
+        "cuda": torch.cuda.get_device_name() if cuda else None,
+    }
+
+
+def _use_native(device: str) -> bool:
+    return device == "cpu" and (native.available() or _warn())
+
+
+@cache
+def _warn() -> bool:
+    warnings.warn(
+        "raypq was installed without a C++ compiler: the torch kernels serve, with the same answers "
+        "but several times slower; install a compiler and reinstall raypq",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return False

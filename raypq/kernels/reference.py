@@ -2,6 +2,9 @@
 
 **Codes**: argmax over k of Σ_j u_j·c_kj − ½‖c_k‖², both sums in float64 over j in order (the
 products are exact), which is the nearest codeword; ties to the lower index.
+
+**Codeword sums**: float64, rows added in order. A squared residual is Σ_j of the float32 residuals'
+squares (exact in float64) over j in order.
 """
 
 from __future__ import annotations
@@ -88,3 +91,22 @@ def topk_per_query(
     """The k best codes of each query: scores and rows, both [T, min(k, n)], best first."""
     score = scores(decode(B, tables.C), tables.squared_norms(B), tables)
     return best(np.ascontiguousarray(score.T), k)
+
+
+def accumulate(
+    U: NDArray[np.floating], B: NDArray[np.uint8], C: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Per codeword: count [M, K], Σu [M, K, d] and Σ‖u − c‖² [M, K], all float64."""
+    C = np.ascontiguousarray(C, dtype=np.float32)
+    U = np.ascontiguousarray(U, dtype=np.float32)
+    M, K, d = C.shape
+    count, total, error = np.empty((M, K)), np.empty((M, K, d)), np.empty((M, K))
+    residual = (U - decode(B, C)).reshape(-1, M, d)
+    for m in range(M):
+        code = B[:, m]
+        squared = squared_norms(residual[:, m])
+        count[m] = np.bincount(code, minlength=K)
+        error[m] = np.bincount(code, squared, minlength=K)
+        for j in range(d):
+            total[m, :, j] = np.bincount(code, U[:, m * d + j], minlength=K)
+    return count, total, error

@@ -15,6 +15,7 @@ ties to the lower index.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,3 +116,17 @@ def decode(B: NDArray[np.uint8], C: NDArray[np.float32]) -> NDArray[np.float32]:
     M, K, d = C.shape
     flat = B.astype(np.int64) + np.arange(M) * K
     return C.reshape(M * K, d)[flat].reshape(len(B), M * d)
+
+
+def merge_topk(
+    parts: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k best of several (scores, indices) [n, ·] of each row, ties to the lower index.
+
+    Exact where every part holds the k best of its own indices: blocks of a store can be searched
+    one by one.
+    """
+    score = np.concatenate([part[0] for part in parts], axis=1)
+    index = np.concatenate([part[1] for part in parts], axis=1)
+    order = np.lexsort((index, -score), axis=1)[:, :k]
+    return np.take_along_axis(score, order, 1), np.take_along_axis(index, order, 1)

@@ -7,12 +7,13 @@ twice that below the k-th best cannot be among the k best. The rest is scored ag
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypq.kernels.tables import LANES, Tables, decode, squared_norms
+from raypq.kernels.tables import LANES, Tables, decode, merge_topk, squared_norms
 
 _BUDGET = 128 << 20  # bytes of one intermediate array
 _CACHE = 8 << 20  # bytes of a block of scores that a CPU core still holds
@@ -65,44 +66,113 @@ def topk_per_code(
     B: NDArray[np.uint8], tables: Tables, k: int, *, device: str = "cpu"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k best classes of each code; equal to ``reference.topk_per_code``."""
-    return _topk(decode(B, tables.C), tables.squared_norms(B), tables, k, device)
+    return _topk_rows(decode(B, tables.C), tables.squared_norms(B), tables, k, device)
 
 
 def topk_per_vector(
     U: NDArray[np.float32], tables: Tables, k: int, *, device: str = "cpu"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k best classes of each vector; equal to ``reference.topk_per_vector``."""
-    return _topk(U, squared_norms(U), tables, k, device)
+    return _topk_rows(U, squared_norms(U), tables, k, device)
+
+
+def topk_per_query(
+    B: NDArray[np.uint8], tables: Tables, k: int, *, device: str = "cpu"
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k best codes of each query; equal to ``reference.topk_per_query``."""
+    T, D = tables.W.shape
+    best = np.empty((T, 0), np.float32), np.empty((T, 0), np.int64)
+    if not T or k < 1:
+        return best
+    W = torch.from_numpy(tables.W).to(device)
+    bias = torch.from_numpy(tables.bias).to(device)[:, None]
+    norm = torch.from_numpy(np.sqrt(squared_norms(tables.W))).to(device)
+    for rows in _blocks(len(B), 4 * D):
+        squared = tables.squared_norms(B[rows])
+        scale, offset = (_column(term, device).T for term in tables.row_terms(squared))
+        reach = scale * _column(np.sqrt(squared), device).T
+        error = _error(D, norm * reach.max(), offset.abs().max(), bias[:, 0].abs())
+        q = torch.from_numpy(decode(B[rows], tables.C)).to(device)
+        score, row = _topk(W, q, _Terms(scale, offset, bias), error, k)
+        best = merge_topk([best, (score, row + rows.start)], k)
+    return best
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """score[i, j] = (dot[i, j]·scale + offset) + bias; each broadcasts to [n, m], float64."""
+
+    scale: torch.Tensor
+    offset: torch.Tensor
+    bias: torch.Tensor
+
+    def rows(self, rows: slice) -> _Terms:
+        def part(term: torch.Tensor) -> torch.Tensor:
+            return term if len(term) == 1 else term[rows]
+
+        return _Terms(part(self.scale), part(self.offset), part(self.bias))
+
+    def exact(self, dot: torch.Tensor, i: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        """Scores of the products dot [n, c] of rows i [n] and columns found [n, c]."""
+
+        def pick(term: torch.Tensor) -> torch.Tensor:
+            if term.shape[1] > 1:
+                return term[0][found]
+            return term[i] if len(term) > 1 else term
+
+        return (dot * pick(self.scale) + pick(self.offset)) + pick(self.bias)
+
+    def rough(self, dot: torch.Tensor) -> torch.Tensor:
+        return dot * self.scale.float() + self.offset.float() + self.bias.float()
+
+
+def _column(term: NDArray[np.float64], device: str) -> torch.Tensor:
+    return torch.from_numpy(term).to(device)[:, None]
+
+
+def _error(
+    D: int, reach: torch.Tensor, offset: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """How far a float32 score of D products may be off; reach bounds scale·‖q‖·‖w‖."""
+    return (D + 8) * _EPS * (reach + offset + bias) + D * 2.0**-126
+
+
+def _topk_rows(
+    q: NDArray[np.float32], squared: NDArray[np.float64], tables: Tables, k: int, device: str
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    n, D = q.shape
+    if not n or not tables.T or k < 1:
+        shape = n, min(k, tables.T)
+        return np.empty(shape, np.float32), np.empty(shape, np.int64)
+    W = torch.from_numpy(tables.W).to(device)
+    bias = torch.from_numpy(tables.bias).to(device)[None, :]
+    scale, offset = (_column(term, device) for term in tables.row_terms(squared))
+    wide = float(np.sqrt(squared_norms(tables.W).max()))
+    reach = (scale * _column(np.sqrt(squared), device) * wide)[:, 0]
+    error = _error(D, reach, offset[:, 0].abs(), bias.abs().max())
+    x = torch.from_numpy(np.ascontiguousarray(q, dtype=np.float32))
+    return _topk(x, W, _Terms(scale, offset, bias), error, k)
 
 
 def _topk(
-    q: NDArray[np.float32], squared: NDArray[np.float64], tables: Tables, k: int, device: str
+    x: torch.Tensor, W: torch.Tensor, terms: _Terms, error: torch.Tensor, k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    k = min(k, tables.T)
-    n, D = q.shape
-    best, classes = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
-    if not n or not k:
-        return best, classes
-    W = torch.from_numpy(tables.W).to(device)
-    bias = torch.from_numpy(tables.bias).to(device)
-    wide = float(np.sqrt(squared_norms(tables.W).max()))
-    scale, offset = (torch.from_numpy(term).to(device) for term in tables.row_terms(squared))
-    reach = scale * torch.from_numpy(np.sqrt(squared)).to(device) * wide
-    error = (D + 8) * _EPS * reach + 4 * _EPS * (offset.abs() + bias.abs().max())
-    for rows in _blocks(n, 4 * tables.T):
-        x = torch.from_numpy(np.ascontiguousarray(q[rows])).to(device)
-        score = (x @ W.T) * scale[rows, None].float() + bias.float()
-        top = score.topk(min(k + _PAD, tables.T))
+    """The k best of W [m, D] for each of x [n, D]; error [n] bounds the float32 scores."""
+    n, m = len(x), len(W)
+    k = min(k, m)
+    best, index = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
+    for rows in _blocks(n, 4 * m):
+        part, local = x[rows].to(W.device), terms.rows(rows)
+        score = local.rough(part @ W.T)
+        top = score.topk(min(k + _PAD, m))
         floor = top.values[:, k - 1] - 2 * error[rows].float()
-        enough = (top.values[:, -1] < floor) | (top.values.shape[1] == tables.T)
+        enough = (top.values[:, -1] < floor) | (top.values.shape[1] == m)
         for chosen, width in _groups(score, floor, enough, top.indices.shape[1]):
             found = top.indices[chosen] if width is None else score[chosen].topk(width).indices
-            exact = _rescore(x[chosen], W, found)
-            at = rows.start + chosen
-            value = (exact * scale[at, None] + offset[at, None]) + bias[found]
-            place = at.cpu().numpy()
-            best[place], classes[place] = _first_k(value, found, k)
-    return best, classes
+            value = local.exact(_rescore(part[chosen], W, found), chosen, found)
+            place = rows.start + chosen.cpu().numpy()
+            best[place], index[place] = _first_k(value, found, k)
+    return best, index
 
 
 def _groups(
@@ -114,7 +184,8 @@ def _groups(
         yield sure, None
     doubtful = (~enough).nonzero()[:, 0]
     if len(doubtful):
-        needed = (score[doubtful] >= floor[doubtful, None]).sum(1)
+        # "not below" rather than "at least": where float32 overflows the floor is not a number.
+        needed = (~(score[doubtful] < floor[doubtful, None])).sum(1)
         for row, count in zip(doubtful, needed.tolist(), strict=True):
             yield row[None], max(width, int(count))
 

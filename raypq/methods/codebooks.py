@@ -43,19 +43,7 @@ def sums(
     U: Floats, B: NDArray[np.uint8], C: Floats
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Per codeword: count [M, K], Σu [M, K, d] and Σ‖u − c‖² [M, K], all float64."""
-    M, K, d = C.shape
-    count = np.empty((M, K))
-    total = np.empty((M, K, d))
-    error = np.empty((M, K))
-    residual = U - kernels.decode(B, C)
-    squared = np.einsum("nmd,nmd->nm", *2 * (residual.reshape(-1, M, d),), dtype=np.float64)
-    for m in range(M):
-        code = B[:, m]
-        count[m] = np.bincount(code, minlength=K)
-        error[m] = np.bincount(code, squared[:, m], minlength=K)
-        for j in range(d):
-            total[m, :, j] = np.bincount(code, U[:, m * d + j], minlength=K)
-    return count, total, error
+    return kernels.accumulate(U, B, C)
 
 
 def means(

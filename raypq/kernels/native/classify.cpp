@@ -1,0 +1,147 @@
+#include <cmath>
+#include <memory>
+
+#include "scan.hpp"
+#include "shortlist.hpp"
+
+namespace raypq {
+
+namespace {
+
+// Rows that a tile stays in the cache for: many, because a tile is read anew for every block; but
+// the candidates of a block must stay at some MB.
+constexpr size_t kRows = 16384, kCandidateBytes = size_t(48) << 20;
+
+// One thread's work on blocks of rows. Scores are compared in the tables' units and without what
+// is common to a row: (score − offset)·factor·down.
+class Block {
+ public:
+  Block(const ScanTables& tables, const uint8_t* B, size_t rows, size_t k)
+      : t_(tables), B_(B), k_(k), list_(rows, k), terms_(rows), factor_(rows),
+        hits_(kChunk * kLanes), scratch_(4 * (tables.source.shape.D() + kCodePad)) {}
+
+  void run(size_t first, size_t n, float* scores, int64_t* classes) {
+    codes_ = B_ + first * t_.source.shape.M;
+    n_ = n;
+    start_rows();
+    for (size_t tile = 0; tile < t_.tiles(); ++tile) scan(tile);
+    rescore();
+    for (size_t i = 0; i < n; ++i) {
+      std::partial_sort(list_.begin(i), list_.begin(i) + k_, list_.end(i), better);
+      for (size_t j = 0; j < k_; ++j) {
+        scores[(first + i) * k_ + j] = float(list_.begin(i)[j].value);
+        classes[(first + i) * k_ + j] = list_.begin(i)[j].other;
+      }
+    }
+  }
+
+ private:
+  void start_rows() {
+    for (size_t i = 0; i < n_; ++i) {
+      const RowTerms row = terms_[i] = row_terms(t_.source, codes_ + i * t_.source.shape.M);
+      const double largest =
+          row.scale * std::sqrt(row.squared) * t_.widest + std::fabs(row.offset) + t_.strongest;
+      factor_[i] = row.factor;
+      list_.reset(i, row.factor > 0 ? rounding_slack(largest) * row.factor * t_.down
+                                    : std::numeric_limits<double>::infinity());
+    }
+  }
+
+  void scan(size_t tile) {
+    const Shape& shape = t_.source.shape;
+    const uint8_t* table = t_.table(tile);
+    const size_t lanes = tile * kLanes;
+    const double reach = t_.tile_base[tile] + t_.tile_error[tile];
+    int32_t threshold[kChunk];
+    touch(table, t_.tile_bytes());
+    for (size_t first = 0; first < n_; first += kChunk) {
+      const size_t n = std::min(kChunk, n_ - first);
+      t_.isa.thresholds(list_.target() + first, factor_.data() + first, n, t_.tile_extra[tile],
+                        reach, 1.0 / t_.unit[lanes], t_.limit, threshold);
+      const size_t found = t_.isa.scan_rows(shape, table, t_.start.data() + lanes,
+                                            codes_ + first * shape.M, n, threshold, hits_.data());
+      for (size_t h = 0; h < found; ++h) {
+        const Hit& hit = hits_[h];
+        if (hit.lane < t_.lanes(tile)) keep(first + hit.row, lanes + hit.lane, hit.sum);
+      }
+    }
+  }
+
+  void keep(size_t row, size_t at, uint32_t sum) {
+    const double value = t_.base[at] + t_.unit[at] * sum + t_.extra[at] * factor_[row];
+    list_.push(row, value - t_.error[at], value + t_.error[at], t_.order[at],
+               [this](size_t i, Candidate* from, Candidate* to) { resolve(i, from, to); });
+  }
+
+  // Exact scores of one row's candidates.
+  void resolve(size_t row, Candidate* from, Candidate* to) {
+    const uint32_t i = uint32_t(row);
+    for (; from != to; ++from) score(from->other, &i, 1, &from);
+  }
+
+  // Exact scores of class t for the rows listed, into their candidates.
+  void score(size_t t, const uint32_t* rows, size_t n, Candidate* const* into) {
+    const Source& s = t_.source;
+    double dot[kGroup];
+    for (size_t i = 0; i < n; i += kGroup) {
+      const size_t count = std::min(kGroup, n - i);
+      t_.isa.rescore(s.shape, t_.codebooks.data(), codes_, rows + i, count,
+                     s.W + t * s.shape.D(), scratch_.data(), dot);
+      for (size_t j = 0; j < count; ++j) {
+        const RowTerms& row = terms_[rows[i + j]];
+        into[i + j]->value = float((dot[j] * row.scale + row.offset) + s.bias[t]);
+      }
+    }
+  }
+
+  // Scores what is left, class by class: a class's weights are then read once for the block.
+  void rescore() {
+    std::vector<uint32_t> begin(t_.source.T + 1);
+    for (size_t i = 0; i < n_; ++i) {
+      list_.prune(i);
+      for (const Candidate* c = list_.begin(i); c != list_.end(i); ++c) ++begin[c->other + 1];
+    }
+    for (size_t t = 0; t < t_.source.T; ++t) begin[t + 1] += begin[t];
+    rows_.resize(begin.back()), into_.resize(begin.back());
+    std::vector<uint32_t> next(begin.begin(), begin.end() - 1);
+    for (size_t i = 0; i < n_; ++i)
+      for (Candidate* c = list_.begin(i); c != list_.end(i); ++c) {
+        const uint32_t place = next[c->other]++;
+        rows_[place] = uint32_t(i), into_[place] = c;
+      }
+    for (size_t t = 0; t < t_.source.T; ++t)
+      if (const size_t from = begin[t], count = begin[t + 1] - from; count)
+        score(t, rows_.data() + from, count, into_.data() + from);
+  }
+
+  static constexpr size_t kGroup = 64;
+  const ScanTables& t_;
+  const uint8_t* B_;
+  const uint8_t* codes_ = nullptr;
+  size_t n_ = 0, k_;
+  Shortlist list_;
+  std::vector<RowTerms> terms_;
+  std::vector<double> factor_;
+  std::vector<Hit> hits_;
+  Array<float> scratch_;
+  std::vector<uint32_t> rows_;
+  std::vector<Candidate*> into_;
+};
+
+}  // namespace
+
+void topk_per_code(const ScanTables& tables, const uint8_t* B, size_t N, size_t k, size_t threads,
+                   float* scores, int64_t* classes) {
+  if (!N || !k) return;
+  const size_t most = std::max<size_t>(64, kCandidateBytes / (sizeof(Candidate) * Shortlist::room(k)));
+  const size_t blocks = (N + std::min(kRows, most) - 1) / std::min(kRows, most);
+  const size_t even = blocks < threads ? std::min(threads, N) : (blocks + threads - 1) / threads * threads;
+  const size_t rows = (N + even - 1) / even;
+  std::vector<std::unique_ptr<Block>> workers(threads);
+  parallel((N + rows - 1) / rows, threads, [&](size_t thread, size_t task) {
+    if (!workers[thread]) workers[thread] = std::make_unique<Block>(tables, B, rows, k);
+    workers[thread]->run(task * rows, std::min(rows, N - task * rows), scores, classes);
+  });
+}
+
+}  // namespace raypq

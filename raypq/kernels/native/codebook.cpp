@@ -1,0 +1,76 @@
+#include "codebook.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace raypq {
+
+namespace {
+
+constexpr size_t kRows = 768;  // of one task: a multiple of every block that a kernel works on
+
+// Owns what Book points at.
+struct Packed {
+  Array<float> packed, half, largest;
+  Array<double> half_exact;
+  Book book;
+};
+
+Packed pack(const Isa& isa, const Shape& s, const float* C, const double* norms) {
+  const size_t tile = isa.codeword_tile, K = (s.K + tile - 1) / tile * tile;
+  Packed p{Array<float>(s.M * K * s.d), Array<float>(s.M * K), Array<float>(s.M),
+           Array<double>(s.M * s.K), {}};
+  for (size_t m = 0; m < s.M; ++m) {
+    double most = 0;
+    for (size_t k = 0; k < K; ++k) {
+      const bool real = k < s.K;
+      const double norm = real ? norms[m * s.K + k] : std::numeric_limits<double>::infinity();
+      p.half[m * K + k] = float(0.5 * norm);
+      for (size_t j = 0; j < s.d; ++j)
+        p.packed[(m * K + k / tile * tile) * s.d + j * tile + k % tile] =
+            real ? C[(m * s.K + k) * s.d + j] : 0.0f;
+      if (!real) continue;
+      p.half_exact[m * s.K + k] = 0.5 * norm;
+      most = std::max(most, norm);
+    }
+    p.largest[m] = float(std::sqrt(most) * (1 + 0x1p-20)) + 0x1p-140f;
+  }
+  p.book = {s, K, p.packed.data(), p.half.data(), p.half_exact.data(), p.largest.data(), C};
+  return p;
+}
+
+}  // namespace
+
+void encode(const Isa& isa, const Shape& shape, const float* C, const double* norms,
+            const float* U, size_t n, size_t threads, uint8_t* B) {
+  const Packed p = pack(isa, shape, C, norms);
+  parallel((n + kRows - 1) / kRows, threads, [&](size_t, size_t task) {
+    const size_t first = task * kRows;
+    isa.encode(p.book, U + first * shape.D(), std::min(kRows, n - first), B + first * shape.M);
+  });
+}
+
+void accumulate(const Shape& s, const float* C, const float* U, const uint8_t* B, size_t n,
+                size_t threads, double* count, double* total, double* error) {
+  // A thread has some sub-codebooks to itself, so every sum is formed in row order.
+  const size_t tasks = std::min(threads, s.M);
+  parallel(tasks, threads, [&](size_t, size_t task) {
+    const size_t from = s.M * task / tasks, to = s.M * (task + 1) / tasks;
+    for (size_t i = 0; i < n; ++i)
+      for (size_t m = from; m < to; ++m) {
+        const size_t at = m * s.K + B[i * s.M + m];
+        const float *u = U + (i * s.M + m) * s.d, *c = C + at * s.d;
+        double *sum = total + at * s.d, squared = 0;
+        for (size_t j = 0; j < s.d; ++j) {
+          const double residual = u[j] - c[j];
+          squared += residual * residual;
+          sum[j] += u[j];
+        }
+        count[at] += 1;
+        error[at] += squared;
+      }
+  });
+}
+
+}  // namespace raypq

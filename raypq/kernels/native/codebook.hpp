@@ -1,0 +1,18 @@
+// Assigning vectors to codewords, and the sums that training needs of the assignment.
+#pragma once
+
+#include "isa.hpp"
+#include "support.hpp"
+
+namespace raypq {
+
+// B [n, M] of U [n, D] under C [M, K, d]; norms ‖c‖² [M, K].
+void encode(const Isa& isa, const Shape& shape, const float* C, const double* norms,
+            const float* U, size_t n, size_t threads, uint8_t* B);
+
+// Adds to count [M, K], total [M, K, d] and error [M, K] what the rows give, in row order; a
+// squared residual is summed over j in order. The same bits for any number of threads.
+void accumulate(const Shape& shape, const float* C, const float* U, const uint8_t* B, size_t n,
+                size_t threads, double* count, double* total, double* error);
+
+}  // namespace raypq

@@ -1,0 +1,124 @@
+// Assignment: argmax_k of ⟨u, c_k⟩ − ½‖c_k‖², the lanes running over rows.
+//
+// A block of rows is transposed one sub-space at a time, so a codeword's coordinate is broadcast to
+// all of them and the argmax stays in registers, with nothing to reduce across lanes at the end.
+//
+// The float32 score of d terms is off by at most (d + 4)·2⁻²³·(‖u‖·max‖c‖ + max‖c‖²) (twice what
+// the standard bound asks, plus room for underflow). Where the second best is within twice that of
+// the best, the row is decided again in float64 over j in order, ties to the lower index.
+
+namespace RAYPQ_NS {
+
+constexpr size_t kRowRegs = 3;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr size_t kCodewords = 8;  // with kRowRegs: 24 sums, 3 rows and a codeword in 32 registers
+#else
+constexpr size_t kCodewords = 4;  // 12 + 3 + 1 in 16
+#endif
+constexpr size_t kRows = kRowRegs * kFloats;
+
+struct Best {
+  F32 first[kRowRegs], second[kRowRegs];
+  I32 code[kRowRegs];
+};
+
+inline void transpose(const float* U, size_t stride, size_t n, size_t d, float* out) {
+  for (size_t r = 0; r < n; ++r)
+    for (size_t j = 0; j < d; ++j) out[j * kRows + r] = U[r * stride + j];
+}
+
+// kCodewords codewords from k on, against the block.
+__attribute__((always_inline)) inline void assign(const float* book, const float* half, size_t d,
+                                                  const float* u, size_t k, Best& best) {
+  F32 sum[kCodewords][kRowRegs];
+  for (size_t c = 0; c < kCodewords; ++c)
+    for (size_t r = 0; r < kRowRegs; ++r) sum[c][r] = splat(-half[c]);
+  for (size_t j = 0; j < d; ++j) {
+    F32 x[kRowRegs];
+    for (size_t r = 0; r < kRowRegs; ++r)
+      x[r] = *reinterpret_cast<const F32*>(u + j * kRows + r * kFloats);
+    for (size_t c = 0; c < kCodewords; ++c) {
+      F32 y = splat(book[j * kCodewords + c]);
+      for (size_t r = 0; r < kRowRegs; ++r) sum[c][r] += x[r] * y;
+    }
+  }
+  for (size_t c = 0; c < kCodewords; ++c) {
+    I32 name = int32_t(k + c) - I32{};
+    for (size_t r = 0; r < kRowRegs; ++r) {
+      F32 x = sum[c][r], first = best.first[r];
+      best.second[r] = larger(best.second[r], smaller(first, x));
+      best.code[r] = x > first ? name : best.code[r];
+      best.first[r] = larger(first, x);
+    }
+  }
+}
+
+// The canonical code of one row and sub-space; like NumPy's argmax, the first NaN wins.
+__attribute__((noinline)) uint8_t decide(const Book& book, size_t m, const float* u) {
+  const Shape& s = book.shape;
+  size_t best = 0;
+  double top = 0;
+  for (size_t k = 0; k < s.K; ++k) {
+    const float* c = book.C + (m * s.K + k) * s.d;
+    double sum = 0;
+    for (size_t j = 0; j < s.d; ++j) sum += double(u[j]) * double(c[j]);
+    sum -= book.half_exact[m * s.K + k];
+    if (sum != sum) return uint8_t(k);
+    if (k == 0 || sum > top) best = k, top = sum;
+  }
+  return uint8_t(best);
+}
+
+// How far best and second best may be apart before the float32 order is sure; one for each row.
+inline void margins(const Book& book, size_t m, const float* u, float* margin) {
+  const size_t d = book.shape.d;
+  float squared[kRows] = {};
+  for (size_t j = 0; j < d; ++j)
+    for (size_t r = 0; r < kRows; ++r) squared[r] += u[j * kRows + r] * u[j * kRows + r];
+  const float wide = book.largest[m], eps = float(d + 4) * 0x1p-22f, lost = float(d) * 1e-19f;
+  for (size_t r = 0; r < kRows; ++r)
+    margin[r] = eps * ((__builtin_sqrtf(squared[r]) + lost) * wide + wide * wide) +
+                float(d) * 0x1p-124f;
+}
+
+void encode(const Book& book, const float* U, size_t n, uint8_t* B) {
+  const Shape& s = book.shape;
+  const size_t D = s.D(), M = s.M;
+  constexpr size_t kStack = 128;
+  alignas(64) float small[kStack * kRows];
+  float* u = small;
+  void* heap = nullptr;
+  if (s.d > kStack) {
+    heap = __builtin_malloc(s.d * kRows * sizeof(float) + 64);
+    u = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(heap) + 63) & ~uintptr_t(63));
+  }
+  memset(u, 0, s.d * kRows * sizeof(float));
+  for (size_t start = 0; start < n; start += kRows) {
+    const size_t rows = n - start < kRows ? n - start : kRows;
+    for (size_t m = 0; m < M; ++m) {
+      transpose(U + start * D + m * s.d, D, rows, s.d, u);
+      Best best;
+      for (size_t r = 0; r < kRowRegs; ++r) {
+        best.first[r] = best.second[r] = splat(-__builtin_inff());
+        best.code[r] = I32{};
+      }
+      for (size_t k = 0; k < book.K_padded; k += kCodewords)
+        assign(book.packed + (m * book.K_padded + k) * s.d, book.half + m * book.K_padded + k, s.d,
+               u, k, best);
+      alignas(64) float margin[kRows], first[kRows], second[kRows];
+      alignas(64) int32_t code[kRows];
+      margins(book, m, u, margin);
+      memcpy(first, best.first, sizeof first);
+      memcpy(second, best.second, sizeof second);
+      memcpy(code, best.code, sizeof code);
+      for (size_t r = 0; r < rows; ++r) {
+        const bool sure = second[r] < first[r] - margin[r];
+        B[(start + r) * M + m] =
+            sure ? uint8_t(code[r]) : decide(book, m, U + (start + r) * D + m * s.d);
+      }
+    }
+  }
+  __builtin_free(heap);
+}
+
+}  // namespace RAYPQ_NS

@@ -1,0 +1,33 @@
+// One instruction set's build of the kernels; CMake compiles this file once for each.
+// -ffp-contract=fast is safe here: wherever a result must be exact, the products are products of
+// float32 values in float64, which are exact, so fusing them changes nothing. The last step of a
+// score (scale, offset, bias) is elsewhere, compiled without contraction.
+#include "isa.hpp"
+
+#include "simd.hpp"
+
+#include "encode.inl"
+#include "exact.inl"
+#include "lut.inl"
+#include "scan.inl"
+
+#define RAYPQ_TEXT(x) #x
+#define RAYPQ_NAME(x) RAYPQ_TEXT(x)
+#define RAYPQ_JOIN(a, b) a##b
+#define RAYPQ_ISA_OF(ns) RAYPQ_JOIN(isa_, ns)
+
+namespace raypq {
+
+const Isa RAYPQ_ISA_OF(RAYPQ_NS) = {
+    .name = RAYPQ_NAME(RAYPQ_NS),
+    .codeword_tile = RAYPQ_NS::kCodewords,
+    .encode = RAYPQ_NS::encode,
+    .lut = RAYPQ_NS::lut,
+    .quantise = RAYPQ_NS::quantise,
+    .thresholds = RAYPQ_NS::thresholds,
+    .scan_rows = RAYPQ_NS::scan_rows,
+    .scan_lanes = RAYPQ_NS::scan_lanes,
+    .rescore = RAYPQ_NS::rescore,
+};
+
+}  // namespace raypq

@@ -1,0 +1,77 @@
+// What every instruction set provides: leaf functions over plain arrays, reached by pointers.
+// Shapes as in the Python package: U [N, D], C [M, K, d], B [N, M], D = M·d.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace raypq {
+
+constexpr size_t kLanes = 64;       // classes or queries in a tile: the bytes of one cache line
+constexpr int kTop = 127;           // largest table entry: two of them still fit a byte
+constexpr size_t kNarrow = 128;     // sub-codebooks that 16-bit sums hold: 128·127 + 16383 < 2^15
+constexpr int kRoom = 16383;        // largest start value of a 16-bit sum
+constexpr int kNever = 32767;       // a threshold no 16-bit sum reaches
+constexpr size_t kChunk = 256;      // rows that one call of a scan may take
+constexpr size_t kCodePad = 64;     // floats after a codebook that a decode may read
+
+// Sub-codebook sizes.
+struct Shape {
+  size_t M, K, d;
+  size_t D() const { return M * d; }
+};
+
+// One lane of one row that reached its threshold. ``sum`` is Σ_m of the row's table entries.
+struct Hit {
+  uint32_t row, lane, sum;
+};
+
+// Codebooks packed for assignment: [M][K/tile][d][tile], padded codewords have half = +inf.
+struct Book {
+  Shape shape;
+  size_t K_padded;
+  const float* packed;
+  const float* half;        // ½‖c‖² [M, K_padded], float32
+  const double* half_exact;  // the same in float64
+  const float* largest;     // max_k ‖c_mk‖ [M], rounded up
+  const float* C;           // as given [M, K, d]
+};
+
+struct Isa {
+  const char* name;
+  size_t codeword_tile;
+
+  // B [n, M] of U [n, D]; exact (see encode.inl).
+  void (*encode)(const Book& book, const float* U, size_t n, uint8_t* B);
+
+  // float32 ⟨c_mk, w⟩ − fold_mk of 64 weights w [D][64] → lut [M][K][64], its minima and maxima
+  // over k, both [M][64]. fold [M, K] may be null.
+  void (*lut)(const Shape& shape, const float* C, const float* w, const float* fold, float* lut,
+              float* low, float* high);
+
+  // table [M][K][64] = round((lut − low)·inverse), at most kTop.
+  void (*quantise)(const Shape& shape, const float* lut, const float* low, const float* inverse,
+                   uint8_t* table);
+
+  // (target[i] − factor[i]·extra − base)·inverse, rounded down, within [0, limit].
+  void (*thresholds)(const double* target, const double* factor, size_t n, double extra,
+                     double base, double inverse, int32_t limit, int32_t* out);
+
+  // Rows of codes [n, M], n ≤ kChunk, against one tile: every lane whose start + Σ_m table entry
+  // reaches threshold[row] (scan_rows) or threshold[lane] (scan_lanes); returns the number of hits.
+  size_t (*scan_rows)(const Shape& shape, const uint8_t* table, const int32_t* start,
+                      const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits);
+  size_t (*scan_lanes)(const Shape& shape, const uint8_t* table, const uint8_t* codes, size_t n,
+                       const int32_t* threshold, Hit* hits);
+
+  // ⟨q_i, w⟩ of the rows listed, in the canonical order, float64. scratch: 4·(D + kCodePad).
+  void (*rescore)(const Shape& shape, const float* C, const uint8_t* codes, const uint32_t* rows,
+                  size_t n, const float* w, float* scratch, double* out);
+};
+
+extern const Isa isa_baseline;
+#if defined(__x86_64__)
+extern const Isa isa_avx2, isa_avx512;
+#endif
+
+}  // namespace raypq

@@ -1,0 +1,109 @@
+// The Python module raypq.kernels._native: arrays in and out, the GIL released while it works.
+// Shapes and values are checked by raypq.kernels.native; here only what would read out of bounds.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "codebook.hpp"
+#include "scan.hpp"
+
+namespace nb = nanobind;
+using namespace raypq;
+
+namespace {
+
+template <class T, size_t kDims>
+using In = nb::ndarray<const T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
+template <class T, size_t kDims>
+using Out = nb::ndarray<T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
+
+void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+Shape shape_of(const In<float, 3>& C) { return {C.shape(0), C.shape(1), C.shape(2)}; }
+
+void check_codes(const In<uint8_t, 2>& B, const Shape& shape) {
+  require(B.shape(1) == shape.M, "B must be [N, M]");
+  if (shape.K >= 256) return;
+  uint8_t most = 0;
+  for (size_t i = 0; i < B.shape(0) * B.shape(1); ++i) most = std::max(most, B.data()[i]);
+  require(!B.shape(0) || most < shape.K, "B holds a code that is not below K");
+}
+
+// Keeps the arrays that the tables point at.
+struct Tables {
+  In<float, 3> C;
+  In<float, 2> W;
+  In<double, 1> bias;
+  In<double, 2> norms;
+  std::unique_ptr<ScanTables> made;
+};
+
+void make_tables(Tables* self, In<float, 3> C, In<float, 2> W, In<double, 1> bias,
+                 In<double, 2> norms, const std::string& metric, bool across_rows,
+                 const std::string& isa, size_t threads) {
+  const Shape shape = shape_of(C);
+  require(W.shape(1) == shape.D() && bias.shape(0) == W.shape(0), "W must be [T, D], bias [T]");
+  require(norms.shape(0) == shape.M && norms.shape(1) == shape.K, "norms must be [M, K]");
+  const Metric kind = metric == "l2"       ? Metric::kL2
+                      : metric == "cosine" ? Metric::kCosine
+                                           : Metric::kDot;
+  const Source source{shape, W.shape(0), kind, C.data(), W.data(), bias.data(), norms.data()};
+  new (self) Tables{C, W, bias, norms, nullptr};
+  nb::gil_scoped_release release;
+  self->made = std::make_unique<ScanTables>(source, across_rows, choose_isa(isa), threads);
+}
+
+void scan(const Tables& tables, In<uint8_t, 2> B, size_t threads, Out<float, 2> scores,
+          Out<int64_t, 2> names) {
+  const ScanTables& t = *tables.made;
+  const size_t N = B.shape(0), k = scores.shape(1);
+  check_codes(B, t.source.shape);
+  require(scores.shape(0) == names.shape(0) && k == names.shape(1), "outputs must be alike");
+  require(scores.shape(0) == (t.across_rows ? t.source.T : N), "outputs must fit the input");
+  require(k <= (t.across_rows ? N : t.source.T) && N < (size_t(1) << 32), "k or N is too large");
+  nb::gil_scoped_release release;
+  (t.across_rows ? topk_per_query : topk_per_code)(t, B.data(), N, k, threads, scores.data(),
+                                                   names.data());
+}
+
+void assign(In<float, 2> U, In<float, 3> C, In<double, 2> norms, const std::string& isa,
+            size_t threads, Out<uint8_t, 2> B) {
+  const Shape shape = shape_of(C);
+  require(U.shape(1) == shape.D() && shape.K <= 256, "U must be [N, D], K at most 256");
+  require(norms.shape(0) == shape.M && norms.shape(1) == shape.K, "norms must be [M, K]");
+  require(B.shape(0) == U.shape(0) && B.shape(1) == shape.M, "B must be [N, M]");
+  nb::gil_scoped_release release;
+  encode(choose_isa(isa), shape, C.data(), norms.data(), U.data(), U.shape(0), threads, B.data());
+}
+
+void add_up(In<float, 2> U, In<uint8_t, 2> B, In<float, 3> C, size_t threads, Out<double, 2> count,
+            Out<double, 3> total, Out<double, 2> error) {
+  const Shape shape = shape_of(C);
+  check_codes(B, shape);
+  require(U.shape(0) == B.shape(0) && U.shape(1) == shape.D(), "U must be [N, D]");
+  require(count.size() == shape.M * shape.K && error.size() == count.size() &&
+              total.size() == C.size(),
+          "outputs must fit C");
+  nb::gil_scoped_release release;
+  accumulate(shape, C.data(), U.data(), B.data(), U.shape(0), threads, count.data(), total.data(),
+             error.data());
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+  module.def("isas", &available_isas);
+  module.def("choose", [](const std::string& name) { return std::string(choose_isa(name).name); });
+  module.def("encode", &assign);
+  module.def("accumulate", &add_up);
+  nb::class_<Tables>(module, "Tables")
+      .def("__init__", &make_tables)
+      .def("scan", &scan)
+      .def_prop_ro("bytes", [](const Tables& tables) { return tables.made->bytes(); });
+}

@@ -1,0 +1,31 @@
+// Top-k from codes: the uint8 scan as a filter, exact scores for what it keeps. Both answers equal
+// the NumPy reference bit for bit, ids and order.
+#pragma once
+
+#include "tables.hpp"
+
+namespace raypq {
+
+// The k best classes of each code B [N, M]: scores and classes [N, k], k ≤ T. ``tables`` were made
+// with across_rows = false.
+void topk_per_code(const ScanTables& tables, const uint8_t* B, size_t N, size_t k, size_t threads,
+                   float* scores, int64_t* classes);
+
+// The k best rows of B [N, M] for each query: scores and rows [T, k], k ≤ N. ``tables`` were made
+// with across_rows = true.
+void topk_per_query(const ScanTables& tables, const uint8_t* B, size_t N, size_t k, size_t threads,
+                    float* scores, int64_t* rows);
+
+// How far below the k-th best a score may lie and still tie with it once both are rounded to
+// float32, given the largest magnitude of the parts of a score. Infinite where float32 overflows.
+inline double rounding_slack(double largest) {
+  if (!(largest < 0x1p126)) return std::numeric_limits<double>::infinity();
+  return largest * 0x1p-22 + 0x1p-147;
+}
+
+// Reads a tile in order, so that it comes in at the memory's full speed, before random access.
+inline void touch(const uint8_t* data, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) (void)*static_cast<const volatile uint8_t*>(data + i);
+}
+
+}  // namespace raypq

@@ -1,0 +1,148 @@
+// The scan of one tile of tables: uint8 lines of 64 lanes, [M][K][64], so that a code picks one
+// cache line in each sub-codebook.
+//
+// Entries are at most 127, so two lines are added as bytes before they are widened. A register of
+// 16-bit sums then gathers whole pairs of bytes (``all``, which wraps) and the upper bytes alone
+// (``odd``); the lower ones are all − 256·odd, exact because they fit 16 bits.
+//
+// No overflow: a sum of up to kNarrow = 128 entries and a start of at most kRoom is at most
+// 128·127 + 16383 < 2^15. More sub-codebooks go to 32-bit sums every kNarrow.
+
+namespace RAYPQ_NS {
+
+struct Sums {
+  U16 all[kParts], odd[kParts];
+};
+
+inline U8 line(const uint8_t* table, size_t part) {
+  return *reinterpret_cast<const U8*>(table + part * kBytes);
+}
+
+inline void add(Sums& sums, size_t p, U8 bytes) {
+  U16 pairs = (U16)bytes;
+  sums.all[p] += pairs;
+  sums.odd[p] += pairs >> 8;
+}
+
+__attribute__((always_inline)) inline void gather(Sums& sums, const uint8_t* table, size_t step,
+                                                  const uint8_t* code, size_t M) {
+  size_t m = 0;
+  for (; m + 2 <= M; m += 2, table += 2 * step) {
+    const uint8_t* first = table + size_t(code[m]) * kLanes;
+    const uint8_t* second = table + step + size_t(code[m + 1]) * kLanes;
+    for (size_t p = 0; p < kParts; ++p) add(sums, p, line(first, p) + line(second, p));
+  }
+  if (m < M)
+    for (size_t p = 0; p < kParts; ++p)
+      add(sums, p, line(table + size_t(code[m]) * kLanes, p));
+}
+
+// Appends the lanes of one register whose bits are set; element e is lane ``lane`` + 2e.
+inline size_t append(Hit* hits, uint32_t bits, size_t row, size_t lane, I16 sum, I16 start) {
+  size_t count = 0;
+  alignas(64) int16_t value[kBytes / 2];
+  I16 plain = sum - start;
+  memcpy(value, &plain, sizeof value);
+  for (; bits; bits &= bits - 1) {
+    unsigned e = unsigned(__builtin_ctz(bits)) / kBitStep;
+    hits[count++] = {uint32_t(row), uint32_t(lane + 2 * e), uint32_t(value[e])};
+  }
+  return count;
+}
+
+// Splits 64 values into the registers of even and odd lanes.
+inline void split(const int32_t* lanes, I16* even, I16* odd) {
+  for (size_t p = 0; p < kParts; ++p)
+    for (size_t e = 0; e < kBytes / 2; ++e) {
+      even[p][e] = int16_t(lanes[p * kBytes + 2 * e]);
+      odd[p][e] = int16_t(lanes[p * kBytes + 2 * e + 1]);
+    }
+}
+
+template <bool kPerLane>
+size_t scan_narrow(const Shape& shape, const uint8_t* table, const int32_t* start,
+                   const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits) {
+  const size_t M = shape.M, step = shape.K * kLanes;
+  I16 even0[kParts] = {}, odd0[kParts] = {}, even_bar[kParts], odd_bar[kParts];
+  if (kPerLane)
+    split(threshold, even_bar, odd_bar);
+  else
+    split(start, even0, odd0);
+  Sums first;  // what the sums begin with: the lanes' start values
+  for (size_t p = 0; p < kParts; ++p) {
+    first.all[p] = (U16)even0[p] + ((U16)odd0[p] << 8);
+    first.odd[p] = (U16)odd0[p];
+  }
+  size_t count = 0;
+  for (size_t i = 0; i < n; ++i) {
+    Sums sums = first;
+    gather(sums, table, step, codes + i * M, M);
+    I16 bar = int16_t(kPerLane ? 0 : threshold[i]) - I16{};
+    I16 even[kParts];
+    uint32_t in_even[kParts], in_odd[kParts], any = 0;
+    for (size_t p = 0; p < kParts; ++p) {
+      even[p] = (I16)(sums.all[p] - (sums.odd[p] << 8));
+      in_even[p] = reaches(even[p], kPerLane ? even_bar[p] : bar);
+      in_odd[p] = reaches((I16)sums.odd[p], kPerLane ? odd_bar[p] : bar);
+      any |= in_even[p] | in_odd[p];
+    }
+    if (__builtin_expect(any != 0, 0))
+      for (size_t p = 0; p < kParts; ++p) {
+        count += append(hits + count, in_even[p], i, p * kBytes, even[p], even0[p]);
+        count += append(hits + count, in_odd[p], i, p * kBytes + 1, (I16)sums.odd[p], odd0[p]);
+      }
+  }
+  return count;
+}
+
+template <bool kPerLane>
+size_t scan_wide(const Shape& shape, const uint8_t* table, const int32_t* start,
+                 const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits) {
+  const size_t M = shape.M, step = shape.K * kLanes;
+  size_t count = 0;
+  for (size_t i = 0; i < n; ++i) {
+    uint32_t total[kLanes] = {};
+    for (size_t m = 0; m < M; m += kNarrow) {
+      Sums sums = {};
+      gather(sums, table + m * step, step, codes + i * M + m, M - m < kNarrow ? M - m : kNarrow);
+      for (size_t p = 0; p < kParts; ++p) {
+        U16 even = sums.all[p] - (sums.odd[p] << 8);
+        for (size_t e = 0; e < kBytes / 2; ++e) {
+          total[p * kBytes + 2 * e] += even[e];
+          total[p * kBytes + 2 * e + 1] += sums.odd[p][e];
+        }
+      }
+    }
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      int64_t sum = int64_t(total[lane]) + (kPerLane ? 0 : start[lane]);
+      if (sum >= threshold[kPerLane ? lane : i])
+        hits[count++] = {uint32_t(i), uint32_t(lane), total[lane]};
+    }
+  }
+  return count;
+}
+
+size_t scan_rows(const Shape& shape, const uint8_t* table, const int32_t* start,
+                 const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits) {
+  auto scan = shape.M <= kNarrow ? scan_narrow<false> : scan_wide<false>;
+  return scan(shape, table, start, codes, n, threshold, hits);
+}
+
+size_t scan_lanes(const Shape& shape, const uint8_t* table, const uint8_t* codes, size_t n,
+                  const int32_t* threshold, Hit* hits) {
+  auto scan = shape.M <= kNarrow ? scan_narrow<true> : scan_wide<true>;
+  return scan(shape, table, nullptr, codes, n, threshold, hits);
+}
+
+void thresholds(const double* target, const double* factor, size_t n, double extra, double base,
+                double inverse, int32_t limit, int32_t* out) {
+  const double most = limit;
+  for (size_t i = 0; i < n; ++i) {
+    double x = (target[i] - factor[i] * extra - base) * inverse;
+    x = x > 0.0 ? x : 0.0;  // not a number: everything passes
+    x = x < most ? x : most;
+    out[i] = int32_t(x);
+  }
+}
+
+}  // namespace RAYPQ_NS

@@ -1,0 +1,75 @@
+// The vector types of one instruction set. This header is compiled once for each, inside the
+// namespace RAYPQ_NS, so that no two builds of a function share a name (the linker would keep one
+// of them, and an AVX-512 body could end up on a CPU without it). For the same reason the code
+// under this namespace uses no templates of the standard library.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "isa.hpp"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512BW__)
+#define RAYPQ_BYTES 64
+#elif defined(__AVX2__)
+#define RAYPQ_BYTES 32
+#else
+#define RAYPQ_BYTES 16
+#endif
+
+namespace RAYPQ_NS {
+
+using namespace raypq;
+
+constexpr size_t kBytes = RAYPQ_BYTES;
+constexpr size_t kParts = 64 / kBytes;  // registers that hold one 64-byte line
+constexpr size_t kFloats = kBytes / 4;
+
+typedef uint8_t U8 __attribute__((vector_size(RAYPQ_BYTES), may_alias));
+typedef uint16_t U16 __attribute__((vector_size(RAYPQ_BYTES), may_alias));
+typedef int16_t I16 __attribute__((vector_size(RAYPQ_BYTES), may_alias));
+typedef int32_t I32 __attribute__((vector_size(RAYPQ_BYTES), may_alias));
+typedef float F32 __attribute__((vector_size(RAYPQ_BYTES), may_alias));
+typedef float F32u __attribute__((vector_size(RAYPQ_BYTES), may_alias, aligned(4)));
+typedef float Float8 __attribute__((vector_size(32), may_alias, aligned(4)));
+typedef double Double8 __attribute__((vector_size(64)));
+
+inline F32 splat(float x) { return x - F32{}; }
+inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }
+inline F32 smaller(F32 a, F32 b) { return a < b ? a : b; }
+
+// Which 16-bit elements of a reach b: kBitStep bits an element, of which the lowest counts.
+#if defined(__AVX512BW__)
+constexpr unsigned kBitStep = 1;
+inline uint32_t reaches(I16 a, I16 b) {
+  return _mm512_cmpge_epi16_mask((__m512i)a, (__m512i)b);
+}
+#elif defined(__AVX2__)
+constexpr unsigned kBitStep = 2;
+inline uint32_t reaches(I16 a, I16 b) {
+  return uint32_t(_mm256_movemask_epi8((__m256i)(a >= b))) & 0x55555555u;
+}
+#elif defined(__SSE2__)
+constexpr unsigned kBitStep = 2;
+inline uint32_t reaches(I16 a, I16 b) {
+  return uint32_t(_mm_movemask_epi8((__m128i)(a >= b))) & 0x5555u;
+}
+#else
+constexpr unsigned kBitStep = 1;
+inline uint32_t reaches(I16 a, I16 b) {
+  I16 yes = a >= b;
+  uint64_t half[2];
+  memcpy(half, &yes, sizeof half);
+  if (!(half[0] | half[1])) return 0;
+  uint32_t bits = 0;
+  for (unsigned e = 0; e < kBytes / 2; ++e) bits |= uint32_t(yes[e] & 1) << e;
+  return bits;
+}
+#endif
+
+}  // namespace RAYPQ_NS

@@ -1,0 +1,173 @@
+#include "tables.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+namespace raypq {
+
+namespace {
+
+int exponent_of(const float* x, size_t n) {
+  float most = 0;
+  for (size_t i = 0; i < n; ++i) most = std::max(most, std::fabs(x[i]));
+  int exponent = 0;
+  if (most > 0) std::frexp(most, &exponent);
+  return exponent;
+}
+
+double norm(const float* x, size_t n) {
+  double sum = 0;
+  for (size_t i = 0; i < n; ++i) sum += double(x[i]) * double(x[i]);
+  return std::sqrt(sum);
+}
+
+// Steps of the scan whose float32 values could err by more than the bound says are not there:
+// a table's unit is never below this, far under one unit of any tile with a range of its own.
+constexpr double kLeastUnit = 0x1p-100;
+
+}  // namespace
+
+ScanTables::ScanTables(const Source& given, bool across, const Isa& chosen, size_t threads)
+    : source(given), isa(chosen), across_rows(across) {
+  const Shape& s = source.shape;
+  const size_t entries = s.M * s.K, padded = tiles() * kLanes;
+  codebooks = Array<float>(entries * s.d + kCodePad);
+  std::memset(codebooks.data(), 0, codebooks.size() * sizeof(float));
+  std::memcpy(codebooks.data(), source.C, entries * s.d * sizeof(float));
+
+  const bool folded = across_rows && source.metric == Metric::kL2;
+  const int a = exponent_of(source.C, entries * s.d);
+  int b = exponent_of(source.W, source.T * s.D());
+  if (folded) b = std::max(a, b);  // −‖c‖² must fit the same units
+  down = std::ldexp(1.0, -a - b);
+  Array<float> scaled(entries * s.d), fold(entries);
+  const double shrink_C = std::ldexp(1.0, -a), shrink_W = std::ldexp(1.0, -b);
+  for (size_t i = 0; i < entries * s.d; ++i) scaled[i] = float(source.C[i] * shrink_C);
+  for (size_t i = 0; i < entries; ++i) fold[i] = folded ? float(source.norms[i] * down) : 0.0f;
+
+  std::vector<double> parts(s.M);  // max_k ‖c_mk‖ in units; the longest code from them
+  double longest_squared = 0;
+  for (size_t m = 0; m < s.M; ++m) {
+    const double most = *std::max_element(source.norms + m * s.K, source.norms + (m + 1) * s.K);
+    parts[m] = std::sqrt(most) * shrink_C * (1 + 0x1p-40);
+    longest_squared += most;
+  }
+  longest = std::sqrt(longest_squared) * (1 + 0x1p-40);
+  widest = strongest = 0;
+  for (size_t t = 0; t < source.T; ++t) strongest = std::max(strongest, std::fabs(source.bias[t]));
+
+  sort_lanes();
+  base.resize(padded), unit.resize(padded), error.resize(padded), extra.resize(padded);
+  start.resize(padded);
+  tile_base.resize(tiles()), tile_error.resize(tiles()), tile_extra.resize(tiles());
+  limit = s.M <= kNarrow ? kNever : std::numeric_limits<int32_t>::max() / 2;
+  data_ = Array<uint8_t>(tiles() * tile_bytes());
+  widest *= 1 + 0x1p-40;
+
+  const size_t floats = kLanes * (entries + s.D() + 2 * s.M + 1);
+  std::vector<Array<float>> scratch(std::min(threads, std::max<size_t>(tiles(), 1)));
+  parallel(tiles(), threads, [&](size_t thread, size_t tile) {
+    if (!scratch[thread].size()) scratch[thread] = Array<float>(floats);
+    float* w = scratch[thread].data() + kLanes * entries;
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      const bool real = lane < lanes(tile);
+      const float* from = real ? source.W + order[tile * kLanes + lane] * s.D() : nullptr;
+      for (size_t j = 0; j < s.D(); ++j)
+        w[j * kLanes + lane] = real ? float(from[j] * shrink_W) : 0.0f;
+    }
+    build(tile, scaled.data(), folded ? fold.data() : nullptr, parts.data(),
+          scratch[thread].data());
+    if (!across_rows) set_starts(tile);
+  });
+}
+
+// Lanes of a tile share a unit and a bias bound, so classes alike in them stand together; the
+// largest first, for a high threshold comes early then.
+void ScanTables::sort_lanes() {
+  const size_t D = source.shape.D();
+  std::vector<double> key(source.T);
+  for (size_t t = 0; t < source.T; ++t) {
+    key[t] = norm(source.W + t * D, D);
+    widest = std::max(widest, key[t]);
+  }
+  if (source.metric == Metric::kCosine) key.assign(source.bias, source.bias + source.T);
+  order.resize(source.T);
+  std::iota(order.begin(), order.end(), 0);
+  if (across_rows) return;
+  std::stable_sort(order.begin(), order.end(),
+                   [&](uint32_t x, uint32_t y) { return key[x] > key[y]; });
+}
+
+// scratch: lut [M][K][64], w [D][64] (filled), low and high [M][64], inverse [64].
+void ScanTables::build(size_t tile, const float* scaled, const float* fold, const double* parts,
+                       float* scratch) {
+  const Shape& s = source.shape;
+  const bool cosine = source.metric == Metric::kCosine;
+  float* lut = scratch;
+  const float* w = lut + kLanes * s.M * s.K;
+  float* low = const_cast<float*>(w) + kLanes * s.D();
+  float *high = low + kLanes * s.M, *inverse = high + kLanes * s.M;
+  isa.lut(s, scaled, w, fold, lut, low, high);
+
+  double range[kLanes] = {}, shared = kLeastUnit * kTop;
+  for (size_t m = 0; m < s.M; ++m)
+    for (size_t lane = 0; lane < kLanes; ++lane)
+      range[lane] = std::max(range[lane], double(high[m * kLanes + lane]) - low[m * kLanes + lane]);
+  for (double r : range) shared = std::max(shared, r);
+
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    const size_t at = tile * kLanes + lane;
+    const double span = across_rows ? std::max(range[lane], kLeastUnit * kTop) : shared;
+    inverse[lane] = float(kTop / span);
+    unit[at] = span / kTop;
+    double arithmetic = 0;
+    for (size_t m = 0; m < s.M; ++m) {
+      base[at] += low[m * kLanes + lane];
+      double squared = 0;
+      for (size_t j = m * s.d; j < (m + 1) * s.d; ++j)
+        squared += double(w[j * kLanes + lane]) * w[j * kLanes + lane];
+      arithmetic += parts[m] * (std::sqrt(squared) + (fold ? parts[m] : 0.0)) + 0x1p-120;
+    }
+    error[at] = double(s.M) * unit[at] * (0.5 + 0x1p-10) + double(s.d + 6) * 0x1p-23 * arithmetic;
+    if (lane >= lanes(tile)) continue;
+    const double bias = source.bias[order[at]] * down;
+    (cosine || across_rows ? extra : base)[at] += bias;
+  }
+  isa.quantise(s, lut, low, inverse, data_.data() + tile * tile_bytes());
+}
+
+// One threshold serves a tile: each lane's base goes into its start, in units rounded up. Where the
+// bases are further apart than a start can tell, the low ones are raised: still an upper bound.
+void ScanTables::set_starts(size_t tile) {
+  const size_t first = tile * kLanes, count = lanes(tile);
+  const double room = source.shape.M <= kNarrow ? kRoom : 1 << 24;
+  double least = base[first], most = base[first], worst = 0, bonus = extra[first];
+  for (size_t at = first; at < first + count; ++at) {
+    least = std::min(least, base[at]);
+    most = std::max(most, base[at]);
+    worst = std::max(worst, error[at]);
+    bonus = std::max(bonus, extra[at]);
+  }
+  const double step = unit[first];
+  tile_base[tile] = std::max(least, most - (room - 1) * step);
+  tile_error[tile] = worst;
+  tile_extra[tile] = bonus;
+  for (size_t at = first; at < first + count; ++at)
+    start[at] = int32_t(
+        std::clamp(std::ceil((base[at] - tile_base[tile]) / step), 0.0, room));
+}
+
+RowTerms row_terms(const Source& source, const uint8_t* code) {
+  double squared = 0;
+  for (size_t m = 0; m < source.shape.M; ++m) squared += source.norms[m * source.shape.K + code[m]];
+  if (source.metric == Metric::kCosine) {
+    const double length = std::sqrt(squared);
+    return {squared, length > 0 ? 1.0 / length : 0.0, 0.0, length};
+  }
+  return {squared, 1.0, source.metric == Metric::kL2 ? -squared : 0.0, 1.0};
+}
+
+}  // namespace raypq

@@ -1,0 +1,80 @@
+// What a scan needs of the classes or queries, made ready once: uint8 tables, tile by tile.
+//
+// Everything here is in units of 2^exponent, chosen so that codebooks and weights lie within 1:
+// scores of any magnitude then stay within float32 while the tables are made.
+//
+// The inner product of lane t and a code b is
+//     base[t] + unit[t]·Σ_m table[m][b_m][t],  off by at most error[t],
+// error = M·unit·(½ + 2⁻¹⁰) + (d + 6)·2⁻²³·Σ_m (max_k‖c_mk‖·‖w_tm‖ + max_k fold_mk): rounding to
+// whole units, and float32 arithmetic while the table was made.
+#pragma once
+
+#include <vector>
+
+#include "isa.hpp"
+#include "support.hpp"
+
+namespace raypq {
+
+enum class Metric { kL2, kCosine, kDot };
+
+// The Python object's arrays; all C-contiguous and alive as long as they are used.
+struct Source {
+  Shape shape;
+  size_t T;
+  Metric metric;
+  const float* C;       // [M, K, d]
+  const float* W;       // [T, D]
+  const double* bias;   // [T]
+  const double* norms;  // [M, K]
+};
+
+class ScanTables {
+ public:
+  // across_rows: for top-k over rows, where what a row adds to all its scores counts: under l2 the
+  // tables then hold −‖c‖² too. Otherwise for top-k over lanes, where the lanes of a tile share
+  // their unit, so that one number is the threshold of them all.
+  ScanTables(const Source& source, bool across_rows, const Isa& isa, size_t threads);
+
+  size_t tiles() const { return (source.T + kLanes - 1) / kLanes; }
+  size_t tile_bytes() const { return source.shape.M * source.shape.K * kLanes; }
+  const uint8_t* table(size_t tile) const { return data_.data() + tile * tile_bytes(); }
+  size_t lanes(size_t tile) const {
+    return tile + 1 < tiles() ? kLanes : source.T - tile * kLanes;
+  }
+  size_t bytes() const { return data_.size(); }
+
+  Source source;
+  const Isa& isa;
+  bool across_rows;
+  double down;  // 2^-exponent: from scores to the tables' units
+  double widest;  // max_t ‖w_t‖, as given
+  double longest;  // an upper bound of ‖q(b)‖ over all codes, as given
+  double strongest;  // max_t |bias_t|
+  Array<float> codebooks;  // as given, padded for decode
+  std::vector<uint32_t> order;  // which class lane (tile·64 + l) is
+  // By lane (tile·64 + l). extra is bias where a row's norm multiplies it, see row_factor.
+  std::vector<double> base, unit, error, extra;
+  // By lane: where a 16-bit (or wide) sum starts. By tile: what a start of 0 stands for, the
+  // largest error and the largest extra.
+  std::vector<int32_t> start;
+  std::vector<double> tile_base, tile_error, tile_extra;
+  int32_t limit;  // a threshold that no sum reaches
+
+ private:
+  void sort_lanes();
+  void build(size_t tile, const float* scaled, const float* fold, const double* parts,
+             float* scratch);
+  void set_starts(size_t tile);
+  Array<uint8_t> data_;
+};
+
+// What a row of codes adds: score = scale·⟨q, w⟩ + offset + bias. factor is 1/scale, and 1 or 0
+// where scale is.
+struct RowTerms {
+  double squared, scale, offset, factor;
+};
+
+RowTerms row_terms(const Source& source, const uint8_t* code);
+
+}  // namespace raypq
