@@ -1,0 +1,286 @@
+"""The stages on Ray give what they give without it, and say what is wrong."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import raypq
+from raypq.config import ClassifyJob, ClusterSettings, Columns, EncodeJob, TrainJob
+from raypq.data import arrays, snapshot
+from raypq.data.features import FeatureStore, survey
+from raypq.errors import JobError
+from raypq.methods import registry
+from raypq.methods.base import Corpus
+from raypq.stages.train import TrainWorker, run_pass
+from raypq.stages.training_rows import TrainTask
+
+pytestmark = pytest.mark.ray
+ALONE = ClusterSettings(cluster="none", workers=1)
+TWO = ClusterSettings(cluster="local", workers=2)
+DX, SEEN, CLASSES = 24, 16, 20
+ROWS = (310, 40, 1, 180, 0, 260, 90)  # of the shards
+SETTINGS = {
+    "pqzsl": {"M": 8, "K": 16, "iterations": 3, "polish": 1, "seed": 3},
+    "opq": {"M": 4, "K": 32, "iterations": 4, "seed": 3},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    """One Ray for all of these; it has room for four workers, the machine may have fewer CPUs."""
+    from raypq.distributed.pool import connect
+
+    with connect(ClusterSettings(cluster="local", workers=4)):
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ray")
+    rng = np.random.default_rng(1)
+    E = rng.standard_normal((CLASSES, 10)).astype(np.float32)
+    centres = E @ rng.standard_normal((10, DX))
+    names = np.array([f"c{i:02d}" for i in range(CLASSES)])
+    columns = {
+        "class_id": names,
+        "name": names,
+        "embedding": arrays.fixed_list(E),
+        "seen": np.arange(CLASSES) < SEEN,
+    }
+    pq.write_table(pa.table(columns), root / "classes.parquet")
+    (root / "features").mkdir()
+    for part, n in enumerate(ROWS):
+        y = np.arange(n) % SEEN
+        X = (centres[y] + rng.standard_normal((n, DX))).astype(np.float32)
+        write(root / "features" / f"part-{part}.parquet", X, [f"{part}-{i}" for i in range(n)], y)
+    return root
+
+
+def write(path: Path, X: np.ndarray, ids: list[str], y: np.ndarray) -> None:
+    table = pa.table(
+        {
+            "id": pa.array(ids, pa.string()),
+            "feature": arrays.fixed_list(X),
+            "label": pa.array([f"c{i:02d}" for i in y], pa.string()),
+        }
+    )
+    pq.write_table(table, path, row_group_size=128)
+
+
+def training(data: Path, method: str, output: Path, where: ClusterSettings) -> TrainJob:
+    return TrainJob(
+        method=method,
+        features=[str(data / "features")],
+        classes=str(data / "classes.parquet") if method == "pqzsl" else None,
+        output=str(output),
+        settings=SETTINGS[method],
+        where=where,
+    )
+
+
+@pytest.fixture(scope="module")
+def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    output = tmp_path_factory.mktemp("model") / "m"
+    raypq.train(training(data, "pqzsl", output, ALONE))
+    return str(output)
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_one_fingerprint_for_any_number_of_workers(data: Path, tmp_path: Path, method: str) -> None:
+    found = {}
+    for workers in (0, 1, 2, 4):
+        where = ClusterSettings(cluster="local" if workers else "none", workers=workers or 2)
+        trained = raypq.train(training(data, method, tmp_path / str(workers), where))
+        found[workers] = trained.summary["fingerprint"]
+    assert len(set(found.values())) == 1, found
+
+
+def hashes(version: snapshot.Snapshot) -> list[tuple[str, int, str]]:
+    return [(receipt.shard, receipt.rows, receipt.sha256) for receipt in version.shards]
+
+
+def test_codes_and_predictions_equal_those_without_ray(
+    data: Path, model: str, tmp_path: Path
+) -> None:
+    features = [str(data / "features")]
+    made = {}
+    for name, where in (("none", ALONE), ("ray", TWO)):
+        codes, out = str(tmp_path / name / "codes"), str(tmp_path / name / "predictions")
+        encoded = raypq.encode(EncodeJob(model=model, features=features, output=codes, where=where))
+        classified, _ = raypq.classify(
+            ClassifyJob(
+                model=model,
+                codes=codes,
+                classes=str(data / "classes.parquet"),
+                top_k=3,
+                output=out,
+                where=where,
+            )
+        )
+        assert [receipt.rows for receipt in encoded.shards] == list(ROWS)
+        made[name] = hashes(encoded), hashes(classified), classified.summary["result"]
+    assert made["none"] == made["ray"]
+
+
+@pytest.fixture
+def damaged(data: Path, tmp_path: Path) -> Path:
+    """The store with two bad shards among the good ones."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(data / "features", folder)
+    (folder / "part-1b.parquet").write_bytes(b"PAR1 and nothing else")
+    X = np.full((5, DX), np.nan, np.float32)
+    write(folder / "part-3b.parquet", X, list("abcde"), np.zeros(5, int))
+    return folder
+
+
+def test_bad_shards_fail_after_the_good_ones_and_all_are_named(
+    damaged: Path, model: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "codes"
+    job = EncodeJob(model=model, features=[str(damaged)], output=str(output), where=TWO)
+    with pytest.raises(JobError) as caught:
+        raypq.encode(job)
+    assert caught.value.done == len(ROWS)
+    named = sorted(Path(failure.shard).name for failure in caught.value.failures)
+    assert named == ["part-1b.parquet", "part-3b.parquet"]
+    assert all(failure.bad_input for failure in caught.value.failures)
+    assert "NaN or Inf" in str(caught.value)
+    assert not snapshot.versions(str(output)), "a failed job made a version"
+    good = {path.name.split(".")[0] for path in (output / "data").glob("part-*.parquet")}
+    assert {f"part-{part}" for part in range(len(ROWS))} <= good
+
+
+def test_bad_shards_can_be_set_aside(damaged: Path, model: str, tmp_path: Path) -> None:
+    job = EncodeJob(
+        model=model,
+        features=[str(damaged)],
+        output=str(tmp_path / "codes"),
+        where=TWO,
+        on_bad_shard="quarantine",
+    )
+    version = raypq.encode(job)
+    assert version.rows == sum(ROWS)
+    assert [item.shard for item in version.quarantined] == ["part-1b", "part-3b"]
+    assert "part-3b.parquet" in version.quarantined[1].reason
+
+
+Pass = Callable[[], tuple[list[Any], list[Any]]]
+
+
+@contextmanager
+def two_trainers(folder: Path, cache_bytes: int) -> Iterator[Pass]:
+    """Two Ray workers, both there; each call is a pass: the rows it samples, and failures."""
+    from raypq.distributed.pool import RayCrew
+
+    found = survey(FeatureStore.open([str(folder)]))
+    method = registry.create("pq", {"M": 4, "K": 16})
+    starts = [0, *accumulate(found.rows)]
+    state = method.begin(Corpus(N=starts[-1], dx=DX))
+    tasks = [
+        TrainTask(shard=shard, row=row, rows=rows)
+        for shard, row, rows in zip(found.shards, starts, found.rows, strict=False)
+    ]
+    with RayCrew(TWO).hire(TrainWorker, method, Columns(), DX, None, cache_bytes) as gang:
+        decoy = replace(tasks[0], shard=replace(tasks[0].shard, uri=f"{folder}-decoy.parquet"))
+        while len(gang.ready) < 2:  # or the first one might do all of a pass
+            list(gang.map([decoy], state))
+
+        def run() -> tuple[list[Any], list[Any]]:
+            stats, failures = run_pass(gang, tasks, state, "pass")
+            return [part.tolist() for part in stats.rows.get("sample", [])], failures
+
+        yield run
+
+
+@pytest.fixture
+def four_shards(data: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "four"
+    folder.mkdir()
+    for part in (0, 1, 3, 5):
+        shutil.copy(data / "features" / f"part-{part}.parquet", folder)
+    return folder
+
+
+def test_features_that_fit_are_read_once(four_shards: Path) -> None:
+    with two_trainers(four_shards, cache_bytes=1 << 20) as run:
+        first, failures = run()
+        assert sum(map(len, first)) == sum(ROWS[part] for part in (0, 1, 3, 5))
+        shutil.rmtree(four_shards)  # whoever opens a shard again now fails
+        for _ in range(3):
+            assert run() == (first, failures) == (first, [])
+
+
+def test_features_that_do_not_fit_are_read_again(four_shards: Path) -> None:
+    with two_trainers(four_shards, cache_bytes=0) as run:
+        first = run()
+        assert run() == first
+        shutil.rmtree(four_shards)
+        assert len(run()[1]) == 4
+
+
+def test_a_small_cache_gives_the_same_model(data: Path, tmp_path: Path) -> None:
+    job = training(data, "opq", tmp_path / "large", ALONE)
+    large = raypq.train(job)
+    job = training(data, "opq", tmp_path / "small", TWO)
+    small = raypq.train(job.model_copy(update={"cache_bytes": 20_000}))
+    assert small.summary["fingerprint"] == large.summary["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [({"gpus_per_worker": 1.0}, "1 CPU and 1 GPU"), ({"threads": 4096}, "4096 CPU")],
+)
+def test_what_no_node_has_is_said_at_once(asked: dict[str, Any], told: str) -> None:
+    from raypq.distributed.pool import ClusterError, RayCrew
+
+    start = time.monotonic()
+    crew = RayCrew(ClusterSettings(cluster="local", workers=1, **asked))
+    with pytest.raises(ClusterError, match=f"needs {told}, but no node has that"), crew.hire(dict):
+        pass
+    assert time.monotonic() - start < 2
+
+
+def test_an_address_where_nothing_listens_is_told_within_seconds() -> None:
+    from raypq.distributed.pool import ClusterError, check_address
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", f"no-such-host.invalid:{port}"):
+        start = time.monotonic()
+        with pytest.raises(ClusterError, match="cannot reach the Ray cluster") as caught:
+            check_address(address)
+        assert address in str(caught.value)
+        assert "ray status --address" in str(caught.value)
+        assert time.monotonic() - start < 10
+
+
+def test_an_address_that_is_not_ray_is_told_within_seconds() -> None:
+    from raypq.distributed.pool import ClusterError, check_address
+
+    start = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ClusterError, match="not a Ray head"):
+            check_address(address)
+    assert time.monotonic() - start < 15
+
+
+def test_a_cluster_that_answers_passes(local_ray: None) -> None:
+    import ray
+
+    from raypq.distributed.pool import check_address
+
+    check_address(ray.get_runtime_context().gcs_address)
