@@ -276,6 +276,18 @@ def test_the_curve_against_brute_force(write, tmp_path, seed):
     assert "gamma" not in found, "no γ was given"
 
 
+def test_margins_on_the_edge_of_the_curve(write, tmp_path):
+    """γ equal to an unseen image's margin already lets the unseen class win."""
+    S = np.array([[2.0, 0, 1, 0], [1.0, 0, 2, 0]])  # margins 1 (seen label) and −1 (unseen)
+    store = Store(str(tmp_path / "p"), make_table(write, 4, SEEN), k=4, groups=True)
+    store.write([(S, np.array([0, 2]))])
+    found = store.evaluate(calibration=-1.0)["calibrated"]
+    assert (found["best_H"], found["best_gamma"]) == (1.0, -1.0)
+    assert (found["ts"], found["tr"]) == (1.0, 1.0)
+    found = store.evaluate(calibration=1.0)["calibrated"]
+    assert (found["ts"], found["tr"]) == (1.0, 0.0)
+
+
 def test_scores_that_are_calibrated_already(write, tmp_path):
     """The store says which γ is in its scores; the figures are those of the plain scores."""
     S, y, seen = generated(9)
