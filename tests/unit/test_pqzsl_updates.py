@@ -132,7 +132,10 @@ def test_z_is_the_minimum_among_orthogonal_ones(problem):
 def test_a_step_lowers_the_sum(problem):
     now = problem.now.step(problem.R @ problem.X.T, problem.data, SETTINGS)
     after = now.F @ problem.X + now.H @ problem.Y
-    assert problem.total(now, after) < problem.total(problem.now, problem.zs)
+    best = problem.total(now, after)
+    assert best < problem.total(problem.now, problem.zs)
+    for step in nudges(now.P.shape):  # P comes last, so it fits all the others
+        assert problem.total(replace(now, P=now.P + step), after) > best
 
 
 def test_turning_the_space_changes_nothing_but_the_dimensions(problem):
