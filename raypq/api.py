@@ -22,7 +22,6 @@ from raypq.config import (
 from raypq.data.snapshot import Snapshot
 from raypq.errors import RaypqError
 from raypq.stages.crew import Crew, LocalCrew
-from raypq.stages.tally import Tally
 from raypq.stages.train import Trained
 
 J = TypeVar("J", bound=Job)
@@ -64,7 +63,7 @@ def encode(job: EncodeJob) -> Snapshot:
         return stage.encode(job, crew)
 
 
-def classify(job: ClassifyJob) -> tuple[Snapshot, Tally]:
+def classify(job: ClassifyJob) -> Snapshot:
     """Turns codes into predictions (``raypq classify``)."""
     from raypq.stages import classify as stage
 

@@ -296,8 +296,8 @@ def classify(**options: Any) -> None:
 
     where, columns = _where(options), _columns_of(options)
     options |= {"features": list(options["features"]) or None, "where": where, "columns": columns}
-    version, tally = api.classify(_job(ClassifyJob, options))
-    _print(_told(version, options["output"]) | {"accuracy": tally.accuracy()})
+    version = api.classify(_job(ClassifyJob, options))
+    _print(_told(version, options["output"]) | {"accuracy": version.summary["result"]["accuracy"]})
 
 
 @main.group()

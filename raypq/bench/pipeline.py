@@ -114,7 +114,7 @@ def _classify(root: Path, threads: int, classes: str | None) -> Iterator[Result]
     with api.open_crew(where):
         for _ in range(_RAY_REPEATS):
             with _Memory() as memory:
-                version, _ = api.classify(job)
+                version = api.classify(job)
             seconds.append(float(version.summary["seconds"]))
             peak = max(peak, memory.peak)
     spent = statistics.median(seconds)
@@ -164,6 +164,7 @@ def write_codes(store: str, model: PQZSLModel, B: NDArray[np.uint8]) -> None:
                 store,
                 Shard(index=index, uri=stem, stem=stem, size=0, modified=""),
                 model=model.fingerprint,
+                work="bench",
                 schema=schema,
                 batches=[batch],
                 options=codes.WRITE_OPTIONS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from raypq import console
 from raypq.data import arrays
 from raypq.data.storage import exists, open_parquet, read_bytes
 from raypq.errors import ConfigError, InputError
@@ -25,6 +27,7 @@ class ClassTable:
     """T classes in file order.
 
     Attributes:
+        digest: sha256 of the file.
         ids: class_id of each class; unique.
         names: readable names (the class_id where the file has none).
         E: class embeddings [T, da], float32, or None without the column.
@@ -34,6 +37,7 @@ class ClassTable:
     """
 
     uri: str
+    digest: str
     ids: pa.StringArray
     names: list[str]
     E: NDArray[np.float32] | None
@@ -115,6 +119,8 @@ class ClassTable:
                 self.uri, expected=f"a column 'image_count' for '{spec}'", found="none"
             )
         unseen = np.flatnonzero(~self._seen(spec) & (self.image_count > 0))
+        if len(unseen) < n:
+            console.warn(f"{self.uri}: '{spec}' takes all {len(unseen)} unseen classes with images")
         count = self.image_count[unseen]
         order = np.lexsort((unseen, -count if most else count))
         return np.sort(unseen[order[:n]])
@@ -163,6 +169,7 @@ class ClassTable:
             )
         return cls(
             uri=uri,
+            digest=hashlib.sha256(read_bytes(uri)).hexdigest(),
             ids=ids,
             names=_names(table, ids),
             E=_embeddings(table, uri, ids),

@@ -84,13 +84,13 @@ class CodeFile:
     label: bool
 
     @classmethod
-    def open(cls, uri: str) -> CodeFile:
-        """Reads the footer.
+    def open(cls, uri: str, *, size: int | None = None) -> CodeFile:
+        """Reads the footer of a file that has ``size`` bytes, where a snapshot says so.
 
         Raises:
-            InputError: not a code file of this format.
+            InputError: not a code file of this format, or of another size.
         """
-        with open_parquet(uri) as file:
+        with open_parquet(uri, size=size) as file:
             metadata = file.schema_arrow.metadata or {}
             if metadata.get(b"raypq.format") != _FORMAT.encode():
                 found = metadata.get(b"raypq.format", b"a Parquet file without raypq metadata")

@@ -29,9 +29,18 @@ class Source(Settings):
     def of(cls, shard: Shard) -> Source:
         return cls(uri=shard.uri, size=shard.size, modified=shard.modified)
 
+    def same_content(self, other: Source) -> bool:
+        """Whether nothing tells the two apart but where they are."""
+        return self.size == other.size and self.modified == other.modified
+
 
 class Receipt(Settings):
-    """What a worker answers for one finished shard."""
+    """What a worker answers for one finished shard.
+
+    Attributes:
+        model: fingerprint of the model. work: names the model and all settings that the content
+            depends on: the same work on the same source gives the same content.
+    """
 
     shard: str
     path: str
@@ -39,6 +48,7 @@ class Receipt(Settings):
     rows: int
     sha256: str
     model: str
+    work: str
     source: Source
 
 
@@ -84,6 +94,7 @@ def write_shard(
     shard: Shard,
     *,
     model: str,
+    work: str,
     schema: pa.Schema,
     batches: Iterable[pa.RecordBatch],
     options: Mapping[str, Any],
@@ -115,5 +126,6 @@ def write_shard(
         rows=rows,
         sha256=sink.digest.hexdigest(),
         model=model,
+        work=work,
         source=Source.of(shard),
     )

@@ -94,13 +94,15 @@ def _names(table: ClassTable, index: NDArray[np.int64]) -> pa.StringArray:
     return table.ids.take(pa.array(index))
 
 
-def read(uri: str, table: ClassTable, rows: int = 65536) -> Iterator[PredictionBatch]:
-    """Streams a prediction file with its classes as indices into ``table``.
+def read(
+    uri: str, table: ClassTable, *, size: int | None = None, rows: int = 65536
+) -> Iterator[PredictionBatch]:
+    """Streams a prediction file (of ``size`` bytes) with its classes as indices into ``table``.
 
     Raises:
         InputError: not a prediction file, or a class that the table does not have.
     """
-    with open_parquet(uri) as file:
+    with open_parquet(uri, size=size) as file:
         names = file.schema_arrow.names
         if not {"class_id", "score"} <= set(names):
             raise InputError(uri, expected="a prediction file", found=f"columns {', '.join(names)}")

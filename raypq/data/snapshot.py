@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from raypq.config import Settings
 from raypq.data.output import Receipt
-from raypq.data.storage import create, exists, file_size, join, list_names, read_bytes
+from raypq.data.storage import create, exists, join, list_names, list_sizes, read_bytes
 from raypq.errors import ConflictError, InputError
 
 FORMAT: Literal[1] = 1
@@ -105,12 +105,12 @@ def verify_sizes(store: str, snapshot: Snapshot) -> None:
     Raises:
         InputError: naming the file.
     """
+    sizes = list_sizes(join(store, "data"))
     for receipt in snapshot.shards:
         uri = join(store, receipt.path)
-        try:
-            size = file_size(uri)
-        except FileNotFoundError:
-            raise InputError(uri, expected="a file of the snapshot", found="no such file") from None
+        size = sizes.get(receipt.path.removeprefix("data/"))
+        if size is None:
+            raise InputError(uri, expected="a file of the snapshot", found="no such file")
         if size != receipt.bytes:
             raise InputError(uri, expected=f"{receipt.bytes} bytes", found=f"{size} bytes")
 

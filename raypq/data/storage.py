@@ -13,7 +13,7 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -150,20 +150,27 @@ def _find(fs: AbstractFileSystem, path: str, uri: str) -> dict[str, dict[str, An
 
 
 @contextmanager
-def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(uri: str, *, size: int | None = None) -> Iterator[pq.ParquetFile]:
     """Opens a Parquet file for reading in a stream, page checksums verified.
 
     Local files are read through small buffers rather than a memory map: mapped pages count as
     the worker's memory, and a shard may be larger than the worker.
 
+    Args:
+        size: bytes that the file must have, where a snapshot says it.
+
     Raises:
-        InputError: the file is missing, empty, truncated or not Parquet.
+        InputError: the file is missing, empty, truncated, of another size or not Parquet.
     """
     source: Any = None
     try:
-        size = file_size(uri)
-        if size == 0:
+        found = file_size(uri)
+        if found == 0:
             raise InputError(uri, expected="a Parquet file", found="an empty file (0 bytes)")
+        if size is not None and found != size:
+            raise InputError(
+                uri, expected=f"a complete Parquet file of {size} bytes", found=f"{found} bytes"
+            )
         source = (
             pa.OSFile(str(local_path(uri)), "rb")
             if is_local(uri)
@@ -331,3 +338,31 @@ def list_names(uri: str) -> list[str]:
     except TypeError:
         found = fs.ls(path, detail=False)
     return sorted(PurePosixPath(name).name for name in found)
+
+
+def list_sizes(uri: str) -> dict[str, int]:
+    """Bytes of each file directly in a folder, by name; a missing folder has none."""
+    if is_local(uri):
+        try:
+            with os.scandir(local_path(uri)) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        except FileNotFoundError:
+            return {}
+    fs, path = filesystem(uri)
+    fs.invalidate_cache(path)
+    try:
+        found = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {
+        PurePosixPath(entry["name"]).name: int(entry.get("size") or 0)
+        for entry in found
+        if entry["type"] == "file"
+    }
+
+
+def delete(uri: str) -> None:
+    """Removes a file; it need not be there."""
+    fs, path = filesystem(uri)
+    with suppress(FileNotFoundError):
+        fs.rm_file(path)

@@ -80,9 +80,7 @@ def topk_per_query(
     return _scan(B, tables, (tables.T, min(k, len(B))), True, threads, isa)
 
 
-def prepare(
-    tables: Tables, *, across_rows: bool, threads: int = 1, isa: str | None = None
-) -> Any:
+def prepare(tables: Tables, *, across_rows: bool, threads: int = 1, isa: str | None = None) -> Any:
     """The uint8 tables of ``topk_per_query`` (across rows) or ``topk_per_code``, M·K·T bytes.
 
     Made once and kept as long as ``tables`` lives.

@@ -26,7 +26,7 @@ from raypq.errors import ConfigError, ModelError
 from raypq.methods import registry
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew
-from raypq.stages.store import ShardTask, run_id, write_store
+from raypq.stages.store import ShardTask, StoreRun, work_id
 from raypq.stages.tally import Tally
 
 _CODE_ROWS = 8192
@@ -100,12 +100,19 @@ class ClassifyWorker:
 
     def __call__(self, task: ShardTask, shared: None) -> tuple[output.Receipt, Tally]:
         tally = Tally.empty(len(self._candidates.table))
+        if task.kept is not None:
+            place = join(self._job.output, task.kept.path)
+            table = self._candidates.table
+            for batch in predictions.read(place, table, size=task.kept.bytes):
+                tally.add(batch)
+            return task.kept, tally
         with self._open(task.shard) as rows:
             schema = self._schema(rows.id_type, rows.label)
             receipt = output.write_shard(
                 self._job.output,
                 task.shard,
                 model=self._model.fingerprint,
+                work=task.work,
                 schema=schema,
                 batches=self._batches(rows.batches, schema, tally, task.shard.uri),
                 options=predictions.WRITE_OPTIONS,
@@ -115,7 +122,7 @@ class ClassifyWorker:
     @contextmanager
     def _open(self, shard: Shard) -> Iterator[_Rows]:
         if self._job.codes is not None:
-            file = CodeFile.open(shard.uri)
+            file = CodeFile.open(shard.uri, size=shard.size)
             check_model(file, self._model)
             found = (_Found(b.ids, b.labels, self._scan(b.B)) for b in file.batches(_CODE_ROWS))
             yield _Rows(id_type=file.id_type, label=file.label, batches=found)
@@ -196,8 +203,10 @@ def check_model(file: CodeFile, model: Model) -> None:
         )
 
 
-def classify(job: ClassifyJob, crew: Crew) -> tuple[Snapshot, Tally]:
-    """Classifies a store; returns the new version of the prediction store and the counts.
+def classify(job: ClassifyJob, crew: Crew) -> Snapshot:
+    """Classifies a store; returns the version of the prediction store that holds the result.
+
+    Its summary has the counts of all shards under ``result``.
 
     Raises:
         ConfigError: neither or both of codes and features, an unknown split.
@@ -214,7 +223,16 @@ def classify(job: ClassifyJob, crew: Crew) -> tuple[Snapshot, Tally]:
     if candidates.calibration and table.seen is None:
         raise ConfigError(f"calibration: {job.classes} has no column 'seen' to calibrate by")
     model.prototypes(table.embeddings[:0])  # the widths must fit before any work starts
-    shards = _shards(job)
+    calibrated = f"{metric}:{candidates.calibration!r}:{table.digest}"
+    settings = job.model_dump_json(include={"candidates", "top_k", "columns"})
+    run = StoreRun.plan(
+        kind="predictions",
+        store=job.output,
+        work=work_id(model.fingerprint, settings + calibrated),
+        shards=_shards(job),
+    )
+    if finished := run.finished():
+        return finished
     total = Tally.empty(len(table))
     summary: dict[str, Any] = {
         "model": job.model,
@@ -232,19 +250,14 @@ def classify(job: ClassifyJob, crew: Crew) -> tuple[Snapshot, Tally]:
         total.merge(tally)
         return receipt
 
-    settings = job.model_dump_json(include={"candidates", "top_k", "metric", "calibration"})
     with crew.hire(ClassifyWorker, model, candidates, job, metric) as gang:
-        version = write_store(
+        return run.execute(
             gang,
-            [ShardTask(shard=shard) for shard in shards],
-            kind="predictions",
-            store=job.output,
-            run_id=run_id(shards, model.fingerprint, settings),
             on_bad_shard=job.on_bad_shard,
-            summarise=lambda: {**summary, "result": total.summary(table)},
             reduce=reduce,
+            summarise=lambda: {**summary, "result": total.summary(table)},
+            recount=True,
         )
-    return version, total
 
 
 def _calibration(job: ClassifyJob, model: Model) -> float:

@@ -16,7 +16,7 @@ from raypq.data.snapshot import Snapshot
 from raypq.methods import registry
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew
-from raypq.stages.store import ShardTask, run_id, write_store
+from raypq.stages.store import ShardTask, StoreRun, work_id
 
 
 @dataclass(kw_only=True)
@@ -59,6 +59,7 @@ class EncodeWorker:
                 self._store,
                 shard,
                 model=model.fingerprint,
+                work=task.work,
                 schema=schema,
                 batches=self._batches(reader, schema, changed),
                 options=codes.WRITE_OPTIONS,
@@ -87,9 +88,15 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
         JobError: shards that could not be encoded; every good one is finished.
     """
     model = registry.load(job.model)
-    store = FeatureStore.open(job.features, job.columns)
-    tasks = [ShardTask(shard=shard) for shard in store.shards]
     settings = job.model_dump_json(include={"columns", "precision"})
+    run = StoreRun.plan(
+        kind="codes",
+        store=job.output,
+        work=work_id(model.fingerprint, settings),
+        shards=FeatureStore.open(job.features, job.columns).shards,
+    )
+    if finished := run.finished():
+        return finished
     summary = {
         "model": job.model,
         "fingerprint": model.fingerprint,
@@ -111,13 +118,4 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
 
     args = (model, job.columns, job.output, job.where.device, job.precision)
     with crew.hire(EncodeWorker, *args) as gang:
-        return write_store(
-            gang,
-            tasks,
-            kind="codes",
-            store=job.output,
-            run_id=run_id(store.shards, model.fingerprint, settings),
-            on_bad_shard=job.on_bad_shard,
-            summarise=summarise,
-            reduce=reduce,
-        )
+        return run.execute(gang, on_bad_shard=job.on_bad_shard, reduce=reduce, summarise=summarise)

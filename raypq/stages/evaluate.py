@@ -82,7 +82,7 @@ class EvaluateWorker:
         tally = Tally.empty(len(self._table))
         reach = np.array([np.inf, -np.inf])
         grouped = False
-        for batch in predictions.read(task.shard.uri, self._table):
+        for batch in predictions.read(task.shard.uri, self._table, size=task.shard.size):
             tally.add(batch)
             grouped = bool(batch.best)
             if grouped:
@@ -100,7 +100,7 @@ class EvaluateWorker:
             unseen=np.zeros_like(empty.unseen),
             at_gamma=np.zeros_like(empty.at_gamma),
         )
-        for batch in predictions.read(task.shard.uri, self._table):
+        for batch in predictions.read(task.shard.uri, self._table, size=task.shard.size):
             found.add(batch, self._table.seen)
         return found
 

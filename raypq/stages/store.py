@@ -1,90 +1,181 @@
-"""Writing a store: a gang's output files, one a shard, become one snapshot."""
+"""Writing a store: one output file a shard, and one snapshot of them all.
+
+What is done already is kept by reference: a shard that has not changed since the last snapshot,
+under the same work, or that a run finished before it was cut off. So a rerun does only what is
+missing, and a run with nothing to do makes no new version.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raypq import console
-from raypq.data import output, snapshot
+from raypq.data import snapshot
+from raypq.data.journal import Journal, still_there
+from raypq.data.output import Receipt, Source
 from raypq.data.snapshot import Quarantined, Snapshot
 from raypq.data.storage import Shard
-from raypq.errors import ShardFailure
+from raypq.errors import InputError, ShardFailure
 from raypq.stages.crew import Gang, settle
+
+_VERBS = {"codes": ("encode", "encoded"), "predictions": ("classify", "classified")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """One input shard."""
+    """One input shard; ``kept`` is its output file where that is there already."""
 
     shard: Shard
+    work: str = ""
+    kept: Receipt | None = None
 
     @property
     def name(self) -> str:
         return self.shard.uri
 
 
-def run_id(shards: Sequence[Shard], fingerprint: str, settings: str) -> str:
-    """Names a run by what goes into it: inputs with size and time, model, settings, format."""
-    digest = hashlib.sha256(f"{snapshot.FORMAT}:{fingerprint}:{settings}".encode())
-    for shard in shards:
-        digest.update(f"\n{shard.uri}:{shard.size}:{shard.modified}".encode())
-    return digest.hexdigest()[:32]
+def work_id(fingerprint: str, settings: str) -> str:
+    """Names what is done to a shard: the model and all settings that the output depends on."""
+    return hashlib.sha256(f"{snapshot.FORMAT}:{fingerprint}:{settings}".encode()).hexdigest()[:32]
 
 
-def write_store(
-    gang: Gang,
-    tasks: Sequence[ShardTask],
-    *,
-    kind: snapshot.Kind,
-    store: str,
-    run_id: str,
-    on_bad_shard: str,
-    summarise: Callable[[], dict[str, Any]],
-    reduce: Callable[[Any], output.Receipt],
-) -> Snapshot:
-    """Runs a gang, one output file a task, and commits one snapshot of them all.
+@dataclass(frozen=True, kw_only=True)
+class StoreRun:
+    """One run that writes a store.
 
-    Args:
-        reduce: takes each result as it arrives and gives its receipt; what it gathers beside
-            must not depend on the order.
-        summarise: what the snapshot says of the run, asked for once all results are in.
-
-    Raises:
-        JobError: shards failed; nothing is committed.
+    Attributes:
+        shards: the input. latest: the version before, if any.
+        kept: receipts of shards that need no work, by stem.
     """
-    start = time.monotonic()
-    receipts: list[output.Receipt] = []
-    failures: list[ShardFailure] = []
-    label = {"codes": "encode", "predictions": "classify"}[kind]
-    with console.progress(len(tasks), label) as progress:
-        for outcome in gang.map(tasks):
-            if outcome.failure:
-                failures.append(outcome.failure)
-            else:
-                receipts.append(reduce(outcome.result))
-            progress.done(0 if outcome.failure else receipts[-1].rows)
-    settle(failures, len(receipts), on_bad_shard)
-    by_name = {task.name: task.shard for task in tasks}
-    quarantined = [
-        Quarantined(shard=by_name[item.shard].stem, uri=item.shard, reason=item.reason)
-        for item in sorted(failures, key=lambda item: item.shard)
-    ]
-    seconds = time.monotonic() - start
-    version = snapshot.commit(
-        store,
-        kind=kind,
-        run_id=run_id,
-        expected=[task.shard.stem for task in tasks],
-        receipts=receipts,
-        quarantined=quarantined,
-        summary={**summarise(), "seconds": seconds},
-    )
-    verb = {"codes": "encoded", "predictions": "classified"}[kind]
-    console.say(
-        f"{verb} {version.rows:,} images in {seconds:.1f} s: {store} version {version.version}"
-    )
-    return version
+
+    kind: snapshot.Kind
+    store: str
+    work: str
+    shards: Sequence[Shard]
+    latest: Snapshot | None
+    kept: Mapping[str, Receipt]
+
+    @classmethod
+    def plan(
+        cls, *, kind: snapshot.Kind, store: str, work: str, shards: Sequence[Shard]
+    ) -> StoreRun:
+        """Looks at what is there.
+
+        Raises:
+            InputError: the store is of another kind.
+        """
+        latest = snapshot.read(store) if snapshot.versions(store) else None
+        if latest and latest.kind != kind:
+            raise InputError(store, expected=f"a store of {kind}", found=f"one of {latest.kind}")
+        known = [*(latest.shards if latest else ()), *Journal(store, work).read()]
+        by_stem = {shard.stem: shard for shard in shards}
+        usable = [
+            receipt
+            for receipt in known
+            if receipt.work == work
+            and receipt.shard in by_stem
+            and receipt.source.same_content(Source.of(by_stem[receipt.shard]))
+        ]
+        kept: dict[str, Receipt] = {}
+        for receipt in still_there(store, usable):
+            kept.setdefault(receipt.shard, receipt)  # what a version already holds comes first
+        return cls(kind=kind, store=store, work=work, shards=shards, latest=latest, kept=kept)
+
+    @property
+    def run_id(self) -> str:
+        """Names the run by what goes into it: inputs with size and time, and the work."""
+        digest = hashlib.sha256(self.work.encode())
+        for shard in self.shards:
+            digest.update(f"\n{shard.uri}:{shard.size}:{shard.modified}".encode())
+        return digest.hexdigest()[:32]
+
+    def finished(self) -> Snapshot | None:
+        """The latest version, if it is what this run would make."""
+        if self.latest is None or self.latest.quarantined:
+            return None
+        held = {receipt.shard: receipt for receipt in self.latest.shards}
+        if held != dict(self.kept) or len(held) != len(self.shards):
+            return None
+        console.say(
+            f"nothing to do: {self.store} version {self.latest.version} holds all "
+            f"{len(self.shards)} shards as they are"
+        )
+        return self.latest
+
+    def execute(
+        self,
+        gang: Gang,
+        *,
+        on_bad_shard: str,
+        reduce: Callable[[Any], Receipt],
+        summarise: Callable[[], dict[str, Any]],
+        recount: bool = False,
+    ) -> Snapshot:
+        """Does what is missing and commits the next version.
+
+        Args:
+            reduce: takes each result as it arrives and gives its receipt; what it gathers beside
+                must not depend on the order.
+            summarise: what the snapshot says of the run, asked for once all results are in.
+            recount: workers are also called for shards that are kept (with ``ShardTask.kept``).
+
+        Raises:
+            JobError: shards failed. Nothing is committed; the finished ones are remembered.
+        """
+        start = time.monotonic()
+        receipts = [] if recount else list(self.kept.values())
+        failures: list[ShardFailure] = []
+        tasks = [
+            ShardTask(shard=shard, work=self.work, kept=self.kept.get(shard.stem))
+            for shard in self.shards
+            if recount or shard.stem not in self.kept
+        ]
+        journal = Journal(self.store, self.work)
+        try:
+            with console.progress(len(tasks), _VERBS[self.kind][0]) as progress:
+                for outcome in gang.map(tasks):
+                    if outcome.failure:
+                        failures.append(outcome.failure)
+                        progress.done()
+                        continue
+                    receipt = reduce(outcome.result)
+                    receipts.append(receipt)
+                    if receipt.shard not in self.kept:
+                        journal.add(receipt)
+                    progress.done(receipt.rows)
+        finally:
+            journal.flush()
+        settle(failures, len(receipts), on_bad_shard)
+        seconds = time.monotonic() - start
+        version = self._commit(receipts, failures, {**summarise(), "seconds": seconds})
+        journal.clear()
+        kept = f" ({len(self.kept)} shards kept)" if self.kept else ""
+        console.say(
+            f"{_VERBS[self.kind][1]} {version.rows:,} images in {seconds:.1f} s{kept}: "
+            f"{self.store} version {version.version}"
+        )
+        return version
+
+    def _commit(
+        self,
+        receipts: Sequence[Receipt],
+        failures: Sequence[ShardFailure],
+        summary: dict[str, Any],
+    ) -> Snapshot:
+        stems = {shard.uri: shard.stem for shard in self.shards}
+        return snapshot.commit(
+            self.store,
+            kind=self.kind,
+            run_id=self.run_id,
+            expected=list(stems.values()),
+            receipts=receipts,
+            quarantined=[
+                Quarantined(shard=stems[item.shard], uri=item.shard, reason=item.reason)
+                for item in sorted(failures, key=lambda item: item.shard)
+            ],
+            summary=summary,
+        )

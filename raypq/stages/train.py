@@ -89,13 +89,8 @@ class Plan:
 
     @classmethod
     def make(cls, job: TrainJob, classes: TrainingClasses | None) -> Plan:
-        """Surveys the store.
-
-        Raises:
-            JobError: shards that cannot be used, unless they are to be quarantined.
-        """
+        """Surveys the store; what is wrong with its footers is told with the first pass."""
         found = survey(FeatureStore.open(job.features, job.columns))
-        settle(found.failures, len(found.shards), job.on_bad_shard)
         starts = [0, *accumulate(found.rows)]
         corpus = Corpus(
             N=starts[-1],
@@ -127,8 +122,9 @@ def train(job: TrainJob, crew: Crew) -> Trained:
         method = registry.create(job.method, tuned.settings)
     state, failures, images = _run(job, method, plan, crew)
     model = method.model(state)
-    if tuned:
-        model = replace(model, record={**model.record, **tuned.record()})
+    quarantined = [str(failure) for failure in failures]
+    record = {**model.record, "images": images, "quarantined": quarantined}
+    model = replace(model, record={**record, **(tuned.record() if tuned else {})})
     fingerprint = model.save(job.output)
     seconds = time.monotonic() - start
     console.say(f"trained {job.method} on {images:,} images in {seconds:.1f} s: {job.output}")
@@ -146,7 +142,7 @@ def train(job: TrainJob, crew: Crew) -> Trained:
         "settings": model.settings.model_dump(mode="json"),
         "calibration": model.record.get("calibration"),
         "seconds": seconds,
-        "quarantined": [str(failure) for failure in failures],
+        "quarantined": quarantined,
     }
     return Trained(model=model, quarantined=failures, summary=summary)
 
@@ -155,15 +151,18 @@ def _run(
     job: TrainJob, method: ReductionMethod, plan: Plan, crew: Crew
 ) -> tuple[State, list[ShardFailure], int]:
     """Every pass; the final state, the shards left out, and the images that were used."""
-    tasks, failures = list(plan.tasks), list(plan.failures)
+    tasks = list(plan.tasks)
+    failures: list[ShardFailure] = []
+    footers = list(plan.failures)
     state = method.begin(plan.corpus)
     args = (method, job.columns, plan.corpus.dx, plan.classes, job.cache_bytes)
     with crew.hire(TrainWorker, *args) as gang:
         while not state.done:
             label = f"{job.method} {state.phase} {state.iteration}"
             stats, failed = run_pass(gang, tasks, state, label)
-            settle(failed, len(tasks) - len(failed), job.on_bad_shard)
-            failures += failed
+            settle(footers + failed, len(tasks) - len(failed), job.on_bad_shard)
+            failures += footers + failed
+            footers = []
             names = {failure.shard for failure in failed}
             tasks = [task for task in tasks if task.name not in names]
             state = method.update(state, stats)

@@ -120,7 +120,7 @@ def test_codes_and_predictions_equal_those_without_ray(
     for name, where in (("none", ALONE), ("ray", TWO)):
         codes, out = str(tmp_path / name / "codes"), str(tmp_path / name / "predictions")
         encoded = raypq.encode(EncodeJob(model=model, features=features, output=codes, where=where))
-        classified, _ = raypq.classify(
+        classified = raypq.classify(
             ClassifyJob(
                 model=model,
                 codes=codes,

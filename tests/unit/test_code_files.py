@@ -53,7 +53,13 @@ def write_codes(
         for low in range(0, len(B), step)
     )
     return output.write_shard(
-        store, SHARD, model="f" * 64, schema=schema, batches=batches, options=codes.WRITE_OPTIONS
+        store,
+        SHARD,
+        model="f" * 64,
+        work="w",
+        schema=schema,
+        batches=batches,
+        options=codes.WRITE_OPTIONS,
     )
 
 
@@ -165,7 +171,7 @@ def test_a_failed_write_raises_and_no_receipt_is_given(tmp_path):
 
     with pytest.raises(InputError):
         output.write_shard(
-            str(tmp_path), SHARD, model="f", schema=schema, batches=batches(),
+            str(tmp_path), SHARD, model="f", work="w", schema=schema, batches=batches(),
             options=codes.WRITE_OPTIONS,
         )  # fmt: skip
     assert not Path(tmp_path, "snapshots").exists()

@@ -17,7 +17,7 @@ ALLOWED = {
     "errors": set(),
     "console": set(),
     "config": {"errors"},
-    "data": {"config", "errors"},
+    "data": {"config", "console", "errors"},
     "kernels": {"config", "errors", "console"},
     "methods": {"kernels", "data", "config", "errors"},
     "stages": {"methods", "kernels", "data", "config", "errors", "console"},

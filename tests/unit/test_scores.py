@@ -70,6 +70,7 @@ class Store:
                     self.root,
                     shard,
                     model="f",
+                    work="w",
                     schema=schema,
                     batches=[record] if len(y) else [],
                     options=predictions.WRITE_OPTIONS,

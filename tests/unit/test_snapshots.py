@@ -21,7 +21,7 @@ def receipt(shard: str, *, path: str | None = None, size: int = 3) -> Receipt:
     source = Source(uri=f"/in/{shard}.parquet", size=1, modified="now")
     return Receipt(
         shard=shard, path=path or f"data/{shard}.0.parquet", bytes=size, rows=5, sha256="0" * 64,
-        model="f", source=source,
+        model="f", work="w", source=source,
     )  # fmt: skip
 
 
