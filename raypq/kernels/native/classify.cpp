@@ -12,27 +12,44 @@ namespace {
 // the candidates of a block must stay at some MB.
 constexpr size_t kRows = 16384, kCandidateBytes = size_t(48) << 20;
 
+struct Answer {
+  float* scores;     // [n, k]
+  int64_t* classes;
+};
+
 // One thread's work on blocks of rows. Scores are compared in the tables' units and without what
 // is common to a row: (score − offset)·factor·down.
+//
+// While it scans, a row's threshold is its k-th best sum less what rounding is LIKELY to have added
+// (``guess``), far less than what it may have added at worst (``error``). The k best of what was
+// kept are then scored exactly; that gives a threshold that is proven, and it prunes the rest before
+// they are scored too. A row whose guess was above it is scanned again with the worst case.
 class Block {
  public:
-  Block(const ScanTables& tables, const uint8_t* B, size_t rows, size_t k)
-      : t_(tables), B_(B), k_(k), list_(rows, k), terms_(rows), factor_(rows),
-        hits_(kChunk * kLanes), scratch_(4 * (tables.source.shape.D() + kCodePad)) {}
+  Block(const ScanTables& tables, size_t rows, size_t k)
+      : t_(tables), k_(k), list_(rows, k), terms_(rows), factor_(rows), hits_(kChunk * kLanes),
+        scratch_(4 * (tables.source.shape.D() + kCodePad)) {}
 
-  void run(size_t first, size_t n, float* scores, int64_t* classes) {
-    codes_ = B_ + first * t_.source.shape.M;
-    n_ = n;
+  // Rows codes [n, M]; the answer of row i goes to row place[i], or row i where place is null.
+  void run(const uint8_t* codes, size_t n, const Answer& answer, const uint32_t* place = nullptr) {
+    codes_ = codes, n_ = n, careful_ = place != nullptr;
     start_rows();
     for (size_t tile = 0; tile < t_.tiles(); ++tile) scan(tile);
-    rescore();
+    std::vector<uint32_t> failed = rescore();
     for (size_t i = 0; i < n; ++i) {
-      std::partial_sort(list_.begin(i), list_.begin(i) + k_, list_.end(i), better);
+      std::sort(list_.begin(i), list_.begin(i) + k_, better);
       for (size_t j = 0; j < k_; ++j) {
-        scores[(first + i) * k_ + j] = float(list_.begin(i)[j].value);
-        classes[(first + i) * k_ + j] = list_.begin(i)[j].other;
+        const size_t at = (place ? place[i] : i) * k_ + j;
+        answer.scores[at] = list_.begin(i)[j].value;
+        answer.classes[at] = list_.begin(i)[j].other;
       }
     }
+    if (failed.empty()) return;
+    const size_t M = t_.source.shape.M;
+    std::vector<uint8_t> again(failed.size() * M);
+    for (size_t i = 0; i < failed.size(); ++i)
+      std::copy_n(codes + failed[i] * M, M, again.data() + i * M);
+    run(again.data(), failed.size(), answer, failed.data());
   }
 
  private:
@@ -51,17 +68,21 @@ class Block {
     const Shape& shape = t_.source.shape;
     const uint8_t* table = t_.table(tile);
     const size_t lanes = tile * kLanes;
-    const double reach = t_.tile_base[tile] + t_.tile_error[tile];
+    const double reach = t_.tile_base[tile] + t_.tile_error[tile], unit = t_.unit[lanes];
+    // Four standard deviations of M roundings, each uniform within ±½ unit.
+    const double likely = unit * (4 * std::sqrt(double(shape.M) / 12) + 1);
+    guess_ = careful_ ? t_.tile_error[tile] : std::min(likely, t_.tile_error[tile]);
     int32_t threshold[kChunk];
     touch(table, t_.tile_bytes());
     for (size_t first = 0; first < n_; first += kChunk) {
       const size_t n = std::min(kChunk, n_ - first);
       t_.isa.thresholds(list_.target() + first, factor_.data() + first, n, t_.tile_extra[tile],
-                        reach, 1.0 / t_.unit[lanes], t_.limit, threshold);
-      const size_t found = t_.isa.scan_rows(shape, table, t_.start.data() + lanes,
+                        reach, 1.0 / unit, t_.limit, threshold);
+      const size_t found = t_.isa.scan_rows(shape, t_.top, table, t_.start.data() + lanes,
                                             codes_ + first * shape.M, n, threshold, hits_.data());
       for (size_t h = 0; h < found; ++h) {
         const Hit& hit = hits_[h];
+        if (h + kAhead < found) list_.prefetch(first + hits_[h + kAhead].row);
         if (hit.lane < t_.lanes(tile)) keep(first + hit.row, lanes + hit.lane, hit.sum);
       }
     }
@@ -69,7 +90,7 @@ class Block {
 
   void keep(size_t row, size_t at, uint32_t sum) {
     const double value = t_.base[at] + t_.unit[at] * sum + t_.extra[at] * factor_[row];
-    list_.push(row, value - t_.error[at], value + t_.error[at], t_.order[at],
+    list_.push(row, value - guess_, value + t_.error[at], t_.order[at],
                [this](size_t i, Candidate* from, Candidate* to) { resolve(i, from, to); });
   }
 
@@ -94,18 +115,42 @@ class Block {
     }
   }
 
-  // Scores what is left, class by class: a class's weights are then read once for the block.
-  void rescore() {
-    std::vector<uint32_t> begin(t_.source.T + 1);
+  // Leaves the k best of every row, scored exactly, first in its list; names the rows whose
+  // threshold was a wrong guess.
+  std::vector<uint32_t> rescore() {
+    std::vector<uint32_t> failed;
+    const auto higher = [](const Candidate& a, const Candidate& b) { return a.value > b.value; };
     for (size_t i = 0; i < n_; ++i) {
       list_.prune(i);
-      for (const Candidate* c = list_.begin(i); c != list_.end(i); ++c) ++begin[c->other + 1];
+      std::nth_element(list_.begin(i), list_.begin(i) + (k_ - 1), list_.end(i), higher);
     }
+    score_all([this](size_t i) { return std::pair(list_.begin(i), list_.begin(i) + k_); });
+    for (size_t i = 0; i < n_; ++i) {
+      const Candidate* worst = std::min_element(
+          list_.begin(i), list_.begin(i) + k_,
+          [](const Candidate& a, const Candidate& b) { return a.value < b.value; });
+      const double proven = (double(worst->value) - terms_[i].offset) * factor_[i] * t_.down;
+      if (!careful_ && proven < list_.theta(i)) failed.push_back(uint32_t(i));
+      list_.prune(i, k_, proven);
+    }
+    score_all([this](size_t i) { return std::pair(list_.begin(i) + k_, list_.end(i)); });
+    for (size_t i = 0; i < n_; ++i)
+      std::nth_element(list_.begin(i), list_.begin(i) + (k_ - 1), list_.end(i), better);
+    return failed;
+  }
+
+  // Scores the candidates range(row) of every row, class by class: a class's weights are then read
+  // once for the block.
+  template <class Range>
+  void score_all(Range range) {
+    std::vector<uint32_t> begin(t_.source.T + 1);
+    for (size_t i = 0; i < n_; ++i)
+      for (auto [c, end] = range(i); c != end; ++c) ++begin[c->other + 1];
     for (size_t t = 0; t < t_.source.T; ++t) begin[t + 1] += begin[t];
     rows_.resize(begin.back()), into_.resize(begin.back());
     std::vector<uint32_t> next(begin.begin(), begin.end() - 1);
     for (size_t i = 0; i < n_; ++i)
-      for (Candidate* c = list_.begin(i); c != list_.end(i); ++c) {
+      for (auto [c, end] = range(i); c != end; ++c) {
         const uint32_t place = next[c->other]++;
         rows_[place] = uint32_t(i), into_[place] = c;
       }
@@ -114,11 +159,12 @@ class Block {
         score(t, rows_.data() + from, count, into_.data() + from);
   }
 
-  static constexpr size_t kGroup = 64;
+  static constexpr size_t kGroup = 64, kAhead = 8;
   const ScanTables& t_;
-  const uint8_t* B_;
   const uint8_t* codes_ = nullptr;
   size_t n_ = 0, k_;
+  bool careful_ = false;  // the guess is the worst case
+  double guess_ = 0;
   Shortlist list_;
   std::vector<RowTerms> terms_;
   std::vector<double> factor_;
@@ -133,14 +179,16 @@ class Block {
 void topk_per_code(const ScanTables& tables, const uint8_t* B, size_t N, size_t k, size_t threads,
                    float* scores, int64_t* classes) {
   if (!N || !k) return;
-  const size_t most = std::max<size_t>(64, kCandidateBytes / (sizeof(Candidate) * Shortlist::room(k)));
-  const size_t blocks = (N + std::min(kRows, most) - 1) / std::min(kRows, most);
-  const size_t even = blocks < threads ? std::min(threads, N) : (blocks + threads - 1) / threads * threads;
-  const size_t rows = (N + even - 1) / even;
+  const size_t fit = kCandidateBytes / (sizeof(Candidate) * Shortlist::room(k));
+  const size_t most = std::clamp<size_t>(fit, 64, kRows);
+  const size_t rounds = (N + most * threads - 1) / (most * threads);
+  const size_t rows = (N + rounds * threads - 1) / (rounds * threads);  // equal shares
   std::vector<std::unique_ptr<Block>> workers(threads);
   parallel((N + rows - 1) / rows, threads, [&](size_t thread, size_t task) {
-    if (!workers[thread]) workers[thread] = std::make_unique<Block>(tables, B, rows, k);
-    workers[thread]->run(task * rows, std::min(rows, N - task * rows), scores, classes);
+    if (!workers[thread]) workers[thread] = std::make_unique<Block>(tables, rows, k);
+    const size_t first = task * rows;
+    workers[thread]->run(B + first * tables.source.shape.M, std::min(rows, N - first),
+                         {scores + first * k, classes + first * k});
   });
 }
 

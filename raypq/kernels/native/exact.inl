@@ -50,14 +50,11 @@ void rescore(const Shape& shape, const float* C, const uint8_t* codes, const uin
     const size_t count = n - i < kRows ? n - i : kRows;
     for (size_t r = 0; r < count; ++r)
       decode(shape, C, codes + size_t(rows[i + r]) * shape.M, scratch + r * stride);
-    if (count == kRows)
-      dots<kRows>(scratch, stride, w, D, out + i);
-    else if (count == 1)
-      dots<1>(scratch, stride, w, D, out + i);
-    else {
-      dots<2>(scratch, stride, w, D, out + i);
-      if (count == 3) dots<1>(scratch + 2 * stride, stride, w, D, out + i + 2);
-    }
+    auto dot = count == 1   ? dots<1>
+               : count == 2 ? dots<2>
+               : count == 3 ? dots<3>
+                            : dots<4>;
+    dot(scratch, stride, w, D, out + i);
   }
 }
 

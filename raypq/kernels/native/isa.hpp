@@ -8,8 +8,10 @@
 namespace raypq {
 
 constexpr size_t kLanes = 64;       // classes or queries in a tile: the bytes of one cache line
-constexpr int kTop = 127;           // largest table entry: two of them still fit a byte
-constexpr size_t kNarrow = 128;     // sub-codebooks that 16-bit sums hold: 128·127 + 16383 < 2^15
+constexpr int kCoarse = 127;        // largest table entry: two of them still fit a byte
+constexpr int kFinest = 255;        // the same where lines are widened one by one
+constexpr size_t kNarrow = 128;     // sub-codebooks that 16-bit sums hold: 128·127 + kRoom < 2^15
+constexpr size_t kFine = 64;        // the same for fine entries: 64·255 + kRoom < 2^15
 constexpr int kRoom = 16383;        // largest start value of a 16-bit sum
 constexpr int kNever = 32767;       // a threshold no 16-bit sum reaches
 constexpr size_t kChunk = 256;      // rows that one call of a scan may take
@@ -49,9 +51,9 @@ struct Isa {
   void (*lut)(const Shape& shape, const float* C, const float* w, const float* fold, float* lut,
               float* low, float* high);
 
-  // table [M][K][64] = round((lut − low)·inverse), at most kTop.
+  // table [M][K][64] = round((lut − low)·inverse), at most top.
   void (*quantise)(const Shape& shape, const float* lut, const float* low, const float* inverse,
-                   uint8_t* table);
+                   int top, uint8_t* table);
 
   // (target[i] − factor[i]·extra − base)·inverse, rounded down, within [0, limit].
   void (*thresholds)(const double* target, const double* factor, size_t n, double extra,
@@ -59,10 +61,10 @@ struct Isa {
 
   // Rows of codes [n, M], n ≤ kChunk, against one tile: every lane whose start + Σ_m table entry
   // reaches threshold[row] (scan_rows) or threshold[lane] (scan_lanes); returns the number of hits.
-  size_t (*scan_rows)(const Shape& shape, const uint8_t* table, const int32_t* start,
+  size_t (*scan_rows)(const Shape& shape, int top, const uint8_t* table, const int32_t* start,
                       const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits);
-  size_t (*scan_lanes)(const Shape& shape, const uint8_t* table, const uint8_t* codes, size_t n,
-                       const int32_t* threshold, Hit* hits);
+  size_t (*scan_lanes)(const Shape& shape, int top, const uint8_t* table, const uint8_t* codes,
+                       size_t n, const int32_t* threshold, Hit* hits);
 
   // ⟨q_i, w⟩ of the rows listed, in the canonical order, float64. scratch: 4·(D + kCodePad).
   void (*rescore)(const Shape& shape, const float* C, const uint8_t* codes, const uint32_t* rows,

@@ -36,14 +36,14 @@ void lut(const Shape& shape, const float* C, const float* w, const float* fold, 
 }
 
 void quantise(const Shape& shape, const float* lut, const float* low, const float* inverse,
-              uint8_t* table) {
+              int top, uint8_t* table) {
   for (size_t m = 0; m < shape.M; ++m)
     for (size_t k = 0; k < shape.K; ++k) {
       const float* x = lut + (m * shape.K + k) * kLanes;
       uint8_t* y = table + (m * shape.K + k) * kLanes;
       for (size_t lane = 0; lane < kLanes; ++lane) {
         int32_t value = int32_t((x[lane] - low[m * kLanes + lane]) * inverse[lane] + 0.5f);
-        y[lane] = uint8_t(value < kTop ? value : kTop);
+        y[lane] = uint8_t(value < top ? value : top);
       }
     }
 }

@@ -20,7 +20,7 @@ void topk_per_query(const ScanTables& tables, const uint8_t* B, size_t N, size_t
 // float32, given the largest magnitude of the parts of a score. Infinite where float32 overflows.
 inline double rounding_slack(double largest) {
   if (!(largest < 0x1p126)) return std::numeric_limits<double>::infinity();
-  return largest * 0x1p-22 + 0x1p-147;
+  return largest * 0x1p-21 + 0x1p-146;
 }
 
 // Reads a tile in order, so that it comes in at the memory's full speed, before random access.

@@ -1,12 +1,13 @@
 // The scan of one tile of tables: uint8 lines of 64 lanes, [M][K][64], so that a code picks one
 // cache line in each sub-codebook.
 //
-// Entries are at most 127, so two lines are added as bytes before they are widened. A register of
-// 16-bit sums then gathers whole pairs of bytes (``all``, which wraps) and the upper bytes alone
-// (``odd``); the lower ones are all − 256·odd, exact because they fit 16 bits.
+// A register of 16-bit sums gathers whole pairs of bytes (``all``, which wraps) and the upper bytes
+// alone (``odd``); the lower ones are all − 256·odd, exact because they fit 16 bits. Coarse entries
+// are at most 127, so two lines are added as bytes before they are widened.
 //
-// No overflow: a sum of up to kNarrow = 128 entries and a start of at most kRoom is at most
-// 128·127 + 16383 < 2^15. More sub-codebooks go to 32-bit sums every kNarrow.
+// No overflow: with kRoom for the start, kNarrow coarse entries or kFine fine ones stay below 2^15
+// (128·127 + 16383 and 64·255 + 16383). More sub-codebooks than kNarrow go to 32-bit sums every
+// kNarrow.
 
 namespace RAYPQ_NS {
 
@@ -24,15 +25,16 @@ inline void add(Sums& sums, size_t p, U8 bytes) {
   sums.odd[p] += pairs >> 8;
 }
 
+template <bool kPairs>
 __attribute__((always_inline)) inline void gather(Sums& sums, const uint8_t* table, size_t step,
                                                   const uint8_t* code, size_t M) {
   size_t m = 0;
-  for (; m + 2 <= M; m += 2, table += 2 * step) {
+  for (; kPairs && m + 2 <= M; m += 2, table += 2 * step) {
     const uint8_t* first = table + size_t(code[m]) * kLanes;
     const uint8_t* second = table + step + size_t(code[m + 1]) * kLanes;
     for (size_t p = 0; p < kParts; ++p) add(sums, p, line(first, p) + line(second, p));
   }
-  if (m < M)
+  for (; m < M; ++m, table += step)
     for (size_t p = 0; p < kParts; ++p)
       add(sums, p, line(table + size_t(code[m]) * kLanes, p));
 }
@@ -59,7 +61,7 @@ inline void split(const int32_t* lanes, I16* even, I16* odd) {
     }
 }
 
-template <bool kPerLane>
+template <bool kPerLane, bool kPairs>
 size_t scan_narrow(const Shape& shape, const uint8_t* table, const int32_t* start,
                    const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits) {
   const size_t M = shape.M, step = shape.K * kLanes;
@@ -76,7 +78,7 @@ size_t scan_narrow(const Shape& shape, const uint8_t* table, const int32_t* star
   size_t count = 0;
   for (size_t i = 0; i < n; ++i) {
     Sums sums = first;
-    gather(sums, table, step, codes + i * M, M);
+    gather<kPairs>(sums, table, step, codes + i * M, M);
     I16 bar = int16_t(kPerLane ? 0 : threshold[i]) - I16{};
     I16 even[kParts];
     uint32_t in_even[kParts], in_odd[kParts], any = 0;
@@ -104,7 +106,8 @@ size_t scan_wide(const Shape& shape, const uint8_t* table, const int32_t* start,
     uint32_t total[kLanes] = {};
     for (size_t m = 0; m < M; m += kNarrow) {
       Sums sums = {};
-      gather(sums, table + m * step, step, codes + i * M + m, M - m < kNarrow ? M - m : kNarrow);
+      gather<true>(sums, table + m * step, step, codes + i * M + m,
+                   M - m < kNarrow ? M - m : kNarrow);
       for (size_t p = 0; p < kParts; ++p) {
         U16 even = sums.all[p] - (sums.odd[p] << 8);
         for (size_t e = 0; e < kBytes / 2; ++e) {
@@ -122,16 +125,23 @@ size_t scan_wide(const Shape& shape, const uint8_t* table, const int32_t* start,
   return count;
 }
 
-size_t scan_rows(const Shape& shape, const uint8_t* table, const int32_t* start,
-                 const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits) {
-  auto scan = shape.M <= kNarrow ? scan_narrow<false> : scan_wide<false>;
-  return scan(shape, table, start, codes, n, threshold, hits);
+template <bool kPerLane>
+size_t scan(const Shape& shape, int top, const uint8_t* table, const int32_t* start,
+            const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits) {
+  auto chosen = shape.M > kNarrow ? scan_wide<kPerLane>
+                : top <= kCoarse  ? scan_narrow<kPerLane, true>
+                                  : scan_narrow<kPerLane, false>;
+  return chosen(shape, table, start, codes, n, threshold, hits);
 }
 
-size_t scan_lanes(const Shape& shape, const uint8_t* table, const uint8_t* codes, size_t n,
-                  const int32_t* threshold, Hit* hits) {
-  auto scan = shape.M <= kNarrow ? scan_narrow<true> : scan_wide<true>;
-  return scan(shape, table, nullptr, codes, n, threshold, hits);
+size_t scan_rows(const Shape& shape, int top, const uint8_t* table, const int32_t* start,
+                 const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits) {
+  return scan<false>(shape, top, table, start, codes, n, threshold, hits);
+}
+
+size_t scan_lanes(const Shape& shape, int top, const uint8_t* table, const uint8_t* codes,
+                  size_t n, const int32_t* threshold, Hit* hits) {
+  return scan<true>(shape, top, table, nullptr, codes, n, threshold, hits);
 }
 
 void thresholds(const double* target, const double* factor, size_t n, double extra, double base,

@@ -105,7 +105,7 @@ class Search {
     for (size_t first = 0; first < rows.n; first += n, n = std::min(2 * n, kChunk)) {
       n = std::min(n, rows.n - first);
       set_thresholds(tile, rows, first, n, threshold);
-      const size_t found = t_.isa.scan_lanes(shape, table, rows.codes + first * shape.M, n,
+      const size_t found = t_.isa.scan_lanes(shape, t_.top, table, rows.codes + first * shape.M, n,
                                              threshold, hits_.data());
       for (size_t h = 0; h < found; ++h)
         if (hits_[h].lane < t_.lanes(tile))
@@ -167,7 +167,7 @@ void search_tiles(const ScanTables& tables, const uint8_t* B, size_t N, size_t k
       std::partial_sort(best, best + k, worker.list.end(lane), better);
       const size_t t = (first + tile) * kLanes + lane;
       for (size_t j = 0; j < k; ++j) {
-        scores[t * k + j] = float(best[j].value);
+        scores[t * k + j] = best[j].value;
         rows[t * k + j] = best[j].other;
       }
     }

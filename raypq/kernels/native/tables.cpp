@@ -59,6 +59,9 @@ ScanTables::ScanTables(const Source& given, bool across, const Isa& chosen, size
   widest = strongest = 0;
   for (size_t t = 0; t < source.T; ++t) strongest = std::max(strongest, std::fabs(source.bias[t]));
 
+  // Fine entries make the scan a tenth slower and the candidates half as many: worth it where many
+  // roundings add up and every row has its own threshold.
+  top = !across_rows && s.M > 16 && s.M <= kFine ? kFinest : kCoarse;
   sort_lanes();
   base.resize(padded), unit.resize(padded), error.resize(padded), extra.resize(padded);
   start.resize(padded);
@@ -112,7 +115,7 @@ void ScanTables::build(size_t tile, const float* scaled, const float* fold, cons
   float *high = low + kLanes * s.M, *inverse = high + kLanes * s.M;
   isa.lut(s, scaled, w, fold, lut, low, high);
 
-  double range[kLanes] = {}, shared = kLeastUnit * kTop;
+  double range[kLanes] = {}, shared = kLeastUnit * top;
   for (size_t m = 0; m < s.M; ++m)
     for (size_t lane = 0; lane < kLanes; ++lane)
       range[lane] = std::max(range[lane], double(high[m * kLanes + lane]) - low[m * kLanes + lane]);
@@ -120,9 +123,9 @@ void ScanTables::build(size_t tile, const float* scaled, const float* fold, cons
 
   for (size_t lane = 0; lane < kLanes; ++lane) {
     const size_t at = tile * kLanes + lane;
-    const double span = across_rows ? std::max(range[lane], kLeastUnit * kTop) : shared;
-    inverse[lane] = float(kTop / span);
-    unit[at] = span / kTop;
+    const double span = across_rows ? std::max(range[lane], kLeastUnit * top) : shared;
+    inverse[lane] = float(top / span);
+    unit[at] = span / top;
     double arithmetic = 0;
     for (size_t m = 0; m < s.M; ++m) {
       base[at] += low[m * kLanes + lane];
@@ -136,7 +139,7 @@ void ScanTables::build(size_t tile, const float* scaled, const float* fold, cons
     const double bias = source.bias[order[at]] * down;
     (cosine || across_rows ? extra : base)[at] += bias;
   }
-  isa.quantise(s, lut, low, inverse, data_.data() + tile * tile_bytes());
+  isa.quantise(s, lut, low, inverse, top, data_.data() + tile * tile_bytes());
 }
 
 // One threshold serves a tile: each lane's base goes into its start, in units rounded up. Where the

@@ -47,6 +47,7 @@ class ScanTables {
   Source source;
   const Isa& isa;
   bool across_rows;
+  int top;      // largest table entry
   double down;  // 2^-exponent: from scores to the tables' units
   double widest;  // max_t ‖w_t‖, as given
   double longest;  // an upper bound of ‖q(b)‖ over all codes, as given
