@@ -139,7 +139,7 @@ def _use_native(device: str) -> bool:
 @cache
 def _warn() -> bool:
     warnings.warn(
-        "raypq was installed without a C++ compiler: the torch kernels serve, with the same answers "
+        "raypq was installed without a C++ compiler: the torch kernels serve, equal in answers "
         "but several times slower; install a compiler and reinstall raypq",
         RuntimeWarning,
         stacklevel=4,
