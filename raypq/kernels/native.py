@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from raypq.kernels.tables import Tables, squared_norms
 
 try:
-    from raypq.kernels import _native
+    import raypq.kernels._native as _native
 except ImportError:  # the package was installed without a compiler
     _native = None  # type: ignore[assignment]
 
