@@ -84,9 +84,14 @@ class _Hashing:
             return
         self.closed = True
         self._file.flush()
-        with suppress(OSError, AttributeError):  # on an object store, closing makes it durable
-            os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            number = None
+            with suppress(OSError, AttributeError):  # an object store's has none
+                number = self._file.fileno()
+            if number is not None:
+                os.fsync(number)  # a disk that fails here must not earn a receipt
+        finally:
+            self._file.close()  # what makes it durable on an object store
 
 
 def write_shard(
