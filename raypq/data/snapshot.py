@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from raypq.config import Settings
 from raypq.data.output import Receipt
-from raypq.data.storage import create, exists, join, list_names, list_sizes, read_bytes
+from raypq.data.storage import create, exists, join, list_names, list_sizes, read_bytes, sync_folder
 from raypq.errors import ConflictError, InputError
 
 FORMAT: Literal[1] = 1
@@ -136,6 +136,7 @@ def commit(
     answered = [receipt.shard for receipt in receipts] + [item.shard for item in quarantined]
     assert sorted(answered) == sorted(expected), "a shard without a receipt, or with two"
     nonce = uuid.uuid4().hex
+    sync_folder(join(store, "data"))  # the files must outlive a power cut before anyone is told
     for _ in range(_TRIES):
         known = versions(store)
         version = known[-1] + 1 if known else 1

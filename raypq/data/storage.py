@@ -306,13 +306,20 @@ def create(uri: str, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.link(partial, target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(str(target.parent))
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync_folder(uri: str) -> None:
+    """Makes the names in a local folder as durable as its files are."""
+    if not is_local(uri) or not local_path(uri).is_dir():
+        return
+    folder = os.open(local_path(uri), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _create_object(fs: AbstractFileSystem, path: str, content: bytes) -> None:

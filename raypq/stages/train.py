@@ -47,19 +47,21 @@ class TrainWorker:
         if task.shard.uri in self._kept:
             yield from self._kept[task.shard.uri]
             return
-        keep: list[TrainBatch] | None = []
-        taken = 0
-        for batch in training_batches(task, self._columns, self._width, self._classes):
-            if keep is not None and self._reserve(batch.X.nbytes):
-                taken += batch.X.nbytes
-                keep.append(batch)
+        kept: list[TrainBatch] = []
+        fits = True
+        complete = False
+        try:
+            for batch in training_batches(task, self._columns, self._width, self._classes):
+                fits = fits and self._reserve(batch.X.nbytes)
+                if fits:
+                    kept.append(batch)
+                yield batch
+            complete = True
+        finally:
+            if fits and complete:
+                self._kept[task.shard.uri] = kept
             else:
-                keep = None
-            yield batch
-        if keep is not None:
-            self._kept[task.shard.uri] = keep
-        else:
-            self._reserve(-taken)
+                self._reserve(-sum(batch.X.nbytes for batch in kept))
 
     def _reserve(self, size: int) -> bool:
         with self._lock:
