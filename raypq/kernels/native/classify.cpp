@@ -27,7 +27,7 @@ struct Answer {
 class Block {
  public:
   Block(const ScanTables& tables, size_t rows, size_t k)
-      : t_(tables), k_(k), list_(rows, k), terms_(rows), factor_(rows), hits_(kChunk * kLanes),
+      : t_(tables), k_(k), list_(rows, k), terms_(rows), factor_(rows), hits_(kChunk),
         scratch_(4 * (tables.source.shape.D() + kCodePad)) {}
 
   // Rows codes [n, M]; the answer of row i goes to row place[i], or row i where place is null.
@@ -72,6 +72,7 @@ class Block {
     // Four standard deviations of M roundings, each uniform within ±½ unit.
     const double likely = unit * (4 * std::sqrt(double(shape.M) / 12) + 1);
     guess_ = careful_ ? t_.tile_error[tile] : std::min(likely, t_.tile_error[tile]);
+    const uint64_t real = ~uint64_t(0) >> (kLanes - t_.lanes(tile));
     int32_t threshold[kChunk];
     touch(table, t_.tile_bytes());
     for (size_t first = 0; first < n_; first += kChunk) {
@@ -83,7 +84,10 @@ class Block {
       for (size_t h = 0; h < found; ++h) {
         const Hit& hit = hits_[h];
         if (h + kAhead < found) list_.prefetch(first + hits_[h + kAhead].row);
-        if (hit.lane < t_.lanes(tile)) keep(first + hit.row, lanes + hit.lane, hit.sum);
+        for (uint64_t left = hit.lanes & real; left; left &= left - 1) {
+          const size_t lane = size_t(__builtin_ctzll(left));
+          keep(first + hit.row, lanes + lane, hit.sum[lane]);
+        }
       }
     }
   }
@@ -159,7 +163,7 @@ class Block {
         score(t, rows_.data() + from, count, into_.data() + from);
   }
 
-  static constexpr size_t kGroup = 64, kAhead = 8;
+  static constexpr size_t kGroup = 64, kAhead = 4;
   const ScanTables& t_;
   const uint8_t* codes_ = nullptr;
   size_t n_ = 0, k_;

@@ -23,9 +23,13 @@ struct Shape {
   size_t D() const { return M * d; }
 };
 
-// One lane of one row that reached its threshold. ``sum`` is Σ_m of the row's table entries.
+// A row of which some lanes reached their threshold: which (bit l is lane l), and all its sums
+// Σ_m of table entries. Written without a loop: which rows hit is a surprise to the branch
+// predictor already, how many of their lanes do must not be another.
 struct Hit {
-  uint32_t row, lane, sum;
+  uint64_t lanes;
+  uint32_t row;
+  uint32_t sum[kLanes];
 };
 
 // Codebooks packed for assignment: [M][K/tile][d][tile], padded codewords have half = +inf.
@@ -60,7 +64,8 @@ struct Isa {
                      double base, double inverse, int32_t limit, int32_t* out);
 
   // Rows of codes [n, M], n ≤ kChunk, against one tile: every lane whose start + Σ_m table entry
-  // reaches threshold[row] (scan_rows) or threshold[lane] (scan_lanes); returns the number of hits.
+  // reaches threshold[row] (scan_rows) or threshold[lane] (scan_lanes); returns the number of hits,
+  // at most n.
   size_t (*scan_rows)(const Shape& shape, int top, const uint8_t* table, const int32_t* start,
                       const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits);
   size_t (*scan_lanes)(const Shape& shape, int top, const uint8_t* table, const uint8_t* codes,

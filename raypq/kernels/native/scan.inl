@@ -39,19 +39,6 @@ __attribute__((always_inline)) inline void gather(Sums& sums, const uint8_t* tab
       add(sums, p, line(table + size_t(code[m]) * kLanes, p));
 }
 
-// Appends the lanes of one register whose bits are set; element e is lane ``lane`` + 2e.
-inline size_t append(Hit* hits, uint32_t bits, size_t row, size_t lane, I16 sum, I16 start) {
-  size_t count = 0;
-  alignas(64) int16_t value[kBytes / 2];
-  I16 plain = sum - start;
-  memcpy(value, &plain, sizeof value);
-  for (; bits; bits &= bits - 1) {
-    unsigned e = unsigned(__builtin_ctz(bits)) / kBitStep;
-    hits[count++] = {uint32_t(row), uint32_t(lane + 2 * e), uint32_t(value[e])};
-  }
-  return count;
-}
-
 // Splits 64 values into the registers of even and odd lanes.
 inline void split(const int32_t* lanes, I16* even, I16* odd) {
   for (size_t p = 0; p < kParts; ++p)
@@ -88,11 +75,19 @@ size_t scan_narrow(const Shape& shape, const uint8_t* table, const int32_t* star
       in_odd[p] = reaches((I16)sums.odd[p], kPerLane ? odd_bar[p] : bar);
       any |= in_even[p] | in_odd[p];
     }
-    if (__builtin_expect(any != 0, 0))
+    if (__builtin_expect(any != 0, 0)) {
+      Hit& hit = hits[count++];
+      hit.row = uint32_t(i);
+      hit.lanes = 0;
       for (size_t p = 0; p < kParts; ++p) {
-        count += append(hits + count, in_even[p], i, p * kBytes, even[p], even0[p]);
-        count += append(hits + count, in_odd[p], i, p * kBytes + 1, (I16)sums.odd[p], odd0[p]);
+        hit.lanes |= (spread(in_even[p]) | spread(in_odd[p]) << 1) << (p * kBytes % 64);
+        const U16 a = (U16)(even[p] - even0[p]), b = sums.odd[p] - (U16)odd0[p];
+        for (size_t e = 0; e < kBytes / 2; ++e) {
+          hit.sum[p * kBytes + 2 * e] = a[e];
+          hit.sum[p * kBytes + 2 * e + 1] = b[e];
+        }
       }
+    }
   }
   return count;
 }
@@ -116,11 +111,15 @@ size_t scan_wide(const Shape& shape, const uint8_t* table, const int32_t* start,
         }
       }
     }
+    uint64_t lanes = 0;
     for (size_t lane = 0; lane < kLanes; ++lane) {
-      int64_t sum = int64_t(total[lane]) + (kPerLane ? 0 : start[lane]);
-      if (sum >= threshold[kPerLane ? lane : i])
-        hits[count++] = {uint32_t(i), uint32_t(lane), total[lane]};
+      const int64_t sum = int64_t(total[lane]) + (kPerLane ? 0 : start[lane]);
+      lanes |= uint64_t(sum >= threshold[kPerLane ? lane : i]) << lane;
     }
+    if (!lanes) continue;
+    hits[count].lanes = lanes;
+    hits[count].row = uint32_t(i);
+    memcpy(hits[count++].sum, total, sizeof total);
   }
   return count;
 }

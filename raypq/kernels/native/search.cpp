@@ -28,7 +28,7 @@ class Search {
  public:
   Search(const ScanTables& tables, const uint8_t* B, size_t first, size_t last, size_t k)
       : list(std::min(last * kLanes, tables.source.T) - first * kLanes, k), t_(tables), B_(B),
-        first_(first), last_(last), hits_(kChunk * kLanes),
+        first_(first), last_(last), hits_(kChunk),
         scratch_(4 * (tables.source.shape.D() + kCodePad)) {
     for (size_t q = 0; q < list.owners(); ++q) list.reset(q, slack(first * kLanes + q));
   }
@@ -98,6 +98,7 @@ class Search {
     const Shape& shape = t_.source.shape;
     const uint8_t* table = t_.table(tile);
     const size_t lanes = tile * kLanes;
+    const uint64_t real = ~uint64_t(0) >> (kLanes - t_.lanes(tile));
     int32_t threshold[kLanes];
     touch(table, t_.tile_bytes());
     // A query that has seen nothing keeps everything: begin with few rows.
@@ -108,8 +109,10 @@ class Search {
       const size_t found = t_.isa.scan_lanes(shape, t_.top, table, rows.codes + first * shape.M, n,
                                              threshold, hits_.data());
       for (size_t h = 0; h < found; ++h)
-        if (hits_[h].lane < t_.lanes(tile))
-          keep(rows, first + hits_[h].row, lanes + hits_[h].lane, hits_[h].sum);
+        for (uint64_t left = hits_[h].lanes & real; left; left &= left - 1) {
+          const size_t lane = size_t(__builtin_ctzll(left));
+          keep(rows, first + hits_[h].row, lanes + lane, hits_[h].sum[lane]);
+        }
     }
   }
 

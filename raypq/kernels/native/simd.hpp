@@ -43,33 +43,32 @@ inline F32 splat(float x) { return x - F32{}; }
 inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }
 inline F32 smaller(F32 a, F32 b) { return a < b ? a : b; }
 
-// Which 16-bit elements of a reach b: kBitStep bits an element, of which the lowest counts.
+// Which 16-bit elements of a reach b: ``reaches`` is not 0 where any does, and ``spread`` makes of
+// it two bits for each element, of which the lower tells.
 #if defined(__AVX512BW__)
-constexpr unsigned kBitStep = 1;
 inline uint32_t reaches(I16 a, I16 b) {
   return _mm512_cmpge_epi16_mask((__m512i)a, (__m512i)b);
 }
+inline uint64_t spread(uint32_t bits) { return _pdep_u64(bits, 0x5555555555555555u); }
 #elif defined(__AVX2__)
-constexpr unsigned kBitStep = 2;
 inline uint32_t reaches(I16 a, I16 b) {
-  return uint32_t(_mm256_movemask_epi8((__m256i)(a >= b))) & 0x55555555u;
+  return uint32_t(_mm256_movemask_epi8((__m256i)(a >= b)));
 }
+inline uint64_t spread(uint32_t bits) { return bits & 0x55555555u; }
 #elif defined(__SSE2__)
-constexpr unsigned kBitStep = 2;
-inline uint32_t reaches(I16 a, I16 b) {
-  return uint32_t(_mm_movemask_epi8((__m128i)(a >= b))) & 0x5555u;
-}
+inline uint32_t reaches(I16 a, I16 b) { return uint32_t(_mm_movemask_epi8((__m128i)(a >= b))); }
+inline uint64_t spread(uint32_t bits) { return bits & 0x5555u; }
 #else
-constexpr unsigned kBitStep = 1;
 inline uint32_t reaches(I16 a, I16 b) {
   I16 yes = a >= b;
   uint64_t half[2];
   memcpy(half, &yes, sizeof half);
   if (!(half[0] | half[1])) return 0;
   uint32_t bits = 0;
-  for (unsigned e = 0; e < kBytes / 2; ++e) bits |= uint32_t(yes[e] & 1) << e;
+  for (unsigned e = 0; e < kBytes / 2; ++e) bits |= uint32_t(yes[e] & 1) << 2 * e;
   return bits;
 }
+inline uint64_t spread(uint32_t bits) { return bits; }
 #endif
 
 }  // namespace RAYPQ_NS
