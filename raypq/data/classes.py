@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from raypq import console
 from raypq.data import arrays
-from raypq.data.storage import exists, open_parquet, read_bytes
+from raypq.data.storage import digest, exists, open_parquet, read_bytes
 from raypq.errors import ConfigError, InputError
 
 SPLITS = (
@@ -169,7 +168,7 @@ class ClassTable:
             )
         return cls(
             uri=uri,
-            digest=hashlib.sha256(read_bytes(uri)).hexdigest(),
+            digest=digest(uri),
             ids=ids,
             names=_names(table, ids),
             E=_embeddings(table, uri, ids),

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from raypq import console
 from raypq.data.output import Receipt
-from raypq.data.storage import create, delete, join, list_names, list_sizes, read_bytes
+from raypq.data.storage import create, delete, join, list_files, list_names, read_bytes
 
 _SECONDS = 1.0  # between journal files
 _MANY = 256  # receipts that are written down at once
@@ -72,9 +72,10 @@ def still_there(store: str, receipts: Iterable[Receipt]) -> list[Receipt]:
     receipts = list(receipts)
     if not receipts:
         return []
-    sizes = list_sizes(join(store, "data"))
+    files = list_files(join(store, "data"))
     return [
         receipt
         for receipt in receipts
-        if sizes.get(receipt.path.removeprefix("data/")) == receipt.bytes
+        if (listed := files.get(receipt.path.removeprefix("data/")))
+        and listed.size == receipt.bytes
     ]

@@ -19,7 +19,16 @@ from pydantic import Field, ValidationError
 
 from raypq.config import Settings
 from raypq.data.output import Receipt
-from raypq.data.storage import create, exists, join, list_names, list_sizes, read_bytes, sync_folder
+from raypq.data.storage import (
+    create,
+    digest,
+    exists,
+    join,
+    list_files,
+    list_names,
+    read_bytes,
+    sync_folder,
+)
 from raypq.errors import ConflictError, InputError
 
 FORMAT: Literal[1] = 1
@@ -100,19 +109,33 @@ def _what(error: Exception) -> str:
 
 
 def verify_sizes(store: str, snapshot: Snapshot) -> None:
-    """Checks that every file of a snapshot is there in full.
+    """Checks by one listing that every file of a snapshot is there in full.
 
     Raises:
         InputError: naming the file.
     """
-    sizes = list_sizes(join(store, "data"))
+    files = list_files(join(store, "data"))
     for receipt in snapshot.shards:
         uri = join(store, receipt.path)
-        size = sizes.get(receipt.path.removeprefix("data/"))
-        if size is None:
+        listed = files.get(receipt.path.removeprefix("data/"))
+        if listed is None:
             raise InputError(uri, expected="a file of the snapshot", found="no such file")
-        if size != receipt.bytes:
-            raise InputError(uri, expected=f"{receipt.bytes} bytes", found=f"{size} bytes")
+        if listed.size != receipt.bytes:
+            raise InputError(uri, expected=f"{receipt.bytes} bytes", found=f"{listed.size} bytes")
+
+
+def verify_content(store: str, snapshot: Snapshot) -> None:
+    """Reads every file of a snapshot and checks its sha256.
+
+    Raises:
+        InputError: naming the file.
+    """
+    verify_sizes(store, snapshot)
+    for receipt in snapshot.shards:
+        uri = join(store, receipt.path)
+        found = digest(uri)
+        if found != receipt.sha256:
+            raise InputError(uri, expected=f"sha256 {receipt.sha256}", found=found)
 
 
 def commit(

@@ -10,11 +10,13 @@ import errno
 import hashlib
 import os
 import re
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
@@ -229,6 +231,16 @@ def exists(uri: str) -> bool:
     return bool(fs.exists(path))
 
 
+def digest(uri: str) -> str:
+    """sha256 of a file, read in pieces."""
+    fs, path = filesystem(uri)
+    found = hashlib.sha256()
+    with fs.open(path, "rb") as file:
+        while piece := file.read(8 << 20):
+            found.update(piece)
+    return found.hexdigest()
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file.
 
@@ -347,12 +359,24 @@ def list_names(uri: str) -> list[str]:
     return sorted(PurePosixPath(name).name for name in found)
 
 
-def list_sizes(uri: str) -> dict[str, int]:
-    """Bytes of each file directly in a folder, by name; a missing folder has none."""
+@dataclass(frozen=True)
+class Listed:
+    """A file in a listing: its size, and when it was last written (seconds since 1970)."""
+
+    size: int
+    written: float
+
+
+def list_files(uri: str) -> dict[str, Listed]:
+    """The files directly in a folder, by name; a missing folder has none."""
     if is_local(uri):
         try:
             with os.scandir(local_path(uri)) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+                return {
+                    entry.name: Listed(entry.stat().st_size, entry.stat().st_mtime)
+                    for entry in entries
+                    if entry.is_file()
+                }
         except FileNotFoundError:
             return {}
     fs, path = filesystem(uri)
@@ -362,10 +386,30 @@ def list_sizes(uri: str) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     return {
-        PurePosixPath(entry["name"]).name: int(entry.get("size") or 0)
+        PurePosixPath(entry["name"]).name: Listed(int(entry.get("size") or 0), _written(entry))
         for entry in found
         if entry["type"] == "file"
     }
+
+
+def _written(entry: dict[str, Any]) -> float:
+    moment = entry.get("LastModified") or entry.get("mtime") or entry.get("created")
+    if isinstance(moment, datetime):
+        return moment.timestamp()
+    return float(moment) if moment else time.time()  # unknown: as young as can be
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted; a missing folder has none."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache(path)
+    try:
+        found = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    return sorted(
+        PurePosixPath(entry["name"]).name for entry in found if entry["type"] == "directory"
+    )
 
 
 def delete(uri: str) -> None:

@@ -25,7 +25,17 @@ ALLOWED = {
     "api": {"distributed", "stages", "data", "config", "console", "errors"},
     "demo": {"api", "data", "config", "console"},
     "bench": {"api", "stages", "methods", "kernels", "data", "config", "errors", "console"},
-    "cli": {"api", "demo", "bench", "kernels", "config", "console", "errors", "__version__"},
+    "cli": {
+        "api",
+        "stages",
+        "demo",
+        "bench",
+        "kernels",
+        "config",
+        "console",
+        "errors",
+        "__version__",
+    },
 }
 
 

@@ -1,0 +1,128 @@
+"""The versions of a store: what they hold, how two differ, and what no version needs any more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raypq.data import snapshot
+from raypq.data.snapshot import Snapshot
+from raypq.data.storage import delete, join, list_files, list_folders
+from raypq.errors import ConfigError
+
+_DAY = 86_400.0
+
+
+def listing(store: str) -> list[dict[str, Any]]:
+    """One line a version, oldest first."""
+    return [_line(snapshot.read(store, version)) for version in snapshot.versions(store)]
+
+
+def show(store: str, version: int | None = None) -> dict[str, Any]:
+    """Everything that a version says of itself.
+
+    Raises:
+        InputError: no such store or version.
+    """
+    return snapshot.read(store, version).model_dump(mode="json")
+
+
+def verify(store: str, version: int | None = None, *, content: bool = False) -> dict[str, Any]:
+    """Checks the files of a version: their sizes, or on request every byte.
+
+    Raises:
+        InputError: naming the first file that is not as it was written.
+    """
+    found = snapshot.read(store, version)
+    if content:
+        snapshot.verify_content(store, found)
+    else:
+        snapshot.verify_sizes(store, found)
+    checked = "sha256" if content else "size"
+    return {"version": found.version, "files": len(found.shards), "verified": checked}
+
+
+def diff(store: str, old: int, new: int | None = None) -> dict[str, Any]:
+    """The shards that two versions do not share, by stem.
+
+    Raises:
+        InputError: no such store or version.
+    """
+    before, after = snapshot.read(store, old), snapshot.read(store, new)
+    was = {receipt.shard: receipt for receipt in before.shards}
+    now = {receipt.shard: receipt for receipt in after.shards}
+    return {
+        "old": before.version,
+        "new": after.version,
+        "added": sorted(now.keys() - was.keys()),
+        "removed": sorted(was.keys() - now.keys()),
+        "changed": sorted(
+            name for name in now.keys() & was.keys() if now[name].path != was[name].path
+        ),
+        "kept": sum(now[name].path == was[name].path for name in now.keys() & was.keys()),
+        "images": {"old": before.rows, "new": after.rows},
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Garbage:
+    """What ``collect`` found: versions and files, and the bytes that they take."""
+
+    versions: Sequence[int]
+    files: Sequence[str]
+    bytes: int
+
+
+def collect(
+    store: str, *, keep: int | None = None, older_than_days: float = 7.0, remove: bool = False
+) -> Garbage:
+    """Finds, and on request removes, what no retained version names and that is old enough.
+
+    Young files may belong to a run that is still going on, so age protects them. Versions go
+    before their files: a reader never sees a version whose files are gone.
+
+    Args:
+        keep: how many of the latest versions to retain; None retains all.
+
+    Raises:
+        ConfigError: keep is less than one.
+        InputError: no such store.
+    """
+    if keep is not None and keep < 1:
+        raise ConfigError(f"keep: at least the latest version must stay, found {keep}")
+    snapshot.read(store)  # there must be a store, or a wrong path would be swept
+    known = snapshot.versions(store)
+    retained = known if keep is None else known[-keep:]
+    dropped = known[: len(known) - len(retained)]
+    named = {
+        receipt.path for version in retained for receipt in snapshot.read(store, version).shards
+    }
+    cutoff = time.time() - older_than_days * _DAY
+    folders = ["data", *(f"journal/{name}" for name in list_folders(join(store, "journal")))]
+    doomed = {
+        f"{folder}/{name}": listed.size
+        for folder in folders
+        for name, listed in list_files(join(store, folder)).items()
+        if f"{folder}/{name}" not in named and listed.written < cutoff
+    }
+    if remove:
+        for version in dropped:
+            delete(join(store, "snapshots", f"{version:020d}.json"))
+        for path in doomed:
+            delete(join(store, path))
+    return Garbage(versions=dropped, files=sorted(doomed), bytes=sum(doomed.values()))
+
+
+def _line(version: Snapshot) -> dict[str, Any]:
+    return {
+        "version": version.version,
+        "created": version.created,
+        "kind": version.kind,
+        "images": version.rows,
+        "shards": len(version.shards),
+        "quarantined": len(version.quarantined),
+        "bytes": sum(receipt.bytes for receipt in version.shards),
+        "models": sorted({receipt.model[:12] for receipt in version.shards}),
+    }
