@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,7 +21,7 @@ try:
 except ImportError:  # the package was installed without a compiler
     _native = None  # type: ignore[assignment]
 
-_prepared: WeakKeyDictionary[Tables, dict[tuple[bool, str], Any]] = WeakKeyDictionary()
+_prepared: WeakKeyDictionary[Tables, dict[tuple[bool, str], _native.Tables]] = WeakKeyDictionary()
 _preparing = threading.Lock()
 
 
@@ -82,7 +81,7 @@ def topk_per_query(
 
 def prepare(
     tables: Tables, *, across_rows: bool, threads: int = 1, isa: str | None = None
-) -> Any:
+) -> _native.Tables:
     """The uint8 tables of ``topk_per_query`` (across rows) or ``topk_per_code``, M·K·T bytes.
 
     Made once and kept as long as ``tables`` lives.

@@ -51,7 +51,9 @@ def add_lanes(lanes: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(two[..., 0] + two[..., 1])
 
 
-def scores(q: NDArray[np.float32], squared: NDArray[np.float64], tables: Tables) -> NDArray[np.float32]:
+def scores(
+    q: NDArray[np.float32], squared: NDArray[np.float64], tables: Tables
+) -> NDArray[np.float32]:
     """All scores [n, T] of vectors q [n, D] whose squared norms are ``squared``."""
     scale, offset = tables.row_terms(squared)
     out = np.empty((len(q), tables.T), np.float32)

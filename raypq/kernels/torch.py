@@ -130,9 +130,7 @@ def _column(term: NDArray[np.float64], device: str) -> torch.Tensor:
     return torch.from_numpy(term).to(device)[:, None]
 
 
-def _error(
-    D: int, reach: torch.Tensor, offset: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor:
+def _error(D: int, reach: torch.Tensor, offset: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """How far a float32 score of D products may be off; reach bounds scale·‖q‖·‖w‖."""
     return (D + 8) * _EPS * (reach + offset + bias) + D * 2.0**-126
 
