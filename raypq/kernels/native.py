@@ -90,9 +90,11 @@ def prepare(
     with _preparing:
         made = _prepared.setdefault(tables, {})
         if key not in made:
-            arrays = tables.C, tables.W, tables.bias, tables.norms
             made[key] = _native.Tables(
-                *(np.ascontiguousarray(x) for x in arrays),
+                np.ascontiguousarray(tables.C),
+                np.ascontiguousarray(tables.W),
+                np.ascontiguousarray(tables.bias),
+                np.ascontiguousarray(tables.norms),
                 tables.metric,
                 across_rows,
                 key[1],
