@@ -1,12 +1,9 @@
-"""Types of the compiled module; shapes are those of the wrappers in ``native.py``."""
-
-from typing import Any
-
+# The compiled module: shapes and dtypes in raypq.kernels.native, which is its only user.
 import numpy as np
 from numpy.typing import NDArray
 
 def isas() -> list[str]: ...
-def choose(name: str) -> str: ...
+def choose(name: str, /) -> str: ...
 def encode(
     U: NDArray[np.float32],
     C: NDArray[np.float32],
@@ -14,6 +11,7 @@ def encode(
     isa: str,
     threads: int,
     B: NDArray[np.uint8],
+    /,
 ) -> None: ...
 def accumulate(
     U: NDArray[np.float32],
@@ -23,16 +21,31 @@ def accumulate(
     count: NDArray[np.float64],
     total: NDArray[np.float64],
     error: NDArray[np.float64],
+    /,
 ) -> None: ...
 
 class Tables:
-    def __init__(self, *args: Any) -> None: ...
+    def __init__(
+        self,
+        C: NDArray[np.float32],
+        W: NDArray[np.float32],
+        bias: NDArray[np.float64],
+        norms: NDArray[np.float64],
+        metric: str,
+        across_rows: bool,
+        isa: str,
+        threads: int,
+        /,
+    ) -> None: ...
     def scan(
         self,
         B: NDArray[np.uint8],
         threads: int,
         scores: NDArray[np.float32],
         names: NDArray[np.int64],
+        /,
     ) -> None: ...
+    @property
+    def rescans(self) -> int: ...
     @property
     def bytes(self) -> int: ...

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,11 +17,11 @@ from numpy.typing import NDArray
 from raypq.kernels.tables import Tables, squared_norms
 
 try:
-    import raypq.kernels._native as _native
+    from raypq.kernels import _native
 except ImportError:  # the package was installed without a compiler
     _native = None  # type: ignore[assignment]
 
-_prepared: WeakKeyDictionary[Tables, dict[tuple[bool, str], Any]] = WeakKeyDictionary()
+_prepared: WeakKeyDictionary[Tables, dict[tuple[bool, str], _native.Tables]] = WeakKeyDictionary()
 _preparing = threading.Lock()
 
 
@@ -80,7 +79,9 @@ def topk_per_query(
     return _scan(B, tables, (tables.T, min(k, len(B))), True, threads, isa)
 
 
-def prepare(tables: Tables, *, across_rows: bool, threads: int = 1, isa: str | None = None) -> Any:
+def prepare(
+    tables: Tables, *, across_rows: bool, threads: int = 1, isa: str | None = None
+) -> _native.Tables:
     """The uint8 tables of ``topk_per_query`` (across rows) or ``topk_per_code``, M·K·T bytes.
 
     Made once and kept as long as ``tables`` lives.
@@ -89,9 +90,11 @@ def prepare(tables: Tables, *, across_rows: bool, threads: int = 1, isa: str | N
     with _preparing:
         made = _prepared.setdefault(tables, {})
         if key not in made:
-            arrays = tables.C, tables.W, tables.bias, tables.norms
             made[key] = _native.Tables(
-                *(np.ascontiguousarray(x) for x in arrays),
+                np.ascontiguousarray(tables.C),
+                np.ascontiguousarray(tables.W),
+                np.ascontiguousarray(tables.bias),
+                np.ascontiguousarray(tables.norms),
                 tables.metric,
                 across_rows,
                 key[1],

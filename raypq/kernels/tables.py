@@ -86,7 +86,8 @@ def build_tables(
     """Prepares prototypes V [T, D] with bias [T] (None: zero) for scanning codes of C [M, K, d].
 
     Raises:
-        ValueError: shapes that do not fit, or a metric that is not l2, cosine or dot.
+        ValueError: shapes that do not fit, values that are not finite, or a metric that is not
+            l2, cosine or dot.
     """
     C = np.ascontiguousarray(C, dtype=np.float32)
     V = np.ascontiguousarray(V, dtype=np.float32)
@@ -96,6 +97,9 @@ def build_tables(
     extra = np.zeros(len(V)) if bias is None else np.asarray(bias, dtype=np.float64)
     if extra.shape != (len(V),):
         raise ValueError(f"bias must be [{len(V)}], found {extra.shape}")
+    for name, values in (("C", C), ("V", V), ("bias", extra)):
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} must be finite")
     squared = squared_norms(V)
     if metric == "l2":
         W, extra = 2 * V, extra - squared
@@ -115,7 +119,7 @@ def decode(B: NDArray[np.uint8], C: NDArray[np.float32]) -> NDArray[np.float32]:
     """q(u): codes [n, M] to vectors [n, M·d], float32."""
     M, K, d = C.shape
     flat = B.astype(np.int64) + np.arange(M) * K
-    return C.reshape(M * K, d)[flat].reshape(len(B), M * d)
+    return np.asarray(C.reshape(M * K, d)[flat].reshape(len(B), M * d))
 
 
 def merge_topk(

@@ -45,6 +45,7 @@ class Block {
       }
     }
     if (failed.empty()) return;
+    t_.rescans += failed.size();
     const size_t M = t_.source.shape.M;
     std::vector<uint8_t> again(failed.size() * M);
     for (size_t i = 0; i < failed.size(); ++i)

@@ -105,5 +105,6 @@ NB_MODULE(_native, module) {
   nb::class_<Tables>(module, "Tables")
       .def("__init__", &make_tables)
       .def("scan", &scan)
+      .def_prop_ro("rescans", [](const Tables& tables) { return tables.made->rescans.load(); })
       .def_prop_ro("bytes", [](const Tables& tables) { return tables.made->bytes(); });
 }

@@ -69,6 +69,7 @@ ScanTables::ScanTables(const Source& given, bool across, const Isa& chosen, size
   limit = s.M <= kNarrow ? kNever : std::numeric_limits<int32_t>::max() / 2;
   data_ = Array<uint8_t>(tiles() * tile_bytes());
   widest *= 1 + 0x1p-40;
+  compact = fit();
 
   const size_t floats = kLanes * (entries + s.D() + 2 * s.M + 1);
   std::vector<Array<float>> scratch(std::min(threads, std::max<size_t>(tiles(), 1)));
@@ -85,6 +86,18 @@ ScanTables::ScanTables(const Source& given, bool across, const Isa& chosen, size
           scratch[thread].data());
     if (!across_rows) set_starts(tile);
   });
+  down *= compact;
+}
+
+// A power of two by which scores in table units fit a float32, as candidates are kept: 1, unless
+// biases or norms are of another magnitude than the inner products.
+double ScanTables::fit() const {
+  const bool cosine = source.metric == Metric::kCosine;
+  const double largest = std::max(longest, cosine ? 1.0 : 0.0) * widest + longest * longest +
+                         strongest * std::max(longest, 1.0);
+  int exponent = 0;
+  std::frexp(largest * down, &exponent);
+  return std::ldexp(1.0, -std::max(0, exponent - 100));
 }
 
 // Lanes of a tile share a unit and a bias bound, so classes alike in them stand together; the
@@ -136,9 +149,10 @@ void ScanTables::build(size_t tile, const float* scaled, const float* fold, cons
     }
     error[at] = double(s.M) * unit[at] * (0.5 + 0x1p-10) + double(s.d + 6) * 0x1p-23 * arithmetic;
     if (lane >= lanes(tile)) continue;
-    const double bias = source.bias[order[at]] * down;
-    (cosine || across_rows ? extra : base)[at] += bias;
+    (cosine || across_rows ? extra : base)[at] += source.bias[order[at]] * down;
   }
+  for (size_t at = tile * kLanes; at < (tile + 1) * kLanes; ++at)
+    for (auto* values : {&base, &unit, &error, &extra}) (*values)[at] *= compact;
   isa.quantise(s, lut, low, inverse, top, data_.data() + tile * tile_bytes());
 }
 

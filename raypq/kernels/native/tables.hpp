@@ -1,7 +1,7 @@
 // What a scan needs of the classes or queries, made ready once: uint8 tables, tile by tile.
 //
-// Everything here is in units of 2^exponent, chosen so that codebooks and weights lie within 1:
-// scores of any magnitude then stay within float32 while the tables are made.
+// Codebooks and weights are scaled by powers of two to lie within 1, so that scores of any magnitude
+// stay within float32 while the tables are made; ``down`` takes a score to these units.
 //
 // The inner product of lane t and a code b is
 //     base[t] + unit[t]·Σ_m table[m][b_m][t],  off by at most error[t],
@@ -48,7 +48,7 @@ class ScanTables {
   const Isa& isa;
   bool across_rows;
   int top;      // largest table entry
-  double down;  // 2^-exponent: from scores to the tables' units
+  double down;  // from scores to the tables' units: a power of two
   double widest;  // max_t ‖w_t‖, as given
   double longest;  // an upper bound of ‖q(b)‖ over all codes, as given
   double strongest;  // max_t |bias_t|
@@ -61,12 +61,15 @@ class ScanTables {
   std::vector<int32_t> start;
   std::vector<double> tile_base, tile_error, tile_extra;
   int32_t limit;  // a threshold that no sum reaches
+  mutable std::atomic<size_t> rescans{0};  // rows of which a likely threshold was wrong
 
  private:
+  double fit() const;
   void sort_lanes();
   void build(size_t tile, const float* scaled, const float* fold, const double* parts,
              float* scratch);
   void set_starts(size_t tile);
+  double compact = 1;
   Array<uint8_t> data_;
 };
 

@@ -1,0 +1,191 @@
+"""Every path and instruction set against the NumPy oracle: equal codes, scores, ids and order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from raypq import kernels
+from raypq.config import Metric
+from raypq.kernels import native, reference
+from raypq.kernels import torch as torch_path
+
+METRICS: tuple[Metric, ...] = ("l2", "cosine", "dot")
+PATHS = [*native.isas(), "torch"]
+
+few = settings(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+def run(path: str, name: str, *args: Any, threads: int = 2) -> Any:
+    if path == "torch":
+        return getattr(torch_path, name)(*args)
+    return getattr(native, name)(*args, threads=threads, isa=path)
+
+
+def same(found: tuple[NDArray[Any], ...], wanted: tuple[NDArray[Any], ...]) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    """Sizes around every edge of the kernels, values of every magnitude, many of them equal."""
+    M = draw(st.sampled_from([1, 2, 3, 7, 16, 17, 50, 64, 65, 128, 129]))
+    d = draw(st.sampled_from([1, 2, 3, 8, 20, 64] if M <= 17 else [1, 3, 8]))
+    K = draw(st.sampled_from([1, 2, 5, 16, 255, 256] if M * d <= 200 else [1, 3, 16]))
+    N = draw(st.sampled_from([0, 1, 2, 13, 97, 257]))
+    T = draw(st.sampled_from([1, 2, 63, 64, 65, 131]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    values = draw(st.sampled_from(["normal", "integers", "few rows", "zero"]))
+
+    def sample(rows: int) -> NDArray[np.float32]:
+        x = rng.standard_normal((rows, M * d))
+        if values == "integers":  # many equal sums
+            x = np.round(x)
+        if values == "few rows" and rows:
+            x = x[rng.integers(0, min(3, rows), rows)]
+        if values == "zero":
+            x[:] = 0
+        return (x * draw(st.sampled_from([1e-18, 1.0, 1e18]))).astype(np.float32)
+
+    C = sample(K).reshape(K, M, d).transpose(1, 0, 2)
+    bias = draw(st.sampled_from(["none", "constant", "normal", "huge"]))
+    size = {"none": 0.0, "constant": 0.0, "normal": 1.0, "huge": 1e30}[bias]
+    return {
+        "C": np.ascontiguousarray(C),
+        "U": sample(N),
+        "B": rng.integers(0, K, (N, M)).astype(np.uint8),
+        "V": sample(T),
+        "bias": None if bias == "none" else rng.standard_normal(T) * size + 0.7,
+        "k": draw(st.sampled_from([1, 2, 10, 64, 1000])),
+    }
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Any:
+    # Scores beyond float32 become infinite on every path alike; NumPy mentions it.
+    with np.errstate(over="ignore", invalid="ignore"):
+        yield
+
+
+@pytest.mark.parametrize("path", PATHS)
+@few
+@given(case=cases())
+def test_encode(path: str, case: dict[str, Any]) -> None:
+    wanted = reference.encode(case["U"], case["C"])
+    np.testing.assert_array_equal(run(path, "encode", case["U"], case["C"]), wanted)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("path", PATHS)
+@few
+@given(case=cases())
+def test_topk(path: str, metric: Metric, case: dict[str, Any]) -> None:
+    tables = kernels.build_tables(case["C"], case["V"], case["bias"], metric)
+    for name in ("topk_per_code", "topk_per_query"):
+        wanted = getattr(reference, name)(case["B"], tables, case["k"])
+        same(run(path, name, case["B"], tables, case["k"]), wanted)
+
+
+@pytest.mark.skipif(not native.available(), reason="the native kernels are not built")
+@few
+@given(case=cases(), threads=st.integers(1, 5))
+def test_accumulate(case: dict[str, Any], threads: int) -> None:
+    args = case["U"], case["B"], case["C"]
+    same(native.accumulate(*args, threads=threads), reference.accumulate(*args))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("metric", METRICS)
+def test_many_classes(path: str, metric: Metric) -> None:
+    rng = np.random.default_rng(5)
+    M, K, d, T = 10, 256, 4, 21_841
+    C = rng.standard_normal((M, K, d)).astype(np.float32)
+    V = rng.standard_normal((T, M * d)).astype(np.float32)
+    V[1::7] = V[0]  # a seventh of the classes are one
+    B = rng.integers(0, K, (23, M)).astype(np.uint8)
+    tables = kernels.build_tables(C, V, None, metric)
+    for k in (1, 10, 100):
+        same(run(path, "topk_per_code", B, tables, k), reference.topk_per_code(B, tables, k))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("metric", METRICS)
+def test_many_rows(path: str, metric: Metric) -> None:
+    rng = np.random.default_rng(6)
+    M, K, d, N = 3, 16, 5, 20_011
+    C = rng.standard_normal((M, K, d)).astype(np.float32)
+    V = rng.standard_normal((67, M * d)).astype(np.float32)
+    B = rng.integers(0, K, (N, M)).astype(np.uint8)  # 4,096 codes: every row has its equals
+    tables = kernels.build_tables(C, V, None, metric)
+    for k in (1, 30):
+        same(run(path, "topk_per_query", B, tables, k), reference.topk_per_query(B, tables, k))
+
+
+@pytest.mark.parametrize("path", native.isas())
+@pytest.mark.parametrize("M", [64, 128, 129, 1024])
+def test_sums_cannot_overflow(path: str, M: int) -> None:
+    # Every table entry of the chosen codewords is the largest there is, in every lane.
+    C = np.zeros((M, 2, 1), np.float32)
+    C[:, 1] = 1
+    V = np.ones((70, M), np.float32)
+    V[33] = 1.25
+    B = np.ones((9, M), np.uint8)
+    B[4] = 0
+    for bias in (None, np.arange(70) * 1e-3):
+        tables = kernels.build_tables(C, V, bias, "dot")
+        same(run(path, "topk_per_code", B, tables, 5), reference.topk_per_code(B, tables, 5))
+        same(run(path, "topk_per_query", B, tables, 5), reference.topk_per_query(B, tables, 5))
+
+
+@pytest.mark.parametrize("path", native.isas())
+def test_a_wrong_guess_is_found_out(path: str) -> None:
+    # Every table entry of codeword 1 is rounded up by nearly half a unit, for every class: the sums
+    # are off by almost the worst case, far more than rounding is likely to add up to.
+    rng = np.random.default_rng(7)
+    M, K, T = 60, 256, 640
+    C = np.repeat(np.linspace(0, 1, K, dtype=np.float32)[None, :, None], M, axis=0)
+    C[:, 1] = 100.52 / 255
+    V = (1 - 1e-5 * rng.random((T, M))).astype(np.float32)
+    B = np.ones((50, M), np.uint8)
+    tables = kernels.build_tables(C, V, None, "dot")
+    same(run(path, "topk_per_code", B, tables, 3), reference.topk_per_code(B, tables, 3))
+    assert native.prepare(tables, across_rows=False, isa=path).rescans == len(B)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_any_float_and_layout(path: str, dtype: Any) -> None:
+    rng = np.random.default_rng(8)
+    U = rng.standard_normal((40, 2 * 12)).astype(dtype)[::2, ::2]
+    C = np.asfortranarray(rng.standard_normal((3, 9, 4)).astype(dtype))
+    B = reference.encode(U, C)
+    np.testing.assert_array_equal(run(path, "encode", U, C), B)
+    V = rng.standard_normal((33, 24)).astype(dtype)[:, 1::2]
+    tables = kernels.build_tables(C, V, None, "l2")
+    wide = np.repeat(B, 2, axis=1)[:, ::2]
+    same(run(path, "topk_per_code", wide, tables, 4), reference.topk_per_code(B, tables, 4))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_blocks_of_a_store_join(path: str) -> None:
+    rng = np.random.default_rng(9)
+    C = rng.standard_normal((4, 8, 2)).astype(np.float32)
+    B = rng.integers(0, 8, (501, 4)).astype(np.uint8)
+    tables = kernels.build_tables(C, rng.standard_normal((5, 8)).astype(np.float32), None, "cosine")
+    parts = []
+    for start in range(0, len(B), 100):
+        score, row = run(path, "topk_per_query", B[start : start + 100], tables, 9)
+        parts.append((score, row + start))
+    same(kernels.merge_topk(parts, 9), reference.topk_per_query(B, tables, 9))

@@ -1,0 +1,70 @@
+"""The dispatch: instruction sets by name, refusals, and an installation without a compiler."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raypq import kernels
+from raypq.kernels import native
+
+built = pytest.mark.skipif(not native.available(), reason="the native kernels are not built")
+
+
+def tables(K: int = 16) -> kernels.Tables:
+    C = np.zeros((2, K, 3), np.float32)
+    return kernels.build_tables(C, np.zeros((4, 6), np.float32), None, "dot")
+
+
+@built
+def test_isa_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in native.isas():
+        monkeypatch.setenv("RAYPQ_ISA", name)
+        assert kernels.active()["isa"] == name
+    monkeypatch.setenv("RAYPQ_ISA", "avx1024")
+    with pytest.raises(ValueError, match="avx1024.*there are:.*baseline"):
+        kernels.encode(np.zeros((1, 6), np.float32), tables().C)
+
+
+@built
+def test_codes_beyond_the_codebook_are_refused() -> None:
+    B = np.full((3, 2), 16, np.uint8)
+    with pytest.raises(ValueError, match="not below K"):
+        kernels.topk_per_code(B, tables(), 1)
+    with pytest.raises(ValueError, match="must be"):
+        kernels.topk_per_query(np.zeros((3, 5), np.uint8), tables(), 1)
+
+
+@built
+def test_tables_are_made_once() -> None:
+    t = tables()
+    assert native.prepare(t, across_rows=True) is native.prepare(t, across_rows=True)
+    assert native.prepare(t, across_rows=True) is not native.prepare(t, across_rows=False)
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    C = np.zeros((2, 4, 3), np.float32)
+    V = np.zeros((4, 6), np.float32)
+    V[2, 1] = np.inf
+    with pytest.raises(ValueError, match="V must be finite"):
+        kernels.build_tables(C, V, None, "dot")
+
+
+def test_without_a_compiler_torch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    U, C = rng.standard_normal((50, 6)).astype(np.float32), tables().C + 1
+    wanted = kernels.encode(U, C)
+    monkeypatch.setattr(native, "_native", None)
+    kernels._warn.cache_clear()
+    with pytest.warns(RuntimeWarning, match="without a C\\+\\+ compiler"):
+        np.testing.assert_array_equal(kernels.encode(U, C), wanted)
+    np.testing.assert_array_equal(kernels.encode(U, C), wanted)  # and warns no more
+    assert kernels.active()["kernels"] == "torch"
+    kernels._warn.cache_clear()
+
+
+def test_threads_are_as_set() -> None:
+    before = kernels.threads()
+    kernels.set_threads(1)
+    assert kernels.threads() == kernels.active()["threads"] == 1
+    kernels.set_threads(before)
