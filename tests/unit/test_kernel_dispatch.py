@@ -22,7 +22,7 @@ def test_isa_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RAYPQ_ISA", name)
         assert kernels.active()["isa"] == name
     monkeypatch.setenv("RAYPQ_ISA", "avx1024")
-    with pytest.raises(ValueError, match="avx1024.*there are:.*baseline"):
+    with pytest.raises(ValueError, match=r"avx1024.*there are:.*baseline"):
         kernels.encode(np.zeros((1, 6), np.float32), tables().C)
 
 
