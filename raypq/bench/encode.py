@@ -10,13 +10,14 @@ import torch
 from raypq import kernels
 from raypq.bench import world
 from raypq.bench.measure import Contender, Goal, Result, rounds
+from raypq.data.features import batch_rows
 from raypq.methods.linear import LinearModel
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
 
 DX, D, M, K = 2048, 1000, 50, 256
 _ROWS = 16_384
 _PEER_ROWS = 4096
-_BATCH = 4096
+_BATCH = batch_rows(DX)  # as the encode stage reads them
 
 
 def model(seed: int = 0) -> tuple[LinearModel, np.ndarray]:

@@ -17,7 +17,7 @@ from raypq.data import arrays
 from raypq.data.storage import Shard, list_shards, open_parquet
 from raypq.errors import InputError, JobError, RaypqError, ShardFailure
 
-_BATCH_BYTES = 32 << 20  # one batch of float32 features; bounds a worker's memory
+_BATCH_BYTES = 64 << 20  # one batch of float32 features; bounds a worker's memory
 _MAX_ROWS = 8192
 WIDTH_NOTE = b"raypq.width"  # metadata of a fixed_size_binary feature field
 
