@@ -14,6 +14,13 @@ inline void decode(const Shape& shape, const float* C, const uint8_t* code, floa
   }
 }
 
+// Asks for the codewords of a row that is decoded next.
+inline void prefetch(const Shape& shape, const float* C, const uint8_t* code) {
+  for (size_t m = 0; m < shape.M; ++m)
+    for (size_t j = 0; j < shape.d; j += 16)
+      __builtin_prefetch(C + (m * shape.K + code[m]) * shape.d + j);
+}
+
 inline Double8 widen(const float* x) {
   return __builtin_convertvector(*reinterpret_cast<const Float8*>(x), Double8);
 }
@@ -50,6 +57,8 @@ void rescore(const Shape& shape, const float* C, const uint8_t* codes, const uin
     const size_t count = n - i < kRows ? n - i : kRows;
     for (size_t r = 0; r < count; ++r)
       decode(shape, C, codes + size_t(rows[i + r]) * shape.M, scratch + r * stride);
+    for (size_t r = i + count; r < n && r < i + 2 * kRows; ++r)
+      prefetch(shape, C, codes + size_t(rows[r]) * shape.M);
     auto dot = count == 1   ? dots<1>
                : count == 2 ? dots<2>
                : count == 3 ? dots<3>

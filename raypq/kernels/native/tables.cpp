@@ -18,10 +18,10 @@ int exponent_of(const float* x, size_t n) {
   return exponent;
 }
 
-double norm(const float* x, size_t n) {
+double squared_norm(const float* x, size_t n) {
   double sum = 0;
   for (size_t i = 0; i < n; ++i) sum += double(x[i]) * double(x[i]);
-  return std::sqrt(sum);
+  return sum;
 }
 
 // Steps of the scan whose float32 values could err by more than the bound says are not there:
@@ -100,16 +100,22 @@ double ScanTables::fit() const {
   return std::ldexp(1.0, -std::max(0, exponent - 100));
 }
 
-// Lanes of a tile share a unit and a bias bound, so classes alike in them stand together; the
-// largest first, for a high threshold comes early then.
+// Lanes of a tile share a unit and a bias bound, so classes alike in them stand together: by bias
+// where it is apart, then by the largest of their parts, which gives the range of their tables. The
+// largest come first, for a high threshold comes early then.
 void ScanTables::sort_lanes() {
-  const size_t D = source.shape.D();
-  std::vector<double> key(source.T);
+  const Shape& s = source.shape;
+  std::vector<std::pair<double, double>> key(source.T);
   for (size_t t = 0; t < source.T; ++t) {
-    key[t] = norm(source.W + t * D, D);
-    widest = std::max(widest, key[t]);
+    double squared = 0, most = 0;
+    for (size_t m = 0; m < s.M; ++m) {
+      const double part = squared_norm(source.W + (t * s.M + m) * s.d, s.d);
+      squared += part;
+      most = std::max(most, part);
+    }
+    widest = std::max(widest, std::sqrt(squared));
+    key[t] = {source.metric == Metric::kCosine ? source.bias[t] : 0.0, most};
   }
-  if (source.metric == Metric::kCosine) key.assign(source.bias, source.bias + source.T);
   order.resize(source.T);
   std::iota(order.begin(), order.end(), 0);
   if (across_rows) return;
