@@ -22,11 +22,15 @@ _EPS = 2.0**-23  # twice the unit roundoff of float32: room for the bound's own 
 
 
 def encode(
-    U: NDArray[np.floating], C: NDArray[np.floating], *, device: str = "cpu"
+    U: NDArray[np.floating] | torch.Tensor, C: NDArray[np.floating], *, device: str = "cpu"
 ) -> NDArray[np.uint8]:
-    """Codes [n, M] of vectors U [n, M·d]; equal to ``reference.encode``."""
+    """Codes [n, M] of vectors U [n, M·d], which may be on the device already.
+
+    Equal to ``reference.encode``.
+    """
     C = np.ascontiguousarray(C, dtype=np.float32)
-    U = np.ascontiguousarray(U, dtype=np.float32)
+    if not isinstance(U, torch.Tensor):
+        U = torch.from_numpy(np.ascontiguousarray(U, dtype=np.float32))
     M, K, d = C.shape
     book = torch.from_numpy(C).to(device)
     exact = book.double()
@@ -39,7 +43,7 @@ def encode(
     B = np.empty((len(U), M), np.uint8)
     step = max(1, min(128, _CACHE // (4 * M * K))) if device == "cpu" else 8192
     for start in range(0, len(U), step):
-        u = torch.from_numpy(U[start : start + step]).to(device).view(-1, M, d).transpose(0, 1)
+        u = U[start : start + step].to(device).reshape(-1, M, d).transpose(0, 1)
         score = torch.baddbmm(half32, u, book.transpose(1, 2), beta=-1.0)  # [M, n, K]
         top, code = score.amax(2), score.argmax(2)
         second = score.scatter_(2, code[:, :, None], -torch.inf).amax(2)

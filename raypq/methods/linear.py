@@ -49,6 +49,27 @@ def product(
     return (left @ right.T).numpy()
 
 
+def encode_on(
+    device: str,
+    X: NDArray[np.float32],
+    P: NDArray[np.float32] | None,
+    C: NDArray[np.float32],
+    precision: Precision,
+) -> NDArray[np.uint8]:
+    """Projection and assignment in one go on a torch device: features cross over once.
+
+    Page-locked memory lets the copy run beside what the device still computes.
+    """
+    from raypq.kernels import torch as kernels
+
+    x = torch.from_numpy(np.ascontiguousarray(X))
+    x = (x.pin_memory() if device.startswith("cuda") else x).to(device, non_blocking=True)
+    if P is not None:
+        p = torch.from_numpy(np.ascontiguousarray(P)).to(device)
+        x = (x.bfloat16() @ p.bfloat16().T).float() if precision == "bf16" else x @ p.T
+    return kernels.encode(x, C, device=device)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LinearModel(Model):
     """f(x) = P·norm(x) and g(a) = Q·norm(a).
@@ -61,6 +82,17 @@ class LinearModel(Model):
     def embed(
         self, X: NDArray[np.float32], *, precision: Precision = "fp32"
     ) -> NDArray[np.float32]:
+        X = self._normalised(X)
+        return product(X, self.tensors["P"], precision) if "P" in self.tensors else X
+
+    def encode(
+        self, X: NDArray[np.float32], *, device: str = "cpu", precision: Precision = "fp32"
+    ) -> NDArray[np.uint8]:
+        if device == "cpu":
+            return super().encode(X, precision=precision)
+        return encode_on(device, self._normalised(X), self.tensors.get("P"), self.C, precision)
+
+    def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         if X.shape[1] != self.dx:
             raise ModelError(
                 f"{self.method} model",
@@ -68,8 +100,9 @@ class LinearModel(Model):
                 found=str(X.shape[1]),
             )
         tensors = self.tensors
-        X = normalise(X, self.settings.normalise, tensors.get("mean"), tensors.get("inverse_std"))
-        return product(X, tensors["P"], precision) if "P" in tensors else X
+        return normalise(
+            X, self.settings.normalise, tensors.get("mean"), tensors.get("inverse_std")
+        )
 
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         width = self.dx if self.da is None else self.da
