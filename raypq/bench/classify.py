@@ -13,7 +13,7 @@ from raypq.bench import world
 from raypq.bench.measure import Contender, Goal, Result, rounds
 
 T, D, TOP = 21_841, 1000, 10
-_CODES = {50: 32_768, 10: 131_072}
+_CODES = {50: 131_072, 10: 262_144}
 _DENSE = 1024
 _BLOCK = 512  # rows of a dense product, whose scores then stay in the cache
 _CHECK = 256
