@@ -22,34 +22,68 @@ struct Best {
   I32 code[kRowRegs];
 };
 
-inline void transpose(const float* U, size_t stride, size_t n, size_t d, float* out) {
-  for (size_t r = 0; r < n; ++r)
-    for (size_t j = 0; j < d; ++j) out[j * kRows + r] = U[r * stride + j];
+typedef float Float4 __attribute__((vector_size(16), may_alias, aligned(4)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
+
+// Four rows from ``from`` on, columns j to j+3, to their place in out [d][kRows].
+inline void transpose4(const float* from, size_t stride, float* out) {
+  const Float4 a = *reinterpret_cast<const Float4*>(from);
+  const Float4 b = *reinterpret_cast<const Float4*>(from + stride);
+  const Float4 c = *reinterpret_cast<const Float4*>(from + 2 * stride);
+  const Float4 e = *reinterpret_cast<const Float4*>(from + 3 * stride);
+  const Float4 ab = __builtin_shuffle(a, b, Int4{0, 4, 1, 5});
+  const Float4 AB = __builtin_shuffle(a, b, Int4{2, 6, 3, 7});
+  const Float4 ce = __builtin_shuffle(c, e, Int4{0, 4, 1, 5});
+  const Float4 CE = __builtin_shuffle(c, e, Int4{2, 6, 3, 7});
+  *reinterpret_cast<Float4*>(out) = __builtin_shuffle(ab, ce, Int4{0, 1, 4, 5});
+  *reinterpret_cast<Float4*>(out + kRows) = __builtin_shuffle(ab, ce, Int4{2, 3, 6, 7});
+  *reinterpret_cast<Float4*>(out + 2 * kRows) = __builtin_shuffle(AB, CE, Int4{0, 1, 4, 5});
+  *reinterpret_cast<Float4*>(out + 3 * kRows) = __builtin_shuffle(AB, CE, Int4{2, 3, 6, 7});
 }
 
-// kCodewords codewords from k on, against the block.
+inline void transpose(const float* U, size_t stride, size_t n, size_t d, float* out) {
+  const size_t rows = n & ~size_t(3), columns = d & ~size_t(3);
+  for (size_t r = 0; r < rows; r += 4)
+    for (size_t j = 0; j < columns; j += 4)
+      transpose4(U + r * stride + j, stride, out + j * kRows + r);
+  for (size_t r = 0; r < n; ++r)
+    for (size_t j = r < rows ? columns : 0; j < d; ++j) out[j * kRows + r] = U[r * stride + j];
+}
+
+// kCodewords codewords from k on, against the block. The loops over registers are unrolled by order:
+// left to itself GCC does it after it has decided to keep the sums in memory.
 __attribute__((always_inline)) inline void assign(const float* book, const float* half, size_t d,
                                                   const float* u, size_t k, Best& best) {
   F32 sum[kCodewords][kRowRegs];
+#pragma GCC unroll 8
   for (size_t c = 0; c < kCodewords; ++c)
+#pragma GCC unroll 8
     for (size_t r = 0; r < kRowRegs; ++r) sum[c][r] = splat(-half[c]);
+#pragma GCC unroll 1
   for (size_t j = 0; j < d; ++j) {
     F32 x[kRowRegs];
+#pragma GCC unroll 8
     for (size_t r = 0; r < kRowRegs; ++r)
       x[r] = *reinterpret_cast<const F32*>(u + j * kRows + r * kFloats);
+#pragma GCC unroll 8
     for (size_t c = 0; c < kCodewords; ++c) {
       F32 y = splat(book[j * kCodewords + c]);
+#pragma GCC unroll 8
       for (size_t r = 0; r < kRowRegs; ++r) sum[c][r] += x[r] * y;
     }
   }
-  for (size_t c = 0; c < kCodewords; ++c) {
-    I32 name = int32_t(k + c) - I32{};
-    for (size_t r = 0; r < kRowRegs; ++r) {
-      F32 x = sum[c][r], first = best.first[r];
-      best.second[r] = larger(best.second[r], smaller(first, x));
-      best.code[r] = x > first ? name : best.code[r];
-      best.first[r] = larger(first, x);
+#pragma GCC unroll 8
+  for (size_t r = 0; r < kRowRegs; ++r) {
+    F32 first = best.first[r], second = best.second[r];
+    I32 code = best.code[r], name = int32_t(k) - I32{};
+#pragma GCC unroll 8
+    for (size_t c = 0; c < kCodewords; ++c, name += 1) {
+      F32 x = sum[c][r];
+      second = larger(second, smaller(first, x));
+      code = x > first ? name : code;
+      first = larger(first, x);
     }
+    best.first[r] = first, best.second[r] = second, best.code[r] = code;
   }
 }
 
