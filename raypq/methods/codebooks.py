@@ -12,11 +12,19 @@ from raypq import kernels
 Floats = NDArray[np.float32]
 
 
+_SEED_ROWS = 16  # rows for each codeword that k-means++ chooses among
+
+
 def seed(U: Floats, M: int, K: int, rng: np.random.Generator, *, rounds: int = 10) -> Floats:
-    """k-means++ per sub-space on a sample U [n, M·d], then ``rounds`` of Lloyd on it; [M, K, d]."""
-    n = len(U)
+    """k-means++ per sub-space on a sample U [n, M·d], then ``rounds`` of Lloyd on it; [M, K, d].
+
+    Seeds are chosen among ``_SEED_ROWS``·K of the rows: the choice costs K passes over them, and
+    what more rows would add is added by Lloyd's algorithm at a fraction of that.
+    """
     d = U.shape[1] // M
-    parts = U.reshape(n, M, d).transpose(1, 0, 2).astype(np.float32, copy=True)
+    n = min(len(U), _SEED_ROWS * K)
+    some = U if n == len(U) else U[np.sort(rng.choice(len(U), n, replace=False))]
+    parts = some.reshape(n, M, d).transpose(1, 0, 2).astype(np.float32, copy=True)
     C = np.empty((M, K, d), np.float32)
     C[:, 0] = parts[:, rng.integers(n)]
     nearest = _squared(parts, C[:, 0])

@@ -29,7 +29,7 @@ from raypq.stages.crew import Crew
 from raypq.stages.store import ShardTask, StoreRun, work_id
 from raypq.stages.tally import Tally
 
-_CODE_ROWS = 8192
+_CODE_ROWS = 65_536  # a tile of tables is read once for all of them
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
