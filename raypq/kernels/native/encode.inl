@@ -9,11 +9,11 @@
 
 namespace RAYPQ_NS {
 
-constexpr size_t kRowRegs = 3;
+constexpr size_t kCodewords = 4;
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr size_t kCodewords = 8;  // with kRowRegs: 24 sums, 3 rows and a codeword in 32 registers
+constexpr size_t kRowRegs = 4;  // 16 sums, 4 rows and a codeword in 32 registers
 #else
-constexpr size_t kCodewords = 4;  // 12 + 3 + 1 in 16
+constexpr size_t kRowRegs = 3;  // 12 + 3 + 1 in 16
 #endif
 constexpr size_t kRows = kRowRegs * kFloats;
 

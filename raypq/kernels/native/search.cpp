@@ -1,3 +1,4 @@
+#include <bit>
 #include <cmath>
 #include <memory>
 
@@ -77,16 +78,16 @@ class Search {
   // one set of thresholds serves a chunk.
   void sort_by_norm(Rows& rows) {
     const size_t M = t_.source.shape.M;
-    std::vector<std::pair<float, uint32_t>> by_norm(rows.n);
+    std::vector<uint64_t> by_norm(rows.n);  // a norm's bits, which sort as it does, and the row
     std::vector<RowTerms> terms(rows.n);
     for (size_t i = 0; i < rows.n; ++i) {
       terms[i] = row_terms(t_.source, rows.codes + i * M);
-      by_norm[i] = {float(terms[i].factor), uint32_t(i)};
+      by_norm[i] = uint64_t(std::bit_cast<uint32_t>(float(terms[i].factor))) << 32 | i;
     }
     std::sort(by_norm.begin(), by_norm.end());
     codes_.resize(rows.n * M), names_.resize(rows.n), terms_.resize(rows.n);
     for (size_t i = 0; i < rows.n; ++i) {
-      const uint32_t from = by_norm[i].second;
+      const uint32_t from = uint32_t(by_norm[i]);
       std::copy_n(rows.codes + from * M, M, codes_.data() + i * M);
       names_[i] = rows.first + from;
       terms_[i] = terms[from];
@@ -118,7 +119,9 @@ class Search {
 
   void set_thresholds(size_t tile, const Rows& rows, size_t first, size_t n, int32_t* threshold) {
     double least = 1, most = 1;
-    if (rows.terms) least = rows.terms[first].factor, most = rows.terms[first + n - 1].factor;
+    if (rows.terms)  // sorted as float32, so the ends are an ulp of that off at most
+      least = rows.terms[first].factor * (1 - 0x1p-22),
+      most = rows.terms[first + n - 1].factor * (1 + 0x1p-22);
     for (size_t lane = 0; lane < kLanes; ++lane) {
       const size_t at = tile * kLanes + lane;
       threshold[lane] = t_.limit;
