@@ -26,7 +26,7 @@ from raypq.errors import ConfigError, ModelError
 from raypq.methods import registry
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew
-from raypq.stages.store import ShardTask, StoreRun, work_id
+from raypq.stages.store import ShardTask, StoreRun, stored_shards, work_id
 from raypq.stages.tally import Tally
 
 _CODE_ROWS = 65_536  # a tile of tables is read once for all of them
@@ -275,14 +275,4 @@ def _shards(job: ClassifyJob) -> list[Shard]:
     if job.features is not None:
         return list(FeatureStore.open(job.features, job.columns).shards)
     assert job.codes is not None, "checked before"
-    version = snapshot.read(job.codes, job.version)
-    return [
-        Shard(
-            index=index,
-            uri=join(job.codes, receipt.path),
-            stem=receipt.shard,
-            size=receipt.bytes,
-            modified=receipt.sha256,
-        )
-        for index, receipt in enumerate(version.shards)
-    ]
+    return stored_shards(job.codes, snapshot.read(job.codes, job.version))

@@ -18,10 +18,9 @@ from raypq.config import EvaluateJob
 from raypq.data import predictions, snapshot
 from raypq.data.classes import ClassTable
 from raypq.data.predictions import PredictionBatch
-from raypq.data.storage import Shard, join
 from raypq.errors import InputError, ShardFailure
 from raypq.stages.crew import Crew, Gang, settle
-from raypq.stages.store import ShardTask
+from raypq.stages.store import ShardTask, stored_shards
 from raypq.stages.tally import Tally, class_mean
 
 CURVE_POINTS = 2048  # values of γ on the seen-unseen curve
@@ -116,18 +115,7 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
     version = snapshot.read(job.predictions, job.version)
     if version.kind != "predictions":
         raise InputError(job.predictions, expected="a prediction store", found=version.kind)
-    tasks = [
-        ShardTask(
-            shard=Shard(
-                index=index,
-                uri=join(job.predictions, receipt.path),
-                stem=receipt.shard,
-                size=receipt.bytes,
-                modified=receipt.sha256,
-            )
-        )
-        for index, receipt in enumerate(version.shards)
-    ]
+    tasks = [ShardTask(shard=shard) for shard in stored_shards(job.predictions, version)]
     chosen = np.zeros(len(table), bool)
     chosen[table.select(job.split)] = True
     gamma = job.calibration

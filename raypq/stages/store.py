@@ -18,7 +18,7 @@ from raypq.data import snapshot
 from raypq.data.journal import Journal, still_there
 from raypq.data.output import Receipt, Source
 from raypq.data.snapshot import Quarantined, Snapshot
-from raypq.data.storage import Shard
+from raypq.data.storage import Shard, join
 from raypq.errors import InputError, ShardFailure
 from raypq.stages.crew import Gang, settle
 
@@ -36,6 +36,20 @@ class ShardTask:
     @property
     def name(self) -> str:
         return self.shard.uri
+
+
+def stored_shards(store: str, version: Snapshot) -> list[Shard]:
+    """The files of a version as shards to be read; their sha256 tells them apart."""
+    return [
+        Shard(
+            index=index,
+            uri=join(store, receipt.path),
+            stem=receipt.shard,
+            size=receipt.bytes,
+            modified=receipt.sha256,
+        )
+        for index, receipt in enumerate(version.shards)
+    ]
 
 
 def work_id(fingerprint: str, settings: str) -> str:
