@@ -45,9 +45,13 @@ Packed pack(const Isa& isa, const Shape& s, const float* C, const double* norms)
 void encode(const Isa& isa, const Shape& shape, const float* C, const double* norms,
             const float* U, size_t n, size_t threads, uint8_t* B) {
   const Packed p = pack(isa, shape, C, norms);
-  parallel((n + kRows - 1) / kRows, threads, [&](size_t, size_t task) {
+  std::vector<Array<float>> scratch(threads);
+  parallel((n + kRows - 1) / kRows, threads, [&](size_t thread, size_t task) {
+    if (!scratch[thread].size())
+      scratch[thread] = Array<float>(kRowBlock * shape.d * encode_panel(shape));
     const size_t first = task * kRows;
-    isa.encode(p.book, U + first * shape.D(), std::min(kRows, n - first), B + first * shape.M);
+    isa.encode(p.book, U + first * shape.D(), std::min(kRows, n - first), scratch[thread].data(),
+               B + first * shape.M);
   });
 }
 

@@ -1,7 +1,8 @@
 // Assignment: argmax_k of ⟨u, c_k⟩ − ½‖c_k‖², the lanes running over rows.
 //
-// A block of rows is transposed one sub-space at a time, so a codeword's coordinate is broadcast to
-// all of them and the argmax stays in registers, with nothing to reduce across lanes at the end.
+// A block of rows is transposed some sub-spaces at a time (each row is on a page of its own: fewer
+// would miss the TLB at every visit), so a codeword's coordinate is broadcast to all of them and the
+// argmax stays in registers, with nothing to reduce across lanes at the end.
 //
 // The float32 score of d terms is off by at most (d + 4)·2⁻²³·(‖u‖·max‖c‖ + max‖c‖²) (twice what
 // the standard bound asks, plus room for underflow). Where the second best is within twice that of
@@ -115,44 +116,45 @@ inline void margins(const Book& book, size_t m, const float* u, float* margin) {
                 float(d) * 0x1p-124f;
 }
 
-void encode(const Book& book, const float* U, size_t n, uint8_t* B) {
+// The codes of one sub-space for a block of rows that stands transposed in u [d][kRows].
+inline void encode_part(const Book& book, size_t m, const float* u, const float* U, size_t rows,
+                        uint8_t* B) {
   const Shape& s = book.shape;
-  const size_t D = s.D(), M = s.M;
-  constexpr size_t kStack = 128;
-  alignas(64) float small[kStack * kRows];
-  float* u = small;
-  void* heap = nullptr;
-  if (s.d > kStack) {
-    heap = __builtin_malloc(s.d * kRows * sizeof(float) + 64);
-    u = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(heap) + 63) & ~uintptr_t(63));
+  Best best;
+  for (size_t r = 0; r < kRowRegs; ++r) {
+    best.first[r] = best.second[r] = splat(-__builtin_inff());
+    best.code[r] = I32{};
   }
-  memset(u, 0, s.d * kRows * sizeof(float));
+  const float* half = book.half + m * book.K_padded;
+  for (size_t k = 0; k < book.K_padded; k += kCodewords)
+    assign(book.packed + (m * book.K_padded + k) * s.d, half + k, s.d, u, k, best);
+  alignas(64) float margin[kRows], first[kRows], second[kRows];
+  alignas(64) int32_t code[kRows];
+  margins(book, m, u, margin);
+  memcpy(first, best.first, sizeof first);
+  memcpy(second, best.second, sizeof second);
+  memcpy(code, best.code, sizeof code);
+  for (size_t r = 0; r < rows; ++r) {
+    const bool sure = second[r] < first[r] - margin[r];
+    B[r * s.M + m] = sure ? uint8_t(code[r]) : decide(book, m, U + r * s.D() + m * s.d);
+  }
+}
+
+void encode(const Book& book, const float* U, size_t n, float* scratch, uint8_t* B) {
+  const Shape& s = book.shape;
+  const size_t D = s.D(), panel = encode_panel(s);
+  memset(scratch, 0, panel * s.d * kRows * sizeof(float));
   for (size_t start = 0; start < n; start += kRows) {
     const size_t rows = n - start < kRows ? n - start : kRows;
-    for (size_t m = 0; m < M; ++m) {
-      transpose(U + start * D + m * s.d, D, rows, s.d, u);
-      Best best;
-      for (size_t r = 0; r < kRowRegs; ++r) {
-        best.first[r] = best.second[r] = splat(-__builtin_inff());
-        best.code[r] = I32{};
+    const float* block = U + start * D;
+    for (size_t m = 0; m < s.M; ++m) {
+      if (m % panel == 0) {
+        const size_t parts = s.M - m < panel ? s.M - m : panel;
+        transpose(block + m * s.d, D, rows, parts * s.d, scratch);
       }
-      for (size_t k = 0; k < book.K_padded; k += kCodewords)
-        assign(book.packed + (m * book.K_padded + k) * s.d, book.half + m * book.K_padded + k, s.d,
-               u, k, best);
-      alignas(64) float margin[kRows], first[kRows], second[kRows];
-      alignas(64) int32_t code[kRows];
-      margins(book, m, u, margin);
-      memcpy(first, best.first, sizeof first);
-      memcpy(second, best.second, sizeof second);
-      memcpy(code, best.code, sizeof code);
-      for (size_t r = 0; r < rows; ++r) {
-        const bool sure = second[r] < first[r] - margin[r];
-        B[(start + r) * M + m] =
-            sure ? uint8_t(code[r]) : decide(book, m, U + (start + r) * D + m * s.d);
-      }
+      encode_part(book, m, scratch + m % panel * s.d * kRows, block, rows, B + start * s.M);
     }
   }
-  __builtin_free(heap);
 }
 
 }  // namespace RAYPQ_NS

@@ -43,12 +43,16 @@ struct Book {
   const float* C;           // as given [M, K, d]
 };
 
+// Sub-spaces that are transposed together in encode, and the most rows.
+inline size_t encode_panel(const Shape& shape) { return shape.d < 128 ? 256 / shape.d : 1; }
+constexpr size_t kRowBlock = 64;
+
 struct Isa {
   const char* name;
   size_t codeword_tile;
 
-  // B [n, M] of U [n, D]; exact (see encode.inl).
-  void (*encode)(const Book& book, const float* U, size_t n, uint8_t* B);
+  // B [n, M] of U [n, D]; exact (see encode.inl). scratch: kRowBlock·d·encode_panel, aligned.
+  void (*encode)(const Book& book, const float* U, size_t n, float* scratch, uint8_t* B);
 
   // float32 ⟨c_mk, w⟩ − fold_mk of 64 weights w [D][64] → lut [M][K][64], its minima and maxima
   // over k, both [M][64]. fold [M, K] may be null.
