@@ -249,7 +249,7 @@ with connect(ClusterSettings(workers=2)) as crew, crew.hire(Diary, Path(sys.argv
 @pytest.mark.parametrize(
     "how",
     [
-        signal.SIGINT,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
     ],
@@ -265,7 +265,7 @@ def test_an_interrupted_driver_leaves_no_workers(tmp_path: Path, how: signal.Sig
         if how != signal.SIGKILL:  # nobody is left to end the local Ray; it goes by itself later
             expected_gone += psutil.Process(driver.pid).children(recursive=True)
         driver.send_signal(how)
-        driver.communicate(timeout=30)
+        driver.communicate(timeout=90)
     _, alive = psutil.wait_procs(expected_gone, timeout=20)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert driver.returncode
