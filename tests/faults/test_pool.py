@@ -249,7 +249,7 @@ with connect(ClusterSettings(workers=2)) as crew, crew.hire(Diary, Path(sys.argv
 @pytest.mark.parametrize(
     "how",
     [
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        signal.SIGINT,
         pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
     ],
