@@ -156,7 +156,7 @@ class ClassifyWorker:
         row = 0
         for found in batches:
             placed = {name: (score, groups[name][at]) for name, (score, at) in found.best.items()}
-            score, classes = merge_topk(list(placed.values()), self._job.top_k)
+            score, classes = kernels.merge_topk(list(placed.values()), self._job.top_k)
             n = len(found.ids)
             y = np.full(n, -1, np.int32)
             if found.labels is not None:
@@ -177,16 +177,6 @@ class ClassifyWorker:
         }
         both = set(self._candidates.groups) == set(predictions.GROUPS)
         return predictions.schema(id_type=id_type, label=label, groups=both, metadata=metadata)
-
-
-def merge_topk(parts: list[TopK], k: int) -> TopK:
-    """The k best of several lists of each row, ties to the lower index; [n, ≤ k]."""
-    if len(parts) == 1:
-        return parts[0]
-    score = np.concatenate([part[0] for part in parts], axis=1)
-    index = np.concatenate([part[1] for part in parts], axis=1)
-    order = np.lexsort((index, -score), axis=1)[:, :k]
-    return np.take_along_axis(score, order, 1), np.take_along_axis(index, order, 1)
 
 
 def check_model(file: CodeFile, model: Model) -> None:

@@ -13,7 +13,7 @@ from raypq.data.classes import ClassTable
 from raypq.data.predictions import Best, PredictionBatch
 from raypq.data.storage import Shard
 from raypq.errors import InputError, JobError
-from raypq.stages.classify import merge_topk
+from raypq.kernels import merge_topk
 from raypq.stages.crew import LocalCrew
 from raypq.stages.evaluate import evaluate, harmonic
 from raypq.stages.tally import Tally
