@@ -70,12 +70,12 @@ class Block {
     const uint8_t* table = t_.table(tile);
     const size_t lanes = tile * kLanes;
     const double reach = t_.tile_base[tile] + t_.tile_error[tile], unit = t_.unit[lanes];
-    // Four standard deviations of M roundings, each uniform within ±½ unit.
-    const double likely = unit * (4 * std::sqrt(double(shape.M) / 12) + 1);
+    // Three standard deviations of M roundings, each uniform within ±½ unit.
+    const double likely = unit * (3 * std::sqrt(double(shape.M) / 12) + 1);
     guess_ = careful_ ? t_.tile_error[tile] : std::min(likely, t_.tile_error[tile]);
     const uint64_t real = ~uint64_t(0) >> (kLanes - t_.lanes(tile));
     int32_t threshold[kChunk];
-    touch(table, t_.tile_bytes());
+    if (n_ > shape.K) touch(table, t_.tile_bytes());  // fewer rows read only some of it
     for (size_t first = 0; first < n_; first += kChunk) {
       const size_t n = std::min(kChunk, n_ - first);
       t_.isa.thresholds(list_.target() + first, factor_.data() + first, n, t_.tile_extra[tile],
@@ -121,9 +121,8 @@ class Block {
   }
 
   // Leaves the k best of every row, scored exactly, first in its list; names the rows whose
-  // threshold was a wrong guess.
+  // threshold was a wrong guess: above their k-th best, so that it may have cost one of the k.
   std::vector<uint32_t> rescore() {
-    std::vector<uint32_t> failed;
     const auto higher = [](const Candidate& a, const Candidate& b) { return a.value > b.value; };
     for (size_t i = 0; i < n_; ++i) {
       list_.prune(i);
@@ -131,17 +130,22 @@ class Block {
     }
     score_all([this](size_t i) { return std::pair(list_.begin(i), list_.begin(i) + k_); });
     for (size_t i = 0; i < n_; ++i) {
-      const Candidate* worst = std::min_element(
-          list_.begin(i), list_.begin(i) + k_,
-          [](const Candidate& a, const Candidate& b) { return a.value < b.value; });
-      const double proven = (double(worst->value) - terms_[i].offset) * factor_[i] * t_.down;
-      if (!careful_ && proven < list_.theta(i)) failed.push_back(uint32_t(i));
-      list_.prune(i, k_, proven);
+      const Candidate* worst = std::max_element(list_.begin(i), list_.begin(i) + k_, higher);
+      list_.prune(i, k_, in_units(i, worst->value));
     }
     score_all([this](size_t i) { return std::pair(list_.begin(i) + k_, list_.end(i)); });
-    for (size_t i = 0; i < n_; ++i)
-      std::nth_element(list_.begin(i), list_.begin(i) + (k_ - 1), list_.end(i), better);
+    std::vector<uint32_t> failed;
+    for (size_t i = 0; i < n_; ++i) {
+      Candidate* last = list_.begin(i) + (k_ - 1);
+      std::nth_element(list_.begin(i), last, list_.end(i), better);
+      if (!careful_ && in_units(i, last->value) < list_.theta(i)) failed.push_back(uint32_t(i));
+    }
     return failed;
+  }
+
+  // A row's score as the filter compares it.
+  double in_units(size_t row, float score) const {
+    return (double(score) - terms_[row].offset) * factor_[row] * t_.down;
   }
 
   // Scores the candidates range(row) of every row, class by class: a class's weights are then read
