@@ -13,7 +13,7 @@ from raypq.data import codes, output
 from raypq.data.ahead import ahead
 from raypq.data.features import FeatureReader, FeatureStore, open_features
 from raypq.data.snapshot import Snapshot
-from raypq.methods import registry
+from raypq.methods import registry, shelf
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew
 from raypq.stages.store import ShardTask, StoreRun, work_id
@@ -95,6 +95,7 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
         work=work_id(model.fingerprint, settings),
         shards=FeatureStore.open(job.features, job.columns).shards,
     )
+    shelf.keep(job.output, model)  # before any version can name it
     if finished := run.finished():
         return finished
     summary = {
