@@ -30,6 +30,7 @@ __all__ = [
     "topk_per_code",
     "topk_per_query",
     "topk_per_vector",
+    "within",
 ]
 
 _threads: int | None = None
@@ -72,6 +73,26 @@ def topk_per_query(
 
         score, row = fast.topk_per_query(B, tables, k, device=device)
     return score, row + row0
+
+
+def within(
+    B: NDArray[np.uint8],
+    tables: Tables,
+    least: float,
+    *,
+    after: bool = False,
+    device: str = "cpu",
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Every (query, row, score) whose score is at least ``least`` (compared as float32).
+
+    In the order of queries and then of rows; three arrays of one length. ``after``: only rows
+    whose number is above the query's, for pairs among the codes themselves.
+    """
+    if _use_native(device):
+        return native.within(B, tables, least, after=after, threads=threads())
+    from raypq.kernels import torch as fast
+
+    return fast.within(B, tables, least, after=after, device=device)
 
 
 def topk_per_vector(
