@@ -16,6 +16,7 @@ from raypq.config import (
     EvaluateJob,
     Job,
     RepackJob,
+    SearchJob,
     TrainJob,
     read_mapping,
 )
@@ -69,6 +70,14 @@ def classify(job: ClassifyJob) -> Snapshot:
 
     with open_crew(job.where) as crew:
         return stage.classify(job, crew)
+
+
+def search(job: SearchJob) -> Snapshot:
+    """Answers queries from a code store (``raypq search``)."""
+    from raypq.stages import search as stage
+
+    with open_crew(job.where) as crew:
+        return stage.search(job, crew)
 
 
 def evaluate(job: EvaluateJob, where: ClusterSettings | None = None) -> dict[str, Any]:

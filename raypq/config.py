@@ -142,6 +142,27 @@ class EvaluateJob(Job):
     calibration: float | None = None
 
 
+class SearchJob(Job):
+    """``raypq search``: queries are features, or (SDC only) ids of stored codes."""
+
+    codes: str
+    version: Annotated[int, Field(ge=1)] | None = None
+    model: str | None = Field(None, description="default: the models that the code store keeps")
+    queries: list[str] | None = None
+    query_ids: str | None = Field(None, description="a file of stored ids, one a line")
+    top_k: Positive = 100
+    metric: Metric | None = Field(None, description="default: the model's")
+    distance: Literal["adc", "sdc"] = "adc"
+    filter: str | None = Field(None, description="rows to search, such as label = 'x'")
+    ids: str | None = Field(None, description="only rows with these ids: a file, one a line")
+    rerank: Positive | None = Field(
+        None, description="candidates of a query that are scored again by their original vectors"
+    )
+    features: list[str] | None = Field(None, description="the original vectors, for rerank")
+    output: str
+    columns: Columns = Columns()
+
+
 def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a YAML or JSON file that holds one mapping.
 

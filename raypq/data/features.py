@@ -27,7 +27,7 @@ class FeatureBatch:
     """Some consecutive rows of one shard.
 
     Attributes:
-        X: features [n, dx], float32, finite.
+        X: features [n, dx], float32, finite (unless the reader was told to pass on what is not).
         ids: string or int64, n values.
         labels: class_ids as strings (null where a row has none), or None without the column.
         row: row of the file at which the batch starts.
@@ -164,8 +164,15 @@ class FeatureReader:
     """
 
     def __init__(
-        self, file: pq.ParquetFile, shard: Shard, columns: Columns, width: int | None, labels: bool
+        self,
+        file: pq.ParquetFile,
+        shard: Shard,
+        columns: Columns,
+        width: int | None,
+        labels: bool,
+        finite: bool,
     ) -> None:
+        self._finite = finite
         self._file, self._columns, self._uri = file, columns, shard.uri
         feature_field(file, columns.id, shard.uri)
         field = feature_field(file, columns.feature, shard.uri)
@@ -205,7 +212,9 @@ class FeatureReader:
         )
         self._width = raw.shape[1]
         return FeatureBatch(
-            X=arrays.finite_float32(raw, where=self._where, ids=ids, row0=row),
+            X=arrays.finite_float32(raw, where=self._where, ids=ids, row0=row)
+            if self._finite
+            else arrays.any_float32(raw),
             ids=ids,
             labels=self._names(batch, columns.label, row, nulls=True) if self.label else None,
             row=row,
@@ -222,19 +231,25 @@ class FeatureReader:
 
 @contextmanager
 def open_features(
-    shard: Shard, columns: Columns, *, width: int | None, labels: bool = True
+    shard: Shard,
+    columns: Columns,
+    *,
+    width: int | None,
+    labels: bool = True,
+    finite: bool = True,
 ) -> Iterator[FeatureReader]:
     """Opens a shard for reading.
 
     Args:
         width: dx that every row must have; None takes the shard's own.
         labels: read the label column where there is one.
+        finite: refuse a shard with NaN or Inf in it; otherwise the caller looks at the rows.
 
     Raises:
         InputError: missing column, wrong type or width, a file that cannot be read.
     """
     with open_parquet(shard.uri) as file:
-        yield FeatureReader(file, shard, columns, width, labels)
+        yield FeatureReader(file, shard, columns, width, labels, finite)
 
 
 def read_batches(

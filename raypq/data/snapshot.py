@@ -35,7 +35,7 @@ FORMAT: Literal[1] = 1
 _NAME = re.compile(r"^(\d{20})\.json$")
 _TRIES = 16
 
-Kind = Literal["codes", "predictions"]
+Kind = Literal["codes", "predictions", "search", "pairs"]
 
 
 class Quarantined(Settings):

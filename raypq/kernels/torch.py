@@ -244,7 +244,7 @@ def _rescore(x: torch.Tensor, W: torch.Tensor, found: torch.Tensor) -> torch.Ten
 
 def _lanes(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Products of vectors on the last axis, float64 in the canonical order of ``tables``."""
-    shape = torch.broadcast_shapes(a.shape, b.shape)[:-1]
+    shape = np.broadcast_shapes(a.shape, b.shape)[:-1]
     lanes = torch.zeros((*shape, LANES), dtype=torch.float64, device=a.device)
     for j in range(0, a.shape[-1], LANES):
         part = a[..., j : j + LANES].double() * b[..., j : j + LANES].double()
