@@ -163,6 +163,23 @@ class SearchJob(Job):
     columns: Columns = Columns()
 
 
+class RetrievalJob(Settings):
+    """``raypq evaluate retrieval``."""
+
+    where: ClusterSettings = ClusterSettings()
+    codes: str
+    version: Annotated[int, Field(ge=1)] | None = None
+    model: str | None = Field(None, description="default: the models that the code store keeps")
+    queries: list[str]
+    metric: Metric | None = Field(None, description="default: the model's")
+    distance: Literal["adc", "sdc"] = "adc"
+    at: tuple[Positive, ...] = Field((1, 10, 100), description="R of the figures @R")
+    features: list[str] | None = Field(
+        None, description="the original vectors: recall is measured against exact search in them"
+    )
+    columns: Columns = Columns()
+
+
 def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a YAML or JSON file that holds one mapping.
 

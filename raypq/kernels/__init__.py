@@ -25,6 +25,7 @@ __all__ = [
     "decode",
     "encode",
     "merge_topk",
+    "scores",
     "set_threads",
     "threads",
     "topk_per_code",
@@ -73,6 +74,14 @@ def topk_per_query(
 
         score, row = fast.topk_per_query(B, tables, k, device=device)
     return score, row + row0
+
+
+def scores(B: NDArray[np.uint8], tables: Tables) -> NDArray[np.float32]:
+    """Every score [T, N] of codes B [N, M]: for what needs whole rankings."""
+    if _use_native("cpu"):
+        return native.scores(B, tables, threads=threads())
+    all_of_them = reference.scores(decode(B, tables.C), tables.squared_norms(B), tables)
+    return np.ascontiguousarray(all_of_them.T)
 
 
 def within(

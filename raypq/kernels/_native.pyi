@@ -45,6 +45,9 @@ class Tables:
         names: NDArray[np.int64],
         /,
     ) -> None: ...
+    def scores(
+        self, B: NDArray[np.uint8], threads: int, scores: NDArray[np.float32], /
+    ) -> None: ...
     def within(
         self, B: NDArray[np.uint8], least: float, after: bool, threads: int, /
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]: ...

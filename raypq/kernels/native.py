@@ -79,6 +79,17 @@ def topk_per_query(
     return _scan(B, tables, (tables.T, min(k, len(B))), True, threads, isa)
 
 
+def scores(
+    B: NDArray[np.uint8], tables: Tables, *, threads: int = 1, isa: str | None = None
+) -> NDArray[np.float32]:
+    """All scores [T, n]; equal to ``reference.scores`` transposed."""
+    out = np.empty((tables.T, len(B)), np.float32)
+    if out.size:
+        made = prepare(tables, across_rows=True, threads=threads, isa=isa)
+        made.scores(np.ascontiguousarray(B), threads, out)
+    return out
+
+
 def within(
     B: NDArray[np.uint8],
     tables: Tables,

@@ -113,6 +113,17 @@ def test_within(path: str, metric: Metric, case: dict[str, Any], after: bool, ra
     same(found(case["B"], tables, least, after=after, **more), wanted)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("path", native.isas())
+@few
+@given(case=cases())
+def test_scores(path: str, metric: Metric, case: dict[str, Any]) -> None:
+    tables = kernels.build_tables(case["C"], case["V"], case["bias"], metric)
+    q, B = kernels.decode(case["B"], tables.C), case["B"]
+    wanted = reference.scores(q, tables.squared_norms(B), tables).T
+    np.testing.assert_array_equal(native.scores(B, tables, threads=2, isa=path), wanted)
+
+
 @pytest.mark.parametrize("path", native.isas())
 @pytest.mark.parametrize("k", [64, 65, 150, 700])
 def test_deep_lists_with_ties(path: str, k: int) -> None:

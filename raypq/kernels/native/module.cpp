@@ -73,6 +73,15 @@ void scan(const Tables& tables, In<uint8_t, 2> B, size_t threads, Out<float, 2> 
                                                    names.data());
 }
 
+void score_all(const Tables& tables, In<uint8_t, 2> B, size_t threads, Out<float, 2> scores) {
+  const ScanTables& t = *tables.made;
+  check_codes(B, t.source.shape);
+  require(t.across_rows && B.shape(0) < (size_t(1) << 32), "tables must be made across rows");
+  require(scores.shape(0) == t.source.T && scores.shape(1) == B.shape(0), "scores must be [T, N]");
+  nb::gil_scoped_release release;
+  all_scores(t, B.data(), B.shape(0), threads, scores.data());
+}
+
 // Three columns: queries, rows, scores.
 nb::tuple find_within(const Tables& tables, In<uint8_t, 2> B, float least, bool after,
                       size_t threads) {
@@ -136,6 +145,7 @@ NB_MODULE(_native, module) {
   nb::class_<Tables>(module, "Tables")
       .def("__init__", &make_tables)
       .def("scan", &scan)
+      .def("scores", &score_all)
       .def("within", &find_within)
       .def_prop_ro("rescans", [](const Tables& tables) { return tables.made->rescans.load(); })
       .def_prop_ro("bytes", [](const Tables& tables) { return tables.made->bytes(); });

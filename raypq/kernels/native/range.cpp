@@ -54,6 +54,20 @@ class Range {
 
 }  // namespace
 
+void all_scores(const ScanTables& tables, const uint8_t* B, size_t N, size_t threads,
+                float* scores) {
+  std::vector<std::unique_ptr<LaneScan>> workers(threads);
+  parallel(tables.source.T, threads, [&](size_t thread, size_t query) {
+    if (!workers[thread]) workers[thread] = std::make_unique<LaneScan>(tables, B);
+    std::vector<uint32_t> rows;
+    for (size_t at = 0; at < N; at += kBatch) {
+      rows.resize(std::min(kBatch, N - at));
+      for (size_t i = 0; i < rows.size(); ++i) rows[i] = uint32_t(at + i);
+      workers[thread]->exact(query, rows.data(), rows.size(), scores + query * N + at);
+    }
+  });
+}
+
 std::vector<std::vector<Within>> within(const ScanTables& tables, const uint8_t* B, size_t N,
                                         float least, bool after, size_t threads) {
   std::vector<std::vector<Within>> found(tables.tiles());

@@ -16,6 +16,10 @@ void topk_per_code(const ScanTables& tables, const uint8_t* B, size_t N, size_t 
 void topk_per_query(const ScanTables& tables, const uint8_t* B, size_t N, size_t k, size_t threads,
                     float* scores, int64_t* rows);
 
+// All scores [T, N] of B [N, M], exact. ``tables`` were made with across_rows = true.
+void all_scores(const ScanTables& tables, const uint8_t* B, size_t N, size_t threads,
+                float* scores);
+
 // A row that is near enough to a query.
 struct Within {
   uint32_t query, row;
