@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from raypq.config import Settings
 from raypq.data.output import Receipt
 from raypq.data.storage import (
-    create,
+    create_once,
     digest,
     exists,
     join,
@@ -175,15 +175,6 @@ def commit(
             summary=summary or {},
         )
         name = join(store, "snapshots", f"{version:020d}.json")
-        try:
-            create(name, snapshot.model_dump_json(indent=1).encode())
-        except FileExistsError:
-            # Taken: by another writer, or by our own request whose answer was lost.
-            if read(store, version).nonce != nonce:
-                continue
-        except OSError:
-            # No answer, or a server's error: what is there now tells whether it was done.
-            if version not in versions(store) or read(store, version).nonce != nonce:
-                raise
-        return snapshot
+        if create_once(name, snapshot.model_dump_json(indent=1).encode()):
+            return snapshot
     raise ConflictError(f"{store}: {_TRIES} version numbers in a row were taken by other writers")
