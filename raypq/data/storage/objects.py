@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any
 
 from fsspec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 _LARGEST_PUT = 5 << 30  # bytes; S3's limit for an upload in one request
 
@@ -23,7 +24,8 @@ def replacing(fs: AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
         yield upload
         upload.close()
     except BaseException:
-        upload.closed = True  # first, or the end of its life would commit what is there
+        if isinstance(upload, AbstractBufferedFile):
+            upload.closed = True  # first, or the end of its life would commit what is there
         upload.discard()
         raise
 
