@@ -92,6 +92,6 @@ def reachable(environment: dict[str, str]) -> Iterator[None]:
         filesystem.clear_instance_cache()
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value

@@ -17,6 +17,29 @@ _LARGEST_PUT = 5 << 30  # bytes; S3's limit for an upload in one request
 
 
 @contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Errors of a server, and of the way to it, as ``OSError`` that name the URI.
+
+    botocore's own errors (no connection, no credentials) are no ``OSError``, and many of those
+    that s3fs makes of a server's answer do not say what was asked for.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or uri in str(error):
+            raise
+        number, text = error.errno or errno.EIO, error.strerror or str(error)
+        named = type(error)(number, text or type(error).__name__, uri)
+        raise named from (error.__cause__ or error)
+    except Exception as error:
+        from botocore.exceptions import BotoCoreError
+
+        if not isinstance(error, BotoCoreError):
+            raise
+        raise ConnectionError(errno.EIO, str(error), uri) from error
+
+
+@contextmanager
 def replacing(fs: AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
     """An upload, in parts where it is large; one that fails is discarded, parts and all."""
     upload = fs.open(path, "wb")

@@ -32,52 +32,62 @@ class Storage:
 
     def read_bytes(self, uri: str) -> bytes:
         fs, path = filesystem(uri)
-        return cast(bytes, fs.cat_file(path))
+        with objects.answering(uri):
+            return cast(bytes, fs.cat_file(path))
 
     def digest(self, uri: str) -> str:
         fs, path = filesystem(uri)
         found = hashlib.sha256()
-        with fs.open(path, "rb") as file:
+        with objects.answering(uri), fs.open(path, "rb") as file:
             while piece := file.read(_PIECE):
                 found.update(piece)
         return found.hexdigest()
 
     def exists(self, uri: str) -> bool:
         fs, path = filesystem(uri)
-        return bool(fs.exists(path))
+        with objects.answering(uri):
+            return bool(fs.exists(path))
 
     def file_size(self, uri: str) -> int:
         if is_local(uri):
             return local_path(uri).stat().st_size
         fs, path = filesystem(uri)
-        return int(fs.size(path) or 0)
+        with objects.answering(uri):
+            return int(fs.size(path) or 0)
 
     def list_files(self, uri: str) -> dict[str, Listed]:
         if is_local(uri):
             found = posix.list_files(local_path(uri))
         else:
-            found = objects.list_files(*filesystem(uri))
+            with objects.answering(uri):
+                found = objects.list_files(*filesystem(uri))
         return {name: Listed(*about) for name, about in found.items()}
 
     def list_folders(self, uri: str) -> list[str]:
         if is_local(uri):
             return posix.list_folders(local_path(uri))
-        return objects.list_folders(*filesystem(uri))
+        with objects.answering(uri):
+            return objects.list_folders(*filesystem(uri))
 
-    def replacing(self, uri: str) -> AbstractContextManager[IO[bytes]]:
+    @contextmanager
+    def replacing(self, uri: str) -> Iterator[IO[bytes]]:
         if is_local(uri):
-            return posix.replacing(local_path(uri))
-        return objects.replacing(*filesystem(uri))
+            with posix.replacing(local_path(uri)) as file:
+                yield file
+        else:
+            with objects.answering(uri), objects.replacing(*filesystem(uri)) as file:
+                yield file
 
     def create(self, uri: str, content: bytes) -> None:
         if is_local(uri):
             posix.create(local_path(uri), content)
-        else:
+            return
+        with objects.answering(uri):
             objects.create(*filesystem(uri), content)
 
     def delete(self, uri: str) -> None:
         fs, path = filesystem(uri)
-        with suppress(FileNotFoundError):
+        with objects.answering(uri), suppress(FileNotFoundError):
             fs.rm_file(path)
 
     def sync_folder(self, uri: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raypq.data.storage.objects import answering
 from raypq.data.storage.operations import file_size
 from raypq.data.storage.place import filesystem, is_local, local_path
 from raypq.data.storage.settings import StorageSettings
@@ -36,6 +37,14 @@ def open_parquet(uri: str, *, size: int | None = None) -> Iterator[pq.ParquetFil
     Raises:
         InputError: the file is missing, empty, truncated, of another size or not Parquet.
     """
+    with ExitStack() as stack:
+        if not is_local(uri):
+            stack.enter_context(answering(uri))
+        yield stack.enter_context(_open(uri, size))
+
+
+@contextmanager
+def _open(uri: str, size: int | None) -> Iterator[pq.ParquetFile]:
     source: Any = None
     try:
         found = file_size(uri)
@@ -136,7 +145,8 @@ def _check_footer(footer: pq.FileMetaData, uri: str, size: int) -> None:
 def _is_arrows(error: OSError) -> bool:
     # Arrow reports content that it cannot decode as a plain OSError without a number; a lost
     # connection is a subclass, a full or failing disk has a number.
-    return type(error) is OSError and error.errno in (None, errno.EINVAL)
+    plain = type(error) is OSError and error.filename is None
+    return plain and error.errno in (None, errno.EINVAL)
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from raypq.data.storage.objects import answering
 from raypq.data.storage.place import filesystem, is_local
 from raypq.errors import InputError
 
@@ -46,7 +47,8 @@ def list_shards(uris: Sequence[str]) -> list[Shard]:
     entries: dict[str, dict[str, Any]] = {}
     for uri in uris:
         fs, path = filesystem(uri)
-        found = _find(fs, path, uri)
+        with answering(uri):
+            found = _find(fs, path, uri)
         if not found:
             raise InputError(uri, expected="at least one .parquet file", found="none")
         for name, info in found.items():
