@@ -120,7 +120,9 @@ class EncodeJob(Job):
 class ClassifyJob(Job):
     """``raypq classify``: from codes, or exactly from features (no compression)."""
 
-    model: str
+    model: str | None = Field(
+        None, description="needed for features; with codes a check, or each shard's own model"
+    )
     codes: str | None = None
     version: Annotated[int, Field(ge=1)] | None = None
     features: list[str] | None = None

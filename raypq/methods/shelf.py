@@ -41,6 +41,13 @@ def load(store: str, fingerprints: Iterable[str]) -> dict[str, Model]:
     models = {}
     for fingerprint in sorted(set(fingerprints)):
         where = place(store, fingerprint)
+        if not exists(join(where, "model.json")):
+            raise ModelError(
+                where,
+                expected="the model that made some of the codes (an early store carries none: "
+                "name the model with --model)",
+                found="no model.json",
+            )
         model = registry.load(where)
         if model.fingerprint != fingerprint:
             raise ModelError(
