@@ -7,6 +7,7 @@ reported. 16 bytes an image: 128 MiB of memory, and 16 GB of temporary disk for 
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -104,13 +105,14 @@ def _parts(batches: Iterable[Entries], parts: int, stack: ExitStack) -> Iterator
             yield np.concatenate(found)
         return
     spill: list[IO[bytes]] = [
-        stack.enter_context(tempfile.TemporaryFile(prefix="raypq-ids-")) for _ in range(parts)
+        stack.enter_context(tempfile.TemporaryFile(prefix="raypq-ids-"))  # noqa: SIM115
+        for _ in range(parts)
     ]
     for batch in batches:
         place = (batch["hash"] >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32)
         order = np.argsort(place, kind="stable")
         ends = np.searchsorted(place[order], np.arange(parts + 1))
-        for part, (low, high) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        for part, (low, high) in enumerate(itertools.pairwise(ends)):
             if high > low:
                 spill[part].write(batch[order[low:high]].tobytes())
     for file in spill:
