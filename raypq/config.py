@@ -114,6 +114,9 @@ class EncodeJob(Job):
     features: list[str]
     output: str
     precision: Precision = Field("fp32", description="of the projection; bf16 changes some codes")
+    duplicate_ids: Literal["report", "refuse", "ignore"] = Field(
+        "report", description="ids that are there more than once, within a shard or across shards"
+    )
     columns: Columns = Columns()
 
 

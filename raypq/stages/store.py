@@ -134,6 +134,7 @@ class StoreRun:
         on_bad_shard: str,
         reduce: Callable[[Any], Receipt],
         summarise: Callable[[], dict[str, Any]],
+        inspect: Callable[[Sequence[Receipt]], dict[str, Any]] | None = None,
         recount: bool = False,
     ) -> Snapshot:
         """Does what is missing and commits the next version.
@@ -142,6 +143,8 @@ class StoreRun:
             reduce: takes each result as it arrives and gives its receipt; what it gathers beside
                 must not depend on the order.
             summarise: what the snapshot says of the run, asked for once all results are in.
+            inspect: looks at the receipts before they are committed, and may refuse them; what
+                it finds goes into the summary.
             recount: workers are also called for shards that are kept (with ``ShardTask.kept``).
 
         Raises:
@@ -173,7 +176,8 @@ class StoreRun:
                 journal.flush()
         settle(failures, len(receipts), on_bad_shard)
         seconds = time.monotonic() - start
-        version = self._commit(receipts, failures, {**summarise(), "seconds": seconds})
+        found = inspect(receipts) if inspect else {}
+        version = self._commit(receipts, failures, {**summarise(), **found, "seconds": seconds})
         for journal in journals.values():
             journal.clear()
         kept = f" ({len(self.kept)} shards kept)" if self.kept else ""

@@ -56,7 +56,8 @@ def shards(night: int) -> list[Shard]:
 
 
 def run(store: str, night: int) -> snapshot.Snapshot:
-    planned = StoreRun.plan(kind="codes", store=store, work="w", shards=shards(night))
+    tasks = [ShardTask(shard=shard, model="m", work="w") for shard in shards(night)]
+    planned = StoreRun.plan(kind="codes", store=store, tasks=tasks)
     if finished := planned.finished():
         return finished
     with LocalCrew(1).hire(Writer, store) as gang:
