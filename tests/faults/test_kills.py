@@ -28,7 +28,7 @@ from raypq.stages import history
 pytestmark = pytest.mark.ray
 SCRIPT = Path(night.__file__)
 FEW, MANY = 6, int(os.environ.get("RAYPQ_KILLS", "100"))
-_NIGHT = 180.0  # seconds within which a night must end, kills and all
+_NIGHT = 600.0  # seconds within which a night must end, kills and all
 
 
 class Part:
@@ -94,7 +94,7 @@ class Play:
     def _night(self, number: int) -> None:
         start = time.monotonic()
         while not self._try(number):
-            assert time.monotonic() - start < _NIGHT + 60, f"night {number}: {self._last}"
+            assert time.monotonic() - start < _NIGHT, f"night {number}: {self._last}"
         known = snapshot.versions(self._store)
         assert known == list(range(1, number + 1)), "the work of one night is one version"
 

@@ -82,11 +82,13 @@ def _make_bucket(server: subprocess.Popen[bytes], folder: Path) -> None:
     import fsspec
 
     from raypq.data import storage
+    from raypq.data.storage.objects import answering
 
     deadline = time.monotonic() + 60
     while True:
         try:
-            fsspec.filesystem("s3").mkdir("crash-tests")
+            with answering("s3://crash-tests"):
+                fsspec.filesystem("s3").mkdir("crash-tests")
             storage.create("s3://crash-tests/.ready", b"yes")
         except FileExistsError:
             return
