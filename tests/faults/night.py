@@ -67,7 +67,8 @@ def run(store: str, night: int, address: str) -> None:
     from raypq.distributed.pool import connect
 
     journal._SECONDS = 0.2
-    planned = StoreRun.plan(kind="codes", store=store, work="w", shards=shards(night))
+    tasks = [ShardTask(shard=shard, model="m", work="w") for shard in shards(night)]
+    planned = StoreRun.plan(kind="codes", store=store, tasks=tasks)
     if planned.finished():
         return
     where = ClusterSettings(cluster=address, workers=2)
