@@ -95,6 +95,7 @@ class TrainJob(Job):
         4 << 30, description="features are kept in the workers' memory up to this many bytes each"
     )
     tune: bool = False
+    overwrite: bool = Field(False, description="replace a model that is there already")
 
 
 class RepackJob(Job):
@@ -122,7 +123,9 @@ class EncodeJob(Job):
 class ClassifyJob(Job):
     """``raypq classify``: from codes, or exactly from features (no compression)."""
 
-    model: str
+    model: str | None = Field(
+        None, description="needed for features; with codes a check, or each shard's own model"
+    )
     codes: str | None = None
     version: Annotated[int, Field(ge=1)] | None = None
     features: list[str] | None = None

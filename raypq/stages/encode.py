@@ -17,7 +17,7 @@ from raypq.data.features import FeatureReader, FeatureStore, open_features
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import join
 from raypq.errors import InputError
-from raypq.methods import registry
+from raypq.methods import registry, shelf
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew
 from raypq.stages.store import ShardTask, StoreRun, work_id
@@ -92,13 +92,11 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
         JobError: shards that could not be encoded; every good one is finished.
     """
     model = registry.load(job.model)
-    settings = job.model_dump_json(include={"columns", "precision"})
-    run = StoreRun.plan(
-        kind="codes",
-        store=job.output,
-        work=work_id(model.fingerprint, settings),
-        shards=FeatureStore.open(job.features, job.columns).shards,
-    )
+    work = work_id(model.fingerprint, job.model_dump_json(include={"columns", "precision"}))
+    shards = FeatureStore.open(job.features, job.columns).shards
+    tasks = [ShardTask(shard=shard, model=model.fingerprint, work=work) for shard in shards]
+    run = StoreRun.plan(kind="codes", store=job.output, tasks=tasks)
+    shelf.keep(job.output, model)  # before any version can name it
     if finished := run.finished():
         return finished
     summary = {

@@ -399,7 +399,7 @@ def a_snapshot_that_points_outside(place):
     return place.classify()
 
 
-@case(1, "expected a code file")
+@case(1, "expected a store of codes", "found one of predictions")
 def predictions_taken_for_codes(place):
     place.run(*place.encode())
     place.run(*place.classify())
