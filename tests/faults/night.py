@@ -67,8 +67,9 @@ def run(store: str, night: int, address: str) -> None:
     from raypq.distributed.pool import connect
 
     journal._SECONDS = 0.2
-    tasks = [ShardTask(shard=shard, model="m", work="w") for shard in shards(night)]
-    planned = StoreRun.plan(kind="codes", store=store, tasks=tasks)
+    planned = StoreRun.plan(
+        kind="codes", store=store, tasks=[ShardTask(shard=one, work="w") for one in shards(night)]
+    )
     if planned.finished():
         return
     where = ClusterSettings(cluster=address, workers=2)

@@ -1,4 +1,4 @@
-"""A small place to live in, with the verbs on it without Ray; and places that may be broken."""
+"""A small place to live in: features, classes, models, and the verbs on them without Ray."""
 
 from __future__ import annotations
 
