@@ -148,6 +148,17 @@ class EvaluateJob(Job):
     calibration: float | None = None
 
 
+class DriftLimits(Settings):
+    """How far a shard may be from the training data before it is called drifted."""
+
+    error: Annotated[float, Field(ge=0)] = Field(0.25, description="rise of the relative error")
+    norm: Annotated[float, Field(ge=0)] = Field(0.25, description="relative change, either way")
+    entropy: Annotated[float, Field(ge=0)] = Field(0.5, description="bits lost")
+    sigmas: Annotated[float, Field(ge=0)] = Field(
+        4.0, description="standard deviations (of shards, and of a sample's mean) that are chance"
+    )
+
+
 def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a YAML or JSON file that holds one mapping.
 

@@ -160,13 +160,14 @@ class FeatureReader:
     """One open shard: what its footer says, and its rows as a stream.
 
     Attributes:
-        id_type: string or int64. label: whether labels are read.
+        rows: rows of the shard. id_type: string or int64. label: whether labels are read.
     """
 
     def __init__(
         self, file: pq.ParquetFile, shard: Shard, columns: Columns, width: int | None, labels: bool
     ) -> None:
         self._file, self._columns, self._uri = file, columns, shard.uri
+        self.rows: int = file.metadata.num_rows
         feature_field(file, columns.id, shard.uri)
         field = feature_field(file, columns.feature, shard.uri)
         self._where = f"{shard.uri}, column '{columns.feature}'"

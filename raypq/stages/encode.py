@@ -20,6 +20,7 @@ from raypq.errors import InputError
 from raypq.methods import registry, shelf
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew
+from raypq.stages.drift import Gauge
 from raypq.stages.store import ShardTask, StoreRun, work_id
 
 
@@ -59,19 +60,21 @@ class EncodeWorker:
                 id_type=reader.id_type,
                 label=reader.label,
             )
+            gauge = Gauge(model, reader.rows)
             receipt = output.write_shard(
                 self._store,
                 shard,
                 model=model.fingerprint,
                 work=task.work,
                 schema=schema,
-                batches=self._batches(reader, schema, changed),
+                batches=self._batches(reader, schema, changed, gauge),
                 options=codes.WRITE_OPTIONS,
             )
-        return Encoded(receipt=receipt, changed=changed)
+        measured = receipt.model_copy(update={"stats": gauge.read()})
+        return Encoded(receipt=measured, changed=changed)
 
     def _batches(
-        self, reader: FeatureReader, schema: pa.Schema, changed: Changed
+        self, reader: FeatureReader, schema: pa.Schema, changed: Changed, gauge: Gauge
     ) -> Iterator[pa.RecordBatch]:
         model = self._model
         for batch in ahead(reader.batches()):
@@ -80,6 +83,7 @@ class EncodeWorker:
                 exact = model.encode(batch.X, device=self._device)
                 changed.codes += B.size
                 changed.different += int((exact != B).sum())
+            gauge.add(batch.X, B, batch.row)
             stored = codes.pack(B, model.K)
             yield codes.record_batch(schema, ids=batch.ids, stored=stored, labels=batch.labels)
 

@@ -112,7 +112,7 @@ class Play:
         driver = psutil.Process(int(self._drivers.hear()))
         start = time.monotonic()
         wait = self._dice.uniform(0.0, self._calm)
-        while driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE:
+        while runs(driver):
             if self._left > 0 and time.monotonic() - start > wait:
                 self._left -= self._kill(driver)
                 start, wait = time.monotonic(), self._dice.uniform(0.0, self._calm)
@@ -136,6 +136,14 @@ class Play:
                 return False
         self.killed[what] += 1
         return True
+
+
+def runs(process: psutil.Process) -> bool:
+    """False for a zombie too, and for one that goes while it is asked."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def workers(keeper: int) -> list[psutil.Process]:
