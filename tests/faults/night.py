@@ -105,7 +105,9 @@ def keeper() -> None:
     """Holds a cluster of a head without CPUs and one node, which it kills and replaces."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     node = cluster.add_node(num_cpus=2)
     print(cluster.address, flush=True)
     for _ in sys.stdin:

@@ -85,8 +85,14 @@ class Play:
         self.killed: Counter[str] = Counter()
         self.nights = 0
         self._last = ""
+        self._calm = 0.0  # seconds of a night without kills, on this machine, under its load
 
     def run(self) -> None:
+        left, self._left = self._left, 0
+        start = time.monotonic()
+        self.nights += 1
+        self._night(self.nights)
+        self._calm, self._left = time.monotonic() - start, left
         while self._left > 0:
             self.nights += 1
             self._night(self.nights)
@@ -105,11 +111,11 @@ class Play:
         self._drivers.tell(f"{number} {self._attempt}")
         driver = psutil.Process(int(self._drivers.hear()))
         start = time.monotonic()
-        wait = self._dice.uniform(0.0, 6.0)
+        wait = self._dice.uniform(0.0, self._calm)
         while runs(driver):
             if self._left > 0 and time.monotonic() - start > wait:
                 self._left -= self._kill(driver)
-                start, wait = time.monotonic(), self._dice.uniform(0.3, 6.0)
+                start, wait = time.monotonic(), self._dice.uniform(0.0, self._calm)
             time.sleep(0.01)
         assert self._drivers.hear() == "gone"
         self._last = answer.read_text() if answer.exists() else "killed"

@@ -53,6 +53,7 @@ def seaweedfs(folder: Path) -> Iterator[str]:
         binary(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer",
         "-s3", f"-s3.port={s3}", f"-s3.config={folder}/s3.json", "-s3.iam=false",
         f"-s3.port.grpc={s3 + 10_000}", f"-master.port={free_port()}",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
         f"-volume.port={free_port()}", f"-filer.port={free_port()}", "-master.telemetry=false",
         "-master.volumeSizeLimitMB=512", "-volume.max=200", "-volume.preStopSeconds=1",
     ]  # fmt: skip
