@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from raypq.cli import main
 from raypq.data import snapshot
 from raypq.data.journal import Journal
+from raypq.methods import registry, shelf
 from raypq.stages import history
 
 
@@ -103,6 +104,11 @@ def test_a_file_beyond_the_limit(world: Any, model: str, tmp_path: Path) -> None
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
 
     store = tmp_path / "store"
+    done = raypq(*encode(world, model, store), preexec_fn=limit)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert str(store / "models") in done.stderr, "the model comes first, and is named"
+    shelf.keep(str(store), registry.load(model))
     done = raypq(*encode(world, model, store), preexec_fn=limit)
     assert done.returncode == 1
     assert "File too large" in done.stderr
