@@ -95,6 +95,7 @@ class TrainJob(Job):
         4 << 30, description="features are kept in the workers' memory up to this many bytes each"
     )
     tune: bool = False
+    overwrite: bool = Field(False, description="replace a model that is there already")
 
 
 class RepackJob(Job):
@@ -113,13 +114,18 @@ class EncodeJob(Job):
     features: list[str]
     output: str
     precision: Precision = Field("fp32", description="of the projection; bf16 changes some codes")
+    duplicate_ids: Literal["report", "refuse", "ignore"] = Field(
+        "report", description="ids that are there more than once, within a shard or across shards"
+    )
     columns: Columns = Columns()
 
 
 class ClassifyJob(Job):
     """``raypq classify``: from codes, or exactly from features (no compression)."""
 
-    model: str
+    model: str | None = Field(
+        None, description="needed for features; with codes a check, or each shard's own model"
+    )
     codes: str | None = None
     version: Annotated[int, Field(ge=1)] | None = None
     features: list[str] | None = None
@@ -178,6 +184,17 @@ class RetrievalJob(Settings):
         None, description="the original vectors: recall is measured against exact search in them"
     )
     columns: Columns = Columns()
+
+
+class DriftLimits(Settings):
+    """How far a shard may be from the training data before it is called drifted."""
+
+    error: Annotated[float, Field(ge=0)] = Field(0.25, description="rise of the relative error")
+    norm: Annotated[float, Field(ge=0)] = Field(0.25, description="relative change, either way")
+    entropy: Annotated[float, Field(ge=0)] = Field(0.5, description="bits lost")
+    sigmas: Annotated[float, Field(ge=0)] = Field(
+        4.0, description="standard deviations (of shards, and of a sample's mean) that are chance"
+    )
 
 
 def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
