@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypq.config import Metric
-from raypq.data.storage import filesystem, is_local, join, local_path, open_new
+from raypq.data.storage import is_local, join, local_path, read_bytes, write_bytes
 
 WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd"}
 _FORMAT = "1"
@@ -111,8 +111,7 @@ def write_partial(store: str, answer: Ranked) -> str:
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     path = f"data/partial-{uuid.uuid4().hex}.arrow"
-    with open_new(join(store, path)) as file:
-        file.write(sink.getvalue())
+    write_bytes(join(store, path), sink.getvalue())
     return path
 
 
@@ -122,8 +121,7 @@ def read_partial(store: str, path: str) -> Ranked:
     if is_local(uri):
         data = pa.OSFile(str(local_path(uri)), "rb").read_buffer()
     else:
-        fs, name = filesystem(uri)
-        data = pa.py_buffer(fs.cat_file(name))
+        data = pa.py_buffer(read_bytes(uri))
     table = pa.ipc.open_file(data).read_all().combine_chunks()
     T, k = (int(table.schema.metadata[name]) for name in (b"T", b"k"))
 

@@ -8,8 +8,8 @@ search in the original vectors.
     1-recall@R = whether the nearest by exact search is among the first R (Jégou et al.)
 
 A row is relevant if it has the query's label. All are means over the queries that have relevant
-rows (recall: over all). Ranks are those of ``raypq search``: by the exact float32 score, ties by id,
-so the order of rows in the files, which often follows the labels, says nothing.
+rows (recall: over all). Ranks are those of ``raypq search``: by the exact float32 score, ties by
+id, so the order of rows in the files, which often follows the labels, says nothing.
 
 A task is some queries; their scores for the whole store [t, N] exist in the worker alone, where the
 codes are held in the order of their ids. A score and a row make one 64-bit key, which is sorted as
@@ -21,6 +21,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -219,7 +220,7 @@ class _Held:
             label=label[order],
             names=coded.dictionary,
             blocks=blocks,
-            places=[place[low:high] for low, high in zip(ends[:-1], ends[1:], strict=True)],
+            places=[place[low:high] for low, high in pairwise(ends)],
         )
 
 
@@ -240,7 +241,9 @@ def evaluate(job: RetrievalJob, crew: Crew) -> dict[str, Any]:
     models = models_for(job.codes, version, job.model)
     metric = metric_of(models, job.metric)
     if job.features is not None and len(models) > 1:
-        raise ConfigError("features: exact search needs one embedding, the store has several models")
+        raise ConfigError(
+            "features: exact search needs one embedding, the store has several models"
+        )
     asked = _read(job, next(iter(models.values())).dx)
     tasks = list(_tasks(job, models, asked))
     at = tuple(sorted({R for R in job.at if version.rows >= R}))
@@ -276,8 +279,11 @@ def _read(job: RetrievalJob, width: int) -> _Queries:
                 labelled = batch.labels.is_valid().to_numpy(zero_copy_only=False)
                 fit = np.asarray(np.isfinite(batch.X).all(axis=1))
                 for bad in np.flatnonzero(~fit):
-                    where = f"{shard.uri}, row {batch.row + bad} (id {batch.ids[int(bad)].as_py()!r})"
-                    console.warn(f"{where}: NaN or Inf; this query is left out")
+                    name = batch.ids[int(bad)].as_py()
+                    console.warn(
+                        f"{shard.uri}, row {batch.row + bad} (id {name!r}): NaN or Inf; this "
+                        "query is left out"
+                    )
                 X.append(batch.X[fit & labelled])
                 labels.append(batch.labels.filter(pa.array(fit & labelled)))
     if not sum(len(part) for part in X):
@@ -285,9 +291,7 @@ def _read(job: RetrievalJob, width: int) -> _Queries:
     return _Queries(X=np.concatenate(X), labels=pa.concat_arrays(labels))
 
 
-def _tasks(
-    job: RetrievalJob, models: Mapping[str, Model], asked: _Queries
-) -> Iterator[QueryTask]:
+def _tasks(job: RetrievalJob, models: Mapping[str, Model], asked: _Queries) -> Iterator[QueryTask]:
     V = {}
     for name, model in models.items():
         compressed = job.distance == "sdc"
@@ -328,7 +332,9 @@ def _run(gang: Gang, tasks: Sequence[QueryTask]) -> Figures:
 
 def _run_exact(gang: Gang, job: RetrievalJob, asked: _Queries, k: int) -> Ranked:
     assert job.features is not None, "checked by the caller"
-    tasks = [ExactTask(shard=shard) for shard in FeatureStore.open(job.features, job.columns).shards]
+    tasks = [
+        ExactTask(shard=shard) for shard in FeatureStore.open(job.features, job.columns).shards
+    ]
     best: Ranked | None = None
     failures: list[ShardFailure] = []
     for outcome in gang.map(tasks, asked.X):
@@ -356,9 +362,7 @@ def _means(figures: Figures, at: Sequence[int]) -> dict[str, Any]:
 def _recalls(figures: Figures, exact: Ranked, at: Sequence[int]) -> dict[str, Any]:
     T = len(exact.score)
     if exact.k < max(at):
-        raise InputError(
-            "features", expected=f"at least {max(at)} rows", found=f"{exact.k}"
-        )
+        raise InputError("features", expected=f"at least {max(at)} rows", found=f"{exact.k}")
     names = pa.concat_arrays([figures.first, exact.ids.cast(figures.first.type)])
     number = pc.rank(names, tiebreaker="dense").to_numpy().reshape(2 * T, -1)
     first, nearest = number[:T], number[T:]

@@ -122,12 +122,12 @@ def search(job: SearchJob, crew: Crew) -> Snapshot:
     models = models_for(job.codes, version, job.model)
     metric = metric_of(models, job.metric)
     plan = _plan(job, version, models, metric)
-    run = StoreRun.plan(
-        kind="search",
-        store=job.output,
-        work=_work(job, version, plan),
-        shards=_query_shards(job),
-    )
+    work = _work(job, version, plan)
+    tasks = [
+        ShardTask(shard=shard, model=plan.metadata["raypq.model"], work=work)
+        for shard in _query_shards(job)
+    ]
+    run = StoreRun.plan(kind="search", store=job.output, tasks=tasks)
     if finished := run.finished():
         return finished
     summary = {
