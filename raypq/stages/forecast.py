@@ -44,7 +44,7 @@ def plan_of(job: ReindexJob, night: Night, answers: Sequence[dict[str, Any]]) ->
         "classify": list(answers),
         # None: nothing was ever done here to take a rate from.
         "seconds": seconds,
-        "estimated_seconds": round(sum(known), 1) if len(known) == len(seconds) else None,
+        "estimated_seconds": sum(known) if len(known) == len(seconds) else None,
     }
 
 
@@ -85,5 +85,5 @@ def _seconds(store: str, images: int) -> float | None:
     for version in reversed(snapshot.versions(store)[-_LOOK_BACK:]):
         worked = snapshot.read(store, version).summary.get("worked") or {}
         if worked.get("images") and worked.get("seconds"):
-            return round(float(images * worked["seconds"] / worked["images"]), 1)
+            return float(f"{images * worked['seconds'] / worked['images']:.3g}")
     return None
