@@ -95,6 +95,7 @@ class TrainJob(Job):
         4 << 30, description="features are kept in the workers' memory up to this many bytes each"
     )
     tune: bool = False
+    overwrite: bool = Field(False, description="replace a model that is there already")
 
 
 class RepackJob(Job):
@@ -106,6 +107,12 @@ class RepackJob(Job):
     columns: Columns = Columns()
 
 
+DuplicateIds = Annotated[
+    Literal["report", "refuse", "ignore"],
+    Field(description="ids that are there more than once, within a shard or across shards"),
+]
+
+
 class EncodeJob(Job):
     """``raypq encode``."""
 
@@ -113,6 +120,7 @@ class EncodeJob(Job):
     features: list[str]
     output: str
     precision: Precision = Field("fp32", description="of the projection; bf16 changes some codes")
+    duplicate_ids: DuplicateIds = "report"
     columns: Columns = Columns()
 
 
@@ -163,6 +171,7 @@ class ReindexJob(Job):
     features: list[str]
     codes: str
     precision: Precision = "fp32"
+    duplicate_ids: DuplicateIds = "report"
     columns: Columns = Columns()
     classify: list[Answers] = Field(default_factory=list)
     compare: Literal["listing", "content"] = Field(

@@ -37,6 +37,7 @@ from raypq.cli.options import (
     metavar="KEY=VALUE",
     help="A method setting, such as M=37.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace a model that is there already.")
 @click.option("--tune", is_flag=True, help="Choose settings on held-out training classes first.")
 @click.option(
     "--cache-gb",
@@ -90,6 +91,13 @@ def train(
     show_default=True,
     help="Of the projection; bf16 is faster and the share of codes it changes is reported.",
 )
+@click.option(
+    "--duplicate-ids",
+    type=click.Choice(["report", "refuse", "ignore"]),
+    default="report",
+    show_default=True,
+    help="Ids that are there more than once: warn, make no version, or do not look.",
+)
 @bad_shard
 @columns
 @cluster
@@ -109,7 +117,7 @@ def encode(**options: Any) -> None:
     version = api.encode(job(EncodeJob, options))
     changed = {
         key: version.summary[key]
-        for key in ("codes_changed_by_precision",)
+        for key in ("codes_changed_by_precision", "duplicate_ids")
         if key in version.summary
     }
     show(told(version, options["output"]) | changed)

@@ -262,5 +262,5 @@ def read_batches(
 
 def stored_width(field: pa.Field) -> int | None:
     """The width that `raypq repack` notes beside a fixed_size_binary column."""
-    noted = (field.metadata or {}).get(WIDTH_NOTE)
-    return int(noted) if noted else None
+    noted = (field.metadata or {}).get(WIDTH_NOTE, b"")
+    return int(noted) if noted.isdigit() else None  # else: as if nothing were noted

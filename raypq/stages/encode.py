@@ -8,13 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from raypq import console
 from raypq.config import Columns, EncodeJob, Precision
 from raypq.data import codes, output
 from raypq.data.ahead import ahead
+from raypq.data.duplicates import IdFile, find_duplicates
 from raypq.data.features import FeatureReader, FeatureStore, open_features
 from raypq.data.output import Source
 from raypq.data.snapshot import Snapshot
-from raypq.data.storage import digest
+from raypq.data.storage import digest, join
+from raypq.errors import InputError
 from raypq.methods import registry, shelf
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew
@@ -170,4 +173,31 @@ def carry_out(
 
     args = (model, job.columns, job.output, job.where.device, job.precision, content)
     with crew.hire(EncodeWorker, *args) as gang:
-        return run.execute(gang, on_bad_shard=job.on_bad_shard, reduce=reduce, summarise=summarise)
+        return run.execute(
+            gang,
+            on_bad_shard=job.on_bad_shard,
+            reduce=reduce,
+            summarise=summarise,
+            inspect=lambda receipts: check_ids(job, receipts),
+        )
+
+
+def check_ids(job: EncodeJob, receipts: Sequence[output.Receipt]) -> dict[str, Any]:
+    """Reports ids that the code files hold more than once, or refuses them.
+
+    Raises:
+        InputError: they are to be refused; the finished shards are kept for a rerun.
+    """
+    if job.duplicate_ids == "ignore":
+        return {}
+    files = [
+        IdFile(uri=join(job.output, item.path), name=item.source.uri, rows=item.rows)
+        for item in sorted(receipts, key=lambda item: item.shard)
+    ]
+    found = find_duplicates(files)
+    if found is None:
+        return {}
+    if job.duplicate_ids == "refuse":
+        raise InputError(job.output, expected="every id once", found=str(found))
+    console.warn(f"duplicate ids: {found}", rows=found.rows)
+    return {"duplicate_ids": {"rows": found.rows, "examples": str(found)}}

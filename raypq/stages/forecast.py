@@ -9,7 +9,6 @@ from raypq.config import ReindexJob
 from raypq.data import snapshot
 from raypq.data.features import count_rows
 from raypq.stages.night import Night
-from raypq.stages.store import ShardTask
 
 _NAMES = 20  # of each kind that are told one by one
 _LOOK_BACK = 10  # versions, for the rate of earlier runs
@@ -59,14 +58,6 @@ def images_of(night: Night) -> int:
     if size and (total := sum(rows.values())):
         return counted + round(sum(shard.size for shard in unknown) * total / size)
     return counted + count_rows(unknown)
-
-
-def codes_after(night: Night, images: int) -> int:
-    """Images that the next version of the codes will hold."""
-    before = night.latest.shards if night.latest else ()
-    rows = {receipt.shard: receipt.rows for receipt in before}
-    stay: list[ShardTask] = [*night.kept, *night.waiting]
-    return images + sum(rows[task.shard.stem] for task in stay)
 
 
 def _named(names: Sequence[str]) -> dict[str, Any]:

@@ -115,6 +115,7 @@ def encode_job(job: ReindexJob) -> EncodeJob:
         features=job.features,
         output=job.codes,
         precision=job.precision,
+        duplicate_ids=job.duplicate_ids,
         columns=job.columns,
         where=job.where,
         on_bad_shard=job.on_bad_shard,

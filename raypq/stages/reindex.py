@@ -193,9 +193,11 @@ def _report(
     _warn(drifted, drift["judged"])
     if drifted and job.fail_on_drift:
         raise DriftError([str(item) for item in drifted])
+    found = {} if night.idle else codes.summary.get("duplicate_ids")
     return {
         "nothing_to_do": nothing,
         "codes": {"store": job.codes, **_told(codes, new=not night.idle)},
+        **({"duplicate_ids": found} if found else {}),
         "shards": _counts(night),
         "rollout": rollout,
         "drift": drift,

@@ -144,6 +144,7 @@ class StoreRun:
         on_bad_shard: str,
         reduce: Callable[[Any], Receipt],
         summarise: Callable[[], dict[str, Any]],
+        inspect: Callable[[Sequence[Receipt]], dict[str, Any]] | None = None,
         recount: bool = False,
     ) -> Snapshot:
         """Does what is missing and commits the next version.
@@ -152,6 +153,8 @@ class StoreRun:
             reduce: takes each result as it arrives and gives its receipt; what it gathers beside
                 must not depend on the order.
             summarise: what the snapshot says of the run, asked for once all results are in.
+            inspect: looks at the receipts before they are committed, and may refuse them; what
+                it finds goes into the summary.
             recount: workers are also called for shards that are kept (with ``ShardTask.kept``).
 
         Raises:
@@ -183,6 +186,7 @@ class StoreRun:
                 journal.flush()
         settle(failures, len(receipts), on_bad_shard)
         seconds = time.monotonic() - start
+        found = inspect(receipts) if inspect else {}
         held = {receipt.path for receipt in self.kept.values()}
         held |= {task.kept.path for task in self.tasks if task.kept}
         fresh = [receipt for receipt in receipts if receipt.path not in held]
@@ -191,7 +195,7 @@ class StoreRun:
             "images": sum(receipt.rows for receipt in fresh),
             "seconds": seconds,
         }
-        summary = {**summarise(), "worked": worked, "seconds": seconds}
+        summary = {**summarise(), **found, "worked": worked, "seconds": seconds}
         version = self._commit(receipts, failures, summary)
         for journal in journals.values():
             journal.clear()

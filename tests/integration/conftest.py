@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from broken import SMALL, Place, raypq
 
 from raypq import api
 from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, TrainJob
@@ -118,3 +119,21 @@ def home(_template: Path, tmp_path: Path) -> Home:
     """A place of one's own, times of change included."""
     shutil.copytree(_template, tmp_path / "home")
     return Home(tmp_path / "home")
+
+
+@pytest.fixture(scope="module")
+def model(world, tmp_path_factory) -> str:
+    """A pqzsl model of the tiny world."""
+    folder = tmp_path_factory.mktemp("models")
+    result = raypq(
+        "train", "pqzsl", "--features", world.train, "--classes", world.classes,
+        "--output", str(folder / "m"), *SMALL, "--set", "polish=1",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return str(folder / "m")
+
+
+@pytest.fixture
+def place(world, model, tmp_path, monkeypatch) -> Place:
+    shutil.copytree(world.root, tmp_path / "w")
+    return Place(tmp_path / "w", model, monkeypatch)

@@ -461,6 +461,17 @@ def test_a_plan_with_other_classes_counts_all_images(home: Any, night: Reindex) 
     assert (plan["images"], plan["classify"][0]["images"]) == (0, 600)
 
 
+def test_duplicate_ids_are_told_or_refused(home: Any, night: Reindex) -> None:
+    night()
+    shutil.copy(home.shard(0), home.shard(8))
+    with pytest.raises(InputError, match="every id once"):
+        night(duplicate_ids="refuse")
+    assert latest(home).version == 1
+    told = night()
+    assert told["duplicate_ids"]["rows"] == 100
+    assert "duplicate_ids" not in night()  # told once, by the night that brought them
+
+
 def test_the_command_line(home: Any) -> None:
     config = home.root / "nightly.yaml"
     values = job(home).model_dump(mode="json")
