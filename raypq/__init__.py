@@ -14,13 +14,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raypq.api import classify, encode, evaluate, search, train
+    from raypq.api import classify, encode, evaluate, reindex, search, train
     from raypq.config import (
         ClassifyJob,
         ClusterSettings,
         Columns,
         EncodeJob,
         EvaluateJob,
+        ReindexJob,
         SearchJob,
         TrainJob,
     )
@@ -31,14 +32,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    **dict.fromkeys(("train", "encode", "classify", "search", "evaluate"), "raypq.api"),
+    **dict.fromkeys(("train", "encode", "classify", "search", "evaluate", "reindex"), "raypq.api"),
     **dict.fromkeys(
         (
             "TrainJob",
             "EncodeJob",
             "ClassifyJob",
-            "SearchJob",
             "EvaluateJob",
+            "ReindexJob",
+            "SearchJob",
             "ClusterSettings",
             "Columns",
         ),
@@ -57,6 +59,7 @@ __all__ = [
     "EncodeJob",
     "EvaluateJob",
     "Index",
+    "ReindexJob",
     "SearchJob",
     "TrainJob",
     "classify",
@@ -64,6 +67,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "open",
+    "reindex",
     "search",
     "train",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raypq import __version__
-from raypq.cli import answer, build, machine, retrieve, versions
+from raypq.cli import answer, build, machine, nightly, retrieve, versions
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,6 +29,7 @@ for command in (
     answer.classify,
     answer.evaluate,
     retrieve.search,
+    nightly.reindex,
     versions.snapshots,
     machine.bench,
     machine.doctor,
