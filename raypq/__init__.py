@@ -14,7 +14,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raypq.api import classify, encode, evaluate, reindex, search, train
+    from raypq.api import (
+        classify,
+        encode,
+        evaluate,
+        evaluate_retrieval,
+        reindex,
+        search,
+        train,
+    )
     from raypq.config import (
         ClassifyJob,
         ClusterSettings,
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
         EncodeJob,
         EvaluateJob,
         ReindexJob,
+        RetrievalJob,
         SearchJob,
         TrainJob,
     )
@@ -32,7 +41,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    **dict.fromkeys(("train", "encode", "classify", "search", "evaluate", "reindex"), "raypq.api"),
+    **dict.fromkeys(
+        (
+            "train",
+            "encode",
+            "classify",
+            "search",
+            "evaluate",
+            "evaluate_retrieval",
+            "reindex",
+        ),
+        "raypq.api",
+    ),
     **dict.fromkeys(
         (
             "TrainJob",
@@ -40,6 +60,7 @@ _PLACES = {
             "ClassifyJob",
             "EvaluateJob",
             "ReindexJob",
+            "RetrievalJob",
             "SearchJob",
             "ClusterSettings",
             "Columns",
@@ -60,11 +81,13 @@ __all__ = [
     "EvaluateJob",
     "Index",
     "ReindexJob",
+    "RetrievalJob",
     "SearchJob",
     "TrainJob",
     "classify",
     "encode",
     "evaluate",
+    "evaluate_retrieval",
     "load_model",
     "open",
     "reindex",

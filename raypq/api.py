@@ -17,6 +17,7 @@ from raypq.config import (
     Job,
     ReindexJob,
     RepackJob,
+    RetrievalJob,
     SearchJob,
     TrainJob,
     read_mapping,
@@ -114,6 +115,14 @@ def evaluate(job: EvaluateJob, where: ClusterSettings | None = None) -> dict[str
     from raypq.stages import evaluate as stage
 
     with open_crew(where or job.where) as crew:
+        return stage.evaluate(job, crew)
+
+
+def evaluate_retrieval(job: RetrievalJob) -> dict[str, Any]:
+    """Figures of a code store (``raypq evaluate retrieval``)."""
+    from raypq.stages import retrieval as stage
+
+    with open_crew(job.where) as crew:
         return stage.evaluate(job, crew)
 
 

@@ -19,6 +19,7 @@ from raypq.errors import ConfigError
 
 Precision = Literal["fp32", "bf16"]
 Metric = Literal["l2", "cosine", "dot"]
+Distance = Literal["adc", "sdc"]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -163,7 +164,7 @@ class SearchJob(Job):
     query_ids: str | None = Field(None, description="a file of stored ids, one a line")
     top_k: Positive = 100
     metric: Metric | None = Field(None, description="default: the model's")
-    distance: Literal["adc", "sdc"] = "adc"
+    distance: Distance = "adc"
     filter: str | None = Field(None, description="rows to search, such as label = 'x'")
     ids: str | None = Field(None, description="only rows with these ids: a file, one a line")
     rerank: Positive | None = Field(
@@ -183,7 +184,7 @@ class RetrievalJob(Settings):
     model: str | None = Field(None, description="default: the models that the code store keeps")
     queries: list[str]
     metric: Metric | None = Field(None, description="default: the model's")
-    distance: Literal["adc", "sdc"] = "adc"
+    distance: Distance = "adc"
     at: tuple[Positive, ...] = Field((1, 10, 100), description="R of the figures @R")
     features: list[str] | None = Field(
         None, description="the original vectors: recall is measured against exact search in them"

@@ -1,17 +1,21 @@
-"""Verbs that find images: search."""
+"""Verbs that find images: search, and how well a store is searched."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import click
 
+from raypq.cli.answer import evaluate
 from raypq.cli.options import (
     bad_shard,
     cluster,
     columns,
     columns_of,
     job,
+    options,
     show,
     told,
     verb,
@@ -21,25 +25,29 @@ from raypq.cli.options import (
 metric = click.option(
     "--metric", type=click.Choice(["l2", "cosine", "dot"]), help="[default: the model's]"
 )
-
-
-@click.command()
-@click.option("--codes", required=True, help="Code store.")
-@click.option(
-    "--version", type=click.IntRange(1), help="Version of the code store. [default: latest]"
+codes = options(
+    click.option("--codes", required=True, help="Code store."),
+    click.option(
+        "--version", type=click.IntRange(1), help="Version of the code store. [default: latest]"
+    ),
+    click.option("--model", help="Model directory. [default: the models kept in the code store]"),
 )
-@click.option("--model", help="Model directory. [default: the models kept in the code store]")
-@click.option("--queries", multiple=True, help="Query features (Parquet); may be repeated.")
-@click.option("--query-ids", help="Instead: a file of ids of stored codes, one a line (SDC).")
-@click.option("--top-k", type=click.IntRange(1), default=100, show_default=True)
-@metric
-@click.option(
+distance = click.option(
     "--distance",
     type=click.Choice(["adc", "sdc"]),
     default="adc",
     show_default=True,
     help="Queries as they are (asymmetric), or compressed too (symmetric).",
 )
+
+
+@click.command()
+@codes
+@click.option("--queries", multiple=True, help="Query features (Parquet); may be repeated.")
+@click.option("--query-ids", help="Instead: a file of ids of stored codes, one a line (SDC).")
+@click.option("--top-k", type=click.IntRange(1), default=100, show_default=True)
+@metric
+@distance
 @click.option("--where", "filter_", metavar="EXPRESSION", help="Rows to search: \"label = 'x'\".")
 @click.option("--ids", help="Search only rows with these ids: a file, one a line.")
 @click.option(
@@ -51,7 +59,7 @@ metric = click.option(
 @columns
 @cluster
 @verb
-def search(filter_: str | None, **options: Any) -> None:
+def search(filter_: str | None, **values: Any) -> None:
     """Find the nearest stored images of every query.
 
     \b
@@ -61,15 +69,62 @@ def search(filter_: str | None, **options: Any) -> None:
     from raypq import api
     from raypq.config import SearchJob
 
-    where, columns = where_of(options), columns_of(options)
-    options |= {
-        "queries": list(options["queries"]) or None,
-        "features": list(options["features"]) or None,
+    where, columns = where_of(values), columns_of(values)
+    values |= {
+        "queries": list(values["queries"]) or None,
+        "features": list(values["features"]) or None,
         "filter": filter_,
         "where": where,
         "columns": columns,
     }
-    version = api.search(job(SearchJob, options))
-    result = told(version, options["output"])
+    version = api.search(job(SearchJob, values))
+    result = told(version, values["output"])
     result["queries"] = result.pop("images")
     show(result | {"refused": version.summary["refused"]})
+
+
+@evaluate.command("retrieval")
+@codes
+@click.option(
+    "--queries", multiple=True, required=True, help="Labelled features (Parquet); may be repeated."
+)
+@metric
+@distance
+@click.option(
+    "--at",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(1, 10, 100),
+    show_default=True,
+    help="R of the figures @R; may be repeated.",
+)
+@click.option(
+    "--features",
+    multiple=True,
+    help="The store's features: measures recall@R against exact search in them.",
+)
+@click.option("--json", "json_file", type=click.Path(), help="Write the figures here too.")
+@columns
+@cluster
+@verb
+def evaluate_retrieval(json_file: str | None, **values: Any) -> None:
+    """Mean average precision of the full ranking, mAP@R, precision@R and recall@R of a code store.
+
+    \b
+    Example:
+      raypq evaluate retrieval --codes codes --queries queries/ --features features/
+    """
+    from raypq import api
+    from raypq.config import RetrievalJob
+
+    where, columns = where_of(values), columns_of(values)
+    values |= {
+        "queries": list(values["queries"]),
+        "features": list(values["features"]) or None,
+        "where": where,
+        "columns": columns,
+    }
+    result = api.evaluate_retrieval(job(RetrievalJob, values))
+    if json_file:
+        Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    show(result)

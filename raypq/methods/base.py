@@ -205,10 +205,6 @@ class Model(ABC):
     ) -> NDArray[np.float32]:
         """f: features [n, dx] to the common space [n, D]."""
 
-    def queries(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features [n, dx] to the vectors [n, D] that stand for them in asymmetric search."""
-        return self.embed(X)
-
     def encode(
         self, X: NDArray[np.float32], *, device: str = "cpu", precision: Precision = "fp32"
     ) -> NDArray[np.uint8]:

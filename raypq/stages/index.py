@@ -9,17 +9,18 @@ limit and gives the same answers.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq.config import Metric
+from raypq.config import Distance, Metric
 from raypq.data import answers
 from raypq.data.answers import Ranked
 from raypq.errors import ConfigError, InputError
 from raypq.methods.base import Model
+from raypq.stages.questions import vectors
 from raypq.stages.scan import Block, by_id, read_block, topk
 from raypq.stages.search import metric_of, models_for, open_store
 from raypq.stages.store import stored_shards
@@ -73,7 +74,7 @@ class Index:
         return next(iter(self.models.values()))
 
     def search(
-        self, X: NDArray[Any], k: int, *, distance: Literal["adc", "sdc"] = "adc"
+        self, X: NDArray[Any], k: int, *, distance: Distance = "adc"
     ) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """The k nearest rows of each query.
 
@@ -106,9 +107,9 @@ class Index:
             names[rows, : best.k] = _plain(best.ids).reshape(best.score.shape)
         return D, names
 
-    def _scan(self, block: Block, X: NDArray[np.float32], k: int, distance: str) -> Ranked:
+    def _scan(self, block: Block, X: NDArray[np.float32], k: int, distance: Distance) -> Ranked:
         model = self.models[block.fingerprint]
-        V = model.queries(X) if distance == "adc" else model.decode(model.encode(X))
+        V = vectors(model, X, distance)
         return topk(block, model.tables(V, None, self.metric), k)
 
     def _checked(self, X: NDArray[Any]) -> NDArray[np.float32]:

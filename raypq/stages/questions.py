@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import console
-from raypq.config import Columns
+from raypq.config import Columns, Distance
 from raypq.data.features import open_features
 from raypq.data.storage import Shard
 from raypq.errors import RaypqError, ShardFailure
@@ -40,6 +40,30 @@ def steady(X: Array, embed: Callable[[Array], Array]) -> Array:
         padded[: len(part)] = part
         parts.append(embed(padded)[: len(part)])
     return np.concatenate(parts) if parts else embed(X)
+
+
+def vectors(model: Model, X: NDArray[np.float32], distance: Distance) -> NDArray[np.float32]:
+    """What stands for queries X [n, dx] in the model's space [n, D]: their embeddings (adc), or
+    the codewords of their codes (sdc)."""
+    if distance == "sdc":
+        return model.decode(steady(X, model.encode))
+    return steady(X, model.embed)
+
+
+def unfit(ids: pa.Array, fit: NDArray[np.bool_], uri: str, row: int) -> list[str]:
+    """What is wrong with queries that are not fit to be answered; warned of, too.
+
+    Args:
+        ids, fit: of consecutive rows of a file, which start at ``row``.
+    """
+    messages = [
+        f"{uri}, row {row + bad} (id {ids[int(bad)].as_py()!r}): expected finite values, found NaN "
+        "or Inf; this query has no answer"
+        for bad in np.flatnonzero(~fit)
+    ]
+    for message in messages:
+        console.warn(message)
+    return messages
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,9 +106,9 @@ class Reader:
     """
 
     def __init__(
-        self, models: Mapping[str, Model], columns: Columns, *, symmetric: bool, size: int
+        self, models: Mapping[str, Model], columns: Columns, *, distance: Distance, size: int
     ) -> None:
-        self._models, self._columns, self._symmetric = models, columns, symmetric
+        self._models, self._columns, self._distance = models, columns, distance
         self._size = size
         self._X: list[NDArray[np.float32]] = []
         self._now = Questions()
@@ -110,8 +134,7 @@ class Reader:
         self, task: int, X: NDArray[np.float32], ids: pa.Array, uri: str, row: int
     ) -> Iterator[Questions]:
         fit = np.asarray(np.isfinite(X).all(axis=1))
-        for bad in np.flatnonzero(~fit):
-            self._refuse(f"{uri}, row {row + bad} (id {ids[int(bad)].as_py()!r})")
+        self.refused += unfit(ids, fit, uri, row)
         done = 0
         while done < len(X):
             part = slice(done, done + self._size - self._now.T)
@@ -124,21 +147,13 @@ class Reader:
             if not room:
                 yield self._full()
 
-    def _refuse(self, where: str) -> None:
-        message = f"{where}: expected finite values, found NaN or Inf; this query has no answer"
-        console.warn(message)
-        self.refused.append(message)
-
     def _full(self) -> Questions:
         """The round as it is, its vectors embedded; the next one begins empty."""
         found, self._now = self._now, Questions()
         if found.T:
             X = np.concatenate(self._X)
-            found.V = {name: self._vectors(model, X) for name, model in self._models.items()}
+            found.V = {
+                name: vectors(model, X, self._distance) for name, model in self._models.items()
+            }
         self._X = []
         return found
-
-    def _vectors(self, model: Model, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self._symmetric:
-            return model.decode(steady(X, model.encode))
-        return steady(X, model.queries)

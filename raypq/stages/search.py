@@ -255,7 +255,7 @@ class _Rounds:
         reader = Reader(
             self._plan.models,
             self._job.columns,
-            symmetric=self._job.distance == "sdc",
+            distance=self._job.distance,
             size=self._size,
         )
         yield from reader.rounds([task.shard for task in files])
