@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raypq.api import (
         classify,
+        duplicates,
         encode,
         evaluate,
         evaluate_retrieval,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         ClassifyJob,
         ClusterSettings,
         Columns,
+        DuplicatesJob,
         EncodeJob,
         EvaluateJob,
         ReindexJob,
@@ -47,6 +49,7 @@ _PLACES = {
             "encode",
             "classify",
             "search",
+            "duplicates",
             "evaluate",
             "evaluate_retrieval",
             "reindex",
@@ -56,6 +59,7 @@ _PLACES = {
     **dict.fromkeys(
         (
             "TrainJob",
+            "DuplicatesJob",
             "EncodeJob",
             "ClassifyJob",
             "EvaluateJob",
@@ -77,6 +81,7 @@ __all__ = [
     "ClassifyJob",
     "ClusterSettings",
     "Columns",
+    "DuplicatesJob",
     "EncodeJob",
     "EvaluateJob",
     "Index",
@@ -85,6 +90,7 @@ __all__ = [
     "SearchJob",
     "TrainJob",
     "classify",
+    "duplicates",
     "encode",
     "evaluate",
     "evaluate_retrieval",

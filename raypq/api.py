@@ -12,6 +12,7 @@ from raypq import console
 from raypq.config import (
     ClassifyJob,
     ClusterSettings,
+    DuplicatesJob,
     EncodeJob,
     EvaluateJob,
     Job,
@@ -100,6 +101,14 @@ def search(job: SearchJob) -> Snapshot:
 
     with open_crew(job.where) as crew:
         return stage.search(job, crew)
+
+
+def duplicates(job: DuplicatesJob) -> Snapshot:
+    """Finds pairs of stored images that look alike (``raypq duplicates``)."""
+    from raypq.stages import near_duplicates as stage
+
+    with open_crew(job.where) as crew:
+        return stage.duplicates(job, crew)
 
 
 def reindex(job: ReindexJob) -> dict[str, Any]:

@@ -192,6 +192,22 @@ class RetrievalJob(Settings):
     columns: Columns = Columns()
 
 
+class DuplicatesJob(Job):
+    """``raypq duplicates``."""
+
+    codes: str
+    version: Annotated[int, Field(ge=1)] | None = None
+    model: str | None = Field(None, description="default: the model that the code store keeps")
+    metric: Metric | None = Field(None, description="default: the model's")
+    threshold: float = Field(
+        description="largest squared distance (l2) or smallest score (cosine, dot) of a pair"
+    )
+    max_pairs: Positive = Field(
+        20_000_000, description="more are refused: they are sorted in one worker's memory"
+    )
+    output: str
+
+
 class DriftLimits(Settings):
     """How far a shard may be from the training data before it is called drifted."""
 

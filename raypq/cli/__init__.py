@@ -29,6 +29,7 @@ for command in (
     answer.classify,
     answer.evaluate,
     retrieve.search,
+    retrieve.duplicates,
     nightly.reindex,
     versions.snapshots,
     machine.bench,

@@ -1,4 +1,4 @@
-"""Verbs that find images: search, and how well a store is searched."""
+"""Verbs that find images: search, near-duplicates, and how well a store is searched."""
 
 from __future__ import annotations
 
@@ -81,6 +81,43 @@ def search(filter_: str | None, **values: Any) -> None:
     result = told(version, values["output"])
     result["queries"] = result.pop("images")
     show(result | {"refused": version.summary["refused"]})
+
+
+@click.command()
+@codes
+@click.option(
+    "--threshold",
+    type=float,
+    required=True,
+    help="Largest squared distance (l2) or smallest score (cosine, dot) of a pair.",
+)
+@metric
+@click.option(
+    "--max-pairs",
+    type=click.IntRange(1),
+    default=20_000_000,
+    show_default=True,
+    help="Refuse a threshold that gives more.",
+)
+@click.option("--output", required=True, help="Store of pairs to write a version of.")
+@bad_shard
+@cluster
+@verb
+def duplicates(**values: Any) -> None:
+    """Find every pair of stored images within a threshold, from their codes alone.
+
+    \b
+    Example:
+      raypq duplicates --codes codes --threshold 0.05 --output pairs
+    """
+    from raypq import api
+    from raypq.config import DuplicatesJob
+
+    values["where"] = where_of(values)
+    version = api.duplicates(job(DuplicatesJob, values))
+    result = told(version, values["output"])
+    result["pairs"] = result.pop("images")
+    show(result)
 
 
 @evaluate.command("retrieval")

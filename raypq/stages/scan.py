@@ -120,12 +120,16 @@ def blocks_of(
         yield Block.join(waiting)
 
 
-def groups(shards: Sequence[Shard], rows: Sequence[int]) -> list[tuple[Shard, ...]]:
-    """Consecutive shards together up to ``GROUP_ROWS``; a larger shard is a group of its own."""
+def groups(
+    shards: Sequence[Shard], rows: Sequence[int], most: int | None = None
+) -> list[tuple[Shard, ...]]:
+    """Consecutive shards together up to ``most`` rows (``GROUP_ROWS``); a larger shard is a group
+    of its own."""
+    most = most or GROUP_ROWS
     found: list[list[Shard]] = []
-    held = GROUP_ROWS
+    held = most
     for shard, count in zip(shards, rows, strict=True):
-        if held + count > GROUP_ROWS:
+        if held + count > most:
             found.append([])
             held = 0
         found[-1].append(shard)
