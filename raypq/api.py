@@ -15,6 +15,8 @@ from raypq.config import (
     DuplicatesJob,
     EncodeJob,
     EvaluateJob,
+    ExportFaissJob,
+    ImportFaissJob,
     Job,
     ReindexJob,
     RepackJob,
@@ -109,6 +111,20 @@ def duplicates(job: DuplicatesJob) -> Snapshot:
 
     with open_crew(job.where) as crew:
         return stage.duplicates(job, crew)
+
+
+def export_faiss(job: ExportFaissJob) -> dict[str, Any]:
+    """Writes a code store as a FAISS index (``raypq export-faiss``)."""
+    from raypq.stages import faiss_exchange as stage
+
+    return stage.export_faiss(job)
+
+
+def import_faiss(job: ImportFaissJob) -> dict[str, Any]:
+    """Makes a model of a trained FAISS index (``raypq import-faiss``)."""
+    from raypq.stages import faiss_exchange as stage
+
+    return stage.import_faiss(job)
 
 
 def reindex(job: ReindexJob) -> dict[str, Any]:

@@ -208,6 +208,24 @@ class DuplicatesJob(Job):
     output: str
 
 
+class ExportFaissJob(Settings):
+    """``raypq export-faiss``."""
+
+    codes: str
+    version: Annotated[int, Field(ge=1)] | None = None
+    model: str | None = Field(None, description="default: the model that the code store keeps")
+    metric: Metric | None = Field(None, description="default: the model's")
+    output: str
+
+
+class ImportFaissJob(Settings):
+    """``raypq import-faiss``."""
+
+    index: str
+    output: str
+    overwrite: bool = Field(False, description="replace a model that is there already")
+
+
 class DriftLimits(Settings):
     """How far a shard may be from the training data before it is called drifted."""
 

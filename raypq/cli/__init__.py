@@ -30,6 +30,8 @@ for command in (
     answer.evaluate,
     retrieve.search,
     retrieve.duplicates,
+    retrieve.export_faiss,
+    retrieve.import_faiss,
     nightly.reindex,
     versions.snapshots,
     machine.bench,

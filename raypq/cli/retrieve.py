@@ -1,4 +1,4 @@
-"""Verbs that find images: search, near-duplicates, and how well a store is searched."""
+"""Verbs that find images: search, near-duplicates, how good they are, and FAISS in and out."""
 
 from __future__ import annotations
 
@@ -118,6 +118,42 @@ def duplicates(**values: Any) -> None:
     result = told(version, values["output"])
     result["pairs"] = result.pop("images")
     show(result)
+
+
+@click.command("export-faiss")
+@codes
+@click.option("--metric", type=click.Choice(["l2", "dot"]), help="[default: the model's]")
+@click.option("--output", required=True, help="Index file to write.")
+@verb
+def export_faiss(**values: Any) -> None:
+    """Write a code store and its model as a FAISS index.
+
+    \b
+    Example:
+      raypq export-faiss --codes codes --output codes.faiss
+    """
+    from raypq import api
+    from raypq.config import ExportFaissJob
+
+    show(api.export_faiss(job(ExportFaissJob, values)))
+
+
+@click.command("import-faiss")
+@click.argument("index")
+@click.option("--output", required=True, help="Model directory to write.")
+@click.option("--overwrite", is_flag=True, help="Replace a model that is there already.")
+@verb
+def import_faiss(**values: Any) -> None:
+    """Make a model of a FAISS index: a trained PQ or OPQ, with what stands before it.
+
+    \b
+    Example:
+      raypq import-faiss opq.faiss --output model
+    """
+    from raypq import api
+    from raypq.config import ImportFaissJob
+
+    show(api.import_faiss(job(ImportFaissJob, values)))
 
 
 @evaluate.command("retrieval")

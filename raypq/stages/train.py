@@ -13,8 +13,8 @@ from raypq import console, kernels
 from raypq.config import Columns, TrainJob
 from raypq.data.codes import bytes_per_code
 from raypq.data.features import FeatureStore, survey
+from raypq.data.models import check_vacant
 from raypq.data.shard_stats import Baseline, ShardStats
-from raypq.data.storage import exists, join
 from raypq.errors import ConfigError, ShardFailure
 from raypq.methods import registry
 from raypq.methods.base import Corpus, Model, ReductionMethod, State, Stats, TrainBatch
@@ -132,11 +132,7 @@ def train(job: TrainJob, crew: Crew) -> Trained:
         JobError: shards that could not be used.
     """
     start = time.monotonic()
-    if not job.overwrite and exists(join(job.output, "model.json")):
-        raise ConfigError(
-            f"output: {job.output} holds a model already; name another folder, or pass "
-            "--overwrite (overwrite: true) to replace it"
-        )
+    check_vacant(job.output, overwrite=job.overwrite)
     # The updates run here; as many threads as a worker has, so that every crew gives equal bits.
     kernels.set_threads(job.where.threads)
     method = registry.create(job.method, job.settings)
