@@ -22,6 +22,7 @@ from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, RepackJob
 from raypq.data import codes, generate, output, snapshot
 from raypq.data.classes import ClassTable
 from raypq.data.storage import Shard
+from raypq.methods.base import Model
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
 from raypq.stages.crew import LocalCrew
 from raypq.stages.repack import repack
@@ -121,7 +122,7 @@ def _classify(root: Path, threads: int, classes: str | None) -> Iterator[Result]
     with api.open_crew(where):
         for turn in range(_RAY_REPEATS):
             again = job.model_copy(update={"output": f"{job.output}-{turn}"})
-            with _Memory() as memory:
+            with Memory() as memory:
                 version = api.classify(again)
             seconds.append(float(version.summary["seconds"]))
             peak = max(peak, memory.peak)
@@ -154,7 +155,7 @@ def _coded(table: ClassTable) -> tuple[PQZSLModel, NDArray[np.uint8]]:
     return PQZSLModel(settings=settings, tensors={"C": C, "P": P, "Q": Q}, dx=16, da=da), B
 
 
-def write_codes(store: str, model: PQZSLModel, B: NDArray[np.uint8]) -> None:
+def write_codes(store: str, model: Model, B: NDArray[np.uint8]) -> None:
     """A code store of ``_SHARDS`` shards, written and committed as ``encode`` does."""
     import pyarrow as pa
 
@@ -199,10 +200,10 @@ def _growth(B: NDArray[np.uint8], tables: kernels.Tables) -> Result:
     )
 
 
-class _Memory:
+class Memory:
     """The largest resident size of any Ray worker while the context is open."""
 
-    def __enter__(self) -> _Memory:
+    def __enter__(self) -> Memory:
         self.peak = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

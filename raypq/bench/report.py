@@ -16,7 +16,7 @@ from rich.table import Table
 from raypq import console, kernels
 from raypq.bench.measure import Result, machine
 
-NAMES = ("classify", "search", "encode", "train", "read", "pipeline")
+NAMES = ("classify", "search", "encode", "train", "read", "pipeline", "retrieval")
 
 
 def run(names: list[str], *, threads: int, classes: str | None, json_file: str | None) -> bool:

@@ -12,7 +12,9 @@ from raypq.cli.options import cluster, show, verb, where_of
 @click.command()
 @click.argument(
     "name",
-    type=click.Choice(["all", "classify", "search", "encode", "train", "read", "pipeline"]),
+    type=click.Choice(
+        ["all", "classify", "search", "encode", "train", "read", "pipeline", "retrieval"]
+    ),
 )
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--classes", help="Class table for the pipeline bench. [default: generated]")
