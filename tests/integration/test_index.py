@@ -114,3 +114,28 @@ def test_bad_queries(tmp_path: Path, X: np.ndarray) -> None:
         index.search(X[:2], 0)
     with pytest.raises(InputError, match="no such store"):
         raypq.open(str(tmp_path / "nothing"))
+
+
+def test_answers_are_those_of_the_command(tmp_path: Path, X: np.ndarray, Q: np.ndarray) -> None:
+    model = store(tmp_path, X, pa.array(np.arange(900)))
+    pq.write_table(
+        pa.table({"id": np.arange(len(Q)), "feature": arrays.fixed_list(Q)}), tmp_path / "q.parquet"
+    )
+    version = raypq.search(
+        raypq.SearchJob(
+            codes=str(tmp_path / "codes"),
+            queries=[str(tmp_path / "q.parquet")],
+            top_k=7,
+            output=str(tmp_path / "out"),
+            where=ALONE,
+        )
+    )
+    (receipt,) = version.shards
+    table = pq.read_table(tmp_path / "out" / receipt.path)
+    found, names = raypq.open(str(tmp_path / "codes")).search(Q.astype(np.float64), 7)
+    assert table["id"].to_pylist() == names.tolist()
+    np.testing.assert_array_equal(np.array(table["score"].to_pylist(), np.float32), found)
+    B = raypq.load_model(str(tmp_path / "model")).encode(X)
+    assert (B.shape, B.dtype) == ((900, M), np.uint8)
+    decoded = model.decode(B)
+    assert (decoded.shape, decoded.dtype) == ((900, D), np.float32)

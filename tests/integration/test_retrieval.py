@@ -155,6 +155,25 @@ def test_bad_input(world: dict[str, Any], caplog: pytest.LogCaptureFixture) -> N
             evaluate(places, queries=[str(world["root"] / "bare.parquet")], at=(5,))
 
 
+def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    block = text.split("## Images like these")[1].split("```")[1]
+    rng = np.random.default_rng(0)
+    for name, n in (("features", 400), ("queries", 9)):
+        (tmp_path / name).mkdir()
+        X = rng.standard_normal((n, 32)).astype(np.float32)
+        rows = table([f"{name}{i}" for i in range(n)], X, [f"c{i % 3}" for i in range(n)])
+        pq.write_table(rows, tmp_path / name / "part.parquet")
+    monkeypatch.chdir(tmp_path)
+    lines = block.strip().splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        program, *arguments = line.split()
+        done = CliRunner().invoke(main, [*arguments, "--cluster", "none", "--workers", "1"])
+        assert (program, done.exit_code) == ("raypq", 0), done.output
+    assert 0 < json.loads(done.stdout)["recall@100"] <= 1
+
+
 @pytest.fixture(scope="module")
 def cifar(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """1,000 random test queries, and the 50,000 rows to search."""

@@ -17,7 +17,7 @@ from raypq import api
 from raypq.config import ClusterSettings, EncodeJob, SearchJob
 from raypq.data import arrays, snapshot
 from raypq.data.storage import join
-from raypq.errors import ConfigError, InputError, JobError
+from raypq.errors import ConfigError, InputError, JobError, ModelError
 from raypq.kernels import reference
 from raypq.methods.base import Model
 from raypq.methods.pq import PQModel, PQSettings
@@ -379,6 +379,26 @@ def test_bad_settings_and_input(
         settings["features"] = [queries[0]]
     with pytest.raises(error, match=message):
         run(stored, tmp_path / "out", **settings)
+
+
+def test_an_unknown_metric_or_distance(tmp_path: Path) -> None:
+    for name, value in (("metric", "l1"), ("distance", "hamming")):
+        values = {"codes": "c", "queries": ["q"], "output": "o", name: value}
+        with pytest.raises(ConfigError, match=f"key '{name}': .*found '{value}'"):
+            SearchJob.parse(values)
+
+
+def test_models_that_do_not_fit_each_other(make: Make, tmp_path: Path) -> None:
+    from raypq.stages.search import metric_of
+
+    models = {one.fingerprint: one for one in (quantizer(), quantizer(metric="dot"))}
+    with pytest.raises(ConfigError, match="the models of the store have dot, l2; name one"):
+        metric_of(models, None)
+    assert metric_of(models, "cosine") == "cosine"
+    stored = make("s", [20])
+    quantizer(9).save(str(tmp_path / "other"))
+    with pytest.raises(ModelError, match=r"codes of model \w+ only"):
+        run(stored, tmp_path / "out", queries=["q"], model=str(tmp_path / "other"))
 
 
 def test_queries_of_another_width(make: Make, tmp_path: Path) -> None:
