@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from raypq import console
@@ -15,13 +15,14 @@ from raypq.config import (
     EncodeJob,
     EvaluateJob,
     Job,
+    ReindexJob,
     RepackJob,
     TrainJob,
     read_mapping,
 )
 from raypq.data.snapshot import Snapshot
 from raypq.errors import RaypqError
-from raypq.stages.crew import Crew, LocalCrew
+from raypq.stages.crew import Crew, Gang, LocalCrew, Worker
 from raypq.stages.train import Trained
 
 J = TypeVar("J", bound=Job)
@@ -37,6 +38,26 @@ def open_crew(where: ClusterSettings) -> Iterator[Crew]:
 
     with connect(where) as crew:
         yield crew
+
+
+class _OnDemand:
+    """A crew that is called together by the first hire: to do nothing, Ray need not start."""
+
+    def __init__(self, where: ClusterSettings, stack: ExitStack) -> None:
+        self.workers = where.workers
+        self._where, self._stack = where, stack
+        self._crew: Crew | None = None
+
+    def hire(self, make: Callable[..., Worker], *args: Any) -> AbstractContextManager[Gang]:
+        if self._crew is None:
+            self._crew = self._stack.enter_context(open_crew(self._where))
+        return self._crew.hire(make, *args)
+
+
+@contextmanager
+def _crew_on_demand(where: ClusterSettings) -> Iterator[Crew]:
+    with ExitStack() as stack:
+        yield _OnDemand(where, stack)
 
 
 def train(job: TrainJob) -> Trained:
@@ -59,7 +80,7 @@ def encode(job: EncodeJob) -> Snapshot:
     """Turns features into a code store (``raypq encode``)."""
     from raypq.stages import encode as stage
 
-    with open_crew(job.where) as crew:
+    with _crew_on_demand(job.where) as crew:
         return stage.encode(job, crew)
 
 
@@ -67,8 +88,16 @@ def classify(job: ClassifyJob) -> Snapshot:
     """Turns codes into predictions (``raypq classify``)."""
     from raypq.stages import classify as stage
 
-    with open_crew(job.where) as crew:
+    with _crew_on_demand(job.where) as crew:
         return stage.classify(job, crew)
+
+
+def reindex(job: ReindexJob) -> dict[str, Any]:
+    """Brings codes and predictions up to date with a feature store (``raypq reindex``)."""
+    from raypq.stages import reindex as stage
+
+    with _crew_on_demand(job.where) as crew:
+        return stage.reindex(job, crew)
 
 
 def evaluate(job: EvaluateJob, where: ClusterSettings | None = None) -> dict[str, Any]:

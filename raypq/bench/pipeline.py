@@ -147,7 +147,7 @@ def _coded(table: ClassTable) -> tuple[PQZSLModel, NDArray[np.uint8]]:
     V /= np.linalg.norm(V, axis=1, keepdims=True)
     U = V[rng.integers(len(V), size=_STORED // 8)]
     U += np.float32(0.7 / np.sqrt(D)) * rng.standard_normal(U.shape, dtype=np.float32)
-    C = world.quantizer(U, _M, 256)
+    C = world.quantizer(U[:8192], _M, 256)
     B = np.tile(kernels.encode(U, C), (8, 1))
     P = np.zeros((D, 16), np.float32)
     settings = PQZSLSettings(M=_M, attributes="none")

@@ -14,6 +14,7 @@ from raypq.bench.measure import Contender, Goal, Result, rounds
 
 N, QUERIES, TOP = 1_000_000, 1024, 10
 _EXACT = 128  # queries for recall and for the check against float ADC
+_TRAIN = 65_536  # rows that each quantizer learns from; recall is compared
 _SLOW = 128  # queries that the slow peer gets; rates are compared
 _GOALS = {16: (30.0, 3.0), 8: (None, 3.0), 50: (None, 1.6)}
 _DIMS = {8: 64, 16: 128, 50: 200}
@@ -29,7 +30,8 @@ def _case(M: int, threads: int) -> Result:
     D = _DIMS[M]
     data = world.embedded(N=N + QUERIES, T=20_000, D=D, seed=M)
     U, Q = data.U[:N], data.U[N:]
-    C, B = world.quantized(U, M)
+    C = world.quantizer(U[:_TRAIN], M, 256, rounds=25)
+    B = kernels.encode(U, C)
     tables = kernels.build_tables(C, Q, None, "l2")
     contenders = [
         Contender(
@@ -85,7 +87,7 @@ def _faiss(
     faiss.copy_array_to_vector(B.ravel(), plain.codes)
     plain.ntotal = len(B)
     fast = faiss.IndexPQFastScan(D, 2 * M, 4)
-    fast.train(U[:65_536])
+    fast.train(U[:_TRAIN])
     fast.add(U)
     _, rows = plain.search(Q[:_EXACT], TOP)
     checks["recall@10 of FAISS IndexPQ"] = _recall(rows, truth)

@@ -36,15 +36,14 @@ def embedded(*, N: int, T: int, D: int, seed: int = 0) -> Embedded:
     return Embedded(U=U, V=V)
 
 
-def quantizer(U: NDArray[np.float32], M: int, K: int, seed: int = 0) -> NDArray[np.float32]:
-    """Codebooks [M, K, d] trained on the first rows of U."""
-    rng = np.random.default_rng(seed)
-    return codebooks.seed(U[:_SAMPLE], M, K, rng, rounds=4)
+def quantizer(U: NDArray[np.float32], M: int, K: int, *, rounds: int = 4) -> NDArray[np.float32]:
+    """Codebooks [M, K, d] of the rows U; a few rounds do where only speed is at stake."""
+    return codebooks.seed(U, M, K, np.random.default_rng(0), rounds=rounds)
 
 
 def quantized(
     U: NDArray[np.float32], M: int, K: int = 256
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Codebooks and the codes [N, M] of all rows."""
-    C = quantizer(U, M, K)
+    """Codebooks of a sample, and the codes [N, M] of all rows."""
+    C = quantizer(U[:_SAMPLE], M, K)
     return C, kernels.encode(U, C)

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypq.config import Settings
-from raypq.data.storage import Shard, join, open_new
+from raypq.data.shard_stats import ShardStats
+from raypq.data.storage import Shard, join, replacing
 
 ROW_GROUP = 1 << 17  # rows; large enough to compress, small enough to hold
 
 
 class Source(Settings):
-    """The input shard that an output file was made from."""
+    """The input shard that an output file was made from; ``sha256`` only where it was asked for."""
 
     uri: str
     size: int
     modified: str
+    sha256: str | None = None
 
     @classmethod
-    def of(cls, shard: Shard) -> Source:
-        return cls(uri=shard.uri, size=shard.size, modified=shard.modified)
+    def of(cls, shard: Shard, *, sha256: str | None = None) -> Source:
+        return cls(uri=shard.uri, size=shard.size, modified=shard.modified, sha256=sha256)
 
     def same_content(self, other: Source) -> bool:
         """Whether nothing tells the two apart but where they are."""
@@ -40,6 +40,7 @@ class Receipt(Settings):
     Attributes:
         model: fingerprint of the model. work: names the model and all settings that the content
             depends on: the same work on the same source gives the same content.
+        stats: how well the model fits the shard; of codes only, and not in early stores.
     """
 
     shard: str
@@ -50,6 +51,7 @@ class Receipt(Settings):
     model: str
     work: str
     source: Source
+    stats: ShardStats | None = None
 
 
 class _Hashing:
@@ -68,7 +70,7 @@ class _Hashing:
         return len(data)
 
     def flush(self) -> None:
-        self._file.flush()
+        """Nothing: the file is flushed and synced when it is complete."""
 
     def readable(self) -> bool:
         return False
@@ -78,20 +80,6 @@ class _Hashing:
 
     def seekable(self) -> bool:
         return False
-
-    def close(self) -> None:
-        if self.closed:
-            return
-        self.closed = True
-        self._file.flush()
-        try:
-            number = None
-            with suppress(OSError, AttributeError):  # an object store's has none
-                number = self._file.fileno()
-            if number is not None:
-                os.fsync(number)  # a disk that fails here must not earn a receipt
-        finally:
-            self._file.close()  # what makes it durable on an object store
 
 
 def write_shard(
@@ -106,13 +94,14 @@ def write_shard(
 ) -> Receipt:
     """Writes ``data/<stem>.<uuid>.parquet`` below ``store``; the name is never used twice.
 
-    A file counts only once a snapshot names it, so a crash here leaves nothing half done.
+    The file takes its name when it is complete and synced, and counts only once a snapshot names
+    it: neither a crash nor a full disk leaves anything half done.
     """
     path = f"data/{shard.stem}.{uuid.uuid4().hex}.parquet"
-    sink = _Hashing(open_new(join(store, path)))
     rows, held = 0, 0
     waiting: list[pa.RecordBatch] = []
-    try:
+    with replacing(join(store, path)) as file:
+        sink = _Hashing(file)
         with pq.ParquetWriter(sink, schema, write_page_checksum=True, **options) as writer:
             for batch in batches:
                 waiting.append(batch)
@@ -122,8 +111,6 @@ def write_shard(
                     writer.write_table(pa.Table.from_batches(waiting, schema), ROW_GROUP)
                     waiting, held = [], 0
             writer.write_table(pa.Table.from_batches(waiting, schema), ROW_GROUP)
-    finally:
-        sink.close()
     return Receipt(
         shard=shard.stem,
         path=path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,26 +26,33 @@ def seed(U: Floats, M: int, K: int, rng: np.random.Generator, *, rounds: int = 1
     n = min(len(U), _SEED_ROWS * K)
     some = U if n == len(U) else U[np.sort(rng.choice(len(U), n, replace=False))]
     parts = some.reshape(n, M, d).transpose(1, 0, 2).astype(np.float32, copy=True)
-    C = np.empty((M, K, d), np.float32)
-    C[:, 0] = parts[:, rng.integers(n)]
-    nearest = _squared(parts, C[:, 0])
-    for k in range(1, K):
-        mass = np.cumsum(nearest, axis=1, dtype=np.float64)
-        aim = rng.random(M) * mass[:, -1]
-        chosen = np.minimum(
-            [np.searchsorted(row, a) for row, a in zip(mass, aim, strict=True)], n - 1
-        )
-        C[:, k] = parts[np.arange(M), chosen]
-        np.minimum(nearest, _squared(parts, C[:, k]), out=nearest)
+    # All random numbers are drawn first, so that the sub-spaces can be seeded side by side.
+    first, aims = rng.integers(n), rng.random((K - 1, M)).T
+    with ThreadPoolExecutor(kernels.threads()) as pool:
+        C = np.stack(list(pool.map(_spread, parts, [first] * M, aims)))
     for _ in range(rounds):
         B = kernels.encode(U, C)
         C = means(C, *sums(U, B, C), rng)
     return C
 
 
-def _squared(parts: Floats, c: Floats) -> Floats:
-    delta = parts - c[:, None, :]
-    return np.einsum("mnd,mnd->mn", delta, delta)
+def _spread(part: Floats, first: int, aims: NDArray[np.float64]) -> Floats:
+    """k-means++ in one sub-space: each seed is a row of ``part`` [n, d], drawn by its squared
+    distance to the seeds before it; ``aims`` [K-1] are where in the sum each draw falls; [K, d].
+    """
+    C = np.empty((len(aims) + 1, part.shape[1]), np.float32)
+    C[0] = part[first]
+    nearest = _squared(part, C[0])
+    for k, aim in enumerate(aims, start=1):
+        mass = np.cumsum(nearest, dtype=np.float64)
+        C[k] = part[min(int(np.searchsorted(mass, aim * mass[-1])), len(part) - 1)]
+        np.minimum(nearest, _squared(part, C[k]), out=nearest)
+    return C
+
+
+def _squared(part: Floats, c: Floats) -> Floats:
+    delta = part - c
+    return np.einsum("nd,nd->n", delta, delta)
 
 
 def sums(

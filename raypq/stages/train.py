@@ -13,12 +13,17 @@ from raypq import console, kernels
 from raypq.config import Columns, TrainJob
 from raypq.data.codes import bytes_per_code
 from raypq.data.features import FeatureStore, survey
+from raypq.data.shard_stats import Baseline, ShardStats
+from raypq.data.storage import exists, join
 from raypq.errors import ConfigError, ShardFailure
 from raypq.methods import registry
 from raypq.methods.base import Corpus, Model, ReductionMethod, State, Stats, TrainBatch
 from raypq.stages.crew import Crew, Gang, in_order, settle
+from raypq.stages.drift import Gauge, baseline_of
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
 from raypq.stages.tune import tune
+
+_BASELINE_SHARDS = 16  # training shards that are measured for the baseline of drift
 
 
 class TrainWorker:
@@ -37,7 +42,19 @@ class TrainWorker:
         self._kept: dict[str, list[TrainBatch]] = {}
         self._lock = Lock()
 
-    def __call__(self, task: TrainTask, state: State) -> Stats:
+    def __call__(self, task: TrainTask, shared: State | Model) -> Stats | ShardStats | None:
+        if isinstance(shared, Model):
+            return self._measure(task, shared)
+        return self._accumulate(task, shared)
+
+    def _measure(self, task: TrainTask, model: Model) -> ShardStats | None:
+        """What the shard looks like to the trained model."""
+        gauge = Gauge(model, task.rows)
+        for batch in self._batches(task):
+            gauge.add_features(batch.X, batch.row - task.row)
+        return gauge.read()
+
+    def _accumulate(self, task: TrainTask, state: State) -> Stats:
         stats = Stats()
         for batch in self._batches(task):
             stats.merge(self._method.accumulate(state, batch))
@@ -111,10 +128,15 @@ def train(job: TrainJob, crew: Crew) -> Trained:
     """Trains a method by reduction and saves its model.
 
     Raises:
-        ConfigError: settings that do not fit each other or the data.
+        ConfigError: settings that do not fit each other or the data; a model that is there.
         JobError: shards that could not be used.
     """
     start = time.monotonic()
+    if not job.overwrite and exists(join(job.output, "model.json")):
+        raise ConfigError(
+            f"output: {job.output} holds a model already; name another folder, or pass "
+            "--overwrite (overwrite: true) to replace it"
+        )
     # The updates run here; as many threads as a worker has, so that every crew gives equal bits.
     kernels.set_threads(job.where.threads)
     method = registry.create(job.method, job.settings)
@@ -122,10 +144,11 @@ def train(job: TrainJob, crew: Crew) -> Trained:
     tuned = tune(job, plan, crew) if job.tune else None
     if tuned:
         method = registry.create(job.method, tuned.settings)
-    state, failures, images = _run(job, method, plan, crew)
-    model = method.model(state)
+    model, baseline, failures, images = _run(job, method, plan, crew)
     quarantined = [str(failure) for failure in failures]
     record = {**model.record, "images": images, "quarantined": quarantined}
+    if baseline:
+        record["baseline"] = baseline.model_dump(mode="json")
     model = replace(model, record={**record, **(tuned.record() if tuned else {})})
     fingerprint = model.save(job.output)
     seconds = time.monotonic() - start
@@ -151,8 +174,8 @@ def train(job: TrainJob, crew: Crew) -> Trained:
 
 def _run(
     job: TrainJob, method: ReductionMethod, plan: Plan, crew: Crew
-) -> tuple[State, list[ShardFailure], int]:
-    """Every pass; the final state, the shards left out, and the images that were used."""
+) -> tuple[Model, Baseline | None, list[ShardFailure], int]:
+    """Every pass; the model, its baseline, the shards left out, and the images that were used."""
     tasks = list(plan.tasks)
     failures: list[ShardFailure] = []
     footers = list(plan.failures)
@@ -169,7 +192,17 @@ def _run(
             tasks = [task for task in tasks if task.name not in names]
             state = method.update(state, stats)
             _tell(job.method, state)
-    return state, failures, sum(task.rows for task in tasks)
+        model = method.model(state)
+        images = sum(task.rows for task in tasks)
+        found = _measure(gang, tasks, model)
+    return model, baseline_of(found, images=images, K=model.K), failures, images
+
+
+def _measure(gang: Gang, tasks: Sequence[TrainTask], model: Model) -> list[ShardStats]:
+    """What some training shards look like to the model, evenly chosen; a pass at most."""
+    some = [task for task in tasks[:: -(-len(tasks) // _BASELINE_SHARDS)] if task.rows]
+    found = [outcome.result for outcome in in_order(gang.map(some, model))]
+    return [stats for stats in found if stats is not None]  # a shard that fails now is left out
 
 
 def run_pass(

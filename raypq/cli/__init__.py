@@ -1,0 +1,37 @@
+"""The command line: parse, build the job, call, print. No logic, and no heavy imports."""
+
+from __future__ import annotations
+
+import click
+
+from raypq import __version__
+from raypq.cli import answer, build, machine, nightly, versions
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Compress image features to a few dozen bytes each, and classify straight from the codes.
+
+    \b
+    raypq demo                                   the whole path on generated data
+    raypq train pqzsl --features F --classes C --output MODEL
+    raypq encode --model MODEL --features F --output CODES
+    raypq classify --model MODEL --codes CODES --classes C --output PREDICTIONS
+    raypq evaluate classification --predictions PREDICTIONS --classes C
+    """
+
+
+for command in (
+    build.train,
+    build.encode,
+    build.repack,
+    answer.classify,
+    answer.evaluate,
+    nightly.reindex,
+    versions.snapshots,
+    machine.bench,
+    machine.doctor,
+    machine.demo,
+):
+    main.add_command(command)

@@ -1,0 +1,107 @@
+"""Verbs that answer from codes: classify, and evaluate what came out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raypq.cli.options import (
+    bad_shard,
+    cluster,
+    columns,
+    columns_of,
+    job,
+    show,
+    told,
+    verb,
+    where_of,
+)
+
+
+@click.command()
+@click.option(
+    "--model",
+    help="Model directory; needed for features. With codes: refuse those of another model. "
+    "[default: the models that the code store carries, each for its own shards]",
+)
+@click.option("--codes", help="Code store.")
+@click.option(
+    "--version", type=click.IntRange(1), help="Version of the code store. [default: latest]"
+)
+@click.option(
+    "--features", multiple=True, help="Instead of codes: score features exactly, uncompressed."
+)
+@click.option("--classes", required=True, help="Class table (Parquet).")
+@click.option(
+    "--candidates",
+    default="all",
+    show_default=True,
+    help="all, seen, unseen, 2-hops, 3-hops, most-N, least-N, a file, or several joined by +.",
+)
+@click.option("--top-k", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--metric", type=click.Choice(["l2", "cosine", "dot"]), help="[default: the model's]")
+@click.option(
+    "--calibration",
+    default="0",
+    show_default=True,
+    help="Taken off seen classes' scores: a number, or 'model'.",
+)
+@click.option("--output", required=True, help="Prediction store to write a version of.")
+@bad_shard
+@columns
+@cluster
+@verb
+def classify(**options: Any) -> None:
+    """Classify stored codes: the best classes of every image, from lookup tables.
+
+    \b
+    Example:
+      raypq classify --codes codes --classes classes.parquet \\
+          --candidates unseen --top-k 10 --output predictions
+    """
+    from raypq import api
+    from raypq.config import ClassifyJob
+
+    where, columns = where_of(options), columns_of(options)
+    options |= {"features": list(options["features"]) or None, "where": where, "columns": columns}
+    version = api.classify(job(ClassifyJob, options))
+    show(told(version, options["output"]) | {"accuracy": version.summary["result"]["accuracy"]})
+
+
+@click.group()
+def evaluate() -> None:
+    """Compare results with labels."""
+
+
+@evaluate.command("classification")
+@click.option("--predictions", required=True, help="Prediction store.")
+@click.option("--version", type=click.IntRange(1), help="Its version. [default: latest]")
+@click.option("--classes", required=True, help="Class table (Parquet).")
+@click.option(
+    "--split",
+    default="all",
+    show_default=True,
+    help="Judge only images of these classes (as --candidates).",
+)
+@click.option("--calibration", type=float, help="γ for calibrated stacking. [default: the model's]")
+@click.option("--json", "json_file", type=click.Path(), help="Write the figures here too.")
+@cluster
+@verb
+def evaluate_classification(json_file: str | None, **options: Any) -> None:
+    """ZSL and GZSL accuracy, H, hit@k and the seen-unseen curve of a prediction store.
+
+    \b
+    Example:
+      raypq evaluate classification --predictions predictions --classes classes.parquet
+    """
+    from raypq import api
+    from raypq.config import EvaluateJob
+
+    options["where"] = where_of(options)
+    result = api.evaluate(job(EvaluateJob, options))
+    if json_file:
+        Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    show(result)

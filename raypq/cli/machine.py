@@ -1,0 +1,78 @@
+"""Verbs about this machine: bench, doctor and the demo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from raypq.cli.options import cluster, show, verb, where_of
+
+
+@click.command()
+@click.argument(
+    "name",
+    type=click.Choice(["all", "classify", "search", "encode", "train", "read", "pipeline"]),
+)
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--classes", help="Class table for the pipeline bench. [default: generated]")
+@click.option("--json", "json_file", type=click.Path(), help="Write the figures here too.")
+@verb
+def bench(name: str, threads: int, classes: str | None, json_file: str | None) -> None:
+    """Run raypq and its peers side by side, in one process on the same data.
+
+    \b
+    Example:
+      raypq bench all --json results.json
+    """
+    from raypq.bench import report
+
+    names = list(report.NAMES) if name == "all" else [name]
+    report.run(names, threads=threads, classes=classes, json_file=json_file)
+
+
+@click.command()
+@verb
+def doctor() -> None:
+    """Say what this installation can do: kernels, instruction set, threads, torch, CUDA.
+
+    \b
+    Example:
+      raypq doctor
+    """
+    from raypq import kernels
+
+    show(kernels.active())
+
+
+@click.command()
+@click.option(
+    "--output", default="demo-output", show_default=True, help="Folder to write everything to."
+)
+@click.option("--images", type=click.IntRange(1000), default=40_000, show_default=True)
+@click.option("--classes", "n_classes", type=click.IntRange(40), default=400, show_default=True)
+@click.option(
+    "--dims", type=click.IntRange(16), default=512, show_default=True, help="Feature width."
+)
+@click.option(
+    "--sub-codebooks",
+    "M",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="Bytes per image.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@cluster
+@verb
+def demo(**options: Any) -> None:
+    """Generate an ImageNet-like feature store and run the whole path on it.
+
+    \b
+    Example:
+      raypq demo --images 100000 --classes 1000
+    """
+    from raypq import demo as story
+
+    where = where_of(options)
+    click.echo(story.run(story.DemoSettings(**options), where))

@@ -1,0 +1,133 @@
+"""What the verbs share: options, errors as exit codes, and how results are shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from raypq import console
+from raypq.errors import RaypqError
+
+if TYPE_CHECKING:
+    from raypq.config import ClusterSettings, Columns, Settings
+
+Command = Callable[..., Any]
+_INTERRUPTED = 130
+
+
+def options(*several: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(several):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+cluster = options(
+    click.option(
+        "--cluster", default="local", show_default=True, help="none, local, or a Ray address."
+    ),
+    click.option("--workers", type=click.IntRange(1), help="Workers. [default: CPU cores]"),
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="CPU threads of a worker.",
+    ),
+    click.option("--gpus-per-worker", type=click.FloatRange(0), default=0.0, show_default=True),
+    click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
+)
+bad_shard = click.option(
+    "--on-bad-shard",
+    type=click.Choice(["fail", "quarantine"]),
+    default="fail",
+    show_default=True,
+    help="Fail after all good shards are done, or leave bad ones out and record them.",
+)
+columns = options(
+    click.option("--id-column", default="id", show_default=True),
+    click.option("--feature-column", default="feature", show_default=True),
+    click.option("--label-column", default="label", show_default=True),
+    click.option("--feature-width", type=click.IntRange(1), help="Needed for fixed_size_binary."),
+)
+
+
+def verb(command: Command) -> Command:
+    """Adds the options that every verb has, and turns errors into messages and exit codes."""
+
+    @click.option("--quiet", is_flag=True, help="Warnings and results only.")
+    @click.option("--log-json", is_flag=True, help="One JSON object a log line.")
+    @click.option("--debug", is_flag=True, help="Tracebacks and debug lines.")
+    @wraps(command)
+    def run(*args: Any, quiet: bool, log_json: bool, debug: bool, **kwargs: Any) -> None:
+        console.set_up(quiet=quiet, as_json=log_json, debug=debug)
+        try:
+            command(*args, **kwargs)
+        except RaypqError as error:
+            if debug:
+                raise
+            click.echo(f"raypq: {error}", err=True)
+            sys.exit(error.exit_code)
+        except OSError as error:
+            if debug:
+                raise
+            click.echo(f"raypq: {type(error).__name__}: {error}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("raypq: interrupted", err=True)
+            sys.exit(_INTERRUPTED)
+
+    return run
+
+
+def where_of(options: dict[str, Any]) -> ClusterSettings:
+    from raypq.config import ClusterSettings
+
+    values = {
+        name: options.pop(name)
+        for name in ("cluster", "workers", "threads", "gpus_per_worker", "device")
+    }
+    values["workers"] = values["workers"] or os.cpu_count() or 1
+    return ClusterSettings.parse(values, origin="command line")
+
+
+def columns_of(options: dict[str, Any]) -> Columns:
+    from raypq.config import Columns
+
+    names = {
+        "id": options.pop("id_column"),
+        "feature": options.pop("feature_column"),
+        "label": options.pop("label_column"),
+        "width": options.pop("feature_width"),
+    }
+    return Columns.parse(names, origin="command line")
+
+
+def job(cls: type[Settings], options: dict[str, Any], *, origin: str = "command line") -> Any:
+    return cls.parse(options, origin=origin)
+
+
+def told(version: Any, store: str) -> dict[str, Any]:
+    return {
+        "store": store,
+        "version": version.version,
+        "images": version.rows,
+        "shards": len(version.shards),
+        "bytes": sum(receipt.bytes for receipt in version.shards),
+        "quarantined": [f"{item.uri}: {item.reason}" for item in version.quarantined],
+        "seconds": version.summary["seconds"],
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    click.echo(json.dumps(result, indent=2, default=str))

@@ -1,0 +1,87 @@
+"""``raypq snapshots``: the versions of a store."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from raypq.cli.options import show, verb
+
+
+@click.group()
+def snapshots() -> None:
+    """Look at the versions of a store, and clear what none of them needs."""
+
+
+@snapshots.command("list")
+@click.argument("store")
+@verb
+def snapshots_list(store: str) -> None:
+    """One line for each version of STORE, oldest first."""
+    from raypq.stages import history
+
+    for line in history.listing(store):
+        click.echo(json.dumps(line))
+
+
+@snapshots.command("show")
+@click.argument("store")
+@click.option("--version", type=click.IntRange(1), help="[default: latest]")
+@verb
+def snapshots_show(store: str, version: int | None) -> None:
+    """Everything that a version of STORE says of itself."""
+    from raypq.stages import history
+
+    show(history.show(store, version))
+
+
+@snapshots.command("verify")
+@click.argument("store")
+@click.option("--version", type=click.IntRange(1), help="[default: latest]")
+@click.option("--sha256", is_flag=True, help="Read every byte, not only the sizes.")
+@verb
+def snapshots_verify(store: str, version: int | None, sha256: bool) -> None:
+    """Check that every file of a version of STORE is there as it was written."""
+    from raypq.stages import history
+
+    show(history.verify(store, version, content=sha256))
+
+
+@snapshots.command("diff")
+@click.argument("store")
+@click.argument("old", type=click.IntRange(1))
+@click.argument("new", type=click.IntRange(1), required=False)
+@verb
+def snapshots_diff(store: str, old: int, new: int | None) -> None:
+    """Shards that versions OLD and NEW (default: the latest) of STORE do not share."""
+    from raypq.stages import history
+
+    show(history.diff(store, old, new))
+
+
+@snapshots.command("gc")
+@click.argument("store")
+@click.option("--keep", type=click.IntRange(1), help="Latest versions to retain. [default: all]")
+@click.option("--older-than-days", type=click.FloatRange(0), default=7.0, show_default=True)
+@click.option("--delete", "remove", is_flag=True, help="Remove them; otherwise only tell.")
+@verb
+def snapshots_gc(store: str, keep: int | None, older_than_days: float, remove: bool) -> None:
+    """Find files in STORE that no retained version names; remove them with --delete.
+
+    \b
+    Example:
+      raypq snapshots gc codes --keep 30 --delete
+    """
+    from raypq.stages import history
+
+    found = history.collect(store, keep=keep, older_than_days=older_than_days, remove=remove)
+    show(
+        {
+            "removed" if remove else "would remove": {
+                "versions": list(found.versions),
+                "files": len(found.files),
+                "bytes": found.bytes,
+            }
+        }
+    )

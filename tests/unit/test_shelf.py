@@ -1,0 +1,60 @@
+"""A code store carries the models that made its codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raypq.data.models import ModelFiles
+from raypq.errors import ModelError
+from raypq.methods import registry, shelf
+from raypq.methods.base import Model
+
+
+@pytest.fixture
+def models() -> list[Model]:
+    settings = registry.find("pq").settings_class(M=2, K=4)
+    rng = np.random.default_rng(0)
+    return [
+        registry.find("pq").model_class(
+            settings=settings,
+            tensors={"C": rng.standard_normal((2, 4, 3)).astype(np.float32)},
+            dx=6,
+        )
+        for _ in range(2)
+    ]
+
+
+def test_models_come_back_by_fingerprint(tmp_path: Path, models: list[Model]) -> None:
+    for model in [*models, models[0]]:
+        shelf.keep(str(tmp_path), model)
+    found = shelf.load(str(tmp_path), [model.fingerprint for model in models])
+    assert set(found) == {model.fingerprint for model in models}
+    for model in models:
+        np.testing.assert_array_equal(found[model.fingerprint].C, model.C)
+
+
+def test_a_missing_model_is_named(tmp_path: Path, models: list[Model]) -> None:
+    with pytest.raises(ModelError, match=models[0].fingerprint):
+        shelf.load(str(tmp_path), [models[0].fingerprint])
+
+
+def test_half_a_model_is_no_model(tmp_path: Path, models: list[Model]) -> None:
+    """A crash between the two files: the next writer finishes the job."""
+    where = Path(shelf.place(str(tmp_path), models[0].fingerprint))
+    shelf.keep(str(tmp_path), models[0])
+    (where / "model.json").unlink()
+    with pytest.raises(ModelError):
+        shelf.load(str(tmp_path), [models[0].fingerprint])
+    shelf.keep(str(tmp_path), models[0])
+    assert shelf.load(str(tmp_path), [models[0].fingerprint])
+
+
+def test_a_model_in_another_models_place_is_refused(tmp_path: Path, models: list[Model]) -> None:
+    shelf.keep(str(tmp_path), models[0])
+    other = shelf.place(str(tmp_path), models[1].fingerprint)
+    ModelFiles.load(shelf.place(str(tmp_path), models[0].fingerprint)).save(other)
+    with pytest.raises(ModelError, match="expected the model"):
+        shelf.load(str(tmp_path), [models[1].fingerprint])
