@@ -13,6 +13,12 @@ namespace {
 // the candidates of a block must stay at some MB.
 constexpr size_t kRows = 32768, kCandidateBytes = size_t(48) << 20;
 
+// The least float not below x.
+float round_up(double x) {
+  const float y = float(x);
+  return double(y) < x ? std::nextafter(y, std::numeric_limits<float>::infinity()) : y;
+}
+
 struct Answer {
   float* scores;     // [n, k]
   int64_t* classes;
@@ -170,9 +176,13 @@ class Block {
     }
     std::nth_element(exact.begin(), exact.begin() + (k_ - 1), exact.end(),
                      [](const auto& a, const auto& b) { return better(a.first, b.first); });
-    const double slack = list_.slack(row);
-    for (size_t c = 0; c < k_; ++c) {  // an infinite slack excludes nothing, whatever the bound
-      value[c] = std::isinf(slack) ? 0.0f : float(in_units(row, exact[c].first.value) - slack);
+    const double slack = list_.slack(row), target = list_.target()[row];
+    for (size_t c = 0; c < k_; ++c) {
+      // An infinite slack excludes nothing, whatever the bound. A bound that rounding leaves below
+      // the target is raised to it: the k-th best was at least that, or the row will be scanned
+      // again.
+      const double lower = std::max(in_units(row, exact[c].first.value) - slack, target);
+      value[c] = std::isinf(slack) ? 0.0f : round_up(lower);
       lane[c] = exact[c].second;
     }
   }
