@@ -60,6 +60,7 @@ class LaneScan {
     const uint8_t* table = t_.table(tile);
     const size_t lanes = tile * kLanes;
     const uint64_t real = ~uint64_t(0) >> (kLanes - t_.lanes(tile));
+    const bool wide = shape.M > kNarrow;
     int32_t threshold[kLanes];
     touch(table, t_.tile_bytes());
     for (size_t first = 0; first < rows.n; first += chunk, chunk = std::min(2 * chunk, kChunk)) {
@@ -73,7 +74,7 @@ class LaneScan {
         for (uint64_t left = hits_[h].lanes & real; left; left &= left - 1) {
           const size_t lane = size_t(__builtin_ctzll(left)), at = lanes + lane;
           const double value =
-              (t_.base[at] + t_.unit[at] * hits_[h].sum[lane]) * scale + t_.extra[at];
+              (t_.base[at] + t_.unit[at] * hits_[h].sum(lane, wide)) * scale + t_.extra[at];
           const double error = t_.error[at] * scale;
           keep(at, value - error, value + error, rows.name(i));
         }
