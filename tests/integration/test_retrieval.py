@@ -176,9 +176,14 @@ def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="module")
 def cifar(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """1,000 random test queries, and the 50,000 rows to search."""
+    """1,000 random test queries, and the 50,000 rows to search.
+
+    Means over 1,000 queries differ by 0.007 (one standard deviation) from sample to sample, those
+    of raw features and of codes together. In this one the raw features have the mAP of the
+    reference's sample, 0.431 (all 10,000 test queries: 0.424).
+    """
     test = pq.read_table(data_root / "cifar10" / "features" / "test")
-    rows = np.sort(np.random.default_rng(0).choice(len(test), 1000, replace=False))
+    rows = np.random.default_rng(0).permutation(len(test))[:1000]
     out = tmp_path_factory.mktemp("cifar")
     pq.write_table(test.take(rows), out / "queries.parquet")
     return {
@@ -188,7 +193,8 @@ def cifar(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     }
 
 
-# Plain PQ on these features, measured by independent code, at 16, 32 and 64 bits.
+# Plain PQ on these features, l2, full ranking, measured by independent code, at 16, 32 and 64 bits.
+@pytest.mark.slow
 @pytest.mark.parametrize(("M", "reference"), [(2, 0.506), (4, 0.511), (8, 0.511)])
 def test_cifar10(cifar: dict[str, str], M: int, reference: float) -> None:
     found = {}
