@@ -18,7 +18,7 @@ from raypq.distributed.errors import ClusterError, reason_of
 from raypq.distributed.gang import RayGang
 from raypq.distributed.seat import Seat
 from raypq.errors import ConfigError
-from raypq.stages.crew import Gang, Worker
+from raypq.stages.crew import Gang, Worker, stage_of
 
 __all__ = ["ClusterError", "RayCrew", "connect"]
 
@@ -51,7 +51,9 @@ class RayCrew:
         )(Seat)
         # Models and class tables go to the object store once, not once a worker.
         refs = [ray.put(arg) for arg in args]
-        gang = RayGang(lambda: actor.remote(settings.threads, make, *refs), settings.workers)
+        gang = RayGang(
+            lambda: actor.remote(settings.threads, make, *refs), settings.workers, stage_of(make)
+        )
         try:
             yield gang
         finally:

@@ -9,8 +9,9 @@ from typing import Any
 
 import ray
 
-from raypq import kernels
+from raypq import kernels, meter
 from raypq.errors import RaypqError
+from raypq.meter import Reading
 from raypq.stages.crew import Task, Worker, attempt
 
 
@@ -20,6 +21,15 @@ class Refusal:
 
     reason: str
     final: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of one call, the seconds that it took and what it read."""
+
+    result: Any
+    seconds: float
+    read: Reading
 
 
 class Seat:
@@ -44,14 +54,14 @@ class Seat:
             self._args = ()
         return None
 
-    def call(self, task: Task, shared: list[Any]) -> tuple[float, Any]:
-        """Seconds and result of one task."""
+    def call(self, task: Task, shared: list[Any]) -> Answer:
+        """Does one task."""
         assert self._worker is not None, "called before it was ready"
-        start = time.monotonic()
+        start, before = time.monotonic(), meter.read()
         # The reference travels in a list, or Ray would fetch the value anew for every call.
         key = shared[0].binary() if shared else None
         if key != self._shared_key:
             self._shared = ray.get(shared[0]) if shared else None
             self._shared_key = key
         result = attempt(self._worker, task, self._shared)
-        return time.monotonic() - start, result
+        return Answer(result, time.monotonic() - start, meter.read().since(before))

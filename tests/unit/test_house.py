@@ -15,13 +15,14 @@ ROOT = Path(__file__).resolve().parents[2] / "raypq"
 # What each room may import of raypq, beside itself.
 ALLOWED = {
     "errors": set(),
+    "meter": set(),
     "console": set(),
     "config": {"errors"},
-    "data": {"config", "console", "errors"},
+    "data": {"config", "console", "errors", "meter"},
     "kernels": {"config", "errors", "console"},
     "methods": {"kernels", "data", "config", "errors"},
-    "stages": {"methods", "kernels", "data", "config", "errors", "console"},
-    "distributed": {"stages", "kernels", "config", "errors", "console"},
+    "stages": {"methods", "kernels", "data", "config", "errors", "console", "meter"},
+    "distributed": {"stages", "kernels", "config", "errors", "console", "meter"},
     "api": {"distributed", "stages", "data", "config", "console", "errors"},
     "demo": {"api", "data", "config", "console"},
     "bench": {"api", "stages", "methods", "kernels", "data", "config", "errors", "console"},
