@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from raypq.config import ClusterSettings
 from raypq.distributed.errors import ClusterError, reason_of
@@ -22,9 +25,18 @@ from raypq.stages.crew import Gang, Worker, stage_of
 
 __all__ = ["ClusterError", "RayCrew", "connect"]
 
+_VERSION = metadata.version("raypq")
 _DIAL_TIMEOUT = 4.0  # seconds for the head node to accept a connection
 _ANSWER_TIMEOUT = 9.0  # seconds for it to answer as Ray does
 _CLIENT_PORT = 10001  # of ray://
+# Ray tells both sides' versions in its error, and in no other way before a connection stands.
+_VERSIONS = re.compile(
+    r"Version mismatch.*?Ray: (\S+)\s+Python: (\S+).*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL
+)
+_NO_TOKEN = (
+    "does not let this client in: it wants a token, and the one here is missing or another. Set "
+    "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to that of the cluster"
+)
 
 
 class RayCrew:
@@ -52,7 +64,9 @@ class RayCrew:
         # Models and class tables go to the object store once, not once a worker.
         refs = [ray.put(arg) for arg in args]
         gang = RayGang(
-            lambda: actor.remote(settings.threads, make, *refs), settings.workers, stage_of(make)
+            lambda: actor.remote(_VERSION, settings.threads, make, *refs),
+            settings.workers,
+            stage_of(make),
         )
         try:
             yield gang
@@ -68,13 +82,27 @@ def check_resources(settings: ClusterSettings) -> None:
     """
     wanted = {"CPU": float(settings.threads), "GPU": settings.gpus_per_worker}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes += _nodes_to_come()
     if any(all(node.get(name, 0.0) >= wanted[name] for name in wanted) for node in nodes):
         return
     asked = " and ".join(f"{count:g} {name}" for name, count in wanted.items() if count)
     there = "; ".join(
         sorted({", ".join(f"{node.get(name, 0.0):g} {name}" for name in wanted) for node in nodes})
     )
-    raise ClusterError(f"a worker needs {asked}, but no node has that; the nodes have: {there}")
+    raise ClusterError(
+        f"a worker needs {asked}, but no node has that; the nodes have: {there}. Ask for less "
+        "(--threads, --gpus-per-worker), or add nodes that have it"
+    )
+
+
+def _nodes_to_come() -> list[dict[str, float]]:
+    """Resources of the kinds of node that the cluster's autoscaler may add.
+
+    Ray has no public way to ask (2.60). Only autoscaler v2 tells, the default on KubeRay.
+    """
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config else []
+    return [dict(group.resources) for group in groups if group.max_count]
 
 
 @contextmanager
@@ -102,7 +130,11 @@ def connect(settings: ClusterSettings) -> Iterator[RayCrew]:
         options["address"] = settings.cluster
     try:
         ray.init(**options)
+    except AuthenticationError:
+        raise ClusterError(f"the Ray cluster at {settings.cluster!r} {_NO_TOKEN}") from None
     except (ConnectionError, RuntimeError, ValueError) as error:
+        if found := _VERSIONS.search(str(error)):
+            raise ClusterError(_mismatch(settings.cluster, found)) from None
         raise _unreachable(settings.cluster, reason_of(error)) from None
     try:
         yield RayCrew(settings)
@@ -139,8 +171,20 @@ def check_address(address: str) -> None:
     except subprocess.TimeoutExpired:
         raise _unreachable(address, "something listens there, but it is not a Ray head") from None
     if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        said = done.stderr.decode(errors="replace").strip()
+        lines = said.splitlines()
+        if "AuthenticationError" in said:
+            raise ClusterError(f"the Ray cluster at {address!r} {_NO_TOKEN}")
         raise _unreachable(address, lines[-1] if lines else "it is not healthy")
+
+
+def _mismatch(address: str, found: re.Match[str]) -> str:
+    theirs, ours = found.group(1, 2), found.group(3, 4)
+    return (
+        f"the Ray cluster at {address!r} runs Ray {theirs[0]} on Python {theirs[1]}, this client "
+        f"Ray {ours[0]} on Python {ours[1]}; install the cluster's versions here, or submit a job "
+        "to it, which runs with the cluster's own (ray job submit, docs/operations.md)"
+    )
 
 
 def _unreachable(address: str, why: str) -> ClusterError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import ray
@@ -35,8 +36,8 @@ class Answer:
 class Seat:
     """The actor: runs in a worker process, makes the worker once, then calls it."""
 
-    def __init__(self, threads: int, make: Callable[..., Worker], *args: Any) -> None:
-        self._threads, self._make, self._args = threads, make, args
+    def __init__(self, version: str, threads: int, make: Callable[..., Worker], *args: Any) -> None:
+        self._version, self._threads, self._make, self._args = version, threads, make, args
         self._worker: Worker | None = None
         self._shared_key: bytes | None = None
         self._shared: Any = None
@@ -44,6 +45,12 @@ class Seat:
     def ready(self) -> Refusal | None:
         """Makes the worker. An error is an answer, or Ray would only report a dead actor."""
         if self._worker is None:
+            if (here := metadata.version("raypq")) != self._version:
+                return Refusal(
+                    f"raypq {self._version} asks, and the nodes have raypq {here}; install one "
+                    "version everywhere (an image, or setup_commands)",
+                    final=True,
+                )
             try:
                 kernels.set_threads(self._threads)
                 self._worker = self._make(*self._args)

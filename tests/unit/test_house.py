@@ -18,12 +18,13 @@ ALLOWED = {
     "meter": set(),
     "console": set(),
     "config": {"errors"},
+    "exits": {"console", "errors"},
     "data": {"config", "console", "errors", "meter"},
     "kernels": {"config", "errors", "console"},
     "methods": {"kernels", "data", "config", "errors"},
     "stages": {"methods", "kernels", "data", "config", "errors", "console", "meter"},
     "distributed": {"stages", "kernels", "config", "errors", "console", "meter"},
-    "api": {"distributed", "stages", "data", "config", "console", "errors"},
+    "api": {"distributed", "stages", "data", "config", "console", "exits"},
     "demo": {"api", "data", "config", "console"},
     "bench": {"api", "stages", "methods", "kernels", "data", "config", "errors", "console"},
     "cli": {
@@ -34,7 +35,7 @@ ALLOWED = {
         "kernels",
         "config",
         "console",
-        "errors",
+        "exits",
         "__version__",
     },
 }

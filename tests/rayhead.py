@@ -1,0 +1,104 @@
+"""A Ray head of its own for tests: token authentication on, everything on the loopback."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
+_START = 120.0  # seconds; a loaded machine takes twenty
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayHead:
+    """Addresses of a running head; ``environment`` lets a client in."""
+
+    address: str
+    dashboard: str
+    metrics: str
+    environment: dict[str, str]
+
+    def scrape(self) -> str:
+        """What Prometheus would get."""
+        with urllib.request.urlopen(self.metrics, timeout=10) as answer:
+            return str(answer.read().decode())
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
+        return [server.getsockname()[1] for server in servers]
+
+
+@contextmanager
+def ray_head(cpus: int = 2, extra: dict[str, str] | None = None) -> Iterator[RayHead]:
+    """Starts ``ray start --head`` as the docs say, waits for its dashboard, and stops it."""
+    port, dashboard, metrics, agent, client = _free_ports(5)
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_metrics_report_interval_ms": "500",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
+        **(extra or {}),
+    }
+    environment.pop("RAY_ADDRESS", None)
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # sockets: a short path
+        command = [
+            *RAY, "start", "--head", "--block", "--disable-usage-stats",
+            "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
+            f"--port={port}", f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
+            f"--dashboard-agent-listen-port={agent}", f"--num-cpus={cpus}",
+            "--object-store-memory=200000000", f"--temp-dir={folder}/t",
+        ]  # fmt: skip
+        log = Path(folder, "log")
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, env=environment, stdout=out, stderr=out, start_new_session=True
+            )
+        head = RayHead(
+            address=f"127.0.0.1:{port}",
+            dashboard=f"http://127.0.0.1:{dashboard}",
+            metrics=f"http://127.0.0.1:{metrics}/metrics",
+            environment=environment,
+        )
+        try:
+            _wait(head, process, log)
+            yield head
+        finally:
+            process.send_signal(signal.SIGTERM)  # ray stops what it started
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait(head: RayHead, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + _START
+    request = urllib.request.Request(
+        f"{head.dashboard}/api/version",
+        headers={"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"},
+    )
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(request, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError(f"no Ray head:\n{log.read_text(errors='replace')[-2000:]}")
