@@ -6,14 +6,18 @@ import logging
 import os
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
+import grpc
 import ray
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError
 
 from raypq.config import ClusterSettings
@@ -33,7 +37,7 @@ _CLIENT_PORT = 10001  # of ray://
 _VERSIONS = re.compile(
     r"Version mismatch.*?Ray: (\S+)\s+Python: (\S+).*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL
 )
-_NO_TOKEN = (
+_LOCKED_OUT = (
     "does not let this client in: it wants a token, and the one here is missing or another. Set "
     "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to that of the cluster"
 )
@@ -131,7 +135,7 @@ def connect(settings: ClusterSettings) -> Iterator[RayCrew]:
     try:
         ray.init(**options)
     except AuthenticationError:
-        raise ClusterError(f"the Ray cluster at {settings.cluster!r} {_NO_TOKEN}") from None
+        raise ClusterError(f"the Ray cluster at {settings.cluster!r} {_LOCKED_OUT}") from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         if found := _VERSIONS.search(str(error)):
             raise ClusterError(_mismatch(settings.cluster, found)) from None
@@ -143,10 +147,10 @@ def connect(settings: ClusterSettings) -> Iterator[RayCrew]:
 
 
 def check_address(address: str) -> None:
-    """Finds out within seconds whether a Ray head is at ``host:port``.
+    """Finds out within seconds whether a Ray head is at ``host:port``, and lets this client in.
 
     ``ray.init`` itself tries for 81 seconds and then ends the process (Ray 2.60), so whether
-    anything listens is tried first, and whether it is Ray is asked in a process of its own.
+    anything listens is tried first, and then the head is asked whether it lives.
 
     Raises:
         ClusterError: naming the address and what to try.
@@ -163,19 +167,17 @@ def check_address(address: str) -> None:
         raise _unreachable(address, error.strerror or str(error)) from None
     if found:
         return
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
-    try:
-        done = subprocess.run(  # noqa: S603 - the address is one argument, no shell reads it
-            [*command, "--address", address], capture_output=True, timeout=_ANSWER_TIMEOUT
-        )
-    except subprocess.TimeoutExpired:
-        raise _unreachable(address, "something listens there, but it is not a Ray head") from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()
-        lines = said.splitlines()
-        if "AuthenticationError" in said:
-            raise ClusterError(f"the Ray cluster at {address!r} {_NO_TOKEN}")
-        raise _unreachable(address, lines[-1] if lines else "it is not healthy")
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as ray.init would
+    with init_grpc_channel(address) as channel:
+        head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        try:
+            asked = gcs_service_pb2.CheckAliveRequest()  # type: ignore[attr-defined]  # generated
+            head.CheckAlive(asked, timeout=_ANSWER_TIMEOUT)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                raise ClusterError(f"the Ray cluster at {address!r} {_LOCKED_OUT}") from None
+            why = f"something listens there, but it is not a Ray head ({error.code().name})"
+            raise _unreachable(address, why) from None
 
 
 def _mismatch(address: str, found: re.Match[str]) -> str:

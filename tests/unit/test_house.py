@@ -27,6 +27,7 @@ ALLOWED = {
     "api": {"distributed", "stages", "data", "config", "console", "exits"},
     "demo": {"api", "data", "config", "console"},
     "bench": {"api", "stages", "methods", "kernels", "data", "config", "errors", "console"},
+    "__main__": {"cli"},
     "cli": {
         "api",
         "stages",
