@@ -118,6 +118,7 @@ class RepackJob(Job):
     output: str
     dtype: Literal["float32", "float16"] = "float32"
     columns: Columns = Columns()
+    overwrite: bool = Field(False, description="write over shards that are there already")
 
 
 DuplicateIds = Annotated[

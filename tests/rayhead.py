@@ -53,6 +53,8 @@ def ray_head(cpus: int = 2, extra: dict[str, str] | None = None) -> Iterator[Ray
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_metrics_report_interval_ms": "500",
+        "RAY_agent_register_timeout_ms": "120000",  # the default of 30 s is little on a busy machine
+        "RAY_health_check_timeout_ms": "60000",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
         **(extra or {}),

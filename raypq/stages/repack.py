@@ -21,8 +21,15 @@ from raypq import console
 from raypq.config import Columns, RepackJob
 from raypq.data import arrays
 from raypq.data.features import WIDTH_NOTE, FeatureStore, batch_rows, feature_field, stored_width
-from raypq.data.storage import join, open_parquet, replacing, stream, write_bytes
-from raypq.errors import InputError, ShardFailure
+from raypq.data.storage import (
+    join,
+    list_names,
+    open_parquet,
+    replacing,
+    stream,
+    write_bytes,
+)
+from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.stages.crew import Crew, settle
 from raypq.stages.record import RunRecord
 from raypq.stages.store import ShardTask
@@ -131,9 +138,16 @@ def repack(job: RepackJob, crew: Crew) -> dict[str, Any]:
     ``repack.json`` beside them is the summary of the run.
 
     Raises:
+        ConfigError: shards are there already.
         JobError: shards that could not be read; every good one is written.
     """
     record = RunRecord(job, crew)
+    there = [name for name in list_names(job.output) if name.endswith(".parquet")]
+    if there and not job.overwrite:
+        raise ConfigError(
+            f"output: {job.output} holds {len(there)} Parquet file(s) already; name another "
+            "folder, or pass --overwrite (overwrite: true) to write over them"
+        )
     store = FeatureStore.open(job.features, job.columns)
     tasks = [ShardTask(shard=shard) for shard in store.shards]
     rows = 0
