@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
-_START = 120.0  # seconds; a loaded machine takes twenty
+_START = 300.0  # seconds; twenty on a free machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +47,14 @@ def _free_ports(count: int) -> list[int]:
 @contextmanager
 def ray_head(cpus: int = 2, extra: dict[str, str] | None = None) -> Iterator[RayHead]:
     """Starts ``ray start --head`` as the docs say, waits for its dashboard, and stops it."""
-    port, dashboard, metrics, agent, client = _free_ports(5)
+    port, dashboard, metrics, agent, client, grpc, runtime = _free_ports(7)
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_metrics_report_interval_ms": "500",
-        "RAY_agent_register_timeout_ms": "120000",  # the default of 30 s is little on a busy machine
+        "RAY_agent_register_timeout_ms": "120000",  # 30 s is little on a busy machine
+        "RAY_raylet_start_wait_time_s": "280",
         "RAY_health_check_timeout_ms": "60000",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
@@ -67,6 +68,8 @@ def ray_head(cpus: int = 2, extra: dict[str, str] | None = None) -> Iterator[Ray
             f"--port={port}", f"--dashboard-port={dashboard}",
             f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
             f"--dashboard-agent-listen-port={agent}", f"--num-cpus={cpus}",
+            # Ports that are known need not be waited for; on a busy machine Ray gives that up.
+            f"--dashboard-agent-grpc-port={grpc}", f"--runtime-env-agent-port={runtime}",
             "--object-store-memory=200000000", f"--temp-dir={folder}/t",
         ]  # fmt: skip
         log = Path(folder, "log")
@@ -98,6 +101,9 @@ def _wait(head: RayHead, process: subprocess.Popen[bytes], log: Path) -> None:
         headers={"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"},
     )
     while time.monotonic() < end and process.poll() is None:
+        if "Ray runtime started" not in log.read_text(errors="replace"):
+            time.sleep(0.3)
+            continue
         try:
             with urllib.request.urlopen(request, timeout=2):
                 return
