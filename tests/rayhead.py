@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,11 +29,6 @@ class RayHead:
     metrics: str
     environment: dict[str, str]
 
-    def scrape(self) -> str:
-        """What Prometheus would get."""
-        with urllib.request.urlopen(self.metrics, timeout=10) as answer:
-            return str(answer.read().decode())
-
 
 def _free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
@@ -52,7 +46,6 @@ def ray_head(cpus: int = 2, extra: dict[str, str] | None = None) -> Iterator[Ray
         **os.environ,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
-        "RAY_metrics_report_interval_ms": "500",
         "RAY_agent_register_timeout_ms": "120000",  # 30 s is little on a busy machine
         "RAY_raylet_start_wait_time_s": "280",
         "RAY_health_check_timeout_ms": "60000",
@@ -80,7 +73,6 @@ def ray_head(cpus: int = 2, extra: dict[str, str] | None = None) -> Iterator[Ray
         head = RayHead(
             address=f"127.0.0.1:{port}",
             dashboard=f"http://127.0.0.1:{dashboard}",
-            metrics=f"http://127.0.0.1:{metrics}/metrics",
             environment=environment,
         )
         try:

@@ -1,4 +1,4 @@
-"""Jobs through Ray's Job API, on a head that is started as docs/operations.md says: with a token."""
+"""Jobs through Ray's Job API, on a head with a token, as docs/operations.md says."""
 
 from __future__ import annotations
 
