@@ -26,7 +26,6 @@ class RayHead:
 
     address: str
     dashboard: str
-    metrics: str
     environment: dict[str, str]
 
 
