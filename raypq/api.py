@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
 
-from raypq import console
+from raypq import console, exits
 from raypq.config import (
     ClassifyJob,
     ClusterSettings,
@@ -26,7 +25,6 @@ from raypq.config import (
     read_mapping,
 )
 from raypq.data.snapshot import Snapshot
-from raypq.errors import RaypqError
 from raypq.stages.crew import Crew, Gang, LocalCrew, Worker
 from raypq.stages.train import Trained
 
@@ -158,10 +156,10 @@ def run_job(cls: type[J], verb: Callable[[J], object], argv: list[str] | None = 
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True, help="YAML file, such as those in jobs/configs")
-    path = parser.parse_args(argv).config
-    console.set_up()
-    try:
-        verb(cls.parse(read_mapping(path), origin=path))
-    except RaypqError as error:
-        print(f"raypq: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
+    parser.add_argument("--quiet", action="store_true", help="warnings only")
+    parser.add_argument("--log-json", action="store_true", help="one JSON object a log line")
+    parser.add_argument("--debug", action="store_true", help="tracebacks and debug lines")
+    options = parser.parse_args(argv)
+    console.set_up(quiet=options.quiet, as_json=options.log_json, debug=options.debug)
+    with exits.told(debug=options.debug):
+        verb(cls.parse(read_mapping(options.config), origin=options.config))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -40,11 +40,11 @@ class Settings(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            allowed = ", ".join(sorted(cls.model_fields))
             lines = []
             for item in error.errors():
                 key = ".".join(str(part) for part in item["loc"])
                 if item["type"] == "extra_forbidden":
+                    allowed = ", ".join(_allowed(cls, item["loc"][:-1]))
                     lines.append(f"{origin}: unknown key '{key}'; allowed: {allowed}")
                 elif item["type"] == "missing":
                     lines.append(f"{origin}: key '{key}' is required")
@@ -53,6 +53,19 @@ class Settings(BaseModel):
             raise ConfigError("\n".join(lines)) from None
         except TypeError as error:  # a key that is not a string
             raise ConfigError(f"{origin}: {error}") from None
+
+
+def _allowed(settings: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """The keys of a section: ``place`` leads to it through lists and sections."""
+    for part in place:
+        if isinstance(part, str) and part in settings.model_fields:
+            kinds = [settings.model_fields[part].annotation]
+            while kinds:
+                kind = kinds.pop()
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    settings = kind
+                kinds += get_args(kind)
+    return sorted(settings.model_fields)
 
 
 class Columns(Settings):
@@ -106,6 +119,7 @@ class RepackJob(Job):
     output: str
     dtype: Literal["float32", "float16"] = "float32"
     columns: Columns = Columns()
+    overwrite: bool = Field(False, description="write over shards that are there already")
 
 
 DuplicateIds = Annotated[

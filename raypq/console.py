@@ -44,6 +44,11 @@ def warn(message: str, **fields: Any) -> None:
     log.warning(message, extra={"fields": fields})
 
 
+def fail(message: str, **fields: Any) -> None:
+    """Logs what ended the run."""
+    log.error("raypq: %s", message, extra={"fields": fields})
+
+
 class Progress:
     """Shows how far a pass over shards is; ``done`` is called once for each shard."""
 

@@ -73,7 +73,12 @@ def classify(**options: Any) -> None:
 
 @click.group()
 def evaluate() -> None:
-    """Compare results with labels."""
+    """Compare results with labels.
+
+    \b
+    Example:
+      raypq evaluate classification --predictions predictions --classes classes.parquet
+    """
 
 
 @evaluate.command("classification")

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from raypq import console
-from raypq.errors import RaypqError
+from raypq import console, exits
 
 if TYPE_CHECKING:
     from raypq.config import ClusterSettings, Columns, Settings
 
 Command = Callable[..., Any]
-_INTERRUPTED = 130
+_OF_CLICK = (click.ClickException, click.exceptions.Exit, click.Abort)
 
 
 def options(*several: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -71,21 +69,8 @@ def verb(command: Command) -> Command:
     @wraps(command)
     def run(*args: Any, quiet: bool, log_json: bool, debug: bool, **kwargs: Any) -> None:
         console.set_up(quiet=quiet, as_json=log_json, debug=debug)
-        try:
+        with exits.told(debug=debug, passing=_OF_CLICK):
             command(*args, **kwargs)
-        except RaypqError as error:
-            if debug:
-                raise
-            click.echo(f"raypq: {error}", err=True)
-            sys.exit(error.exit_code)
-        except OSError as error:
-            if debug:
-                raise
-            click.echo(f"raypq: {type(error).__name__}: {error}", err=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            click.echo("raypq: interrupted", err=True)
-            sys.exit(_INTERRUPTED)
 
     return run
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq.data import arrays
-from raypq.data.storage import open_parquet
+from raypq.data.storage import open_parquet, stream
 from raypq.errors import InputError
 
 _FORMAT = "1"
@@ -130,7 +130,7 @@ class CodeFile:
         label = self.label and labels
         wanted = ["id", "code"] + (["label"] if label else [])
         with open_parquet(self.uri) as file:
-            for batch in file.iter_batches(batch_size=rows, columns=wanted):
+            for batch in stream(file, rows, columns=wanted):
                 stored = batch.column("code")
                 width = bytes_per_code(self.M, self.K)
                 raw = np.frombuffer(stored.buffers()[1], np.uint8)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from raypq.config import Columns
 from raypq.data import arrays
-from raypq.data.storage import Shard, list_shards, open_parquet
+from raypq.data.storage import Shard, list_shards, open_parquet, stream
 from raypq.errors import InputError, JobError, RaypqError, ShardFailure
 
 _BATCH_BYTES = 64 << 20  # one batch of float32 features; bounds a worker's memory
@@ -212,9 +212,7 @@ class FeatureReader:
         columns = self._columns
         wanted = [columns.id, columns.feature] + ([columns.label] if self.label else [])
         row = 0
-        for batch in self._file.iter_batches(
-            batch_size=batch_rows(self._width or 1024), columns=wanted
-        ):
+        for batch in stream(self._file, batch_rows(self._width or 1024), wanted):
             if len(batch):
                 yield self._convert(batch, row)
                 row += len(batch)

@@ -8,13 +8,15 @@ alike; a *crew* hires gangs. ``LocalCrew`` is threads of this process; the Ray o
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Protocol
 
-from raypq import console, kernels
+from raypq import console, kernels, meter
 from raypq.errors import JobError, RaypqError, ShardFailure
 
 TRIES = 3  # attempts at a task that fails for another reason than bad input
@@ -44,8 +46,34 @@ class Outcome:
     failure: ShardFailure | None = None
 
 
+@dataclass(kw_only=True)
+class Effort:
+    """What a gang has done since it was hired.
+
+    Attributes:
+        ready: ``time.monotonic()`` when the first worker was there.
+        workers: most workers that were there at once.
+        seconds: spent in tasks, by all workers together.
+        images, bytes: read by them, as ``raypq.meter`` counts.
+        tasks, failed, retries: finished, given up, and tried again. deaths: of workers.
+    """
+
+    ready: float | None = None
+    workers: int = 0
+    seconds: float = 0.0
+    images: int = 0
+    bytes: float = 0.0
+    tasks: int = 0
+    failed: int = 0
+    retries: int = 0
+    deaths: int = 0
+
+
 class Gang(Protocol):
     """Workers that are ready."""
+
+    @property
+    def effort(self) -> Effort: ...
 
     def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
         """Runs every task once; ``shared`` goes to each worker once."""
@@ -58,6 +86,11 @@ class Crew(Protocol):
 
     def hire(self, make: Callable[..., Worker], *args: Any) -> AbstractContextManager[Gang]:
         """Makes the workers, each by ``make(*args)``; they go when the context ends."""
+
+
+def stage_of(make: Callable[..., Worker]) -> str:
+    """What records and metrics call the work of such workers: ``EncodeWorker`` does ``encode``."""
+    return make.__name__.removesuffix("Worker").lower()
 
 
 def attempt(worker: Worker, task: Task, shared: Any) -> Any | ShardFailure:
@@ -83,19 +116,30 @@ class LocalCrew:
     def hire(self, make: Callable[..., Worker], *args: Any) -> Iterator[Gang]:
         kernels.set_threads(self._threads)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="raypq") as pool:
-            yield _LocalGang(pool, make(*args), self.workers)
+            effort = Effort(workers=self.workers)
+            worker = make(*args)
+            effort.ready = time.monotonic()
+            yield _LocalGang(pool, worker, effort)
 
 
 class _LocalGang:
-    def __init__(self, pool: ThreadPoolExecutor, worker: Worker, workers: int) -> None:
-        self._pool, self._worker, self._workers = pool, worker, workers
+    def __init__(self, pool: ThreadPoolExecutor, worker: Worker, effort: Effort) -> None:
+        self._pool, self._worker, self._effort = pool, worker, effort
+        self._before = meter.read()
+        self._lock = Lock()
+
+    @property
+    def effort(self) -> Effort:
+        read = meter.read().since(self._before)
+        self._effort.images, self._effort.bytes = read.images, read.bytes
+        return self._effort
 
     def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
         running: dict[Future[Any], int] = {}
         waiting = iter(range(len(tasks)))
         for index in waiting:
             running[self._pool.submit(self._try, tasks[index], shared)] = index
-            if len(running) >= self._workers:
+            if len(running) >= self._effort.workers:
                 break
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -111,6 +155,7 @@ class _LocalGang:
                     yield Outcome(index, result=result)
 
     def _try(self, task: Task, shared: Any) -> Any:
+        start = time.monotonic()
         for tries in range(1, TRIES + 1):
             result = attempt(self._worker, task, shared)
             if not isinstance(result, ShardFailure) or result.bad_input:
@@ -118,6 +163,12 @@ class _LocalGang:
             result = ShardFailure(
                 shard=result.shard, reason=result.reason, tries=tries, bad_input=False
             )
+        failed = isinstance(result, ShardFailure)
+        with self._lock:
+            self._effort.seconds += time.monotonic() - start
+            self._effort.retries += tries - 1
+            self._effort.failed += failed
+            self._effort.tasks += not failed
         return result
 
 

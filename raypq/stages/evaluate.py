@@ -22,6 +22,7 @@ from raypq.data.predictions import PredictionBatch
 from raypq.data.snapshot import Snapshot
 from raypq.errors import InputError, ShardFailure
 from raypq.stages.crew import Crew, Gang, settle
+from raypq.stages.record import RunRecord
 from raypq.stages.store import ShardTask, stored_shards
 from raypq.stages.tally import Tally, class_mean
 
@@ -122,6 +123,7 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
         InputError: no labels, or a store that is not one of predictions.
         JobError: shards that could not be read.
     """
+    record = RunRecord(job, crew)
     table = ClassTable.open(job.classes)
     version = snapshot.read(job.predictions, job.version)
     if version.kind != "predictions":
@@ -135,7 +137,7 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
     chosen = np.zeros(len(table), bool)
     chosen[table.select(job.split)] = True
     applied = {name: value or 0.0 for name, value in of_models(version, "calibration").items()}
-    with crew.hire(EvaluateWorker, table, applied) as gang:
+    with record.hire(EvaluateWorker, table, applied) as gang:
         tally, grouped, reach = _first_pass(gang, tasks, table)
         if not tally.images.any():
             raise InputError(
@@ -157,7 +159,7 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
             empty = _empty_margins(tally, chosen, reach, _gammas(job, version))
             margins = _second_pass(gang, tasks, empty)
             result["calibrated"] = calibrated(margins, tally, table, chosen)
-    return result
+    return {**result, "run": record.told()}
 
 
 def of_models(version: Snapshot, key: str) -> dict[str, float | None]:

@@ -25,7 +25,8 @@ from raypq.data.storage import Shard, delete, join
 from raypq.errors import ConfigError, InputError, ModelError, ShardFailure
 from raypq.kernels.symmetric import SymmetricTables
 from raypq.methods.base import Model
-from raypq.stages.crew import Crew, Gang, Outcome, Task, settle
+from raypq.stages.crew import Crew, Effort, Gang, Outcome, Task, settle
+from raypq.stages.record import RunRecord
 from raypq.stages.scan import Block, groups, read_block
 from raypq.stages.search import metric_of, models_for, open_store
 from raypq.stages.store import ShardTask, StoreRun, stored_shards, work_id
@@ -175,6 +176,7 @@ def duplicates(job: DuplicatesJob, crew: Crew) -> Snapshot:
         ModelError: several models: distances between their codes mean nothing.
         JobError: code shards that could not be read.
     """
+    record = RunRecord(job, crew)
     version = open_store(job.codes, job.version)
     models = models_for(job.codes, version, job.model)
     if len(models) > 1:
@@ -211,12 +213,17 @@ def duplicates(job: DuplicatesJob, crew: Crew) -> Snapshot:
         "metric": metric,
         "threshold": job.threshold,
     }
-    with crew.hire(PairWorker, plan) as gang:
+
+    def summarise() -> dict[str, Any]:
+        record.end_of_work("compare")
+        return {**summary, "run": record.told()}
+
+    with record.hire(PairWorker, plan) as gang:
         return run.execute(
             _Comparison(plan, blocks, gang),
             on_bad_shard=job.on_bad_shard,
             reduce=lambda receipt: receipt,
-            summarise=lambda: summary,
+            summarise=summarise,
         )
 
 
@@ -225,6 +232,10 @@ class _Comparison:
 
     def __init__(self, plan: PairPlan, blocks: Sequence[tuple[Shard, ...]], gang: Gang) -> None:
         self._plan, self._blocks, self._gang = plan, blocks, gang
+
+    @property
+    def effort(self) -> Effort:
+        return self._gang.effort
 
     def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
         for index, task in enumerate(cast(Sequence[ShardTask], tasks)):

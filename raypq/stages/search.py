@@ -25,14 +25,16 @@ from raypq.data.answers import Ranked
 from raypq.data.codes import CodeFile
 from raypq.data.features import FeatureStore
 from raypq.data.filters import Filter, ids_given
+from raypq.data.output import Receipt
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import Shard, delete, digest, join
 from raypq.errors import ConfigError, InputError, ModelError, ShardFailure
 from raypq.methods import registry, shelf
 from raypq.methods.base import Model
 from raypq.stages import rerank
-from raypq.stages.crew import Crew, Gang, Outcome, Task, settle
+from raypq.stages.crew import Crew, Effort, Gang, Outcome, Task, settle
 from raypq.stages.questions import Questions, Reader, Segment, round_size
+from raypq.stages.record import RunRecord
 from raypq.stages.scan import groups
 from raypq.stages.search_worker import (
     FindTask,
@@ -117,6 +119,7 @@ def search(job: SearchJob, crew: Crew) -> Snapshot:
         ModelError: a model is missing or does not fit.
         JobError: code shards or query files that could not be read.
     """
+    record = RunRecord(job, crew)
     _check(job)
     version = open_store(job.codes, job.version)
     models = models_for(job.codes, version, job.model)
@@ -141,13 +144,19 @@ def search(job: SearchJob, crew: Crew) -> Snapshot:
         "rerank": job.rerank,
         "filter": job.filter,
     }
-    with crew.hire(SearchWorker, plan) as gang:
+    with record.hire(SearchWorker, plan) as gang:
         rounds = _Rounds(job, version, plan, gang)
+
+        def reduce(receipt: Receipt) -> Receipt:
+            record.finished(receipt.rows)
+            return receipt
+
+        def summarise() -> dict[str, Any]:
+            record.end_of_work("search")
+            return {**summary, "refused": rounds.refused, "run": record.told()}
+
         return run.execute(
-            cast(Gang, rounds),
-            on_bad_shard=job.on_bad_shard,
-            reduce=lambda receipt: receipt,
-            summarise=lambda: {**summary, "refused": rounds.refused},
+            rounds, on_bad_shard=job.on_bad_shard, reduce=reduce, summarise=summarise
         )
 
 
@@ -228,6 +237,10 @@ class _Rounds:
         self._makers = [receipt.model for receipt in version.shards]
         self._size = round_size(plan.depth)
         self.refused: list[str] = []
+
+    @property
+    def effort(self) -> Effort:
+        return self._gang.effort
 
     def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
         """One outcome for each query file."""

@@ -20,6 +20,7 @@ from raypq.methods import registry
 from raypq.methods.base import Corpus, Model, ReductionMethod, State, Stats, TrainBatch
 from raypq.stages.crew import Crew, Gang, in_order, settle
 from raypq.stages.drift import Gauge, baseline_of
+from raypq.stages.record import RunRecord
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
 from raypq.stages.tune import tune
 
@@ -132,6 +133,7 @@ def train(job: TrainJob, crew: Crew) -> Trained:
         JobError: shards that could not be used.
     """
     start = time.monotonic()
+    crew = run = RunRecord(job, crew)
     check_vacant(job.output, overwrite=job.overwrite)
     # The updates run here; as many threads as a worker has, so that every crew gives equal bits.
     kernels.set_threads(job.where.threads)
@@ -142,7 +144,8 @@ def train(job: TrainJob, crew: Crew) -> Trained:
         method = registry.create(job.method, tuned.settings)
     model, baseline, failures, images = _run(job, method, plan, crew)
     quarantined = [str(failure) for failure in failures]
-    record = {**model.record, "images": images, "quarantined": quarantined}
+    run.lap("finish")
+    record = {**model.record, "images": images, "quarantined": quarantined, "run": run.told()}
     if baseline:
         record["baseline"] = baseline.model_dump(mode="json")
     model = replace(model, record={**record, **(tuned.record() if tuned else {})})

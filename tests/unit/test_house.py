@@ -15,16 +15,19 @@ ROOT = Path(__file__).resolve().parents[2] / "raypq"
 # What each room may import of raypq, beside itself.
 ALLOWED = {
     "errors": set(),
+    "meter": set(),
     "console": set(),
     "config": {"errors"},
-    "data": {"config", "console", "errors"},
+    "exits": {"console", "errors"},
+    "data": {"config", "console", "errors", "meter"},
     "kernels": {"config", "errors", "console"},
     "methods": {"kernels", "data", "config", "errors"},
-    "stages": {"methods", "kernels", "data", "config", "errors", "console"},
-    "distributed": {"stages", "kernels", "config", "errors", "console"},
-    "api": {"distributed", "stages", "data", "config", "console", "errors"},
+    "stages": {"methods", "kernels", "data", "config", "errors", "console", "meter"},
+    "distributed": {"stages", "kernels", "config", "errors", "console", "meter"},
+    "api": {"distributed", "stages", "data", "config", "console", "exits"},
     "demo": {"api", "data", "config", "console"},
     "bench": {"api", "stages", "methods", "kernels", "data", "config", "errors", "console"},
+    "__main__": {"cli"},
     "cli": {
         "api",
         "stages",
@@ -33,7 +36,7 @@ ALLOWED = {
         "kernels",
         "config",
         "console",
-        "errors",
+        "exits",
         "__version__",
     },
 }
