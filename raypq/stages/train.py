@@ -117,11 +117,11 @@ def train(job: TrainJob, crew: Crew) -> Trained:
     start = time.monotonic()
     # The updates run here; as many threads as a worker has, so that every crew gives equal bits.
     kernels.set_threads(job.where.threads)
-    method = registry.create(job.method, job.settings)
+    method = registry.create_reduction(job.method, job.settings)
     plan = Plan.make(job, _classes(job, method))
     tuned = tune(job, plan, crew) if job.tune else None
     if tuned:
-        method = registry.create(job.method, tuned.settings)
+        method = registry.create_reduction(job.method, tuned.settings)
     state, failures, images = _run(job, method, plan, crew)
     model = method.model(state)
     quarantined = [str(failure) for failure in failures]
