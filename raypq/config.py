@@ -87,6 +87,7 @@ class TrainJob(Job):
 
     method: str
     features: list[str]
+    unlabelled: list[str] = Field(default_factory=list)
     classes: str | None = None
     output: str
     settings: dict[str, Any] = Field(default_factory=dict)
