@@ -10,7 +10,8 @@ from typing import Any
 from raypq import console, kernels
 from raypq.config import TrainJob
 from raypq.data.codes import bytes_per_code
-from raypq.errors import ShardFailure
+from raypq.data.storage import exists, join
+from raypq.errors import ConfigError, ShardFailure
 from raypq.methods import registry
 from raypq.methods.base import Model, ReductionMethod, State
 from raypq.methods.gradient import GradientMethod
@@ -33,10 +34,15 @@ def train(job: TrainJob, crew: Crew) -> Trained:
     """Trains a method and saves its model.
 
     Raises:
-        ConfigError: settings that do not fit each other or the data.
+        ConfigError: settings that do not fit each other or the data; a model that is there.
         JobError: shards that could not be used.
     """
     start = time.monotonic()
+    if not job.overwrite and exists(join(job.output, "model.json")):
+        raise ConfigError(
+            f"output: {job.output} holds a model already; name another folder, or pass "
+            "--overwrite (overwrite: true) to replace it"
+        )
     # The updates run here; as many threads as a worker has, so that every crew gives equal bits.
     kernels.set_threads(job.where.threads)
     method = registry.create(job.method, job.settings)
