@@ -236,18 +236,14 @@ class Model(ABC):
         """
 
     def class_prototypes(
-        self, ids: Sequence[str], E: NDArray[np.float32] | None
+        self, ids: Sequence[str]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Prototypes V [T, D] and bias [T] of classes by class_id and embedding [T, da].
-
-        A model with a prediction layer of its own finds them by ``ids``; the others project E.
+        """Prototypes V [T, D] and bias [T] of ``classes``, from a prediction layer of its own.
 
         Raises:
-            ModelError: the embeddings are missing or of another width, or a class is not known.
+            ModelError: the model has none, or not for one of these class_ids.
         """
-        if E is None:
-            raise ModelError(f"{self.method} model", expected="class embeddings", found="none")
-        return self.prototypes(E)
+        raise ModelError(f"{self.method} model", expected="a prediction layer", found="none")
 
     @property
     def class_metric(self) -> Metric:

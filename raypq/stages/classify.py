@@ -45,6 +45,14 @@ class Candidates:
     chosen: NDArray[np.int64]
     calibration: float
 
+    def prototypes(
+        self, model: Model, chosen: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Prototypes V [t, D] and bias [t] of some classes of the table."""
+        if model.classes is None:
+            return model.prototypes(self.table.embeddings[chosen])
+        return model.class_prototypes([self.table.ids[int(index)].as_py() for index in chosen])
+
     @cached_property
     def groups(self) -> dict[str, NDArray[np.int64]]:
         """The candidates by seen and unseen; one group of all where only one kind is there."""
@@ -92,7 +100,7 @@ class ClassifyWorker:
         model, candidates = self._model, self._candidates
         built = {}
         for name, chosen in candidates.groups.items():
-            V, bias = model.prototypes(candidates.table.embeddings[chosen])
+            V, bias = candidates.prototypes(model, chosen)
             if name == "seen":
                 bias = bias - candidates.calibration
             built[name] = model.tables(V, bias, self._metric)
@@ -205,14 +213,15 @@ def classify(job: ClassifyJob, crew: Crew) -> Snapshot:
     if (job.codes is None) == (job.features is None):
         raise ConfigError("classify reads either codes or features: pass exactly one of them")
     model = registry.load(job.model)
-    metric = job.metric or model.metric
+    metric = job.metric or model.class_metric
     table = ClassTable.open(job.classes)
     candidates = Candidates(
         table=table, chosen=table.select(job.candidates), calibration=_calibration(job, model)
     )
     if candidates.calibration and table.seen is None:
         raise ConfigError(f"calibration: {job.classes} has no column 'seen' to calibrate by")
-    model.prototypes(table.embeddings[:0])  # the widths must fit before any work starts
+    # They must fit before any work starts.
+    candidates.prototypes(model, candidates.chosen[: 1 if model.classes is None else None])
     calibrated = f"{metric}:{candidates.calibration!r}:{table.digest}"
     settings = job.model_dump_json(include={"candidates", "top_k", "columns"})
     run = StoreRun.plan(

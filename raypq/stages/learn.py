@@ -104,6 +104,7 @@ def learn(job: TrainJob, method: GradientMethod, plan: Plan, crew: Crew) -> Fitt
     assert done is not None, "training ends with a checkpoint"
     network = method.network(plan.corpus)
     network.load_state_dict(done.weights)
+    network.finished = done.progress.phase == len(method.phases())
     codebooks, more = _follow_up(job, method, network, lesson, plan, crew)
     model = method.freeze(
         network,
