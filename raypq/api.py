@@ -14,6 +14,7 @@ from raypq.config import (
     ClusterSettings,
     EncodeJob,
     EvaluateJob,
+    ExtractJob,
     Job,
     RepackJob,
     TrainJob,
@@ -53,6 +54,14 @@ def repack(job: RepackJob) -> dict[str, Any]:
 
     with open_crew(job.where) as crew:
         return stage.repack(job, crew)
+
+
+def extract(job: ExtractJob) -> dict[str, Any]:
+    """Writes the features of an image store under a backbone (``raypq extract``)."""
+    from raypq.stages import extract as stage
+
+    with open_crew(job.where) as crew:
+        return stage.extract(job, crew)
 
 
 def encode(job: EncodeJob) -> Snapshot:
