@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raypq import __version__
-from raypq.cli import answer, build, machine, versions
+from raypq.cli import answer, build, machine, nightly, versions
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,6 +29,7 @@ for command in (
     build.extract,
     answer.classify,
     answer.evaluate,
+    nightly.reindex,
     versions.snapshots,
     machine.bench,
     machine.doctor,

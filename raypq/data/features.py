@@ -110,6 +110,20 @@ def survey(store: FeatureStore) -> Survey:
     return Survey(shards=shards, rows=rows, width=width, failures=failures)
 
 
+def count_rows(shards: Sequence[Shard]) -> int:
+    """Rows of shards by their footers; those that cannot be read count none."""
+
+    def rows(shard: Shard) -> int:
+        try:
+            with open_parquet(shard.uri) as file:
+                return int(file.metadata.num_rows)
+        except InputError:
+            return 0
+
+    with ThreadPoolExecutor(8) as pool:
+        return sum(pool.map(rows, shards))
+
+
 def _try_footer(shard: Shard, columns: Columns) -> tuple[int, int] | RaypqError:
     try:
         return _footer(shard, columns)
@@ -174,13 +188,14 @@ class FeatureReader:
     """One open shard: what its footer says, and its rows as a stream.
 
     Attributes:
-        id_type: string or int64. label: whether labels are read.
+        rows: rows of the shard. id_type: string or int64. label: whether labels are read.
     """
 
     def __init__(
         self, file: pq.ParquetFile, shard: Shard, columns: Columns, width: int | None, labels: bool
     ) -> None:
         self._file, self._columns, self._uri = file, columns, shard.uri
+        self.rows: int = file.metadata.num_rows
         feature_field(file, columns.id, shard.uri)
         field = feature_field(file, columns.feature, shard.uri)
         self._where = f"{shard.uri}, column '{columns.feature}'"
@@ -275,8 +290,8 @@ def read_batches(
 
 def stored_width(field: pa.Field) -> int | None:
     """The width that `raypq repack` notes beside a fixed_size_binary column."""
-    noted = (field.metadata or {}).get(WIDTH_NOTE)
-    return int(noted) if noted else None
+    noted = (field.metadata or {}).get(WIDTH_NOTE, b"")
+    return int(noted) if noted.isdigit() else None  # else: as if nothing were noted
 
 
 def feature_schema(*, id_type: pa.DataType, label: bool, width: int) -> pa.Schema:

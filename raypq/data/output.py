@@ -11,21 +11,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypq.config import Settings
+from raypq.data.shard_stats import ShardStats
 from raypq.data.storage import Shard, join, replacing
 
 ROW_GROUP = 1 << 17  # rows; large enough to compress, small enough to hold
 
 
 class Source(Settings):
-    """The input shard that an output file was made from."""
+    """The input shard that an output file was made from; ``sha256`` only where it was asked for."""
 
     uri: str
     size: int
     modified: str
+    sha256: str | None = None
 
     @classmethod
-    def of(cls, shard: Shard) -> Source:
-        return cls(uri=shard.uri, size=shard.size, modified=shard.modified)
+    def of(cls, shard: Shard, *, sha256: str | None = None) -> Source:
+        return cls(uri=shard.uri, size=shard.size, modified=shard.modified, sha256=sha256)
 
     def same_content(self, other: Source) -> bool:
         """Whether nothing tells the two apart but where they are."""
@@ -38,6 +40,7 @@ class Receipt(Settings):
     Attributes:
         model: fingerprint of the model. work: names the model and all settings that the content
             depends on: the same work on the same source gives the same content.
+        stats: how well the model fits the shard; of codes only, and not in early stores.
     """
 
     shard: str
@@ -48,6 +51,7 @@ class Receipt(Settings):
     model: str
     work: str
     source: Source
+    stats: ShardStats | None = None
 
 
 class _Hashing:

@@ -12,7 +12,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -20,14 +20,16 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from raypq.config import Settings
-from raypq.data.output import Receipt
+from raypq.data.output import Receipt, Source
 from raypq.data.storage import (
     create_once,
     digest,
     exists,
+    is_local,
     join,
     list_files,
     list_names,
+    local_path,
     read_bytes,
     sync_folder,
 )
@@ -42,11 +44,13 @@ Kind = Literal["codes", "predictions"]
 
 
 class Quarantined(Settings):
-    """A shard that was left out on request, and why."""
+    """A shard that was left out on request, and why; ``source`` and ``work`` say what was tried."""
 
     shard: str
     uri: str
     reason: str
+    source: Source | None = None
+    work: str | None = None
 
 
 class Snapshot(Settings):
@@ -90,18 +94,49 @@ def read(store: str, version: int | None = None) -> Snapshot:
     name = join(store, "snapshots", f"{version if version is not None else known[-1]:020d}.json")
     number = version if version is not None else known[-1]
     try:
-        snapshot = Snapshot(**json.loads(read_bytes(name)))
+        document = json.loads(read_bytes(name))
+        _check_format(name, document)
+        snapshot = Snapshot(**document)
     except (ValidationError, TypeError, ValueError) as error:
         raise InputError(
             name, expected=f"a snapshot of format {FORMAT}", found=_what(error)
         ) from None
     if snapshot.version != number:
         raise InputError(name, expected=f"version {number}", found=f"version {snapshot.version}")
+    _check_shards(store, name, snapshot)
+    return snapshot
+
+
+def _check_format(name: str, document: Any) -> None:
+    found = document.get("format") if isinstance(document, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise InputError(
+            name,
+            expected=f"a snapshot of format {FORMAT}",
+            found=f"key 'format': {found}; a newer raypq wrote it",
+        )
+
+
+def _check_shards(store: str, name: str, snapshot: Snapshot) -> None:
+    """Every shard once, and every path inside the store, links followed."""
+    stems = [receipt.shard for receipt in snapshot.shards]
+    if len(set(stems)) != len(stems):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise InputError(name, expected="each shard once", found=f"'{twice}' more than once")
+    folders: dict[PurePosixPath, str] = {}
     for receipt in snapshot.shards:
         place = PurePosixPath(receipt.path)
         if place.is_absolute() or ".." in place.parts or "://" in receipt.path:
             raise InputError(name, expected="paths inside the store", found=receipt.path)
-    return snapshot
+        folders.setdefault(place.parent, receipt.path)
+    if is_local(store):
+        root = local_path(store).resolve()
+        for folder, path in folders.items():
+            there = (root / folder).resolve()
+            if not there.is_relative_to(root):
+                raise InputError(
+                    name, expected="paths inside the store", found=f"{path}, which is in {there}"
+                )
 
 
 def _what(error: Exception) -> str:
@@ -150,14 +185,19 @@ def commit(
     receipts: Sequence[Receipt],
     quarantined: Sequence[Quarantined] = (),
     summary: dict[str, Any] | None = None,
+    follows: int | None = None,
+    guard: Callable[[], None] | None = None,
 ) -> Snapshot:
     """Makes the next version of exactly these shards.
 
     Args:
         expected: the stem of every shard that the version must hold or name as quarantined.
+        follows: the version that this one must come right after (0: it must be the first).
+        guard: called just before each attempt; raises where the writer may no longer commit.
 
     Raises:
-        ConflictError: other writers took every number that was tried.
+        ConflictError: other writers took every number that was tried, or the one that it had to
+            be.
     """
     answered = [receipt.shard for receipt in receipts] + [item.shard for item in quarantined]
     assert sorted(answered) == sorted(expected), "a shard without a receipt, or with two"
@@ -166,6 +206,13 @@ def commit(
     for attempt in range(_TRIES):
         known = versions(store)
         version = known[-1] + 1 if known else 1
+        if follows is not None and version != follows + 1:
+            raise ConflictError(
+                f"{store}: version {version - 1} was committed by another run while this one "
+                f"worked on what follows version {follows}; run it again (finished shards are kept)"
+            )
+        if guard is not None:
+            guard()
         snapshot = Snapshot(
             kind=kind,
             version=version,

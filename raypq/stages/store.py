@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raypq import console
@@ -27,9 +27,15 @@ _VERBS = {"codes": ("encode", "encoded"), "predictions": ("classify", "classifie
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """One input shard; ``kept`` is its output file where that is there already."""
+    """One input shard and what is to be done to it.
+
+    Attributes:
+        model: fingerprint of the model. work: names the model and all settings (``work_id``).
+        kept: its output file, where that is there already.
+    """
 
     shard: Shard
+    model: str = ""
     work: str = ""
     kept: Receipt | None = None
 
@@ -62,21 +68,24 @@ class StoreRun:
     """One run that writes a store.
 
     Attributes:
-        shards: the input. latest: the version before, if any.
+        tasks: every shard that the version will hold, each with its own model and work.
+        latest: the version before, if any.
         kept: receipts of shards that need no work, by stem.
+        put_aside: shards that stay out without being tried again.
+        guard: for a run that must be alone: called just before its commit, which then must also
+            follow ``latest`` directly.
     """
 
     kind: snapshot.Kind
     store: str
-    work: str
-    shards: Sequence[Shard]
+    tasks: Sequence[ShardTask]
     latest: Snapshot | None
     kept: Mapping[str, Receipt]
+    put_aside: Sequence[Quarantined] = ()
+    guard: Callable[[], None] | None = None
 
     @classmethod
-    def plan(
-        cls, *, kind: snapshot.Kind, store: str, work: str, shards: Sequence[Shard]
-    ) -> StoreRun:
+    def plan(cls, *, kind: snapshot.Kind, store: str, tasks: Sequence[ShardTask]) -> StoreRun:
         """Looks at what is there.
 
         Raises:
@@ -85,38 +94,46 @@ class StoreRun:
         latest = snapshot.read(store) if snapshot.versions(store) else None
         if latest and latest.kind != kind:
             raise InputError(store, expected=f"a store of {kind}", found=f"one of {latest.kind}")
-        known = [*(latest.shards if latest else ()), *Journal(store, work).read()]
-        by_stem = {shard.stem: shard for shard in shards}
+        known = list(latest.shards) if latest else []
+        for work in sorted({task.work for task in tasks}):
+            known += Journal(store, work).read()
+        by_stem = {task.shard.stem: task for task in tasks}
         usable = [
             receipt
             for receipt in known
-            if receipt.work == work
-            and receipt.shard in by_stem
-            and receipt.source.same_content(Source.of(by_stem[receipt.shard]))
+            if (task := by_stem.get(receipt.shard))
+            and receipt.work == task.work
+            and receipt.source.same_content(Source.of(task.shard))
         ]
         kept: dict[str, Receipt] = {}
         for receipt in still_there(store, usable):
             kept.setdefault(receipt.shard, receipt)  # what a version already holds comes first
-        return cls(kind=kind, store=store, work=work, shards=shards, latest=latest, kept=kept)
+        return cls(kind=kind, store=store, tasks=tasks, latest=latest, kept=kept)
 
     @property
     def run_id(self) -> str:
         """Names the run by what goes into it: inputs with size and time, and the work."""
-        digest = hashlib.sha256(self.work.encode())
-        for shard in self.shards:
-            digest.update(f"\n{shard.uri}:{shard.size}:{shard.modified}".encode())
+        digest = hashlib.sha256()
+        for task in self.tasks:
+            shard = task.shard
+            digest.update(f"{task.work}:{shard.uri}:{shard.size}:{shard.modified}\n".encode())
         return digest.hexdigest()[:32]
+
+    @property
+    def missing(self) -> list[ShardTask]:
+        """The tasks that are still to be done."""
+        return [task for task in self.tasks if task.shard.stem not in self.kept]
 
     def finished(self) -> Snapshot | None:
         """The latest version, if it is what this run would make."""
         if self.latest is None or self.latest.quarantined:
             return None
         held = {receipt.shard: receipt for receipt in self.latest.shards}
-        if held != dict(self.kept) or len(held) != len(self.shards):
+        if held != dict(self.kept) or len(held) != len(self.tasks):
             return None
         console.say(
             f"nothing to do: {self.store} version {self.latest.version} holds all "
-            f"{len(self.shards)} shards as they are"
+            f"{len(self.tasks)} shards as they are"
         )
         return self.latest
 
@@ -127,6 +144,7 @@ class StoreRun:
         on_bad_shard: str,
         reduce: Callable[[Any], Receipt],
         summarise: Callable[[], dict[str, Any]],
+        inspect: Callable[[Sequence[Receipt]], dict[str, Any]] | None = None,
         recount: bool = False,
     ) -> Snapshot:
         """Does what is missing and commits the next version.
@@ -135,6 +153,8 @@ class StoreRun:
             reduce: takes each result as it arrives and gives its receipt; what it gathers beside
                 must not depend on the order.
             summarise: what the snapshot says of the run, asked for once all results are in.
+            inspect: looks at the receipts before they are committed, and may refuse them; what
+                it finds goes into the summary.
             recount: workers are also called for shards that are kept (with ``ShardTask.kept``).
 
         Raises:
@@ -144,11 +164,11 @@ class StoreRun:
         receipts = [] if recount else list(self.kept.values())
         failures: list[ShardFailure] = []
         tasks = [
-            ShardTask(shard=shard, work=self.work, kept=self.kept.get(shard.stem))
-            for shard in self.shards
-            if recount or shard.stem not in self.kept
+            replace(task, kept=self.kept.get(task.shard.stem, task.kept))
+            for task in self.tasks
+            if recount or task.shard.stem not in self.kept
         ]
-        journal = Journal(self.store, self.work)
+        journals = {task.work: Journal(self.store, task.work) for task in self.tasks}
         try:
             with console.progress(len(tasks), _VERBS[self.kind][0]) as progress:
                 for outcome in gang.map(tasks):
@@ -159,14 +179,26 @@ class StoreRun:
                     receipt = reduce(outcome.result)
                     receipts.append(receipt)
                     if receipt.shard not in self.kept:
-                        journal.add(receipt)
+                        self._journal(journals, receipt.work).add(receipt)
                     progress.done(receipt.rows)
         finally:
-            journal.flush()
+            for journal in journals.values():
+                journal.flush()
         settle(failures, len(receipts), on_bad_shard)
         seconds = time.monotonic() - start
-        version = self._commit(receipts, failures, {**summarise(), "seconds": seconds})
-        journal.clear()
+        found = inspect(receipts) if inspect else {}
+        held = {receipt.path for receipt in self.kept.values()}
+        held |= {task.kept.path for task in self.tasks if task.kept}
+        fresh = [receipt for receipt in receipts if receipt.path not in held]
+        worked = {
+            "shards": len(fresh),
+            "images": sum(receipt.rows for receipt in fresh),
+            "seconds": seconds,
+        }
+        summary = {**summarise(), **found, "worked": worked, "seconds": seconds}
+        version = self._commit(receipts, failures, summary)
+        for journal in journals.values():
+            journal.clear()
         kept = f" ({len(self.kept)} shards kept)" if self.kept else ""
         console.say(
             f"{_VERBS[self.kind][1]} {version.rows:,} images in {seconds:.1f} s{kept}: "
@@ -174,22 +206,39 @@ class StoreRun:
         )
         return version
 
+    def _journal(self, journals: dict[str, Journal], work: str) -> Journal:
+        if work not in journals:  # kept by its content, under a work that is not asked for
+            journals[work] = Journal(self.store, work)
+        return journals[work]
+
     def _commit(
         self,
         receipts: Sequence[Receipt],
         failures: Sequence[ShardFailure],
         summary: dict[str, Any],
     ) -> Snapshot:
-        stems = {shard.uri: shard.stem for shard in self.shards}
+        tasks = {task.name: task for task in self.tasks}
+        left_out = [
+            Quarantined(
+                shard=tasks[item.shard].shard.stem,
+                uri=item.shard,
+                reason=item.reason,
+                source=Source.of(tasks[item.shard].shard),
+                work=tasks[item.shard].work,
+            )
+            for item in sorted(failures, key=lambda item: item.shard)
+        ]
         return snapshot.commit(
             self.store,
             kind=self.kind,
             run_id=self.run_id,
-            expected=list(stems.values()),
-            receipts=receipts,
-            quarantined=[
-                Quarantined(shard=stems[item.shard], uri=item.shard, reason=item.reason)
-                for item in sorted(failures, key=lambda item: item.shard)
+            expected=[
+                *(task.shard.stem for task in self.tasks),
+                *(item.shard for item in self.put_aside),
             ],
+            receipts=receipts,
+            quarantined=[*self.put_aside, *left_out],
             summary=summary,
+            follows=None if self.guard is None else self.latest.version if self.latest else 0,
+            guard=self.guard,
         )
