@@ -22,8 +22,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from raypq import api, console, kernels
 from raypq.bench.measure import machine
@@ -117,8 +115,8 @@ class Rows:
         return cls(X=np.concatenate(X)[order], y=np.concatenate(y)[order])
 
 
-def run(job: AblationJob) -> list[dict[str, Any]]:
-    """Every variant with every seed; what the JSON file has already is taken over.
+def run(job: AblationJob) -> tuple[list[dict[str, Any]], str]:
+    """Every variant with every seed, and their table; what the JSON file has is taken over.
 
     Raises:
         RaypqError: data or settings that do not fit.
@@ -131,8 +129,7 @@ def run(job: AblationJob) -> list[dict[str, Any]]:
             document = {**machine(job.where.threads), "rows": [*known, *found]}
             Path(job.json_file).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     rows = [*known, *found]
-    Console().print(_table(job, rows))
-    return rows
+    return rows, _table(job, rows)
 
 
 def _known(file: str | None) -> list[dict[str, Any]]:
@@ -269,15 +266,14 @@ _SHOWN = {
 }
 
 
-def _table(job: AblationJob, rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title=f"{job.name}, {job.seeds} seed(s)", title_justify="left")
-    table.add_column("")
-    for title in _SHOWN.values():
-        table.add_column(title, justify="right")
+def _table(job: AblationJob, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The figures in Markdown: mean ± standard deviation over the seeds."""
+    lines = [["", *_SHOWN.values()], ["---"] * (1 + len(_SHOWN))]
     for variant in TABLES[job.name].variants:
         mine = [r for r in rows if (r["name"], r["label"]) == (job.name, variant.label)]
-        table.add_row(variant.label, *(_cell([r[key] for r in mine if key in r]) for key in _SHOWN))
-    return table
+        cells = [_cell([r[key] for r in mine if key in r]) for key in _SHOWN]
+        lines.append([variant.label, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -132,4 +132,4 @@ def ablation(assignments: tuple[str, ...], **options: Any) -> None:
         "where": where,
         "columns": columns,
     }
-    bench.run(job(AblationJob, options))
+    click.echo(bench.run(job(AblationJob, options))[1])
