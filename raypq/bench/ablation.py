@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from raypq import api, console, kernels
 from raypq.bench.measure import machine
-from raypq.config import AblationJob, SplitJob, TrainJob
+from raypq.config import AblationJob, Columns, SplitJob, TrainJob
 from raypq.data.features import FeatureStore, read_batches
 from raypq.data.storage import join
 from raypq.methods.base import Model
@@ -103,10 +103,10 @@ class Rows:
     y: NDArray[np.str_]
 
     @classmethod
-    def read(cls, uri: str, job: AblationJob) -> Rows:
+    def read(cls, uri: str, columns: Columns) -> Rows:
         X, y = [], []
-        for shard in FeatureStore.open([uri], job.columns).shards:
-            for batch in read_batches(shard, job.columns, width=None):
+        for shard in FeatureStore.open([uri], columns).shards:
+            for batch in read_batches(shard, columns, width=None):
                 assert batch.labels is not None, "a split store is labelled"
                 X.append(batch.X)
                 y.append(batch.labels.to_numpy(zero_copy_only=False).astype(str))
@@ -166,7 +166,7 @@ def _parts(job: AblationJob, method: str, seed: int, folder: str) -> dict[str, l
         asked = cut("test", features=job.train, test=job.test, queries=job.queries)
         train = [join(asked, "labelled")]
     else:
-        rows = sum(len(Rows.read(uri, job).y) for uri in job.train) // 10
+        rows = sum(len(Rows.read(uri, job.columns).y) for uri in job.train) // 10
         first = cut("held-out", features=job.train, queries=rows)
         train, held_out = [join(first, "labelled")], [join(first, "queries")]
         asked = cut("test", features=train, test=held_out, queries=job.queries)
@@ -197,19 +197,17 @@ def _one(
         )
     )
     seconds = time.monotonic() - start
-    queries = Rows.read(parts["queries"][0], job)
+    queries = Rows.read(parts["queries"][0], job.columns)
     figures: dict[str, float] = {}
     for name in ("database", "other"):
-        stored = Rows.read(parts[name][0], job)
-        figures |= {
-            f"{name}_{key}": value for key, value in _ranked(trained.model, queries, stored)
-        }
+        stored = Rows.read(parts[name][0], job.columns)
+        figures |= {f"{name}_{key}": value for key, value in ranked(trained.model, queries, stored)}
     row = {
         "name": job.name,
         "label": variant.label,
         "seed": seed,
         **figures,
-        **_classified(trained.model, queries, Rows.read(parts["other"][0], job)),
+        **classified(trained.model, queries, Rows.read(parts["other"][0], job.columns)),
         "train_seconds": seconds,
         "settings": trained.model.settings.model_dump(mode="json"),
     }
@@ -218,7 +216,7 @@ def _one(
     return row
 
 
-def _ranked(model: Model, queries: Rows, stored: Rows) -> Iterator[tuple[str, float]]:
+def ranked(model: Model, queries: Rows, stored: Rows) -> Iterator[tuple[str, float]]:
     """mAP over the full ranking, asymmetric and symmetric; ties go to the lower row."""
     B, which = np.unique(model.encode(stored.X), axis=0, return_inverse=True)
     names, row_label = np.unique(stored.y, return_inverse=True)
@@ -241,7 +239,7 @@ def _scores(
     return found[:, which]
 
 
-def _classified(model: Model, *several: Rows) -> dict[str, float]:
+def classified(model: Model, *several: Rows) -> dict[str, float]:
     """Top-1 of the class layer over all test rows, from codes and from embedded features."""
     if model.classes is None:
         return {}
