@@ -41,8 +41,8 @@ class GPQSettings(TrunkSettings):
     K: int = Field(16, ge=1, le=256, description="codewords in each sub-codebook")
     metric: Metric = "cosine"
     normalise: Normalise = "unit"
-    hidden: Positive = Field(1024, description="units of the mlp")
-    dropout: float = Field(0.7, ge=0, lt=1, description="in the mlp and in vgg32")
+    hidden: Positive = Field(2048, description="units of the mlp")
+    dropout: float = Field(0.8, ge=0, lt=1, description="in the mlp and in vgg32")
     epochs: Positive = Field(10, description="passes over the larger store")
     schedule: Schedule = "exponential"
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first momentum")

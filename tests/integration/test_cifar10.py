@@ -87,6 +87,7 @@ def test_gpq_from_few_labels_is_above_plain_pq(cifar, tmp_path):
     assert found > plain + 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_two_workers_reach_what_one_does(cifar, small, tmp_path):
     labelled = small["labelled"]
