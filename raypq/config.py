@@ -138,7 +138,7 @@ class SplitJob(Job):
     test: list[str] = Field(default_factory=list)
     output: str
     labelled: Positive | None = Field(None, description="rows of each class; default: all")
-    queries: Positive = Field(1000, description="rows that ask, protocol 1")
+    queries: Annotated[int, Field(ge=0)] = Field(1000, description="rows that ask, protocol 1")
     share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.75, description="of the classes whose labels are known, protocol 2"
     )

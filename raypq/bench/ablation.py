@@ -149,7 +149,7 @@ def _rows(job: AblationJob, known: Sequence[Mapping[str, Any]]) -> Iterator[dict
         with tempfile.TemporaryDirectory() as folder:
             parts = _parts(job, ablation.method, seed, folder)
             for variant in wanted:
-                yield _one(job, variant, seed, parts, f"{folder}/{len(wanted)}-{variant.label}")
+                yield _one(job, variant, seed, parts, f"{folder}/{variant.label}")
 
 
 def _parts(job: AblationJob, method: str, seed: int, folder: str) -> dict[str, list[str]]:
@@ -173,7 +173,7 @@ def _parts(job: AblationJob, method: str, seed: int, folder: str) -> dict[str, l
     parts = {"queries": [join(asked, "queries")], "other": [join(asked, "other")]}
     if method == "dpq":
         return {**parts, "train": train, "database": train, "unlabelled": []}
-    few = cut("protocol-1", features=train, queries=1, labelled=job.labelled, seed=seed)
+    few = cut("protocol-1", features=train, queries=0, labelled=job.labelled, seed=seed)
     rest = [join(few, "unlabelled")]
     return {**parts, "train": [join(few, "labelled")], "database": rest, "unlabelled": rest}
 

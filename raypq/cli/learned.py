@@ -50,7 +50,7 @@ def extract(**options: Any) -> None:
 @click.option(
     "--labelled", type=click.IntRange(1), help="Of each class, protocol 1. [default: all]"
 )
-@click.option("--queries", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("--queries", type=click.IntRange(0), default=1000, show_default=True)
 @click.option(
     "--share",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
