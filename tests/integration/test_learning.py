@@ -41,7 +41,7 @@ SMALL = {"M": 2, "K": 16, "hidden": 32, "epochs": 4, "batch": 50, "rate": 0.01}
 
 
 def job(world: Any, output: Path, method: str = "dpq", **changes: Any) -> TrainJob:
-    own = {"dpq": {"width": 16}, "gpq": {"dropout": 0.0}}[method]
+    own = {"dpq": {"width": 16}, "gpq": {"dropout": 0.0, "lambda1": 1.0}}[method]
     settings = {**SMALL, **own, **changes.pop("set", {})}
     values = {
         "method": method,
