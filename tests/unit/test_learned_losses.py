@@ -147,7 +147,7 @@ def network(**changes: object) -> gpq.GPQNetwork:
 
 def test_one_step_raises_the_entropy_by_prototypes_and_lowers_it_by_features(rng):
     """The mini-max: the same term moves W up and the trunk down (section 3.1)."""
-    net = network(lambda2=1.0)
+    net = network(lambda2=1.0, dropout=0.0)
     u = torch.from_numpy(rng.standard_normal((40, 5)).astype(np.float32))
     batch = Batch(x=u[:6], y=torch.tensor([0, 1, 2, 0, 1, 2]), u=u)
 
