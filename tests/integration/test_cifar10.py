@@ -160,7 +160,7 @@ def test_gpq_figures(cifar):
 
 @pytest.mark.slow
 def test_a_small_run_from_images_beats_plain_pq_on_the_pixels(cifar, tmp_path):
-    """4,000 images at 32 × 32, five epochs: a small CNN against k-means PQ of the same pixels."""
+    """4,000 images at 32 × 32, twelve epochs: a small CNN against k-means PQ of the same pixels."""
     columns = Columns(feature="image", image_size=32)
     parts = parts_of(
         cifar / "images" / "test", tmp_path / "s", queries=300, labelled=400, columns=columns
@@ -168,7 +168,7 @@ def test_a_small_run_from_images_beats_plain_pq_on_the_pixels(cifar, tmp_path):
     labelled = parts["labelled"]
     settings = {
         "backbone": "dsh", "M": 4, "K": 64, "width": 128, "part_hidden": 64, "dropout": 0.0,
-        "epochs": 5, "batch": 100,
+        "epochs": 12, "batch": 100,
     }  # fmt: skip
     dpq = trained(cifar, tmp_path / "dpq", "dpq", labelled, settings=settings, columns=columns)
     pq = trained(
