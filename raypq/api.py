@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raypq import console, exits
 from raypq.config import (
@@ -15,18 +15,23 @@ from raypq.config import (
     EncodeJob,
     EvaluateJob,
     ExportFaissJob,
+    ExtractJob,
     ImportFaissJob,
     Job,
     ReindexJob,
     RepackJob,
     RetrievalJob,
     SearchJob,
+    SplitJob,
     TrainJob,
     read_mapping,
 )
 from raypq.data.snapshot import Snapshot
 from raypq.stages.crew import Crew, Gang, LocalCrew, Worker
 from raypq.stages.train import Trained
+
+if TYPE_CHECKING:
+    from raypq.stages.learner import Lesson
 
 J = TypeVar("J", bound=Job)
 
@@ -51,10 +56,16 @@ class _OnDemand:
         self._where, self._stack = where, stack
         self._crew: Crew | None = None
 
-    def hire(self, make: Callable[..., Worker], *args: Any) -> AbstractContextManager[Gang]:
+    def _called(self) -> Crew:
         if self._crew is None:
             self._crew = self._stack.enter_context(open_crew(self._where))
-        return self._crew.hire(make, *args)
+        return self._crew
+
+    def hire(self, make: Callable[..., Worker], *args: Any) -> AbstractContextManager[Gang]:
+        return self._called().hire(make, *args)
+
+    def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
+        self._called().learn(lesson, tell)
 
 
 @contextmanager
@@ -77,6 +88,22 @@ def repack(job: RepackJob) -> dict[str, Any]:
 
     with open_crew(job.where) as crew:
         return stage.repack(job, crew)
+
+
+def extract(job: ExtractJob) -> dict[str, Any]:
+    """Writes the features of an image store under a backbone (``raypq extract``)."""
+    from raypq.stages import extract as stage
+
+    with open_crew(job.where) as crew:
+        return stage.extract(job, crew)
+
+
+def split(job: SplitJob) -> dict[str, Any]:
+    """Cuts a labelled store into the parts of a protocol (``raypq split``)."""
+    from raypq.stages import split as stage
+
+    with open_crew(job.where) as crew:
+        return stage.split(job, crew)
 
 
 def encode(job: EncodeJob) -> Snapshot:

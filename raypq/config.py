@@ -77,6 +77,12 @@ class Columns(Settings):
     width: Positive | None = Field(
         None, description="feature width; needed for fixed_size_binary where no model tells it"
     )
+    image_size: Positive | None = Field(
+        None, description="pixels on a side, where the feature column holds encoded images"
+    )
+    bad_images: int = Field(
+        0, ge=0, description="undecodable images of one shard that are left out; more make it bad"
+    )
 
 
 class ClusterSettings(Settings):
@@ -101,6 +107,7 @@ class TrainJob(Job):
 
     method: str
     features: list[str]
+    unlabelled: list[str] = Field(default_factory=list)
     classes: str | None = None
     output: str
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -120,6 +127,53 @@ class RepackJob(Job):
     dtype: Literal["float32", "float16"] = "float32"
     columns: Columns = Columns()
     overwrite: bool = Field(False, description="write over shards that are there already")
+
+
+class ExtractJob(Job):
+    """``raypq extract``."""
+
+    images: list[str]
+    backbone: str = Field(
+        description="torchvision:NAME, timm:NAME, a TorchScript (.pt) or ONNX (.onnx) file, "
+        "or a model directory"
+    )
+    output: str
+    columns: Columns = Columns(feature="image")
+    mean: list[float] = Field([0.485, 0.456, 0.406], min_length=3, max_length=3)
+    std: list[Annotated[float, Field(gt=0)]] = Field(
+        [0.229, 0.224, 0.225], min_length=3, max_length=3
+    )
+
+
+class SplitJob(Job):
+    """``raypq split``."""
+
+    protocol: Literal[1, 2]
+    features: list[str]
+    test: list[str] = Field(default_factory=list)
+    output: str
+    labelled: Positive | None = Field(None, description="rows of each class; default: all")
+    queries: Annotated[int, Field(ge=0)] = Field(1000, description="rows that ask, protocol 1")
+    share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.75, description="of the classes whose labels are known, protocol 2"
+    )
+    seed: Annotated[int, Field(ge=0)] = 0
+    columns: Columns = Columns()
+
+
+class AblationJob(Job):
+    """``raypq ablation``."""
+
+    name: str
+    train: list[str]
+    test: list[str] = Field(default_factory=list)
+    classes: str
+    seeds: Positive = 1
+    queries: Positive = 1000
+    labelled: Positive = Field(500, description="rows of each class that keep their label, GPQ")
+    settings: dict[str, Any] = Field(default_factory=dict)
+    columns: Columns = Columns()
+    json_file: str | None = None
 
 
 DuplicateIds = Annotated[

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,9 @@ from raypq.methods import shelf
 from raypq.methods.pq import PQModel, PQSettings
 from raypq.stages import search as stage
 from raypq.stages.crew import Crew, Gang, Worker
+
+if TYPE_CHECKING:
+    from raypq.stages.learner import Lesson
 
 N, QUERIES, TOP, M, D = 1_000_000, 1024, 100, 16, 128
 _TRAIN = 65_536
@@ -50,6 +53,9 @@ class _Standing:
         if self._gang is None:
             self._gang = self._stack.enter_context(self._crew.hire(make, *args))
         yield self._gang
+
+    def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
+        self._crew.learn(lesson, tell)
 
 
 def run(threads: int) -> Iterator[Result]:

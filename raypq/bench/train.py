@@ -78,7 +78,7 @@ def run(threads: int) -> Iterator[Result]:
 
 
 def _train(X: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
-    method = registry.create("pq", {"M": M, "K": K, "iterations": _PASSES})
+    method = registry.create_reduction("pq", {"M": M, "K": K, "iterations": _PASSES})
     tasks = [_Rows(row) for row in range(0, len(X), _SHARD)]
     state = method.begin(Corpus(N=len(X), dx=X.shape[1]))
     with LocalCrew(threads).hire(_Accumulate, method, X) as gang:

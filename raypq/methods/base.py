@@ -2,7 +2,8 @@
 
 A method trains *by reduction*: its state is sent to the shards, each answers with float64
 statistics, and these are merged in shard order. So the model is bit-identical for any number of
-workers. Everything after training knows only ``Model``.
+workers. Or it trains *by gradient* (``raypq.methods.gradient``). Everything after training knows
+only ``Model``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pydantic import Field
 from raypq import kernels
 from raypq.config import Metric, Positive, Precision, Settings
 from raypq.data.models import ModelFiles
-from raypq.errors import ConfigError, NotFittedError
+from raypq.errors import ConfigError, ModelError, NotFittedError
 
 Array = NDArray[Any]
 Normalise = Literal["none", "unit", "zscore", "zscore-unit"]
@@ -42,18 +43,24 @@ class Corpus:
 
     Attributes:
         A: embeddings of the training classes [L, da], or None for methods without classes.
-        names: class_ids of the training classes, for errors.
+        names: class_ids of the training classes.
+        A_other: embeddings of the table's other classes [T - L, da], for methods that make up
+            features of classes without images; other_names: their class_ids.
+        unlabelled: rows of the unlabelled store, 0 where there is none.
     """
 
     N: int
     dx: int
     A: NDArray[np.float32] | None = None
     names: tuple[str, ...] = ()
+    A_other: NDArray[np.float32] | None = None
+    other_names: tuple[str, ...] = ()
+    unlabelled: int = 0
 
     @property
     def L(self) -> int:
         """Number of training classes."""
-        return 0 if self.A is None else len(self.A)
+        return len(self.names) if self.A is None else len(self.A)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,6 +134,7 @@ class Model(ABC):
         settings: what it was trained with.
         tensors: its arrays; ``C`` is the codebooks [M, K, d], float32.
         dx: feature width. da: width of class embeddings, None if it takes none.
+        classes: class_ids of the classes that it has prototypes of its own for, if any.
         record: training history; not part of the fingerprint.
     """
 
@@ -136,6 +144,7 @@ class Model(ABC):
     tensors: Mapping[str, Array]
     dx: int
     da: int | None = None
+    classes: tuple[str, ...] | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -172,6 +181,8 @@ class Model(ABC):
             "metric": self.metric,
             "settings": self.settings.model_dump(mode="json"),
         }
+        if self.classes is not None:
+            content["classes"] = list(self.classes)
         return ModelFiles(content=content, tensors=self.tensors, record=self.record)
 
     @cached_property
@@ -192,6 +203,7 @@ class Model(ABC):
             tensors=files.tensors,
             dx=content["dx"],
             da=content["da"],
+            classes=tuple(content["classes"]) if "classes" in content else None,
             record=files.record,
         )
         # As written, not as this version would write it: a setting that came later must not
@@ -223,6 +235,21 @@ class Model(ABC):
             ModelError: the embeddings have another width.
         """
 
+    def class_prototypes(
+        self, ids: Sequence[str]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Prototypes V [T, D] and bias [T] of ``classes``, from a prediction layer of its own.
+
+        Raises:
+            ModelError: the model has none, or not for one of these class_ids.
+        """
+        raise ModelError(f"{self.method} model", expected="a prediction layer", found="none")
+
+    @property
+    def class_metric(self) -> Metric:
+        """How codes and ``class_prototypes`` are compared."""
+        return self.metric
+
     def tables(
         self,
         V: NDArray[np.float32],
@@ -233,13 +260,17 @@ class Model(ABC):
         return kernels.build_tables(self.C, V, bias, metric or self.metric)
 
 
-class ReductionMethod(ABC):
-    """A way to train a model by exact map-reduce."""
+class Method(ABC):
+    """What every method says of itself, however it trains."""
 
     name: ClassVar[str]
     settings_class: ClassVar[type[MethodSettings]]
     model_class: ClassVar[type[Model]]
     needs_classes: ClassVar[bool] = False
+    needs_embeddings: ClassVar[bool] = False
+    """Whether the class table must have embeddings."""
+    needs_unlabelled: ClassVar[bool] = False
+    """Whether a second store, of rows without labels, may be streamed beside the first."""
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Settings that ``--tune`` searches, and the values it tries."""
     trial_settings: ClassVar[Mapping[str, Any]] = {}
@@ -247,6 +278,10 @@ class ReductionMethod(ABC):
 
     def __init__(self, settings: MethodSettings) -> None:
         self.settings = settings
+
+
+class ReductionMethod(Method):
+    """A way to train a model by exact map-reduce."""
 
     @abstractmethod
     def begin(self, corpus: Corpus) -> State:

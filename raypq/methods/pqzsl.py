@@ -208,6 +208,7 @@ class PQZSL(PQ):
     settings_class: ClassVar[type[MethodSettings]] = PQZSLSettings
     model_class: ClassVar[type[LinearModel]] = PQZSLModel
     needs_classes = True
+    needs_embeddings = True
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {
         "normalise": ("unit", "zscore-unit"),
         "ridge": (1.0, 3.0, 10.0, 30.0),

@@ -7,16 +7,18 @@ from typing import Any
 
 from raypq.data.models import ModelFiles
 from raypq.errors import ConfigError, ModelError
-from raypq.methods.base import Model, ReductionMethod
+from raypq.methods.base import Method, Model, ReductionMethod
+from raypq.methods.dpq import DPQ
+from raypq.methods.gpq import GPQ
 from raypq.methods.opq import OPQ
 from raypq.methods.pq import PQ
 from raypq.methods.pqzsl import PQZSL
 from raypq.methods.vq import VQ
 
-METHODS: Mapping[str, type[ReductionMethod]] = {cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ)}
+METHODS: Mapping[str, type[Method]] = {cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ, DPQ, GPQ)}
 
 
-def find(name: str) -> type[ReductionMethod]:
+def find(name: str) -> type[Method]:
     """The method of a name.
 
     Raises:
@@ -27,7 +29,7 @@ def find(name: str) -> type[ReductionMethod]:
     return METHODS[name]
 
 
-def create(name: str, settings: Mapping[str, Any]) -> ReductionMethod:
+def create(name: str, settings: Mapping[str, Any]) -> Method:
     """A method with its settings checked.
 
     Raises:
@@ -35,6 +37,18 @@ def create(name: str, settings: Mapping[str, Any]) -> ReductionMethod:
     """
     cls = find(name)
     return cls(cls.settings_class.parse(settings, origin=f"{name} settings"))
+
+
+def create_reduction(name: str, settings: Mapping[str, Any]) -> ReductionMethod:
+    """As ``create``, for what works with methods by reduction alone.
+
+    Raises:
+        ConfigError: the method trains by gradient.
+    """
+    method = create(name, settings)
+    if not isinstance(method, ReductionMethod):
+        raise ConfigError(f"{name} trains by gradient; expected a method by reduction")
+    return method
 
 
 def load(uri: str) -> Model:

@@ -193,7 +193,7 @@ class Plan:
         codes = _codes(job)
         table = ClassTable.open(job.classes)
         candidates = Candidates(table=table, chosen=table.select(job.candidates))
-        judges = appoint(job, codes, table)
+        judges = appoint(job, codes, candidates)
         if codes is not None and job.codes is not None:
             shards = stored_shards(job.codes, codes)
             models = [receipt.model for receipt in codes.shards]

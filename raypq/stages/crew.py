@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raypq import console, kernels, meter
 from raypq.errors import JobError, RaypqError, ShardFailure
+
+if TYPE_CHECKING:
+    from raypq.stages.learner import Lesson
 
 TRIES = 3  # attempts at a task that fails for another reason than bad input
 
@@ -87,6 +90,9 @@ class Crew(Protocol):
     def hire(self, make: Callable[..., Worker], *args: Any) -> AbstractContextManager[Gang]:
         """Makes the workers, each by ``make(*args)``; they go when the context ends."""
 
+    def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
+        """Trains by gradient to the last checkpoint; ``tell`` hears of every epoch."""
+
 
 def stage_of(make: Callable[..., Worker]) -> str:
     """What records and metrics call the work of such workers: ``EncodeWorker`` does ``encode``."""
@@ -120,6 +126,13 @@ class LocalCrew:
             worker = make(*args)
             effort.ready = time.monotonic()
             yield _LocalGang(pool, worker, effort)
+
+    def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
+        from raypq.stages.learner import Learner
+        from raypq.stages.stream import Seat
+
+        kernels.set_threads(self._threads * self.workers)  # torch has use for all of them
+        Learner(lesson=lesson, seat=Seat(), device=lesson.device, tell=tell).run()
 
 
 class _LocalGang:

@@ -40,6 +40,7 @@ class Encoded:
 
     receipt: output.Receipt
     changed: Changed
+    left_out: int = 0
 
 
 class EncodeWorker:
@@ -88,8 +89,8 @@ class EncodeWorker:
                 batches=self._batches(reader, schema, changed, gauge),
                 options=codes.WRITE_OPTIONS,
             )
-        measured = receipt.model_copy(update={"stats": gauge.read(), "source": source})
-        return Encoded(receipt=measured, changed=changed)
+            measured = receipt.model_copy(update={"stats": gauge.read(), "source": source})
+            return Encoded(receipt=measured, changed=changed, left_out=reader.left_out)
 
     def _batches(
         self, reader: FeatureReader, schema: pa.Schema, changed: Changed, gauge: Gauge
@@ -160,9 +161,12 @@ def carry_out(
         "precision": job.precision,
     }
     total = Changed()
+    left_out = 0
     receipts: list[output.Receipt] = []
 
     def reduce(result: Encoded) -> output.Receipt:
+        nonlocal left_out
+        left_out += result.left_out
         total.codes += result.changed.codes
         total.different += result.changed.different
         receipts.append(result.receipt)
@@ -171,6 +175,8 @@ def carry_out(
 
     def summarise() -> dict[str, Any]:
         told = {**summary, **describe(receipts)}
+        if left_out:
+            told["images_left_out"] = left_out
         if total.codes:
             told["codes_changed_by_precision"] = total.different / total.codes
         return {**told, "run": record.told()}

@@ -35,6 +35,14 @@ class Candidates:
     table: ClassTable
     chosen: NDArray[np.int64]
 
+    def prototypes(
+        self, model: Model, chosen: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Prototypes V [t, D] and bias [t] of some classes of the table."""
+        if model.classes is None:
+            return model.prototypes(self.table.embeddings[chosen])
+        return model.class_prototypes([self.table.ids[int(index)].as_py() for index in chosen])
+
     @cached_property
     def groups(self) -> dict[str, NDArray[np.int64]]:
         """The candidates by seen and unseen; one group of all where only one kind is there."""
@@ -64,7 +72,7 @@ class Judge:
         """Lookup tables of each group of candidates."""
         built = {}
         for name, chosen in candidates.groups.items():
-            V, bias = self.model.prototypes(candidates.table.embeddings[chosen])
+            V, bias = candidates.prototypes(self.model, chosen)
             if name == "seen":
                 bias = bias - self.calibration
             built[name] = self.model.tables(V, bias, self.metric)
@@ -82,13 +90,14 @@ class Judge:
         }
 
 
-def appoint(job: ClassifyJob, codes: Snapshot | None, table: ClassTable) -> dict[str, Judge]:
+def appoint(job: ClassifyJob, codes: Snapshot | None, candidates: Candidates) -> dict[str, Judge]:
     """The judges by fingerprint: the model that the job names, or those that made the codes.
 
     Raises:
         ConfigError: features without a model, a calibration without seen classes.
         ModelError: codes of another model than the one named, a model that is not with its codes.
     """
+    table = candidates.table
     if job.model is not None:
         model = registry.load(job.model)
         if codes is not None:
@@ -104,10 +113,11 @@ def appoint(job: ClassifyJob, codes: Snapshot | None, table: ClassTable) -> dict
         raise ConfigError(f"calibration: {job.classes} has no column 'seen' to calibrate by")
     judges = {}
     for name, model in models.items():
-        model.prototypes(table.embeddings[:0])  # the widths must fit before any work starts
+        # They must fit before any work starts.
+        candidates.prototypes(model, candidates.chosen[: 1 if model.classes is None else None])
         calibration = _calibration(job, model, places[name])
         judges[name] = Judge(
-            model=model, metric=job.metric or model.metric, calibration=calibration
+            model=model, metric=job.metric or model.class_metric, calibration=calibration
         )
     return judges
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raypq.config import Job
 from raypq.stages.crew import Crew, Gang, Worker, stage_of
+
+if TYPE_CHECKING:
+    from raypq.stages.learner import Lesson
 
 _POINTS = 200  # of the timeline at most; then every second one goes
 _LIBRARIES = ("raypq", "ray", "torch", "numpy", "pyarrow")
@@ -46,6 +49,12 @@ class RunRecord:
                 yield gang
             finally:
                 self._close(spell, stage_of(make))
+
+    def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
+        """Trains on the crew; that is the phase ``learn``."""
+        self.lap("plan")
+        self._crew.learn(lesson, tell)
+        self.lap("learn")
 
     def lap(self, phase: str, *, until: float | None = None) -> None:
         """What was done since the last lap was this phase; a phase may come again."""

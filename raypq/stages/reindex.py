@@ -113,9 +113,9 @@ def _check(job: ReindexJob, section: Answers) -> None:
         InputError: a class table that cannot be read, or does not fit the model.
     """
     table = ClassTable.open(section.classes)
-    table.select(section.candidates)
+    candidates = judges.Candidates(table=table, chosen=table.select(section.candidates))
     task = ClassifyJob(model=job.model, features=job.features, **section.model_dump())
-    judges.appoint(task, None, table)
+    judges.appoint(task, None, candidates)
 
 
 def _classify_job(job: ReindexJob, section: Answers, version: int | None = None) -> ClassifyJob:

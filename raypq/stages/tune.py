@@ -27,7 +27,7 @@ from raypq.stages.evaluate import harmonic
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
 
 if TYPE_CHECKING:
-    from raypq.stages.train import Plan
+    from raypq.stages.passes import Plan
 
 ROWS = 50_000  # rows that the search looks at; they are held in memory
 SPLITS = 3
@@ -210,7 +210,7 @@ class TuneWorker:
         self, settings: Mapping[str, Any], rows: NDArray[np.bool_], classes: NDArray[np.bool_]
     ) -> Model:
         cls = registry.find(self._method)
-        method = registry.create(self._method, {**settings, **cls.trial_settings})
+        method = registry.create_reduction(self._method, {**settings, **cls.trial_settings})
         sample = self._sample
         assert sample.corpus.A is not None, "checked before"
         # Classes that a sample of the rows misses cannot be trained on.
