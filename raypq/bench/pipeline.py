@@ -34,7 +34,8 @@ _RAY_REPEATS = 3
 
 
 def run(threads: int, classes: str | None = None) -> Iterator[Result]:
-    """Encode from Parquet; classify a million stored codes; how the cost grows with N.
+    """Encode from Parquet; classify a million stored codes; how the cost grows with N; what a
+    second worker brings. Needs two cores.
 
     Args:
         classes: a class table to classify against (generated if None); 21,841 classes make the
@@ -43,6 +44,7 @@ def run(threads: int, classes: str | None = None) -> Iterator[Result]:
     with tempfile.TemporaryDirectory(prefix="raypq-bench-") as folder:
         yield _encode(Path(folder), threads)
         yield from _classify(Path(folder), threads, classes)
+        yield from _workers(Path(folder), classes)
 
 
 def _encode(root: Path, threads: int) -> Result:
@@ -137,6 +139,59 @@ def _classify(root: Path, threads: int, classes: str | None) -> Iterator[Result]
     )
     yield result.judge([Goal(ours=ours.name, peer="kernel alone", at_least=0.6)])
     yield _growth(B, tables)
+
+
+def _workers(root: Path, classes: str | None) -> Iterator[Result]:
+    """Encode and classify on a local Ray by one worker of one thread, and by two; the stores are
+    those of the other cases."""
+    stored = sorted((root / "features").glob("*.parquet"))
+    many = root / "many"
+    many.mkdir()
+    for part in range(_SHARDS // len(stored)):
+        for path in stored:
+            (many / f"{part:02d}-{path.name}").hardlink_to(path)
+    jobs: dict[str, EncodeJob | ClassifyJob] = {
+        "encode": EncodeJob(
+            model=str(root / "model"),
+            features=[str(many)],
+            output="",
+            duplicate_ids="ignore",
+        ),
+        "classify": ClassifyJob(
+            codes=str(root / "stored"),
+            model=str(root / "classifier"),
+            classes=classes or str(root / "classes.parquet"),
+            output="",
+        ),
+    }
+    for stage, job in jobs.items():
+        lines = [_by(workers, job, str(root / f"scaled-{stage}")) for workers in (1, 2)]
+        result = Result(
+            bench="pipeline", case=f"{stage} by one worker and by two", unit="images/s", lines=lines
+        )
+        yield result.judge([Goal(ours=lines[1].name, peer=lines[0].name, at_least=1.7)])
+
+
+def _by(workers: int, job: EncodeJob | ClassifyJob, output: str) -> Line:
+    """The median rate of some runs."""
+    where = ClusterSettings(cluster="local", workers=workers, threads=1)
+    found = []
+    with api.open_crew(where):
+        for turn in range(_RAY_REPEATS):
+            again = job.model_copy(update={"output": f"{output}-{workers}-{turn}", "where": where})
+            version = api.encode(again) if isinstance(again, EncodeJob) else api.classify(again)
+            found.append(_steady(version.summary["run"]["timeline"]))
+    images, seconds = sorted(found, key=lambda one: one[0] / one[1])[len(found) // 2]
+    name = f"{workers} worker{'s' if workers > 1 else ''}"
+    return Line(name=name, rate=images / seconds, seconds=seconds, ours=workers > 1)
+
+
+def _steady(timeline: list[tuple[float, int]]) -> tuple[int, float]:
+    """Images and seconds of a run after its first quarter, by when all workers have started."""
+    total = timeline[-1][1]
+    begin, before = next(point for point in timeline if point[1] >= total / 4)
+    end = next(time for time, images in timeline if images == total)
+    return total - before, end - begin
 
 
 def _coded(table: ClassTable) -> tuple[PQZSLModel, NDArray[np.uint8]]:

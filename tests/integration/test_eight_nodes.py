@@ -18,8 +18,12 @@ NODES = 8
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A head without CPUs, and eight nodes of one CPU each."""
+    from ray._private.authentication import authentication_token_setup as tokens
     from ray.cluster_utils import Cluster
 
+    # As ``ray.init`` does for a cluster of its own; ``Cluster`` does not.
+    tokens.enable_token_auth_by_default()
+    tokens.ensure_token_if_auth_enabled()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("RAY_agent_register_timeout_ms", "300000")  # eight agents start at once
