@@ -53,12 +53,19 @@ class Goal:
 
 @dataclass(kw_only=True)
 class Result:
-    """One table of a bench."""
+    """One table of a bench.
+
+    Attributes:
+        sizes: what the case names, as numbers: N, T, D, M, K. rates: what ``raypq plan`` counts
+            with, where the bench measures it.
+    """
 
     bench: str
     case: str
     unit: str
     lines: list[Line]
+    sizes: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, Any] | None = None
     checks: dict[str, Any] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
     goals: list[dict[str, Any]] = field(default_factory=list)

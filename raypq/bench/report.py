@@ -16,7 +16,7 @@ from rich.table import Table
 from raypq import console, kernels
 from raypq.bench.measure import Result, machine
 
-NAMES = ("classify", "search", "encode", "train", "read", "pipeline")
+NAMES = ("classify", "ratio", "search", "encode", "train", "read", "rates", "pipeline")
 
 
 def run(names: list[str], *, threads: int, classes: str | None, json_file: str | None) -> bool:
@@ -36,7 +36,9 @@ def run(names: list[str], *, threads: int, classes: str | None, json_file: str |
         for result in _results(name, threads, classes):
             kernels.set_threads(threads)
             printer.print(_table(result))
-            results.append(asdict(result))
+            one = asdict(result)
+            found |= {"rates": rates} if (rates := one.pop("rates")) else {}
+            results.append(one)
             reached &= all(goal["reached"] for goal in result.goals)
             if json_file:
                 document = {**found, "seconds": time.monotonic() - start, "results": results}
@@ -50,6 +52,13 @@ def _results(name: str, threads: int, classes: str | None) -> Iterator[Result]:
     return bench.run(threads, classes) if name == "pipeline" else bench.run(threads)
 
 
+def figure(value: float) -> str:
+    """A rate as people read it; a very small one with its power of ten."""
+    if value >= 1e9 or 0 < value < 0.005:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+
+
 def _table(result: Result) -> Table:
     table = Table(title=f"{result.bench}: {result.case}", title_justify="left")
     table.add_column("")
@@ -58,8 +67,7 @@ def _table(result: Result) -> Table:
     ours = next((line.rate for line in result.lines if line.ours), None)
     for line in result.lines:
         ratio = "" if line.ours or ours is None else f"{ours / line.rate:.2f}×"
-        digits = 0 if line.rate >= 1000 else 2
-        table.add_row(line.name, f"{line.rate:,.{digits}f}", ratio)
+        table.add_row(line.name, figure(line.rate), ratio)
     for goal in result.goals:
         mark = "reached" if goal["reached"] else "NOT reached"
         table.add_row(f"goal against {goal['peer']}", f"{goal['at_least']:g}×", mark)
