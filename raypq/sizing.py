@@ -35,18 +35,20 @@ class DeviceRates(Settings):
     Attributes:
         projection: float32 operations a second of X Pᵀ. assignment: the same of finding codewords,
             counted as 2·D·K an image. scan: seconds an image and class, by number of sub-codebooks.
+            rescore: dimensions a second of the exact scores that a scan ends with, k·D an image.
     """
 
     projection: Rate
     assignment: Rate
+    rescore: Rate
     scan: dict[int, Rate] = Field(min_length=1)
 
     def scan_seconds(self, M: int) -> float:
         """Seconds an image and class: between two measured M on a line, beyond them in step."""
         known = sorted(self.scan)
-        if M <= known[0]:
+        if known[0] >= M:
             return self.scan[known[0]]  # the rest of a scan costs as much as its first few lookups
-        if M >= known[-1]:
+        if known[-1] <= M:
             return self.scan[known[-1]] * M / known[-1]
         high = next(m for m in known if m >= M)
         low = known[known.index(high) - 1]
@@ -199,7 +201,8 @@ def _train(work: Workload, rates: Rates) -> Stage:
     seconds = reads * _read(work, rates) + first + passes * assign + moving * turn
     shards = math.ceil(images / work.shard_images)
     spread = images * seconds / min(work.workers, shards) + _shards(work, rates, images) * reads
-    driver = _seeding(work, rates) + (moving * _update(work) + _first(work)) / rates.solve
+    solved = moving * _update(work) + passes * _objective(work) + _first(work)
+    driver = _seeding(work, rates) + solved / rates.solve
     memory = (
         rates.worker_bytes
         + min(work.cache_bytes, images * 4 * dx / min(work.workers, shards))
@@ -231,7 +234,12 @@ def _update(work: Workload) -> float:
     D, dx, da = work.D, work.dims, work.attributes
     if work.method == "opq":
         return 20.0 * D * D * dx
-    return 10.0 * D * dx * dx + 2.0 / 3 * dx**3 + 9.0 * D**3 + 20.0 * work.L**3 + 9.0 * da**3
+    return 10.0 * D * dx * dx + 2.0 / 3 * dx**3 + 9.0 * D**3 + 40.0 * work.L**3 + 9.0 * da**3
+
+
+def _objective(work: Workload) -> float:
+    """Float64 operations of telling the objective after a pass."""
+    return 12.0 * work.D * work.dims**2 if work.method == "pqzsl" else 0.0
 
 
 def _encode(work: Workload, rates: Rates) -> Stage:
@@ -254,7 +262,8 @@ def _classify(work: Workload, rates: Rates) -> Stage:
     T = work.classes
     on_gpu = rates.gpu is not None and work.gpus
     device = rates.gpu if rates.gpu is not None and work.gpus else rates.cpu
-    scan = T * device.scan_seconds(work.M)
+    groups = 2 if work.L < T else 1  # seen and unseen classes are scanned apart
+    scan = T * device.scan_seconds(work.M) + groups * work.top_k * work.D / device.rescore
     host = rates.classify_image * work.top_k / 10 + (0.0 if on_gpu else scan)
     # Tables of bytes, the weights that exact scores are formed from, and blocks of codes.
     tables = work.M * work.K * T + 2 * 4 * T * work.D

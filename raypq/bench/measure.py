@@ -123,7 +123,7 @@ def machine(threads: int) -> dict[str, Any]:
             packages[name] = "absent"
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": threads,
         "python": platform.python_version(),
@@ -132,7 +132,7 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def _cpu() -> str:
+def processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

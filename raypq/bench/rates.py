@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypq import api, kernels
+from raypq import api, console, kernels
 from raypq.bench import read, world
 from raypq.bench.measure import Line, Result
 from raypq.config import ClassifyJob, ClusterSettings, Columns, EncodeJob, RepackJob
 from raypq.data import generate, snapshot
 from raypq.data.features import FeatureStore, read_batches
 from raypq.methods import opq
-from raypq.methods.linear import normalise
+from raypq.methods.linear import normalise, product
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
 from raypq.sizing import DeviceRates, Rates
 from raypq.stages.crew import LocalCrew
@@ -38,8 +39,8 @@ _ROUNDS = 5
 _DX, _D, _K = 1024, 512, 256
 _ROWS = 4096  # of a product
 _CODES = 16_384
-_SCAN = {10: 400, 25: 400, 50: 400}  # sub-codebooks, and the width that they share
-_T = 8192
+_SUB_CODEBOOKS = (10, 25, 50)
+_T, _TOP = 8192, 10
 _SOLVE = 384
 _SMALL_ROWS, _SMALL_SHARDS, _SMALL_DX, _SMALL_M = 65_536, 4, 16, 4
 _TINY_SHARDS = 32
@@ -83,12 +84,17 @@ def measure(threads: int, *, ray: bool = True, clock: Clock = time.perf_counter)
     kernels.set_threads(1)
     torch.set_num_threads(1)
     try:
-        cpu = _device("cpu", threads, clock, rng)
-        gpu = _device("cuda", 1, time.perf_counter, rng) if torch.cuda.is_available() else None
-        return _with_stages(_computing(threads, clock, rng), cpu, gpu, threads, clock, ray=ray)
+        with console.silent():  # the small jobs would each tell their story
+            return _measure(threads, ray, clock, rng)
     finally:
         torch.set_num_threads(before[0])
         kernels.set_threads(before[1])
+
+
+def _measure(threads: int, ray: bool, clock: Clock, rng: np.random.Generator) -> Rates:
+    cpu = _device("cpu", threads, clock, rng)
+    gpu = _device("cuda", 1, time.perf_counter, rng) if torch.cuda.is_available() else None
+    return _with_stages(_computing(threads, clock, rng), cpu, gpu, threads, clock, ray=ray)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -121,25 +127,32 @@ def _device(device: str, threads: int, clock: Clock, rng: np.random.Generator) -
     P = torch.from_numpy(rng.standard_normal((_D, _DX), dtype=np.float32)).to(device)
 
     def project() -> None:
-        U = X @ P.T
-        if device != "cpu":
-            U[-1, -1].item()  # waits for it
+        if device == "cpu":
+            product(X.numpy(), P.numpy())
+        else:
+            (X @ P.T)[-1, -1].item()  # waits for it
 
     data = world.embedded(N=_CODES, T=_T, D=400)
     C = world.quantizer(data.U, 50, _K, rounds=1)
     part = data.U[:_ROWS]
     assign = _seconds(lambda: kernels.encode(part, C, device=device), threads, clock)
-    scan = {}
-    for M in _SCAN:
+    scan, rest = {}, []
+    for M in _SUB_CODEBOOKS:
         C, B = world.quantized(data.U, M)
-        tables = kernels.build_tables(C, data.V, None, "cosine")
-        spent = _seconds(lambda B=B, t=tables: kernels.topk_per_code(B, t, 10, device=device),
-                         threads, clock)  # type: ignore[misc]  # fmt: skip
-        scan[M] = spent / (len(B) * _T)
+
+        def spent(V: NDArray[np.float32], C: Any = C, B: Any = B) -> float:
+            tables = kernels.build_tables(C, V, None, "cosine")
+            scan = partial(kernels.topk_per_code, B, tables, _TOP, device=device)
+            return _seconds(scan, threads, clock) / len(B)
+
+        few, many = spent(data.V[: _T // 8]), spent(data.V)
+        scan[M] = (many - few) / (_T - _T // 8)  # what does not grow with T is the exact scores
+        rest.append(max(many - scan[M] * _T, 1e-9))
     return DeviceRates(
         projection=2.0 * _ROWS * _DX * _D / _seconds(project, threads, clock),
         assignment=2.0 * len(part) * part.shape[1] * _K / assign,
         scan=scan,
+        rescore=_TOP * data.U.shape[1] / statistics.median(rest),
     )
 
 
@@ -195,7 +208,7 @@ def _reading(root: Path, threads: int, clock: Clock) -> dict[str, float]:
                 pass
 
     return {
-        layout: 4.0 * rows * _DX / _seconds(lambda layout=layout: all_of(layout), threads, clock)  # type: ignore[misc]
+        layout: 4.0 * rows * _DX / _seconds(partial(all_of, layout), threads, clock)
         for layout in ("list", "binary")
     }
 
@@ -221,7 +234,9 @@ def _small_jobs(
     classify: dict[str, float] = {}
     stored: dict[str, float] = {}
     for name in ("tiny", "many"):
-        seconds, sizes = zip(*(_one(root, name, turn, threads, clock) for turn in range(3)), strict=True)
+        seconds, sizes = zip(
+            *(_one(root, name, turn, threads, clock) for turn in range(3)), strict=True
+        )
         encode[name], classify[name] = (
             statistics.median(values) for values in zip(*seconds, strict=True)
         )
@@ -254,7 +269,7 @@ def _one(
     )
     return (between - start, clock() - between), {
         "code_bytes": max(0.0, _bytes(encoded) - _SMALL_M),
-        "prediction_bytes": _bytes(classified) / 10,
+        "prediction_bytes": _bytes(classified) / _TOP,
     }
 
 

@@ -15,6 +15,8 @@ from rich.table import Table
 
 from raypq import console, kernels
 from raypq.bench.measure import Result, machine
+from raypq.config import read_mapping
+from raypq.errors import ConfigError
 
 NAMES = ("classify", "ratio", "search", "encode", "train", "read", "rates", "pipeline")
 
@@ -57,6 +59,42 @@ def figure(value: float) -> str:
     if value >= 1e9 or 0 < value < 0.005:
         return f"{value:.3g}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+
+
+def markdown(name: str, path: str) -> str:
+    """The results of a bench (or of ``all``) in a file, as Markdown tables.
+
+    Raises:
+        ConfigError: not a result file, or one without that bench.
+    """
+    document = read_mapping(path)
+    results = [
+        Result(**item) for item in document.get("results", []) if name in ("all", item.get("bench"))
+    ]
+    if not results:
+        raise ConfigError(f"{path}: expected results of {name}, found none")
+    head = (
+        f"{document['date']}, {document['cpu']}, {document['cores']} cores, "
+        f"{document['threads']} threads, kernels {document['kernels']['isa']}; "
+        + ", ".join(f"{key} {value}" for key, value in document["packages"].items())
+    )
+    return "\n\n".join([head, *(_markdown(result) for result in results)])
+
+
+def _markdown(result: Result) -> str:
+    lines = [f"**{result.bench}**: {result.case}", "", f"| | {result.unit} | raypq is | goal |"]
+    lines.append("|---|---:|---:|---:|")
+    ours = next((line.rate for line in result.lines if line.ours), None)
+    goals = {goal["peer"]: goal for goal in result.goals}
+    for line in result.lines:
+        ratio = "" if line.ours or ours is None else f"{ours / line.rate:.2f}×"
+        goal = goals.get(line.name)
+        asked = f"{goal['at_least']:g}× {'✓' if goal['reached'] else '✗'}" if goal else ""
+        lines.append(f"| {line.name} | {figure(line.rate)} | {ratio} | {asked} |")
+    for key, value in result.checks.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        lines.append(f"| *{key}* | {shown} | | |")
+    return "\n".join(lines)
 
 
 def _table(result: Result) -> Table:
