@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raypq.api import classify, encode, evaluate, reindex, train
+    from raypq.api import classify, encode, evaluate, reindex, report, train
     from raypq.config import (
         ClassifyJob,
         ClusterSettings,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    **dict.fromkeys(("train", "encode", "classify", "evaluate", "reindex"), "raypq.api"),
+    **dict.fromkeys(("train", "encode", "classify", "evaluate", "reindex", "report"), "raypq.api"),
     **dict.fromkeys(
         (
             "TrainJob",
@@ -57,6 +57,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "reindex",
+    "report",
     "train",
 ]
 

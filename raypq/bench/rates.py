@@ -216,7 +216,7 @@ def _reading(root: Path, threads: int, clock: Clock) -> dict[str, float]:
 def _small_jobs(
     root: Path, threads: int, clock: Clock, cpu: DeviceRates, reading: dict[str, float]
 ) -> dict[str, float]:
-    """Seconds an image and a shard of encode and classify beside what is known, and stored bytes."""
+    """What encode and classify take beside what is known, an image and a shard; stored bytes."""
     rng = np.random.default_rng(1)
     made = generate.World.create(classes=64, dx=_SMALL_DX, da=8, rng=rng)
     generate.write_classes(root / "classes.parquet", made)
@@ -300,7 +300,8 @@ class _Nothing:
 def _start() -> float:
     """Seconds until a local Ray has answered for the first time."""
     start = time.perf_counter()
-    with api.open_crew(ClusterSettings(cluster="local", workers=1)) as crew, crew.hire(_Idle) as gang:  # fmt: skip
+    where = ClusterSettings(cluster="local", workers=1)
+    with api.open_crew(where) as crew, crew.hire(_Idle) as gang:
         for _ in gang.map([_Nothing()]):
             pass
     return time.perf_counter() - start

@@ -13,21 +13,25 @@ from raypq.bench.measure import Contender, Result, rounds
 
 T, D, TOP = 21_841, 1000, 10
 SUB_CODEBOOKS = (5, 10, 20, 25, 40, 50, 100)
-_CODES, _DENSE, _BLOCK = 32_768, 1024, 512
+_DENSE, _BLOCK = 1024, 512
 
 
 def run(threads: int) -> Iterator[Result]:
     """From 5 to 100 bytes an image, at the sizes of ImageNet-21K."""
+    del threads  # set already
     yield from cases(T=T, D=D, sub_codebooks=SUB_CODEBOOKS)
 
 
-def cases(*, T: int, D: int, sub_codebooks: Sequence[int], repeats: int = 3) -> Iterator[Result]:
+def cases(
+    *, T: int, D: int, sub_codebooks: Sequence[int], images: int = 32_768, repeats: int = 3
+) -> Iterator[Result]:
     """One result for each number of sub-codebooks, each beside the same dense product.
 
     Args:
         T: candidate classes. D: width of the common space, a multiple of every number.
+        images: codes that are scanned.
     """
-    data = world.embedded(N=_CODES, T=T, D=D)
+    data = world.embedded(N=images, T=T, D=D)
     dense = torch.from_numpy(data.U[:_DENSE])
     for M in sub_codebooks:
         C, B = world.quantized(data.U, M)

@@ -49,6 +49,12 @@ def run(names: list[str], *, threads: int, classes: str | None, json_file: str |
     return reached
 
 
+def write(path: str, results: list[Result], *, threads: int) -> None:
+    """A result file of benches that ran already."""
+    document = {**machine(threads), "results": [asdict(result) for result in results]}
+    Path(path).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
 def _results(name: str, threads: int, classes: str | None) -> Iterator[Result]:
     bench = importlib.import_module(f"raypq.bench.{name}")
     return bench.run(threads, classes) if name == "pipeline" else bench.run(threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raypq import __version__
-from raypq.cli import answer, build, machine, nightly, sizes, versions
+from raypq.cli import answer, build, machine, nightly, sizes, tell, versions
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,6 +30,7 @@ for command in (
     answer.evaluate,
     nightly.reindex,
     versions.snapshots,
+    tell.report,
     sizes.plan,
     machine.bench,
     machine.doctor,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from raypq import __version__
 from raypq.data.storage import write_bytes
-from raypq.report import chapters, charts
-from raypq.report.findings import gather
+from raypq.reporting import chapters, charts
+from raypq.reporting.findings import gather
 
 
 def make(places: Sequence[str], output: str, *, title: str = "raypq report") -> int:

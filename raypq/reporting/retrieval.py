@@ -6,18 +6,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from raypq.report import charts
-from raypq.report.charts import Chart
-from raypq.report.findings import Findings, Named
-from raypq.report.tables import Table, count, share
+from raypq.reporting import charts
+from raypq.reporting.charts import Chart
+from raypq.reporting.findings import Findings, Named
+from raypq.reporting.tables import Table, count, share
 
 _KINDS = (
     ("precision", "Precision", "Share of rows of the query's label among the first R."),
-    ("recall", "Recall of exact search", "Share of the R nearest by exact search among the first "
-     "R."),
-    ("1-recall", "Recall of the nearest", "How often the nearest by exact search is among the "
-     "first R."),
-)  # fmt: skip
+    (
+        "recall",
+        "Recall of exact search",
+        "Share of the R nearest, by exact search, in the first R.",
+    ),
+    ("1-recall", "Recall of the nearest", "How often the nearest, by exact search, is in them."),
+)
 
 
 def chapter(found: Findings) -> tuple[list[Table], list[Chart]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raypq.report import charts
-from raypq.report.charts import Chart
-from raypq.report.findings import Findings, Named, image_bytes
-from raypq.report.tables import Table, count, share
+from raypq.reporting import charts
+from raypq.reporting.charts import Chart
+from raypq.reporting.findings import Findings, Named, image_bytes
+from raypq.reporting.tables import Table, count, share
 
 _FIGURES = (("ZSL", "zsl"), ("ts", "ts"), ("tr", "tr"), ("H", "H"))
 _WORST = 15

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raypq.data.codes import bytes_per_code
-from raypq.report import accuracy, retrieval, runs
-from raypq.report.charts import Chart
-from raypq.report.findings import Findings, shorten
-from raypq.report.tables import Table, count, size
+from raypq.reporting import accuracy, retrieval, runs
+from raypq.reporting.charts import Chart
+from raypq.reporting.findings import Findings, shorten
+from raypq.reporting.tables import Table, count, size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,16 @@ class Report:
     unused: Sequence[tuple[str, str]] = field(default_factory=list)
 
 
+_ACCURACY = (
+    "Means over classes. ZSL: images of unseen classes among unseen classes. ts and tr: unseen and "
+    "seen images among all classes, H their harmonic mean. Calibrated: a constant γ is taken off "
+    "the scores of seen classes."
+)
+_SPEED = (
+    "How many times faster classifying codes is than the dense product of uncompressed vectors and "
+    "a top-k, after figure 4b of the PQZSL paper."
+)
+
 Parts = tuple[Sequence[Table], Sequence[Chart]]
 
 _CHAPTERS: Sequence[tuple[str, str, str, Callable[[Findings], Parts], str]] = (
@@ -56,9 +66,7 @@ _CHAPTERS: Sequence[tuple[str, str, str, Callable[[Findings], Parts], str]] = (
     (
         "accuracy",
         "Accuracy",
-        "Means over classes. ZSL: images of unseen classes among unseen classes. ts and tr: unseen "
-        "and seen images among all classes, H their harmonic mean. Calibrated: a constant γ is "
-        "taken off the scores of seen classes.",
+        _ACCURACY,
         accuracy.overview,
         "raypq evaluate classification --json FILE",
     ),
@@ -72,8 +80,7 @@ _CHAPTERS: Sequence[tuple[str, str, str, Callable[[Findings], Parts], str]] = (
     (
         "speed",
         "Speed against a dense search",
-        "How many times faster classifying codes is than the dense product of uncompressed vectors "
-        "and a top-k, after figure 4b of the PQZSL paper.",
+        _SPEED,
         runs.ratio,
         "raypq bench ratio --json FILE",
     ),

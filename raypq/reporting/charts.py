@@ -19,7 +19,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 except ImportError:  # an extra; ``need`` says so
-    mpl = None
+    mpl = None  # type: ignore[assignment]
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ _VARIABLES = {_INK: "--ink", _SOFT: "--soft", _LINE: "--line"} | {
     colour: f"--c{number}" for number, colour in enumerate(_SERIES, start=1)
 }
 _MARKERS = "osD^vP"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10.5,
     "axes.edgecolor": _LINE,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,14 +206,6 @@ def shorten(places: Sequence[str]) -> dict[str, str]:
     """Places without the folders that all of them share, for people to read."""
     if len(places) < 2 or not all(is_local(place) for place in places):
         return {place: place for place in places}
-    shared = Path(*_common([Path(place).parts[:-1] for place in places]))
-    return {place: str(Path(place).relative_to(shared)) for place in places}
-
-
-def _common(parts: Sequence[Sequence[str]]) -> list[str]:
-    shared = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1:
-            break
-        shared.append(level[0])
-    return shared
+    paths = {place: local_path(place).absolute() for place in places}
+    shared = os.path.commonpath([path.parent for path in paths.values()])
+    return {place: str(path.relative_to(shared)) for place, path in paths.items()}

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from raypq.data.codes import CodeFile
 from raypq.data.storage import join, list_files
-from raypq.report import charts
-from raypq.report.charts import Chart
-from raypq.report.findings import Findings, Store, shorten
-from raypq.report.tables import Table, count, share
+from raypq.reporting import charts
+from raypq.reporting.charts import Chart
+from raypq.reporting.findings import Findings, Store, shorten
+from raypq.reporting.tables import Table, count, share
 
 _SAMPLE_ROWS = 131_072  # codes of a model that are counted
 _DENSE = "torch fp32"
