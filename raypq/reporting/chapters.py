@@ -13,7 +13,7 @@ from raypq.data.codes import bytes_per_code
 from raypq.reporting import accuracy, retrieval, runs
 from raypq.reporting.charts import Chart
 from raypq.reporting.findings import Findings, shorten
-from raypq.reporting.tables import Table, count, size
+from raypq.reporting.tables import Table, count, moment, size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,11 +178,11 @@ def _stores(found: Findings) -> list[Table]:
         models = sorted({receipt.model[:8] for receipt in latest.shards})
         rows.append(
             [
-                short[store.place], store.kind, latest.version, latest.created, count(latest.rows),
+                short[store.place], store.kind, latest.version, moment(latest.created), count(latest.rows),
                 count(len(latest.shards)), size(stored), f"{stored / max(latest.rows, 1):.1f}",
                 ", ".join(models), len(latest.quarantined),
             ]
         )  # fmt: skip
-    head = ["store", "of", "version", "made", "images", "shards", "bytes", "bytes an image",
+    head = ["store", "of", "version", "made (UTC)", "images", "shards", "bytes", "bytes an image",
             "models", "left out"]  # fmt: skip
     return [Table(title="Stores", head=head, rows=rows, words=(0, 1, 3, 8))] if rows else []

@@ -23,17 +23,18 @@ except ImportError:  # an extra; ``need`` says so
 
 Floats = NDArray[np.float64]
 
-_SIZE = (5.2, 3.5)  # inches: on a telephone a point is about a pixel
+_SIZE = (4.7, 3.4)  # inches: on a telephone a point is about a pixel
 # Colours that nobody would choose, and the variables of the page that take their place.
 _INK, _SOFT, _LINE = "#010203", "#010204", "#010205"
 _SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216")
 _VARIABLES = {_INK: "--ink", _SOFT: "--soft", _LINE: "--line"} | {
     colour: f"--c{number}" for number, colour in enumerate(_SERIES, start=1)
 }
+SERIES_MOST = len(_SERIES)  # series that can be told apart
 _MARKERS = "osD^vP"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "font.size": 10.5,
+    "font.size": 11,
     "axes.edgecolor": _LINE,
     "axes.labelcolor": _SOFT,
     "axes.spines.top": False,
@@ -50,7 +51,7 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "lines.markersize": 5.5,
     "legend.frameon": False,
-    "legend.fontsize": 9.5,
+    "legend.fontsize": 10,
 }
 
 
@@ -231,7 +232,7 @@ def scatter(
             axes.axhline(value, color=_SERIES[number + 1], linestyle=style, label=word)
         _axes(axes, x, y, whole_x=True)
         axes.set_xlim(min(xs) - 0.5, max(xs) + 0.5)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * max([*ys, *(value for value, _ in levels)]))
         axes.legend(loc="best")
 
     return _draw(name, title, caption, plot)

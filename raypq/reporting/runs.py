@@ -13,7 +13,7 @@ from raypq.data.storage import join, list_files
 from raypq.reporting import charts
 from raypq.reporting.charts import Chart
 from raypq.reporting.findings import Findings, Store, shorten
-from raypq.reporting.tables import Table, count, share
+from raypq.reporting.tables import Table, count, moment, share
 
 _SAMPLE_ROWS = 131_072  # codes of a model that are counted
 _DENSE = "torch fp32"
@@ -145,14 +145,17 @@ def training(found: Findings) -> tuple[list[Table], list[Chart]]:
 
 def drift(found: Findings) -> tuple[list[Table], list[Chart]]:
     """Figures of the shards that each version added, beside those of the training data."""
-    tables, drawn = [], []
-    short = shorten([store.place for store in found.codes])
+    rows, drawn = [], []
+    short = shorten([store.place for store in found.stores])
     for number, store in enumerate(found.codes):
-        points, rows = _versions(store)
+        points, lines = _versions(store)
         if not points:
             continue
-        latest = store.latest.shards[-1].model
+        rows += [[short[store.place], *line] for line in lines]
+        if len(store.versions) < 2:
+            continue
         noted: Mapping[str, Any] = {}
+        latest = store.latest.summary.get("fingerprint")
         if latest in found.models:
             noted = found.models[latest].content.get("record", {}).get("baseline") or {}
         levels = []
@@ -161,17 +164,19 @@ def drift(found: Findings) -> tuple[list[Table], list[Chart]]:
             levels.append((expected, "expected of new images"))
         drawn.append(
             charts.scatter(
-                f"drift-{number}", f"Quantization error of new shards: {short[store.place]}",
+                f"drift-{number}",
+                f"Quantization error of new shards: {short[store.place]}",
                 "Each point is a shard, at the version that brought it: mean ‖u − q(u)‖² in parts "
                 "of the mean ‖u‖², on a sample of its rows.",
-                points, x="version", y="relative error", levels=levels,
+                points,
+                x="version",
+                y="relative error",
+                levels=levels,
             )
-        )  # fmt: skip
-        head = ["version", "made", "new shards", "images", "relative error", "feature norm",
-                "entropy, bits", "called drifted"]  # fmt: skip
-        title = f"Versions of {short[store.place]}"
-        tables.append(Table(title=title, head=head, rows=rows, words=(1,)))
-    return tables, drawn
+        )
+    head = ["store", "version", "made (UTC)", "new shards", "images", "relative error",
+            "feature norm", "entropy, bits", "called drifted"]  # fmt: skip
+    return ([Table(title="Versions", head=head, rows=rows, words=(0, 2))] if rows else []), drawn
 
 
 def _versions(store: Store) -> tuple[list[tuple[float, float]], list[list[Any]]]:
@@ -194,7 +199,7 @@ def _versions(store: Store) -> tuple[list[tuple[float, float]], list[list[Any]]]
         stats = [item.stats for item in measured if item.stats]
         rows.append(
             [
-                version.version, version.created, len(fresh), count(sum(r.rows for r in fresh)),
+                version.version, moment(version.created), len(fresh), count(sum(r.rows for r in fresh)),
                 share(mean([item.error.mean for item in stats])),
                 share(mean([item.norm.mean for item in stats])),
                 share(mean([item.entropy for item in stats])),
@@ -235,10 +240,12 @@ def throughput(found: Findings) -> tuple[list[Table], list[Chart]]:
     tables = [Table(title="Latest runs", head=head, rows=rows, words=(0, 1))] if rows else []
     if not series:
         return tables, []
+    longest = sorted(series, key=lambda name: -series[name][0][-1])[: charts.SERIES_MOST]
+    series = {name: series[name] for name in series if name in longest}
     chart = charts.lines(
         "throughput", "Images done over time",
-        "Each point is a finished shard, at the time that its file was written; time counts from "
-        "the start of the run.",
+        "Each point is a finished shard, at the time that its file was written, from the start of "
+        f"the run on. At most the {charts.SERIES_MOST} longest runs are drawn.",
         series, x="seconds", y="images done", from_zero=True,
     )  # fmt: skip
     return tables, [chart]

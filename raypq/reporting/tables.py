@@ -36,3 +36,8 @@ def size(value: float) -> str:
         if value >= step:
             return f"{value / step:.1f} {unit}"
     return f"{value:.0f} B"
+
+
+def moment(iso: str) -> str:
+    """A time in UTC, to the second."""
+    return iso.replace("T", " ").removesuffix("+00:00")
