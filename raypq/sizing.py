@@ -63,6 +63,7 @@ class Rates(Settings):
         cpu, gpu: computing. read: bytes a second of features, by layout. normalise: bytes a second.
         gram: float operations a second of sums of outer products. solve: of float64
             factorisations. accumulate: values a second that are added up by codeword.
+        seed: values a second that are compared with a seed of the codebooks.
         encode_image, classify_image: seconds an image beside the computing: ids, packing, writing.
         shard: seconds a shard: opening, writing, its receipt. start: seconds until Ray has workers.
         code_bytes, prediction_bytes: stored bytes an image beside its code, and an answer.
@@ -76,6 +77,7 @@ class Rates(Settings):
     gram: Rate
     solve: Rate
     accumulate: Rate
+    seed: Rate
     encode_image: Cost
     classify_image: Cost
     shard: Cost
@@ -217,7 +219,7 @@ def _train(work: Workload, rates: Rates) -> Stage:
 def _seeding(work: Workload, rates: Rates) -> float:
     rows = min(_SEED_SAMPLE, work.train_images or work.images)
     assign = _SEED_ROUNDS * rows * 2 * work.D * work.K / rates.cpu.assignment
-    spread = work.K * min(rows, _SEED_ROWS * work.K) * work.D / rates.accumulate
+    spread = work.K * min(rows, _SEED_ROWS * work.K) * work.D / rates.seed
     return assign + spread
 
 
@@ -234,12 +236,14 @@ def _update(work: Workload) -> float:
     D, dx, da = work.D, work.dims, work.attributes
     if work.method == "opq":
         return 20.0 * D * D * dx
-    return 10.0 * D * dx * dx + 2.0 / 3 * dx**3 + 9.0 * D**3 + 40.0 * work.L**3 + 9.0 * da**3
+    products = 6.0 * D * dx * dx + 12.0 * D * work.L * dx
+    return products + 2.0 / 3 * dx**3 + 9.0 * D**3 + 40.0 * work.L**3 + 9.0 * da**3
 
 
 def _objective(work: Workload) -> float:
     """Float64 operations of telling the objective after a pass."""
-    return 12.0 * work.D * work.dims**2 if work.method == "pqzsl" else 0.0
+    D, dx = work.D, work.dims
+    return 6.0 * D * dx * dx + 10.0 * D * work.L * dx if work.method == "pqzsl" else 0.0
 
 
 def _encode(work: Workload, rates: Rates) -> Stage:

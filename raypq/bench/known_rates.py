@@ -48,7 +48,9 @@ def _origin(path: Path, document: dict[str, Any]) -> str:
         raise ConfigError(
             f"{path}: expected a result file of raypq bench, found none of {sorted(missing)}"
         )
+    side = f"{document['threads']} worker{'s side by side' if document['threads'] > 1 else ''}"
+    clock = ", by the processor's clock" if document.get("clock") == "processor" else ""
     return (
         f"{path.name}, measured on {document['date']}, {document['cpu']}, "
-        f"{document['cores']} cores, {document['threads']} workers side by side"
+        f"{document['cores']} cores, {side}{clock}"
     )

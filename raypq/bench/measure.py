@@ -126,6 +126,7 @@ def machine(threads: int) -> dict[str, Any]:
         "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": threads,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "packages": packages,
         "kernels": kernels.active(),

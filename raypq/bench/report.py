@@ -21,11 +21,18 @@ from raypq.errors import ConfigError
 NAMES = ("classify", "ratio", "search", "encode", "train", "read", "rates", "pipeline")
 
 
-def run(names: list[str], *, threads: int, classes: str | None, json_file: str | None) -> bool:
+def run(
+    names: list[str],
+    *,
+    threads: int,
+    classes: str | None,
+    json_file: str | None,
+    processor_time: bool = False,
+) -> bool:
     """Runs benches one after another; True if every goal was reached."""
     kernels.set_threads(threads)
     printer = Console()
-    found = machine(threads)
+    found = machine(threads) | {"clock": "processor" if processor_time else "wall"}
     used = found["kernels"]
     printer.print(
         f"{found['date']}, {found['cpu']}, {threads} threads, "
@@ -35,7 +42,7 @@ def run(names: list[str], *, threads: int, classes: str | None, json_file: str |
     start = time.monotonic()
     reached = True
     for name in names:
-        for result in _results(name, threads, classes):
+        for result in _results(name, threads, classes, processor_time):
             kernels.set_threads(threads)
             printer.print(_table(result))
             one = asdict(result)
@@ -55,8 +62,12 @@ def write(path: str, results: list[Result], *, threads: int) -> None:
     Path(path).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def _results(name: str, threads: int, classes: str | None) -> Iterator[Result]:
+def _results(
+    name: str, threads: int, classes: str | None, processor_time: bool
+) -> Iterator[Result]:
     bench = importlib.import_module(f"raypq.bench.{name}")
+    if name == "rates":
+        return bench.run(threads, time.process_time if processor_time else time.perf_counter)
     return bench.run(threads, classes) if name == "pipeline" else bench.run(threads)
 
 

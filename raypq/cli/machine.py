@@ -22,9 +22,19 @@ from raypq.cli.options import cluster, show, verb, where_of
 @click.option(
     "--show", type=click.Path(), help="Run nothing: print this result file as Markdown tables."
 )
+@click.option(
+    "--processor-time",
+    is_flag=True,
+    help="rates only: count the processor's seconds of one worker, for a machine that others use.",
+)
 @verb
 def bench(
-    name: str, threads: int, classes: str | None, json_file: str | None, show: str | None
+    name: str,
+    threads: int,
+    classes: str | None,
+    json_file: str | None,
+    show: str | None,
+    processor_time: bool,
 ) -> None:
     """Run raypq and its peers side by side, in one process on the same data.
 
@@ -39,7 +49,15 @@ def bench(
         click.echo(report.markdown(name, show))
         return
     names = list(report.NAMES) if name == "all" else [name]
-    report.run(names, threads=threads, classes=classes, json_file=json_file)
+    if processor_time and name != "rates":
+        raise click.UsageError("--processor-time is for bench rates")
+    report.run(
+        names,
+        threads=1 if processor_time else threads,
+        classes=classes,
+        json_file=json_file,
+        processor_time=processor_time,
+    )
 
 
 @click.command()

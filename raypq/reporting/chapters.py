@@ -178,7 +178,8 @@ def _stores(found: Findings) -> list[Table]:
         models = sorted({receipt.model[:8] for receipt in latest.shards})
         rows.append(
             [
-                short[store.place], store.kind, latest.version, moment(latest.created), count(latest.rows),
+                short[store.place], store.kind, latest.version, moment(latest.created),
+                count(latest.rows),
                 count(len(latest.shards)), size(stored), f"{stored / max(latest.rows, 1):.1f}",
                 ", ".join(models), len(latest.quarantined),
             ]

@@ -199,7 +199,8 @@ def _versions(store: Store) -> tuple[list[tuple[float, float]], list[list[Any]]]
         stats = [item.stats for item in measured if item.stats]
         rows.append(
             [
-                version.version, moment(version.created), len(fresh), count(sum(r.rows for r in fresh)),
+                version.version, moment(version.created), len(fresh),
+                count(sum(r.rows for r in fresh)),
                 share(mean([item.error.mean for item in stats])),
                 share(mean([item.norm.mean for item in stats])),
                 share(mean([item.entropy for item in stats])),

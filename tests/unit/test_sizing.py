@@ -20,7 +20,7 @@ from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, TrainJob
 from raypq.data import generate
 from raypq.errors import ConfigError
 
-IMAGES, DX, T, M = 40_000, 256, 1000, 20
+IMAGES, DX, T, M = 30_000, 256, 1000, 20
 
 GIVEN = sizing.Rates(
     cpu=sizing.DeviceRates(
@@ -31,6 +31,7 @@ GIVEN = sizing.Rates(
     gram=1e11,
     solve=3e10,
     accumulate=7e8,
+    seed=5e8,
     encode_image=2e-6,
     classify_image=5e-6,
     shard=0.003,
