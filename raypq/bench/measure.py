@@ -134,6 +134,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def processor() -> str:
+    """What the processor calls itself."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

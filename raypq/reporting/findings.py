@@ -51,10 +51,12 @@ class Store:
 
     @property
     def latest(self) -> Snapshot:
+        """The last version."""
         return self.versions[-1]
 
     @property
     def kind(self) -> str:
+        """What the store holds: codes, predictions, …."""
         return self.latest.kind
 
 

@@ -54,7 +54,7 @@ class Margins:
         self, batch: PredictionBatch, is_seen: NDArray[np.bool_], model: str, applied: float
     ) -> None:
         """Counts one batch of a model's predictions, from whose seen scores γ = ``applied`` went
-        already."""
+        already; ``is_seen`` [T]."""
         known = np.flatnonzero(batch.y >= 0)
         y = batch.y[known]
         seen, unseen = batch.best["seen"], batch.best["unseen"]
@@ -185,7 +185,7 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
 
 
 def per_class(tally: Tally, table: ClassTable, chosen: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Each chosen class that has images, in table order: its images and their share at top 1."""
+    """Each class of ``chosen`` [T] with images, in table order: images, and share right at top 1."""
     return [
         {
             "class_id": table.ids[int(t)].as_py(),
@@ -276,7 +276,11 @@ def harmonic(ts: float, tr: float) -> float:
 def groups(
     tally: Tally, seen: NDArray[np.bool_], chosen: NDArray[np.bool_], *, grouped: bool
 ) -> dict[str, Any]:
-    """ts, tr and H of GZSL, and top-1 among the label's own group (ZSL for unseen labels)."""
+    """ts, tr and H of GZSL, and top-1 among the label's own group (ZSL for unseen labels).
+
+    Args:
+        seen, chosen: by class [T].
+    """
     found: dict[str, Any] = {}
     for name, of_group in (("tr", chosen & seen), ("ts", chosen & ~seen)):
         accuracy = tally.accuracy(of_group)
@@ -298,7 +302,10 @@ def groups(
 def calibrated(
     margins: Margins, tally: Tally, table: ClassTable, chosen: NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """The seen-unseen curve: its area, its best H (an oracle), and H at the chosen γ."""
+    """The seen-unseen curve: its area, its best H (an oracle), and H at the chosen γ.
+
+    ``chosen`` [T] are the classes that are judged.
+    """
     assert table.seen is not None, "checked by the caller"
     has = chosen & (tally.images > 0)
     n_seen, n_unseen = int((has & table.seen).sum()), int((has & ~table.seen).sum())

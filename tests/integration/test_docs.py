@@ -85,7 +85,7 @@ def test_formats_are_as_the_page_says(place: Path) -> None:
     told: dict[str, Any] = {}
     for block in _blocks(DOCS / "formats.md", "python"):
         exec(compile(block, "formats.md", "exec"), told)
-    assert "raypq" not in " ".join(_blocks(DOCS / "formats.md", "python")).replace("b\"raypq.", "")
+    assert "raypq" not in " ".join(_blocks(DOCS / "formats.md", "python")).replace('b"raypq.', "")
     assert told["B"].shape == (200, 15)
     assert list(told["best"]) == told["first"]
     assert told["table"]["id"].equals(told["answers"]["id"])
