@@ -65,7 +65,8 @@ class Rates(Settings):
             factorisations. accumulate: values a second that are added up by codeword.
         seed: values a second that are compared with a seed of the codebooks.
         encode_image, classify_image: seconds an image beside the computing: ids, packing, writing.
-        shard: seconds a shard: opening, writing, its receipt. start: seconds until Ray has workers.
+        shard: seconds a shard: opening, writing, its receipt. start: seconds until Ray has workers;
+            None was not measured and is not counted.
         code_bytes, prediction_bytes: stored bytes an image beside its code, and an answer.
         worker_bytes: memory of a worker that has imported everything and has no work yet.
     """
@@ -81,7 +82,7 @@ class Rates(Settings):
     encode_image: Cost
     classify_image: Cost
     shard: Cost
-    start: Cost
+    start: Cost | None = None
     code_bytes: Cost
     prediction_bytes: Cost
     worker_bytes: Rate
@@ -293,7 +294,7 @@ def _shards(work: Workload, rates: Rates, images: int) -> float:
 
 
 def _start(work: Workload, rates: Rates) -> float:
-    return rates.start if work.cluster == "ray" else 0.0
+    return rates.start or 0.0 if work.cluster == "ray" else 0.0
 
 
 def _batches(work: Workload) -> float:

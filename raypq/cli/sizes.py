@@ -87,7 +87,8 @@ def plan(form: str, rates_file: str | None, **options: Any) -> None:
         show({"rates": origin, "stages": [asdict(item) for item in stages]})
     else:
         click.echo(_table([*stages, sizing.total(stages)], priced=stages[-1].cost > 0))
-        click.echo(f"\nRates: {origin}")
+        uncounted = "" if rates.start is not None else "; the start of Ray was not measured"
+        click.echo(f"\nRates: {origin}{uncounted}.")
 
 
 def _table(stages: list[Stage], *, priced: bool) -> str:

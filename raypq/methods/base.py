@@ -233,7 +233,7 @@ class Model(ABC):
         bias: NDArray[np.floating] | None = None,
         metric: Metric | None = None,
     ) -> kernels.Tables:
-        """Prototypes V [T, D] with bias [T] (None: zero) made ready for scanning this model's codes."""
+        """Prototypes V [T, D] with bias [T] (None: zero) made ready to scan this model's codes."""
         return kernels.build_tables(self.C, V, bias, metric or self.metric)
 
 

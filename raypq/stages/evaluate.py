@@ -185,7 +185,7 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
 
 
 def per_class(tally: Tally, table: ClassTable, chosen: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Each class of ``chosen`` [T] with images, in table order: images, and share right at top 1."""
+    """Each class of ``chosen`` [T] that has images: how many, and their share right at top 1."""
     return [
         {
             "class_id": table.ids[int(t)].as_py(),
