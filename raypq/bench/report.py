@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raypq import console, kernels
-from raypq.bench.measure import Result, machine
+from raypq.bench.measure import Line, Result, machine
 from raypq.config import read_mapping
 from raypq.errors import ConfigError
 
