@@ -86,7 +86,9 @@ def markdown(name: str, path: str) -> str:
     """
     document = read_mapping(path)
     results = [
-        Result(**item) for item in document.get("results", []) if name in ("all", item.get("bench"))
+        Result(**{**item, "lines": [Line(**line) for line in item["lines"]]})
+        for item in document.get("results", [])
+        if name in ("all", item.get("bench"))
     ]
     if not results:
         raise ConfigError(f"{path}: expected results of {name}, found none")
