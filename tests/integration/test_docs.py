@@ -31,6 +31,7 @@ PAGES = [
     *(DOCS / f"{name}.md" for name in ("concepts", "formats", "benchmarks", "scale", "results")),
     *sorted((DOCS / "methods").glob("*.md")),
 ]
+ON_RAY = ("train", "encode", "classify", "evaluate", "demo")
 # Printed to be filled in, or too long for a test: FILE, CLASSES and rates.json are the reader's.
 ELSEWHERE = {
     "raypq bench all --classes CLASSES --json FILE": "tests/unit/test_sizing.py, by its parts",
@@ -63,13 +64,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (root / "results").mkdir()
     before = Path.cwd()
     os.chdir(root)
-    # One Ray for all the commands, which then run exactly as they are written.
-    with api.open_crew(ClusterSettings(cluster="local", workers=2)):
-        yield root
+    yield root
     os.chdir(before)
 
 
-@pytest.mark.ray
 def test_the_readme_runs(place: Path) -> None:
     _run(ROOT / "README.md")
     assert (place / "report.html").exists()
@@ -77,7 +75,6 @@ def test_the_readme_runs(place: Path) -> None:
     assert told["images"] == 600
 
 
-@pytest.mark.ray
 def test_formats_are_as_the_page_says(place: Path) -> None:
     """The page's own code, with plain pyarrow, gives the answers that raypq gave."""
     if not (place / "predictions").exists():
@@ -110,7 +107,6 @@ def test_a_packed_code_reads_as_the_page_says(place: Path) -> None:
     assert (registry.load("packed").encode(X) == told["B"]).all()
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
 def test_the_commands_of_a_page_run(page: Path, place: Path) -> None:
     _run(page)
@@ -125,7 +121,9 @@ def _run(page: Path) -> None:
                 subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True)
                 continue
             assert words[0] == "raypq", f"{page.name}: {line}"
-            done = CliRunner().invoke(main, words[1:])
+            # Answers on Ray are equal (test_ray.py), and its start would take most of the time.
+            alone = ["--cluster", "none"] if words[1] in ON_RAY and "--help" not in words else []
+            done = CliRunner().invoke(main, [*words[1:], *alone])
             assert done.exit_code == 0, f"{page.name}: {line}\n{done.output}"
     if page.name == "README.md":
         for block in _blocks(page, "python"):
