@@ -18,7 +18,11 @@ _KINDS = (
         "Recall of exact search",
         "Share of the R nearest, by exact search, in the first R.",
     ),
-    ("1-recall", "Recall of the nearest", "How often the nearest, by exact search, is in the first R."),
+    (
+        "1-recall",
+        "Recall of the nearest",
+        "How often the nearest by exact search is in the first R.",
+    ),
 )
 
 
