@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         evaluate,
         evaluate_retrieval,
         reindex,
+        report,
         search,
         train,
     )
@@ -53,6 +54,7 @@ _PLACES = {
             "evaluate",
             "evaluate_retrieval",
             "reindex",
+            "report",
         ),
         "raypq.api",
     ),
@@ -97,6 +99,7 @@ __all__ = [
     "load_model",
     "open",
     "reindex",
+    "report",
     "search",
     "train",
 ]

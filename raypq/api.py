@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -174,6 +174,24 @@ def evaluate_retrieval(job: RetrievalJob) -> dict[str, Any]:
 
     with open_crew(job.where) as crew:
         return stage.evaluate(job, crew)
+
+
+def report(places: Sequence[str], output: str, *, title: str = "raypq report") -> int:
+    """One HTML page of what result files, models and stores tell (``raypq report``).
+
+    Args:
+        places: result files (JSON), models, stores, or folders of them. output: the HTML file.
+
+    Returns:
+        How many figures the page has.
+
+    Raises:
+        ConfigError: matplotlib or jinja2 is not installed.
+        InputError: a place that is not there, or nothing to report on.
+    """
+    from raypq.reporting import page
+
+    return page.make(places, output, title=title)
 
 
 def run_job(cls: type[J], verb: Callable[[J], object], argv: list[str] | None = None) -> None:

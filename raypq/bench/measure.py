@@ -53,12 +53,19 @@ class Goal:
 
 @dataclass(kw_only=True)
 class Result:
-    """One table of a bench."""
+    """One table of a bench.
+
+    Attributes:
+        sizes: what the case names, as numbers: N, T, D, M, K. rates: what ``raypq plan`` counts
+            with, where the bench measures it.
+    """
 
     bench: str
     case: str
     unit: str
     lines: list[Line]
+    sizes: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, Any] | None = None
     checks: dict[str, Any] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
     goals: list[dict[str, Any]] = field(default_factory=list)
@@ -139,16 +146,18 @@ def machine(threads: int) -> dict[str, Any]:
             packages[name] = "absent"
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": threads,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "packages": packages,
         "kernels": kernels.active(),
     }
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """What the processor calls itself."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raypq import __version__
-from raypq.cli import answer, build, learned, machine, nightly, retrieve, versions
+from raypq.cli import answer, build, learned, machine, nightly, retrieve, sizes, tell, versions
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,6 +37,8 @@ for command in (
     retrieve.import_faiss,
     nightly.reindex,
     versions.snapshots,
+    tell.report,
+    sizes.plan,
     machine.bench,
     machine.doctor,
     machine.demo,

@@ -88,6 +88,7 @@ def verb(command: Command) -> Command:
 
 
 def where_of(options: dict[str, Any]) -> ClusterSettings:
+    """Takes the options of ``cluster`` out of those of a verb."""
     from raypq.config import ClusterSettings
 
     values = {
@@ -99,6 +100,7 @@ def where_of(options: dict[str, Any]) -> ClusterSettings:
 
 
 def columns_of(options: dict[str, Any]) -> Columns:
+    """Takes the options of ``columns`` out of those of a verb."""
     from raypq.config import Columns
 
     names = {
@@ -113,10 +115,12 @@ def columns_of(options: dict[str, Any]) -> Columns:
 
 
 def job(cls: type[Settings], options: dict[str, Any], *, origin: str = "command line") -> Any:
+    """The job that the options make; an error names the option."""
     return cls.parse(options, origin=origin)
 
 
 def told(version: Any, store: str) -> dict[str, Any]:
+    """What a verb prints of the version that it made."""
     return {
         "store": store,
         "version": version.version,
@@ -129,4 +133,5 @@ def told(version: Any, store: str) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
+    """Prints a result."""
     click.echo(json.dumps(result, indent=2, default=str))

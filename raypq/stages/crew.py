@@ -31,7 +31,8 @@ class Task(Protocol):
     """What a worker is called with; ``name`` stands in errors."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the task is called in errors."""
 
 
 class Worker(Protocol):
@@ -120,6 +121,7 @@ class LocalCrew:
 
     @contextmanager
     def hire(self, make: Callable[..., Worker], *args: Any) -> Iterator[Gang]:
+        """Makes one worker, which all threads share; it goes when the context ends."""
         kernels.set_threads(self._threads)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="raypq") as pool:
             effort = Effort(workers=self.workers)

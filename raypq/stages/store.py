@@ -47,6 +47,7 @@ class ShardTask:
 
     @property
     def name(self) -> str:
+        """The shard's URI."""
         return self.shard.uri
 
 
