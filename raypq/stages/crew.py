@@ -77,7 +77,8 @@ class Gang(Protocol):
     """Workers that are ready."""
 
     @property
-    def effort(self) -> Effort: ...
+    def effort(self) -> Effort:
+        """What the workers did so far."""
 
     def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
         """Runs every task once; ``shared`` goes to each worker once."""
@@ -130,6 +131,7 @@ class LocalCrew:
             yield _LocalGang(pool, worker, effort)
 
     def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
+        """Trains in this process."""
         from raypq.stages.learner import Learner
         from raypq.stages.stream import Seat
 

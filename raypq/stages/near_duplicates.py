@@ -57,6 +57,7 @@ class PairTask:
 
     @property
     def name(self) -> str:
+        """What errors call it."""
         return self.one[0].uri
 
 
@@ -71,6 +72,7 @@ class JoinTask:
 
     @property
     def name(self) -> str:
+        """What errors call it."""
         return self.shard.uri
 
 
@@ -160,6 +162,7 @@ class PairWorker:
 
 
 def too_many(most: int) -> InputError:
+    """The error of a threshold within which more than ``most`` pairs lie."""
     return InputError(
         "threshold",
         expected=f"at most {most:,} pairs within it (max_pairs)",

@@ -46,6 +46,7 @@ class RescoreTask:
 
     @property
     def name(self) -> str:
+        """What errors call it."""
         return self.shards[0][1].uri
 
 

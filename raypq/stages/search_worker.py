@@ -57,6 +57,7 @@ class ScanTask:
 
     @property
     def name(self) -> str:
+        """What errors call it."""
         return self.shards[0].uri
 
 
@@ -75,6 +76,7 @@ class MergeTask:
 
     @property
     def name(self) -> str:
+        """What errors call it."""
         return self.paths[0]
 
 
@@ -103,6 +105,7 @@ class WriteTask:
 
     @property
     def name(self) -> str:
+        """What errors call it."""
         return self.shard.uri
 
 
