@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,11 @@ def ray_head(cpus: int = 2, extra: dict[str, str] | None = None) -> Iterator[Ray
         **(extra or {}),
     }
     environment.pop("RAY_ADDRESS", None)
+    head = RayHead(
+        address=f"127.0.0.1:{port}",
+        dashboard=f"http://127.0.0.1:{dashboard}",
+        environment=environment,
+    )
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # sockets: a short path
         command = [
             *RAY, "start", "--head", "--block", "--disable-usage-stats",
@@ -69,19 +74,14 @@ def ray_head(cpus: int = 2, extra: dict[str, str] | None = None) -> Iterator[Ray
             process = subprocess.Popen(
                 command, env=environment, stdout=out, stderr=out, start_new_session=True
             )
-        head = RayHead(
-            address=f"127.0.0.1:{port}",
-            dashboard=f"http://127.0.0.1:{dashboard}",
-            environment=environment,
-        )
         try:
             _wait(head, process, log)
             yield head
         finally:
             process.send_signal(signal.SIGTERM)  # ray stops what it started
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-            except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):  # what it has left, all the same
                 os.killpg(process.pid, signal.SIGKILL)
 
 

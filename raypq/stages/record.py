@@ -87,7 +87,7 @@ class RunRecord:
             "versions": {"python": platform.python_version(), **dict(_versions())},
             "seconds": {name: round(value, 4) for name, value in self._seconds.items()},
             "workers": self._told_of_workers(),
-            "timeline": timeline,
+            "timeline": [list(point) for point in timeline],  # as JSON gives them back
         }
 
     def _now(self) -> tuple[float, int]:

@@ -34,7 +34,7 @@ from raypq.stages.crew import Crew, settle
 from raypq.stages.record import RunRecord
 from raypq.stages.store import ShardTask
 
-SUMMARY = "repack.json"
+SUMMARY = "_repack.json"  # other readers of Parquet folders pass over names like this
 _GROUP_BYTES = 64 << 20  # of vectors in a row group
 
 
@@ -135,7 +135,7 @@ def _groups(
 def repack(job: RepackJob, crew: Crew) -> dict[str, Any]:
     """Rewrites every shard of a store under ``output``, keeping the shards' names.
 
-    ``repack.json`` beside them is the summary of the run.
+    ``_repack.json`` beside them is the summary of the run.
 
     Raises:
         ConfigError: shards are there already.

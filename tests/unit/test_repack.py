@@ -46,9 +46,9 @@ def test_values_names_and_other_columns_stay(
     told = repack(RepackJob(features=[str(tmp_path / "in")], output=out, dtype=dtype), LocalCrew())
     assert (told["images"], told["shards"]) == (300, 2)
     assert sorted(path.name for path in Path(out).iterdir()) == [
+        "_repack.json",
         "a0.parquet",
         "a1.parquet",
-        "repack.json",
     ]
     np.testing.assert_array_equal(_read(out), values.astype(np.float32))
     assert survey(FeatureStore.open([out])).width == 24

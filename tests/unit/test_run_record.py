@@ -124,7 +124,7 @@ def test_every_output_has_its_summary(world: Any, tmp_path: Path, alone: Cluster
         "train": stored["record"]["run"],
         "encode": encoded.summary["run"],
         "classify": classified.summary["run"],
-        "repack": json.loads((tmp_path / "fast" / "repack.json").read_text())["run"],
+        "repack": json.loads((tmp_path / "fast" / "_repack.json").read_text())["run"],
         "evaluate": evaluated["run"],
     }
     assert trained.model.record["run"] == stored["record"]["run"]
