@@ -87,6 +87,7 @@ class TrainJob(Job):
 
     method: str
     features: list[str]
+    unlabelled: list[str] = Field(default_factory=list)
     classes: str | None = None
     output: str
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -95,6 +96,7 @@ class TrainJob(Job):
         4 << 30, description="features are kept in the workers' memory up to this many bytes each"
     )
     tune: bool = False
+    overwrite: bool = Field(False, description="replace a model that is there already")
 
 
 class RepackJob(Job):

@@ -44,6 +44,10 @@ class NotFittedError(RaypqError):
     """A method was asked for its model before it was trained."""
 
 
+class DivergenceError(RaypqError):
+    """Training by gradient gave a loss that is no number; the step and its terms are named."""
+
+
 class ConflictError(RaypqError):
     """Another writer committed first and the two cannot be merged."""
 

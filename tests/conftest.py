@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3server import S3Server, reachable
 
 from raypq.config import ClusterSettings
 from raypq.data import arrays
@@ -46,6 +48,25 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real data at {root} (set RAYPQ_TEST_DATA)")
     return root
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An S3 server of this process."""
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> Iterator[str]:
+    """An empty bucket, with the environment that reaches it: ``s3://...``."""
+    import fsspec
+
+    with reachable(s3.environment()):
+        name = f"test-{uuid.uuid4().hex[:12]}"
+        fsspec.filesystem("s3").mkdir(name)
+        yield f"s3://{name}"
 
 
 @pytest.fixture

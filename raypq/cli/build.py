@@ -37,6 +37,7 @@ from raypq.cli.options import (
     metavar="KEY=VALUE",
     help="A method setting, such as M=37.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace a model that is there already.")
 @click.option("--tune", is_flag=True, help="Choose settings on held-out training classes first.")
 @click.option(
     "--cache-gb",

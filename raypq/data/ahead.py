@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from queue import Empty, Full, Queue
 from threading import Event, Thread
@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 _WAIT = 0.1  # seconds between looks at whether the consumer has gone
 
 
-def ahead(items: Iterator[Item], depth: int = 1) -> Iterator[Item]:
+def ahead(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, None]:
     """Passes items on in order, up to ``depth`` of them produced before they are asked for.
 
     An error of the producer is raised where its item would have come. If the consumer stops

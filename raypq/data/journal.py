@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from raypq import console
 from raypq.data.output import Receipt
-from raypq.data.storage import create, delete, join, list_files, list_names, read_bytes
+from raypq.data.storage import create_once, delete, join, list_files, list_names, read_bytes
+from raypq.errors import ConflictError
 
 _SECONDS = 1.0  # between journal files
 _MANY = 256  # receipts that are written down at once
@@ -57,7 +58,8 @@ class Journal:
         if self._new:
             name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
             content = json.dumps([receipt.model_dump(mode="json") for receipt in self._new])
-            create(join(self._folder, name), content.encode())
+            if not create_once(join(self._folder, name), content.encode()):
+                raise ConflictError(f"{join(self._folder, name)}: written by somebody else")
             self._new = []
         self._last = time.monotonic()
 

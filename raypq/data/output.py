@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypq.config import Settings
-from raypq.data.storage import Shard, join, open_new
+from raypq.data.storage import Shard, join, replacing
 
 ROW_GROUP = 1 << 17  # rows; large enough to compress, small enough to hold
 
@@ -68,7 +66,7 @@ class _Hashing:
         return len(data)
 
     def flush(self) -> None:
-        self._file.flush()
+        """Nothing: the file is flushed and synced when it is complete."""
 
     def readable(self) -> bool:
         return False
@@ -78,20 +76,6 @@ class _Hashing:
 
     def seekable(self) -> bool:
         return False
-
-    def close(self) -> None:
-        if self.closed:
-            return
-        self.closed = True
-        self._file.flush()
-        try:
-            number = None
-            with suppress(OSError, AttributeError):  # an object store's has none
-                number = self._file.fileno()
-            if number is not None:
-                os.fsync(number)  # a disk that fails here must not earn a receipt
-        finally:
-            self._file.close()  # what makes it durable on an object store
 
 
 def write_shard(
@@ -106,13 +90,14 @@ def write_shard(
 ) -> Receipt:
     """Writes ``data/<stem>.<uuid>.parquet`` below ``store``; the name is never used twice.
 
-    A file counts only once a snapshot names it, so a crash here leaves nothing half done.
+    The file takes its name when it is complete and synced, and counts only once a snapshot names
+    it: neither a crash nor a full disk leaves anything half done.
     """
     path = f"data/{shard.stem}.{uuid.uuid4().hex}.parquet"
-    sink = _Hashing(open_new(join(store, path)))
     rows, held = 0, 0
     waiting: list[pa.RecordBatch] = []
-    try:
+    with replacing(join(store, path)) as file:
+        sink = _Hashing(file)
         with pq.ParquetWriter(sink, schema, write_page_checksum=True, **options) as writer:
             for batch in batches:
                 waiting.append(batch)
@@ -122,8 +107,6 @@ def write_shard(
                     writer.write_table(pa.Table.from_batches(waiting, schema), ROW_GROUP)
                     waiting, held = [], 0
             writer.write_table(pa.Table.from_batches(waiting, schema), ROW_GROUP)
-    finally:
-        sink.close()
     return Receipt(
         shard=shard.stem,
         path=path,

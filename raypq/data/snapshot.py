@@ -8,7 +8,9 @@ its JSON does, and that is created in one step that fails if the number is taken
 from __future__ import annotations
 
 import json
+import random
 import re
+import time
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,7 +22,7 @@ from pydantic import Field, ValidationError
 from raypq.config import Settings
 from raypq.data.output import Receipt
 from raypq.data.storage import (
-    create,
+    create_once,
     digest,
     exists,
     join,
@@ -33,7 +35,8 @@ from raypq.errors import ConflictError, InputError
 
 FORMAT: Literal[1] = 1
 _NAME = re.compile(r"^(\d{20})\.json$")
-_TRIES = 16
+_TRIES = 64  # version numbers that other writers may take before us; each is their progress
+_PAUSE = 0.005  # seconds, doubled up to 32 times, at random: writers that race get out of step
 
 Kind = Literal["codes", "predictions"]
 
@@ -160,7 +163,7 @@ def commit(
     assert sorted(answered) == sorted(expected), "a shard without a receipt, or with two"
     nonce = uuid.uuid4().hex
     sync_folder(join(store, "data"))  # the files must outlive a power cut before anyone is told
-    for _ in range(_TRIES):
+    for attempt in range(_TRIES):
         known = versions(store)
         version = known[-1] + 1 if known else 1
         snapshot = Snapshot(
@@ -175,15 +178,7 @@ def commit(
             summary=summary or {},
         )
         name = join(store, "snapshots", f"{version:020d}.json")
-        try:
-            create(name, snapshot.model_dump_json(indent=1).encode())
-        except FileExistsError:
-            # Taken: by another writer, or by our own request whose answer was lost.
-            if read(store, version).nonce != nonce:
-                continue
-        except OSError:
-            # No answer, or a server's error: what is there now tells whether it was done.
-            if version not in versions(store) or read(store, version).nonce != nonce:
-                raise
-        return snapshot
+        if create_once(name, snapshot.model_dump_json(indent=1).encode()):
+            return snapshot
+        time.sleep(random.uniform(0, _PAUSE * min(2**attempt, 32)))  # noqa: S311 - no secret
     raise ConflictError(f"{store}: {_TRIES} version numbers in a row were taken by other writers")

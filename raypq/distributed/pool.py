@@ -7,9 +7,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -19,6 +19,9 @@ from raypq.distributed.gang import RayGang
 from raypq.distributed.seat import Seat
 from raypq.errors import ConfigError
 from raypq.stages.crew import Gang, Worker
+
+if TYPE_CHECKING:
+    from raypq.stages.learner import Lesson
 
 __all__ = ["ClusterError", "RayCrew", "connect"]
 
@@ -56,6 +59,17 @@ class RayCrew:
             yield gang
         finally:
             gang.close()
+
+    def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
+        """Trains by gradient with Ray Train.
+
+        Raises:
+            ClusterError: no node could ever hold such a worker, or workers keep dying.
+        """
+        from raypq.distributed import trainer
+
+        check_resources(self._settings)
+        trainer.learn(lesson, self._settings, tell)
 
 
 def check_resources(settings: ClusterSettings) -> None:

@@ -271,6 +271,10 @@ class Method(ABC):
     settings_class: ClassVar[type[MethodSettings]]
     model_class: ClassVar[type[Model]]
     needs_classes: ClassVar[bool] = False
+    needs_embeddings: ClassVar[bool] = False
+    """Whether the class table must have embeddings."""
+    needs_unlabelled: ClassVar[bool] = False
+    """Whether a second store, of rows without labels, may be streamed beside the first."""
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Settings that ``--tune`` searches, and the values it tries."""
     trial_settings: ClassVar[Mapping[str, Any]] = {}

@@ -137,9 +137,6 @@ class GradientMethod(Method):
     """A way to train a model by gradient descent."""
 
     needs_labels: ClassVar[bool] = True
-    needs_unlabelled: ClassVar[bool] = False
-    """Whether a second store, of rows without labels, is streamed beside the first."""
-
     settings: GradientSettings
     model_class: ClassVar[type[NetworkModel]]
 
@@ -168,6 +165,11 @@ class GradientMethod(Method):
                 decay=settings.decay,
             )
         ]
+
+    def judge(self, network: Network, x: Tensor, y: Tensor) -> float | None:
+        """The validation score of held-out rows x [n, dx], y [n], higher is better; None: the mAP
+        of retrieval among them from their codes."""
+        return None
 
     def follow_up(self) -> ReductionMethod | None:
         """The reduction method that makes the codebooks from embedded features, if any."""

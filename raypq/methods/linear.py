@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from raypq.config import Precision
+from raypq.data.ahead import ahead
 from raypq.errors import ModelError
 from raypq.methods.base import Model, Normalise
 
 _TINY = 1e-12
+_PART_BYTES = 16 << 20  # of features that cross to a CUDA device at once
 
 
 def normalise(
@@ -52,22 +55,45 @@ def product(
 def encode_on(
     device: str,
     X: NDArray[np.float32],
-    P: NDArray[np.float32] | None,
+    P: torch.Tensor | None,
     C: NDArray[np.float32],
     precision: Precision,
 ) -> NDArray[np.uint8]:
-    """Projection and assignment in one go on a torch device: features cross over once.
+    """Projection and assignment in one go on a torch device; P is there already.
 
-    Page-locked memory lets the copy run beside what the device still computes.
+    On CUDA the rows go in parts through page-locked memory, each copied on a stream of its own
+    while the one before it is computed.
     """
     from raypq.kernels import torch as kernels
 
-    x = torch.from_numpy(np.ascontiguousarray(X))
-    x = (x.pin_memory() if device.startswith("cuda") else x).to(device, non_blocking=True)
-    if P is not None:
-        p = torch.from_numpy(np.ascontiguousarray(P)).to(device)
-        x = (x.bfloat16() @ p.bfloat16().T).float() if precision == "bf16" else x @ p.T
-    return kernels.encode(x, C, device=device)
+    codes = [np.empty((0, len(C)), np.uint8)]
+    for x in _parts_on(device, torch.from_numpy(np.ascontiguousarray(X))):
+        u = x
+        if P is not None:
+            bf16 = precision == "bf16"
+            u = (x.bfloat16() @ P.bfloat16().T).float() if bf16 else x @ P.T
+        codes.append(kernels.encode(u, C, device=device))
+    return np.concatenate(codes)
+
+
+def _parts_on(device: str, x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Rows in parts on a device, one part ahead of the one that is being worked on."""
+    if not device.startswith("cuda"):
+        yield x.to(device)
+        return
+    computes = torch.cuda.current_stream(device)
+    for part, copied in ahead(_sent(device, x)):
+        computes.wait_event(copied)
+        part.record_stream(computes)  # its memory must outlive the work on it
+        yield part
+
+
+def _sent(device: str, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.cuda.Event]]:
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    for part in torch.split(x, max(1, _PART_BYTES // max(1, 4 * x.shape[1]))):
+        with torch.cuda.stream(copies):
+            there = part.pin_memory().to(device, non_blocking=True)
+        yield there, copies.record_event()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,7 +116,18 @@ class LinearModel(Model):
     ) -> NDArray[np.uint8]:
         if device == "cpu":
             return super().encode(X, precision=precision)
-        return encode_on(device, self._normalised(X), self.tensors.get("P"), self.C, precision)
+        return encode_on(
+            device, self._normalised(X), self._projection_on(device), self.C, precision
+        )
+
+    def _projection_on(self, device: str) -> torch.Tensor | None:
+        """P on a device: moved there once, not once a batch."""
+        if "P" not in self.tensors:
+            return None
+        moved: dict[str, torch.Tensor] = self.__dict__.setdefault("_moved", {})
+        if device not in moved:
+            moved[device] = torch.from_numpy(np.ascontiguousarray(self.tensors["P"])).to(device)
+        return moved[device]
 
     def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         if X.shape[1] != self.dx:

@@ -56,6 +56,7 @@ class MomentsPQ(PQ):
 
     settings_class: ClassVar[type[MethodSettings]] = MomentsSettings
     needs_classes = True
+    needs_embeddings = True
     settings: MomentsSettings
 
     @abstractmethod

@@ -8,13 +8,15 @@ from typing import Any
 from raypq.data.models import ModelFiles
 from raypq.errors import ConfigError, ModelError
 from raypq.methods.base import Method, Model, ReductionMethod
+from raypq.methods.dpq import DPQ
 from raypq.methods.eszsl import ESZSL
+from raypq.methods.gpq import GPQ
 from raypq.methods.opq import OPQ
 from raypq.methods.pq import PQ
 from raypq.methods.pqzsl import PQZSL
 from raypq.methods.vq import VQ
 
-METHODS: Mapping[str, type[Method]] = {cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ, ESZSL)}
+METHODS: Mapping[str, type[Method]] = {cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ, DPQ, GPQ, ESZSL)}
 
 
 def find(name: str) -> type[Method]:

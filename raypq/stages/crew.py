@@ -8,14 +8,17 @@ alike; a *crew* hires gangs. ``LocalCrew`` is threads of this process; the Ray o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raypq import console, kernels
 from raypq.errors import JobError, RaypqError, ShardFailure
+
+if TYPE_CHECKING:
+    from raypq.stages.learner import Lesson
 
 TRIES = 3  # attempts at a task that fails for another reason than bad input
 
@@ -59,6 +62,9 @@ class Crew(Protocol):
     def hire(self, make: Callable[..., Worker], *args: Any) -> AbstractContextManager[Gang]:
         """Makes the workers, each by ``make(*args)``; they go when the context ends."""
 
+    def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
+        """Trains by gradient to the last checkpoint; ``tell`` hears of every epoch."""
+
 
 def attempt(worker: Worker, task: Task, shared: Any) -> Any | ShardFailure:
     """Calls the worker; an error becomes a value that says what happened."""
@@ -84,6 +90,13 @@ class LocalCrew:
         kernels.set_threads(self._threads)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="raypq") as pool:
             yield _LocalGang(pool, make(*args), self.workers)
+
+    def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
+        from raypq.stages.learner import Learner
+        from raypq.stages.stream import Seat
+
+        kernels.set_threads(self._threads * self.workers)  # torch has use for all of them
+        Learner(lesson=lesson, seat=Seat(), device=lesson.device, tell=tell).run()
 
 
 class _LocalGang:

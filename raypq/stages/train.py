@@ -1,74 +1,24 @@
-"""Training by reduction: pass after pass over the shards, statistics merged in shard order."""
+"""Training: pass after pass over the shards, or by gradient; then the model is saved."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from threading import Lock
 from typing import Any
 
 from raypq import console, kernels
-from raypq.config import Columns, TrainJob
+from raypq.config import TrainJob
 from raypq.data.codes import bytes_per_code
-from raypq.data.features import FeatureStore, survey
+from raypq.data.storage import exists, join
 from raypq.errors import ConfigError, ShardFailure
 from raypq.methods import registry
-from raypq.methods.base import Corpus, Model, ReductionMethod, State, Stats, TrainBatch
-from raypq.stages.crew import Crew, Gang, in_order, settle
-from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
+from raypq.methods.base import Model, ReductionMethod, State
+from raypq.methods.gradient import GradientMethod
+from raypq.stages.crew import Crew, settle
+from raypq.stages.learn import Fitted, learn
+from raypq.stages.passes import Plan, TrainWorker, run_pass
 from raypq.stages.tune import tune
-
-
-class TrainWorker:
-    """Reads shards and accumulates a pass; keeps the features that fit in its memory."""
-
-    def __init__(
-        self,
-        method: ReductionMethod,
-        columns: Columns,
-        width: int,
-        classes: TrainingClasses | None,
-        cache_bytes: int,
-    ) -> None:
-        self._method, self._columns, self._width = method, columns, width
-        self._classes, self._room = classes, cache_bytes
-        self._kept: dict[str, list[TrainBatch]] = {}
-        self._lock = Lock()
-
-    def __call__(self, task: TrainTask, state: State) -> Stats:
-        stats = Stats()
-        for batch in self._batches(task):
-            stats.merge(self._method.accumulate(state, batch))
-        return stats
-
-    def _batches(self, task: TrainTask) -> Iterator[TrainBatch]:
-        if task.shard.uri in self._kept:
-            yield from self._kept[task.shard.uri]
-            return
-        kept: list[TrainBatch] = []
-        fits = True
-        complete = False
-        try:
-            for batch in training_batches(task, self._columns, self._width, self._classes):
-                fits = fits and self._reserve(batch.X.nbytes)
-                if fits:
-                    kept.append(batch)
-                yield batch
-            complete = True
-        finally:
-            if fits and complete:
-                self._kept[task.shard.uri] = kept
-            else:
-                self._reserve(-sum(batch.X.nbytes for batch in kept))
-
-    def _reserve(self, size: int) -> bool:
-        with self._lock:
-            if size > self._room:
-                return False
-            self._room -= size
-            return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,54 +30,37 @@ class Trained:
     summary: dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The shards to train on, and what their footers and the class table say."""
-
-    tasks: Sequence[TrainTask]
-    corpus: Corpus
-    classes: TrainingClasses | None
-    failures: Sequence[ShardFailure]
-
-    @classmethod
-    def make(cls, job: TrainJob, classes: TrainingClasses | None) -> Plan:
-        """Surveys the store; what is wrong with its footers is told with the first pass."""
-        found = survey(FeatureStore.open(job.features, job.columns))
-        starts = [0, *accumulate(found.rows)]
-        corpus = Corpus(
-            N=starts[-1],
-            dx=found.width,
-            A=classes.embeddings if classes else None,
-            names=classes.names if classes else (),
-        )
-        tasks = [
-            TrainTask(shard=shard, row=row, rows=rows)
-            for shard, row, rows in zip(found.shards, starts, found.rows, strict=False)
-        ]
-        return cls(tasks=tasks, corpus=corpus, classes=classes, failures=found.failures)
-
-
 def train(job: TrainJob, crew: Crew) -> Trained:
-    """Trains a method by reduction and saves its model.
+    """Trains a method and saves its model.
 
     Raises:
-        ConfigError: settings that do not fit each other or the data.
+        ConfigError: settings that do not fit each other or the data; a model that is there.
         JobError: shards that could not be used.
     """
     start = time.monotonic()
+    if not job.overwrite and exists(join(job.output, "model.json")):
+        raise ConfigError(
+            f"output: {job.output} holds a model already; name another folder, or pass "
+            "--overwrite (overwrite: true) to replace it"
+        )
     # The updates run here; as many threads as a worker has, so that every crew gives equal bits.
     kernels.set_threads(job.where.threads)
-    method = registry.create_reduction(job.method, job.settings)
-    plan = Plan.make(job, _classes(job, method))
+    method = registry.create(job.method, job.settings)
+    plan = Plan.make(job, method)
     tuned = tune(job, plan, crew) if job.tune else None
     if tuned:
-        method = registry.create_reduction(job.method, tuned.settings)
-    state, failures, images = _run(job, method, plan, crew)
-    model = method.model(state)
-    quarantined = [str(failure) for failure in failures]
+        method = registry.create(job.method, tuned.settings)
+    if isinstance(method, ReductionMethod):
+        fitted = _reduce(job, method, plan, crew)
+    else:
+        assert isinstance(method, GradientMethod), "there are two ways to train"
+        fitted = learn(job, method, plan, crew)
+    model, images = fitted.model, fitted.images
+    quarantined = [str(failure) for failure in fitted.failures]
     record = {**model.record, "images": images, "quarantined": quarantined}
     model = replace(model, record={**record, **(tuned.record() if tuned else {})})
     fingerprint = model.save(job.output)
+    fitted.tidy()
     seconds = time.monotonic() - start
     console.say(f"trained {job.method} on {images:,} images in {seconds:.1f} s: {job.output}")
     width = bytes_per_code(model.M, model.K)
@@ -146,13 +79,11 @@ def train(job: TrainJob, crew: Crew) -> Trained:
         "seconds": seconds,
         "quarantined": quarantined,
     }
-    return Trained(model=model, quarantined=failures, summary=summary)
+    return Trained(model=model, quarantined=fitted.failures, summary=summary)
 
 
-def _run(
-    job: TrainJob, method: ReductionMethod, plan: Plan, crew: Crew
-) -> tuple[State, list[ShardFailure], int]:
-    """Every pass; the final state, the shards left out, and the images that were used."""
+def _reduce(job: TrainJob, method: ReductionMethod, plan: Plan, crew: Crew) -> Fitted:
+    """Every pass of a method by reduction."""
     tasks = list(plan.tasks)
     failures: list[ShardFailure] = []
     footers = list(plan.failures)
@@ -169,31 +100,8 @@ def _run(
             tasks = [task for task in tasks if task.name not in names]
             state = method.update(state, stats)
             _tell(job.method, state)
-    return state, failures, sum(task.rows for task in tasks)
-
-
-def run_pass(
-    gang: Gang, tasks: Sequence[TrainTask], state: State, label: str
-) -> tuple[Stats, list[ShardFailure]]:
-    """One pass: the statistics of all good shards, merged in shard order, and the failures."""
-    stats = Stats()
-    failures = []
-    with console.progress(len(tasks), label) as progress:
-        for outcome in in_order(gang.map(tasks, state.for_workers())):
-            if outcome.failure:
-                failures.append(outcome.failure)
-            else:
-                stats.merge(outcome.result)
-            progress.done()
-    return stats, failures
-
-
-def _classes(job: TrainJob, method: ReductionMethod) -> TrainingClasses | None:
-    if not method.needs_classes:
-        return None
-    if job.classes is None:
-        raise ConfigError(f"{job.method} learns from classes: pass a class table (--classes)")
-    return TrainingClasses.open(job.classes)
+    images = sum(task.rows for task in tasks)
+    return Fitted(model=method.model(state), failures=failures, images=images)
 
 
 def _tell(name: str, state: State) -> None:

@@ -35,6 +35,17 @@ class TrainingClasses:
         """[L, da]"""
         return self.table.embeddings[self.chosen]
 
+    def embeddings_if(self, needed: bool) -> NDArray[np.float32] | None:
+        """As ``embeddings``; None where the table has none and they are not needed."""
+        return self.embeddings if needed or self.table.E is not None else None
+
+    @property
+    def others(self) -> tuple[NDArray[np.float32] | None, tuple[str, ...]]:
+        """Embeddings [T - L, da] and class_ids of the classes that are not trained on."""
+        rest = np.setdiff1d(np.arange(len(self.table)), self.chosen)
+        names = tuple(self.table.ids[int(index)].as_py() for index in rest)
+        return None if self.table.E is None else self.table.E[rest], names
+
     @property
     def names(self) -> tuple[str, ...]:
         """class_id of each training class."""

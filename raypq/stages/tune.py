@@ -27,7 +27,7 @@ from raypq.stages.evaluate import harmonic
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
 
 if TYPE_CHECKING:
-    from raypq.stages.train import Plan
+    from raypq.stages.passes import Plan
 
 ROWS = 50_000  # rows that the search looks at; they are held in memory
 SPLITS = 3

@@ -56,7 +56,9 @@ def test_features_to_codes_on_the_device(device: str) -> None:
     settings = PQZSLSettings(M=7, normalise="unit")
     model = PQZSLModel(settings=settings, tensors={"C": C, "P": P}, dx=64, da=None)
     expected = model.encode(X)
-    found = encode_on(device, model._normalised(X), P, C, "fp32")
+    there = torch.from_numpy(P).to(device)
+    found = encode_on(device, model._normalised(X), there, C, "fp32")
     assert (found != expected).mean() < 1e-3
+    assert encode_on(device, X[:0], there, C, "fp32").shape == (0, 7)
     if device == "cuda":
         assert (model.encode(X, device=device) != expected).mean() < 1e-3

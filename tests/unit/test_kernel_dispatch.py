@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,12 @@ built = pytest.mark.skipif(not native.available(), reason="the native kernels ar
 def tables(K: int = 16) -> kernels.Tables:
     C = np.zeros((2, K, 3), np.float32)
     return kernels.build_tables(C, np.zeros((4, 6), np.float32), None, "dot")
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
+def test_a_compiler_means_native_kernels() -> None:
+    """An install survives a failed build, so nothing else would tell that the build is broken."""
+    assert native.available()
 
 
 @built

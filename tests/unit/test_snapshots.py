@@ -144,7 +144,9 @@ def test_a_request_that_failed_is_an_error(lossy):
     assert commit("lossy://failed", "a").version == 1
 
 
-def test_a_name_that_is_always_taken_gives_up(lossy):
+def test_a_name_that_is_always_taken_gives_up(lossy, monkeypatch):
+    monkeypatch.setattr(snapshot, "_PAUSE", 0.0)
+
     class Full(LossyFileSystem):
         protocol = "full"
 

@@ -1,0 +1,59 @@
+"""Files on any storage that fsspec knows; local paths take the short way.
+
+A URI is a local path or ``scheme://...``. One room for each purpose: ``place`` (what a URI names),
+``settings``, ``operations`` (what the commit protocol asks of storage; replaceable in one place),
+``posix`` and ``objects`` (how the two kinds do it), ``shards`` (which files make up a store) and
+``parquet`` (reading one of them, its footer checked first).
+"""
+
+from raypq.data.storage.operations import (
+    Listed,
+    Storage,
+    create,
+    create_once,
+    delete,
+    digest,
+    exists,
+    file_size,
+    list_files,
+    list_folders,
+    list_names,
+    now,
+    read_bytes,
+    replaced,
+    replacing,
+    sync_folder,
+    write_bytes,
+)
+from raypq.data.storage.parquet import open_parquet
+from raypq.data.storage.place import filesystem, is_local, join, local_path
+from raypq.data.storage.settings import StorageSettings
+from raypq.data.storage.shards import Shard, list_shards
+
+__all__ = [
+    "Listed",
+    "Shard",
+    "Storage",
+    "StorageSettings",
+    "create",
+    "create_once",
+    "delete",
+    "digest",
+    "exists",
+    "file_size",
+    "filesystem",
+    "is_local",
+    "join",
+    "list_files",
+    "list_folders",
+    "list_names",
+    "list_shards",
+    "local_path",
+    "now",
+    "open_parquet",
+    "read_bytes",
+    "replaced",
+    "replacing",
+    "sync_folder",
+    "write_bytes",
+]

@@ -1,0 +1,224 @@
+"""What the commit protocol and its neighbours ask of storage, and nothing more.
+
+Everything that writes or lists a store goes through the functions here, and they through one
+``Storage``: a test puts a double in its place with ``replaced`` and makes any operation fail.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import IO, cast
+
+from raypq.data.storage import objects, posix
+from raypq.data.storage.place import filesystem, is_local, join, local_path
+
+_PIECE = 8 << 20  # bytes read at once
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file in a listing: its size, and when it was last written (seconds since 1970)."""
+
+    size: int
+    written: float
+
+
+class Storage:
+    """Local files by POSIX calls, everything else by fsspec."""
+
+    def read_bytes(self, uri: str) -> bytes:
+        fs, path = filesystem(uri)
+        with objects.answering(uri):
+            return cast(bytes, fs.cat_file(path))
+
+    def digest(self, uri: str) -> str:
+        fs, path = filesystem(uri)
+        found = hashlib.sha256()
+        with objects.answering(uri), fs.open(path, "rb") as file:
+            while piece := file.read(_PIECE):
+                found.update(piece)
+        return found.hexdigest()
+
+    def exists(self, uri: str) -> bool:
+        fs, path = filesystem(uri)
+        with objects.answering(uri):
+            return bool(fs.exists(path))
+
+    def file_size(self, uri: str) -> int:
+        if is_local(uri):
+            return local_path(uri).stat().st_size
+        fs, path = filesystem(uri)
+        with objects.answering(uri):
+            return int(fs.size(path) or 0)
+
+    def list_files(self, uri: str) -> dict[str, Listed]:
+        if is_local(uri):
+            found = posix.list_files(local_path(uri))
+        else:
+            with objects.answering(uri):
+                found = objects.list_files(*filesystem(uri))
+        return {name: Listed(*about) for name, about in found.items()}
+
+    def list_folders(self, uri: str) -> list[str]:
+        if is_local(uri):
+            return posix.list_folders(local_path(uri))
+        with objects.answering(uri):
+            return objects.list_folders(*filesystem(uri))
+
+    @contextmanager
+    def replacing(self, uri: str) -> Iterator[IO[bytes]]:
+        if is_local(uri):
+            with posix.replacing(local_path(uri)) as file:
+                yield file
+        else:
+            with objects.answering(uri), objects.replacing(*filesystem(uri)) as file:
+                yield file
+
+    def create(self, uri: str, content: bytes) -> None:
+        if is_local(uri):
+            posix.create(local_path(uri), content)
+            return
+        with objects.answering(uri):
+            objects.create(*filesystem(uri), content)
+
+    def delete(self, uri: str) -> None:
+        fs, path = filesystem(uri)
+        with objects.answering(uri), suppress(FileNotFoundError):
+            fs.rm_file(path)
+
+    def sync_folder(self, uri: str) -> None:
+        if is_local(uri):
+            posix.sync_folder(local_path(uri))
+
+
+_used = Storage()
+
+
+@contextmanager
+def replaced(by: Storage) -> Iterator[None]:
+    """Sends every operation of this process to another storage."""
+    global _used
+    before, _used = _used, by
+    try:
+        yield
+    finally:
+        _used = before
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    return _used.read_bytes(uri)
+
+
+def digest(uri: str) -> str:
+    """sha256 of a file, read in pieces."""
+    return _used.digest(uri)
+
+
+def exists(uri: str) -> bool:
+    """True if a file or folder is there."""
+    return _used.exists(uri)
+
+
+def file_size(uri: str) -> int:
+    """Bytes of a file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    return _used.file_size(uri)
+
+
+def list_files(uri: str) -> dict[str, Listed]:
+    """The files directly in a folder, by name; a missing folder has none."""
+    return _used.list_files(uri)
+
+
+def list_names(uri: str) -> list[str]:
+    """Names of the files directly in a folder, sorted; a missing folder has none."""
+    return sorted(list_files(uri))
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted; a missing folder has none."""
+    return _used.list_folders(uri)
+
+
+def replacing(uri: str) -> AbstractContextManager[IO[bytes]]:
+    """A file to write that takes its name only when it is complete; nothing is left of a failure.
+
+    An object store gives an object its name when its upload is closed, and never half of it.
+    """
+    return _used.replacing(uri)
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Writes a file whole, replacing what was there in one step."""
+    with replacing(uri) as file:
+        file.write(content)
+
+
+def create(uri: str, content: bytes) -> None:
+    """Creates a file in ONE step that fails if the name is taken; never half there.
+
+    Raises:
+        FileExistsError: the name is taken (by another writer, or by a lost answer of our own).
+    """
+    _used.create(uri, content)
+
+
+def create_once(uri: str, content: bytes) -> bool:
+    """As ``create``, but reads back what is there where the answer leaves it open.
+
+    ``content`` must be unlike any other writer's, by a nonce in it, say.
+
+    Returns:
+        True if the file holds our content, False if the name is another writer's.
+
+    Raises:
+        OSError: it could not be created.
+    """
+    try:
+        create(uri, content)
+    except FileExistsError:
+        # Taken: by another writer, or by our own request, tried again after its answer was lost.
+        return read_bytes(uri) == content
+    except OSError as error:
+        # No answer, or a server's error: what is there now tells whether it was done.
+        with suppress(OSError):
+            if read_bytes(uri) == content:
+                return True
+        raise error
+    return True
+
+
+def delete(uri: str) -> None:
+    """Removes a file; it need not be there."""
+    _used.delete(uri)
+
+
+def sync_folder(uri: str) -> None:
+    """Makes the names in a local folder as durable as its files are."""
+    _used.sync_folder(uri)
+
+
+def now(folder: str) -> float:
+    """The time by the clock that dates the files of a folder (seconds since 1970).
+
+    Asked by writing a file there: the clock of this machine may be days off that of the storage.
+    """
+    name = f".clock-{uuid.uuid4().hex}"
+    probe = join(folder, name)
+    create(probe, b"what time is it?")
+    try:
+        return list_files(folder)[name].written
+    finally:
+        delete(probe)

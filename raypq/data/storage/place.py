@@ -1,0 +1,74 @@
+"""What a URI names: a local path, or a filesystem and a path inside it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+
+from raypq.data.storage.settings import StorageSettings
+from raypq.errors import InputError
+
+_S3 = ("s3://", "s3a://")
+# s3fs tries again around botocore, which does so already: once more covers what botocore cannot
+# see, a connection lost while the body of an answer is read.
+_OUTER_TRIES = 2
+_USER = re.compile(r"(?<=://)[^/@]*:[^/@]*@")
+_SIGNED = re.compile(
+    r"(?i)[?&](x-amz-[a-z-]*|awsaccesskeyid|signature|sig|token|secret|password|key)=[^&]*"
+)
+
+
+def is_local(uri: str) -> bool:
+    """True for plain paths and ``file://`` URIs."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def local_path(uri: str) -> Path:
+    """The path that a local URI names."""
+    return Path(uri.removeprefix("file://")).expanduser()
+
+
+def join(uri: str, *parts: str) -> str:
+    """``uri`` with ``parts`` below it."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
+    """The fsspec filesystem of a URI, and the path inside it.
+
+    Raises:
+        InputError: no such filesystem, or a URI with credentials in it.
+    """
+    if is_local(uri):
+        return fsspec.filesystem("file"), str(local_path(uri).absolute())
+    refuse_credentials(uri)
+    s3 = uri.startswith(_S3)
+    options = StorageSettings.current().s3_options() if s3 else {}
+    try:
+        fs, path = url_to_fs(uri, **options)
+    except (ImportError, ValueError) as error:
+        raise InputError(uri, expected="a URI that fsspec can open", found=str(error)) from None
+    if s3:
+        fs.retries = _OUTER_TRIES
+    return fs, str(path)
+
+
+def refuse_credentials(uri: str) -> None:
+    """URIs are written to manifests, reports and logs, so they must hold no secret.
+
+    Raises:
+        InputError: with the secret masked.
+    """
+    if "://" not in uri:
+        return
+    masked = _SIGNED.sub(lambda match: f"{match[0].split('=')[0]}=***", _USER.sub("***@", uri))
+    if masked != uri:
+        raise InputError(
+            masked,
+            expected="a URI without credentials (they belong in the environment or in a profile)",
+            found="credentials in it",
+        )

@@ -1,0 +1,80 @@
+"""How storage is reached; the one place that reads it.
+
+Endpoint, region, profile and credentials come from where they usually do: ``AWS_ENDPOINT_URL``,
+``AWS_PROFILE``, ``AWS_ACCESS_KEY_ID`` and the rest of botocore's environment and files, or
+fsspec's configuration (``FSSPEC_S3_...``, ``~/.config/fsspec``). What raypq adds is here, each
+from ``RAYPQ_STORAGE_<NAME>``. Credentials are none of it: they are never held by raypq.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Self
+
+import fsspec.config
+from pydantic import Field
+
+from raypq.config import Settings
+
+_PREFIX = "RAYPQ_STORAGE_"
+_MIB = 1 << 20
+
+
+class StorageSettings(Settings):
+    """Bounds on what storage is asked for, and on what a file may ask of memory."""
+
+    endpoint_url: str | None = Field(None, description="S3 endpoint; over AWS_ENDPOINT_URL")
+    attempts: Annotated[int, Field(ge=1, le=20)] = Field(
+        6, description="tries of one request that is throttled or fails for a moment"
+    )
+    part_mib: Annotated[int, Field(ge=5, le=1024)] = Field(
+        16, description="MiB of one part of a multipart upload, which a writer holds in memory"
+    )
+    row_group_mib: Annotated[int, Field(ge=1)] = Field(
+        1024, description="MiB that one column of a row group may decompress to"
+    )
+    expansion: Annotated[int, Field(ge=2)] = Field(
+        200, description="times its stored size that a column of a row group may decode to"
+    )
+
+    @classmethod
+    def current(cls) -> Self:
+        """The settings of this process.
+
+        Raises:
+            ConfigError: a variable that cannot be used, by name.
+        """
+        given = {
+            name: os.environ[_PREFIX + name.upper()]
+            for name in cls.model_fields
+            if _PREFIX + name.upper() in os.environ
+        }
+        return cls.parse(given, origin=f"environment {_PREFIX}*")
+
+    @property
+    def part_bytes(self) -> int:
+        return self.part_mib * _MIB
+
+    @property
+    def row_group_bytes(self) -> int:
+        return self.row_group_mib * _MIB
+
+    def s3_options(self) -> dict[str, Any]:
+        """What s3fs is made with.
+
+        botocore itself tries again, with exponential back-off and full jitter ("standard" mode),
+        unless ``AWS_RETRY_MODE`` or fsspec's configuration say otherwise. Listings are never
+        answered from memory: another process may have written.
+        """
+        configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        retries: dict[str, Any] = {"mode": os.environ.get("AWS_RETRY_MODE", "standard")}
+        if "AWS_MAX_ATTEMPTS" not in os.environ:
+            retries["total_max_attempts"] = self.attempts
+        options: dict[str, Any] = {
+            "use_listings_cache": False,
+            "default_block_size": self.part_bytes,
+            "config_kwargs": {"retries": retries, **configured},
+        }
+        if self.endpoint_url:
+            options["endpoint_url"] = self.endpoint_url
+        return options

@@ -1,0 +1,155 @@
+"""Deep product quantization (Klein and Wolf, "In Defense of Product Quantization").
+
+M small networks end in a softmax over K codewords each. *Soft* is the mean of the codewords under
+it, *hard* the codeword of its largest entry, reached by the straight-through estimator. Labels
+teach both: softmax losses, and one centre for each class that draws both to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raypq.config import Metric, Positive
+from raypq.errors import ConfigError
+from raypq.methods.backbones import TrunkSettings, trunk
+from raypq.methods.base import Corpus, MethodSettings
+from raypq.methods.gradient import Batch, GradientMethod, Network, NetworkModel
+from raypq.methods.layers import Parts, intra_normalise
+
+
+class DPQSettings(TrunkSettings):
+    """The paper's architecture for CIFAR-10, and the weights of its losses."""
+
+    M: Positive = Field(4, description="sub-codebooks; bytes per image at K = 256")
+    metric: Metric = "l2"
+    width: Positive = Field(500, description="units U of the embedding layer; cut to a multiple")
+    part_hidden: Positive = Field(128, description="units of each part's network")
+    d: Positive | None = Field(None, description="width of a codeword; default: U / M")
+    hard: float = Field(1.0, ge=0, description="weight of the softmax loss on hard")
+    central: float = Field(0.1, ge=0, description="weight of the joint central loss, eq. 5")
+    gini_batch: float = Field(1.0, ge=0, description="weight of eq. 6")
+    gini_sample: float = Field(0.1, ge=0, description="weight of eq. 7")
+    intra_norm: bool = Field(False, description="unit length for each part of soft and hard")
+
+
+def soft_of(p: Tensor, C: Tensor) -> Tensor:
+    """Eq. 1: p [n, M, K] and C [M, K, d] to [n, M, d]."""
+    return torch.einsum("nmk,mkd->nmd", p, C)
+
+
+def one_hot_of(p: Tensor) -> Tensor:
+    """Eq. 2's e [n, M, K]; its gradient is passed to p unchanged (straight-through)."""
+    e = F.one_hot(p.argmax(dim=-1), p.shape[-1]).to(p.dtype)
+    return e + (p - p.detach())
+
+
+def joint_central_loss(soft: Tensor, hard: Tensor, centre: Tensor) -> Tensor:
+    """Eq. 5 for both: ½‖soft − o_y‖² + ½‖hard − o_y‖², mean over rows [n, D]."""
+    return 0.5 * ((soft - centre).square() + (hard - centre).square()).sum(dim=1).mean()
+
+
+def gini_batch(p: Tensor) -> Tensor:
+    """Eq. 6 of p [n, M, K], mean over the parts: 1/K when all codewords are used alike."""
+    return p.mean(dim=0).square().sum(dim=-1).mean()
+
+
+def gini_sample(p: Tensor) -> Tensor:
+    """Eq. 7 of p [n, M, K], mean over rows and parts: −1 when every row is decided."""
+    return -p.square().sum(dim=-1).mean()
+
+
+class DPQNetwork(Network):
+    """Backbone, M parts, codebooks, the prediction layer, and the centres of the classes."""
+
+    training_only = frozenset({"centres"})
+
+    def __init__(self, settings: DPQSettings, dx: int, L: int) -> None:
+        super().__init__()
+        self.settings = settings
+        M, K = settings.M, settings.K
+        n = settings.width // M
+        d = settings.d or n
+        self.trunk = trunk(settings, dx, n * M)
+        self.first = Parts(M, n, settings.part_hidden)
+        self.second = Parts(M, settings.part_hidden, K)
+        self.words = nn.Parameter(torch.randn(M, K, d) / d**0.5)
+        self.predict = nn.Linear(M * d, L)
+        self.centres = nn.Parameter(torch.zeros(L, M * d))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[n, dx] to [n, M, K]."""
+        s = F.relu(self.trunk(x))
+        s = s.view(len(x), self.settings.M, -1)
+        return self.second(F.relu(self.first(s)))
+
+    def represent(self, coefficients: Tensor) -> Tensor:
+        """Soft [n, D] of probabilities, hard of one-hot vectors [n, M, K]; eq. 3 and 4."""
+        parts = soft_of(coefficients, self.words)
+        if self.settings.intra_norm:
+            parts = intra_normalise(parts)
+        return parts.flatten(1)
+
+    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        assert batch.y is not None, "dpq streams labels"
+        weigh = self.settings
+        p = self.logits(batch.x).float().softmax(dim=-1)
+        soft, hard = self.represent(p), self.represent(one_hot_of(p))
+        return {
+            "soft": F.cross_entropy(self.predict(soft), batch.y),
+            "hard": weigh.hard * F.cross_entropy(self.predict(hard), batch.y),
+            "central": weigh.central * joint_central_loss(soft, hard, self.centres[batch.y]),
+            "gini_batch": weigh.gini_batch * gini_batch(p),
+            "gini_sample": weigh.gini_sample * gini_sample(p),
+        }
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The soft representation [n, D]: what asymmetric search compares (section 3.1.4)."""
+        return self.represent(self.logits(x).float().softmax(dim=-1))
+
+    def codes(self, x: Tensor) -> Tensor:
+        return self.logits(x).argmax(dim=-1)
+
+    def codebooks(self) -> Tensor:
+        return intra_normalise(self.words) if self.settings.intra_norm else self.words
+
+    def class_layer(self) -> tuple[Tensor, Tensor]:
+        return self.predict.weight, self.predict.bias
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DPQModel(NetworkModel):
+    """Encodes by arg-max of the logits; classes by the prediction layer (LUTC, section 3.1.2)."""
+
+    method = "dpq"
+    settings: DPQSettings
+
+    @property
+    def class_metric(self) -> Metric:
+        return "dot"
+
+    def blank(self) -> DPQNetwork:
+        return DPQNetwork(self.settings, self.dx, len(self.classes or ()))
+
+
+class DPQ(GradientMethod):
+    """Deep product quantization, from features or from images."""
+
+    name = "dpq"
+    settings_class: ClassVar[type[MethodSettings]] = DPQSettings
+    model_class: ClassVar[type[NetworkModel]] = DPQModel
+    needs_classes = True
+    settings: DPQSettings
+
+    def build(self, corpus: Corpus) -> Network:
+        if self.settings.width < self.settings.M:
+            raise ConfigError(
+                f"M: {self.settings.M} parts need an embedding layer of at least as many units, "
+                f"found width = {self.settings.width}"
+            )
+        return DPQNetwork(self.settings, corpus.dx, corpus.L)

@@ -1,0 +1,191 @@
+"""Generalized product quantization (Jang and Cho), semi-supervised.
+
+Features and codewords are at unit length part by part; a row's soft assignment follows its cosine
+with the codewords. Labels teach by an N-pair loss between features and quantized features and by
+a cosine classifier in each part, whose weights are *sub-prototypes* of the classes. On rows
+without labels the entropy of the classifier is maximised by the sub-prototypes and minimised by
+the features, through a gradient reversal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raypq.config import Metric, Positive
+from raypq.methods.backbones import TrunkSettings, trunk
+from raypq.methods.base import Corpus, MethodSettings
+from raypq.methods.gradient import (
+    Batch,
+    GradientMethod,
+    Network,
+    NetworkModel,
+    Schedule,
+)
+from raypq.methods.layers import intra_normalise, reverse_gradient
+
+
+class GPQSettings(TrunkSettings):
+    """The paper's settings (section 4.1), with its symbols."""
+
+    M: Positive = Field(8, description="sub-codebooks")
+    K: int = Field(16, ge=1, le=256, description="codewords in each sub-codebook")
+    metric: Metric = "cosine"
+    schedule: Schedule = "exponential"
+    beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first momentum")
+    rate: float = Field(2e-4, gt=0, description="learning rate of Adam at the start")
+    d: Positive = Field(12, description="width of a part")
+    alpha: float = Field(20.0, gt=0, description="how hard soft assignment is, eq. 1")
+    beta: float = Field(4.0, gt=0, description="scale of the cosine classifier, eq. 3 and 4")
+    lambda1: float = Field(0.1, ge=0, description="weight of the classification loss, eq. 5")
+    lambda2: float = Field(0.1, ge=0, description="weight of the entropy mini-max, eq. 5")
+    similarity: Literal["npair", "triplet"] = Field(
+        "npair", description="the metric loss; triplet is the paper's GPQ-T"
+    )
+    margin: float = Field(0.1, gt=0, description="of the triplet loss")
+
+    @property
+    def classifies(self) -> bool:
+        """Whether there is a classifier at all; without it this is the paper's GPQ-H."""
+        return self.lambda1 > 0 or self.lambda2 > 0
+
+
+def soft_assign(x: Tensor, Z: Tensor, alpha: float) -> Tensor:
+    """Eq. 1: x [n, M, d] on words Z [M, K, d], all at unit length; [n, M, d].
+
+    The paper prints the exponent with a minus; the nearest codeword must weigh most.
+    """
+    weight = (alpha * torch.einsum("nmd,mkd->nmk", x, Z)).softmax(dim=-1)
+    return torch.einsum("nmk,mkd->nmd", weight, Z)
+
+
+def n_pair_loss(x: Tensor, q: Tensor, y: Tensor) -> Tensor:
+    """Eq. 2: cross entropy between x·qᵀ [n, n] and equal labels, each row's shares summing to 1."""
+    same = (y[:, None] == y[None, :]).to(x.dtype)
+    target = same / same.sum(dim=1, keepdim=True)
+    return F.cross_entropy(x.flatten(1) @ q.flatten(1).T, target)
+
+
+def triplet_loss(q: Tensor, y: Tensor, margin: float) -> Tensor:
+    """GPQ-T: every triplet of quantized vectors of a batch, by cosine; mean of those that cost."""
+    q = F.normalize(q.flatten(1), dim=1)
+    cosine = q @ q.T
+    same = y[:, None] == y[None, :]
+    positive = same & ~torch.eye(len(y), dtype=torch.bool, device=y.device)
+    cost = F.relu(margin + cosine[:, None, :] - cosine[:, :, None])  # [anchor, positive, negative]
+    cost = cost * (positive[:, :, None] & ~same[:, None, :])
+    return cost.sum() / (cost > 0).sum().clamp(min=1)
+
+
+def classification_loss(x: Tensor, W: Tensor, y: Tensor, beta: float) -> Tensor:
+    """Eq. 3: mean over the parts of cross entropy of β·x_m·W_m; x [n, M, d], W [M, L, d]."""
+    p = beta * torch.einsum("nmd,mld->nml", x, W)
+    return F.cross_entropy(p.flatten(0, 1), y.repeat_interleave(x.shape[1]))
+
+
+def subspace_entropy(x: Tensor, W: Tensor, beta: float) -> Tensor:
+    """Eq. 4: entropy of softmax(β·x_m·W_m), mean over rows and parts, in nats."""
+    logs = (beta * torch.einsum("nmd,mld->nml", x, W)).log_softmax(dim=-1)
+    return -(logs.exp() * logs).sum(dim=-1).mean()
+
+
+class GPQNetwork(Network):
+    """Feature extractor F, codewords Z, and sub-prototypes W."""
+
+    def __init__(self, settings: GPQSettings, dx: int, L: int) -> None:
+        super().__init__()
+        self.settings = settings
+        M, K, d = settings.M, settings.K, settings.d
+        self.trunk = trunk(settings, dx, M * d)
+        self.Z = nn.Parameter(torch.randn(M, K, d))
+        if settings.classifies:
+            self.W = nn.Parameter(torch.randn(M, L, d))
+
+    def features(self, x: Tensor, *, reverse: bool = False) -> Tensor:
+        """[n, dx] to [n, M, d] at unit length; the reversal sits before the normalisation."""
+        f = self.trunk(x).float()
+        f = reverse_gradient(f) if reverse else f
+        return intra_normalise(f.view(len(x), self.settings.M, -1))
+
+    def codebooks(self) -> Tensor:
+        """Codewords [M, K, d] at unit length, refreshed through the sub-prototypes.
+
+        z' = s_m(z; α, W_m), here and so in training and in retrieval alike.
+        """
+        Z = intra_normalise(self.Z)
+        if not self.settings.classifies:
+            return Z
+        refreshed = soft_assign(Z.transpose(0, 1), self.prototypes(), self.settings.alpha)
+        return intra_normalise(refreshed.transpose(0, 1))
+
+    def prototypes(self) -> Tensor:
+        """Sub-prototypes [M, L, d] at unit length."""
+        return intra_normalise(self.W)
+
+    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        assert batch.y is not None, "gpq streams labels"
+        weigh = self.settings
+        x = self.features(batch.x)
+        q = soft_assign(x, self.codebooks(), weigh.alpha)
+        terms = (
+            {"n_pair": n_pair_loss(x, q, batch.y)}
+            if weigh.similarity == "npair"
+            else {"triplet": triplet_loss(q, batch.y, weigh.margin)}
+        )
+        if weigh.classifies:
+            W = self.prototypes()
+            terms["class"] = weigh.lambda1 * classification_loss(x, W, batch.y, weigh.beta)
+        if weigh.lambda2:
+            assert batch.u is not None, "gpq streams unlabelled rows"
+            u = self.features(batch.u, reverse=True)
+            terms["entropy"] = -weigh.lambda2 * subspace_entropy(u, W, weigh.beta)
+        return terms
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.features(x).flatten(1)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """The codeword of the largest cosine in each part; ties to the lower."""
+        C = self.codebooks()
+        return torch.einsum("nmd,mkd->nmk", self.features(x), C).argmax(dim=-1)
+
+    def class_layer(self) -> tuple[Tensor, Tensor] | None:
+        if not self.settings.classifies:
+            return None
+        V = self.prototypes().transpose(0, 1).flatten(1)
+        return V, torch.zeros(len(V), device=V.device)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GPQModel(NetworkModel):
+    """Encodes by cosine; classes by their sub-prototypes."""
+
+    method = "gpq"
+    settings: GPQSettings
+
+    @property
+    def class_metric(self) -> Metric:
+        return "dot"
+
+    def blank(self) -> GPQNetwork:
+        L = self.tensors["net.W"].shape[1] if self.settings.classifies else 0
+        return GPQNetwork(self.settings, self.dx, L)
+
+
+class GPQ(GradientMethod):
+    """Generalized product quantization, from labelled and unlabelled rows."""
+
+    name = "gpq"
+    settings_class: ClassVar[type[MethodSettings]] = GPQSettings
+    model_class: ClassVar[type[NetworkModel]] = GPQModel
+    needs_classes = True
+    needs_unlabelled = True
+    settings: GPQSettings
+
+    def build(self, corpus: Corpus) -> Network:
+        return GPQNetwork(self.settings, corpus.dx, corpus.L)

@@ -1,0 +1,63 @@
+"""Layers that the learned quantizers share. x [n, a] float32 throughout; M parts side by side."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_TINY = 1e-6
+
+
+class Trunk(nn.Module):
+    """The network below the quantizer where the input is features: dx → hidden → width.
+
+    A dropout between the layers; none in inference.
+    """
+
+    def __init__(self, dx: int, hidden: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.first = nn.Linear(dx, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.second = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, dx] to [n, width]."""
+        hidden: Tensor = self.dropout(F.relu(self.first(x)))
+        return self.second(hidden)
+
+
+class Parts(nn.Module):
+    """M linear layers side by side: [n, M, a] to [n, M, b]."""
+
+    def __init__(self, M: int, a: int, b: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(a)  # as nn.Linear
+        self.weight = nn.Parameter(torch.empty(M, a, b).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(M, b).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nma,mab->nmb", x, self.weight) + self.bias
+
+
+def intra_normalise(x: Tensor) -> Tensor:
+    """Each part [..., d] at unit length (Arandjelović and Zisserman, "All about VLAD")."""
+    return F.normalize(x, dim=-1, eps=_TINY)
+
+
+class _Reversal(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(_: Any, *gradient: Tensor) -> Tensor:
+        return -gradient[0]
+
+
+def reverse_gradient(x: Tensor) -> Tensor:
+    """x as it is; its gradient with the sign turned (Ganin and Lempitsky)."""
+    return _Reversal.apply(x)  # type: ignore[no-untyped-call]

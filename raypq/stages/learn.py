@@ -1,0 +1,266 @@
+"""Training by gradient, as the driver sees it: look at the data, train, freeze the model.
+
+One pass over the stores comes first. It finds the bad shards before any training, counts the rows
+of each class, gives mean and variance where features are z-scored, and brings the rows held out
+for validation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raypq import console
+from raypq.config import Columns, TrainJob
+from raypq.data.storage import is_local, join, local_path
+from raypq.errors import InputError, ShardFailure
+from raypq.methods.base import Corpus, Model, ReductionMethod
+from raypq.methods.gradient import GradientMethod, Network
+from raypq.methods.pq import scale
+from raypq.stages.checkpoint import Checkpoints
+from raypq.stages.crew import Crew, in_order, settle
+from raypq.stages.learner import Lesson, Note
+from raypq.stages.passes import Plan, TrainWorker, run_pass
+from raypq.stages.stream import Source
+from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
+
+FOLDER = "training"  # below the model: checkpoints, until it is saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A model, the shards left out, the images used, and what to clear once it is saved."""
+
+    model: Model
+    failures: Sequence[ShardFailure]
+    images: int
+    tidy: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Look:
+    """What one shard gives: rows of each class [L], n, Σx and Σx², and its rows held out."""
+
+    count: NDArray[np.int64]
+    moments: tuple[float, NDArray[np.float64], NDArray[np.float64]]
+    X: NDArray[np.float32]
+    y: NDArray[np.int32]
+
+
+class LookWorker:
+    """Reads shards of one store."""
+
+    def __init__(
+        self,
+        columns: Columns,
+        width: int,
+        classes: TrainingClasses | None,
+        held_out: NDArray[np.int64],
+    ) -> None:
+        self._columns, self._width, self._classes = columns, width, classes
+        self._held_out = held_out
+
+    def __call__(self, task: TrainTask, shared: None) -> Look:
+        L = len(self._classes.chosen) if self._classes else 0
+        count, n = np.zeros(L, np.int64), 0.0
+        total, squares = np.zeros(self._width), np.zeros(self._width)
+        X = [np.empty((0, self._width), np.float32)]
+        y = [np.empty(0, np.int32)]
+        for batch in training_batches(task, self._columns, self._width, self._classes):
+            n += len(batch.X)
+            total += batch.X.sum(axis=0, dtype=np.float64)
+            squares += np.einsum("nd,nd->d", batch.X, batch.X, dtype=np.float64)
+            if batch.y is not None:
+                count += np.bincount(batch.y, minlength=L)
+                low, high = np.searchsorted(self._held_out, [batch.row, batch.row + len(batch.X)])
+                chosen = self._held_out[low:high] - batch.row
+                X.append(batch.X[chosen])
+                y.append(batch.y[chosen])
+                np.subtract.at(count, batch.y[chosen], 1)
+        moments = (n, total, squares)
+        return Look(count=count, moments=moments, X=np.concatenate(X), y=np.concatenate(y))
+
+
+def learn(job: TrainJob, method: GradientMethod, plan: Plan, crew: Crew) -> Fitted:
+    """Trains a method by gradient.
+
+    Raises:
+        ConfigError: settings that do not fit the data, a checkpoint of another training.
+        InputError: a class with too few rows.
+        JobError: shards that could not be used.
+        DivergenceError: the loss is no number.
+    """
+    world = 1 if job.where.cluster == "none" else job.where.workers
+    method.check(plan.corpus, world)
+    lesson, failures = _prepare(job, method, plan, crew)
+    crew.learn(lesson, lambda note: _tell(job.method, note))
+    done = lesson.checkpoints.read()
+    assert done is not None, "training ends with a checkpoint"
+    network = method.network(plan.corpus)
+    network.load_state_dict(done.weights)
+    codebooks, more = _follow_up(job, method, network, lesson, plan, crew)
+    model = method.freeze(
+        network,
+        plan.corpus,
+        scale=lesson.scale,
+        codebooks=codebooks,
+        record={"history": done.progress.history, **more},
+    )
+    sources = [lesson.labelled, *([lesson.unlabelled] if lesson.unlabelled else [])]
+    images = sum(source.rows for source in sources)
+    return Fitted(model=model, failures=failures, images=images, tidy=lesson.checkpoints.clear)
+
+
+def _prepare(
+    job: TrainJob, method: GradientMethod, plan: Plan, crew: Crew
+) -> tuple[Lesson, list[ShardFailure]]:
+    """The first pass over the stores, and the lesson that follows from it."""
+    corpus, settings = plan.corpus, method.settings
+    rng = np.random.default_rng([settings.seed, 12])
+    held_out = np.sort(rng.choice(corpus.N, settings.validation, replace=False))
+    none = np.empty(0, np.int64)
+    labelled = Source(
+        tasks=plan.tasks,
+        columns=job.columns,
+        width=corpus.dx,
+        classes=plan.classes,
+        held_out=held_out,
+    )
+    unlabelled = (
+        replace(labelled, tasks=plan.unlabelled.tasks, classes=None, held_out=none)
+        if plan.unlabelled
+        else None
+    )
+    labelled, looks, failures = _look(job, labelled, crew, [*plan.failures])
+    if unlabelled:
+        unlabelled, more, failures = _look(job, unlabelled, crew, failures)
+        looks_all = [*looks, *more]
+    else:
+        looks_all = looks
+    if plan.classes:
+        count = np.sum([look.count for look in looks], axis=0)
+        method.check_classes(count, corpus.names)
+    method.check(
+        replace(corpus, N=labelled.rows + len(held_out)),
+        1 if job.where.cluster == "none" else job.where.workers,
+    )
+    sums = [sum(parts) for parts in zip(*(look.moments for look in looks_all), strict=True)]
+    lesson = Lesson(
+        method=method,
+        corpus=corpus,
+        labelled=labelled,
+        unlabelled=unlabelled,
+        scale=scale(np.array(sums[0]), *sums[1:])
+        if settings.normalise.startswith("zscore")
+        else {},
+        validation=(
+            np.concatenate([look.X for look in looks]),
+            np.concatenate([look.y for look in looks]),
+        ),
+        checkpoints=Checkpoints(_folder(job), _identity(job, method, corpus, plan)),
+        cache_bytes=job.cache_bytes,
+        device=job.where.device,
+    )
+    return lesson, failures
+
+
+def _look(
+    job: TrainJob, source: Source, crew: Crew, failures: list[ShardFailure]
+) -> tuple[Source, list[Look], list[ShardFailure]]:
+    """One pass over a store: the store without its bad shards, what the good ones gave, and the
+    failures so far."""
+    looks: list[Look] = []
+    failed: list[ShardFailure] = []
+    args = (source.columns, source.width, source.classes, source.held_out)
+    with (
+        crew.hire(LookWorker, *args) as gang,
+        console.progress(len(source.tasks), f"{job.method} look") as progress,
+    ):
+        for outcome in in_order(gang.map(source.tasks)):
+            if outcome.failure:
+                failed.append(outcome.failure)
+            else:
+                looks.append(outcome.result)
+            progress.done()
+    settle(failures + failed, len(looks), job.on_bad_shard)
+    bad = {failure.shard for failure in failed}
+    tasks = [task for task in source.tasks if task.name not in bad]
+    return replace(source, tasks=tasks), looks, failures + failed
+
+
+def _folder(job: TrainJob) -> str:
+    """Where the checkpoints are, for workers that run in other folders than this process."""
+    uri = join(job.output, FOLDER)
+    return str(local_path(uri).absolute()) if is_local(uri) else uri
+
+
+def _identity(job: TrainJob, method: GradientMethod, corpus: Corpus, plan: Plan) -> dict[str, Any]:
+    """What a checkpoint must agree with to be gone on from."""
+    digest = hashlib.sha256("\n".join(corpus.names).encode())
+    tasks = [*plan.tasks, *(plan.unlabelled.tasks if plan.unlabelled else ())]
+    for task in tasks:
+        digest.update(f"\n{task.shard.uri}:{task.shard.size}:{task.shard.modified}".encode())
+    return {
+        "method": job.method,
+        "data": digest.hexdigest()[:16],
+        **method.settings.model_dump(mode="json"),
+    }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embedder:
+    """A trained network as the follow-up's workers use it: X [n, dx] to U [n, D]."""
+
+    network: Network
+    lesson: Lesson
+
+    def __call__(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            x = torch.from_numpy(self.lesson.normalised(X))
+            return self.network.embed(x).float().numpy()
+
+
+def _follow_up(
+    job: TrainJob,
+    method: GradientMethod,
+    network: Network,
+    lesson: Lesson,
+    plan: Plan,
+    crew: Crew,
+) -> tuple[NDArray[np.float32] | None, dict[str, Any]]:
+    """Codebooks by reduction on embedded features, where the method asks for them."""
+    follower: ReductionMethod | None = method.follow_up()
+    if follower is None:
+        return None, {}
+    embed = Embedder(network=network.eval(), lesson=lesson)
+    source = lesson.labelled
+    width = embed(np.zeros((1, plan.corpus.dx), np.float32)).shape[1]
+    rows = sum(task.rows for task in source.tasks)
+    state = follower.begin(replace(plan.corpus, N=rows, dx=width))
+    args = (follower, source.columns, source.width, source.classes, job.cache_bytes, embed)
+    with crew.hire(TrainWorker, *args) as gang:
+        while not state.done:
+            label = f"{job.method} codebooks {state.phase} {state.iteration}"
+            stats, failed = run_pass(gang, source.tasks, state, label)
+            settle(failed, 0, "fail")
+            state = follower.update(state, stats)
+    model = follower.model(state)
+    if "P" in model.tensors:
+        raise InputError("follow-up", expected="a method without a projection", found=follower.name)
+    return model.C, {"codebooks": dict(model.record)}
+
+
+def _tell(name: str, note: Note) -> None:
+    plain = {"phase", "epoch", "epochs", "seconds", "rate"}
+    terms = ", ".join(f"{key} {value:.4g}" for key, value in note.items() if key not in plain)
+    console.say(
+        f"{name} {note['phase']} {note['epoch'] + 1}/{note['epochs']}: {terms} "
+        f"({note['seconds']:.1f} s)",
+        **note,
+    )

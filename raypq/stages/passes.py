@@ -1,0 +1,180 @@
+"""Passes over a store: which shards there are, and statistics of them merged in shard order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypq import console
+from raypq.config import Columns, TrainJob
+from raypq.data.features import FeatureStore, survey
+from raypq.errors import ConfigError, InputError, ShardFailure
+from raypq.methods.base import Corpus, Method, ReductionMethod, State, Stats, TrainBatch
+from raypq.stages.crew import Gang, in_order
+from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
+
+Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+class TrainWorker:
+    """Reads shards and accumulates a pass; keeps the features that fit in its memory.
+
+    ``embed`` turns features into what the method sees, where it follows on another one.
+    """
+
+    def __init__(
+        self,
+        method: ReductionMethod,
+        columns: Columns,
+        width: int,
+        classes: TrainingClasses | None,
+        cache_bytes: int,
+        embed: Embed | None = None,
+    ) -> None:
+        self._method, self._columns, self._width = method, columns, width
+        self._classes, self._room, self._embed = classes, cache_bytes, embed
+        self._kept: dict[str, list[TrainBatch]] = {}
+        self._lock = Lock()
+
+    def __call__(self, task: TrainTask, state: State) -> Stats:
+        stats = Stats()
+        for batch in self._batches(task):
+            stats.merge(self._method.accumulate(state, batch))
+        return stats
+
+    def _batches(self, task: TrainTask) -> Iterator[TrainBatch]:
+        if task.shard.uri in self._kept:
+            yield from self._kept[task.shard.uri]
+            return
+        kept: list[TrainBatch] = []
+        fits = True
+        complete = False
+        try:
+            for batch in training_batches(task, self._columns, self._width, self._classes):
+                if self._embed:
+                    batch = replace(batch, X=self._embed(batch.X))
+                fits = fits and self._reserve(batch.X.nbytes)
+                if fits:
+                    kept.append(batch)
+                yield batch
+            complete = True
+        finally:
+            if fits and complete:
+                self._kept[task.shard.uri] = kept
+            else:
+                self._reserve(-sum(batch.X.nbytes for batch in kept))
+
+    def _reserve(self, size: int) -> bool:
+        with self._lock:
+            if size > self._room:
+                return False
+            self._room -= size
+            return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A store's shards as tasks with their row numbers, and those whose footers are bad."""
+
+    tasks: Sequence[TrainTask]
+    width: int
+    failures: Sequence[ShardFailure]
+
+    @classmethod
+    def open(cls, uris: Sequence[str], columns: Columns) -> Listed:
+        """Reads every footer."""
+        found = survey(FeatureStore.open(uris, columns))
+        starts = [0, *accumulate(found.rows)]
+        tasks = [
+            TrainTask(shard=shard, row=row, rows=rows)
+            for shard, row, rows in zip(found.shards, starts, found.rows, strict=False)
+        ]
+        return cls(tasks=tasks, width=found.width, failures=found.failures)
+
+    @property
+    def rows(self) -> int:
+        return sum(task.rows for task in self.tasks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The shards to train on, and what their footers and the class table say."""
+
+    tasks: Sequence[TrainTask]
+    corpus: Corpus
+    classes: TrainingClasses | None
+    failures: Sequence[ShardFailure]
+    unlabelled: Listed | None = None
+
+    @classmethod
+    def make(cls, job: TrainJob, method: Method) -> Plan:
+        """Surveys the stores; what is wrong with their footers is told with the first pass.
+
+        Raises:
+            ConfigError: the method needs classes and the job names none.
+            InputError: the unlabelled store has another width.
+        """
+        classes = _classes(job, method)
+        found = Listed.open(job.features, job.columns)
+        unlabelled = _unlabelled(job, method, found.width)
+        others = classes.others if classes else None
+        corpus = Corpus(
+            N=found.rows,
+            dx=found.width,
+            A=classes.embeddings_if(method.needs_embeddings) if classes else None,
+            names=classes.names if classes else (),
+            A_other=others[0] if others else None,
+            other_names=others[1] if others else (),
+            unlabelled=unlabelled.rows if unlabelled else 0,
+        )
+        return cls(
+            tasks=found.tasks,
+            corpus=corpus,
+            classes=classes,
+            failures=[*found.failures, *(unlabelled.failures if unlabelled else ())],
+            unlabelled=unlabelled,
+        )
+
+
+def _classes(job: TrainJob, method: Method) -> TrainingClasses | None:
+    if not method.needs_classes:
+        return None
+    if job.classes is None:
+        raise ConfigError(f"{job.method} learns from classes: pass a class table (--classes)")
+    return TrainingClasses.open(job.classes)
+
+
+def _unlabelled(job: TrainJob, method: Method, width: int) -> Listed | None:
+    if job.unlabelled and not method.needs_unlabelled:
+        raise ConfigError(f"--unlabelled: {job.method} learns from labelled rows alone")
+    if not job.unlabelled:
+        return None
+    found = Listed.open(job.unlabelled, job.columns)
+    if found.width != width:
+        raise InputError(
+            job.unlabelled[0],
+            expected=f"features of width {width}, as the labelled ones",
+            found=str(found.width),
+        )
+    return found
+
+
+def run_pass(
+    gang: Gang, tasks: Sequence[TrainTask], state: State, label: str
+) -> tuple[Stats, list[ShardFailure]]:
+    """One pass: the statistics of all good shards, merged in shard order, and the failures."""
+    stats = Stats()
+    failures = []
+    with console.progress(len(tasks), label) as progress:
+        for outcome in in_order(gang.map(tasks, state.for_workers())):
+            if outcome.failure:
+                failures.append(outcome.failure)
+            else:
+                stats.merge(outcome.result)
+            progress.done()
+    return stats, failures
