@@ -137,6 +137,8 @@ class GradientMethod(Method):
     """A way to train a model by gradient descent."""
 
     needs_labels: ClassVar[bool] = True
+    sample_rows: ClassVar[int] = 0
+    """Rows of the labelled store that ``finish`` is given, at most."""
     settings: GradientSettings
     model_class: ClassVar[type[NetworkModel]]
 
@@ -170,6 +172,14 @@ class GradientMethod(Method):
         """The validation score of held-out rows x [n, dx], y [n], higher is better; None: the mAP
         of retrieval among them from their codes."""
         return None
+
+    def finish(
+        self, network: Network, corpus: Corpus, X: NDArray[np.float32], y: NDArray[np.int32]
+    ) -> None:
+        """What is left to do once training is over, in place and before the follow-up.
+
+        X [n, dx] normalised and y [n] are a sample of the training rows, ``sample_rows`` at most.
+        """
 
     def follow_up(self) -> ReductionMethod | None:
         """The reduction method that makes the codebooks from embedded features, if any."""

@@ -182,10 +182,6 @@ class PQZSL(MomentsPQ):
     name = "pqzsl"
     settings_class: ClassVar[type[MethodSettings]] = PQZSLSettings
     model_class: ClassVar[type[LinearModel]] = PQZSLModel
-<<<<<<< HEAD
-=======
-    needs_classes = True
->>>>>>> learned
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {
         "normalise": ("unit", "zscore-unit"),
         "ridge": (1.0, 3.0, 10.0, 30.0),

@@ -14,9 +14,12 @@ from raypq.methods.gpq import GPQ
 from raypq.methods.opq import OPQ
 from raypq.methods.pq import PQ
 from raypq.methods.pqzsl import PQZSL
+from raypq.methods.psr import PSR
 from raypq.methods.vq import VQ
 
-METHODS: Mapping[str, type[Method]] = {cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ, DPQ, GPQ, ESZSL)}
+METHODS: Mapping[str, type[Method]] = {
+    cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ, DPQ, GPQ, ESZSL, PSR)
+}
 
 
 def find(name: str) -> type[Method]:
