@@ -20,6 +20,7 @@ from pydantic import Field
 
 from raypq import kernels
 from raypq.config import Metric, Positive, Precision, Settings
+from raypq.data.class_layer import ClassLayer
 from raypq.data.models import ModelFiles
 from raypq.errors import ConfigError, ModelError, NotFittedError
 
@@ -135,6 +136,7 @@ class Model(ABC):
         tensors: its arrays; ``C`` is the codebooks [M, K, d], float32.
         dx: feature width. da: width of class embeddings, None if it takes none.
         classes: class_ids of the classes that it has prototypes of its own for, if any.
+        layer: prototypes kept for some classes, if any; not part of the fingerprint.
         record: training history; not part of the fingerprint.
     """
 
@@ -145,6 +147,7 @@ class Model(ABC):
     dx: int
     da: int | None = None
     classes: tuple[str, ...] | None = None
+    layer: ClassLayer | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -192,11 +195,15 @@ class Model(ABC):
 
     def save(self, uri: str) -> str:
         """Writes the model directory; returns the fingerprint."""
+        if self.layer is not None:  # first: what is written last makes the directory a model
+            self.layer.save(uri)
         return self._files.save(uri)
 
     @classmethod
-    def from_files(cls, files: ModelFiles, settings: MethodSettings) -> Self:
-        """The model that ``files`` hold."""
+    def from_files(
+        cls, files: ModelFiles, settings: MethodSettings, layer: ClassLayer | None = None
+    ) -> Self:
+        """The model that ``files`` hold, with the classes that were added to it."""
         content = files.content
         model = cls(
             settings=settings,
@@ -204,6 +211,7 @@ class Model(ABC):
             dx=content["dx"],
             da=content["da"],
             classes=tuple(content["classes"]) if "classes" in content else None,
+            layer=layer,
             record=files.record,
         )
         # As written, not as this version would write it: a setting that came later must not
@@ -245,9 +253,33 @@ class Model(ABC):
         Raises:
             ModelError: the embeddings are missing or of another width, or a class is not known.
         """
+        found = self.layer.find(ids, E) if self.layer is not None else None
+        if found is not None:
+            return found
         if E is None:
             raise ModelError(f"{self.method} model", expected="class embeddings", found="none")
         return self.prototypes(E)
+
+    def with_classes(self, ids: Sequence[str], E: NDArray[np.float32]) -> Self:
+        """This model with prototypes kept for these classes, of embeddings E [T, da].
+
+        Codes and fingerprint stay as they are.
+        """
+        V, bias = self.class_prototypes(ids, E)
+        layer = ClassLayer(ids=tuple(ids), E=np.ascontiguousarray(E), V=V, bias=bias)
+        return self._with_layer(layer)
+
+    def _with_layer(self, layer: ClassLayer | None) -> Self:
+        model = replace(self, layer=layer)
+        # As loaded: see ``from_files``.
+        model.__dict__["_files"] = self._files
+        return model
+
+    @property
+    def joint_classes(self) -> bool:
+        """Whether prototypes of a class depend on the other classes, so that all of a table must
+        be given at once."""
+        return False
 
     @property
     def class_metric(self) -> Metric:

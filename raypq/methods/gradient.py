@@ -139,6 +139,8 @@ class GradientMethod(Method):
     needs_labels: ClassVar[bool] = True
     sample_rows: ClassVar[int] = 0
     """Rows of the labelled store that ``finish`` is given, at most."""
+    small_batches: ClassVar[bool] = False
+    """Whether a batch may have fewer rows than there are training classes."""
     settings: GradientSettings
     model_class: ClassVar[type[NetworkModel]]
 
@@ -198,7 +200,7 @@ class GradientMethod(Method):
             )
         if self.needs_labels and corpus.L < 2:
             raise ConfigError(f"{self.name} needs at least 2 training classes, found {corpus.L}")
-        if batch // world < corpus.L:
+        if batch // world < (2 if self.small_batches else corpus.L):
             raise ConfigError(
                 f"batch: {batch} rows over {world} worker(s) are {batch // world} each, fewer "
                 f"than the {corpus.L} training classes"
@@ -224,6 +226,10 @@ class GradientMethod(Method):
                 found=f"fewer of {', '.join(few[:5])}{', …' if len(few) > 5 else ''} "
                 f"({len(few)} in all)",
             )
+
+    def _knows_classes(self, network: Network) -> bool:
+        """Whether the model must know the training classes by name."""
+        return network.class_layer() is not None
 
     def freeze(
         self,
@@ -255,7 +261,7 @@ class GradientMethod(Method):
             da=None
             if corpus.A is None or not self.model_class.takes_embeddings
             else corpus.A.shape[1],
-            classes=corpus.names if network.class_layer() is not None else None,
+            classes=corpus.names if self._knows_classes(network) else None,
             record=record,
         )
 
@@ -340,6 +346,15 @@ class NetworkModel(Model):
         return normalise(X, how, tensors.get("mean"), tensors.get("inverse_std"))
 
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        self._check_embeddings(E)
+        if self.da is None:
+            return self.embed(E), np.zeros(len(E))
+        with torch.inference_mode():
+            V = self.network().project(torch.from_numpy(np.ascontiguousarray(E)))
+        assert V is not None, "a model that takes embeddings projects them"
+        return V.numpy(), np.zeros(len(E))
+
+    def _check_embeddings(self, E: NDArray[np.float32]) -> None:
         width = self.dx if self.da is None else self.da
         if E.shape[1] != width:
             hint = (
@@ -352,12 +367,6 @@ class NetworkModel(Model):
                 expected=f"class embeddings of width {width}{hint}",
                 found=str(E.shape[1]),
             )
-        if self.da is None:
-            return self.embed(E), np.zeros(len(E))
-        with torch.inference_mode():
-            V = self.network().project(torch.from_numpy(np.ascontiguousarray(E)))
-        assert V is not None, "a model that takes embeddings projects them"
-        return V.numpy(), np.zeros(len(E))
 
     def class_prototypes(
         self, ids: Sequence[str], E: NDArray[np.float32] | None

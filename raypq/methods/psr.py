@@ -197,6 +197,7 @@ class PSR(GradientMethod):
     model_class: ClassVar[type[NetworkModel]] = PSRModel
     needs_classes = True
     needs_embeddings = True
+    small_batches = True
     sample_rows = 16_384
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {"tau": (-0.1, 0.0, 0.1, 0.2)}
     trial_settings: ClassVar[Mapping[str, Any]] = {"M": 1, "K": 16}
