@@ -16,9 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from s3server import S3Server, reachable
 
-from raypq.config import ClusterSettings
+from raypq.config import ClusterSettings, TrainJob
 from raypq.data import arrays
-from raypq.methods.base import Corpus, Model, ReductionMethod, Stats, TrainBatch
+from raypq.methods.base import Corpus, Method, Model, ReductionMethod, Stats, TrainBatch
+from raypq.methods.gradient import GradientMethod
+from raypq.stages.crew import LocalCrew
+from raypq.stages.learn import learn
+from raypq.stages.passes import Plan
 
 DX, DA, SEEN, UNSEEN = 16, 6, 8, 4
 
@@ -190,16 +194,52 @@ def alone() -> ClusterSettings:
 Fit = Callable[..., Model]
 
 
+def by_gradient(
+    root: Path,
+    method: GradientMethod,
+    X: np.ndarray,
+    y: np.ndarray,
+    A: np.ndarray,
+    shards: Sequence[int],
+) -> Model:
+    """Trains from files below ``root``; where unlabelled rows are needed too, from the same."""
+    names = np.array([f"c{t:02d}" for t in range(len(A))])
+    columns = {"class_id": names, "embedding": arrays.fixed_list(A)}
+    pq.write_table(pa.table(columns), root / "classes.parquet")
+    start = 0
+    (root / "rows").mkdir()
+    for part, n in enumerate(shards):
+        at = slice(start, start + n)
+        start += n
+        columns = {
+            "id": np.arange(len(X))[at],
+            "feature": arrays.fixed_list(X[at]),
+            "label": names[y[at]],
+        }
+        pq.write_table(pa.table(columns), root / "rows" / f"part-{part:03d}.parquet")
+    rows = [str(root / "rows")]
+    job = TrainJob(
+        method=method.name,
+        features=rows,
+        unlabelled=rows if method.needs_unlabelled else [],
+        classes=str(root / "classes.parquet"),
+        output=str(root / "model"),
+        where=ClusterSettings(cluster="none", workers=1),
+    )
+    return learn(job, method, Plan.make(job, method), LocalCrew(1)).model
+
+
 @pytest.fixture(scope="session")
-def fit() -> Fit:
-    """Runs every pass of a method over rows in memory: ``fit(method, X, y=y, A=A)``.
+def fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """Trains a method on rows in memory: ``fit(method, X, y=y, A=A)``.
 
     ``shards`` are row counts; batches of ``batch`` rows are cut within each, and statistics are
-    merged as the training stage does: in each shard, then shard by shard.
+    merged as the training stage does: in each shard, then shard by shard. Methods by gradient
+    read the shards from files.
     """
 
     def fit(
-        method: ReductionMethod,
+        method: Method,
         X: np.ndarray,
         *,
         y: np.ndarray | None = None,
@@ -208,6 +248,10 @@ def fit() -> Fit:
         shards: Sequence[int] | None = None,
     ) -> Model:
         X = np.ascontiguousarray(X, dtype=np.float32)
+        if isinstance(method, GradientMethod):
+            root = tmp_path_factory.mktemp("by-gradient")
+            return by_gradient(root, method, X, y, A, shards or [len(X)])
+        assert isinstance(method, ReductionMethod)
         y = None if y is None else y.astype(np.int32)
         names = () if A is None else tuple(f"c{t:02d}" for t in range(len(A)))
         state = method.begin(Corpus(N=len(X), dx=X.shape[1], A=A, names=names))

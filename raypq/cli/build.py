@@ -27,6 +27,9 @@ from raypq.cli.options import (
     multiple=True,
     help="Parquet folder, file or glob; may be repeated.",
 )
+@click.option(
+    "--unlabelled", multiple=True, help="Rows without labels, for methods that learn from them too."
+)
 @click.option("--classes", help="Class table (Parquet).")
 @click.option("--output", required=True, help="Model directory to write.")
 @click.option("--config", type=click.Path(), help="YAML file of method settings.")
@@ -53,7 +56,7 @@ from raypq.cli.options import (
 def train(
     method: str, config: str | None, assignments: tuple[str, ...], cache_gb: float, **options: Any
 ) -> None:
-    """Train METHOD (pq, opq, pqzsl, vq) and save its model.
+    """Train METHOD (pq, opq, pqzsl, vq, dpq, gpq) and save its model.
 
     \b
     Example:
@@ -68,6 +71,7 @@ def train(
         "method": method,
         "settings": settings,
         "features": list(options["features"]),
+        "unlabelled": list(options["unlabelled"]),
         "cache_bytes": int(cache_gb * 2**30),
         "where": where,
         "columns": columns,

@@ -22,7 +22,6 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from raypq import kernels
 from raypq.config import ClusterSettings
-from raypq.data.storage import filesystem, join
 from raypq.distributed.errors import ClusterError, reason_of
 from raypq.errors import RaypqError
 from raypq.stages.crew import TRIES
@@ -64,7 +63,7 @@ def learn(lesson: Lesson, settings: ClusterSettings, tell: Callable[[Note], None
     """
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     config = {"lesson": ray.put(lesson), "board": board, "threads": settings.threads}
-    fs, path = filesystem(join(lesson.checkpoints.uri, _RUN))
+    fs, path = lesson.checkpoints.beside(_RUN)
     gpu = lesson.device == "cuda"
     trainer = TorchTrainer(
         _work,

@@ -244,18 +244,29 @@ class Model(ABC):
         """
 
     def class_prototypes(
-        self, ids: Sequence[str], E: NDArray[np.float32] | None
+        self, ids: Sequence[str]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Prototypes V [T, D] and bias [T] of classes by class_id and embedding [T, da].
-
-        A model with a prediction layer of its own finds them by ``ids``; the others project E.
+        """Prototypes V [T, D] and bias [T] of ``classes``, from a prediction layer of its own.
 
         Raises:
-            ModelError: the embeddings are missing or of another width, or a class is not known.
+            ModelError: the model has none, or not for one of these class_ids.
+        """
+        raise ModelError(f"{self.method} model", expected="a prediction layer", found="none")
+
+    def prototypes_of(
+        self, ids: Sequence[str], E: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Prototypes V [T, D] and bias [T] of classes by class_id, and embedding where they are
+        projected: from ``layer``, from a prediction layer, or by ``prototypes``.
+
+        Raises:
+            ModelError: a class is not known, or its embedding is missing or of another width.
         """
         found = self.layer.find(ids, E) if self.layer is not None else None
         if found is not None:
             return found
+        if self.classes is not None:
+            return self.class_prototypes(ids)
         if E is None:
             raise ModelError(f"{self.method} model", expected="class embeddings", found="none")
         return self.prototypes(E)
@@ -265,7 +276,7 @@ class Model(ABC):
 
         Codes and fingerprint stay as they are.
         """
-        V, bias = self.class_prototypes(ids, E)
+        V, bias = self.prototypes(E)
         layer = ClassLayer(ids=tuple(ids), E=np.ascontiguousarray(E), V=V, bias=bias)
         return self._with_layer(layer)
 

@@ -81,10 +81,7 @@ class ClusterableSettings(GradientSettings):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClusterableModel(NetworkModel):
-    """Embeds x'; prototypes are the weights of a classifier of all classes at hand.
-
-    ``classes`` are the training classes, whose rows are in memory.
-    """
+    """Embeds x'; prototypes are the weights of a classifier of all classes at hand."""
 
     method = "clusterable"
     takes_embeddings = True
@@ -112,17 +109,6 @@ class ClusterableModel(NetworkModel):
             near = np.flatnonzero(np.abs(A - row).max(axis=1) <= 1e-6)
             place[index] = near[0] if len(near) else -1
         return self._classifier(a, place)
-
-    def class_prototypes(
-        self, ids: Sequence[str], E: NDArray[np.float32] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        found = self.layer.find(ids, E) if self.layer is not None else None
-        if found is not None or E is None or self.classes is None:
-            return found or super().class_prototypes(ids, E)
-        self._check_embeddings(E)
-        known = {name: index for index, name in enumerate(self.classes)}
-        place = np.array([known.get(name, -1) for name in ids], np.int64)
-        return self._classifier(attributes(E, self.settings), place)
 
     @property
     def joint_classes(self) -> bool:
@@ -232,9 +218,6 @@ class Clusterable(GradientMethod):
         with torch.inference_mode():
             network.axes.fit(V - V.mean(dim=0), x, self.settings.M)
             network.remember(torch.from_numpy(X), y)
-
-    def _knows_classes(self, network: Network) -> bool:
-        return True
 
     def follow_up(self) -> ReductionMethod | None:
         return codebook_method(self.settings)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from raypq import kernels
 from raypq.config import Positive, Precision
-from raypq.errors import ConfigError, InputError, ModelError
+from raypq.errors import ConfigError, InputError, ModelError, NotFittedError
 from raypq.methods.base import Corpus, Method, MethodSettings, Model, ReductionMethod
 from raypq.methods.linear import normalise
 
@@ -94,6 +94,8 @@ class Network(nn.Module):
 
     training_only: ClassVar[frozenset[str]] = frozenset()
     """Names in ``state_dict`` that the frozen model does without."""
+    finished = False
+    """Whether every phase is done; set by the training loop."""
 
     @abstractmethod
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
@@ -227,10 +229,6 @@ class GradientMethod(Method):
                 f"({len(few)} in all)",
             )
 
-    def _knows_classes(self, network: Network) -> bool:
-        """Whether the model must know the training classes by name."""
-        return network.class_layer() is not None
-
     def freeze(
         self,
         network: Network,
@@ -245,7 +243,12 @@ class GradientMethod(Method):
         Args:
             scale: ``mean`` and ``inverse_std`` [dx] where features are z-scored.
             codebooks: C [M, K, d] of the follow-up, where there is one.
+
+        Raises:
+            NotFittedError: training has not finished.
         """
+        if not network.finished:
+            raise NotFittedError(f"{self.name}: not trained yet; run every phase first")
         own = network.codebooks()
         C = _array(own) if own is not None else codebooks
         assert C is not None, "a network without codebooks names a follow-up"
@@ -261,7 +264,7 @@ class GradientMethod(Method):
             da=None
             if corpus.A is None or not self.model_class.takes_embeddings
             else corpus.A.shape[1],
-            classes=corpus.names if self._knows_classes(network) else None,
+            classes=corpus.names if network.class_layer() is not None else None,
             record=record,
         )
 
@@ -369,10 +372,10 @@ class NetworkModel(Model):
             )
 
     def class_prototypes(
-        self, ids: Sequence[str], E: NDArray[np.float32] | None
+        self, ids: Sequence[str]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         if self.classes is None:
-            return super().class_prototypes(ids, E)
+            return super().class_prototypes(ids)
         place = {name: index for index, name in enumerate(self.classes)}
         unknown = [name for name in ids if name not in place]
         if unknown:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,6 +60,11 @@ class PSRSettings(GradientSettings):
     batch: Positive = 128
     schedule: Schedule = "constant"
     weight_decay: float = Field(5e-5, ge=0)
+
+    @field_validator("hidden", mode="before")
+    @classmethod
+    def _one_width(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) else value
 
 
 class PSRNetwork(Network):

@@ -45,6 +45,14 @@ class Candidates:
     chosen: NDArray[np.int64]
     calibration: float
 
+    def prototypes(
+        self, model: Model, chosen: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Prototypes V [t, D] and bias [t] of some classes of the table."""
+        ids = [self.table.ids[int(index)].as_py() for index in chosen]
+        E = self.table.E if model.classes is not None else self.table.embeddings
+        return model.prototypes_of(ids, None if E is None else E[chosen])
+
     @cached_property
     def groups(self) -> dict[str, NDArray[np.int64]]:
         """The candidates by seen and unseen; one group of all where only one kind is there."""
@@ -92,7 +100,7 @@ class ClassifyWorker:
         model, candidates = self._model, self._candidates
         built = {}
         for name, chosen in candidates.groups.items():
-            V, bias = model.prototypes(candidates.table.embeddings[chosen])
+            V, bias = candidates.prototypes(model, chosen)
             if name == "seen":
                 bias = bias - candidates.calibration
             built[name] = model.tables(V, bias, self._metric)
@@ -205,15 +213,19 @@ def classify(job: ClassifyJob, crew: Crew) -> Snapshot:
     if (job.codes is None) == (job.features is None):
         raise ConfigError("classify reads either codes or features: pass exactly one of them")
     model = registry.load(job.model)
-    metric = job.metric or model.metric
+    metric = job.metric or model.class_metric
     table = ClassTable.open(job.classes)
     candidates = Candidates(
         table=table, chosen=table.select(job.candidates), calibration=_calibration(job, model)
     )
     if candidates.calibration and table.seen is None:
         raise ConfigError(f"calibration: {job.classes} has no column 'seen' to calibrate by")
-    model.prototypes(table.embeddings[:0])  # the widths must fit before any work starts
+    model = _with_table(model, table)
+    # They must fit before any work starts.
+    candidates.prototypes(model, candidates.chosen[: 1 if model.classes is None else None])
     calibrated = f"{metric}:{candidates.calibration!r}:{table.digest}"
+    if model.layer is not None:
+        calibrated += f":{model.layer.digest}"
     settings = job.model_dump_json(include={"candidates", "top_k", "columns"})
     run = StoreRun.plan(
         kind="predictions",
@@ -248,6 +260,19 @@ def classify(job: ClassifyJob, crew: Crew) -> Snapshot:
             summarise=lambda: {**summary, "result": total.summary(table)},
             recount=True,
         )
+
+
+def _with_table(model: Model, table: ClassTable) -> Model:
+    """The model with prototypes of the whole table, where they depend on one another.
+
+    They are made once, here, and not by each worker.
+    """
+    if not model.joint_classes:
+        return model
+    ids = table.ids.to_pylist()
+    if model.layer is not None and model.layer.find(ids, table.embeddings) is not None:
+        return model
+    return model.with_classes(ids, table.embeddings)
 
 
 def _calibration(job: ClassifyJob, model: Model) -> float:

@@ -107,6 +107,7 @@ def learn(job: TrainJob, method: GradientMethod, plan: Plan, crew: Crew) -> Fitt
     network = method.network(plan.corpus)
     network.load_state_dict(done.weights)
     _finish(job, method, network, lesson, crew)
+    network.finished = done.progress.phase == len(method.phases())
     codebooks, more = _follow_up(job, method, network, lesson, plan, crew)
     model = method.freeze(
         network,

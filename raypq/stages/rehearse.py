@@ -58,6 +58,7 @@ def _descend(
     network = method.network(corpus)
     for place, phase in enumerate(method.phases()):
         _train(method, network, phase, place, (X, y))
+    network.finished = True
     with seeded(settings.seed, 13):
         network.eval()
         method.finish(network, corpus, X, y)

@@ -207,7 +207,7 @@ def judge(
     """Scores rows against all training classes, without compression."""
     assert sample.corpus.A is not None, "checked before"
     U, y = model.embed(sample.X[rows]), sample.y[rows]
-    V, bias = model.class_prototypes(sample.corpus.names, sample.corpus.A)
+    V, bias = model.prototypes(sample.corpus.A)
     best = {}
     for name, group in (("seen", np.flatnonzero(~unseen)), ("unseen", np.flatnonzero(unseen))):
         score, at = topk_per_vector(U, model.tables(V[group], bias[group]), 1)

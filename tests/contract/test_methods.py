@@ -16,13 +16,18 @@ from raypq.data.models import ModelFiles
 from raypq.errors import ConfigError, InputError, ModelError, NotFittedError
 from raypq.methods import codebooks, registry
 from raypq.methods.base import Corpus, Model, ReductionMethod, State, Stats, TrainBatch
+from raypq.methods.gradient import GradientMethod
 
 METHODS = sorted(registry.METHODS)
+BY_REDUCTION = [name for name in METHODS if issubclass(registry.find(name), ReductionMethod)]
+BY_GRADIENT = [name for name in METHODS if issubclass(registry.find(name), GradientMethod)]
 NORMALISE = ("none", "unit", "zscore", "zscore-unit")
 N, DX, L, DA = 600, 16, 8, 6
 BATCH = 50
 
 every_method = pytest.mark.parametrize("name", METHODS)
+by_reduction = pytest.mark.parametrize("name", BY_REDUCTION)
+by_gradient = pytest.mark.parametrize("name", BY_GRADIENT)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,10 +35,12 @@ def _one_thread() -> None:
     kernels.set_threads(1)
 
 
-def small(name: str, **changes: Any) -> ReductionMethod:
+def small(name: str, **changes: Any) -> Any:
     """The method at a size for tests: M = 4 where it has more than one sub-codebook."""
     cls = registry.find(name)
-    wanted = {"M": 4, "K": 16, "iterations": 6, "seed": 1, **changes}
+    sizes = {"iterations": 6, "epochs": 2, "batch": 50, "hidden": 32, "width": 40}
+    least = {key: value for key, value in sizes.items() if key in cls.settings_class.model_fields}
+    wanted = {"M": 4, "K": 16, "seed": 1, **least, **changes}
     try:
         return registry.create(name, wanted)
     except ConfigError:
@@ -107,12 +114,20 @@ def test_unknown_settings_are_refused(name):
         registry.create(name, {"k": 1})
 
 
-@every_method
+@by_reduction
 def test_no_model_before_training(name, data):
     method = small(name)
     for state in (None, begin(method, data)):
         with pytest.raises(NotFittedError, match=name):
             method.model(state)
+
+
+@by_gradient
+def test_no_model_before_the_last_phase(name, data):
+    method = small(name)
+    corpus = Corpus(N=N, dx=DX, A=data["A"], names=tuple("abcdefgh"), unlabelled=N)
+    with pytest.raises(NotFittedError, match=name):
+        method.freeze(method.network(corpus), corpus, scale={}, record={})
 
 
 @every_method
@@ -179,7 +194,7 @@ def test_a_seed_fixes_every_bit(name, fit, data, trained):
     assert (other.encode(data["X"]) != again.encode(data["X"])).any()
 
 
-@every_method
+@by_reduction
 def test_accumulate_is_pure(name, data):
     method = small(name, normalise="zscore")
     state = begin(method, data)
@@ -210,7 +225,7 @@ def test_accumulate_is_pure(name, data):
     assert seen == {"scale", "sample", "assign"}
 
 
-@every_method
+@by_reduction
 def test_workers_are_not_sent_what_updates_alone_need(name, data):
     method = small(name)
     state = begin(method, data)
@@ -221,7 +236,7 @@ def test_workers_are_not_sent_what_updates_alone_need(name, data):
         state = method.update(state, method.accumulate(sent, batch(data, 0, N)))
 
 
-@every_method
+@by_reduction
 @pytest.mark.parametrize("normalise", ["none", "zscore-unit"])
 @pytest.mark.parametrize("shards", [(300, 300), (50, 100, 450), (BATCH,) * 12, (0, 600, 0)])
 def test_any_split_of_the_rows_gives_the_same_model(name, normalise, shards, trained, data):
@@ -240,7 +255,7 @@ def test_any_split_of_the_rows_gives_the_same_model(name, normalise, shards, tra
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
-@every_method
+@by_reduction
 def test_merging_keeps_every_row_and_sum(name, data):
     """Σ over any cut of the rows is the statistic of all of them, in every phase."""
     method = small(name, normalise="zscore")
@@ -265,7 +280,7 @@ def decreases(values: list[float], slack: float) -> bool:
     return all(b <= a * (1 + slack) for a, b in pairwise(values))
 
 
-@every_method
+@by_reduction
 @pytest.mark.parametrize("seed", range(3))
 def test_the_objective_never_rises(name, fit, data, seed):
     """PQ and VQ alternate two exact minimisations; PQZSL's joint update is shown to fall too.
@@ -290,19 +305,19 @@ def test_the_objective_never_rises(name, fit, data, seed):
     assert found <= history[-1]["quantization_error"] * (1 + 1e-6), "the last update counts too"
 
 
-@every_method
+@by_reduction
 def test_training_stops_when_the_objective_stops(name, trained):
     model = trained(name, tolerance=0.5, iterations=50)
     assert len(model.record["history"]) < 10
 
 
-@every_method
+@by_reduction
 def test_fewer_rows_than_codewords(name, data):
     with pytest.raises(ConfigError, match=r"K: 16 codewords need .*, found 15"):
         begin(small(name), data, n=15)
 
 
-@every_method
+@by_reduction
 def test_as_many_rows_as_codewords(name, fit, data):
     n = 16
     y = np.arange(n) % L
@@ -310,7 +325,7 @@ def test_as_many_rows_as_codewords(name, fit, data):
     assert np.isfinite(model.C).all()
 
 
-@every_method
+@by_reduction
 def test_rows_that_are_left_out_on_the_way(name, data):
     """Quarantined shards take their rows with them; too few left is an error, not a crash."""
     method = small(name)
@@ -321,7 +336,7 @@ def test_rows_that_are_left_out_on_the_way(name, data):
         method.update(state, Stats())
 
 
-@every_method
+@by_reduction
 def test_M_that_does_not_fit(name, data):
     try:
         method = small(name, M=10_007)
@@ -362,7 +377,7 @@ def test_opq_is_no_worse_than_pq(fit):
     assert error["opq"] < 0.7 * error["pq"]
 
 
-@every_method
+@by_reduction
 def test_codewords_do_not_stay_empty(name, fit, data):
     """Five clusters and sixteen codewords, of which most start on the same few points."""
     rng = np.random.default_rng(3)
@@ -376,7 +391,7 @@ def test_codewords_do_not_stay_empty(name, fit, data):
     assert min(used) == 16
 
 
-@every_method
+@by_reduction
 def test_fewer_distinct_rows_than_codewords(name, fit, data):
     X = np.repeat(data["X"][:5], N // 5, axis=0)
     y = np.arange(N) % L
@@ -466,7 +481,8 @@ def test_a_model_from_before_a_setting_existed(name, trained, data, tmp_path):
     model = trained(name)
     model.save(str(tmp_path / "m"))
     now = ModelFiles.load(str(tmp_path / "m"))
-    settings = {k: v for k, v in now.content["settings"].items() if k != "tolerance"}
+    later = ("tolerance", "patience")
+    settings = {k: v for k, v in now.content["settings"].items() if k not in later}
     before = replace(now, content={**now.content, "settings": settings})
     before.save(str(tmp_path / "old"))
     old = registry.load(str(tmp_path / "old"))
