@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raypq import __version__
-from raypq.cli import answer, build, machine, versions
+from raypq.cli import answer, build, machine, versions, zeroshot
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,6 +28,9 @@ for command in (
     build.repack,
     answer.classify,
     answer.evaluate,
+    zeroshot.add_classes,
+    zeroshot.infer_semantics,
+    zeroshot.import_xlsa17,
     versions.snapshots,
     machine.bench,
     machine.doctor,

@@ -286,6 +286,15 @@ class Model(ABC):
         model.__dict__["_files"] = self._files
         return model
 
+    def cosines(self, q: NDArray[np.float32], V: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How like images q [n, D], as decoded, and prototypes V [T, D] are: [n, T] in [−1, 1]."""
+        length = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(V, axis=1)
+        return (q @ V.T) / np.maximum(length, 1e-12)
+
+    def mapped(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features [n, dx] in the space that the method learns; the common space by default."""
+        return self.embed(X)
+
     @property
     def joint_classes(self) -> bool:
         """Whether prototypes of a class depend on the other classes, so that all of a table must

@@ -110,6 +110,11 @@ class ClusterableModel(NetworkModel):
             place[index] = near[0] if len(near) else -1
         return self._classifier(a, place)
 
+    def mapped(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x' [n, width], before the axes for codes are taken."""
+        with torch.inference_mode():
+            return self.generator().map(torch.from_numpy(self._normalised(X))).numpy()
+
     @property
     def joint_classes(self) -> bool:
         return True

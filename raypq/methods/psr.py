@@ -193,6 +193,10 @@ class PSRModel(NetworkModel):
         assert self.da is not None, "a model that takes embeddings knows their width"
         return PSRNetwork(self.settings, self.dx, self.da, self.D)
 
+    def cosines(self, q: NDArray[np.float32], V: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Dot products here are the cosines of the visual space."""
+        return np.clip(q @ V.T, -1, 1)
+
 
 class PSR(GradientMethod):
     """Preserving semantic relations."""

@@ -17,10 +17,11 @@ from raypq.methods.opq import OPQ
 from raypq.methods.pq import PQ
 from raypq.methods.pqzsl import PQZSL
 from raypq.methods.psr import PSR
+from raypq.methods.sae import SAE
 from raypq.methods.vq import VQ
 
 METHODS: Mapping[str, type[Method]] = {
-    cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ, DPQ, GPQ, ESZSL, PSR, Clusterable)
+    cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ, DPQ, GPQ, ESZSL, SAE, PSR, Clusterable)
 }
 
 
