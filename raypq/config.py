@@ -115,13 +115,18 @@ class EncodeJob(Job):
     features: list[str]
     output: str
     precision: Precision = Field("fp32", description="of the projection; bf16 changes some codes")
+    duplicate_ids: Literal["report", "refuse", "ignore"] = Field(
+        "report", description="ids that are there more than once, within a shard or across shards"
+    )
     columns: Columns = Columns()
 
 
 class ClassifyJob(Job):
     """``raypq classify``: from codes, or exactly from features (no compression)."""
 
-    model: str
+    model: str | None = Field(
+        None, description="needed for features; with codes a check, or each shard's own model"
+    )
     codes: str | None = None
     version: Annotated[int, Field(ge=1)] | None = None
     features: list[str] | None = None
@@ -206,6 +211,17 @@ class ImportXlsa17Job(Settings):
     source: str = Field(description="folder of res101.mat and att_splits.mat")
     output: str
     rows: Positive = Field(5000, description="of a Parquet file")
+
+
+class DriftLimits(Settings):
+    """How far a shard may be from the training data before it is called drifted."""
+
+    error: Annotated[float, Field(ge=0)] = Field(0.25, description="rise of the relative error")
+    norm: Annotated[float, Field(ge=0)] = Field(0.25, description="relative change, either way")
+    entropy: Annotated[float, Field(ge=0)] = Field(0.5, description="bits lost")
+    sigmas: Annotated[float, Field(ge=0)] = Field(
+        4.0, description="standard deviations (of shards, and of a sample's mean) that are chance"
+    )
 
 
 def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:

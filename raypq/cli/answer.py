@@ -22,7 +22,11 @@ from raypq.cli.options import (
 
 
 @click.command()
-@click.option("--model", required=True, help="Model directory.")
+@click.option(
+    "--model",
+    help="Model directory; needed for features. With codes: refuse those of another model. "
+    "[default: the models that the code store carries, each for its own shards]",
+)
 @click.option("--codes", help="Code store.")
 @click.option(
     "--version", type=click.IntRange(1), help="Version of the code store. [default: latest]"
@@ -55,7 +59,7 @@ def classify(**options: Any) -> None:
 
     \b
     Example:
-      raypq classify --model model --codes codes --classes classes.parquet \\
+      raypq classify --codes codes --classes classes.parquet \\
           --candidates unseen --top-k 10 --output predictions
     """
     from raypq import api

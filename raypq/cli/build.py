@@ -95,6 +95,13 @@ def train(
     show_default=True,
     help="Of the projection; bf16 is faster and the share of codes it changes is reported.",
 )
+@click.option(
+    "--duplicate-ids",
+    type=click.Choice(["report", "refuse", "ignore"]),
+    default="report",
+    show_default=True,
+    help="Ids that are there more than once: warn, make no version, or do not look.",
+)
 @bad_shard
 @columns
 @cluster
@@ -114,7 +121,7 @@ def encode(**options: Any) -> None:
     version = api.encode(job(EncodeJob, options))
     changed = {
         key: version.summary[key]
-        for key in ("codes_changed_by_precision",)
+        for key in ("codes_changed_by_precision", "duplicate_ids")
         if key in version.summary
     }
     show(told(version, options["output"]) | changed)

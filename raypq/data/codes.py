@@ -6,7 +6,7 @@ M and K stand in the file's metadata.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ class CodeFile:
             if absent:
                 found = f"one without {', '.join(sorted(absent))}"
                 raise InputError(uri, expected="a code file", found=found)
-            M, K = int(metadata[b"raypq.M"]), int(metadata[b"raypq.K"])
+            M, K = (_number(metadata, key, uri) for key in (b"raypq.M", b"raypq.K"))
             code = file.schema_arrow.field("code").type
             if code != pa.binary(bytes_per_code(M, K)):
                 raise InputError(
@@ -144,6 +144,17 @@ class CodeFile:
                 labels = batch.column("label") if self.label else None
                 yield CodeBatch(B=B, ids=batch.column("id"), labels=labels)
                 row += len(batch)
+
+
+def _number(metadata: Mapping[bytes, bytes], key: bytes, uri: str) -> int:
+    try:
+        found = int(metadata[key])
+    except ValueError:
+        found = 0
+    if not 1 <= found <= 65_536:
+        text = metadata[key].decode(errors="replace")
+        raise InputError(uri, expected=f"a number as {key.decode()}", found=repr(text))
+    return found
 
 
 def record_batch(

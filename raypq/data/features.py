@@ -160,13 +160,14 @@ class FeatureReader:
     """One open shard: what its footer says, and its rows as a stream.
 
     Attributes:
-        id_type: string or int64. label: whether labels are read.
+        rows: rows of the shard. id_type: string or int64. label: whether labels are read.
     """
 
     def __init__(
         self, file: pq.ParquetFile, shard: Shard, columns: Columns, width: int | None, labels: bool
     ) -> None:
         self._file, self._columns, self._uri = file, columns, shard.uri
+        self.rows: int = file.metadata.num_rows
         feature_field(file, columns.id, shard.uri)
         field = feature_field(file, columns.feature, shard.uri)
         self._where = f"{shard.uri}, column '{columns.feature}'"
@@ -247,5 +248,5 @@ def read_batches(
 
 def stored_width(field: pa.Field) -> int | None:
     """The width that `raypq repack` notes beside a fixed_size_binary column."""
-    noted = (field.metadata or {}).get(WIDTH_NOTE)
-    return int(noted) if noted else None
+    noted = (field.metadata or {}).get(WIDTH_NOTE, b"")
+    return int(noted) if noted.isdigit() else None  # else: as if nothing were noted

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypq.config import Settings
+from raypq.data.shard_stats import ShardStats
 from raypq.data.storage import Shard, join, replacing
 
 ROW_GROUP = 1 << 17  # rows; large enough to compress, small enough to hold
@@ -38,6 +39,7 @@ class Receipt(Settings):
     Attributes:
         model: fingerprint of the model. work: names the model and all settings that the content
             depends on: the same work on the same source gives the same content.
+        stats: how well the model fits the shard; of codes only, and not in early stores.
     """
 
     shard: str
@@ -48,6 +50,7 @@ class Receipt(Settings):
     model: str
     work: str
     source: Source
+    stats: ShardStats | None = None
 
 
 class _Hashing:

@@ -106,13 +106,18 @@ def read(
         names = file.schema_arrow.names
         if not {"class_id", "score"} <= set(names):
             raise InputError(uri, expected="a prediction file", found=f"columns {', '.join(names)}")
+        for name in ("class_id", "score"):
+            if not pa.types.is_list(kind := file.schema_arrow.field(name).type):
+                raise InputError(
+                    f"{uri}, column '{name}'", expected="a list a row", found=str(kind)
+                )
         row = 0
         for batch in file.iter_batches(batch_size=rows):
             n = len(batch)
             if not n:
                 continue
             chosen = batch.column("class_id")
-            k = len(chosen.flatten()) // n
+            k = _depth(chosen, batch.column("score"), f"{uri}, row {row}")
             best = {
                 group: Best(
                     score=batch.column(f"{group}_score").to_numpy(),
@@ -131,6 +136,21 @@ def read(
                 best=best,
             )
             row += n
+
+
+def _depth(chosen: pa.ListArray, score: pa.ListArray, where: str) -> int:
+    """Predictions of an image: as many classes as scores, and as many in every row."""
+    lengths = np.diff(chosen.offsets.to_numpy())
+    wrong = np.flatnonzero(
+        (lengths != lengths[0]) | (np.diff(score.offsets.to_numpy()) != lengths[0])
+    )
+    if len(wrong) or chosen.null_count or score.null_count:
+        raise InputError(
+            f"{where} and on",
+            expected=f"{lengths[0]} classes and scores in each row",
+            found="other numbers of them",
+        )
+    return int(lengths[0])
 
 
 def _index(table: ClassTable, names: pa.StringArray, uri: str) -> NDArray[np.int64]:

@@ -25,9 +25,11 @@ from raypq.data.storage import (
     create_once,
     digest,
     exists,
+    is_local,
     join,
     list_files,
     list_names,
+    local_path,
     read_bytes,
     sync_folder,
 )
@@ -90,18 +92,49 @@ def read(store: str, version: int | None = None) -> Snapshot:
     name = join(store, "snapshots", f"{version if version is not None else known[-1]:020d}.json")
     number = version if version is not None else known[-1]
     try:
-        snapshot = Snapshot(**json.loads(read_bytes(name)))
+        document = json.loads(read_bytes(name))
+        _check_format(name, document)
+        snapshot = Snapshot(**document)
     except (ValidationError, TypeError, ValueError) as error:
         raise InputError(
             name, expected=f"a snapshot of format {FORMAT}", found=_what(error)
         ) from None
     if snapshot.version != number:
         raise InputError(name, expected=f"version {number}", found=f"version {snapshot.version}")
+    _check_shards(store, name, snapshot)
+    return snapshot
+
+
+def _check_format(name: str, document: Any) -> None:
+    found = document.get("format") if isinstance(document, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise InputError(
+            name,
+            expected=f"a snapshot of format {FORMAT}",
+            found=f"key 'format': {found}; a newer raypq wrote it",
+        )
+
+
+def _check_shards(store: str, name: str, snapshot: Snapshot) -> None:
+    """Every shard once, and every path inside the store, links followed."""
+    stems = [receipt.shard for receipt in snapshot.shards]
+    if len(set(stems)) != len(stems):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise InputError(name, expected="each shard once", found=f"'{twice}' more than once")
+    folders: dict[PurePosixPath, str] = {}
     for receipt in snapshot.shards:
         place = PurePosixPath(receipt.path)
         if place.is_absolute() or ".." in place.parts or "://" in receipt.path:
             raise InputError(name, expected="paths inside the store", found=receipt.path)
-    return snapshot
+        folders.setdefault(place.parent, receipt.path)
+    if is_local(store):
+        root = local_path(store).resolve()
+        for folder, path in folders.items():
+            there = (root / folder).resolve()
+            if not there.is_relative_to(root):
+                raise InputError(
+                    name, expected="paths inside the store", found=f"{path}, which is in {there}"
+                )
 
 
 def _what(error: Exception) -> str:

@@ -31,6 +31,7 @@ _LONG = 2.0  # seconds; tasks that take longer are handed out one at a time
 _MOST_AHEAD = 8  # tasks that a worker holds beside the one it is at
 _START_TIMEOUT = 300.0  # seconds for the first worker of a gang to be there
 _START_WARNING = 15.0
+_LONGEST_PAUSE = 8.0  # seconds before the next try where every worker died as it started
 _BURIAL = 10.0  # seconds for the calls of a dead actor to fail, after the first one has
 
 
@@ -98,10 +99,11 @@ class RayGang:
     def welcome(self, ref: Any) -> None:
         """Takes a member in that has answered, or deals with one that could not start."""
         member = self.starting.pop(ref)
+        died = False
         try:
             refusal = ray.get(ref)
         except RayError as error:
-            refusal = Refusal(reason_of(error))
+            refusal, died = Refusal(reason_of(error)), True
         if refusal is None:
             self._failed_starts = 0
             self.ready.append(member)
@@ -112,6 +114,9 @@ class RayGang:
             raise ClusterError(f"a worker cannot start: {refusal.reason}")
         if self._failed_starts + len(self.starting) < self._wanted + TRIES:
             console.warn(f"a worker could not start: {refusal.reason}; starting another")
+            if died and not self.ready and not self.starting:
+                # Its node may be dead and Ray not know it yet: the next would be put there too.
+                time.sleep(min(2.0**self._failed_starts, _LONGEST_PAUSE))
             self._fill()
         elif not self.ready and not self.starting:
             raise ClusterError(

@@ -29,7 +29,10 @@ def keep(store: str, model: Model) -> None:
     """
     where = place(store, model.fingerprint)
     if not exists(join(where, "model.json")):
-        model.save(where)
+        try:
+            model.save(where)
+        except OSError as error:  # that of a write does not say what was written
+            raise type(error)(error.errno, error.strerror, where) from error
 
 
 def load(store: str, fingerprints: Iterable[str]) -> dict[str, Model]:
@@ -41,6 +44,13 @@ def load(store: str, fingerprints: Iterable[str]) -> dict[str, Model]:
     models = {}
     for fingerprint in sorted(set(fingerprints)):
         where = place(store, fingerprint)
+        if not exists(join(where, "model.json")):
+            raise ModelError(
+                where,
+                expected="the model that made some of the codes (an early store carries none: "
+                "name the model with --model)",
+                found="no model.json",
+            )
         model = registry.load(where)
         if model.fingerprint != fingerprint:
             raise ModelError(

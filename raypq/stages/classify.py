@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import kernels
-from raypq.config import ClassifyJob, Metric
+from raypq.config import ClassifyJob
 from raypq.data import output, predictions, snapshot
 from raypq.data.ahead import ahead
 from raypq.data.classes import ClassTable
@@ -21,49 +21,15 @@ from raypq.data.codes import CodeFile
 from raypq.data.features import FeatureStore, open_features
 from raypq.data.predictions import Best, PredictionBatch
 from raypq.data.snapshot import Snapshot
-from raypq.data.storage import Shard, join
-from raypq.errors import ConfigError, ModelError
-from raypq.methods import registry
+from raypq.data.storage import join
+from raypq.errors import ConfigError, InputError, ModelError
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew
+from raypq.stages.judges import Candidates, Judge, appoint, told_of
 from raypq.stages.store import ShardTask, StoreRun, stored_shards, work_id
 from raypq.stages.tally import Tally
 
 _CODE_ROWS = 65_536  # a tile of tables is read once for all of them
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Candidates:
-    """The classes to choose among.
-
-    Attributes:
-        table: the whole class table. chosen: indices of the candidates, ascending.
-        calibration: taken off the scores of seen classes (calibrated stacking).
-    """
-
-    table: ClassTable
-    chosen: NDArray[np.int64]
-    calibration: float
-
-    def prototypes(
-        self, model: Model, chosen: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Prototypes V [t, D] and bias [t] of some classes of the table."""
-        ids = [self.table.ids[int(index)].as_py() for index in chosen]
-        E = self.table.E if model.classes is not None else self.table.embeddings
-        return model.prototypes_of(ids, None if E is None else E[chosen])
-
-    @cached_property
-    def groups(self) -> dict[str, NDArray[np.int64]]:
-        """The candidates by seen and unseen; one group of all where only one kind is there."""
-        seen = self.table.seen
-        if seen is None:
-            return {"all": self.chosen}
-        parts = {
-            "seen": self.chosen[seen[self.chosen]],
-            "unseen": self.chosen[~seen[self.chosen]],
-        }
-        return {name: part for name, part in parts.items() if len(part)}
 
 
 TopK = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and classes, both [n, k]
@@ -88,23 +54,20 @@ class _Rows:
 
 
 class ClassifyWorker:
-    """Scans shards with the tables of one model and class set, built on first use."""
+    """Scans each shard with the tables of its own model, built on first use and kept."""
 
     def __init__(
-        self, model: Model, candidates: Candidates, job: ClassifyJob, metric: Metric
+        self, judges: Mapping[str, Judge], candidates: Candidates, job: ClassifyJob
     ) -> None:
-        self._model, self._candidates, self._job, self._metric = model, candidates, job, metric
+        self._judges, self._candidates, self._job = judges, candidates, job
+        self._built: dict[str, dict[str, kernels.Tables]] = {}
+        self._lock = Lock()
 
-    @cached_property
-    def _tables(self) -> dict[str, kernels.Tables]:
-        model, candidates = self._model, self._candidates
-        built = {}
-        for name, chosen in candidates.groups.items():
-            V, bias = candidates.prototypes(model, chosen)
-            if name == "seen":
-                bias = bias - candidates.calibration
-            built[name] = model.tables(V, bias, self._metric)
-        return built
+    def _tables(self, model: str) -> dict[str, kernels.Tables]:
+        with self._lock:  # threads share the worker; tables are large, and built once
+            if model not in self._built:
+                self._built[model] = self._judges[model].tables(self._candidates)
+            return self._built[model]
 
     def __call__(self, task: ShardTask, shared: None) -> tuple[output.Receipt, Tally]:
         tally = Tally.empty(len(self._candidates.table))
@@ -114,12 +77,12 @@ class ClassifyWorker:
             for batch in predictions.read(place, table, size=task.kept.bytes):
                 tally.add(batch)
             return task.kept, tally
-        with self._open(task.shard) as rows:
-            schema = self._schema(rows.id_type, rows.label)
+        with self._open(task) as rows:
+            schema = self._schema(self._judges[task.model], rows.id_type, rows.label)
             receipt = output.write_shard(
                 self._job.output,
                 task.shard,
-                model=self._model.fingerprint,
+                model=task.model,
                 work=task.work,
                 schema=schema,
                 batches=self._batches(rows.batches, schema, tally, task.shard.uri),
@@ -128,33 +91,40 @@ class ClassifyWorker:
         return receipt, tally
 
     @contextmanager
-    def _open(self, shard: Shard) -> Iterator[_Rows]:
+    def _open(self, task: ShardTask) -> Iterator[_Rows]:
+        tables = self._tables(task.model)
+        model = self._judges[task.model].model
         if self._job.codes is not None:
-            file = CodeFile.open(shard.uri, size=shard.size)
-            check_model(file, self._model)
-            found = (_Found(b.ids, b.labels, self._scan(b.B)) for b in file.batches(_CODE_ROWS))
+            file = CodeFile.open(task.shard.uri, size=task.shard.size)
+            check_model(file, model)
+            found = (
+                _Found(b.ids, b.labels, self._scan(b.B, tables)) for b in file.batches(_CODE_ROWS)
+            )
             yield _Rows(id_type=file.id_type, label=file.label, batches=found)
             return
-        columns = self._job.columns
-        with open_features(shard, columns, width=self._model.dx) as reader:
-            found = (_Found(b.ids, b.labels, self._score(b.X)) for b in ahead(reader.batches()))
+        with open_features(task.shard, self._job.columns, width=model.dx) as reader:
+            found = (
+                _Found(b.ids, b.labels, self._score(model.embed(b.X), tables))
+                for b in ahead(reader.batches())
+            )
             yield _Rows(id_type=reader.id_type, label=reader.label, batches=found)
 
-    def _scan(self, B: NDArray[np.uint8]) -> dict[str, TopK]:
+    def _scan(self, B: NDArray[np.uint8], tables: Mapping[str, kernels.Tables]) -> dict[str, TopK]:
         """The best of each group for codes [n, M]."""
         k, device = self._job.top_k, self._job.where.device
         return {
-            name: kernels.topk_per_code(B, tables, k, device=device)
-            for name, tables in self._tables.items()
+            name: kernels.topk_per_code(B, group, k, device=device)
+            for name, group in tables.items()
         }
 
-    def _score(self, X: NDArray[np.float32]) -> dict[str, TopK]:
-        """The best of each group for features [n, dx], uncompressed."""
-        U = self._model.embed(X)
+    def _score(
+        self, U: NDArray[np.float32], tables: Mapping[str, kernels.Tables]
+    ) -> dict[str, TopK]:
+        """The best of each group for embedded images [n, D], uncompressed."""
         k, device = self._job.top_k, self._job.where.device
         return {
-            name: kernels.topk_per_vector(U, tables, k, device=device)
-            for name, tables in self._tables.items()
+            name: kernels.topk_per_vector(U, group, k, device=device)
+            for name, group in tables.items()
         }
 
     def _batches(
@@ -175,12 +145,12 @@ class ClassifyWorker:
             row += n
             yield predictions.record_batch(schema, table, batch, ids=found.ids, labels=found.labels)
 
-    def _schema(self, id_type: pa.DataType, label: bool) -> pa.Schema:
+    def _schema(self, judge: Judge, id_type: pa.DataType, label: bool) -> pa.Schema:
         metadata = {
-            "raypq.model": self._model.fingerprint,
-            "raypq.metric": self._metric,
+            "raypq.model": judge.model.fingerprint,
+            "raypq.metric": judge.metric,
             "raypq.candidates": self._job.candidates,
-            "raypq.calibration": repr(self._candidates.calibration),
+            "raypq.calibration": repr(judge.calibration),
             "raypq.compressed": str(self._job.codes is not None).lower(),
         }
         both = set(self._candidates.groups) == set(predictions.GROUPS)
@@ -201,93 +171,105 @@ def check_model(file: CodeFile, model: Model) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that is known before any shard is opened."""
+
+    judges: Mapping[str, Judge]
+    candidates: Candidates
+    run: StoreRun
+
+    @classmethod
+    def make(cls, job: ClassifyJob) -> Plan:
+        """Loads models and classes, and looks at what is there already.
+
+        Raises:
+            ConfigError: neither or both of codes and features, an unknown split.
+            ModelError: a model that does not fit the codes or the classes.
+        """
+        if (job.codes is None) == (job.features is None):
+            raise ConfigError("classify reads either codes or features: pass exactly one of them")
+        codes = _codes(job)
+        table = ClassTable.open(job.classes)
+        candidates = Candidates(table=table, chosen=table.select(job.candidates))
+        judges = appoint(job, codes, candidates)
+        if codes is not None and job.codes is not None:
+            shards = stored_shards(job.codes, codes)
+            models = [receipt.model for receipt in codes.shards]
+        else:
+            shards = list(FeatureStore.open(job.features or [], job.columns).shards)
+            models = [*judges] * len(shards)  # there is one: the job names it
+        settings = job.model_dump_json(include={"candidates", "top_k", "columns"})
+        works = {
+            name: work_id(name, f"{settings}{judge.settings}:{table.digest}")
+            for name, judge in judges.items()
+        }
+        tasks = [
+            ShardTask(shard=shard, model=model, work=works[model])
+            for shard, model in zip(shards, models, strict=True)
+        ]
+        run = StoreRun.plan(kind="predictions", store=job.output, tasks=tasks)
+        return cls(judges=judges, candidates=candidates, run=run)
+
+
 def classify(job: ClassifyJob, crew: Crew) -> Snapshot:
     """Classifies a store; returns the version of the prediction store that holds the result.
 
-    Its summary has the counts of all shards under ``result``.
+    Codes are judged by the models that made them, unless the job names one. The summary has the
+    counts of all shards under ``result``, and of each model under ``models``.
 
     Raises:
         ConfigError: neither or both of codes and features, an unknown split.
         JobError: shards that could not be classified; every good one is finished.
     """
-    if (job.codes is None) == (job.features is None):
-        raise ConfigError("classify reads either codes or features: pass exactly one of them")
-    model = registry.load(job.model)
-    metric = job.metric or model.class_metric
-    table = ClassTable.open(job.classes)
-    candidates = Candidates(
-        table=table, chosen=table.select(job.candidates), calibration=_calibration(job, model)
-    )
-    if candidates.calibration and table.seen is None:
-        raise ConfigError(f"calibration: {job.classes} has no column 'seen' to calibrate by")
-    model = _with_table(model, table)
-    # They must fit before any work starts.
-    candidates.prototypes(model, candidates.chosen[: 1 if model.classes is None else None])
-    calibrated = f"{metric}:{candidates.calibration!r}:{table.digest}"
-    if model.layer is not None:
-        calibrated += f":{model.layer.digest}"
-    settings = job.model_dump_json(include={"candidates", "top_k", "columns"})
-    run = StoreRun.plan(
-        kind="predictions",
-        store=job.output,
-        work=work_id(model.fingerprint, settings + calibrated),
-        shards=_shards(job),
-    )
-    if finished := run.finished():
-        return finished
+    plan = Plan.make(job)
+    return plan.run.finished() or carry_out(job, plan, crew)
+
+
+def carry_out(job: ClassifyJob, plan: Plan, crew: Crew) -> Snapshot:
+    """Does what a plan found missing, and makes the version.
+
+    Raises:
+        JobError: shards that could not be classified; every good one is finished.
+    """
+    table = plan.candidates.table
     total = Tally.empty(len(table))
+    receipts: list[output.Receipt] = []
+    only = next(iter(plan.judges.values())) if len(plan.judges) == 1 else None
+    alike = only.describe() if only else {}
     summary: dict[str, Any] = {
         "model": job.model,
-        "fingerprint": model.fingerprint,
-        "metric": metric,
+        "fingerprint": only.model.fingerprint if only else None,
+        **{name: alike.get(name) for name in ("metric", "calibration", "model_calibration")},
         "classes": job.classes,
         "candidates": job.candidates,
-        "calibration": candidates.calibration,
-        "model_calibration": model.record.get("calibration"),
         "compressed": job.codes is not None,
     }
 
     def reduce(result: tuple[output.Receipt, Tally]) -> output.Receipt:
         receipt, tally = result
         total.merge(tally)
+        receipts.append(receipt)
         return receipt
 
-    with crew.hire(ClassifyWorker, model, candidates, job, metric) as gang:
-        return run.execute(
+    def summarise() -> dict[str, Any]:
+        models = told_of(plan.judges, receipts)
+        return {**summary, "models": models, "result": total.summary(table)}
+
+    with crew.hire(ClassifyWorker, plan.judges, plan.candidates, job) as gang:
+        return plan.run.execute(
             gang,
             on_bad_shard=job.on_bad_shard,
             reduce=reduce,
-            summarise=lambda: {**summary, "result": total.summary(table)},
+            summarise=summarise,
             recount=True,
         )
 
 
-def _with_table(model: Model, table: ClassTable) -> Model:
-    """The model with prototypes of the whole table, where they depend on one another.
-
-    They are made once, here, and not by each worker.
-    """
-    if not model.joint_classes:
-        return model
-    ids = table.ids.to_pylist()
-    if model.layer is not None and model.layer.find(ids, table.embeddings) is not None:
-        return model
-    return model.with_classes(ids, table.embeddings)
-
-
-def _calibration(job: ClassifyJob, model: Model) -> float:
-    if job.calibration != "model":
-        return float(job.calibration)
-    found = model.record.get("calibration")
-    if found is None:
-        raise ModelError(
-            job.model, expected="a calibration from training with --tune", found="none"
-        )
-    return float(found)
-
-
-def _shards(job: ClassifyJob) -> list[Shard]:
-    if job.features is not None:
-        return list(FeatureStore.open(job.features, job.columns).shards)
-    assert job.codes is not None, "checked before"
-    return stored_shards(job.codes, snapshot.read(job.codes, job.version))
+def _codes(job: ClassifyJob) -> Snapshot | None:
+    if job.codes is None:
+        return None
+    version = snapshot.read(job.codes, job.version)
+    if version.kind != "codes":
+        raise InputError(job.codes, expected="a store of codes", found=f"one of {version.kind}")
+    return version

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from raypq import console
 from raypq.config import Columns, EncodeJob, Precision
 from raypq.data import codes, output
 from raypq.data.ahead import ahead
+from raypq.data.duplicates import IdFile, find_duplicates
 from raypq.data.features import FeatureReader, FeatureStore, open_features
 from raypq.data.snapshot import Snapshot
+from raypq.data.storage import join
+from raypq.errors import InputError
 from raypq.methods import registry, shelf
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew
+from raypq.stages.drift import Gauge
 from raypq.stages.store import ShardTask, StoreRun, work_id
 
 
@@ -55,19 +60,21 @@ class EncodeWorker:
                 id_type=reader.id_type,
                 label=reader.label,
             )
+            gauge = Gauge(model, reader.rows)
             receipt = output.write_shard(
                 self._store,
                 shard,
                 model=model.fingerprint,
                 work=task.work,
                 schema=schema,
-                batches=self._batches(reader, schema, changed),
+                batches=self._batches(reader, schema, changed, gauge),
                 options=codes.WRITE_OPTIONS,
             )
-        return Encoded(receipt=receipt, changed=changed)
+        measured = receipt.model_copy(update={"stats": gauge.read()})
+        return Encoded(receipt=measured, changed=changed)
 
     def _batches(
-        self, reader: FeatureReader, schema: pa.Schema, changed: Changed
+        self, reader: FeatureReader, schema: pa.Schema, changed: Changed, gauge: Gauge
     ) -> Iterator[pa.RecordBatch]:
         model = self._model
         for batch in ahead(reader.batches()):
@@ -76,6 +83,7 @@ class EncodeWorker:
                 exact = model.encode(batch.X, device=self._device)
                 changed.codes += B.size
                 changed.different += int((exact != B).sum())
+            gauge.add(batch.X, B, batch.row)
             stored = codes.pack(B, model.K)
             yield codes.record_batch(schema, ids=batch.ids, stored=stored, labels=batch.labels)
 
@@ -88,13 +96,10 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
         JobError: shards that could not be encoded; every good one is finished.
     """
     model = registry.load(job.model)
-    settings = job.model_dump_json(include={"columns", "precision"})
-    run = StoreRun.plan(
-        kind="codes",
-        store=job.output,
-        work=work_id(model.fingerprint, settings),
-        shards=FeatureStore.open(job.features, job.columns).shards,
-    )
+    work = work_id(model.fingerprint, job.model_dump_json(include={"columns", "precision"}))
+    shards = FeatureStore.open(job.features, job.columns).shards
+    tasks = [ShardTask(shard=shard, model=model.fingerprint, work=work) for shard in shards]
+    run = StoreRun.plan(kind="codes", store=job.output, tasks=tasks)
     shelf.keep(job.output, model)  # before any version can name it
     if finished := run.finished():
         return finished
@@ -119,4 +124,31 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
 
     args = (model, job.columns, job.output, job.where.device, job.precision)
     with crew.hire(EncodeWorker, *args) as gang:
-        return run.execute(gang, on_bad_shard=job.on_bad_shard, reduce=reduce, summarise=summarise)
+        return run.execute(
+            gang,
+            on_bad_shard=job.on_bad_shard,
+            reduce=reduce,
+            summarise=summarise,
+            inspect=lambda receipts: check_ids(job, receipts),
+        )
+
+
+def check_ids(job: EncodeJob, receipts: Sequence[output.Receipt]) -> dict[str, Any]:
+    """Reports ids that the code files hold more than once, or refuses them.
+
+    Raises:
+        InputError: they are to be refused; the finished shards are kept for a rerun.
+    """
+    if job.duplicate_ids == "ignore":
+        return {}
+    files = [
+        IdFile(uri=join(job.output, item.path), name=item.source.uri, rows=item.rows)
+        for item in sorted(receipts, key=lambda item: item.shard)
+    ]
+    found = find_duplicates(files)
+    if found is None:
+        return {}
+    if job.duplicate_ids == "refuse":
+        raise InputError(job.output, expected="every id once", found=str(found))
+    console.warn(f"duplicate ids: {found}", rows=found.rows)
+    return {"duplicate_ids": {"rows": found.rows, "examples": str(found)}}

@@ -7,6 +7,7 @@ which moves along the seen-unseen curve; uncalibrated H mostly measures the bias
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from raypq.config import EvaluateJob
 from raypq.data import predictions, snapshot
 from raypq.data.classes import ClassTable
 from raypq.data.predictions import PredictionBatch
+from raypq.data.snapshot import Snapshot
 from raypq.errors import InputError, ShardFailure
 from raypq.stages.crew import Crew, Gang, settle
 from raypq.stages.store import ShardTask, stored_shards
@@ -36,30 +38,34 @@ class Margins:
 
     Attributes:
         edges: values of γ [P], ascending. share: 1 / images of each class, 0 outside the split [T].
-        gamma: a γ of special interest, counted exactly.
+        gammas: a γ of special interest for each model, counted exactly.
         seen, unseen: sums of shares by margin [P + 1]. at_gamma: right at γ by class [T].
     """
 
     edges: NDArray[np.float64]
     share: NDArray[np.float64]
-    gamma: float | None
+    gammas: Mapping[str, float] | None
     seen: NDArray[np.float64]
     unseen: NDArray[np.float64]
     at_gamma: NDArray[np.int64]
 
-    def add(self, batch: PredictionBatch, is_seen: NDArray[np.bool_]) -> None:
-        """Counts one batch."""
+    def add(
+        self, batch: PredictionBatch, is_seen: NDArray[np.bool_], model: str, applied: float
+    ) -> None:
+        """Counts one batch of a model's predictions, from whose seen scores γ = ``applied`` went
+        already."""
         known = np.flatnonzero(batch.y >= 0)
         y = batch.y[known]
         seen, unseen = batch.best["seen"], batch.best["unseen"]
-        margin = seen.score[known].astype(np.float64) - unseen.score[known]
+        margin = seen.score[known].astype(np.float64) - unseen.score[known] + applied
         of_seen = is_seen[y]
         right = np.where(of_seen, seen.classes[known] == y, unseen.classes[known] == y)
         place = np.searchsorted(self.edges, margin, side="left")
         for total, group in ((self.seen, right & of_seen), (self.unseen, right & ~of_seen)):
             total += np.bincount(place[group], self.share[y[group]], minlength=len(total))
-        if self.gamma is not None:
-            wins = np.where(of_seen, margin > self.gamma, margin <= self.gamma)
+        if self.gammas is not None:
+            gamma = self.gammas[model]
+            wins = np.where(of_seen, margin > gamma, margin <= gamma)
             self.at_gamma[:] += np.bincount(y[right & wins], minlength=len(self.at_gamma))
 
     def merge(self, other: Margins) -> None:
@@ -69,10 +75,14 @@ class Margins:
 
 
 class EvaluateWorker:
-    """Counts prediction shards: a tally and the range of margins, then the margins by bin."""
+    """Counts prediction shards: a tally and the range of margins, then the margins by bin.
 
-    def __init__(self, table: ClassTable) -> None:
-        self._table = table
+    ``applied`` is the γ that each model's scores hold already; margins are without it, so that
+    one γ means the same for all.
+    """
+
+    def __init__(self, table: ClassTable, applied: Mapping[str, float]) -> None:
+        self._table, self._applied = table, applied
 
     def __call__(self, task: ShardTask, shared: Margins | None) -> Any:
         return self._count(task) if shared is None else self._margins(task, shared)
@@ -86,6 +96,7 @@ class EvaluateWorker:
             grouped = bool(batch.best)
             if grouped:
                 margin = batch.best["seen"].score.astype(np.float64) - batch.best["unseen"].score
+                margin += self._applied[task.model]
                 reach[:] = min(reach[0], margin.min()), max(reach[1], margin.max())
         return tally, grouped, reach
 
@@ -94,13 +105,13 @@ class EvaluateWorker:
         found = Margins(
             edges=empty.edges,
             share=empty.share,
-            gamma=empty.gamma,
+            gammas=empty.gammas,
             seen=np.zeros_like(empty.seen),
             unseen=np.zeros_like(empty.unseen),
             at_gamma=np.zeros_like(empty.at_gamma),
         )
         for batch in predictions.read(task.shard.uri, self._table, size=task.shard.size):
-            found.add(batch, self._table.seen)
+            found.add(batch, self._table.seen, task.model, self._applied[task.model])
         return found
 
 
@@ -115,15 +126,16 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
     version = snapshot.read(job.predictions, job.version)
     if version.kind != "predictions":
         raise InputError(job.predictions, expected="a prediction store", found=version.kind)
-    tasks = [ShardTask(shard=shard) for shard in stored_shards(job.predictions, version)]
+    tasks = [
+        ShardTask(shard=shard, model=receipt.model)
+        for shard, receipt in zip(
+            stored_shards(job.predictions, version), version.shards, strict=True
+        )
+    ]
     chosen = np.zeros(len(table), bool)
     chosen[table.select(job.split)] = True
-    gamma = job.calibration
-    if gamma is None:
-        gamma = version.summary.get("model_calibration")
-    # Scores that are calibrated already need only the rest.
-    applied = float(version.summary.get("calibration") or 0.0)
-    with crew.hire(EvaluateWorker, table) as gang:
+    applied = {name: value or 0.0 for name, value in of_models(version, "calibration").items()}
+    with crew.hire(EvaluateWorker, table, applied) as gang:
         tally, grouped, reach = _first_pass(gang, tasks, table)
         if not tally.images.any():
             raise InputError(
@@ -142,11 +154,29 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
         if table.seen is not None:
             result |= groups(tally, table.seen, chosen, grouped=grouped)
         if grouped and "H" in result:
-            rest = None if gamma is None else float(gamma) - applied
-            empty = _empty_margins(tally, chosen, reach, rest)
+            empty = _empty_margins(tally, chosen, reach, _gammas(job, version))
             margins = _second_pass(gang, tasks, empty)
-            result["calibrated"] = calibrated(margins, tally, table, chosen, applied)
+            result["calibrated"] = calibrated(margins, tally, table, chosen)
     return result
+
+
+def of_models(version: Snapshot, key: str) -> dict[str, float | None]:
+    """A figure that a prediction version notes of each of its models; by fingerprint."""
+    noted = version.summary.get("models", {})
+    values = {
+        receipt.model: noted.get(receipt.model, version.summary).get(key)
+        for receipt in version.shards
+    }
+    return {name: None if value is None else float(value) for name, value in values.items()}
+
+
+def _gammas(job: EvaluateJob, version: Snapshot) -> dict[str, float] | None:
+    """The γ to judge by: the one asked for, or what each model was tuned to (all or none)."""
+    if job.calibration is not None:
+        return {receipt.model: job.calibration for receipt in version.shards}
+    own = of_models(version, "model_calibration")
+    found = {name: value for name, value in own.items() if value is not None}
+    return found if len(found) == len(own) else None
 
 
 def _first_pass(
@@ -185,14 +215,17 @@ def _second_pass(gang: Gang, tasks: list[ShardTask], empty: Margins) -> Margins:
 
 
 def _empty_margins(
-    tally: Tally, chosen: NDArray[np.bool_], reach: NDArray[np.float64], gamma: float | None
+    tally: Tally,
+    chosen: NDArray[np.bool_],
+    reach: NDArray[np.float64],
+    gammas: Mapping[str, float] | None,
 ) -> Margins:
     share = np.where(chosen & (tally.images > 0), 1.0 / np.maximum(tally.images, 1), 0.0)
     edges = np.linspace(reach[0], reach[1], CURVE_POINTS)
     return Margins(
         edges=edges,
         share=share,
-        gamma=gamma,
+        gammas=gammas,
         seen=np.zeros(CURVE_POINTS + 1),
         unseen=np.zeros(CURVE_POINTS + 1),
         at_gamma=np.zeros(len(share), np.int64),
@@ -227,11 +260,7 @@ def groups(
 
 
 def calibrated(
-    margins: Margins,
-    tally: Tally,
-    table: ClassTable,
-    chosen: NDArray[np.bool_],
-    applied: float,
+    margins: Margins, tally: Tally, table: ClassTable, chosen: NDArray[np.bool_]
 ) -> dict[str, Any]:
     """The seen-unseen curve: its area, its best H (an oracle), and H at the chosen γ."""
     assert table.seen is not None, "checked by the caller"
@@ -247,11 +276,12 @@ def calibrated(
     found: dict[str, Any] = {
         "ausuc": float(np.sum(0.5 * (tr[1:] + tr[:-1]) * np.diff(ts))),
         "best_H": float(H[best]),
-        "best_gamma": float(margins.edges[max(best - 1, 0)]) + applied,
+        "best_gamma": float(margins.edges[max(best - 1, 0)]),
     }
-    if margins.gamma is not None:
+    if margins.gammas is not None:
         seen, unseen = has & table.seen, has & ~table.seen
-        found["gamma"] = margins.gamma + applied
+        values = set(margins.gammas.values())
+        found["gamma"] = values.pop() if len(values) == 1 else dict(margins.gammas)
         found["tr"] = class_mean(margins.at_gamma[seen], tally.images[seen])
         found["ts"] = class_mean(margins.at_gamma[unseen], tally.images[unseen])
         found["H"] = harmonic(found["ts"], found["tr"])

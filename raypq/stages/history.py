@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raypq import console
 from raypq.data import snapshot
 from raypq.data.snapshot import Snapshot
-from raypq.data.storage import delete, join, list_files, list_folders
+from raypq.data.storage import delete, join, list_files, list_folders, now
 from raypq.errors import ConfigError
 
 _DAY = 86_400.0
+_APART = 300.0  # seconds between clocks that are worth a warning
 
 
 def listing(store: str) -> list[dict[str, Any]]:
@@ -99,7 +101,7 @@ def collect(
     named = {
         receipt.path for version in retained for receipt in snapshot.read(store, version).shards
     }
-    cutoff = time.time() - older_than_days * _DAY
+    cutoff = _now(store, ask=remove) - older_than_days * _DAY
     folders = ["data", *(f"journal/{name}" for name in list_folders(join(store, "journal")))]
     doomed = {
         f"{folder}/{name}": listed.size
@@ -113,6 +115,21 @@ def collect(
         for path in doomed:
             delete(join(store, path))
     return Garbage(versions=dropped, files=sorted(doomed), bytes=sum(doomed.values()))
+
+
+def _now(store: str, *, ask: bool) -> float:
+    """The time that files are dated by; asked of the storage before anything is removed."""
+    here = time.time()
+    if not ask:
+        return here
+    there = now(join(store, "journal"))
+    if abs(here - there) > _APART:
+        console.warn(
+            f"{store}: the clock here is {abs(here - there) / 3600:.1f} hours "
+            f"{'ahead of' if here > there else 'behind'} that of the storage; "
+            "ages are taken by the storage's"
+        )
+    return there
 
 
 def _line(version: Snapshot) -> dict[str, Any]:

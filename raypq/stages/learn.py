@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from raypq import console
 from raypq.config import Columns, TrainJob
+from raypq.data.shard_stats import ShardStats
 from raypq.data.storage import is_local, join, local_path
 from raypq.errors import InputError, ShardFailure
 from raypq.methods.base import Corpus, Model, ReductionMethod
@@ -27,7 +28,7 @@ from raypq.methods.pq import scale
 from raypq.stages.checkpoint import Checkpoints
 from raypq.stages.crew import Crew, in_order, settle
 from raypq.stages.learner import Lesson, Note
-from raypq.stages.passes import Plan, TrainWorker, run_pass
+from raypq.stages.passes import Plan, TrainWorker, measure, run_pass
 from raypq.stages.sample import draw
 from raypq.stages.stream import Source
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
@@ -37,11 +38,13 @@ FOLDER = "training"  # below the model: checkpoints, until it is saved
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A model, the shards left out, the images used, and what to clear once it is saved."""
+    """A model, the shards left out, the images used, what some shards look like to the model,
+    and what to clear once it is saved."""
 
     model: Model
     failures: Sequence[ShardFailure]
     images: int
+    measured: Sequence[ShardStats]
     tidy: Callable[[], None] = lambda: None
 
 
@@ -118,7 +121,16 @@ def learn(job: TrainJob, method: GradientMethod, plan: Plan, crew: Crew) -> Fitt
     )
     sources = [lesson.labelled, *([lesson.unlabelled] if lesson.unlabelled else [])]
     images = sum(source.rows for source in sources)
-    return Fitted(model=model, failures=failures, images=images, tidy=lesson.checkpoints.clear)
+    tasks = [task for source in sources for task in source.tasks]
+    with crew.hire(TrainWorker, None, job.columns, plan.corpus.dx, None, 0) as gang:
+        measured = measure(gang, tasks, model)
+    return Fitted(
+        model=model,
+        failures=failures,
+        images=images,
+        measured=measured,
+        tidy=lesson.checkpoints.clear,
+    )
 
 
 def _prepare(

@@ -13,23 +13,29 @@ from numpy.typing import NDArray
 from raypq import console
 from raypq.config import Columns, TrainJob
 from raypq.data.features import FeatureStore, survey
+from raypq.data.shard_stats import ShardStats
 from raypq.errors import ConfigError, InputError, ShardFailure
-from raypq.methods.base import Corpus, Method, ReductionMethod, State, Stats, TrainBatch
+from raypq.methods.base import Corpus, Method, Model, ReductionMethod, State, Stats, TrainBatch
 from raypq.stages.crew import Gang, in_order
+from raypq.stages.drift import Gauge
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
 
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
+_BASELINE_SHARDS = 16  # training shards that are measured for the baseline of drift
+
+
 class TrainWorker:
     """Reads shards and accumulates a pass; keeps the features that fit in its memory.
 
-    ``embed`` turns features into what the method sees, where it follows on another one.
+    ``embed`` turns features into what the method sees, where it follows on another one. Without
+    a method it only measures.
     """
 
     def __init__(
         self,
-        method: ReductionMethod,
+        method: ReductionMethod | None,
         columns: Columns,
         width: int,
         classes: TrainingClasses | None,
@@ -41,7 +47,21 @@ class TrainWorker:
         self._kept: dict[str, list[TrainBatch]] = {}
         self._lock = Lock()
 
-    def __call__(self, task: TrainTask, state: State) -> Stats:
+    def __call__(self, task: TrainTask, shared: State | Model) -> Stats | ShardStats | None:
+        if isinstance(shared, Model):
+            return self._measure(task, shared)
+        return self._accumulate(task, shared)
+
+    def _measure(self, task: TrainTask, model: Model) -> ShardStats | None:
+        """What the shard looks like to the trained model."""
+        assert self._embed is None, "a model embeds features by itself"
+        gauge = Gauge(model, task.rows)
+        for batch in self._batches(task):
+            gauge.add_features(batch.X, batch.row - task.row)
+        return gauge.read()
+
+    def _accumulate(self, task: TrainTask, state: State) -> Stats:
+        assert self._method is not None, "only a method accumulates"
         stats = Stats()
         for batch in self._batches(task):
             stats.merge(self._method.accumulate(state, batch))
@@ -178,3 +198,10 @@ def run_pass(
                 stats.merge(outcome.result)
             progress.done()
     return stats, failures
+
+
+def measure(gang: Gang, tasks: Sequence[TrainTask], model: Model) -> list[ShardStats]:
+    """What some training shards look like to the model, evenly chosen; a pass at most."""
+    some = [task for task in tasks[:: -(-len(tasks) // _BASELINE_SHARDS)] if task.rows]
+    found = [outcome.result for outcome in in_order(gang.map(some, model))]
+    return [stats for stats in found if stats is not None]  # a shard that fails now is left out

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raypq import console
@@ -27,9 +27,15 @@ _VERBS = {"codes": ("encode", "encoded"), "predictions": ("classify", "classifie
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """One input shard; ``kept`` is its output file where that is there already."""
+    """One input shard and what is to be done to it.
+
+    Attributes:
+        model: fingerprint of the model. work: names the model and all settings (``work_id``).
+        kept: its output file, where that is there already.
+    """
 
     shard: Shard
+    model: str = ""
     work: str = ""
     kept: Receipt | None = None
 
@@ -62,21 +68,19 @@ class StoreRun:
     """One run that writes a store.
 
     Attributes:
-        shards: the input. latest: the version before, if any.
+        tasks: every shard that the version will hold, each with its own model and work.
+        latest: the version before, if any.
         kept: receipts of shards that need no work, by stem.
     """
 
     kind: snapshot.Kind
     store: str
-    work: str
-    shards: Sequence[Shard]
+    tasks: Sequence[ShardTask]
     latest: Snapshot | None
     kept: Mapping[str, Receipt]
 
     @classmethod
-    def plan(
-        cls, *, kind: snapshot.Kind, store: str, work: str, shards: Sequence[Shard]
-    ) -> StoreRun:
+    def plan(cls, *, kind: snapshot.Kind, store: str, tasks: Sequence[ShardTask]) -> StoreRun:
         """Looks at what is there.
 
         Raises:
@@ -85,26 +89,29 @@ class StoreRun:
         latest = snapshot.read(store) if snapshot.versions(store) else None
         if latest and latest.kind != kind:
             raise InputError(store, expected=f"a store of {kind}", found=f"one of {latest.kind}")
-        known = [*(latest.shards if latest else ()), *Journal(store, work).read()]
-        by_stem = {shard.stem: shard for shard in shards}
+        known = list(latest.shards) if latest else []
+        for work in sorted({task.work for task in tasks}):
+            known += Journal(store, work).read()
+        by_stem = {task.shard.stem: task for task in tasks}
         usable = [
             receipt
             for receipt in known
-            if receipt.work == work
-            and receipt.shard in by_stem
-            and receipt.source.same_content(Source.of(by_stem[receipt.shard]))
+            if (task := by_stem.get(receipt.shard))
+            and receipt.work == task.work
+            and receipt.source.same_content(Source.of(task.shard))
         ]
         kept: dict[str, Receipt] = {}
         for receipt in still_there(store, usable):
             kept.setdefault(receipt.shard, receipt)  # what a version already holds comes first
-        return cls(kind=kind, store=store, work=work, shards=shards, latest=latest, kept=kept)
+        return cls(kind=kind, store=store, tasks=tasks, latest=latest, kept=kept)
 
     @property
     def run_id(self) -> str:
         """Names the run by what goes into it: inputs with size and time, and the work."""
-        digest = hashlib.sha256(self.work.encode())
-        for shard in self.shards:
-            digest.update(f"\n{shard.uri}:{shard.size}:{shard.modified}".encode())
+        digest = hashlib.sha256()
+        for task in self.tasks:
+            shard = task.shard
+            digest.update(f"{task.work}:{shard.uri}:{shard.size}:{shard.modified}\n".encode())
         return digest.hexdigest()[:32]
 
     def finished(self) -> Snapshot | None:
@@ -112,11 +119,11 @@ class StoreRun:
         if self.latest is None or self.latest.quarantined:
             return None
         held = {receipt.shard: receipt for receipt in self.latest.shards}
-        if held != dict(self.kept) or len(held) != len(self.shards):
+        if held != dict(self.kept) or len(held) != len(self.tasks):
             return None
         console.say(
             f"nothing to do: {self.store} version {self.latest.version} holds all "
-            f"{len(self.shards)} shards as they are"
+            f"{len(self.tasks)} shards as they are"
         )
         return self.latest
 
@@ -127,6 +134,7 @@ class StoreRun:
         on_bad_shard: str,
         reduce: Callable[[Any], Receipt],
         summarise: Callable[[], dict[str, Any]],
+        inspect: Callable[[Sequence[Receipt]], dict[str, Any]] | None = None,
         recount: bool = False,
     ) -> Snapshot:
         """Does what is missing and commits the next version.
@@ -135,6 +143,8 @@ class StoreRun:
             reduce: takes each result as it arrives and gives its receipt; what it gathers beside
                 must not depend on the order.
             summarise: what the snapshot says of the run, asked for once all results are in.
+            inspect: looks at the receipts before they are committed, and may refuse them; what
+                it finds goes into the summary.
             recount: workers are also called for shards that are kept (with ``ShardTask.kept``).
 
         Raises:
@@ -144,11 +154,11 @@ class StoreRun:
         receipts = [] if recount else list(self.kept.values())
         failures: list[ShardFailure] = []
         tasks = [
-            ShardTask(shard=shard, work=self.work, kept=self.kept.get(shard.stem))
-            for shard in self.shards
-            if recount or shard.stem not in self.kept
+            replace(task, kept=self.kept.get(task.shard.stem))
+            for task in self.tasks
+            if recount or task.shard.stem not in self.kept
         ]
-        journal = Journal(self.store, self.work)
+        journals = {task.work: Journal(self.store, task.work) for task in self.tasks}
         try:
             with console.progress(len(tasks), _VERBS[self.kind][0]) as progress:
                 for outcome in gang.map(tasks):
@@ -159,14 +169,17 @@ class StoreRun:
                     receipt = reduce(outcome.result)
                     receipts.append(receipt)
                     if receipt.shard not in self.kept:
-                        journal.add(receipt)
+                        journals[receipt.work].add(receipt)
                     progress.done(receipt.rows)
         finally:
-            journal.flush()
+            for journal in journals.values():
+                journal.flush()
         settle(failures, len(receipts), on_bad_shard)
         seconds = time.monotonic() - start
-        version = self._commit(receipts, failures, {**summarise(), "seconds": seconds})
-        journal.clear()
+        found = inspect(receipts) if inspect else {}
+        version = self._commit(receipts, failures, {**summarise(), **found, "seconds": seconds})
+        for journal in journals.values():
+            journal.clear()
         kept = f" ({len(self.kept)} shards kept)" if self.kept else ""
         console.say(
             f"{_VERBS[self.kind][1]} {version.rows:,} images in {seconds:.1f} s{kept}: "
@@ -180,7 +193,7 @@ class StoreRun:
         failures: Sequence[ShardFailure],
         summary: dict[str, Any],
     ) -> Snapshot:
-        stems = {shard.uri: shard.stem for shard in self.shards}
+        stems = {task.shard.uri: task.shard.stem for task in self.tasks}
         return snapshot.commit(
             self.store,
             kind=self.kind,

@@ -18,8 +18,9 @@ from raypq.methods import registry
 from raypq.methods.base import Corpus, Model, ReductionMethod, State
 from raypq.methods.gradient import GradientMethod
 from raypq.stages.crew import Crew, settle
+from raypq.stages.drift import baseline_of
 from raypq.stages.learn import Fitted, learn
-from raypq.stages.passes import Plan, TrainWorker, run_pass
+from raypq.stages.passes import Plan, TrainWorker, measure, run_pass
 from raypq.stages.tune import tune
 
 
@@ -60,6 +61,8 @@ def train(job: TrainJob, crew: Crew) -> Trained:
     model, images = fitted.model, fitted.images
     quarantined = [str(failure) for failure in fitted.failures]
     record = {**model.record, "images": images, "quarantined": quarantined}
+    if baseline := baseline_of(fitted.measured, images=images, K=model.K):
+        record["baseline"] = baseline.model_dump(mode="json")
     model = replace(model, record={**record, **(tuned.record() if tuned else {})})
     model = _with_classes(model, plan.corpus)
     fingerprint = model.save(job.output)
@@ -113,8 +116,10 @@ def _reduce(job: TrainJob, method: ReductionMethod, plan: Plan, crew: Crew) -> F
             tasks = [task for task in tasks if task.name not in names]
             state = method.update(state, stats)
             _tell(job.method, state)
+        model = method.model(state)
+        measured = measure(gang, tasks, model)
     images = sum(task.rows for task in tasks)
-    return Fitted(model=method.model(state), failures=failures, images=images)
+    return Fitted(model=model, failures=failures, images=images, measured=measured)
 
 
 def _tell(name: str, state: State) -> None:

@@ -110,6 +110,27 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing_finished(
     assert all(len(times) == 1 for times in finished.values()), "a finished task was done again"
 
 
+@pytest.mark.slow
+def test_a_crash_costs_less_than_five_seconds_of_forty_shards(crew: Any, tmp_path: Path) -> None:
+    calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
+    seconds = {}
+    for folder in (calm, disturbed):
+        folder.mkdir()
+        with crew.hire(Diary, folder) as gang:
+            list(gang.map(jobs(2)))  # the workers are there
+            start, outcomes = time.monotonic(), []
+            for outcome in gang.map(jobs(40, 0.1)):
+                outcomes.append(outcome)
+                if folder is disturbed and len(outcomes) == 10:
+                    os.kill(outcome.result, signal.SIGKILL)
+            seconds[folder.name] = time.monotonic() - start
+        done, failed = sort(outcomes)
+        assert done == set(range(40))
+        assert not failed
+    print(f"40 shards: {seconds}")
+    assert seconds["disturbed"] - seconds["calm"] < 5.0
+
+
 @pytest.mark.parametrize("how", ["poison", "exit"])
 def test_a_task_that_kills_its_worker_is_named_after_three_tries(
     crew: Any, tmp_path: Path, how: str
@@ -278,6 +299,9 @@ def test_a_lost_node_loses_nothing(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENV)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "indices 40 failures 0" in done.stdout
+    cost = float(done.stdout.split("cost ")[1].split()[0])
+    print(f"the loss of a node cost {cost:.1f} s")
+    assert cost < 20.0, "seconds, under Ray's default health checks"
     finished = calls(tmp_path, ".done")
     assert len(finished) == 40
     assert all(len(times) == 1 for times in finished.values())
@@ -285,6 +309,7 @@ def test_a_lost_node_loses_nothing(tmp_path: Path) -> None:
 
 _NODE_LOSS = """
 import sys
+import time
 from pathlib import Path
 from test_pool import Diary, jobs
 import ray
@@ -295,8 +320,19 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 extra = cluster.add_node(num_cpus=1)
 where = ClusterSettings(cluster=cluster.address, workers=2)
 seen, failures, workers = [], 0, set()
-with connect(where) as crew, crew.hire(Diary, Path(sys.argv[1])) as gang:
+place = Path(sys.argv[1])
+(place / "calm").mkdir()
+with connect(where) as crew:
+    with crew.hire(Diary, place / "calm") as gang:
+        list(gang.map(jobs(4, 0.5)))
+        start = time.monotonic()
+        list(gang.map(jobs(40, 0.1)))
+        calm = time.monotonic() - start
+with connect(where) as crew, crew.hire(Diary, place) as gang:
+    list(gang.map(jobs(0)))
+    start = None
     for outcome in gang.map(jobs(40, 0.1)):
+        start = start or time.monotonic()
         seen.append(outcome.index)
         failures += outcome.failure is not None
         workers.add(outcome.result)
@@ -304,7 +340,8 @@ with connect(where) as crew, crew.hire(Diary, Path(sys.argv[1])) as gang:
             cluster.remove_node(extra, allow_graceful=False)
             extra = None
             cluster.add_node(num_cpus=1)
+cost = time.monotonic() - start - calm
 assert len(seen) == len(set(seen))
-print("indices", len(seen), "failures", failures)
+print("indices", len(seen), "failures", failures, "cost", cost)
 cluster.shutdown()
 """

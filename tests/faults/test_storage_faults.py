@@ -56,7 +56,9 @@ def shards(night: int) -> list[Shard]:
 
 
 def run(store: str, night: int) -> snapshot.Snapshot:
-    planned = StoreRun.plan(kind="codes", store=store, work="w", shards=shards(night))
+    planned = StoreRun.plan(
+        kind="codes", store=store, tasks=[ShardTask(shard=one, work="w") for one in shards(night)]
+    )
     if finished := planned.finished():
         return finished
     with LocalCrew(1).hire(Writer, store) as gang:

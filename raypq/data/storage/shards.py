@@ -15,6 +15,7 @@ from fsspec import AbstractFileSystem
 
 from raypq.data.storage.objects import answering
 from raypq.data.storage.place import filesystem, is_local
+from raypq.data.storage.settings import StorageSettings
 from raypq.errors import InputError
 
 _GLOB = frozenset("*?[")
@@ -42,8 +43,9 @@ def list_shards(uris: Sequence[str]) -> list[Shard]:
     turned to ``--`` (and a hash behind it, should that make two of them equal).
 
     Raises:
-        InputError: nothing is there.
+        InputError: nothing is there. ConfigError: a storage setting that cannot be used.
     """
+    StorageSettings.current()  # one that cannot be used ends the job here, not shard by shard
     entries: dict[str, dict[str, Any]] = {}
     for uri in uris:
         fs, path = filesystem(uri)

@@ -59,9 +59,9 @@ ScanTables::ScanTables(const Source& given, bool across, const Isa& chosen, size
   widest = strongest = 0;
   for (size_t t = 0; t < source.T; ++t) strongest = std::max(strongest, std::fabs(source.bias[t]));
 
-  // Fine entries make the scan a tenth slower and the candidates half as many: worth it where many
-  // roundings add up and every row has its own threshold.
-  top = !across_rows && s.M > 16 && s.M <= kFine ? kFinest : kCoarse;
+  // Fine entries make the scan a tenth slower and the candidates a third to a half fewer: worth it
+  // where every row has its own threshold.
+  top = !across_rows && s.M <= kFine ? kFinest : kCoarse;
   sort_lanes();
   base.resize(padded), unit.resize(padded), error.resize(padded), extra.resize(padded);
   start.resize(padded);

@@ -1,0 +1,228 @@
+"""Of all runs that want a store one has it; a dead one loses it, a sleeping one notices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from raypq.data.lease import Lease, held
+from raypq.data.storage import create, join, list_names
+from raypq.errors import ConflictError
+
+
+class Clock:
+    """A clock of one's own: sleeping moves it, and lets others do something meanwhile."""
+
+    def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self.time, self.meanwhile = 1000.0, meanwhile
+
+    def __call__(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+        self.meanwhile()
+
+
+def lease(store: str, clock: Clock | None = None) -> Lease:
+    clock = clock or Clock()
+    return Lease(store=store, seconds=60.0, now=clock, sleep=clock.sleep)
+
+
+@pytest.fixture(params=["local", "object"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "store")
+    return f"memory://lease/{tmp_path.name}/{request.node.name}"
+
+
+def test_one_after_another(store: str) -> None:
+    for term in (1, 2, 3):
+        one = lease(store)
+        one.take()
+        one.check()
+        assert one.term == term
+        one.give_back()
+        with pytest.raises(ConflictError):
+            one.check()
+    assert list_names(join(store, "lease")) == [
+        "000000000003-00000000.json", "000000000003-end.json",
+    ]  # fmt: skip
+
+
+def test_a_holder_at_work_is_named_and_left_alone(store: str) -> None:
+    first = lease(store)
+    first.take()
+    second = lease(store, Clock(meanwhile=first.beat))
+    with pytest.raises(ConflictError, match=r"process \d+ on .* is at work.*let it end"):
+        second.take()
+    first.check()
+
+
+def test_a_crashed_holder_loses_it_after_its_time(store: str) -> None:
+    lease(store).take()
+    clock = Clock()
+    second = lease(store, clock)
+    second.take()
+    assert second.term == 2
+    assert clock.time == pytest.approx(1060, abs=2)
+
+
+def test_the_time_that_counts_is_the_one_the_holder_promised(store: str) -> None:
+    long = Lease(store=store, seconds=500.0)
+    long.take()
+    clock = Clock()
+    lease(store, clock).take()
+    assert clock.time == pytest.approx(1500, abs=15)
+
+
+def test_a_holder_that_gives_back_ends_the_wait(store: str) -> None:
+    first = lease(store)
+    first.take()
+    clock = Clock(meanwhile=first.give_back)
+    lease(store, clock).take()
+    assert clock.time < 1010
+
+
+def test_a_sleeper_finds_that_it_was_replaced(store: str) -> None:
+    """SIGSTOP, a suspended machine, a paused pod: awake again, it must not commit."""
+    sleeper = lease(store)
+    sleeper.take()
+    lease(store).take()
+    with pytest.raises(ConflictError, match="took the lease over"):
+        sleeper.check()
+    sleeper.beat()  # its thread wakes up first: that changes nothing
+    with pytest.raises(ConflictError, match="took the lease over"):
+        sleeper.check()
+
+
+def test_a_holder_that_cannot_renew_gives_up_by_itself(store: str) -> None:
+    clock = Clock()
+    one = lease(store, clock)
+    one.take()
+    clock.time += 61
+    with pytest.raises(ConflictError, match="for 61 s, so the lease ran out"):
+        one.check()
+
+
+def test_wall_clocks_do_not_matter(store: str) -> None:
+    """A holder whose clock is a year off is neither dead nor immortal."""
+    first = lease(store)
+    first.holder = first.holder.model_copy(update={"since": "1999-01-01T00:00:00+00:00"})
+    first.take()
+    with pytest.raises(ConflictError, match="1999-01-01"):
+        lease(store, Clock(meanwhile=first.beat)).take()
+
+
+def test_of_those_who_race_one_wins(tmp_path: Path) -> None:
+    """All have waited a crashed holder out, and reach for the next term together."""
+    store, start = str(tmp_path), Barrier(8)
+    lease(store).take()
+
+    def attempt(_: int) -> bool:
+        one = lease(store)
+        watch = one._watch
+        one._watch = lambda last: (watch(last), start.wait())[0]
+        try:
+            one.take()
+        except ConflictError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(attempt, range(8)))
+    assert sum(won) == 1
+
+
+def test_a_term_that_is_long_over_is_not_taken_again(store: str, monkeypatch: Any) -> None:
+    """A contender that slept between looking and creating finds the later term."""
+    slow = lease(store)
+    looked = slow._latest
+    looks = iter([None])
+    monkeypatch.setattr(slow, "_latest", lambda: next(looks, looked()))
+    for _ in range(2):
+        other = lease(store)
+        other.take()
+        other.give_back()
+    assert "000000000001-00000000.json" not in list_names(join(store, "lease"))
+    with pytest.raises(ConflictError):
+        slow.take()
+
+
+def test_beats_do_not_pile_up(store: str) -> None:
+    one = lease(store)
+    one.take()
+    for _ in range(5):
+        one.beat()
+    one.check()
+    assert list_names(join(store, "lease")) == [
+        "000000000001-00000000.json", "000000000001-00000005.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"nonce": 1}'])
+def test_a_damaged_file_is_waited_out(store: str, content: bytes) -> None:
+    create(join(store, "lease", "000000000007-00000000.json"), content)
+    one = lease(store)
+    one.take()
+    assert one.term == 8
+
+
+def test_other_files_are_no_leases(store: str) -> None:
+    create(join(store, "lease", "notes.json"), b"{}")
+    one = lease(store)
+    one.take()
+    assert one.term == 1
+
+
+class Lossy(MemoryFileSystem):
+    """Does what it is asked and loses the answer, or refuses."""
+
+    protocol = "lossylease"
+    answers: list[Exception] = []  # noqa: RUF012
+    done = True
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        answer = self.answers.pop(0) if self.answers else None
+        if answer is None or self.done:
+            super().pipe_file(path, value, mode=mode, **kwargs)
+        if answer is not None:
+            raise answer
+
+
+@pytest.mark.parametrize("answer", [FileExistsError("again"), TimeoutError(), OSError(5, "500")])
+def test_a_lost_answer_is_read_back(tmp_path: Path, answer: Exception) -> None:
+    fsspec.register_implementation("lossylease", Lossy, clobber=True)
+    Lossy.answers[:], Lossy.done = [answer], True
+    one = lease(f"lossylease://{tmp_path.name}")
+    one.take()
+    Lossy.answers.append(answer)
+    one.beat()
+    one.check()
+
+
+def test_a_request_that_failed_is_an_error(tmp_path: Path) -> None:
+    fsspec.register_implementation("lossylease", Lossy, clobber=True)
+    Lossy.answers[:], Lossy.done = [OSError(5, "error 500")], False
+    with pytest.raises(OSError, match="error 500"):
+        lease(f"lossylease://{tmp_path.name}").take()
+
+
+def test_held_keeps_alive_and_gives_back(tmp_path: Path) -> None:
+    store = str(tmp_path)
+    with held(store, seconds=2.0) as mine:
+        folder = Path(store, "lease")
+        with pytest.raises(ConflictError, match="is at work"):
+            Lease(store=store, seconds=2.0).take()
+        mine.check()
+        said = json.loads((folder / "000000000001-00000000.json").read_text())
+        assert said["nonce"] == mine.holder.nonce
+    Lease(store=store).take()  # at once
