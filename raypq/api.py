@@ -16,6 +16,7 @@ from raypq.config import (
     ClusterSettings,
     EncodeJob,
     EvaluateJob,
+    ExtractJob,
     FewShotJob,
     ImportXlsa17Job,
     InferSemanticsJob,
@@ -58,6 +59,14 @@ def repack(job: RepackJob) -> dict[str, Any]:
 
     with open_crew(job.where) as crew:
         return stage.repack(job, crew)
+
+
+def extract(job: ExtractJob) -> dict[str, Any]:
+    """Writes the features of an image store under a backbone (``raypq extract``)."""
+    from raypq.stages import extract as stage
+
+    with open_crew(job.where) as crew:
+        return stage.extract(job, crew)
 
 
 def encode(job: EncodeJob) -> Snapshot:

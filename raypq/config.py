@@ -63,6 +63,12 @@ class Columns(Settings):
     width: Positive | None = Field(
         None, description="feature width; needed for fixed_size_binary where no model tells it"
     )
+    image_size: Positive | None = Field(
+        None, description="pixels on a side, where the feature column holds encoded images"
+    )
+    bad_images: int = Field(
+        0, ge=0, description="undecodable images of one shard that are left out; more make it bad"
+    )
 
 
 class ClusterSettings(Settings):
@@ -106,6 +112,22 @@ class RepackJob(Job):
     output: str
     dtype: Literal["float32", "float16"] = "float32"
     columns: Columns = Columns()
+
+
+class ExtractJob(Job):
+    """``raypq extract``."""
+
+    images: list[str]
+    backbone: str = Field(
+        description="torchvision:NAME, timm:NAME, a TorchScript (.pt) or ONNX (.onnx) file, "
+        "or a model directory"
+    )
+    output: str
+    columns: Columns = Columns(feature="image")
+    mean: list[float] = Field([0.485, 0.456, 0.406], min_length=3, max_length=3)
+    std: list[Annotated[float, Field(gt=0)]] = Field(
+        [0.229, 0.224, 0.225], min_length=3, max_length=3
+    )
 
 
 class EncodeJob(Job):

@@ -26,6 +26,7 @@ for command in (
     build.train,
     build.encode,
     build.repack,
+    build.extract,
     answer.classify,
     answer.evaluate,
     zeroshot.add_classes,

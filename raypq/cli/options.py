@@ -59,6 +59,18 @@ columns = options(
     click.option("--feature-column", default="feature", show_default=True),
     click.option("--label-column", default="label", show_default=True),
     click.option("--feature-width", type=click.IntRange(1), help="Needed for fixed_size_binary."),
+    click.option(
+        "--image-size",
+        type=click.IntRange(1),
+        help="Pixels on a side, where the feature column holds encoded images.",
+    ),
+    click.option(
+        "--bad-images",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Undecodable images of a shard that are left out; one more makes it bad.",
+    ),
 )
 
 
@@ -109,6 +121,8 @@ def columns_of(options: dict[str, Any]) -> Columns:
         "feature": options.pop("feature_column"),
         "label": options.pop("label_column"),
         "width": options.pop("feature_width"),
+        "image_size": options.pop("image_size"),
+        "bad_images": options.pop("bad_images"),
     }
     return Columns.parse(names, origin="command line")
 

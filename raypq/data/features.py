@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypq.config import Columns
-from raypq.data import arrays
+from raypq.data import arrays, images
 from raypq.data.storage import Shard, list_shards, open_parquet
 from raypq.errors import InputError, JobError, RaypqError, ShardFailure
 
@@ -24,7 +24,7 @@ WIDTH_NOTE = b"raypq.width"  # metadata of a fixed_size_binary feature field
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureBatch:
-    """Some consecutive rows of one shard.
+    """Some consecutive rows of one shard, without images that could not be decoded.
 
     Attributes:
         X: features [n, dx], float32, finite.
@@ -122,6 +122,9 @@ def _footer(shard: Shard, columns: Columns) -> tuple[int, int]:
         field = feature_field(file, columns.feature, shard.uri)
         rows = file.metadata.num_rows
         kind = field.type.storage_type if isinstance(field.type, pa.ExtensionType) else field.type
+        if images.is_images(kind):
+            side = _side(columns, None, f"{shard.uri}, column '{columns.feature}'")
+            return rows, images.row_width(side)
         if pa.types.is_fixed_size_list(kind):
             return rows, kind.list_size
         if pa.types.is_fixed_size_binary(kind):
@@ -131,6 +134,17 @@ def _footer(shard: Shard, columns: Columns) -> tuple[int, int]:
         first = next(file.iter_batches(batch_size=1, columns=[columns.feature]))
         where = f"{shard.uri}, column '{columns.feature}'"
         return rows, arrays.matrix(first.column(0), width=columns.width, where=where).shape[1]
+
+
+def _side(columns: Columns, width: int | None, where: str) -> int:
+    """Pixels on a side of the images in a column: as a model wants them, or as the job says."""
+    if width is not None:
+        return images.side_of(width, where=where)
+    if columns.image_size is None:
+        raise InputError(
+            where, expected="a size in pixels to read images (--image-size)", found="none"
+        )
+    return columns.image_size
 
 
 def feature_field(file: pq.ParquetFile, name: str, uri: str) -> pa.Field:
@@ -176,6 +190,11 @@ class FeatureReader:
             self._width = arrays.matrix(
                 pa.array([], field.type), width=width, where=self._where
             ).shape[1]
+        self._decoder: images.Decoder | None = None
+        if images.is_images(field.type):
+            side = _side(columns, width, self._where)
+            self._decoder = images.Decoder(side, columns.bad_images, self._where)
+            self._width = images.row_width(side)
         id_type = file.schema_arrow.field(columns.id).type
         self.id_type = id_type if pa.types.is_int64(id_type) else pa.string()
         self.label = labels and columns.label in file.schema_arrow.names
@@ -195,23 +214,32 @@ class FeatureReader:
             batch_size=batch_rows(self._width or 1024), columns=wanted
         ):
             if len(batch):
-                yield self._convert(batch, row)
+                converted = self._convert(batch, row)
                 row += len(batch)
+                if len(converted):
+                    yield converted
+
+    @property
+    def left_out(self) -> int:
+        """Images so far that could not be decoded."""
+        return self._decoder.left_out if self._decoder else 0
 
     def _convert(self, batch: pa.RecordBatch, row: int) -> FeatureBatch:
         columns = self._columns
         ids = self._names(batch, columns.id, row, nulls=False)
-        raw = arrays.matrix(
-            batch.column(columns.feature), width=self._width, where=self._where, row0=row
-        )
-        self._width = raw.shape[1]
-        return FeatureBatch(
-            X=arrays.finite_float32(raw, where=self._where, ids=ids, row0=row),
-            ids=ids,
-            labels=self._names(batch, columns.label, row, nulls=True) if self.label else None,
-            row=row,
-            where=self._uri,
-        )
+        labels = self._names(batch, columns.label, row, nulls=True) if self.label else None
+        if self._decoder:
+            X, good = self._decoder.rows(batch.column(columns.feature), ids, row)
+            if not good.all():
+                keep = pa.array(good)
+                ids, labels = ids.filter(keep), None if labels is None else labels.filter(keep)
+        else:
+            raw = arrays.matrix(
+                batch.column(columns.feature), width=self._width, where=self._where, row0=row
+            )
+            self._width = raw.shape[1]
+            X = arrays.finite_float32(raw, where=self._where, ids=ids, row0=row)
+        return FeatureBatch(X=X, ids=ids, labels=labels, row=row, where=self._uri)
 
     def _names(self, batch: pa.RecordBatch, name: str, row: int, *, nulls: bool) -> pa.Array:
         column = batch.column(name)
@@ -250,3 +278,13 @@ def stored_width(field: pa.Field) -> int | None:
     """The width that `raypq repack` notes beside a fixed_size_binary column."""
     noted = (field.metadata or {}).get(WIDTH_NOTE, b"")
     return int(noted) if noted.isdigit() else None  # else: as if nothing were noted
+
+
+def feature_schema(*, id_type: pa.DataType, label: bool, width: int) -> pa.Schema:
+    """Of feature files in the layout that reads fastest: fixed_size_binary, the width noted."""
+    note = {WIDTH_NOTE: str(width)}
+    fields = [
+        pa.field("id", id_type, nullable=False),
+        pa.field("feature", pa.binary(4 * width), nullable=False, metadata=note),
+    ]
+    return pa.schema([*fields, pa.field("label", pa.string())] if label else fields)

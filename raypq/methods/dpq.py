@@ -24,10 +24,15 @@ from raypq.methods.layers import Parts, intra_normalise
 
 
 class DPQSettings(TrunkSettings):
-    """The paper's architecture for CIFAR-10, and the weights of its losses."""
+    """The paper's architecture for CIFAR-10, and the weights of its losses.
+
+    From features: chosen on rows held out of CIFAR-10's training set (docs/results.md).
+    """
 
     M: Positive = Field(4, description="sub-codebooks; bytes per image at K = 256")
     metric: Metric = "l2"
+    hidden: Positive = Field(1024, description="units of the mlp")
+    dropout: float = Field(0.5, ge=0, lt=1, description="in the mlp and in vgg32")
     width: Positive = Field(500, description="units U of the embedding layer; cut to a multiple")
     part_hidden: Positive = Field(128, description="units of each part's network")
     d: Positive | None = Field(None, description="width of a codeword; default: U / M")
@@ -69,13 +74,13 @@ class DPQNetwork(Network):
 
     training_only = frozenset({"centres"})
 
-    def __init__(self, settings: DPQSettings, dx: int, L: int) -> None:
+    def __init__(self, settings: DPQSettings, dx: int, L: int, *, pretrained: bool = False) -> None:
         super().__init__()
         self.settings = settings
         M, K = settings.M, settings.K
         n = settings.width // M
         d = settings.d or n
-        self.trunk = trunk(settings, dx, n * M)
+        self.trunk = trunk(settings, dx, n * M, pretrained=pretrained)
         self.first = Parts(M, n, settings.part_hidden)
         self.second = Parts(M, settings.part_hidden, K)
         self.words = nn.Parameter(torch.randn(M, K, d) / d**0.5)
@@ -152,4 +157,4 @@ class DPQ(GradientMethod):
                 f"M: {self.settings.M} parts need an embedding layer of at least as many units, "
                 f"found width = {self.settings.width}"
             )
-        return DPQNetwork(self.settings, corpus.dx, corpus.L)
+        return DPQNetwork(self.settings, corpus.dx, corpus.L, pretrained=True)

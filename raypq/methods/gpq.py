@@ -97,11 +97,11 @@ def subspace_entropy(x: Tensor, W: Tensor, beta: float) -> Tensor:
 class GPQNetwork(Network):
     """Feature extractor F, codewords Z, and sub-prototypes W."""
 
-    def __init__(self, settings: GPQSettings, dx: int, L: int) -> None:
+    def __init__(self, settings: GPQSettings, dx: int, L: int, *, pretrained: bool = False) -> None:
         super().__init__()
         self.settings = settings
         M, K, d = settings.M, settings.K, settings.d
-        self.trunk = trunk(settings, dx, M * d)
+        self.trunk = trunk(settings, dx, M * d, pretrained=pretrained)
         self.Z = nn.Parameter(torch.randn(M, K, d))
         if settings.classifies:
             self.W = nn.Parameter(torch.randn(M, L, d))
@@ -188,4 +188,4 @@ class GPQ(GradientMethod):
     settings: GPQSettings
 
     def build(self, corpus: Corpus) -> Network:
-        return GPQNetwork(self.settings, corpus.dx, corpus.L)
+        return GPQNetwork(self.settings, corpus.dx, corpus.L, pretrained=True)

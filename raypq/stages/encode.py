@@ -38,6 +38,7 @@ class Encoded:
 
     receipt: output.Receipt
     changed: Changed
+    left_out: int
 
 
 class EncodeWorker:
@@ -71,7 +72,7 @@ class EncodeWorker:
                 options=codes.WRITE_OPTIONS,
             )
         measured = receipt.model_copy(update={"stats": gauge.read()})
-        return Encoded(receipt=measured, changed=changed)
+        return Encoded(receipt=measured, changed=changed, left_out=reader.left_out)
 
     def _batches(
         self, reader: FeatureReader, schema: pa.Schema, changed: Changed, gauge: Gauge
@@ -111,16 +112,20 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
         "precision": job.precision,
     }
     total = Changed()
+    left_out = 0
 
     def reduce(result: Encoded) -> output.Receipt:
+        nonlocal left_out
+        left_out += result.left_out
         total.codes += result.changed.codes
         total.different += result.changed.different
         return result.receipt
 
     def summarise() -> dict[str, Any]:
+        told = {**summary, "images_left_out": left_out} if left_out else summary
         if not total.codes:
-            return summary
-        return {**summary, "codes_changed_by_precision": total.different / total.codes}
+            return told
+        return {**told, "codes_changed_by_precision": total.different / total.codes}
 
     args = (model, job.columns, job.output, job.where.device, job.precision)
     with crew.hire(EncodeWorker, *args) as gang:

@@ -49,12 +49,13 @@ class Shelf:
 
     def __init__(self, room: int) -> None:
         self._room = room
-        self._kept: dict[str, list[TrainBatch]] = {}
+        self._kept: dict[tuple[str, bool], list[TrainBatch]] = {}  # by name and with labels
 
     def batches(self, source: Source, task: TrainTask) -> Iterator[TrainBatch]:
         """The rows of a shard, from memory or from its file."""
-        if task.name in self._kept:
-            yield from self._kept[task.name]
+        key = task.name, source.classes is not None
+        if key in self._kept:
+            yield from self._kept[key]
             return
         size = 4 * task.rows * source.width
         kept: list[TrainBatch] | None = [] if size <= self._room else None
@@ -62,8 +63,8 @@ class Shelf:
             if kept is not None:
                 kept.append(batch)
             yield batch
-        if kept is not None and task.name not in self._kept:
-            self._kept[task.name] = kept
+        if kept is not None and key not in self._kept:
+            self._kept[key] = kept
             self._room -= size
 
 
