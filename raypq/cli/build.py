@@ -56,7 +56,7 @@ from raypq.cli.options import (
 def train(
     method: str, config: str | None, assignments: tuple[str, ...], cache_gb: float, **options: Any
 ) -> None:
-    """Train METHOD (pq, opq, pqzsl, vq, dpq, gpq) and save its model.
+    """Train METHOD (pq, opq, pqzsl, vq, dpq, gpq, psr, clusterable, eszsl, sae) and save its model.
 
     \b
     Example:

@@ -142,6 +142,13 @@ class ClassTable:
                 ) from None
             lines = [line.strip() for line in text.splitlines() if line.strip()]
         chosen = self.index(pa.array(lines, pa.string()), where=uri)
+        if (chosen < 0).any():
+            without = [line for line, at in zip(lines, chosen, strict=True) if at < 0]
+            raise InputError(
+                uri,
+                expected=f"class_ids with an embedding in {self.uri}",
+                found=f"{without[0]!r} without ({len(without)} in all)",
+            )
         if len(np.unique(chosen)) != len(chosen):
             raise InputError(uri, expected="each class_id once", found="a repeated class_id")
         return np.sort(chosen.astype(np.int64))

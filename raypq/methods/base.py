@@ -22,7 +22,7 @@ from raypq import kernels
 from raypq.config import Metric, Positive, Precision, Settings
 from raypq.data.class_layer import ClassLayer
 from raypq.data.models import ModelFiles
-from raypq.errors import ConfigError, ModelError, NotFittedError
+from raypq.errors import ConfigError, InputError, ModelError, NotFittedError
 
 Array = NDArray[Any]
 Normalise = Literal["none", "unit", "zscore", "zscore-unit"]
@@ -368,6 +368,18 @@ class ReductionMethod(Method):
         if state is None or not state.done:
             raise NotFittedError(f"{self.name}: not trained yet; run every pass first")
         return self._build(state)
+
+
+def check_embeddings(A: NDArray[np.float32]) -> None:
+    """Refuses class embeddings [L, da] that cannot tell classes apart.
+
+    Raises:
+        InputError: they are all the same.
+    """
+    if len(A) > 1 and np.ptp(A, axis=0).max() <= 1e-6 * np.abs(A).max():
+        raise InputError(
+            "class embeddings", expected="classes that differ", found="all of them alike"
+        )
 
 
 def check_rows(corpus: Corpus, settings: MethodSettings) -> None:

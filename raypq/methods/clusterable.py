@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from raypq import kernels
 from raypq.config import Metric, Positive
 from raypq.errors import ConfigError
-from raypq.methods.base import Corpus, ReductionMethod
+from raypq.methods.base import Corpus, ReductionMethod, check_embeddings
 from raypq.methods.generator import CVAE, GAUSSIAN, ClusterableNetwork
 from raypq.methods.gradient import (
     GradientMethod,
@@ -179,6 +179,7 @@ class Clusterable(GradientMethod):
     def build(self, corpus: Corpus) -> ClusterableNetwork:
         if corpus.A is None:
             raise ConfigError("clusterable needs a class table: pass --classes")
+        check_embeddings(corpus.A)
         settings = self.settings
         D = code_width(settings.D, settings.mapping or corpus.dx, settings.M)
         L, da = corpus.A.shape

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raypq.errors import DivergenceError
 from raypq.methods.gradient import Batch, Network
 from raypq.methods.subspace import Axes
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from raypq.methods.clusterable import ClusterableSettings
 
 GAUSSIAN, CVAE = "gaussian", "cvae"  # the phases
+_COLLAPSED = 0.01  # nats of z an image, below which z tells nothing of it
 
 
 class ClusterableNetwork(Network):
@@ -38,6 +40,7 @@ class ClusterableNetwork(Network):
     def __init__(self, settings: ClusterableSettings, dx: int, da: int, L: int, D: int) -> None:
         super().__init__()
         self.settings = settings
+        self._kl = (0, torch.zeros(()))  # steps of this epoch, and their sum of the KL term
         hidden, latent = settings.hidden, settings.latent or da
         width = settings.mapping or dx
         if settings.gaussian:
@@ -83,6 +86,7 @@ class ClusterableNetwork(Network):
         z = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
         made = self.generate(z, a)
         kl = -0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(dim=1).mean()
+        self._kl = (self._kl[0] + 1, self._kl[1].to(kl.device) + kl.detach())
         if settings.alpha:  # eq. 10, in units of each dimension's own spread
             spread = target.std(dim=0, unbiased=False)
             target = target + settings.alpha * spread * torch.randn_like(target)
@@ -96,6 +100,23 @@ class ClusterableNetwork(Network):
             guess = F.linear(made, weight.detach(), bias.detach())
             terms["cls_made"] = settings.lam_made * F.cross_entropy(guess, y)
         return terms
+
+    def begin_epoch(self, phase: str, epoch: int) -> None:
+        self._kl = (0, torch.zeros(()))
+
+    def end_epoch(self, phase: str, epoch: int) -> None:
+        """Stops where z has come to say nothing, after a first epoch to find its use.
+
+        Raises:
+            DivergenceError: naming the step.
+        """
+        steps, total = self._kl[0], float(self._kl[1])
+        if phase == CVAE and epoch and steps and total < _COLLAPSED * steps:
+            raise DivergenceError(
+                f"the CVAE collapsed by epoch {epoch}, step {steps - 1} of it: the KL term is "
+                f"{total / steps:.2g} nats an image, so all features made of a class would be the "
+                f"same; try a lower kl (now {self.settings.kl:g})"
+            )
 
     def map(self, x: Tensor) -> Tensor:
         """x' [n, width] of rows [n, dx]."""

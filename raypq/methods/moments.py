@@ -16,7 +16,16 @@ from pydantic import Field
 
 from raypq.config import Positive
 from raypq.errors import ConfigError, InputError
-from raypq.methods.base import Array, Corpus, MethodSettings, Normalise, State, Stats, TrainBatch
+from raypq.methods.base import (
+    Array,
+    Corpus,
+    MethodSettings,
+    Normalise,
+    State,
+    Stats,
+    TrainBatch,
+    check_embeddings,
+)
 from raypq.methods.linear import normalise
 from raypq.methods.opq import allocate, fix_signs, gram
 from raypq.methods.pq import PQ, PQSettings, scale
@@ -66,6 +75,7 @@ class MomentsPQ(PQ):
     def _check_width(self, corpus: Corpus) -> None:
         if corpus.A is None:
             raise ConfigError(f"{self.name} needs a class table: pass --classes")
+        check_embeddings(corpus.A)
         rank = self._rank(corpus)
         if rank < self.settings.M:
             raise ConfigError(

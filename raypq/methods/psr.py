@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raypq.config import Metric, Positive
-from raypq.errors import ConfigError, InputError
-from raypq.methods.base import Corpus, Normalise
+from raypq.errors import ConfigError
+from raypq.methods.base import Corpus, Normalise, check_embeddings
 from raypq.methods.gradient import (
     Batch,
     GradientMethod,
@@ -91,10 +91,6 @@ class PSRNetwork(Network):
         mean = raw.mean(dim=0)
         spread = raw.std(dim=0, unbiased=False)
         whole = (raw - mean).square().mean().sqrt()
-        if not whole > 1e-6 * raw.abs().max():
-            raise InputError(
-                "class embeddings", expected="classes that differ", found="all of them alike"
-            )
         flat = spread <= 1e-6 * whole
         scale = spread.where(~flat, 1.0) if self.settings.attributes == "zscore" else whole
         self.class_mean.copy_(mean)
@@ -215,6 +211,7 @@ class PSR(GradientMethod):
     def build(self, corpus: Corpus) -> PSRNetwork:
         if corpus.A is None:
             raise ConfigError("psr needs a class table: pass --classes")
+        check_embeddings(corpus.A)
         D = code_width(self.settings.D, corpus.dx, self.settings.M)
         network = PSRNetwork(self.settings, corpus.dx, corpus.A.shape[1], D)
         network.learn_classes(corpus.A)
