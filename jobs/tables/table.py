@@ -3,9 +3,10 @@
 python jobs/tables/table.py jobs/tables/psr.yaml --data cub --output work
 
 DATA is a folder with ``train``, ``test_seen``, ``test_unseen`` and ``classes.parquet``, as
-``raypq import-xlsa17`` writes it. γ comes from classes held out of training (``--tune``) under the
-first seed and serves all seeds. What is there already is not done again, so a run that was stopped
-goes on. The table is printed as Markdown, and all figures go to OUTPUT/NAME.json.
+``raypq import-xlsa17`` writes it. Where a row says ``tune``, γ comes from classes held out of
+training under the first seed and serves all seeds; ``best H`` is that of the γ that suits the test
+images most, for comparison. What is there already is not done again, so a run that was stopped goes
+on. The table is printed as Markdown, and all figures go to OUTPUT/NAME.json.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from raypq.config import (
 )
 from raypq.errors import RaypqError
 
-FIGURES = ("zsl", "ts", "tr", "H", "H calibrated")
+FIGURES = ("zsl", "ts", "tr", "H", "H calibrated", "best H")
+CODED = ("zsl", "H", "H calibrated", "best H")
 WHERE = ClusterSettings(cluster="none", workers=1)
 
 
@@ -42,6 +44,7 @@ class Row(Settings):
 
     method: str
     settings: dict[str, Any] = Field(default_factory=dict)
+    tune: bool = False
 
 
 class Table(Settings):
@@ -88,12 +91,12 @@ def run_row(
 ) -> dict[str, dict[str, list[float]]]:
     """The figures of one row: of exact scores and of codes, a list over the seeds for each."""
     found: dict[str, dict[str, list[float]]] = {}
-    gamma = 0.0
+    gamma = None
     for seed in range(seeds):
         at = folder / f"seed-{seed}"
         settings = {**row.settings, **extra, "seed": seed}
-        model = train(row.method, settings, data, at, tune=not seed)
-        gamma = gamma if seed else float(model["calibration"])
+        model = train(row.method, settings, data, at, tune=row.tune and not seed)
+        gamma = gamma if seed else model["calibration"]
         for kind, figures in judge(data, at, gamma).items():
             for figure, value in figures.items():
                 found.setdefault(kind, {}).setdefault(figure, []).append(value)
@@ -125,7 +128,7 @@ def train(
     return kept
 
 
-def judge(data: Path, at: Path, gamma: float) -> dict[str, dict[str, float]]:
+def judge(data: Path, at: Path, gamma: float | None) -> dict[str, dict[str, float]]:
     """Figures on the test stores, of exact scores and of codes."""
     classes = str(data / "classes.parquet")
     test = [str(data / part) for part in ("test_seen", "test_unseen")]
@@ -144,15 +147,18 @@ def judge(data: Path, at: Path, gamma: float) -> dict[str, dict[str, float]]:
         result = api.evaluate(
             EvaluateJob(predictions=output, classes=classes, calibration=gamma, where=WHERE)
         )
-        calibrated = {"H calibrated": result["calibrated"]["H"]}
-        found[kind] = {key: result[key] for key in FIGURES if key in result} | calibrated
+        curve = result["calibrated"]
+        figures = {key: result[key] for key in FIGURES if key in result}
+        figures["best H"] = curve["best_H"]
+        if gamma is not None:
+            figures["H calibrated"] = curve["H"]
+        found[kind] = figures
     return found
 
 
 def markdown(title: str, found: dict[str, dict[str, dict[str, list[float]]]], seeds: int) -> str:
     """The figures as a table: mean ± standard deviation over the seeds."""
-    coded = ("zsl", "H", "H calibrated")
-    head = [*FIGURES, *(f"codes: {figure}" for figure in coded)]
+    head = [*FIGURES, *(f"codes: {figure}" for figure in CODED)]
     lines = [
         f"{title}; mean ± standard deviation over {seeds} seeds",
         "",
@@ -160,14 +166,16 @@ def markdown(title: str, found: dict[str, dict[str, dict[str, list[float]]]], se
         "|---" * (len(head) + 1) + "|",
     ]
     for name, kinds in found.items():
-        cells = [told(kinds["exact"][figure]) for figure in FIGURES]
-        cells += [told(kinds["codes"][figure]) for figure in coded]
+        cells = [told(kinds["exact"].get(figure)) for figure in FIGURES]
+        cells += [told(kinds["codes"].get(figure)) for figure in CODED]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def told(values: list[float]) -> str:
+def told(values: list[float] | None) -> str:
     """Mean and standard deviation (n − 1), three digits."""
+    if not values:
+        return ""
     spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
     return f"{np.mean(values):.3f} ± {spread:.3f}"
 

@@ -249,5 +249,5 @@ def test_candidates_without_embedding_are_refused(write, tmp_path):
     vectors = pa.array([[1.0], [2.0], None, [4.0], [5.0], [6.0]], pa.list_(pa.float32()))
     table = ClassTable.open(write("c.parquet", **COLUMNS | {"embedding": vectors}))
     (tmp_path / "some.txt").write_text("a\nc\n")
-    with pytest.raises(InputError, match="class_ids with an embedding in .*, found 'c' without"):
+    with pytest.raises(InputError, match=r"class_ids with an embedding in .*, found 'c' without"):
         table.select(str(tmp_path / "some.txt"))
