@@ -13,13 +13,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raypq.api import classify, encode, evaluate, train
+    from raypq.api import classify, encode, evaluate, reindex, train
     from raypq.config import (
         ClassifyJob,
         ClusterSettings,
         Columns,
         EncodeJob,
         EvaluateJob,
+        ReindexJob,
         TrainJob,
     )
     from raypq.methods.registry import load as load_model
@@ -27,9 +28,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    **dict.fromkeys(("train", "encode", "classify", "evaluate"), "raypq.api"),
+    **dict.fromkeys(("train", "encode", "classify", "evaluate", "reindex"), "raypq.api"),
     **dict.fromkeys(
-        ("TrainJob", "EncodeJob", "ClassifyJob", "EvaluateJob", "ClusterSettings", "Columns"),
+        (
+            "TrainJob",
+            "EncodeJob",
+            "ClassifyJob",
+            "EvaluateJob",
+            "ReindexJob",
+            "ClusterSettings",
+            "Columns",
+        ),
         "raypq.config",
     ),
     "load_model": "raypq.methods.registry",
@@ -41,11 +50,13 @@ __all__ = [
     "Columns",
     "EncodeJob",
     "EvaluateJob",
+    "ReindexJob",
     "TrainJob",
     "classify",
     "encode",
     "evaluate",
     "load_model",
+    "reindex",
     "train",
 ]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raypq import console
 from raypq.config import (
@@ -21,14 +21,18 @@ from raypq.config import (
     ImportXlsa17Job,
     InferSemanticsJob,
     Job,
+    ReindexJob,
     RepackJob,
     TrainJob,
     read_mapping,
 )
 from raypq.data.snapshot import Snapshot
 from raypq.errors import RaypqError
-from raypq.stages.crew import Crew, LocalCrew
+from raypq.stages.crew import Crew, Gang, LocalCrew, Worker
 from raypq.stages.train import Trained
+
+if TYPE_CHECKING:
+    from raypq.stages.learner import Lesson
 
 J = TypeVar("J", bound=Job)
 
@@ -43,6 +47,32 @@ def open_crew(where: ClusterSettings) -> Iterator[Crew]:
 
     with connect(where) as crew:
         yield crew
+
+
+class _OnDemand:
+    """A crew that is called together by the first hire: to do nothing, Ray need not start."""
+
+    def __init__(self, where: ClusterSettings, stack: ExitStack) -> None:
+        self.workers = where.workers
+        self._where, self._stack = where, stack
+        self._crew: Crew | None = None
+
+    def _called(self) -> Crew:
+        if self._crew is None:
+            self._crew = self._stack.enter_context(open_crew(self._where))
+        return self._crew
+
+    def hire(self, make: Callable[..., Worker], *args: Any) -> AbstractContextManager[Gang]:
+        return self._called().hire(make, *args)
+
+    def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
+        self._called().learn(lesson, tell)
+
+
+@contextmanager
+def _crew_on_demand(where: ClusterSettings) -> Iterator[Crew]:
+    with ExitStack() as stack:
+        yield _OnDemand(where, stack)
 
 
 def train(job: TrainJob) -> Trained:
@@ -73,7 +103,7 @@ def encode(job: EncodeJob) -> Snapshot:
     """Turns features into a code store (``raypq encode``)."""
     from raypq.stages import encode as stage
 
-    with open_crew(job.where) as crew:
+    with _crew_on_demand(job.where) as crew:
         return stage.encode(job, crew)
 
 
@@ -81,8 +111,16 @@ def classify(job: ClassifyJob) -> Snapshot:
     """Turns codes into predictions (``raypq classify``)."""
     from raypq.stages import classify as stage
 
-    with open_crew(job.where) as crew:
+    with _crew_on_demand(job.where) as crew:
         return stage.classify(job, crew)
+
+
+def reindex(job: ReindexJob) -> dict[str, Any]:
+    """Brings codes and predictions up to date with a feature store (``raypq reindex``)."""
+    from raypq.stages import reindex as stage
+
+    with _crew_on_demand(job.where) as crew:
+        return stage.reindex(job, crew)
 
 
 def evaluate(job: EvaluateJob, where: ClusterSettings | None = None) -> dict[str, Any]:

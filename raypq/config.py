@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from raypq.errors import ConfigError
 
@@ -130,6 +130,12 @@ class ExtractJob(Job):
     )
 
 
+DuplicateIds = Annotated[
+    Literal["report", "refuse", "ignore"],
+    Field(description="ids that are there more than once, within a shard or across shards"),
+]
+
+
 class EncodeJob(Job):
     """``raypq encode``."""
 
@@ -137,9 +143,7 @@ class EncodeJob(Job):
     features: list[str]
     output: str
     precision: Precision = Field("fp32", description="of the projection; bf16 changes some codes")
-    duplicate_ids: Literal["report", "refuse", "ignore"] = Field(
-        "report", description="ids that are there more than once, within a shard or across shards"
-    )
+    duplicate_ids: DuplicateIds = "report"
     columns: Columns = Columns()
 
 
@@ -161,14 +165,15 @@ class ClassifyJob(Job):
     columns: Columns = Columns()
 
 
-class EvaluateJob(Job):
-    """``raypq evaluate classification``."""
+class Answers(Settings):
+    """One section ``classify`` of a nightly job: a prediction store that follows the codes."""
 
-    predictions: str
-    version: Annotated[int, Field(ge=1)] | None = None
     classes: str
-    split: str = "all"
-    calibration: float | None = None
+    candidates: str = "all"
+    top_k: Positive = 10
+    metric: Metric | None = None
+    calibration: float | Literal["model"] = 0.0
+    output: str
 
 
 class AddClassesJob(Job):
@@ -244,6 +249,48 @@ class DriftLimits(Settings):
     sigmas: Annotated[float, Field(ge=0)] = Field(
         4.0, description="standard deviations (of shards, and of a sample's mean) that are chance"
     )
+
+
+class ReindexJob(Job):
+    """``raypq reindex``: codes and predictions brought up to date with a feature store."""
+
+    model: str
+    features: list[str]
+    codes: str
+    precision: Precision = "fp32"
+    duplicate_ids: DuplicateIds = "report"
+    columns: Columns = Columns()
+    classify: list[Answers] = Field(default_factory=list)
+    compare: Literal["listing", "content"] = Field(
+        "listing", description="content keeps a shard that was touched but holds the same bytes"
+    )
+    max_removed: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="a source that lost a larger share of its shards is refused"
+    )
+    rollout: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="share of all shards that a night moves to another model or settings"
+    )
+    drift: DriftLimits = DriftLimits()
+    fail_on_drift: bool = False
+    lease_seconds: Annotated[float, Field(ge=1)] = Field(
+        60.0, description="a run without a sign of life for so long counts as crashed"
+    )
+    dry_run: bool = False
+
+    @field_validator("classify", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, Mapping) else value
+
+
+class EvaluateJob(Job):
+    """``raypq evaluate classification``."""
+
+    predictions: str
+    version: Annotated[int, Field(ge=1)] | None = None
+    classes: str
+    split: str = "all"
+    calibration: float | None = None
 
 
 def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -52,6 +52,18 @@ class ConflictError(RaypqError):
     """Another writer committed first and the two cannot be merged."""
 
 
+class DriftError(RaypqError):
+    """New shards are unlike the training data, and that was asked to count as a failure."""
+
+    def __init__(self, shards: Sequence[str]) -> None:
+        super().__init__(shards)
+        self.shards = list(shards)
+
+    def __str__(self) -> str:
+        lines = "\n".join(f"  {shard}" for shard in self.shards)
+        return f"{len(self.shards)} shard(s) drifted (everything is committed):\n{lines}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardFailure:
     """One shard that could not be processed, and why."""

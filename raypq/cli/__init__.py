@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raypq import __version__
-from raypq.cli import answer, build, machine, versions, zeroshot
+from raypq.cli import answer, build, machine, nightly, versions, zeroshot
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,6 +32,7 @@ for command in (
     zeroshot.add_classes,
     zeroshot.infer_semantics,
     zeroshot.import_xlsa17,
+    nightly.reindex,
     versions.snapshots,
     machine.bench,
     machine.doctor,

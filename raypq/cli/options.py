@@ -127,8 +127,8 @@ def columns_of(options: dict[str, Any]) -> Columns:
     return Columns.parse(names, origin="command line")
 
 
-def job(cls: type[Settings], options: dict[str, Any]) -> Any:
-    return cls.parse(options, origin="command line")
+def job(cls: type[Settings], options: dict[str, Any], *, origin: str = "command line") -> Any:
+    return cls.parse(options, origin=origin)
 
 
 def told(version: Any, store: str) -> dict[str, Any]:

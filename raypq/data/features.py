@@ -110,6 +110,20 @@ def survey(store: FeatureStore) -> Survey:
     return Survey(shards=shards, rows=rows, width=width, failures=failures)
 
 
+def count_rows(shards: Sequence[Shard]) -> int:
+    """Rows of shards by their footers; those that cannot be read count none."""
+
+    def rows(shard: Shard) -> int:
+        try:
+            with open_parquet(shard.uri) as file:
+                return int(file.metadata.num_rows)
+        except InputError:
+            return 0
+
+    with ThreadPoolExecutor(8) as pool:
+        return sum(pool.map(rows, shards))
+
+
 def _try_footer(shard: Shard, columns: Columns) -> tuple[int, int] | RaypqError:
     try:
         return _footer(shard, columns)

@@ -18,15 +18,16 @@ ROW_GROUP = 1 << 17  # rows; large enough to compress, small enough to hold
 
 
 class Source(Settings):
-    """The input shard that an output file was made from."""
+    """The input shard that an output file was made from; ``sha256`` only where it was asked for."""
 
     uri: str
     size: int
     modified: str
+    sha256: str | None = None
 
     @classmethod
-    def of(cls, shard: Shard) -> Source:
-        return cls(uri=shard.uri, size=shard.size, modified=shard.modified)
+    def of(cls, shard: Shard, *, sha256: str | None = None) -> Source:
+        return cls(uri=shard.uri, size=shard.size, modified=shard.modified, sha256=sha256)
 
     def same_content(self, other: Source) -> bool:
         """Whether nothing tells the two apart but where they are."""

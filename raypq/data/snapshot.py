@@ -12,7 +12,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from raypq.config import Settings
-from raypq.data.output import Receipt
+from raypq.data.output import Receipt, Source
 from raypq.data.storage import (
     create_once,
     digest,
@@ -44,11 +44,13 @@ Kind = Literal["codes", "predictions"]
 
 
 class Quarantined(Settings):
-    """A shard that was left out on request, and why."""
+    """A shard that was left out on request, and why; ``source`` and ``work`` say what was tried."""
 
     shard: str
     uri: str
     reason: str
+    source: Source | None = None
+    work: str | None = None
 
 
 class Snapshot(Settings):
@@ -183,14 +185,19 @@ def commit(
     receipts: Sequence[Receipt],
     quarantined: Sequence[Quarantined] = (),
     summary: dict[str, Any] | None = None,
+    follows: int | None = None,
+    guard: Callable[[], None] | None = None,
 ) -> Snapshot:
     """Makes the next version of exactly these shards.
 
     Args:
         expected: the stem of every shard that the version must hold or name as quarantined.
+        follows: the version that this one must come right after (0: it must be the first).
+        guard: called just before each attempt; raises where the writer may no longer commit.
 
     Raises:
-        ConflictError: other writers took every number that was tried.
+        ConflictError: other writers took every number that was tried, or the one that it had to
+            be.
     """
     answered = [receipt.shard for receipt in receipts] + [item.shard for item in quarantined]
     assert sorted(answered) == sorted(expected), "a shard without a receipt, or with two"
@@ -199,6 +206,13 @@ def commit(
     for attempt in range(_TRIES):
         known = versions(store)
         version = known[-1] + 1 if known else 1
+        if follows is not None and version != follows + 1:
+            raise ConflictError(
+                f"{store}: version {version - 1} was committed by another run while this one "
+                f"worked on what follows version {follows}; run it again (finished shards are kept)"
+            )
+        if guard is not None:
+            guard()
         snapshot = Snapshot(
             kind=kind,
             version=version,

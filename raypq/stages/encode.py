@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from raypq.data import codes, output
 from raypq.data.ahead import ahead
 from raypq.data.duplicates import IdFile, find_duplicates
 from raypq.data.features import FeatureReader, FeatureStore, open_features
+from raypq.data.output import Source
 from raypq.data.snapshot import Snapshot
-from raypq.data.storage import join
+from raypq.data.storage import digest, join
 from raypq.errors import InputError
 from raypq.methods import registry, shelf
 from raypq.methods.base import Model
@@ -38,19 +39,35 @@ class Encoded:
 
     receipt: output.Receipt
     changed: Changed
-    left_out: int
+    left_out: int = 0
 
 
 class EncodeWorker:
     """Turns feature shards into code files with one model."""
 
     def __init__(
-        self, model: Model, columns: Columns, store: str, device: str, precision: Precision
+        self,
+        model: Model,
+        columns: Columns,
+        store: str,
+        device: str,
+        precision: Precision,
+        content: bool = False,
     ) -> None:
         self._model, self._columns, self._store = model, columns, store
-        self._device, self._precision = device, precision
+        self._device, self._precision, self._content = device, precision, content
 
     def __call__(self, task: ShardTask, shared: None) -> Encoded:
+        if not self._content:
+            return self._encode(task, Source.of(task.shard))
+        source = Source.of(task.shard, sha256=digest(task.shard.uri))
+        if task.kept is None or task.kept.source.sha256 != source.sha256:
+            return self._encode(task, source)
+        # Touched, yet the same bytes: the codes stay, and the new time is noted.
+        kept = task.kept.model_copy(update={"source": source})
+        return Encoded(receipt=kept, changed=Changed())
+
+    def _encode(self, task: ShardTask, source: Source) -> Encoded:
         model, shard = self._model, task.shard
         changed = Changed()
         with open_features(shard, self._columns, width=model.dx) as reader:
@@ -71,8 +88,8 @@ class EncodeWorker:
                 batches=self._batches(reader, schema, changed, gauge),
                 options=codes.WRITE_OPTIONS,
             )
-        measured = receipt.model_copy(update={"stats": gauge.read()})
-        return Encoded(receipt=measured, changed=changed, left_out=reader.left_out)
+            measured = receipt.model_copy(update={"stats": gauge.read(), "source": source})
+            return Encoded(receipt=measured, changed=changed, left_out=reader.left_out)
 
     def _batches(
         self, reader: FeatureReader, schema: pa.Schema, changed: Changed, gauge: Gauge
@@ -89,6 +106,11 @@ class EncodeWorker:
             yield codes.record_batch(schema, ids=batch.ids, stored=stored, labels=batch.labels)
 
 
+def encoding_work(model: Model, job: EncodeJob) -> str:
+    """Names what encoding a shard under this job is."""
+    return work_id(model.fingerprint, job.model_dump_json(include={"columns", "precision"}))
+
+
 def encode(job: EncodeJob, crew: Crew) -> Snapshot:
     """Encodes a feature store under a model; returns the new version of the code store.
 
@@ -97,13 +119,37 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
         JobError: shards that could not be encoded; every good one is finished.
     """
     model = registry.load(job.model)
-    work = work_id(model.fingerprint, job.model_dump_json(include={"columns", "precision"}))
+    work = encoding_work(model, job)
     shards = FeatureStore.open(job.features, job.columns).shards
     tasks = [ShardTask(shard=shard, model=model.fingerprint, work=work) for shard in shards]
     run = StoreRun.plan(kind="codes", store=job.output, tasks=tasks)
     shelf.keep(job.output, model)  # before any version can name it
     if finished := run.finished():
         return finished
+    return carry_out(job, model, run, crew)
+
+
+Describe = Callable[[Sequence[output.Receipt]], dict[str, Any]]
+
+
+def carry_out(
+    job: EncodeJob,
+    model: Model,
+    run: StoreRun,
+    crew: Crew,
+    *,
+    content: bool = False,
+    describe: Describe = lambda _: {},
+) -> Snapshot:
+    """Encodes what a run lacks and makes its version.
+
+    Args:
+        content: hash the sources too; a task whose kept receipt has the same hash keeps it.
+        describe: what else the version says of itself, given the receipts of this run's shards.
+
+    Raises:
+        JobError: shards that could not be encoded; every good one is finished.
+    """
     summary = {
         "model": job.model,
         "fingerprint": model.fingerprint,
@@ -113,21 +159,25 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
     }
     total = Changed()
     left_out = 0
+    receipts: list[output.Receipt] = []
 
     def reduce(result: Encoded) -> output.Receipt:
         nonlocal left_out
         left_out += result.left_out
         total.codes += result.changed.codes
         total.different += result.changed.different
+        receipts.append(result.receipt)
         return result.receipt
 
     def summarise() -> dict[str, Any]:
-        told = {**summary, "images_left_out": left_out} if left_out else summary
-        if not total.codes:
-            return told
-        return {**told, "codes_changed_by_precision": total.different / total.codes}
+        told = {**summary, **describe(receipts)}
+        if left_out:
+            told["images_left_out"] = left_out
+        if total.codes:
+            told["codes_changed_by_precision"] = total.different / total.codes
+        return told
 
-    args = (model, job.columns, job.output, job.where.device, job.precision)
+    args = (model, job.columns, job.output, job.where.device, job.precision, content)
     with crew.hire(EncodeWorker, *args) as gang:
         return run.execute(
             gang,

@@ -71,6 +71,9 @@ class StoreRun:
         tasks: every shard that the version will hold, each with its own model and work.
         latest: the version before, if any.
         kept: receipts of shards that need no work, by stem.
+        put_aside: shards that stay out without being tried again.
+        guard: for a run that must be alone: called just before its commit, which then must also
+            follow ``latest`` directly.
     """
 
     kind: snapshot.Kind
@@ -78,6 +81,8 @@ class StoreRun:
     tasks: Sequence[ShardTask]
     latest: Snapshot | None
     kept: Mapping[str, Receipt]
+    put_aside: Sequence[Quarantined] = ()
+    guard: Callable[[], None] | None = None
 
     @classmethod
     def plan(cls, *, kind: snapshot.Kind, store: str, tasks: Sequence[ShardTask]) -> StoreRun:
@@ -113,6 +118,11 @@ class StoreRun:
             shard = task.shard
             digest.update(f"{task.work}:{shard.uri}:{shard.size}:{shard.modified}\n".encode())
         return digest.hexdigest()[:32]
+
+    @property
+    def missing(self) -> list[ShardTask]:
+        """The tasks that are still to be done."""
+        return [task for task in self.tasks if task.shard.stem not in self.kept]
 
     def finished(self) -> Snapshot | None:
         """The latest version, if it is what this run would make."""
@@ -154,7 +164,7 @@ class StoreRun:
         receipts = [] if recount else list(self.kept.values())
         failures: list[ShardFailure] = []
         tasks = [
-            replace(task, kept=self.kept.get(task.shard.stem))
+            replace(task, kept=self.kept.get(task.shard.stem, task.kept))
             for task in self.tasks
             if recount or task.shard.stem not in self.kept
         ]
@@ -169,7 +179,7 @@ class StoreRun:
                     receipt = reduce(outcome.result)
                     receipts.append(receipt)
                     if receipt.shard not in self.kept:
-                        journals[receipt.work].add(receipt)
+                        self._journal(journals, receipt.work).add(receipt)
                     progress.done(receipt.rows)
         finally:
             for journal in journals.values():
@@ -177,7 +187,16 @@ class StoreRun:
         settle(failures, len(receipts), on_bad_shard)
         seconds = time.monotonic() - start
         found = inspect(receipts) if inspect else {}
-        version = self._commit(receipts, failures, {**summarise(), **found, "seconds": seconds})
+        held = {receipt.path for receipt in self.kept.values()}
+        held |= {task.kept.path for task in self.tasks if task.kept}
+        fresh = [receipt for receipt in receipts if receipt.path not in held]
+        worked = {
+            "shards": len(fresh),
+            "images": sum(receipt.rows for receipt in fresh),
+            "seconds": seconds,
+        }
+        summary = {**summarise(), **found, "worked": worked, "seconds": seconds}
+        version = self._commit(receipts, failures, summary)
         for journal in journals.values():
             journal.clear()
         kept = f" ({len(self.kept)} shards kept)" if self.kept else ""
@@ -187,22 +206,39 @@ class StoreRun:
         )
         return version
 
+    def _journal(self, journals: dict[str, Journal], work: str) -> Journal:
+        if work not in journals:  # kept by its content, under a work that is not asked for
+            journals[work] = Journal(self.store, work)
+        return journals[work]
+
     def _commit(
         self,
         receipts: Sequence[Receipt],
         failures: Sequence[ShardFailure],
         summary: dict[str, Any],
     ) -> Snapshot:
-        stems = {task.shard.uri: task.shard.stem for task in self.tasks}
+        tasks = {task.name: task for task in self.tasks}
+        left_out = [
+            Quarantined(
+                shard=tasks[item.shard].shard.stem,
+                uri=item.shard,
+                reason=item.reason,
+                source=Source.of(tasks[item.shard].shard),
+                work=tasks[item.shard].work,
+            )
+            for item in sorted(failures, key=lambda item: item.shard)
+        ]
         return snapshot.commit(
             self.store,
             kind=self.kind,
             run_id=self.run_id,
-            expected=list(stems.values()),
-            receipts=receipts,
-            quarantined=[
-                Quarantined(shard=stems[item.shard], uri=item.shard, reason=item.reason)
-                for item in sorted(failures, key=lambda item: item.shard)
+            expected=[
+                *(task.shard.stem for task in self.tasks),
+                *(item.shard for item in self.put_aside),
             ],
+            receipts=receipts,
+            quarantined=[*self.put_aside, *left_out],
             summary=summary,
+            follows=None if self.guard is None else self.latest.version if self.latest else 0,
+            guard=self.guard,
         )

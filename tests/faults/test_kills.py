@@ -114,15 +114,19 @@ class Play:
         wait = self._dice.uniform(0.0, self._calm)
         while runs(driver):
             if self._left > 0 and time.monotonic() - start > wait:
-                self._left -= self._kill(driver)
-                start, wait = time.monotonic(), self._dice.uniform(0.0, self._calm)
+                hit = self._kill(driver)
+                self._left -= hit
+                window = self._calm if hit else 0.5
+                start, wait = time.monotonic(), self._dice.uniform(0.0, window)
             time.sleep(0.01)
         assert self._drivers.hear() == "gone"
         self._last = answer.read_text() if answer.exists() else "killed"
         return self._last == "finished"
 
     def _kill(self, driver: psutil.Process) -> bool:
-        what = self._dice.choice(["driver", "worker", "node"])
+        # Workers are there for a part of the time only: what was hit least comes next.
+        kinds = self._dice.sample(["driver", "worker", "node"], 3)
+        what = min(kinds, key=lambda kind: self.killed[kind])
         if what == "node":
             self._keeper.tell()
             assert self._keeper.hear() == "replaced"

@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raypq.config import ClassifyJob, EncodeJob, TrainJob, read_mapping
+from raypq.config import ClassifyJob, EncodeJob, ReindexJob, TrainJob, read_mapping
 from raypq.methods import registry
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
-CLASSES = {"train": TrainJob, "encode": EncodeJob, "classify": ClassifyJob}
+CLASSES = {
+    "train": TrainJob,
+    "encode": EncodeJob,
+    "classify": ClassifyJob,
+    "reindex": ReindexJob,
+}
 
 
 def test_every_job_has_an_example() -> None:
@@ -57,6 +62,24 @@ def test_jobs_run_the_main_path(generated: Path) -> None:
         done = _run(name, path)
         assert done.returncode == 0, done.stderr
     assert len(list((generated / "predictions" / "snapshots").glob("*.json"))) == 1
+    # The nightly job takes all of it over, and finds nothing to do.
+    reindex = {
+        "model": str(generated / "model"),
+        "features": [str(generated / "test")],
+        "codes": str(generated / "codes"),
+        "classify": {
+            "classes": str(generated / "classes.parquet"),
+            "output": str(generated / "predictions"),
+        },
+    }
+    path = generated / "reindex.yaml"
+    path.write_text(yaml.safe_dump({**reindex, "where": where}), encoding="utf-8")
+    done = _run("reindex", path)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stderr
+    (generated / "test" / "part-00001.parquet").unlink()
+    assert "1 removed, 2 kept" in _run("reindex", path).stderr
+    assert len(list((generated / "predictions" / "snapshots").glob("*.json"))) == 2
 
 
 def test_a_bad_config_ends_with_two(tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""The verb of every night: reindex."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from raypq.cli.options import job, show, verb
+
+
+@click.command()
+@click.option("--config", required=True, type=click.Path(), help="YAML file, such as nightly.yaml.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and its estimated time; do nothing.")
+@click.option(
+    "--rollout",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the shards to move to a new model tonight. [default: the config's, or all]",
+)
+@click.option(
+    "--fail-on-drift", is_flag=True, help="Exit with 1 if new shards drifted; all is committed."
+)
+@click.option("--cluster", help="none, local, or a Ray address. [default: the config's]")
+@click.option("--workers", type=click.IntRange(1), help="[default: the config's]")
+@verb
+def reindex(config: str, **options: Any) -> None:
+    """Bring codes and predictions up to date with a feature store: only what changed is done.
+
+    \b
+    Example:
+      raypq reindex --config nightly.yaml --dry-run
+    """
+    from raypq import api
+    from raypq.config import ReindexJob, read_mapping
+
+    values = read_mapping(config)
+    where = {name: options.pop(name) for name in ("cluster", "workers")}
+    if given := {name: value for name, value in where.items() if value is not None}:
+        noted = values.get("where") or {}
+        values["where"] = {**noted, **given} if isinstance(noted, dict) else noted
+    values |= {name: value for name, value in options.items() if value}
+    show(api.reindex(job(ReindexJob, values, origin=config)))
