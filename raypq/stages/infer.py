@@ -6,7 +6,7 @@ most and the least similar ones are told with their cosines. Of a group it is th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -184,7 +184,8 @@ def infer_semantics(job: InferSemanticsJob, crew: Crew) -> dict[str, Any]:
         lines = _groups(parts, ids, job)
         with _writing(join(job.output, "groups.parquet")) as writer:
             writer.write_table(pa.Table.from_pylist(lines, SCHEMA))
-    return {"output": job.output, "images": images, "table": readable(lines)}
+    names = dict(zip(table.ids.to_pylist(), table.names, strict=True))
+    return {"output": job.output, "images": images, "table": readable(lines, names)}
 
 
 def _groups(found: list[Found], names: list[str], job: InferSemanticsJob) -> list[dict[str, Any]]:
@@ -204,11 +205,11 @@ def _writing(uri: str) -> Iterator[pq.ParquetWriter]:
         yield writer
 
 
-def readable(lines: list[dict[str, Any]]) -> list[str]:
-    """The first lines for people."""
+def readable(lines: list[dict[str, Any]], names: Mapping[str, str]) -> list[str]:
+    """The first lines for people, with names in place of class_ids."""
 
-    def told(names: list[str], cosines: list[float]) -> str:
-        return ", ".join(f"{a} {b:+.2f}" for a, b in zip(names, cosines, strict=True))
+    def told(ids: list[str], cosines: list[float]) -> str:
+        return ", ".join(f"{names[a]} {b:+.2f}" for a, b in zip(ids, cosines, strict=True))
 
     return [
         f"{one['key']} ({one['images']}): like {told(one['most_similar'], one['most_cosine'])}; "
