@@ -64,7 +64,7 @@ class ClusterableSettings(GradientSettings):
     output: Literal["relu", "linear"] = Field("relu", description="at the end of the decoder")
     kl: float = Field(1.0, gt=0, description="weight of the KL term beside the squared error")
     samples: Positive = Field(200, description="features made of each unseen class")
-    weight: float = Field(10.0, gt=0, description="of an unseen class beside a seen one")
+    weight: float = Field(3.0, gt=0, description="of an unseen class beside a seen one")
     memory: Positive = Field(50, description="rows of each seen class kept for classifiers")
     head_epochs: Positive = Field(20, description="of the softmax classifier")
     head_rate: float = Field(1e-3, gt=0)
@@ -173,7 +173,7 @@ class Clusterable(GradientMethod):
     needs_embeddings = True
     small_batches = True
     sample_rows = 50_000
-    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {"weight": (3.0, 10.0, 30.0)}
+    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {"weight": (1.0, 3.0, 10.0)}
     settings: ClusterableSettings
 
     def build(self, corpus: Corpus) -> ClusterableNetwork:
