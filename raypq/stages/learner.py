@@ -130,6 +130,7 @@ class Learner:
             lr=phase.rate,
             betas=(settings.beta1, 0.999),
             weight_decay=settings.weight_decay,
+            fused=True,  # a third of the time of a step otherwise, where batches are small
         )
         restore_moments(optimizer, moments)
         module: torch.nn.Module = self.network

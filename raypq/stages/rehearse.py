@@ -80,7 +80,11 @@ def _train(method: GradientMethod, network: Network, phase: Phase, place: int, r
     for parameter in network.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
     optimizer = torch.optim.AdamW(
-        moved, lr=phase.rate, betas=(settings.beta1, 0.999), weight_decay=settings.weight_decay
+        moved,
+        lr=phase.rate,
+        betas=(settings.beta1, 0.999),
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     for epoch in range(phase.epochs):
         with seeded(settings.seed, place, epoch, 0):
