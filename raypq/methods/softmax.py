@@ -30,7 +30,7 @@ def fit_softmax(
     x = x / unit
     V = torch.zeros(T, x.shape[1], requires_grad=True)
     bias = torch.zeros(T, requires_grad=True)
-    optimizer = torch.optim.Adam([V, bias], lr=how.rate, weight_decay=how.decay)
+    optimizer = torch.optim.Adam([V, bias], lr=how.rate, weight_decay=how.decay, fused=True)
     with torch.enable_grad():
         for _ in range(how.epochs):
             order = torch.randperm(len(x), generator=random)
