@@ -23,6 +23,7 @@ from raypq.config import (
     Job,
     ReindexJob,
     RepackJob,
+    SplitJob,
     TrainJob,
     read_mapping,
 )
@@ -97,6 +98,14 @@ def extract(job: ExtractJob) -> dict[str, Any]:
 
     with open_crew(job.where) as crew:
         return stage.extract(job, crew)
+
+
+def split(job: SplitJob) -> dict[str, Any]:
+    """Cuts a labelled store into the parts of a protocol (``raypq split``)."""
+    from raypq.stages import split as stage
+
+    with open_crew(job.where) as crew:
+        return stage.split(job, crew)
 
 
 def encode(job: EncodeJob) -> Snapshot:

@@ -130,6 +130,37 @@ class ExtractJob(Job):
     )
 
 
+class SplitJob(Job):
+    """``raypq split``."""
+
+    protocol: Literal[1, 2]
+    features: list[str]
+    test: list[str] = Field(default_factory=list)
+    output: str
+    labelled: Positive | None = Field(None, description="rows of each class; default: all")
+    queries: Annotated[int, Field(ge=0)] = Field(1000, description="rows that ask, protocol 1")
+    share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.75, description="of the classes whose labels are known, protocol 2"
+    )
+    seed: Annotated[int, Field(ge=0)] = 0
+    columns: Columns = Columns()
+
+
+class AblationJob(Job):
+    """``raypq ablation``."""
+
+    name: str
+    train: list[str]
+    test: list[str] = Field(default_factory=list)
+    classes: str
+    seeds: Positive = 1
+    queries: Positive = 1000
+    labelled: Positive = Field(500, description="rows of each class that keep their label, GPQ")
+    settings: dict[str, Any] = Field(default_factory=dict)
+    columns: Columns = Columns()
+    json_file: str | None = None
+
+
 DuplicateIds = Annotated[
     Literal["report", "refuse", "ignore"],
     Field(description="ids that are there more than once, within a shard or across shards"),

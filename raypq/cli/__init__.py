@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raypq import __version__
-from raypq.cli import answer, build, machine, nightly, versions, zeroshot
+from raypq.cli import answer, build, learned, machine, nightly, versions, zeroshot
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,7 +26,9 @@ for command in (
     build.train,
     build.encode,
     build.repack,
-    build.extract,
+    learned.extract,
+    learned.split,
+    learned.ablation,
     answer.classify,
     answer.evaluate,
     zeroshot.add_classes,

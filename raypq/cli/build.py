@@ -153,37 +153,3 @@ def repack(**options: Any) -> None:
     where, columns = where_of(options), columns_of(options)
     options |= {"features": list(options["features"]), "where": where, "columns": columns}
     show(api.repack(job(RepackJob, options)))
-
-
-@click.command()
-@click.option(
-    "--images",
-    required=True,
-    multiple=True,
-    help="Parquet folder, file or glob of encoded images; may be repeated.",
-)
-@click.option(
-    "--backbone",
-    required=True,
-    help="torchvision:NAME, timm:NAME, a TorchScript or ONNX file, or a model directory.",
-)
-@click.option("--output", required=True, help="Folder to write; shards keep their names.")
-@bad_shard
-@columns
-@cluster
-@verb
-def extract(**options: Any) -> None:
-    """Turn images into features: one feature file for each shard of images.
-
-    \b
-    Example:
-      raypq extract --images images/ --image-size 224 --backbone torchvision:resnet50 --output F
-    """
-    from raypq import api
-    from raypq.config import ExtractJob
-
-    where, columns = where_of(options), columns_of(options)
-    if columns.feature == "feature":
-        columns = columns.model_copy(update={"feature": "image"})
-    options |= {"images": list(options["images"]), "where": where, "columns": columns}
-    show(api.extract(job(ExtractJob, options)))

@@ -88,10 +88,10 @@ def learn(lesson: Lesson, settings: ClusterSettings, tell: Callable[[Note], None
     try:
         trainer.fit()
     except Exception as error:  # Ray Train wraps what a worker raised in errors of its own
-        fatal = ray.get(board.fatal.remote())
-        if fatal is None:
-            raise ClusterError(f"training on Ray failed: {reason_of(error)}") from error
-        raise fatal from None
+        _raise_fatal(board)
+        raise ClusterError(f"training on Ray failed: {reason_of(error)}") from error
+    else:
+        _raise_fatal(board)  # the workers were started anew, and did nothing more
     finally:
         over.set()
         listener.join()
@@ -99,6 +99,13 @@ def learn(lesson: Lesson, settings: ClusterSettings, tell: Callable[[Note], None
             ray.kill(board)
         with suppress(FileNotFoundError):
             fs.rm(path, recursive=True)
+
+
+def _raise_fatal(board: Any) -> None:
+    """Raises what a worker raised on purpose, if one did."""
+    fatal: RaypqError | None = ray.get(board.fatal.remote())
+    if fatal is not None:
+        raise fatal from None
 
 
 def _resources(settings: ClusterSettings) -> dict[str, float]:

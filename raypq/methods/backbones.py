@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from raypq.config import Positive
@@ -27,6 +29,16 @@ class TrunkSettings(GradientSettings):
     dropout: float = Field(0.0, ge=0, lt=1, description="in the mlp and in vgg32")
     pretrained: bool = Field(False, description="torchvision's or timm's own weights to start from")
     augment: bool = Field(True, description="turn and shift images by chance in training")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pictures_as_they_are(cls, values: Any) -> Any:
+        """Pictures are centred and scaled by the network, and by nothing else."""
+        if not isinstance(values, Mapping) or values.get("backbone", "mlp") == "mlp":
+            return values
+        if values.get("normalise", "none") != "none":
+            raise ValueError("normalise is for features; a backbone for images takes 'none'")
+        return {**values, "normalise": "none"}
 
 
 def trunk(settings: TrunkSettings, dx: int, width: int, *, pretrained: bool) -> nn.Module:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from raypq.config import Metric, Positive
 from raypq.methods.backbones import TrunkSettings, trunk
-from raypq.methods.base import Corpus, MethodSettings
+from raypq.methods.base import Corpus, MethodSettings, Normalise
 from raypq.methods.gradient import (
     Batch,
     GradientMethod,
@@ -31,11 +31,19 @@ from raypq.methods.layers import intra_normalise, reverse_gradient
 
 
 class GPQSettings(TrunkSettings):
-    """The paper's settings (section 4.1), with its symbols."""
+    """The paper's settings (section 4.1), with its symbols.
+
+    Those of the mlp, for features, were chosen on rows held out of CIFAR-10's training set
+    (docs/methods/gpq.md).
+    """
 
     M: Positive = Field(8, description="sub-codebooks")
     K: int = Field(16, ge=1, le=256, description="codewords in each sub-codebook")
     metric: Metric = "cosine"
+    normalise: Normalise = "unit"
+    hidden: Positive = Field(2048, description="units of the mlp")
+    dropout: float = Field(0.8, ge=0, lt=1, description="in the mlp and in vgg32")
+    epochs: Positive = Field(10, description="passes over the larger store")
     schedule: Schedule = "exponential"
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first momentum")
     rate: float = Field(2e-4, gt=0, description="learning rate of Adam at the start")

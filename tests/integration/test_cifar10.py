@@ -1,0 +1,164 @@
+"""DPQ and GPQ on CIFAR-10: short in the fast suite, the full figures as slow tests.
+
+mAP is over the full ranking. Queries are 1,000 test rows that were never trained on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raypq import api
+from raypq.bench import ablation
+from raypq.bench.ablation import Rows, ranked
+from raypq.config import AblationJob, ClusterSettings, Columns, SplitJob, TrainJob
+from raypq.methods.base import Model
+
+ALONE = ClusterSettings(cluster="none", workers=1)
+TWO = ClusterSettings(cluster="local", workers=2)
+SHORT = {"M": 4, "K": 64, "hidden": 256, "width": 128, "part_hidden": 64, "epochs": 6}
+
+
+@pytest.fixture(scope="module")
+def cifar(data_root: Path) -> Path:
+    root = data_root / "cifar10"
+    if not root.is_dir():
+        pytest.skip(f"no CIFAR-10 at {root}")
+    return root
+
+
+def parts_of(features: Path, output: Path, **changes: Any) -> dict[str, str]:
+    """Protocol 1 on a labelled store."""
+    api.split(
+        SplitJob(protocol=1, features=[str(features)], output=str(output), where=ALONE, **changes)
+    )
+    return {part.name: str(part) for part in output.iterdir()}
+
+
+def trained(cifar: Path, output: Path, method: str, train: str, **changes: Any) -> Model:
+    values = {"settings": {}, "where": ALONE, **changes}
+    return api.train(
+        TrainJob(
+            method=method,
+            features=[train],
+            classes=str(cifar / "classes.parquet"),
+            output=str(output),
+            **values,
+        )
+    ).model
+
+
+def mean_ap(model: Model, queries: str, database: str, columns: Columns | None = None) -> float:
+    """The better of asymmetric and symmetric search."""
+    asked, stored = (Rows.read(uri, columns or Columns()) for uri in (queries, database))
+    found = dict(ranked(model, asked, stored))
+    return max(found["adc"], found["sdc"])
+
+
+@pytest.fixture(scope="module")
+def small(cifar, tmp_path_factory) -> dict[str, str]:
+    """The 10,000 test rows as a data set of their own: 300 ask, 9,700 are the database."""
+    return parts_of(cifar / "features" / "test", tmp_path_factory.mktemp("small"), queries=300)
+
+
+def test_dpq_from_few_epochs_is_far_above_plain_pq(cifar, small, tmp_path):
+    labelled = small["labelled"]
+    dpq = trained(cifar, tmp_path / "dpq", "dpq", labelled, settings=SHORT)
+    pq = trained(cifar, tmp_path / "pq", "pq", labelled, settings={"M": 4, "K": 64})
+    found, plain = (mean_ap(model, small["queries"], labelled) for model in (dpq, pq))
+    assert plain < 0.6
+    assert found > 0.78
+    assert found > plain + 0.25
+
+
+def test_gpq_from_few_labels_is_above_plain_pq(cifar, tmp_path):
+    parts = parts_of(cifar / "features" / "test", tmp_path / "s", queries=300, labelled=100)
+    rest = parts["unlabelled"]
+    gpq = trained(
+        cifar, tmp_path / "gpq", "gpq", parts["labelled"],
+        unlabelled=[rest], settings={"hidden": 256, "epochs": 6, "rate": 1e-3},
+    )  # fmt: skip
+    pq = trained(cifar, tmp_path / "pq", "pq", rest, settings={"M": 4, "K": 256})
+    found, plain = (mean_ap(model, parts["queries"], rest) for model in (gpq, pq))
+    assert found > 0.68
+    assert found > plain + 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_two_workers_reach_what_one_does(cifar, small, tmp_path):
+    labelled = small["labelled"]
+    found = [
+        mean_ap(
+            trained(cifar, tmp_path / str(at), "dpq", labelled, settings=SHORT, where=where),
+            small["queries"],
+            labelled,
+        )
+        for at, where in enumerate((ALONE, TWO))
+    ]
+    assert abs(found[0] - found[1]) < 0.01
+
+
+def table(cifar: Path, name: str, **changes: Any) -> dict[str, dict[str, float]]:
+    """An ablation's figures by label, means over the seeds."""
+    rows, _ = ablation.run(
+        AblationJob(
+            name=name,
+            train=[str(cifar / "features" / "train")],
+            test=[str(cifar / "features" / "test")],
+            classes=str(cifar / "classes.parquet"),
+            where=ALONE,
+            **changes,
+        )
+    )
+    found: dict[str, dict[str, float]] = {}
+    for label in {row["label"] for row in rows}:
+        mine = [row for row in rows if row["label"] == label]
+        keys = [key for key, value in mine[0].items() if isinstance(value, float)]
+        found[label] = {key: float(np.mean([row[key] for row in mine])) for key in keys}
+    return found
+
+
+def best(figures: dict[str, float], database: str) -> float:
+    return max(figures[f"{database}_adc"], figures[f"{database}_sdc"])
+
+
+@pytest.mark.slow
+def test_dpq_figures(cifar):
+    found = table(cifar, "dpq-bits")
+    bits = {label.split()[0]: figures for label, figures in found.items()}
+    assert best(bits["12"], "database") >= 0.89
+    assert best(bits["32"], "database") >= 0.90
+    assert best(bits["48"], "database") >= 0.88
+    assert best(bits["32"], "other") >= 0.865
+    assert bits["32"]["top1_codes"] >= bits["32"]["top1_float"] - 0.005
+    assert bits["32"]["top1_float"] >= 0.9
+
+
+@pytest.mark.slow
+def test_gpq_figures(cifar):
+    found = table(cifar, "gpq-bits", seeds=3)
+    for figures in found.values():
+        assert best(figures, "database") >= 0.83
+
+
+@pytest.mark.slow
+def test_a_small_run_from_images_beats_plain_pq_on_the_pixels(cifar, tmp_path):
+    """The 10,000 test images at 32 × 32: a small CNN against k-means PQ of the same pixels."""
+    columns = Columns(feature="image", image_size=32)
+    parts = parts_of(cifar / "images" / "test", tmp_path / "s", queries=500, columns=columns)
+    labelled = parts["labelled"]
+    settings = {
+        "backbone": "dsh", "M": 4, "K": 64, "width": 128, "part_hidden": 64, "dropout": 0.0,
+        "epochs": 12, "batch": 100,
+    }  # fmt: skip
+    dpq = trained(cifar, tmp_path / "dpq", "dpq", labelled, settings=settings, columns=columns)
+    pq = trained(
+        cifar, tmp_path / "pq", "pq", labelled, settings={"M": 4, "K": 64}, columns=columns
+    )
+    found, plain = (mean_ap(m, parts["queries"], labelled, columns) for m in (dpq, pq))
+    assert plain < 0.2
+    assert found > plain + 0.15
