@@ -141,7 +141,11 @@ class _Run:
 
     def __init__(self, gang: RayGang, tasks: Sequence[Task], box: list[Any]) -> None:
         self._gang, self._tasks, self._box = gang, tasks, box
-        self._queue: list[int] = []  # a heap: tasks handed out before come again first
+        self._queue: list[int] = []  # a heap
+        # A heap, too: what a dead actor held. Which of these killed it is not known for sure, since
+        # the last answers die with an actor; so each is done again first, and alone.
+        self._suspects: list[int] = []
+        self._isolated: set[int] = set()  # suspects that were handed out
         self._tries = [0] * len(tasks)
         self._running: dict[Any, tuple[_Member, int]] = {}
         self._left = len(tasks)
@@ -204,7 +208,11 @@ class _Run:
 
     def _assign(self) -> None:
         ahead = self._ahead()
-        open_to = [member for member in self._gang.ready if len(member.held) < ahead]
+        open_to = [
+            member
+            for member in self._gang.ready
+            if len(member.held) < ahead and self._isolated.isdisjoint(member.held)
+        ]
         while open_to:
             member = min(open_to, key=lambda one: len(one.held))
             index = self._take(member)
@@ -213,7 +221,7 @@ class _Run:
                 continue
             member.held.append(index)
             self._running[member.actor.call.remote(self._tasks[index], self._box)] = member, index
-            if len(member.held) >= ahead:
+            if len(member.held) >= ahead or index in self._isolated:
                 open_to.remove(member)
 
     def _ahead(self) -> int:
@@ -228,7 +236,13 @@ class _Run:
         return max(1, min(wanted, fair))
 
     def _take(self, member: _Member) -> int | None:
-        """The next task for a member: in order, its own before those of others."""
+        """The next task for a member: suspects, then in order, its own before those of others."""
+        if self._suspects:  # while these wait, nobody is given a second task
+            if member.held:
+                return None
+            index = heapq.heappop(self._suspects)
+            self._isolated.add(index)
+            return index
         own, queue = member.own, self._queue
         if own and not (queue and queue[0] < own[0]):
             return own.popleft()
@@ -268,7 +282,7 @@ class _Run:
         """Another try, or the end of a task."""
         self._tries[index] += 1
         if not bad_input and self._tries[index] < TRIES:
-            heapq.heappush(self._queue, index)
+            heapq.heappush(self._suspects, index)
             return
         self._left -= 1
         failure = ShardFailure(
@@ -280,7 +294,7 @@ class _Run:
         yield Outcome(index, failure=failure)
 
     def _bury(self, member: _Member, error: RayActorError) -> Iterator[Outcome]:
-        """Takes back what a dead actor held; only the task it was at counts a try."""
+        """Takes back what a dead actor held; only the first without an answer counts a try."""
         finished = []
         for ref in [ref for ref, (owner, _) in self._running.items() if owner is member]:
             _, index = self._running.pop(ref)
@@ -291,7 +305,9 @@ class _Run:
             member.held.remove(index)
         self._gang.bury(member, reason_of(error))
         lost = list(member.held)
-        for index in [*lost[1:], *member.own]:
+        for index in lost[1:]:
+            heapq.heappush(self._suspects, index)
+        for index in member.own:
             heapq.heappush(self._queue, index)
         member.held.clear()
         member.own.clear()

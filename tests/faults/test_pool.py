@@ -142,11 +142,11 @@ def test_a_task_that_kills_its_worker_is_named_after_three_tries(
     assert failed[5].tries == 3
     assert not failed[5].bad_input
     assert "worker died" in failed[5].reason
-    # Three deaths are charged to it. A death may also take along the answer of the task before,
-    # which is then charged instead and done again: on a loaded machine that was seen once.
+    # Three deaths are charged to it. The first may take along answers of tasks before it (a loaded
+    # machine sends them late), and be charged to one of these; after that each runs alone.
     again = sum(map(len, calls(tmp_path, ".done").values())) - 11
     assert again >= 0
-    assert len(calls(tmp_path)["job5"]) == 3 + again
+    assert len(calls(tmp_path)["job5"]) == 3 + (again > 0)
 
 
 def test_passing_errors_are_tried_again_and_bad_input_is_not(crew: Any, tmp_path: Path) -> None:

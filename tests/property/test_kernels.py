@@ -98,6 +98,20 @@ def test_topk(path: str, metric: Metric, case: dict[str, Any]) -> None:
         same(run(path, name, case["B"], tables, case["k"]), wanted)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("k", [1, 2, 10])
+def test_scores_that_differ_by_less_than_float32_tells(path: str, metric: Metric, k: int) -> None:
+    rng = np.random.default_rng(4)
+    C = rng.standard_normal((7, 16, 20)).astype(np.float32)
+    V = (rng.standard_normal((2_000, 140)) * 1e-18).astype(np.float32)
+    B = rng.integers(0, 16, (33, 7)).astype(np.uint8)
+    tables = kernels.build_tables(C, V, np.full(2_000, 0.7), metric)
+    found = run(path, "topk_per_code", B, tables, k)
+    same(found, reference.topk_per_code(B, tables, k))
+    assert (found[1] == np.arange(k)).all() or metric == "cosine"
+
+
 @pytest.mark.skipif(not native.available(), reason="the native kernels are not built")
 @few
 @given(case=cases(), threads=st.integers(1, 5))

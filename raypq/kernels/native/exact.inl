@@ -22,7 +22,11 @@ inline void prefetch(const Shape& shape, const float* C, const uint8_t* code) {
 }
 
 inline Double8 widen(const float* x) {
+#if defined(__AVX512F__)  // of the portable form GCC makes two conversions and moves between halves
+  return (Double8)_mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(x));
+#else
   return __builtin_convertvector(*reinterpret_cast<const Float8*>(x), Double8);
+#endif
 }
 
 inline double add_lanes(Double8 s) {
@@ -49,8 +53,74 @@ inline void dots(const float* q, size_t stride, const float* w, size_t D, double
   for (size_t r = 0; r < kRows; ++r) out[r] = add_lanes(sum[r]);
 }
 
+// Long parts need no copy of the row: the codewords are read where they are, in steps of eight that
+// begin at a lane 0 of the whole row. What a step reads before and after its part is multiplied
+// by a zero, which leaves the sums as they are.
+constexpr size_t kLongPart = 16;
+
+// w as float64, part by part, each with zeros in front (d·m mod 8 of them) and behind.
+inline void spread_weights(const Shape& shape, const float* w, double* out) {
+  const size_t d = shape.d, whole = d & ~size_t(7);
+  for (size_t m = 0; m < shape.M; ++m, w += d) {
+    const size_t front = m * d % 8, length = (front + d + 7) & ~size_t(7);
+    *reinterpret_cast<Double8*>(out) = Double8{};
+    *reinterpret_cast<Double8*>(out + length - 8) = Double8{};
+    for (size_t j = 0; j < whole; j += 8)
+      *reinterpret_cast<Double8u*>(out + front + j) = widen(w + j);
+    for (size_t j = whole; j < d; ++j) out[front + j] = w[j];
+    out += length;
+  }
+}
+
+// The codewords of the rows after these are asked for meanwhile: the codebooks fill the L2 cache.
+template <size_t kRows>
+inline void part_dots(const Shape& shape, const float* C, const uint8_t* const* codes,
+                      const uint8_t* const* next, size_t ahead, const double* w, double* out) {
+  const size_t d = shape.d;
+  Double8 sum[kRows] = {};
+  for (size_t m = 0, front = 0; m < shape.M; ++m, C += shape.K * d) {
+    const float* c[kRows];
+    for (size_t r = 0; r < kRows; ++r) c[r] = C + size_t(codes[r][m]) * d - front;
+    for (size_t r = 0; r < ahead; ++r)
+      for (size_t j = 0; j < d; j += 16) __builtin_prefetch(C + size_t(next[r][m]) * d + j);
+    const size_t length = (front + d + 7) & ~size_t(7);
+    for (size_t j = 0; j < length; j += 8) {
+      Double8 x = *reinterpret_cast<const Double8*>(w + j);
+      for (size_t r = 0; r < kRows; ++r) sum[r] += widen(c[r] + j) * x;
+    }
+    w += length;
+    front = (front + d) % 8;
+  }
+  for (size_t r = 0; r < kRows; ++r) out[r] = add_lanes(sum[r]);
+}
+
+inline void rescore_parts(const Shape& shape, const float* C, const uint8_t* codes,
+                          const uint32_t* rows, size_t n, const float* w, double* scratch,
+                          double* out) {
+  constexpr size_t kRows = 4, kAhead = 16;
+  spread_weights(shape, w, scratch);
+  const uint8_t* of[2][kRows] = {};
+  size_t count = n < kRows ? n : kRows;
+  for (size_t r = 0; r < count; ++r) of[0][r] = codes + size_t(rows[r]) * shape.M;
+  for (size_t i = 0, now = 0; i < n; i += kRows, now ^= 1) {
+    const size_t left = n - i - count, ahead = left < kRows ? left : kRows;
+    for (size_t r = 0; r < ahead; ++r)
+      of[now ^ 1][r] = codes + size_t(rows[i + count + r]) * shape.M;
+    for (size_t r = i + kAhead; r < n && r < i + kAhead + kRows; ++r)
+      __builtin_prefetch(codes + size_t(rows[r]) * shape.M);
+    auto dot = count == 1   ? part_dots<1>
+               : count == 2 ? part_dots<2>
+               : count == 3 ? part_dots<3>
+                            : part_dots<4>;
+    dot(shape, C, of[now], of[now ^ 1], ahead, scratch, out + i);
+    count = ahead;
+  }
+}
+
 void rescore(const Shape& shape, const float* C, const uint8_t* codes, const uint32_t* rows,
              size_t n, const float* w, float* scratch, double* out) {
+  if (shape.d >= kLongPart)
+    return rescore_parts(shape, C, codes, rows, n, w, reinterpret_cast<double*>(scratch), out);
   constexpr size_t kRows = 4;
   const size_t D = shape.D(), stride = D + kCodePad;
   for (size_t i = 0; i < n; i += kRows) {

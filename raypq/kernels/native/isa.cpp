@@ -10,6 +10,7 @@
 #include "exact.inl"
 #include "lut.inl"
 #include "scan.inl"
+#include "select.inl"
 
 #define RAYPQ_TEXT(x) #x
 #define RAYPQ_NAME(x) RAYPQ_TEXT(x)
@@ -27,6 +28,7 @@ const Isa RAYPQ_ISA_OF(RAYPQ_NS) = {
     .thresholds = RAYPQ_NS::thresholds,
     .scan_rows = RAYPQ_NS::scan_rows,
     .scan_lanes = RAYPQ_NS::scan_lanes,
+    .kth_largest = RAYPQ_NS::kth_largest,
     .rescore = RAYPQ_NS::rescore,
 };
 

@@ -15,6 +15,7 @@ constexpr size_t kFine = 64;        // the same for fine entries: 64·255 + kRoo
 constexpr int kRoom = 16383;        // largest start value of a 16-bit sum
 constexpr int kNever = 32767;       // a threshold no 16-bit sum reaches
 constexpr size_t kChunk = 256;      // rows that one call of a scan may take
+constexpr size_t kMostCounted = 128;  // values that kth_largest takes
 constexpr size_t kCodePad = 64;     // floats after a codebook that a decode may read
 
 // Sub-codebook sizes.
@@ -29,7 +30,14 @@ struct Shape {
 struct Hit {
   uint64_t lanes;
   uint32_t row;
-  uint32_t sum[kLanes];
+  union {
+    uint16_t narrow[kLanes];  // up to kNarrow sub-codebooks: the even lanes, then the odd ones
+    uint32_t wide[kLanes];
+  };
+
+  uint32_t sum(size_t lane, bool is_wide) const {
+    return is_wide ? wide[lane] : narrow[lane % 2 * (kLanes / 2) + lane / 2];
+  }
 };
 
 // Codebooks packed for assignment: [M][K/tile][d][tile], padded codewords have half = +inf.
@@ -74,6 +82,10 @@ struct Isa {
                       const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits);
   size_t (*scan_lanes)(const Shape& shape, int top, const uint8_t* table, const uint8_t* codes,
                        size_t n, const int32_t* threshold, Hit* hits);
+
+  // The k-th largest of n finite values, k ≤ n ≤ kMostCounted, by counting: jumps that nobody
+  // foresees cost more. May read up to a multiple of 32 values.
+  float (*kth_largest)(const float* values, size_t n, size_t k);
 
   // ⟨q_i, w⟩ of the rows listed, in the canonical order, float64. scratch: 4·(D + kCodePad).
   void (*rescore)(const Shape& shape, const float* C, const uint8_t* codes, const uint32_t* rows,

@@ -81,11 +81,9 @@ size_t scan_narrow(const Shape& shape, const uint8_t* table, const int32_t* star
       hit.lanes = 0;
       for (size_t p = 0; p < kParts; ++p) {
         hit.lanes |= (spread(in_even[p]) | spread(in_odd[p]) << 1) << (p * kBytes % 64);
-        const U16 a = (U16)(even[p] - even0[p]), b = sums.odd[p] - (U16)odd0[p];
-        for (size_t e = 0; e < kBytes / 2; ++e) {
-          hit.sum[p * kBytes + 2 * e] = a[e];
-          hit.sum[p * kBytes + 2 * e + 1] = b[e];
-        }
+        *reinterpret_cast<U16u*>(hit.narrow + p * kBytes / 2) = (U16)(even[p] - even0[p]);
+        *reinterpret_cast<U16u*>(hit.narrow + (kLanes + p * kBytes) / 2) =
+            sums.odd[p] - (U16)odd0[p];
       }
     }
   }
@@ -119,7 +117,7 @@ size_t scan_wide(const Shape& shape, const uint8_t* table, const int32_t* start,
     if (!lanes) continue;
     hits[count].lanes = lanes;
     hits[count].row = uint32_t(i);
-    memcpy(hits[count++].sum, total, sizeof total);
+    memcpy(hits[count++].wide, total, sizeof total);
   }
   return count;
 }

@@ -100,6 +100,7 @@ class Search {
     const uint8_t* table = t_.table(tile);
     const size_t lanes = tile * kLanes;
     const uint64_t real = ~uint64_t(0) >> (kLanes - t_.lanes(tile));
+    const bool wide = shape.M > kNarrow;
     int32_t threshold[kLanes];
     touch(table, t_.tile_bytes());
     // A query that has seen nothing keeps everything: begin with few rows.
@@ -112,7 +113,7 @@ class Search {
       for (size_t h = 0; h < found; ++h)
         for (uint64_t left = hits_[h].lanes & real; left; left &= left - 1) {
           const size_t lane = size_t(__builtin_ctzll(left));
-          keep(rows, first + hits_[h].row, lanes + lane, hits_[h].sum[lane]);
+          keep(rows, first + hits_[h].row, lanes + lane, hits_[h].sum(lane, wide));
         }
     }
   }

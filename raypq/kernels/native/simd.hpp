@@ -32,12 +32,14 @@ constexpr size_t kFloats = kBytes / 4;
 
 typedef uint8_t U8 __attribute__((vector_size(RAYPQ_BYTES), may_alias));
 typedef uint16_t U16 __attribute__((vector_size(RAYPQ_BYTES), may_alias));
+typedef uint16_t U16u __attribute__((vector_size(RAYPQ_BYTES), may_alias, aligned(4)));
 typedef int16_t I16 __attribute__((vector_size(RAYPQ_BYTES), may_alias));
 typedef int32_t I32 __attribute__((vector_size(RAYPQ_BYTES), may_alias));
 typedef float F32 __attribute__((vector_size(RAYPQ_BYTES), may_alias));
 typedef float F32u __attribute__((vector_size(RAYPQ_BYTES), may_alias, aligned(4)));
 typedef float Float8 __attribute__((vector_size(32), may_alias, aligned(4)));
-typedef double Double8 __attribute__((vector_size(64)));
+typedef double Double8 __attribute__((vector_size(64), may_alias));
+typedef double Double8u __attribute__((vector_size(64), may_alias, aligned(8)));
 
 inline F32 splat(float x) { return x - F32{}; }
 inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }

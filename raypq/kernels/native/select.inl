@@ -1,0 +1,41 @@
+// The k-th largest of few values, without a branch that depends on them: for each, how many are
+// larger is counted.
+
+namespace RAYPQ_NS {
+
+// kRegs registers' worth of values at once.
+template <size_t kRegs>
+inline F32 among_best(const float* values, size_t n, int32_t k, const F32* x) {
+  I32 above[kRegs] = {};
+  for (size_t j = 0; j < n; ++j) {
+    const F32 y = splat(values[j]);
+    for (size_t r = 0; r < kRegs; ++r) above[r] = y > x[r] ? above[r] + 1 : above[r];
+  }
+  F32 least = splat(__builtin_inff());
+  for (size_t r = 0; r < kRegs; ++r)
+    least = smaller(least, above[r] < k ? x[r] : splat(__builtin_inff()));
+  return least;
+}
+
+float kth_largest(const float* values, size_t n, size_t k) {
+  constexpr size_t kTogether = 32 / kFloats;
+  // A copy in whole registers, so that loops have few lengths and what was stored last is not
+  // waited for.
+  alignas(64) float copy[kMostCounted];
+  I32 place;
+  for (size_t e = 0; e < kFloats; ++e) place[e] = int32_t(e);
+  const size_t padded = (n + 31) & ~size_t(31);
+  for (size_t i = 0; i < padded; i += kFloats) {
+    const F32 x = *reinterpret_cast<const F32u*>(values + i);
+    *reinterpret_cast<F32*>(copy + i) = place < int32_t(n - i) ? x : splat(-__builtin_inff());
+  }
+  F32 least = splat(__builtin_inff());
+  for (size_t i = 0; i < padded; i += 32)
+    least = smaller(least, among_best<kTogether>(copy, padded, int32_t(k),
+                                                 reinterpret_cast<const F32*>(copy + i)));
+  float result = least[0];
+  for (size_t e = 1; e < kFloats; ++e) result = least[e] < result ? least[e] : result;
+  return result;
+}
+
+}  // namespace RAYPQ_NS
