@@ -35,6 +35,7 @@ from raypq.methods.gradient import (
     NetworkModel,
     Phase,
     Schedule,
+    tensor_of,
 )
 from raypq.methods.softmax import Fit, fit_on_axes, fit_softmax
 from raypq.methods.subspace import code_width, codebook_method, mixtures
@@ -113,7 +114,7 @@ class ClusterableModel(NetworkModel):
     def mapped(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """x' [n, width], before the axes for codes are taken."""
         with torch.inference_mode():
-            return self.generator().map(torch.from_numpy(self._normalised(X))).numpy()
+            return self.generator().map(tensor_of(self._normalised(X))).numpy()
 
     @property
     def joint_classes(self) -> bool:
@@ -154,7 +155,7 @@ class ClusterableModel(NetworkModel):
         step = max(1, _MAKE // self.settings.samples)
         parts = []
         for start in range(0, len(a), step):
-            some = torch.from_numpy(np.ascontiguousarray(a[start : start + step]))
+            some = tensor_of(a[start : start + step])
             made = network.samples(some, self.settings.samples, random)
             parts.append(network.axes(made).numpy())
         return parts
@@ -233,5 +234,5 @@ def attributes(E: NDArray[np.float32], settings: ClusterableSettings) -> NDArray
     """Class embeddings [T, da] as the generator takes them."""
     if settings.attributes == "none":
         return E
-    unit: Tensor = F.normalize(torch.from_numpy(np.ascontiguousarray(E)), dim=1)
+    unit: Tensor = F.normalize(tensor_of(E), dim=1)
     return unit.numpy()

@@ -326,7 +326,7 @@ class NetworkModel(Model):
         network = self.network(device)
         rows = max(64, _BLOCK_BYTES // (4 * self.dx))
         for start in range(0, len(X), rows):
-            x = torch.from_numpy(np.ascontiguousarray(X[start : start + rows])).to(device)
+            x = tensor_of(X[start : start + rows]).to(device)
             with torch.inference_mode(), autocast(device, precision):
                 found = network.codes(x) if what == "codes" else network.embed(x)
                 if found is None:
@@ -353,7 +353,7 @@ class NetworkModel(Model):
         if self.da is None:
             return self.embed(E), np.zeros(len(E))
         with torch.inference_mode():
-            V = self.network().project(torch.from_numpy(np.ascontiguousarray(E)))
+            V = self.network().project(tensor_of(E))
         assert V is not None, "a model that takes embeddings projects them"
         return V.numpy(), np.zeros(len(E))
 
@@ -389,6 +389,11 @@ class NetworkModel(Model):
         chosen = np.array([place[name] for name in ids], np.int64)
         V, bias = layer
         return _array(V)[chosen], _array(bias)[chosen].astype(np.float64)
+
+
+def tensor_of(X: NDArray[Any]) -> Tensor:
+    """A tensor of rows [n, a]; a copy where torch would warn that it must not write into them."""
+    return torch.from_numpy(np.require(X, requirements=["C", "W"]))
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

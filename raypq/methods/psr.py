@@ -36,6 +36,7 @@ from raypq.methods.gradient import (
     Network,
     NetworkModel,
     Schedule,
+    tensor_of,
 )
 from raypq.methods.subspace import Axes, code_width, codebook_method, mixtures
 
@@ -87,7 +88,7 @@ class PSRNetwork(Network):
 
     def learn_classes(self, A: NDArray[np.float32]) -> None:
         """Takes the training classes [L, da]: their normalisation and their relations δ [L, L]."""
-        raw = torch.from_numpy(np.asarray(A, np.float64))
+        raw = torch.from_numpy(A.astype(np.float64))
         mean = raw.mean(dim=0)
         spread = raw.std(dim=0, unbiased=False)
         whole = (raw - mean).square().mean().sqrt()
@@ -96,7 +97,7 @@ class PSRNetwork(Network):
         self.class_mean.copy_(mean)
         self.class_scale.copy_(1 / scale)
         with torch.no_grad():
-            self.register_buffer("A", self.normalised(torch.from_numpy(A)))
+            self.register_buffer("A", self.normalised(tensor_of(A)))
             unit = F.normalize(self.A)
             self.register_buffer("delta", unit @ unit.T)
 

@@ -23,7 +23,7 @@ from raypq.data.shard_stats import ShardStats
 from raypq.data.storage import is_local, join, local_path
 from raypq.errors import InputError, ShardFailure
 from raypq.methods.base import Corpus, Model, ReductionMethod
-from raypq.methods.gradient import GradientMethod, Network, seeded
+from raypq.methods.gradient import GradientMethod, Network, seeded, tensor_of
 from raypq.methods.pq import scale
 from raypq.stages.checkpoint import Checkpoints
 from raypq.stages.crew import Crew, in_order, settle
@@ -238,7 +238,7 @@ class Embedder:
 
     def __call__(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            x = torch.from_numpy(self.lesson.normalised(X))
+            x = tensor_of(self.lesson.normalised(X))
             return self.network.embed(x).float().numpy()
 
 

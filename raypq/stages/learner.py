@@ -29,6 +29,7 @@ from raypq.methods.gradient import (
     Phase,
     autocast,
     seeded,
+    tensor_of,
 )
 from raypq.methods.linear import normalise
 from raypq.stages.checkpoint import (
@@ -214,7 +215,7 @@ class Learner:
 
     def _tensors(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         X, y = rows
-        x = torch.from_numpy(self.lesson.normalised(X)).to(self.device)
+        x = tensor_of(self.lesson.normalised(X)).to(self.device)
         return x, None if y is None else torch.from_numpy(y.astype(np.int64)).to(self.device)
 
     def _mean(self, values: dict[str, float]) -> dict[str, float]:
