@@ -69,7 +69,7 @@ class ClusterableSettings(GradientSettings):
     memory: Positive = Field(50, description="rows of each seen class kept for classifiers")
     head_epochs: Positive = Field(20, description="of the softmax classifier")
     head_rate: float = Field(1e-3, gt=0)
-    head_decay: float = Field(0.03, ge=0, description="L2 of the softmax classifier")
+    head_decay: float = Field(0.02, ge=0, description="L2 of the softmax classifier")
     epochs: Positive = 45
     batch: Positive = 64
     schedule: Schedule = "constant"
