@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from raypq import console, exits
 from raypq.config import (
+    AddClassesJob,
     ClassifyJob,
+    ClusterabilityJob,
     ClusterSettings,
     DuplicatesJob,
     EncodeJob,
     EvaluateJob,
     ExportFaissJob,
     ExtractJob,
+    FewShotJob,
     ImportFaissJob,
+    ImportXlsa17Job,
+    InferSemanticsJob,
     Job,
     ReindexJob,
     RepackJob,
@@ -192,6 +197,42 @@ def report(places: Sequence[str], output: str, *, title: str = "raypq report") -
     from raypq.reporting import page
 
     return page.make(places, output, title=title)
+
+
+def add_classes(job: AddClassesJob) -> dict[str, Any]:
+    """Extends a model by classes, without touching codes (``raypq add-classes``)."""
+    from raypq.stages import add_classes as stage
+
+    return stage.add_classes(job)
+
+
+def infer_semantics(job: InferSemanticsJob) -> dict[str, Any]:
+    """What images without a class embedding are like (``raypq infer-semantics``)."""
+    from raypq.stages import infer as stage
+
+    with open_crew(job.where) as crew:
+        return stage.infer_semantics(job, crew)
+
+
+def fewshot(job: FewShotJob) -> dict[str, Any]:
+    """Few-shot accuracy in a space (``raypq evaluate fewshot``)."""
+    from raypq.stages import probe as stage
+
+    return stage.fewshot(job)
+
+
+def clusterability(job: ClusterabilityJob) -> dict[str, Any]:
+    """Mutual information of k-means with labels (``raypq evaluate clusterability``)."""
+    from raypq.stages import probe as stage
+
+    return stage.clusterability(job)
+
+
+def import_xlsa17(job: ImportXlsa17Job) -> dict[str, Any]:
+    """A published benchmark as feature stores (``raypq import-xlsa17``)."""
+    from raypq.stages import import_xlsa17 as stage
+
+    return stage.import_xlsa17(job)
 
 
 def run_job(cls: type[J], verb: Callable[[J], object], argv: list[str] | None = None) -> None:

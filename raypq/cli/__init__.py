@@ -5,7 +5,18 @@ from __future__ import annotations
 import click
 
 from raypq import __version__
-from raypq.cli import answer, build, learned, machine, nightly, retrieve, sizes, tell, versions
+from raypq.cli import (
+    answer,
+    build,
+    learned,
+    machine,
+    nightly,
+    retrieve,
+    sizes,
+    tell,
+    versions,
+    zeroshot,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,6 +46,9 @@ for command in (
     retrieve.duplicates,
     retrieve.export_faiss,
     retrieve.import_faiss,
+    zeroshot.add_classes,
+    zeroshot.infer_semantics,
+    zeroshot.import_xlsa17,
     nightly.reindex,
     versions.snapshots,
     tell.report,

@@ -56,7 +56,7 @@ from raypq.cli.options import (
 def train(
     method: str, config: str | None, assignments: tuple[str, ...], cache_gb: float, **options: Any
 ) -> None:
-    """Train METHOD (pq, opq, pqzsl, vq, dpq, gpq) and save its model.
+    """Train METHOD (pq, opq, pqzsl, vq, dpq, gpq, psr, clusterable, eszsl, sae) and save its model.
 
     \b
     Example:
@@ -121,7 +121,7 @@ def encode(**options: Any) -> None:
     version = api.encode(job(EncodeJob, options))
     changed = {
         key: version.summary[key]
-        for key in ("codes_changed_by_precision", "images_left_out", "duplicate_ids")
+        for key in ("codes_changed_by_precision", "duplicate_ids", "images_left_out")
         if key in version.summary
     }
     show(told(version, options["output"]) | changed)

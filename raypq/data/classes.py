@@ -33,6 +33,7 @@ class ClassTable:
         seen: bool [T], or None without the column.
         image_count: int64 [T] or None.
         hops: bool [T] by column name (``in_2hops``, ``in_3hops``), where present.
+        excluded: class_ids of the file whose embedding is null; they are none of the T.
     """
 
     uri: str
@@ -43,6 +44,7 @@ class ClassTable:
     seen: NDArray[np.bool_] | None
     image_count: NDArray[np.int64] | None
     hops: dict[str, NDArray[np.bool_]]
+    excluded: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,13 +57,16 @@ class ClassTable:
         return self.E
 
     def index(self, labels: pa.StringArray, *, where: str, row0: int = 0) -> NDArray[np.int32]:
-        """Class index of each label [n]; -1 where the label is null.
+        """Class index of each label [n]; -1 where the label is null or of an excluded class.
 
         Raises:
             InputError: a label that the table does not have, naming it and its row.
         """
         found = pc.index_in(labels, value_set=self.ids)
         unknown = pc.and_(pc.is_null(found), pc.is_valid(labels)).to_numpy(zero_copy_only=False)
+        if self.excluded:
+            known = pc.is_in(labels, value_set=pa.array(self.excluded, pa.string()))
+            unknown = unknown & ~known.to_numpy(zero_copy_only=False)
         if unknown.any():
             row = int(np.flatnonzero(unknown)[0])
             raise InputError(
@@ -137,6 +142,13 @@ class ClassTable:
                 ) from None
             lines = [line.strip() for line in text.splitlines() if line.strip()]
         chosen = self.index(pa.array(lines, pa.string()), where=uri)
+        if (chosen < 0).any():
+            without = [line for line, at in zip(lines, chosen, strict=True) if at < 0]
+            raise InputError(
+                uri,
+                expected=f"class_ids with an embedding in {self.uri}",
+                found=f"{without[0]!r} without ({len(without)} in all)",
+            )
         if len(np.unique(chosen)) != len(chosen):
             raise InputError(uri, expected="each class_id once", found="a repeated class_id")
         return np.sort(chosen.astype(np.int64))
@@ -166,8 +178,10 @@ class ClassTable:
                 expected="unique class_ids",
                 found=f"{len(twice)} repeated, such as {twice[0]!r}",
             )
+        table, ids, excluded = _with_embeddings(table, ids, uri)
         return cls(
             uri=uri,
+            excluded=excluded,
             digest=digest(uri),
             ids=ids,
             names=_names(table, ids),
@@ -180,6 +194,26 @@ class ClassTable:
                 if (flags := _flags(table, name, uri)) is not None
             },
         )
+
+
+def _with_embeddings(
+    table: pa.Table, ids: pa.StringArray, uri: str
+) -> tuple[pa.Table, pa.StringArray, tuple[str, ...]]:
+    """The classes that have an embedding, and the class_ids of those whose embedding is null."""
+    if "embedding" not in table.column_names or not table.column("embedding").null_count:
+        return table, ids, ()
+    has = pc.is_valid(_column(table, "embedding"))
+    excluded = tuple(ids.filter(pc.invert(has)).to_pylist())
+    if len(excluded) == len(ids):
+        raise InputError(
+            f"{uri}, column 'embedding'", expected="class embeddings", found="nulls only"
+        )
+    shown = ", ".join(excluded[:5]) + (", …" if len(excluded) > 5 else "")
+    console.warn(
+        f"{uri}: {len(excluded)} classes have no embedding and are left out ({shown}); "
+        "raypq infer-semantics tells what their images are like"
+    )
+    return table.filter(has), ids.filter(has), excluded
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:

@@ -20,8 +20,9 @@ from pydantic import Field
 
 from raypq import kernels
 from raypq.config import Metric, Positive, Precision, Settings
+from raypq.data.class_layer import ClassLayer
 from raypq.data.models import ModelFiles
-from raypq.errors import ConfigError, ModelError, NotFittedError
+from raypq.errors import ConfigError, InputError, ModelError, NotFittedError
 
 Array = NDArray[Any]
 Normalise = Literal["none", "unit", "zscore", "zscore-unit"]
@@ -136,6 +137,7 @@ class Model(ABC):
         tensors: its arrays; ``C`` is the codebooks [M, K, d], float32.
         dx: feature width. da: width of class embeddings, None if it takes none.
         classes: class_ids of the classes that it has prototypes of its own for, if any.
+        layer: prototypes kept for some classes, if any; not part of the fingerprint.
         record: training history; not part of the fingerprint.
     """
 
@@ -146,6 +148,7 @@ class Model(ABC):
     dx: int
     da: int | None = None
     classes: tuple[str, ...] | None = None
+    layer: ClassLayer | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -196,11 +199,15 @@ class Model(ABC):
 
     def save(self, uri: str) -> str:
         """Writes the model directory; returns the fingerprint."""
+        if self.layer is not None:  # first: what is written last makes the directory a model
+            self.layer.save(uri)
         return self._files.save(uri)
 
     @classmethod
-    def from_files(cls, files: ModelFiles, settings: MethodSettings) -> Self:
-        """The model that ``files`` hold."""
+    def from_files(
+        cls, files: ModelFiles, settings: MethodSettings, layer: ClassLayer | None = None
+    ) -> Self:
+        """The model that ``files`` hold, with the classes that were added to it."""
         content = files.content
         model = cls(
             settings=settings,
@@ -208,6 +215,7 @@ class Model(ABC):
             dx=content["dx"],
             da=content["da"],
             classes=tuple(content["classes"]) if "classes" in content else None,
+            layer=layer,
             record=files.record,
         )
         # As written, not as this version would write it: a setting that came later must not
@@ -248,6 +256,54 @@ class Model(ABC):
             ModelError: the model has none, or not for one of these class_ids.
         """
         raise ModelError(f"{self.method} model", expected="a prediction layer", found="none")
+
+    def prototypes_of(
+        self, ids: Sequence[str], E: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Prototypes V [T, D] and bias [T] of classes by class_id, and embedding where they are
+        projected: from ``layer``, from a prediction layer, or by ``prototypes``.
+
+        Raises:
+            ModelError: a class is not known, or its embedding is missing or of another width.
+        """
+        found = self.layer.find(ids, E) if self.layer is not None else None
+        if found is not None:
+            return found
+        if self.classes is not None:
+            return self.class_prototypes(ids)
+        if E is None:
+            raise ModelError(f"{self.method} model", expected="class embeddings", found="none")
+        return self.prototypes(E)
+
+    def with_classes(self, ids: Sequence[str], E: NDArray[np.float32]) -> Self:
+        """This model with prototypes kept for these classes, of embeddings E [T, da].
+
+        Codes and fingerprint stay as they are.
+        """
+        V, bias = self.prototypes(E)
+        layer = ClassLayer(ids=tuple(ids), E=np.ascontiguousarray(E), V=V, bias=bias)
+        return self._with_layer(layer)
+
+    def _with_layer(self, layer: ClassLayer | None) -> Self:
+        model = replace(self, layer=layer)
+        # As loaded: see ``from_files``.
+        model.__dict__["_files"] = self._files
+        return model
+
+    def cosines(self, q: NDArray[np.float32], V: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How like images q [n, D], as decoded, and prototypes V [T, D] are: [n, T] in [−1, 1]."""
+        length = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(V, axis=1)
+        return (q @ V.T) / np.maximum(length, 1e-12)
+
+    def mapped(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features [n, dx] in the space that the method learns; the common space by default."""
+        return self.embed(X)
+
+    @property
+    def joint_classes(self) -> bool:
+        """Whether prototypes of a class depend on the other classes, so that all of a table must
+        be given at once."""
+        return False
 
     @property
     def class_metric(self) -> Metric:
@@ -316,6 +372,18 @@ class ReductionMethod(Method):
         if state is None or not state.done:
             raise NotFittedError(f"{self.name}: not trained yet; run every pass first")
         return self._build(state)
+
+
+def check_embeddings(A: NDArray[np.float32]) -> None:
+    """Refuses class embeddings [L, da] that cannot tell classes apart.
+
+    Raises:
+        InputError: they are all the same.
+    """
+    if len(A) > 1 and np.ptp(A, axis=0).max() <= 1e-6 * np.abs(A).max():
+        raise InputError(
+            "class embeddings", expected="classes that differ", found="all of them alike"
+        )
 
 
 def check_rows(corpus: Corpus, settings: MethodSettings) -> None:

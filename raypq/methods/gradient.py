@@ -139,6 +139,10 @@ class GradientMethod(Method):
     """A way to train a model by gradient descent."""
 
     needs_labels: ClassVar[bool] = True
+    sample_rows: ClassVar[int] = 0
+    """Rows of the labelled store that ``finish`` is given, at most."""
+    small_batches: ClassVar[bool] = False
+    """Whether a batch may have fewer rows than there are training classes."""
     settings: GradientSettings
     model_class: ClassVar[type[NetworkModel]]
 
@@ -173,6 +177,14 @@ class GradientMethod(Method):
         of retrieval among them from their codes."""
         return None
 
+    def finish(
+        self, network: Network, corpus: Corpus, X: NDArray[np.float32], y: NDArray[np.int32]
+    ) -> None:
+        """What is left to do once training is over, in place and before the follow-up.
+
+        X [n, dx] normalised and y [n] are a sample of the training rows, ``sample_rows`` at most.
+        """
+
     def follow_up(self) -> ReductionMethod | None:
         """The reduction method that makes the codebooks from embedded features, if any."""
         return None
@@ -190,7 +202,7 @@ class GradientMethod(Method):
             )
         if self.needs_labels and corpus.L < 2:
             raise ConfigError(f"{self.name} needs at least 2 training classes, found {corpus.L}")
-        if batch // world < corpus.L:
+        if batch // world < (2 if self.small_batches else corpus.L):
             raise ConfigError(
                 f"batch: {batch} rows over {world} worker(s) are {batch // world} each, fewer "
                 f"than the {corpus.L} training classes"
@@ -314,7 +326,7 @@ class NetworkModel(Model):
         network = self.network(device)
         rows = max(64, _BLOCK_BYTES // (4 * self.dx))
         for start in range(0, len(X), rows):
-            x = torch.from_numpy(np.ascontiguousarray(X[start : start + rows])).to(device)
+            x = tensor_of(X[start : start + rows]).to(device)
             with torch.inference_mode(), autocast(device, precision):
                 found = network.codes(x) if what == "codes" else network.embed(x)
                 if found is None:
@@ -337,6 +349,15 @@ class NetworkModel(Model):
         return normalise(X, how, tensors.get("mean"), tensors.get("inverse_std"))
 
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        self._check_embeddings(E)
+        if self.da is None:
+            return self.embed(E), np.zeros(len(E))
+        with torch.inference_mode():
+            V = self.network().project(tensor_of(E))
+        assert V is not None, "a model that takes embeddings projects them"
+        return V.numpy(), np.zeros(len(E))
+
+    def _check_embeddings(self, E: NDArray[np.float32]) -> None:
         width = self.dx if self.da is None else self.da
         if E.shape[1] != width:
             hint = (
@@ -349,12 +370,6 @@ class NetworkModel(Model):
                 expected=f"class embeddings of width {width}{hint}",
                 found=str(E.shape[1]),
             )
-        if self.da is None:
-            return self.embed(E), np.zeros(len(E))
-        with torch.inference_mode():
-            V = self.network().project(torch.from_numpy(np.ascontiguousarray(E)))
-        assert V is not None, "a model that takes embeddings projects them"
-        return V.numpy(), np.zeros(len(E))
 
     def class_prototypes(
         self, ids: Sequence[str]
@@ -374,6 +389,11 @@ class NetworkModel(Model):
         chosen = np.array([place[name] for name in ids], np.int64)
         V, bias = layer
         return _array(V)[chosen], _array(bias)[chosen].astype(np.float64)
+
+
+def tensor_of(X: NDArray[Any]) -> Tensor:
+    """A tensor of rows [n, a]; a copy where torch would warn that it must not write into them."""
+    return torch.from_numpy(np.require(X, requirements=["C", "W"]))
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

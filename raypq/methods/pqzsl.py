@@ -19,26 +19,29 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from raypq.config import Metric, Positive
-from raypq.errors import ConfigError, InputError
-from raypq.methods.base import Array, Corpus, MethodSettings, Normalise, State, Stats, TrainBatch
-from raypq.methods.linear import LinearModel, normalise
-from raypq.methods.opq import advance_and_polish, allocate, fix_signs, gram
-from raypq.methods.pq import PQ, PQModel, PQSettings, scale
+from raypq.errors import ConfigError
+from raypq.methods.base import Array, Corpus, MethodSettings, State, Stats
+from raypq.methods.linear import LinearModel
+from raypq.methods.moments import (
+    Matrix,
+    Moments,
+    MomentsPQ,
+    MomentsSettings,
+    balanced_axes,
+    moments,
+)
+from raypq.methods.opq import advance_and_polish
+from raypq.methods.pq import PQModel
 
-Matrix = NDArray[Any]  # float64; NumPy types its linear algebra only loosely
 
-
-class PQZSLSettings(PQSettings):
+class PQZSLSettings(MomentsSettings):
     """The paper's weights, and what it leaves open."""
 
     M: Positive = Field(37, description="sub-codebooks; the common space is padded to a multiple")
     metric: Metric = "cosine"
-    normalise: Normalise = "unit"
-    attributes: Normalise = Field("unit", description="normalisation of class embeddings")
     alpha: float = Field(300.0, gt=0, description="weight of the centre loss, eq. 11")
     beta: float = Field(1.0, gt=0, description="weight of reconstructing attributes, eq. 13")
     lam: float = Field(1.0, gt=0, description="weight of projecting attributes, eq. 13")
@@ -46,20 +49,6 @@ class PQZSLSettings(PQSettings):
     ridge: float = Field(3.0, ge=0, description="added to the diagonal of XXᵀ, eq. 16")
     iterations: Positive = Field(10, description="joint updates of all parameters")
     polish: int = Field(10, ge=0, description="passes for the codebooks alone, embedding fixed")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Moments:
-    """What the embeddings need of the data.
-
-    Attributes:
-        G: XXᵀ [dx, dx]. S: XYᵀ [dx, L]. n: images of each class [L]. A: attributes [da, L].
-    """
-
-    G: Matrix
-    S: Matrix
-    n: Matrix
-    A: Matrix
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,11 +80,7 @@ class Embedding:
         variances, as parametric OPQ does. The zero dimensions that pad L to a multiple of M
         spread over the parts.
         """
-        L = len(self.Z)
-        variance, axes = np.linalg.eigh(self.P @ data.G @ self.P.T)
-        order = np.argsort(variance)[::-1]
-        turn = np.pad(fix_signs(axes.T[order]), ((0, -L % M), (0, 0)))
-        turn = turn[allocate(np.pad(variance[order], (0, -L % M)), M)]
+        turn = balanced_axes(self.P @ data.G @ self.P.T, M)
         return replace(self, **{name: turn @ getattr(self, name) for name in "PQZFH"})
 
     # Z_s enters only through these products, which follow from G, S and n.
@@ -175,16 +160,6 @@ class Embedding:
         }
 
 
-def class_sums(X: NDArray[np.float32], y: NDArray[np.int32], L: int) -> Matrix:
-    """XYᵀ [dx, L]: the sum of the rows of each class, float64."""
-    order = np.argsort(y, kind="stable")
-    classes, starts = np.unique(y[order], return_index=True)
-    S = np.zeros((X.shape[1], L))
-    if len(y):
-        S[:, classes] = np.add.reduceat(X[order].astype(np.float64), starts, axis=0).T
-    return S
-
-
 def solve_p(target: Matrix, G: Matrix, ridge: float) -> Matrix:
     """Eq. 16: target (G + ridge·I)⁻¹.
 
@@ -201,14 +176,12 @@ class PQZSLModel(PQModel):
     method = "pqzsl"
 
 
-class PQZSL(PQ):
+class PQZSL(MomentsPQ):
     """The joint learning of P, Q, C, B, Z_s and Z (section 3.2)."""
 
     name = "pqzsl"
     settings_class: ClassVar[type[MethodSettings]] = PQZSLSettings
     model_class: ClassVar[type[LinearModel]] = PQZSLModel
-    needs_classes = True
-    needs_embeddings = True
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {
         "normalise": ("unit", "zscore-unit"),
         "ridge": (1.0, 3.0, 10.0, 30.0),
@@ -219,50 +192,19 @@ class PQZSL(PQ):
     settings: PQZSLSettings
 
     def _check_width(self, corpus: Corpus) -> None:
-        if corpus.A is None:
-            raise ConfigError("pqzsl needs a class table: pass --classes")
-        if corpus.L < self.settings.M:
+        if corpus.A is not None and corpus.L < self.settings.M:
             raise ConfigError(
                 f"M: {self.settings.M} sub-codebooks are more than the {corpus.L} training classes "
                 "(the common space has one dimension for each)"
             )
+        super()._check_width(corpus)
 
-    def _constants(self, corpus: Corpus) -> dict[str, Array]:
-        assert corpus.A is not None, "checked before"
-        raw = corpus.A.astype(np.float64)
-        fitted = scale(np.array(float(len(raw))), raw.sum(axis=0), (raw * raw).sum(axis=0))
-        how = self.settings.attributes
-        constants = {f"class_{name}": value for name, value in fitted.items()}
-        A = normalise(corpus.A, how, fitted["mean"], fitted["inverse_std"])
-        names = np.array(corpus.names or range(corpus.L), dtype=np.str_)
-        return {"A": A, "names": names, **(constants if how.startswith("zscore") else {})}
+    def _rank(self, corpus: Corpus) -> int:
+        return corpus.L
 
-    def _accumulate_sample(self, state: State, batch: TrainBatch, X: NDArray[np.float32]) -> Stats:
-        stats = super()._accumulate_sample(state, batch, X)
-        assert batch.y is not None, "the training stage refuses rows without a label"
-        L = len(state.arrays["A"])
-        stats.sums |= {
-            "G": gram(X),
-            "S": class_sums(X, batch.y, L),
-            "n": np.bincount(batch.y, minlength=L).astype(np.float64),
-        }
-        return stats
-
-    def _first_projection(self, state: State, stats: Stats) -> State:
-        sums = stats.sums
-        empty = state.arrays["names"][sums["n"] == 0]
-        if len(empty):
-            raise InputError(
-                "training classes",
-                expected="at least one image of each seen class",
-                found=f"none of {', '.join(empty[:5])}{', …' if len(empty) > 5 else ''} "
-                f"({len(empty)} in all; mark classes without images as not seen)",
-            )
-        state = state.then({"_G": sums["G"], "_S": sums["S"], "_n": sums["n"]})
+    def _embedding(self, state: State, data: Moments) -> dict[str, Array]:
         rng = np.random.default_rng([self.settings.seed, 3])
-        data = _moments(state)
-        embedding = Embedding.initial(data, self.settings, rng).balanced(data, self.settings.M)
-        return state.then(_arrays(embedding))
+        return _arrays(Embedding.initial(data, self.settings, rng).balanced(data, self.settings.M))
 
     def _moves_projection(self, state: State) -> bool:
         return state.iteration < self.settings.iterations
@@ -270,12 +212,12 @@ class PQZSL(PQ):
     def _next_projection(self, state: State, stats: Stats) -> State:
         if not self._moves_projection(state):
             return state
-        data, embedding = _moments(state), _embedding(state)
+        data, embedding = moments(state), _parameters(state)
         return state.then(_arrays(embedding.step(stats.sums["qx"], data, self.settings)))
 
     def _objective(self, state: State, stats: Stats) -> dict[str, Any]:
         note = super()._objective(state, stats)
-        data, embedding = _moments(state), _embedding(state)
+        data, embedding = moments(state), _parameters(state)
         terms = embedding.losses(data, self.settings)
         rows = float(data.n.sum())
         quantization = note["quantization_error"]
@@ -295,12 +237,5 @@ def _arrays(embedding: Embedding) -> dict[str, Array]:
     }
 
 
-def _moments(state: State) -> Moments:
-    arrays = state.arrays
-    return Moments(
-        G=arrays["_G"], S=arrays["_S"], n=arrays["_n"], A=arrays["A"].astype(np.float64).T
-    )
-
-
-def _embedding(state: State) -> Embedding:
+def _parameters(state: State) -> Embedding:
     return Embedding(**{name: state.arrays[f"_{name}"] for name in "PQZFH"})

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from raypq.data.class_layer import ClassLayer
 from raypq.data.models import ModelFiles
 from raypq.errors import ConfigError, ModelError
 from raypq.methods.base import Method, Model, ReductionMethod
+from raypq.methods.clusterable import Clusterable
 from raypq.methods.dpq import DPQ
+from raypq.methods.eszsl import ESZSL
 from raypq.methods.gpq import GPQ
 from raypq.methods.opq import OPQ
 from raypq.methods.pq import PQ
 from raypq.methods.pqzsl import PQZSL
+from raypq.methods.psr import PSR
+from raypq.methods.sae import SAE
 from raypq.methods.vq import VQ
 
-METHODS: Mapping[str, type[Method]] = {cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ, DPQ, GPQ)}
+METHODS: Mapping[str, type[Method]] = {
+    cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ, DPQ, GPQ, ESZSL, SAE, PSR, Clusterable)
+}
 
 
 def find(name: str) -> type[Method]:
@@ -63,4 +70,4 @@ def load(uri: str) -> Model:
         raise ModelError(uri, expected=f"a method among {', '.join(sorted(METHODS))}", found=name)
     cls = METHODS[name]
     settings = cls.settings_class.parse(files.content["settings"], origin=f"{uri}: settings")
-    return cls.model_class.from_files(files, settings)
+    return cls.model_class.from_files(files, settings, ClassLayer.load(uri))

@@ -202,7 +202,7 @@ class Plan:
             models = [*judges] * len(shards)  # there is one: the job names it
         settings = job.model_dump_json(include={"candidates", "top_k", "columns"})
         works = {
-            name: work_id(name, f"{settings}{judge.metric}:{judge.calibration!r}:{table.digest}")
+            name: work_id(name, f"{settings}{judge.settings}:{table.digest}")
             for name, judge in judges.items()
         }
         tasks = [

@@ -39,9 +39,9 @@ class Candidates:
         self, model: Model, chosen: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Prototypes V [t, D] and bias [t] of some classes of the table."""
-        if model.classes is None:
-            return model.prototypes(self.table.embeddings[chosen])
-        return model.class_prototypes([self.table.ids[int(index)].as_py() for index in chosen])
+        ids = [self.table.ids[int(index)].as_py() for index in chosen]
+        E = self.table.E if model.classes is not None else self.table.embeddings
+        return model.prototypes_of(ids, None if E is None else E[chosen])
 
     @cached_property
     def groups(self) -> dict[str, NDArray[np.int64]]:
@@ -78,6 +78,13 @@ class Judge:
             built[name] = self.model.tables(V, bias, self.metric)
         return built
 
+    @property
+    def settings(self) -> str:
+        """What its scores depend on beside the model's fingerprint and the class table."""
+        layer = self.model.layer
+        added = "" if layer is None else f":{layer.digest}"
+        return f"{self.metric}:{self.calibration!r}{added}"
+
     def describe(self) -> dict[str, Any]:
         """What a version says of it."""
         return {
@@ -113,13 +120,27 @@ def appoint(job: ClassifyJob, codes: Snapshot | None, candidates: Candidates) ->
         raise ConfigError(f"calibration: {job.classes} has no column 'seen' to calibrate by")
     judges = {}
     for name, model in models.items():
+        calibration = _calibration(job, model, places[name])
+        model = _with_table(model, table)
         # They must fit before any work starts.
         candidates.prototypes(model, candidates.chosen[: 1 if model.classes is None else None])
-        calibration = _calibration(job, model, places[name])
         judges[name] = Judge(
             model=model, metric=job.metric or model.class_metric, calibration=calibration
         )
     return judges
+
+
+def _with_table(model: Model, table: ClassTable) -> Model:
+    """The model with prototypes of the whole table, where they depend on one another.
+
+    They are made once, here, and not by each worker.
+    """
+    if not model.joint_classes:
+        return model
+    ids = table.ids.to_pylist()
+    if model.layer is not None and model.layer.find(ids, table.embeddings) is not None:
+        return model
+    return model.with_classes(ids, table.embeddings)
 
 
 def told_of(judges: Mapping[str, Judge], receipts: Iterable[Receipt]) -> dict[str, Any]:

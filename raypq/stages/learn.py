@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,13 @@ from raypq.data.shard_stats import ShardStats
 from raypq.data.storage import is_local, join, local_path
 from raypq.errors import InputError, ShardFailure
 from raypq.methods.base import Corpus, Model, ReductionMethod
-from raypq.methods.gradient import GradientMethod, Network
+from raypq.methods.gradient import GradientMethod, Network, seeded, tensor_of
 from raypq.methods.pq import scale
 from raypq.stages.checkpoint import Checkpoints
 from raypq.stages.crew import Crew, in_order, settle
 from raypq.stages.learner import Lesson, Note
 from raypq.stages.passes import Plan, TrainWorker, measure, run_pass
+from raypq.stages.sample import draw
 from raypq.stages.stream import Source
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
 
@@ -111,6 +113,7 @@ def learn(job: TrainJob, method: GradientMethod, plan: Plan, crew: Crew) -> Fitt
     assert done is not None, "training ends with a checkpoint"
     network = method.network(plan.corpus)
     network.load_state_dict(done.weights)
+    _finish(job, method, network, lesson, crew)
     network.finished = done.progress.phase == len(method.phases())
     codebooks, more = _follow_up(job, method, network, lesson, plan, crew)
     model = method.freeze(
@@ -239,8 +242,28 @@ class Embedder:
 
     def __call__(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            x = torch.from_numpy(self.lesson.normalised(X))
+            x = tensor_of(self.lesson.normalised(X))
             return self.network.embed(x).float().numpy()
+
+
+def _finish(
+    job: TrainJob, method: GradientMethod, network: Network, lesson: Lesson, crew: Crew
+) -> None:
+    """The method's last word on its network, with a sample of the rows it was trained on."""
+    if not method.sample_rows:
+        return
+    source = lesson.labelled
+    rows = sum(task.rows for task in source.tasks)
+    rng = np.random.default_rng([method.settings.seed, 14])
+    starts = [0, *accumulate(task.rows for task in source.tasks)]
+    chosen = np.sort(rng.choice(rows, min(method.sample_rows, rows), replace=False))
+    # Bad shards are gone by now, so rows are counted anew.
+    tasks = [replace(task, row=start) for task, start in zip(source.tasks, starts, strict=False)]
+    X, y, failed = draw(job, tasks, source.width, source.classes, chosen, crew)
+    settle(failed, 0, "fail")
+    with seeded(method.settings.seed, 13):
+        network.eval()
+        method.finish(network, lesson.corpus, lesson.normalised(X), y)
 
 
 def _follow_up(

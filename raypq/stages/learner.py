@@ -29,6 +29,7 @@ from raypq.methods.gradient import (
     Phase,
     autocast,
     seeded,
+    tensor_of,
 )
 from raypq.methods.linear import normalise
 from raypq.stages.checkpoint import (
@@ -131,6 +132,7 @@ class Learner:
             lr=phase.rate,
             betas=(settings.beta1, 0.999),
             weight_decay=settings.weight_decay,
+            fused=True,  # a third of the time of a step otherwise, where batches are small
         )
         restore_moments(optimizer, moments)
         module: torch.nn.Module = self.network
@@ -214,7 +216,7 @@ class Learner:
 
     def _tensors(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         X, y = rows
-        x = torch.from_numpy(self.lesson.normalised(X)).to(self.device)
+        x = tensor_of(self.lesson.normalised(X)).to(self.device)
         return x, None if y is None else torch.from_numpy(y.astype(np.int64)).to(self.device)
 
     def _mean(self, values: dict[str, float]) -> dict[str, float]:

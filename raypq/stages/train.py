@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from raypq import console, kernels
 from raypq.config import TrainJob
 from raypq.data.codes import bytes_per_code
 from raypq.data.models import check_vacant
 from raypq.errors import ShardFailure
 from raypq.methods import registry
-from raypq.methods.base import Model, ReductionMethod, State
+from raypq.methods.base import Corpus, Model, ReductionMethod, State
 from raypq.methods.gradient import GradientMethod
 from raypq.stages.crew import Crew, settle
 from raypq.stages.drift import baseline_of
@@ -61,6 +63,7 @@ def train(job: TrainJob, crew: Crew) -> Trained:
     if baseline := baseline_of(fitted.measured, images=images, K=model.K):
         record["baseline"] = baseline.model_dump(mode="json")
     model = replace(model, record={**record, **(tuned.record() if tuned else {})})
+    model = _with_classes(model, plan.corpus)
     fingerprint = model.save(job.output)
     fitted.tidy()
     seconds = time.monotonic() - start
@@ -82,6 +85,16 @@ def train(job: TrainJob, crew: Crew) -> Trained:
         "quarantined": quarantined,
     }
     return Trained(model=model, quarantined=fitted.failures, summary=summary)
+
+
+def _with_classes(model: Model, corpus: Corpus) -> Model:
+    """The model with prototypes of the whole class table, where they depend on one another."""
+    if not model.joint_classes or corpus.A is None:
+        return model
+    if corpus.A_other is None:
+        return model.with_classes(corpus.names, corpus.A)
+    ids = (*corpus.names, *corpus.other_names)
+    return model.with_classes(ids, np.concatenate([corpus.A, corpus.A_other]))
 
 
 def _reduce(job: TrainJob, method: ReductionMethod, plan: Plan, crew: Crew) -> Fitted:

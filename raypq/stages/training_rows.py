@@ -67,10 +67,11 @@ class TrainingClasses:
         if len(bad):
             row = int(bad[0])
             label = batch.labels[row].as_py()
+            kind = "class without embedding" if label in self.table.excluded else "unseen class"
             raise InputError(
                 f"{batch.where}, row {batch.row + row}",
                 expected="the label of a seen class",
-                found=f"{'no label' if label is None else f'unseen class {label!r}'} "
+                found=f"{'no label' if label is None else f'{kind} {label!r}'} "
                 f"({len(bad)} such row(s) in this batch)",
             )
         return y

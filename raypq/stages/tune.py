@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq import console
-from raypq.config import Columns, TrainJob
-from raypq.errors import ConfigError, ShardFailure
+from raypq.config import TrainJob
+from raypq.errors import ConfigError
 from raypq.kernels import topk_per_vector
 from raypq.methods import registry
-from raypq.methods.base import Corpus, Model, Stats, TrainBatch
+from raypq.methods.base import Corpus, Model
 from raypq.stages.crew import Crew, in_order, settle
 from raypq.stages.evaluate import harmonic
-from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
+from raypq.stages.rehearse import fit_rows
+from raypq.stages.sample import draw
 
 if TYPE_CHECKING:
     from raypq.stages.passes import Plan
@@ -34,7 +35,6 @@ SPLITS = 3
 UNSEEN_SHARE = 0.25  # of the training classes
 HELD_OUT_SHARE = 0.2  # of the rows of the other classes
 CURVE_POINTS = 512  # values of γ that are tried
-_BATCH = 4096
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,7 +111,7 @@ def tune(job: TrainJob, plan: Plan, crew: Crew) -> Tuned:
     if plan.corpus.L < 8:
         raise ConfigError(f"--tune needs at least 8 training classes, found {plan.corpus.L}")
     seed = registry.create(job.method, job.settings).settings.seed
-    sample = draw(job, plan, crew, seed)
+    sample = _sample(job, plan, crew, seed)
     combinations = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
     trials = [
         Trial(settings=chosen, split=split) for chosen in combinations for split in range(SPLITS)
@@ -151,49 +151,15 @@ def _choose(job: TrainJob, combinations: list[dict[str, Any]], judged: list[Judg
     return Tuned(settings=settings, calibration=calibration, table=order)
 
 
-def draw(job: TrainJob, plan: Plan, crew: Crew, seed: int) -> Sample:
+def _sample(job: TrainJob, plan: Plan, crew: Crew, seed: int) -> Sample:
     """Reads a sample of the training rows into memory."""
     rng = np.random.default_rng([seed, 10])
     N = plan.corpus.N
     rows = np.sort(rng.choice(N, min(N, ROWS), replace=False))
     assert plan.classes is not None, "checked before"
-    parts: list[tuple[NDArray[np.float32], NDArray[np.int32]]] = []
-    failures: list[ShardFailure] = []
-    args = (rows, job.columns, plan.corpus.dx, plan.classes)
-    with crew.hire(SampleWorker, *args) as gang:
-        for outcome in in_order(gang.map(plan.tasks)):
-            if outcome.failure:
-                failures.append(outcome.failure)
-            else:
-                parts.append(outcome.result)
-    settle(failures, len(parts), job.on_bad_shard)
-    return Sample(
-        X=np.concatenate([X for X, _ in parts]),
-        y=np.concatenate([y for _, y in parts]),
-        corpus=plan.corpus,
-    )
-
-
-class SampleWorker:
-    """Reads the chosen rows of a shard."""
-
-    def __init__(
-        self, rows: NDArray[np.int64], columns: Columns, width: int, classes: TrainingClasses
-    ) -> None:
-        self._rows, self._columns, self._width, self._classes = rows, columns, width, classes
-
-    def __call__(
-        self, task: TrainTask, shared: None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        X: list[NDArray[np.float32]] = [np.empty((0, self._width), np.float32)]
-        y: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
-        for batch in training_batches(task, self._columns, self._width, self._classes):
-            low, high = np.searchsorted(self._rows, [batch.row, batch.row + len(batch.X)])
-            chosen = self._rows[low:high] - batch.row
-            assert batch.y is not None, "classes were given"
-            X.append(batch.X[chosen])
-            y.append(batch.y[chosen])
-        return np.concatenate(X), np.concatenate(y)
+    X, y, failures = draw(job, plan.tasks, plan.corpus.dx, plan.classes, rows, crew)
+    settle(failures, len(plan.tasks) - len(failures), job.on_bad_shard)
+    return Sample(X=X, y=y, corpus=plan.corpus)
 
 
 class TuneWorker:
@@ -212,7 +178,7 @@ class TuneWorker:
         self, settings: Mapping[str, Any], rows: NDArray[np.bool_], classes: NDArray[np.bool_]
     ) -> Model:
         cls = registry.find(self._method)
-        method = registry.create_reduction(self._method, {**settings, **cls.trial_settings})
+        method = registry.create(self._method, {**settings, **cls.trial_settings})
         sample = self._sample
         assert sample.corpus.A is not None, "checked before"
         # Classes that a sample of the rows misses cannot be trained on.
@@ -221,15 +187,9 @@ class TuneWorker:
         place = np.full(len(classes), -1, np.int32)
         place[chosen] = np.arange(len(chosen), dtype=np.int32)
         X, y = sample.X[rows], place[sample.y[rows]]
-        state = method.begin(Corpus(N=len(X), dx=X.shape[1], A=sample.corpus.A[chosen]))
-        while not state.done:
-            stats = Stats()
-            for row in range(0, len(X), _BATCH):
-                part = slice(row, row + _BATCH)
-                batch = TrainBatch(X=X[part], y=y[part], row=row)
-                stats.merge(method.accumulate(state, batch))
-            state = method.update(state, stats)
-        return method.model(state)
+        names = tuple(sample.corpus.names[index] for index in chosen)
+        corpus = Corpus(N=len(X), dx=X.shape[1], A=sample.corpus.A[chosen], names=names)
+        return fit_rows(method, corpus, X, y)
 
 
 def split_rows(

@@ -415,7 +415,7 @@ def codes_taken_for_predictions(place):
 # ---- usage ---------------------------------------------------------------------------------
 
 
-@case(2, "'nearest'", "opq, pq, pqzsl, vq")
+@case(2, "'nearest'", "opq, pq, pqzsl, psr, sae, vq")
 def an_unknown_method(place):
     return place.fit("nearest")
 

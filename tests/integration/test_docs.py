@@ -38,6 +38,12 @@ ELSEWHERE = {
     "raypq bench all --show FILE": "the generated block below it",
     "raypq bench rates --json rates.json": "tests/unit/test_sizing.py, by its function",
     "raypq plan --images 1000000 --rates rates.json": "the generated blocks below it",
+    "raypq train psr": "tests/integration/test_zeroshot.py",
+    "raypq train clusterable": "tests/integration/test_zeroshot.py",
+    "raypq infer-semantics": "tests/integration/test_zeroshot.py",
+    "raypq add-classes": "tests/integration/test_zeroshot.py",
+    "raypq evaluate fewshot": "tests/integration/test_zeroshot.py",
+    "raypq evaluate clusterability": "tests/integration/test_zeroshot.py",
     "raypq ablation": "tests/integration/test_cifar10.py, by its function",
 }
 

@@ -176,7 +176,10 @@ def test_many_row_groups(write):
         ({"in_2hops": ["yes"] * 6}, "'in_2hops': expected booleans"),
         ({"embedding": ["x"] * 6}, "'embedding': expected a vector column"),
         ({"embedding": pa.array([[1.0]] * 5 + [[1.0, 2.0]])}, "row 5: expected 1 values, found 2"),
-        ({"embedding": pa.array([[1.0]] * 5 + [None])}, "row 5: expected a vector, found a null"),
+        (
+            {"embedding": pa.array([None] * 6, pa.list_(pa.float32()))},
+            "embeddings, found nulls only",
+        ),
         ({"embedding": np.where(E == 7, np.nan, E)}, r"row 3 \(id 'd'\).*NaN or Inf"),
     ],
 )
@@ -224,3 +227,27 @@ def test_a_written_table_reads_back_the_same(tmp_path):
     assert json.dumps(ClassTable.open(str(tmp_path / "c.parquet")).ids.to_pylist()) == json.dumps(
         IDS
     )
+
+
+def test_a_class_without_embedding_is_left_out_by_name(write, caplog):
+    vectors = pa.array([[1.0], [2.0], None, [4.0], None, [6.0]], pa.list_(pa.float32()))
+    with caplog.at_level("WARNING", "raypq"):
+        table = ClassTable.open(write("c.parquet", **COLUMNS | {"embedding": vectors}))
+    assert table.excluded == ("c", "e")
+    assert "2 classes have no embedding and are left out (c, e)" in caplog.text
+    assert "infer-semantics" in caplog.text
+    assert table.ids.to_pylist() == ["a", "b", "d", "f"]
+    np.testing.assert_array_equal(table.embeddings[:, 0], [1, 2, 4, 6])
+    assert chosen(table, "unseen") == "df"
+    # Rows labelled with such a class count as unlabelled; an unknown label is still an error.
+    assert table.index(pa.array(["d", "c", None]), where="x").tolist() == [2, -1, -1]
+    with pytest.raises(InputError, match="'z'"):
+        table.index(pa.array(["z"]), where="x")
+
+
+def test_candidates_without_embedding_are_refused(write, tmp_path):
+    vectors = pa.array([[1.0], [2.0], None, [4.0], [5.0], [6.0]], pa.list_(pa.float32()))
+    table = ClassTable.open(write("c.parquet", **COLUMNS | {"embedding": vectors}))
+    (tmp_path / "some.txt").write_text("a\nc\n")
+    with pytest.raises(InputError, match=r"class_ids with an embedding in .*, found 'c' without"):
+        table.select(str(tmp_path / "some.txt"))

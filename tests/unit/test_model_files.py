@@ -155,7 +155,7 @@ def test_an_unknown_method(files, tmp_path):
 
 
 def test_the_registry_names_its_methods():
-    with pytest.raises(ConfigError, match="'nearest'; expected one of dpq, gpq, opq, pq"):
+    with pytest.raises(ConfigError, match="'nearest'; expected one of clusterable, dpq, eszsl"):
         registry.find("nearest")
     with pytest.raises(ConfigError, match="pq settings: unknown key 'Q'; allowed: K, M"):
         registry.create("pq", {"Q": 1})

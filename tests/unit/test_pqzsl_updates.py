@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from raypq.methods.linear import product
-from raypq.methods.pqzsl import Embedding, Moments, PQZSLSettings, solve_p
+from raypq.methods.moments import Moments
+from raypq.methods.pqzsl import Embedding, PQZSLSettings, solve_p
 
 DX, DA, L, D, N = 7, 4, 5, 6, 40
 # Weights of one size, so that no term hides behind another.

@@ -1,0 +1,107 @@
+"""Prototypes that a model keeps for some classes: ``classes.safetensors`` + ``classes.json``.
+
+They stand beside the model and are no part of its fingerprint: codes do not depend on them, so
+classes can be added to a model without touching a code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from raypq.data.storage import exists, join, read_bytes, write_bytes
+from raypq.errors import ModelError
+
+Prototypes = tuple[NDArray[np.float32], NDArray[np.float64]]
+_NAME, _TENSORS = "classes.json", "classes.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassLayer:
+    """Classes by class_id, with their embeddings E [T, da], prototypes V [T, D] and bias [T]."""
+
+    ids: tuple[str, ...]
+    E: NDArray[np.float32]
+    V: NDArray[np.float32]
+    bias: NDArray[np.float64]
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.ids)}
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the content."""
+        found = hashlib.sha256("\n".join(self.ids).encode())
+        for array in (self.E, self.V, self.bias):
+            found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
+
+    def find(self, ids: Sequence[str], E: NDArray[np.float32] | None) -> Prototypes | None:
+        """V and bias of these classes; None if one is missing or has another embedding here."""
+        if any(name not in self._place for name in ids):
+            return None
+        at = np.array([self._place[name] for name in ids], np.int64)
+        if E is not None and not np.array_equal(self.E[at], E):
+            return None
+        return self.V[at], self.bias[at]
+
+    def joined(
+        self, ids: Sequence[str], E: NDArray[np.float32]
+    ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+        """The classes of the layer and further ones; a class in both takes the new embedding."""
+        new = set(ids)
+        kept = [index for index, name in enumerate(self.ids) if name not in new]
+        names = tuple(self.ids[index] for index in kept) + tuple(ids)
+        return names, np.concatenate([self.E[kept], E])
+
+    def save(self, uri: str) -> None:
+        """Writes it into a model directory."""
+        tensors: dict[str, NDArray[Any]] = {"E": self.E, "V": self.V, "bias": self.bias}
+        write_bytes(
+            join(uri, _TENSORS),
+            save_tensors({name: np.ascontiguousarray(one) for name, one in tensors.items()}),
+        )
+        document = {"ids": list(self.ids), "digest": self.digest}
+        write_bytes(join(uri, _NAME), json.dumps(document, indent=1).encode())
+
+    @classmethod
+    def load(cls, uri: str) -> Self | None:
+        """The layer of a model directory, if it has one.
+
+        Raises:
+            ModelError: it cannot be read, or is not what was written.
+        """
+        if not exists(join(uri, _NAME)):
+            return None
+        try:
+            document = json.loads(read_bytes(join(uri, _NAME)))
+            tensors = load_tensors(read_bytes(join(uri, _TENSORS)))
+            layer = cls(
+                ids=tuple(document["ids"]),
+                E=tensors["E"],
+                V=tensors["V"],
+                bias=tensors["bias"],
+            )
+            written = str(document["digest"])
+        except (FileNotFoundError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise ModelError(
+                join(uri, _NAME), expected="the classes of a model", found=str(error)
+            ) from None
+        if layer.digest != written:
+            raise ModelError(
+                join(uri, _NAME),
+                expected=f"content of digest {written[:12]}",
+                found=f"{layer.digest[:12]} (the files were changed)",
+            )
+        return layer

@@ -1,0 +1,77 @@
+"""ESZSL: a bilinear score between images and class embeddings, in closed form.
+
+Romera-Paredes and Torr, "An embarrassingly simple approach to zero-shot learning" (ICML 2015).
+With rows as images, one column a class, the score of image x and class a is xᵀWa, and
+
+    W = (XXᵀ + γI)⁻¹ X Yᵀ Aᵀ (AAᵀ + λI)⁻¹
+
+W has rank min(L, da) at most, so the common space is its row space: nothing that a score ignores
+takes part in the codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from raypq.config import Metric
+from raypq.errors import ConfigError
+from raypq.methods.base import Array, MethodSettings, State
+from raypq.methods.linear import LinearModel
+from raypq.methods.moments import Matrix, Moments, MomentsPQ, SpanSettings, balanced_axes
+from raypq.methods.pq import PQModel
+
+
+class ESZSLSettings(SpanSettings):
+    """The two ridges; γ grows with the number of images."""
+
+    metric: Metric = "dot"
+    gamma: float = Field(3.0, ge=0, description="added to the diagonal of XXᵀ")
+    lam: float = Field(0.3, ge=0, description="added to the diagonal of AAᵀ")
+    negative: float = Field(0.0, description="target of the other classes; −1 in the paper")
+
+
+class ESZSLModel(PQModel):
+    method = "eszsl"
+
+
+class ESZSL(MomentsPQ):
+    """The bilinear map, and PQ over what it keeps of an image."""
+
+    name = "eszsl"
+    settings_class: ClassVar[type[MethodSettings]] = ESZSLSettings
+    model_class: ClassVar[type[LinearModel]] = ESZSLModel
+    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "normalise": ("unit", "zscore-unit"),
+        "gamma": (0.3, 1.0, 3.0, 10.0, 30.0),
+        "lam": (0.1, 0.3, 1.0, 3.0),
+    }
+    trial_settings: ClassVar[Mapping[str, Any]] = {"M": 1, "K": 16, "iterations": 1}
+    settings: ESZSLSettings
+
+    def _embedding(self, state: State, data: Moments) -> dict[str, Array]:
+        W = self.bilinear(data)
+        rank = min(len(data.n), *W.shape)
+        turn = balanced_axes(W.T @ data.G @ W, self.settings.M, rank)
+        P, Q = turn @ W.T, turn
+        return {"P": P.astype(np.float32), "Q": Q.astype(np.float32)}
+
+    def bilinear(self, data: Moments) -> Matrix:
+        """W [dx, da].
+
+        Raises:
+            ConfigError: XXᵀ or AAᵀ is singular and its ridge is zero.
+        """
+        settings = self.settings
+        # Targets are 1 for an image's own class and ``negative`` for the others.
+        everything = data.S.sum(axis=1, keepdims=True)
+        targets = (1 - settings.negative) * data.S + settings.negative * everything
+        left = data.G + settings.gamma * np.eye(len(data.G))
+        right = data.A @ data.A.T + settings.lam * np.eye(len(data.A))
+        try:
+            return np.linalg.solve(left, np.linalg.solve(right, data.A @ targets.T).T)
+        except np.linalg.LinAlgError:
+            raise ConfigError("gamma, lam: XXᵀ or AAᵀ is singular; set both above 0") from None

@@ -1,0 +1,162 @@
+"""The networks of the clusterable-features method: F, M, the classifier and the CVAE.
+
+Xu, Shu and Samaras, "Learning Clusterable Visual Features for Zero-Shot Recognition" (2020). An
+image x goes through F (fine-tuned by Gaussian similarity, eq. 9) and M (a fully connected layer
+with a sigmoid) to x'; the CVAE learns to make x' of a class from its embedding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raypq.errors import DivergenceError
+from raypq.methods.gradient import Batch, Network
+from raypq.methods.subspace import Axes
+
+if TYPE_CHECKING:
+    from raypq.methods.clusterable import ClusterableSettings
+
+GAUSSIAN, CVAE = "gaussian", "cvae"  # the phases
+_COLLAPSED = 0.01  # nats of z an image, below which z tells nothing of it
+
+
+class ClusterableNetwork(Network):
+    """x → F → M → x', the generator of x', and the axes of x' that codes are made of.
+
+    Buffers: ``memory`` [L, r, D], embedded rows of each training class, which classifiers of
+    later class sets learn from; ``A`` [L, da], the embeddings of the training classes.
+    """
+
+    training_only = frozenset({"encoder", "classifier", "centres"})
+    memory: Tensor
+    A: Tensor
+
+    def __init__(self, settings: ClusterableSettings, dx: int, da: int, L: int, D: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self._kl = (0, torch.zeros(()))  # steps of this epoch, and their sum of the KL term
+        hidden, latent = settings.hidden, settings.latent or da
+        width = settings.mapping or dx
+        if settings.gaussian:
+            self.tuned = nn.Linear(dx, dx)
+            nn.init.eye_(self.tuned.weight)
+            nn.init.zeros_(self.tuned.bias)
+            self.centres = nn.Parameter(0.01 * torch.randn(L, dx))
+        if settings.mapping:
+            self.mapping = nn.Linear(dx, width)
+            self.classifier = nn.Linear(width, L)
+        self.encoder = _perceptron(width + da, hidden, 2 * latent)
+        self.decoder = _perceptron(latent + da, hidden, width)
+        self.axes = Axes(D, width)
+        self.register_buffer("A", torch.zeros(L, da))
+        self.register_buffer("memory", torch.zeros(L, settings.memory, D, dtype=torch.float16))
+
+    @property
+    def latent(self) -> int:
+        """Width of z."""
+        return self.settings.latent or self.A.shape[1]
+
+    def trainable(self, phase: str) -> list[nn.Parameter]:
+        fine = [*self.tuned.parameters(), self.centres] if self.settings.gaussian else []
+        if phase == GAUSSIAN:
+            return fine
+        known = {id(parameter) for parameter in fine}
+        return [parameter for parameter in self.parameters() if id(parameter) not in known]
+
+    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        assert batch.y is not None, "training has labels"
+        if phase == GAUSSIAN:
+            similarity = -self.settings.gamma * _distances(self.tuned(batch.x), self.centres)
+            return {"gaussian": F.cross_entropy(similarity, batch.y)}
+        return self._generate_and_classify(batch.x, batch.y)
+
+    def _generate_and_classify(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Eq. 4 with the CVAE loss of eq. 11."""
+        settings, a = self.settings, self.A[y]
+        mapped = self.map(x)
+        # The gradient of the reconstruction would make M constant, which is easy to reconstruct.
+        target = mapped.detach()
+        mean, logvar = self.encoder(torch.cat([target, a], dim=1)).chunk(2, dim=1)
+        z = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
+        made = self.generate(z, a)
+        kl = -0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(dim=1).mean()
+        self._kl = (self._kl[0] + 1, self._kl[1].to(kl.device) + kl.detach())
+        if settings.alpha:  # eq. 10, in units of each dimension's own spread
+            spread = target.std(dim=0, unbiased=False)
+            target = target + settings.alpha * spread * torch.randn_like(target)
+        terms = {
+            "reconstruction": (made - target).square().sum(dim=1).mean(),
+            "kl": settings.kl * kl,
+        }
+        if settings.mapping:
+            weight, bias = self.classifier.weight, self.classifier.bias
+            terms["cls"] = settings.lam_cls * F.cross_entropy(self.classifier(mapped), y)
+            guess = F.linear(made, weight.detach(), bias.detach())
+            terms["cls_made"] = settings.lam_made * F.cross_entropy(guess, y)
+        return terms
+
+    def begin_epoch(self, phase: str, epoch: int) -> None:
+        self._kl = (0, torch.zeros(()))
+
+    def end_epoch(self, phase: str, epoch: int) -> None:
+        """Stops where z has come to say nothing, after a first epoch to find its use.
+
+        Raises:
+            DivergenceError: naming the step.
+        """
+        steps, total = self._kl[0], float(self._kl[1])
+        if phase == CVAE and epoch and steps and total < _COLLAPSED * steps:
+            raise DivergenceError(
+                f"the CVAE collapsed by epoch {epoch}, step {steps - 1} of it: the KL term is "
+                f"{total / steps:.2g} nats an image, so all features made of a class would be the "
+                f"same; try a lower kl (now {self.settings.kl:g})"
+            )
+
+    def map(self, x: Tensor) -> Tensor:
+        """x' [n, width] of rows [n, dx]."""
+        if self.settings.gaussian:
+            x = self.tuned(x)
+        return torch.sigmoid(self.mapping(x)) if self.settings.mapping else x
+
+    def generate(self, z: Tensor, a: Tensor) -> Tensor:
+        """x' [n, width] of latent codes [n, latent] and class embeddings [n, da]."""
+        made = self.decoder(torch.cat([z, a], dim=1))
+        return F.relu(made) if self.settings.output == "relu" else made
+
+    def samples(self, a: Tensor, n: int, random: torch.Generator) -> Tensor:
+        """n generated features of each class [T, da], class after class: [T·n, width]."""
+        z = torch.randn(len(a) * n, self.latent, generator=random)
+        return self.generate(z.to(a.device), a.repeat_interleave(n, dim=0))
+
+    def remember(self, x: Tensor, y: NDArray[np.int32]) -> None:
+        """Keeps embedded rows of each class; again from the first where a class has few."""
+        u = self.embed(x)
+        for label in range(len(self.A)):
+            rows = np.flatnonzero(y == label)
+            if len(rows):
+                chosen = np.resize(rows, self.memory.shape[1])
+                self.memory[label] = u[torch.from_numpy(chosen)].half()
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.axes(self.map(x))
+
+    def codes(self, x: Tensor) -> Tensor | None:
+        return None
+
+    def codebooks(self) -> Tensor | None:
+        return None
+
+
+def _perceptron(a: int, hidden: int, b: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(a, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, b))
+
+
+def _distances(h: Tensor, w: Tensor) -> Tensor:
+    """Squared distances [n, L] of rows [n, a] to centres [L, a]."""
+    return h.square().sum(dim=1, keepdim=True) - 2 * h @ w.T + w.square().sum(dim=1)

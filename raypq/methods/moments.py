@@ -1,0 +1,155 @@
+"""The frame of methods whose embeddings follow in closed form from moments of the data.
+
+One pass gives G = XXᵀ, S = XYᵀ and the class counts, besides the rows that seed the codebooks.
+The matrices here are as in the papers, one column an image or a class.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from raypq.config import Positive
+from raypq.errors import ConfigError, InputError
+from raypq.methods.base import (
+    Array,
+    Corpus,
+    MethodSettings,
+    Normalise,
+    State,
+    Stats,
+    TrainBatch,
+    check_embeddings,
+)
+from raypq.methods.linear import normalise
+from raypq.methods.opq import allocate, fix_signs, gram
+from raypq.methods.pq import PQ, PQSettings, scale
+
+Matrix = NDArray[Any]  # float64; NumPy types its linear algebra only loosely
+
+
+class MomentsSettings(PQSettings):
+    """As pq, for methods that learn from class embeddings."""
+
+    normalise: Normalise = "unit"
+    attributes: Normalise = Field("unit", description="normalisation of class embeddings")
+
+
+class SpanSettings(MomentsSettings):
+    """For methods whose common space is the span of the prototypes."""
+
+    M: Positive = Field(64, description="sub-codebooks; the common space is padded to a multiple")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moments:
+    """What the embeddings need of the data.
+
+    Attributes:
+        G: XXᵀ [dx, dx]. S: XYᵀ [dx, L]. n: images of each class [L]. A: attributes [da, L].
+    """
+
+    G: Matrix
+    S: Matrix
+    n: Matrix
+    A: Matrix
+
+
+class MomentsPQ(PQ):
+    """PQ over an embedding that the moments give before the first assignment."""
+
+    settings_class: ClassVar[type[MethodSettings]] = MomentsSettings
+    needs_classes = True
+    needs_embeddings = True
+    settings: MomentsSettings
+
+    @abstractmethod
+    def _embedding(self, state: State, data: Moments) -> dict[str, Array]:
+        """Arrays ``P`` [D, dx] and ``Q`` [D, da] (and others that the method keeps)."""
+
+    def _check_width(self, corpus: Corpus) -> None:
+        if corpus.A is None:
+            raise ConfigError(f"{self.name} needs a class table: pass --classes")
+        check_embeddings(corpus.A)
+        rank = self._rank(corpus)
+        if rank < self.settings.M:
+            raise ConfigError(
+                f"M: {self.settings.M} sub-codebooks are more than the {rank} dimensions of the "
+                f"common space ({corpus.L} training classes, class embeddings of width "
+                f"{corpus.A.shape[1]})"
+            )
+
+    def _rank(self, corpus: Corpus) -> int:
+        """Dimensions that the common space has before it is padded."""
+        assert corpus.A is not None, "checked before"
+        return min(corpus.L, corpus.A.shape[1], corpus.dx)
+
+    def _constants(self, corpus: Corpus) -> dict[str, Array]:
+        assert corpus.A is not None, "checked before"
+        raw = corpus.A.astype(np.float64)
+        fitted = scale(np.array(float(len(raw))), raw.sum(axis=0), (raw * raw).sum(axis=0))
+        how = self.settings.attributes
+        constants = {f"class_{name}": value for name, value in fitted.items()}
+        A = normalise(corpus.A, how, fitted["mean"], fitted["inverse_std"])
+        names = np.array(corpus.names or range(corpus.L), dtype=np.str_)
+        return {"A": A, "names": names, **(constants if how.startswith("zscore") else {})}
+
+    def _accumulate_sample(self, state: State, batch: TrainBatch, X: NDArray[np.float32]) -> Stats:
+        stats = super()._accumulate_sample(state, batch, X)
+        assert batch.y is not None, "the training stage refuses rows without a label"
+        L = len(state.arrays["A"])
+        stats.sums |= {
+            "G": gram(X),
+            "S": class_sums(X, batch.y, L),
+            "n": np.bincount(batch.y, minlength=L).astype(np.float64),
+        }
+        return stats
+
+    def _first_projection(self, state: State, stats: Stats) -> State:
+        sums = stats.sums
+        empty = state.arrays["names"][sums["n"] == 0]
+        if len(empty):
+            raise InputError(
+                "training classes",
+                expected="at least one image of each seen class",
+                found=f"none of {', '.join(empty[:5])}{', …' if len(empty) > 5 else ''} "
+                f"({len(empty)} in all; mark classes without images as not seen)",
+            )
+        state = state.then({"_G": sums["G"], "_S": sums["S"], "_n": sums["n"]})
+        return state.then(self._embedding(state, moments(state)))
+
+
+def moments(state: State) -> Moments:
+    """The moments that a state holds since its first pass."""
+    arrays = state.arrays
+    return Moments(
+        G=arrays["_G"], S=arrays["_S"], n=arrays["_n"], A=arrays["A"].astype(np.float64).T
+    )
+
+
+def class_sums(X: NDArray[np.float32], y: NDArray[np.int32], L: int) -> Matrix:
+    """XYᵀ [dx, L]: the sum of the rows of each class, float64."""
+    order = np.argsort(y, kind="stable")
+    classes, starts = np.unique(y[order], return_index=True)
+    S = np.zeros((X.shape[1], L))
+    if len(y):
+        S[:, classes] = np.add.reduceat(X[order].astype(np.float64), starts, axis=0).T
+    return S
+
+
+def balanced_axes(covariance: Matrix, M: int, rank: int | None = None) -> Matrix:
+    """Principal axes [D, r] of a second moment [r, r], dealt out to M equal parts.
+
+    All parts get equal products of variances, as in parametric OPQ; D is ``rank`` (the axes of
+    most variance; default all) and the zero rows that pad it to a multiple of M.
+    """
+    variance, axes = np.linalg.eigh(covariance)
+    order = np.argsort(variance)[::-1][:rank]
+    short = -len(order) % M
+    turn = np.pad(fix_signs(axes.T[order]), ((0, short), (0, 0)))
+    return turn[allocate(np.pad(variance[order], (0, short)), M)]

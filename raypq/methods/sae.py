@@ -1,0 +1,71 @@
+"""SAE: a semantic autoencoder with tied weights, in closed form.
+
+Kodirov, Xiang and Gong, "Semantic Autoencoder for Zero-Shot Learning" (CVPR 2017). With rows as
+images X [dx, N] and the embedding of each one's class S [da, N], W [da, dx] minimises
+‖X − WᵀS‖² + λ‖WX − S‖², so
+
+    SSᵀ W + λ W XXᵀ = (1 + λ) S Xᵀ
+
+Images are compared in the visual space, cosine(x, Wᵀa): prototypes lie in the row space of W,
+which is all that codes are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from raypq.config import Metric
+from raypq.methods.base import Array, MethodSettings, State
+from raypq.methods.linear import LinearModel
+from raypq.methods.moments import Matrix, Moments, MomentsPQ, SpanSettings, balanced_axes
+from raypq.methods.pq import PQModel
+
+_FLOOR = 1e-10
+
+
+class SAESettings(SpanSettings):
+    """One weight."""
+
+    metric: Metric = "cosine"
+    lam: float = Field(0.03, gt=0, description="weight of WX = S beside X = WᵀS")
+
+
+class SAEModel(PQModel):
+    method = "sae"
+
+
+class SAE(MomentsPQ):
+    """The autoencoder, decoded: class embeddings are mapped to the visual space."""
+
+    name = "sae"
+    settings_class: ClassVar[type[MethodSettings]] = SAESettings
+    model_class: ClassVar[type[LinearModel]] = SAEModel
+    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "normalise": ("unit", "zscore-unit"),
+        "lam": (0.003, 0.01, 0.03, 0.1, 0.3),
+    }
+    trial_settings: ClassVar[Mapping[str, Any]] = {"M": 1, "K": 16, "iterations": 1}
+    settings: SAESettings
+
+    def _embedding(self, state: State, data: Moments) -> dict[str, Array]:
+        W = self.autoencoder(data)
+        rank = min(len(data.n), *W.shape)
+        axes = np.linalg.svd(W, full_matrices=False)[2][:rank]
+        turn = balanced_axes(axes @ data.G @ axes.T, self.settings.M)
+        P = turn @ axes
+        return {"P": P.astype(np.float32), "Q": (P @ W.T).astype(np.float32)}
+
+    def autoencoder(self, data: Moments) -> Matrix:
+        """W [da, dx]. Both sides of the Sylvester equation are symmetric, so their eigenvectors
+        turn it into a division."""
+        lam = self.settings.lam
+        a, left = np.linalg.eigh((data.A * data.n) @ data.A.T)
+        b, right = np.linalg.eigh(data.G)
+        target = (1 + lam) * (left.T @ data.A @ data.S.T @ right)
+        divisor = np.maximum(a, 0)[:, None] + lam * np.maximum(b, 0)[None, :]
+        floor = _FLOOR * divisor.max()
+        return left @ np.where(divisor > floor, target / np.maximum(divisor, floor), 0.0) @ right.T

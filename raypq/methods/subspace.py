@@ -1,0 +1,89 @@
+"""The axes of an image that scores depend on, and nothing else, made ready for codes.
+
+A score is x·v. If prototypes have second moment R = E[vvᵀ], then what quantizing x to q costs a
+score is (x − q)ᵀ R (x − q) on average. So codes are made of u = R^½ x, where that cost is plain
+distance, with the matching prototypes R^-½ v: u·v' = x·v. Only the axes with the largest part in
+R are kept. They are found from the training classes and from mixtures of them, so that prototypes
+of classes to come lie there too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raypq.errors import ConfigError
+from raypq.methods.base import MethodSettings, ReductionMethod
+from raypq.methods.moments import balanced_axes
+from raypq.methods.pq import PQ, PQSettings
+
+_MIXTURES = 1024
+_NOISE = 0.5  # of the spread of each attribute, beside the mixture
+_FLOOR = 0.01  # of the mean eigenvalue: how little an axis may count
+
+
+class Axes(nn.Module):
+    """D axes of a space [dx], kept as two maps: one for images and one for prototypes.
+
+    Attributes:
+        P: images [n, dx] to u [n, D]. Q: prototypes [T, dx] to v [T, D]; both are [D, dx].
+    """
+
+    P: Tensor
+    Q: Tensor
+
+    def __init__(self, D: int, dx: int) -> None:
+        super().__init__()
+        self.register_buffer("P", torch.zeros(D, dx))
+        self.register_buffer("Q", torch.zeros(D, dx))
+
+    def fit(self, V: Tensor, x: Tensor, M: int) -> None:
+        """Chooses them from prototypes V [T, dx] and images x [n, dx], balanced over M parts."""
+        D = len(self.P)
+        R = (V.double().T @ V.double()) / len(V)
+        weight, axes = torch.linalg.eigh(R)
+        weight, axes = weight.flip(0)[:D], axes.flip(1)[:, :D].T  # axes: [D, dx]
+        root = (weight + _FLOOR * weight.mean()).clamp_min(1e-12).sqrt()[:, None]
+        u = x.double() @ (root * axes).T
+        turn = torch.from_numpy(balanced_axes((u.T @ u).cpu().numpy(), M)).to(u.device)
+        self.P.copy_(turn @ (root * axes))
+        self.Q.copy_(turn @ (axes / root))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """u [n, D] of images [n, dx]."""
+        return F.linear(x, self.P)
+
+    def prototypes(self, v: Tensor) -> Tensor:
+        """v' [T, D] of prototypes [T, dx]."""
+        return F.linear(v, self.Q)
+
+
+def mixtures(A: Tensor) -> Tensor:
+    """Class embeddings that might be [n, da]: points between two classes, with noise on top."""
+    random = torch.Generator().manual_seed(0)
+    pair = torch.randint(len(A), (2, _MIXTURES), generator=random).to(A.device)
+    share = torch.rand(_MIXTURES, 1, generator=random).to(A.device)
+    noise = torch.randn(_MIXTURES, A.shape[1], generator=random).to(A.device)
+    between = share * A[pair[0]] + (1 - share) * A[pair[1]]
+    return between + _NOISE * A.std(dim=0, unbiased=False) * noise
+
+
+def code_width(D: int, dx: int, M: int) -> int:
+    """D, no wider than dx and a multiple of M.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    width = min(D, dx) // M * M
+    if not width:
+        raise ConfigError(
+            f"M: {M} sub-codebooks are more than the {min(D, dx)} axes that are kept "
+            f"(D = {D}, feature width {dx})"
+        )
+    return width
+
+
+def codebook_method(settings: MethodSettings) -> ReductionMethod:
+    """Plain PQ over the embedded features."""
+    return PQ(PQSettings(M=settings.M, K=settings.K, seed=settings.seed))

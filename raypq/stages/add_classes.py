@@ -1,0 +1,64 @@
+"""Classes added to a model: their prototypes are made and kept beside it, no code is touched."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from raypq import console, kernels
+from raypq.config import AddClassesJob
+from raypq.data.classes import ClassTable
+from raypq.data.storage import exists, join
+from raypq.errors import ConfigError, ModelError
+from raypq.methods import registry
+
+
+def add_classes(job: AddClassesJob) -> dict[str, Any]:
+    """Extends a model by the classes of a table; returns what was done, as plain values.
+
+    A class that the model knows already takes the new embedding.
+
+    Raises:
+        ConfigError: a model is at the output already.
+        ModelError: the model takes no class embeddings, or those of another width.
+    """
+    start = time.monotonic()
+    if not job.overwrite and exists(join(job.output, "model.json")):
+        raise ConfigError(f"{job.output}: a model is there already; pass --overwrite to replace it")
+    kernels.set_threads(job.where.threads * job.where.workers)
+    model = registry.load(job.model)
+    if model.da is None:
+        raise ModelError(
+            job.model,
+            expected="a model that takes class embeddings",
+            found=f"{model.method}, which has no class projection",
+        )
+    table = ClassTable.open(job.classes)
+    ids, E = table.ids.to_pylist(), table.embeddings
+    if E.shape[1] != model.da:
+        raise ModelError(
+            job.classes,
+            expected=f"class embeddings of width {model.da}, as in training",
+            found=str(E.shape[1]),
+        )
+    before = model.layer
+    names, embeddings = before.joined(ids, E) if before else (tuple(ids), E)
+    extended = model.with_classes(names, np.ascontiguousarray(embeddings))
+    extended.save(job.output)
+    seconds = time.monotonic() - start
+    known = set(before.ids) if before else set()
+    added = sum(name not in known for name in ids)
+    console.say(
+        f"added {added} classes to {job.model} ({len(names)} in all) in {seconds:.1f} s: "
+        f"{job.output}"
+    )
+    return {
+        "model": job.output,
+        "fingerprint": extended.fingerprint,
+        "added": added,
+        "replaced": len(ids) - added,
+        "classes": len(names),
+        "seconds": seconds,
+    }
