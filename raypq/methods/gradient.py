@@ -321,7 +321,10 @@ class NetworkModel(Model):
         precision: Precision,
         what: Literal["embed", "queries", "codes"],
     ) -> Iterator[NDArray[Any]]:
-        """``embed``, ``queries`` or ``codes`` of X, some rows at a time; equal rows give equal answers."""
+        """``embed``, ``queries`` or ``codes`` of X, some rows at a time.
+
+        Equal rows give equal answers.
+        """
         X = self._normalised(X)
         network = self.network(device)
         answer = {"embed": network.embed, "queries": network.queries, "codes": network.codes}[what]
