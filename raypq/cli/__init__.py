@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raypq import __version__
-from raypq.cli import answer, build, learned, machine, nightly, versions
+from raypq.cli import answer, build, learned, machine, nightly, retrieve, sizes, tell, versions
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,8 +31,14 @@ for command in (
     learned.ablation,
     answer.classify,
     answer.evaluate,
+    retrieve.search,
+    retrieve.duplicates,
+    retrieve.export_faiss,
+    retrieve.import_faiss,
     nightly.reindex,
     versions.snapshots,
+    tell.report,
+    sizes.plan,
     machine.bench,
     machine.doctor,
     machine.demo,
