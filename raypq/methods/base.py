@@ -229,6 +229,11 @@ class Model(ABC):
     ) -> NDArray[np.float32]:
         """f: features [n, dx] to the common space [n, D]."""
 
+    def queries(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What stands for queries [n, dx] in asymmetric search, [n, D]: their embeddings, where a
+        method has nothing better."""
+        return self.embed(X)
+
     def encode(
         self, X: NDArray[np.float32], *, device: str = "cpu", precision: Precision = "fp32"
     ) -> NDArray[np.uint8]:

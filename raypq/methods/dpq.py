@@ -8,7 +8,7 @@ teach both: softmax losses, and one centre for each class that draws both to it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -30,15 +30,18 @@ class DPQSettings(TrunkSettings):
     """
 
     M: Positive = Field(4, description="sub-codebooks; bytes per image at K = 256")
-    metric: Metric = "l2"
+    metric: Metric = "dot"
+    query: Literal["classes", "soft"] = Field(
+        "classes", description="what asks in asymmetric search; soft (and metric l2): the paper's"
+    )
     hidden: Positive = Field(1024, description="units of the mlp")
     dropout: float = Field(0.5, ge=0, lt=1, description="in the mlp and in vgg32")
     width: Positive = Field(500, description="units U of the embedding layer; cut to a multiple")
     part_hidden: Positive = Field(128, description="units of each part's network")
     d: Positive | None = Field(None, description="width of a codeword; default: U / M")
     hard: float = Field(1.0, ge=0, description="weight of the softmax loss on hard")
-    central: float = Field(0.1, ge=0, description="weight of the joint central loss, eq. 5")
-    gini_batch: float = Field(1.0, ge=0, description="weight of eq. 6")
+    central: float = Field(0.03, ge=0, description="weight of the joint central loss, eq. 5")
+    gini_batch: float = Field(4.0, ge=0, description="weight of eq. 6")
     gini_sample: float = Field(0.1, ge=0, description="weight of eq. 7")
     intra_norm: bool = Field(False, description="unit length for each part of soft and hard")
 
@@ -114,8 +117,20 @@ class DPQNetwork(Network):
         }
 
     def embed(self, x: Tensor) -> Tensor:
-        """The soft representation [n, D]: what asymmetric search compares (section 3.1.4)."""
+        """The soft representation [n, D] (section 3.1.4)."""
         return self.represent(self.logits(x).float().softmax(dim=-1))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Soft, or the mean of the classes' rows of the prediction layer under the classes'
+        probabilities: Σ_t P(t|x) (W_t − W̄), so that a code's score by dot product is the class
+        score (LUTC) that x expects of it. Soft says where a row lies; this says which of two
+        codes with misfits in them is the likelier to be of its class.
+        """
+        soft = self.embed(x)
+        if self.settings.query == "soft":
+            return soft
+        W = self.predict.weight
+        return self.predict(soft).softmax(dim=-1) @ (W - W.mean(dim=0))
 
     def codes(self, x: Tensor) -> Tensor:
         return self.logits(x).argmax(dim=-1)

@@ -103,7 +103,11 @@ class Network(nn.Module):
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
-        """f: rows [n, dx] to the common space [n, D], as retrieval compares queries."""
+        """f: rows [n, dx] to the common space [n, D]."""
+
+    def queries(self, x: Tensor) -> Tensor:
+        """What stands for queries [n, dx] in asymmetric search, [n, D]."""
+        return self.embed(x)
 
     @abstractmethod
     def codes(self, x: Tensor) -> Tensor | None:
@@ -312,6 +316,10 @@ class NetworkModel(Model):
         parts = list(self._blocks(X, "cpu", precision, "embed"))
         return np.concatenate(parts) if parts else np.empty((0, self.D), np.float32)
 
+    def queries(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        parts = list(self._blocks(X, "cpu", "fp32", "queries"))
+        return np.concatenate(parts) if parts else np.empty((0, self.D), np.float32)
+
     def encode(
         self, X: NDArray[np.float32], *, device: str = "cpu", precision: Precision = "fp32"
     ) -> NDArray[np.uint8]:
@@ -319,16 +327,24 @@ class NetworkModel(Model):
         return np.concatenate(parts) if parts else np.empty((0, self.M), np.uint8)
 
     def _blocks(
-        self, X: NDArray[np.float32], device: str, precision: Precision, what: str
+        self,
+        X: NDArray[np.float32],
+        device: str,
+        precision: Precision,
+        what: Literal["embed", "queries", "codes"],
     ) -> Iterator[NDArray[Any]]:
-        """``embed`` or ``codes`` of X, some rows at a time; equal rows give equal answers."""
+        """``embed``, ``queries`` or ``codes`` of X, some rows at a time.
+
+        Equal rows give equal answers.
+        """
         X = self._normalised(X)
         network = self.network(device)
+        answer = {"embed": network.embed, "queries": network.queries, "codes": network.codes}[what]
         rows = max(64, _BLOCK_BYTES // (4 * self.dx))
         for start in range(0, len(X), rows):
             x = tensor_of(X[start : start + rows]).to(device)
             with torch.inference_mode(), autocast(device, precision):
-                found = network.codes(x) if what == "codes" else network.embed(x)
+                found = answer(x)
                 if found is None:
                     U = network.embed(x).float().cpu().numpy()
                     yield kernels.encode(U, self.C)

@@ -43,11 +43,11 @@ def steady(X: Array, embed: Callable[[Array], Array]) -> Array:
 
 
 def vectors(model: Model, X: NDArray[np.float32], distance: Distance) -> NDArray[np.float32]:
-    """What stands for queries X [n, dx] in the model's space [n, D]: their embeddings (adc), or
-    the codewords of their codes (sdc)."""
+    """What stands for queries X [n, dx] in the model's space [n, D]: as the model asks (adc),
+    or the codewords of their codes (sdc)."""
     if distance == "sdc":
         return model.decode(steady(X, model.encode))
-    return steady(X, model.embed)
+    return steady(X, model.queries)
 
 
 def unfit(ids: pa.Array, fit: NDArray[np.bool_], uri: str, row: int) -> list[str]:

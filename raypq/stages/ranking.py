@@ -49,14 +49,14 @@ def mean_average_precision(
 def retrieval_score(network: Network, x: Tensor, y: NDArray[np.integer], metric: Metric) -> float:
     """mAP among rows x [n, dx] held out: the first quarter of them asks for codes of the rest.
 
-    Asymmetric: queries are embedded, the others decoded; where the network has no codebooks yet,
-    those are embedded too.
+    Asymmetric: queries as the network puts them, the others decoded; where the network has no
+    codebooks yet, those are embedded too.
     """
     queries = max(1, int(_QUERY_SHARE * len(x)))
     C = network.codebooks()
     U, q = [], []
     for part in torch.split(x[:queries], _EMBED_ROWS):
-        U.append(network.embed(part).float())
+        U.append(network.queries(part).float())
     for part in torch.split(x[queries:], _EMBED_ROWS):
         B = None if C is None else network.codes(part)
         if C is None or B is None:

@@ -234,3 +234,21 @@ def test_parts_at_unit_length(rng):
     x = torch.from_numpy(rng.standard_normal((4, 3, 5)))
     np.testing.assert_allclose(intra_normalise(x).norm(dim=-1), 1, atol=1e-12)
     assert torch.isfinite(intra_normalise(torch.zeros(2, 3, 5))).all()
+
+
+@pytest.mark.parametrize("query", ["classes", "soft"])
+def test_what_asks_in_asymmetric_search(rng, query):
+    """Rows of the prediction layer, less their mean, under the probabilities of the classes."""
+    settings = {"M": M, "K": K, "hidden": 8, "width": 12, "batch": 6, "query": query}
+    net = dpq.DPQ(dpq.DPQSettings.parse(settings)).network(
+        Corpus(N=50, dx=5, names=("a", "b", "c"))
+    )
+    net.eval()
+    x = torch.from_numpy(rng.standard_normal((N, 5)).astype(np.float32))
+    with torch.no_grad():
+        soft, found = net.embed(x).numpy(), net.queries(x).numpy()
+    layer = net.class_layer()
+    assert layer is not None
+    W, b = (part.detach().numpy() for part in layer)
+    wanted = softmax(soft @ W.T + b) @ (W - W.mean(axis=0)) if query == "classes" else soft
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
