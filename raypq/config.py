@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -19,6 +19,7 @@ from raypq.errors import ConfigError
 
 Precision = Literal["fp32", "bf16"]
 Metric = Literal["l2", "cosine", "dot"]
+Distance = Literal["adc", "sdc"]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -39,11 +40,11 @@ class Settings(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            allowed = ", ".join(sorted(cls.model_fields))
             lines = []
             for item in error.errors():
                 key = ".".join(str(part) for part in item["loc"])
                 if item["type"] == "extra_forbidden":
+                    allowed = ", ".join(_allowed(cls, item["loc"][:-1]))
                     lines.append(f"{origin}: unknown key '{key}'; allowed: {allowed}")
                 elif item["type"] == "missing":
                     lines.append(f"{origin}: key '{key}' is required")
@@ -52,6 +53,19 @@ class Settings(BaseModel):
             raise ConfigError("\n".join(lines)) from None
         except TypeError as error:  # a key that is not a string
             raise ConfigError(f"{origin}: {error}") from None
+
+
+def _allowed(settings: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """The keys of a section: ``place`` leads to it through lists and sections."""
+    for part in place:
+        if isinstance(part, str) and part in settings.model_fields:
+            kinds = [settings.model_fields[part].annotation]
+            while kinds:
+                kind = kinds.pop()
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    settings = kind
+                kinds += get_args(kind)
+    return sorted(settings.model_fields)
 
 
 class Columns(Settings):
@@ -112,6 +126,7 @@ class RepackJob(Job):
     output: str
     dtype: Literal["float32", "float16"] = "float32"
     columns: Columns = Columns()
+    overwrite: bool = Field(False, description="write over shards that are there already")
 
 
 class ExtractJob(Job):
@@ -205,6 +220,78 @@ class Answers(Settings):
     metric: Metric | None = None
     calibration: float | Literal["model"] = 0.0
     output: str
+
+
+class SearchJob(Job):
+    """``raypq search``: queries are features, or (SDC only) ids of stored codes."""
+
+    codes: str
+    version: Annotated[int, Field(ge=1)] | None = None
+    model: str | None = Field(None, description="default: the models that the code store keeps")
+    queries: list[str] | None = None
+    query_ids: str | None = Field(None, description="a file of stored ids, one a line")
+    top_k: Positive = 100
+    metric: Metric | None = Field(None, description="default: the model's")
+    distance: Distance = "adc"
+    filter: str | None = Field(None, description="rows to search, such as label = 'x'")
+    ids: str | None = Field(None, description="only rows with these ids: a file, one a line")
+    rerank: Positive | None = Field(
+        None, description="candidates of a query that are scored again by their original vectors"
+    )
+    features: list[str] | None = Field(None, description="the original vectors, for rerank")
+    output: str
+    columns: Columns = Columns()
+
+
+class RetrievalJob(Settings):
+    """``raypq evaluate retrieval``."""
+
+    where: ClusterSettings = ClusterSettings()
+    codes: str
+    version: Annotated[int, Field(ge=1)] | None = None
+    model: str | None = Field(None, description="default: the models that the code store keeps")
+    queries: list[str]
+    metric: Metric | None = Field(None, description="default: the model's")
+    distance: Distance = "adc"
+    at: tuple[Positive, ...] = Field((1, 10, 100), description="R of the figures @R")
+    features: list[str] | None = Field(
+        None, description="the original vectors: recall is measured against exact search in them"
+    )
+    columns: Columns = Columns()
+
+
+class DuplicatesJob(Job):
+    """``raypq duplicates``."""
+
+    codes: str
+    version: Annotated[int, Field(ge=1)] | None = None
+    model: str | None = Field(None, description="default: the model that the code store keeps")
+    metric: Metric | None = Field(None, description="default: the model's")
+    threshold: float = Field(
+        description="largest squared distance (l2) or smallest score (cosine, dot) of a pair"
+    )
+    max_pairs: Positive = Field(
+        20_000_000, description="more are refused: they are sorted in one worker's memory"
+    )
+    output: str
+
+
+class ExportFaissJob(Settings):
+    """``raypq export-faiss``."""
+
+    codes: str
+    version: Annotated[int, Field(ge=1)] | None = None
+    model: str | None = Field(None, description="default: the model that the code store keeps")
+    metric: Metric | None = Field(None, description="default: the model's")
+    output: str
+
+
+class ImportFaissJob(Settings):
+    """``raypq import-faiss``."""
+
+    index: str
+    output: str
+    overwrite: bool = Field(False, description="replace a model that is there already")
 
 
 class AddClassesJob(Job):

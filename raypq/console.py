@@ -44,6 +44,22 @@ def warn(message: str, **fields: Any) -> None:
     log.warning(message, extra={"fields": fields})
 
 
+def fail(message: str, **fields: Any) -> None:
+    """Logs what ended the run."""
+    log.error("raypq: %s", message, extra={"fields": fields})
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Warnings only, for as long as the context is open."""
+    level = log.level
+    log.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 class Progress:
     """Shows how far a pass over shards is; ``done`` is called once for each shard."""
 

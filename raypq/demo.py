@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,9 @@ from raypq.config import (
 )
 from raypq.data import generate
 from raypq.data.codes import bytes_per_code
+from raypq.errors import ConfigError
+
+_SPEED_T, _SPEED_D, _SPEED_M = 21_841, 400, (5, 10, 25, 50)  # as many classes as ImageNet-21K
 
 
 class DemoSettings(Settings):
@@ -35,61 +39,115 @@ class DemoSettings(Settings):
     n_classes: Annotated[int, Field(ge=40)] = 400
     dims: Annotated[int, Field(ge=16)] = 512
     M: Positive = 50
+    smaller: tuple[Positive, ...] = (5, 10, 25)
     seed: Annotated[int, Field(ge=0)] = 0
 
 
 def run(settings: DemoSettings, where: ClusterSettings) -> str:
-    """Generates, trains, encodes, classifies and evaluates; returns the story to print."""
+    """Generates, trains, encodes, classifies, evaluates and reports; returns the story to print."""
     root = Path(settings.output).absolute()
     times: dict[str, float] = {}
     with _timed(times, "generate"):
         _generate(root, settings)
+    path = _Path(root, settings, where, times)
     with api.open_crew(where):  # one Ray for all the verbs
-        with _timed(times, "train"):
-            trained = api.train(
+        path.train(settings.M, "model")
+        path.encode("model", "codes")
+        path.classify("codes", codes="codes")
+        path.classify("exact", model="model", features="features/test")
+    with _timed(times, "smaller codes"):
+        few = replace(path, where=ClusterSettings(cluster="none", workers=where.workers), times={})
+        for M in settings.smaller:
+            few.train(M, f"smaller/model-{M}")
+            few.encode(f"smaller/model-{M}", f"smaller/codes-{M}")
+            few.classify(f"smaller-{M}", codes=f"smaller/codes-{M}")
+    with _timed(times, "speed"):
+        _measure_speed(root / "results" / "speed.json", where.workers)
+    with _timed(times, "report"):
+        figures = _report(root)
+    return _story(settings, root, path.results, times, figures)
+
+
+@dataclass(frozen=True, kw_only=False)
+class _Path:
+    """The verbs on the demo's data; places are below its folder."""
+
+    root: Path
+    settings: DemoSettings
+    where: ClusterSettings
+    times: dict[str, float]
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def _at(self, place: str) -> str:
+        return str(self.root / place)
+
+    def train(self, M: int, output: str) -> None:
+        with _timed(self.times, "train"):
+            api.train(
                 TrainJob(
                     method="pqzsl",
-                    features=[str(root / "features" / "train")],
-                    classes=str(root / "classes.parquet"),
-                    output=str(root / "model"),
-                    settings={"M": settings.M, "seed": settings.seed},
-                    where=where,
+                    features=[self._at("features/train")],
+                    classes=self._at("classes.parquet"),
+                    output=self._at(output),
+                    settings={"M": M, "seed": self.settings.seed},
+                    where=self.where,
+                    overwrite=True,
                 )
             )
-        with _timed(times, "encode"):
-            codes = api.encode(
+
+    def encode(self, model: str, output: str) -> None:
+        with _timed(self.times, "encode"):
+            api.encode(
                 EncodeJob(
-                    model=str(root / "model"),
-                    features=[str(root / "features" / "test")],
-                    output=str(root / "codes"),
-                    where=where,
+                    model=self._at(model),
+                    features=[self._at("features/test")],
+                    output=self._at(output),
+                    where=self.where,
                 )
             )
-        results = {}
-        for name in ("codes", "exact"):
-            source: dict[str, Any] = (
-                {"codes": str(root / "codes")}
-                if name == "codes"
-                else {"features": [str(root / "features" / "test")]}
-            )
-            output = str(root / f"predictions-{name}")
-            with _timed(times, f"classify, {name}"):
-                api.classify(
-                    ClassifyJob(
-                        model=str(root / "model"),
-                        classes=str(root / "classes.parquet"),
-                        output=output,
-                        where=where,
-                        **source,
-                    )
+
+    def classify(
+        self, name: str, *, codes: str | None = None, model: str | None = None,
+        features: str | None = None,
+    ) -> None:  # fmt: skip
+        """Predictions and their figures, under a name."""
+        output, classes = self._at(f"predictions/{name}"), self._at("classes.parquet")
+        with _timed(self.times, f"classify, {name}"):
+            api.classify(
+                ClassifyJob(
+                    model=None if model is None else self._at(model),
+                    codes=None if codes is None else self._at(codes),
+                    features=None if features is None else [self._at(features)],
+                    classes=classes,
+                    output=output,
+                    where=self.where,
                 )
-            results[name] = api.evaluate(
-                EvaluateJob(predictions=output, classes=str(root / "classes.parquet"), where=where)
             )
-    model = trained.model
-    width = bytes_per_code(model.M, model.K)
-    (root / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return _story(settings, root, results, times, width, codes.rows)
+            found = api.evaluate(EvaluateJob(predictions=output, classes=classes, where=self.where))
+        self.results[name] = found
+        _write(self.root / "results" / f"{name}.json", found)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _measure_speed(path: Path, threads: int) -> None:
+    """Codes beside the dense product on this machine, for a few M."""
+    from raypq.bench import ratio, report
+
+    sizes = ratio.cases(T=_SPEED_T, D=_SPEED_D, sub_codebooks=_SPEED_M, images=8192)
+    report.write(str(path), list(sizes), threads=threads)
+
+
+def _report(root: Path) -> int | None:
+    """Figures in the page; None where the libraries that draw are not installed."""
+    try:
+        return api.report([str(root)], str(root / "report.html"), title="raypq demo")
+    except ConfigError as error:
+        console.warn(str(error))
+        return None
 
 
 class _timed:  # noqa: N801 - reads as a verb
@@ -130,34 +188,41 @@ def _story(
     root: Path,
     results: dict[str, dict[str, Any]],
     times: dict[str, float],
-    width: int,
-    encoded: int,
+    figures: int | None,
 ) -> str:
     table = Table(title="generated data: the figures show that it works, not how good it is")
     table.add_column("PQZSL, cosine")
     for name in ("bytes an image", "ZSL", "ts", "tr", "H", "H at the best γ", "hit@10"):
         table.add_column(name, justify="right")
-    for name, size in (("exact", 4 * settings.dims), ("codes", width)):
+    widths = {"exact": settings.dims, "codes": settings.M}
+    widths |= {f"smaller-{M}": M for M in sorted(settings.smaller, reverse=True)}
+    for name, M in widths.items():
         found = results[name]
-        figures = [found["zsl"], found["ts"], found["tr"], found["H"]]
-        figures += [found["calibrated"]["best_H"], found["top1"].get("hit@10", float("nan"))]
-        label = "exact features" if name == "exact" else f"codes, M = {settings.M}"
-        table.add_row(label, f"{size:,}", *(f"{value:.3f}" for value in figures))
+        size = 4 * M if name == "exact" else bytes_per_code(M, 256)
+        told = [found["zsl"], found["ts"], found["tr"], found["H"]]
+        told += [found["calibrated"]["best_H"], found["top1"].get("hit@10", float("nan"))]
+        label = "exact features" if name == "exact" else f"codes, M = {M}"
+        table.add_row(label, f"{size:,}", *(f"{value:.3f}" for value in told))
     text = io.StringIO()
     printer = Console(file=text, width=100)
     printer.print(table)
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items())
     printer.print(
-        f"\n{encoded:,} images encoded, {4 * settings.dims / width:.0f}× smaller than float32. "
-        f"{spent}.\n"
+        f"\n{results['codes']['images']:,} images encoded, "
+        f"{4 * settings.dims / settings.M:.0f}× smaller than float32. {spent}.\n"
     )
     for name, what in (
         ("features/", "the generated feature store"),
         ("classes.parquet", "its classes"),
         ("model/", "model.safetensors and model.json"),
         ("codes/", "the code store: data/ and snapshots/"),
-        ("predictions-codes/", "top-10 classes of every image, from the codes"),
-        ("results.json", "all figures"),
+        ("predictions/", "top-10 classes of every image, from the codes and from the features"),
+        ("results/", "all figures, as JSON"),
+        *(
+            [("report.html", f"tables and {figures} figures: open it in a browser")]
+            if figures
+            else []
+        ),
     ):
         printer.print(f"  {root / name}  [dim]{what}[/dim]", soft_wrap=True)
     return text.getvalue()

@@ -104,6 +104,7 @@ class Rows:
 
     @classmethod
     def read(cls, uri: str, columns: Columns) -> Rows:
+        """All rows of a labelled store."""
         X, y = [], []
         for shard in FeatureStore.open([uri], columns).shards:
             for batch in read_batches(shard, columns, width=None):

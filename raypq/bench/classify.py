@@ -63,6 +63,7 @@ def _case(data: world.Embedded, M: int, least: float, threads: int) -> Result:
         bench="classify",
         case=f"T={T:,} D={D} k={TOP} M={M} K=256",
         unit="images/s",
+        sizes={"T": T, "D": D, "M": M, "K": 256},
         lines=rounds(contenders),
         checks=_checks(B, U, tables),
         absent=absent,

@@ -53,12 +53,19 @@ class Goal:
 
 @dataclass(kw_only=True)
 class Result:
-    """One table of a bench."""
+    """One table of a bench.
+
+    Attributes:
+        sizes: what the case names, as numbers: N, T, D, M, K. rates: what ``raypq plan`` counts
+            with, where the bench measures it.
+    """
 
     bench: str
     case: str
     unit: str
     lines: list[Line]
+    sizes: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, Any] | None = None
     checks: dict[str, Any] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
     goals: list[dict[str, Any]] = field(default_factory=list)
@@ -104,6 +111,29 @@ def rounds(contenders: Sequence[Contender], repeats: int = REPEATS) -> list[Line
     return lines
 
 
+def processor_seconds() -> float:
+    """Processor time of this process and all that it started, Ray's own included (Linux).
+
+    Unlike the time on the wall it hardly depends on what else the machine is doing.
+    """
+    parent: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        pid = int(entry.parent.name)
+        parent[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+    total = 0
+    for pid, spent in ticks.items():
+        at = pid
+        while at != os.getpid() and at in parent:
+            at = parent[at]
+        total += spent if at == os.getpid() else 0
+    return total / os.sysconf("SC_CLK_TCK")
+
+
 def machine(threads: int) -> dict[str, Any]:
     """Hardware, versions and date, as they stand beside every figure."""
     from raypq import kernels
@@ -116,16 +146,18 @@ def machine(threads: int) -> dict[str, Any]:
             packages[name] = "absent"
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": threads,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "packages": packages,
         "kernels": kernels.active(),
     }
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """What the processor calls itself."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

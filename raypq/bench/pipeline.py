@@ -22,6 +22,7 @@ from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, RepackJob
 from raypq.data import codes, generate, output, snapshot
 from raypq.data.classes import ClassTable
 from raypq.data.storage import Shard
+from raypq.methods.base import Model
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
 from raypq.stages.crew import LocalCrew
 from raypq.stages.repack import repack
@@ -33,7 +34,8 @@ _RAY_REPEATS = 3
 
 
 def run(threads: int, classes: str | None = None) -> Iterator[Result]:
-    """Encode from Parquet; classify a million stored codes; how the cost grows with N.
+    """Encode from Parquet; classify a million stored codes; how the cost grows with N; what a
+    second worker brings. Needs two cores.
 
     Args:
         classes: a class table to classify against (generated if None); 21,841 classes make the
@@ -42,6 +44,7 @@ def run(threads: int, classes: str | None = None) -> Iterator[Result]:
     with tempfile.TemporaryDirectory(prefix="raypq-bench-") as folder:
         yield _encode(Path(folder), threads)
         yield from _classify(Path(folder), threads, classes)
+        yield from _workers(Path(folder), classes)
 
 
 def _encode(root: Path, threads: int) -> Result:
@@ -121,7 +124,7 @@ def _classify(root: Path, threads: int, classes: str | None) -> Iterator[Result]
     with api.open_crew(where):
         for turn in range(_RAY_REPEATS):
             again = job.model_copy(update={"output": f"{job.output}-{turn}"})
-            with _Memory() as memory:
+            with Memory() as memory:
                 version = api.classify(again)
             seconds.append(float(version.summary["seconds"]))
             peak = max(peak, memory.peak)
@@ -136,6 +139,59 @@ def _classify(root: Path, threads: int, classes: str | None) -> Iterator[Result]
     )
     yield result.judge([Goal(ours=ours.name, peer="kernel alone", at_least=0.6)])
     yield _growth(B, tables)
+
+
+def _workers(root: Path, classes: str | None) -> Iterator[Result]:
+    """Encode and classify on a local Ray by one worker of one thread, and by two; the stores are
+    those of the other cases."""
+    stored = sorted((root / "features").glob("*.parquet"))
+    many = root / "many"
+    many.mkdir()
+    for part in range(_SHARDS // len(stored)):
+        for path in stored:
+            (many / f"{part:02d}-{path.name}").hardlink_to(path)
+    jobs: dict[str, EncodeJob | ClassifyJob] = {
+        "encode": EncodeJob(
+            model=str(root / "model"),
+            features=[str(many)],
+            output="",
+            duplicate_ids="ignore",
+        ),
+        "classify": ClassifyJob(
+            codes=str(root / "stored"),
+            model=str(root / "classifier"),
+            classes=classes or str(root / "classes.parquet"),
+            output="",
+        ),
+    }
+    for stage, job in jobs.items():
+        lines = [_by(workers, job, str(root / f"scaled-{stage}")) for workers in (1, 2)]
+        result = Result(
+            bench="pipeline", case=f"{stage} by one worker and by two", unit="images/s", lines=lines
+        )
+        yield result.judge([Goal(ours=lines[1].name, peer=lines[0].name, at_least=1.7)])
+
+
+def _by(workers: int, job: EncodeJob | ClassifyJob, output: str) -> Line:
+    """The median rate of some runs."""
+    where = ClusterSettings(cluster="local", workers=workers, threads=1)
+    found = []
+    with api.open_crew(where):
+        for turn in range(_RAY_REPEATS):
+            again = job.model_copy(update={"output": f"{output}-{workers}-{turn}", "where": where})
+            version = api.encode(again) if isinstance(again, EncodeJob) else api.classify(again)
+            found.append(_steady(version.summary["run"]["timeline"]))
+    images, seconds = sorted(found, key=lambda one: one[0] / one[1])[len(found) // 2]
+    name = f"{workers} worker{'s' if workers > 1 else ''}"
+    return Line(name=name, rate=images / seconds, seconds=seconds, ours=workers > 1)
+
+
+def _steady(timeline: list[tuple[float, int]]) -> tuple[int, float]:
+    """Images and seconds of a run after its first quarter, by when all workers have started."""
+    total = timeline[-1][1]
+    begin, before = next(point for point in timeline if point[1] >= total / 4)
+    end = next(time for time, images in timeline if images == total)
+    return total - before, end - begin
 
 
 def _coded(table: ClassTable) -> tuple[PQZSLModel, NDArray[np.uint8]]:
@@ -154,7 +210,7 @@ def _coded(table: ClassTable) -> tuple[PQZSLModel, NDArray[np.uint8]]:
     return PQZSLModel(settings=settings, tensors={"C": C, "P": P, "Q": Q}, dx=16, da=da), B
 
 
-def write_codes(store: str, model: PQZSLModel, B: NDArray[np.uint8]) -> None:
+def write_codes(store: str, model: Model, B: NDArray[np.uint8]) -> None:
     """A code store of ``_SHARDS`` shards, written and committed as ``encode`` does."""
     import pyarrow as pa
 
@@ -199,10 +255,10 @@ def _growth(B: NDArray[np.uint8], tables: kernels.Tables) -> Result:
     )
 
 
-class _Memory:
+class Memory:
     """The largest resident size of any Ray worker while the context is open."""
 
-    def __enter__(self) -> _Memory:
+    def __enter__(self) -> Memory:
         self.peak = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

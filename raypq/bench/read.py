@@ -73,7 +73,7 @@ def _ours(folder: Path) -> None:
 
 def bare(folder: Path) -> None:
     """The shortest loop that has every vector in memory once, checksums verified as ours are."""
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.glob("*.parquet")):
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             width = file.schema_arrow.field("feature").type
             rows = batch_rows(getattr(width, "list_size", 0) or width.byte_width // 4)

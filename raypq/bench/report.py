@@ -14,16 +14,27 @@ from rich.console import Console
 from rich.table import Table
 
 from raypq import console, kernels
-from raypq.bench.measure import Result, machine
+from raypq.bench.measure import Line, Result, machine
+from raypq.config import read_mapping
+from raypq.errors import ConfigError
 
-NAMES = ("classify", "search", "encode", "train", "read", "pipeline")
+NAMES = (
+    "classify", "ratio", "search", "encode", "train", "read", "rates", "pipeline", "retrieval",
+)  # fmt: skip
 
 
-def run(names: list[str], *, threads: int, classes: str | None, json_file: str | None) -> bool:
+def run(
+    names: list[str],
+    *,
+    threads: int,
+    classes: str | None,
+    json_file: str | None,
+    processor_time: bool = False,
+) -> bool:
     """Runs benches one after another; True if every goal was reached."""
     kernels.set_threads(threads)
     printer = Console()
-    found = machine(threads)
+    found = machine(threads) | {"clock": "processor" if processor_time else "wall"}
     used = found["kernels"]
     printer.print(
         f"{found['date']}, {found['cpu']}, {threads} threads, "
@@ -33,10 +44,12 @@ def run(names: list[str], *, threads: int, classes: str | None, json_file: str |
     start = time.monotonic()
     reached = True
     for name in names:
-        for result in _results(name, threads, classes):
+        for result in _results(name, threads, classes, processor_time):
             kernels.set_threads(threads)
             printer.print(_table(result))
-            results.append(asdict(result))
+            one = asdict(result)
+            found |= {"rates": rates} if (rates := one.pop("rates")) else {}
+            results.append(one)
             reached &= all(goal["reached"] for goal in result.goals)
             if json_file:
                 document = {**found, "seconds": time.monotonic() - start, "results": results}
@@ -45,9 +58,64 @@ def run(names: list[str], *, threads: int, classes: str | None, json_file: str |
     return reached
 
 
-def _results(name: str, threads: int, classes: str | None) -> Iterator[Result]:
+def write(path: str, results: list[Result], *, threads: int) -> None:
+    """A result file of benches that ran already."""
+    document = {**machine(threads), "results": [asdict(result) for result in results]}
+    Path(path).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _results(
+    name: str, threads: int, classes: str | None, processor_time: bool
+) -> Iterator[Result]:
     bench = importlib.import_module(f"raypq.bench.{name}")
+    if name == "rates":
+        return bench.run(threads, time.process_time if processor_time else time.perf_counter)
     return bench.run(threads, classes) if name == "pipeline" else bench.run(threads)
+
+
+def figure(value: float) -> str:
+    """A rate as people read it; a very small one with its power of ten."""
+    if value >= 1e9 or 0 < value < 0.005:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+
+
+def markdown(name: str, path: str) -> str:
+    """The results of a bench (or of ``all``) in a file, as Markdown tables.
+
+    Raises:
+        ConfigError: not a result file, or one without that bench.
+    """
+    document = read_mapping(path)
+    results = [
+        Result(**{**item, "lines": [Line(**line) for line in item["lines"]]})
+        for item in document.get("results", [])
+        if name in ("all", item.get("bench"))
+    ]
+    if not results:
+        raise ConfigError(f"{path}: expected results of {name}, found none")
+    head = (
+        f"{document['date']}, {document['cpu']}, {document['cores']} cores, "
+        f"{document['threads']} threads, kernels {document['kernels']['isa']}; "
+        + ", ".join(f"{key} {value}" for key, value in document["packages"].items())
+    )
+    return "\n\n".join([head, *(_markdown(result) for result in results)])
+
+
+def _markdown(result: Result) -> str:
+    lines = [f"**{result.bench}**: {result.case}", "", f"| | {result.unit} | raypq is | goal |"]
+    lines.append("|---|---:|---:|---:|")
+    ours = next((line.rate for line in result.lines if line.ours), None)
+    goals = {goal["peer"]: goal for goal in result.goals}
+    for line in result.lines:
+        ratio = "" if line.ours or ours is None else f"{ours / line.rate:.2f}×"
+        goal = goals.get(line.name)
+        asked = f"{goal['at_least']:g}× {'✓' if goal['reached'] else '✗'}" if goal else ""
+        lines.append(f"| {line.name} | {figure(line.rate)} | {ratio} | {asked} |")
+    for key, value in result.checks.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        lines.append(f"| *{key}* | {shown} | | |")
+    return "\n".join(lines)
 
 
 def _table(result: Result) -> Table:
@@ -58,8 +126,7 @@ def _table(result: Result) -> Table:
     ours = next((line.rate for line in result.lines if line.ours), None)
     for line in result.lines:
         ratio = "" if line.ours or ours is None else f"{ours / line.rate:.2f}×"
-        digits = 0 if line.rate >= 1000 else 2
-        table.add_row(line.name, f"{line.rate:,.{digits}f}", ratio)
+        table.add_row(line.name, figure(line.rate), ratio)
     for goal in result.goals:
         mark = "reached" if goal["reached"] else "NOT reached"
         table.add_row(f"goal against {goal['peer']}", f"{goal['at_least']:g}×", mark)

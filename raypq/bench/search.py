@@ -60,6 +60,7 @@ def _case(M: int, threads: int) -> Result:
         bench="search",
         case=f"N={N:,} {QUERIES} queries k={TOP} M={M}",
         unit="G distances/s",
+        sizes={"N": N, "D": D, "M": M, "K": 256},
         lines=rounds(contenders),
         checks=checks,
         absent=absent,

@@ -5,7 +5,18 @@ from __future__ import annotations
 import click
 
 from raypq import __version__
-from raypq.cli import answer, build, learned, machine, nightly, versions, zeroshot
+from raypq.cli import (
+    answer,
+    build,
+    learned,
+    machine,
+    nightly,
+    retrieve,
+    sizes,
+    tell,
+    versions,
+    zeroshot,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,8 +45,14 @@ for command in (
     zeroshot.add_classes,
     zeroshot.infer_semantics,
     zeroshot.import_xlsa17,
+    retrieve.search,
+    retrieve.duplicates,
+    retrieve.export_faiss,
+    retrieve.import_faiss,
     nightly.reindex,
     versions.snapshots,
+    tell.report,
+    sizes.plan,
     machine.bench,
     machine.doctor,
     machine.demo,

@@ -73,7 +73,12 @@ def classify(**options: Any) -> None:
 
 @click.group()
 def evaluate() -> None:
-    """Compare results with labels."""
+    """Compare results with labels.
+
+    \b
+    Example:
+      raypq evaluate classification --predictions predictions --classes classes.parquet
+    """
 
 
 @evaluate.command("classification")
@@ -104,4 +109,5 @@ def evaluate_classification(json_file: str | None, **options: Any) -> None:
     result = api.evaluate(job(EvaluateJob, options))
     if json_file:
         Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    show(result)
+    lists = ("per_class", "confusions")  # as long as the class table: for the file and the report
+    show({name: value for name, value in result.items() if name not in lists})

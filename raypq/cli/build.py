@@ -136,6 +136,7 @@ def encode(**options: Any) -> None:
 )
 @click.option("--output", required=True, help="Folder to write; shards keep their names.")
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32")
+@click.option("--overwrite", is_flag=True, help="Write over shards that are there already.")
 @bad_shard
 @columns
 @cluster

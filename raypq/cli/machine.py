@@ -12,23 +12,63 @@ from raypq.cli.options import cluster, show, verb, where_of
 @click.command()
 @click.argument(
     "name",
-    type=click.Choice(["all", "classify", "search", "encode", "train", "read", "pipeline"]),
+    type=click.Choice(
+        [
+            "all",
+            "classify",
+            "ratio",
+            "search",
+            "encode",
+            "train",
+            "read",
+            "rates",
+            "pipeline",
+            "retrieval",
+        ]
+    ),
 )
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--classes", help="Class table for the pipeline bench. [default: generated]")
 @click.option("--json", "json_file", type=click.Path(), help="Write the figures here too.")
+@click.option(
+    "--show", type=click.Path(), help="Run nothing: print this result file as Markdown tables."
+)
+@click.option(
+    "--processor-time",
+    is_flag=True,
+    help="rates only: count the processor's seconds of one worker, for a machine that others use.",
+)
 @verb
-def bench(name: str, threads: int, classes: str | None, json_file: str | None) -> None:
+def bench(
+    name: str,
+    threads: int,
+    classes: str | None,
+    json_file: str | None,
+    show: str | None,
+    processor_time: bool,
+) -> None:
     """Run raypq and its peers side by side, in one process on the same data.
 
     \b
     Example:
       raypq bench all --json results.json
+      raypq bench all --show results.json
     """
     from raypq.bench import report
 
+    if show:
+        click.echo(report.markdown(name, show))
+        return
     names = list(report.NAMES) if name == "all" else [name]
-    report.run(names, threads=threads, classes=classes, json_file=json_file)
+    if processor_time and name != "rates":
+        raise click.UsageError("--processor-time is for bench rates")
+    report.run(
+        names,
+        threads=1 if processor_time else threads,
+        classes=classes,
+        json_file=json_file,
+        processor_time=processor_time,
+    )
 
 
 @click.command()

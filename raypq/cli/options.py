@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from raypq import console
-from raypq.errors import RaypqError
+from raypq import console, exits
 
 if TYPE_CHECKING:
     from raypq.config import ClusterSettings, Columns, Settings
 
 Command = Callable[..., Any]
-_INTERRUPTED = 130
+_OF_CLICK = (click.ClickException, click.exceptions.Exit, click.Abort)
 
 
 def options(*several: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -83,26 +81,14 @@ def verb(command: Command) -> Command:
     @wraps(command)
     def run(*args: Any, quiet: bool, log_json: bool, debug: bool, **kwargs: Any) -> None:
         console.set_up(quiet=quiet, as_json=log_json, debug=debug)
-        try:
+        with exits.told(debug=debug, passing=_OF_CLICK):
             command(*args, **kwargs)
-        except RaypqError as error:
-            if debug:
-                raise
-            click.echo(f"raypq: {error}", err=True)
-            sys.exit(error.exit_code)
-        except OSError as error:
-            if debug:
-                raise
-            click.echo(f"raypq: {type(error).__name__}: {error}", err=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            click.echo("raypq: interrupted", err=True)
-            sys.exit(_INTERRUPTED)
 
     return run
 
 
 def where_of(options: dict[str, Any]) -> ClusterSettings:
+    """Takes the options of ``cluster`` out of those of a verb."""
     from raypq.config import ClusterSettings
 
     values = {
@@ -114,6 +100,7 @@ def where_of(options: dict[str, Any]) -> ClusterSettings:
 
 
 def columns_of(options: dict[str, Any]) -> Columns:
+    """Takes the options of ``columns`` out of those of a verb."""
     from raypq.config import Columns
 
     names = {
@@ -128,10 +115,12 @@ def columns_of(options: dict[str, Any]) -> Columns:
 
 
 def job(cls: type[Settings], options: dict[str, Any], *, origin: str = "command line") -> Any:
+    """The job that the options make; an error names the option."""
     return cls.parse(options, origin=origin)
 
 
 def told(version: Any, store: str) -> dict[str, Any]:
+    """What a verb prints of the version that it made."""
     return {
         "store": store,
         "version": version.version,
@@ -144,4 +133,5 @@ def told(version: Any, store: str) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
+    """Prints a result."""
     click.echo(json.dumps(result, indent=2, default=str))

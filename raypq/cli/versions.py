@@ -6,19 +6,29 @@ import json
 
 import click
 
-from raypq.cli.options import show, verb
+from raypq.cli.options import show, told, verb
 
 
 @click.group()
 def snapshots() -> None:
-    """Look at the versions of a store, and clear what none of them needs."""
+    """Look at the versions of a store, go back to one, and clear what none of them needs.
+
+    \b
+    Example:
+      raypq snapshots list codes
+    """
 
 
 @snapshots.command("list")
 @click.argument("store")
 @verb
 def snapshots_list(store: str) -> None:
-    """One line for each version of STORE, oldest first."""
+    """One line for each version of STORE, oldest first.
+
+    \b
+    Example:
+      raypq snapshots list codes
+    """
     from raypq.stages import history
 
     for line in history.listing(store):
@@ -30,7 +40,12 @@ def snapshots_list(store: str) -> None:
 @click.option("--version", type=click.IntRange(1), help="[default: latest]")
 @verb
 def snapshots_show(store: str, version: int | None) -> None:
-    """Everything that a version of STORE says of itself."""
+    """Everything that a version of STORE says of itself.
+
+    \b
+    Example:
+      raypq snapshots show codes --version 3
+    """
     from raypq.stages import history
 
     show(history.show(store, version))
@@ -42,7 +57,12 @@ def snapshots_show(store: str, version: int | None) -> None:
 @click.option("--sha256", is_flag=True, help="Read every byte, not only the sizes.")
 @verb
 def snapshots_verify(store: str, version: int | None, sha256: bool) -> None:
-    """Check that every file of a version of STORE is there as it was written."""
+    """Check that every file of a version of STORE is there as it was written.
+
+    \b
+    Example:
+      raypq snapshots verify codes --sha256
+    """
     from raypq.stages import history
 
     show(history.verify(store, version, content=sha256))
@@ -54,10 +74,31 @@ def snapshots_verify(store: str, version: int | None, sha256: bool) -> None:
 @click.argument("new", type=click.IntRange(1), required=False)
 @verb
 def snapshots_diff(store: str, old: int, new: int | None) -> None:
-    """Shards that versions OLD and NEW (default: the latest) of STORE do not share."""
+    """Shards that versions OLD and NEW (default: the latest) of STORE do not share.
+
+    \b
+    Example:
+      raypq snapshots diff codes 1
+    """
     from raypq.stages import history
 
     show(history.diff(store, old, new))
+
+
+@snapshots.command("restore")
+@click.argument("store")
+@click.argument("version", type=click.IntRange(1))
+@verb
+def snapshots_restore(store: str, version: int) -> None:
+    """Make what VERSION of STORE holds the latest version again; no file is copied.
+
+    \b
+    Example:
+      raypq snapshots restore codes 1
+    """
+    from raypq.stages import history
+
+    show(told(history.restore(store, version), store))
 
 
 @snapshots.command("gc")

@@ -123,6 +123,12 @@ def finite_float32(
     return X
 
 
+def any_float32(X: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """``X`` as float32, whatever its values; a float64 too large for it becomes Inf."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.ascontiguousarray(X, dtype=np.float32)
+
+
 def strings(column: pa.Array, *, where: str, nulls: bool, row0: int = 0) -> pa.StringArray:
     """A column of names or integers as strings.
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq.data import arrays
-from raypq.data.storage import open_parquet
+from raypq.data.storage import open_parquet, stream
 from raypq.errors import InputError
 
 _FORMAT = "1"
@@ -120,15 +120,17 @@ class CodeFile:
                 label="label" in file.schema_arrow.names,
             )
 
-    def batches(self, rows: int) -> Iterator[CodeBatch]:
-        """Streams the codes.
+    def batches(self, rows: int, *, labels: bool = True) -> Iterator[CodeBatch]:
+        """Streams the codes, with labels where there are any and they are wanted.
 
         Raises:
             InputError: a code of K or more, naming the row.
         """
         row = 0
+        label = self.label and labels
+        wanted = ["id", "code"] + (["label"] if label else [])
         with open_parquet(self.uri) as file:
-            for batch in file.iter_batches(batch_size=rows):
+            for batch in stream(file, rows, columns=wanted):
                 stored = batch.column("code")
                 width = bytes_per_code(self.M, self.K)
                 raw = np.frombuffer(stored.buffers()[1], np.uint8)
@@ -141,8 +143,9 @@ class CodeFile:
                         expected=f"codes below K = {self.K}",
                         found=str(int(B[bad].max())),
                     )
-                labels = batch.column("label") if self.label else None
-                yield CodeBatch(B=B, ids=batch.column("id"), labels=labels)
+                yield CodeBatch(
+                    B=B, ids=batch.column("id"), labels=batch.column("label") if label else None
+                )
                 row += len(batch)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from raypq.config import Columns
 from raypq.data import arrays, images
-from raypq.data.storage import Shard, list_shards, open_parquet
+from raypq.data.storage import Shard, list_shards, open_parquet, stream
 from raypq.errors import InputError, JobError, RaypqError, ShardFailure
 
 _BATCH_BYTES = 64 << 20  # one batch of float32 features; bounds a worker's memory
@@ -27,7 +27,7 @@ class FeatureBatch:
     """Some consecutive rows of one shard, without images that could not be decoded.
 
     Attributes:
-        X: features [n, dx], float32, finite.
+        X: features [n, dx], float32, finite (unless the reader was told to pass on what is not).
         ids: string or int64, n values.
         labels: class_ids as strings (null where a row has none), or None without the column.
         row: row of the file at which the batch starts.
@@ -192,8 +192,15 @@ class FeatureReader:
     """
 
     def __init__(
-        self, file: pq.ParquetFile, shard: Shard, columns: Columns, width: int | None, labels: bool
+        self,
+        file: pq.ParquetFile,
+        shard: Shard,
+        columns: Columns,
+        width: int | None,
+        labels: bool,
+        finite: bool,
     ) -> None:
+        self._finite = finite
         self._file, self._columns, self._uri = file, columns, shard.uri
         self.rows: int = file.metadata.num_rows
         feature_field(file, columns.id, shard.uri)
@@ -224,9 +231,7 @@ class FeatureReader:
         columns = self._columns
         wanted = [columns.id, columns.feature] + ([columns.label] if self.label else [])
         row = 0
-        for batch in self._file.iter_batches(
-            batch_size=batch_rows(self._width or 1024), columns=wanted
-        ):
+        for batch in stream(self._file, batch_rows(self._width or 1024), wanted):
             if len(batch):
                 converted = self._convert(batch, row)
                 row += len(batch)
@@ -252,7 +257,11 @@ class FeatureReader:
                 batch.column(columns.feature), width=self._width, where=self._where, row0=row
             )
             self._width = raw.shape[1]
-            X = arrays.finite_float32(raw, where=self._where, ids=ids, row0=row)
+            X = (
+                arrays.finite_float32(raw, where=self._where, ids=ids, row0=row)
+                if self._finite
+                else arrays.any_float32(raw)
+            )
         return FeatureBatch(X=X, ids=ids, labels=labels, row=row, where=self._uri)
 
     def _names(self, batch: pa.RecordBatch, name: str, row: int, *, nulls: bool) -> pa.Array:
@@ -265,19 +274,25 @@ class FeatureReader:
 
 @contextmanager
 def open_features(
-    shard: Shard, columns: Columns, *, width: int | None, labels: bool = True
+    shard: Shard,
+    columns: Columns,
+    *,
+    width: int | None,
+    labels: bool = True,
+    finite: bool = True,
 ) -> Iterator[FeatureReader]:
     """Opens a shard for reading.
 
     Args:
         width: dx that every row must have; None takes the shard's own.
         labels: read the label column where there is one.
+        finite: refuse a shard with NaN or Inf in it; otherwise the caller looks at the rows.
 
     Raises:
         InputError: missing column, wrong type or width, a file that cannot be read.
     """
     with open_parquet(shard.uri) as file:
-        yield FeatureReader(file, shard, columns, width, labels)
+        yield FeatureReader(file, shard, columns, width, labels, finite)
 
 
 def read_batches(

@@ -14,10 +14,23 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from raypq.data.storage import join, read_bytes, write_bytes
-from raypq.errors import ModelError
+from raypq.data.storage import exists, join, read_bytes, write_bytes
+from raypq.errors import ConfigError, ModelError
 
 FORMAT = 1
+
+
+def check_vacant(uri: str, *, overwrite: bool) -> None:
+    """Refuses to write a model where there is one, unless that is what was asked for.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if not overwrite and exists(join(uri, "model.json")):
+        raise ConfigError(
+            f"output: {uri} holds a model already; name another folder, or pass "
+            "--overwrite (overwrite: true) to replace it"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

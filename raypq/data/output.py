@@ -27,6 +27,7 @@ class Source(Settings):
 
     @classmethod
     def of(cls, shard: Shard, *, sha256: str | None = None) -> Source:
+        """What is known of an input shard."""
         return cls(uri=shard.uri, size=shard.size, modified=shard.modified, sha256=sha256)
 
     def same_content(self, other: Source) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from raypq.data import arrays
 from raypq.data.classes import ClassTable
-from raypq.data.storage import open_parquet
+from raypq.data.storage import open_parquet, stream
 from raypq.errors import InputError
 
 WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd"}
@@ -112,7 +112,7 @@ def read(
                     f"{uri}, column '{name}'", expected="a list a row", found=str(kind)
                 )
         row = 0
-        for batch in file.iter_batches(batch_size=rows):
+        for batch in stream(file, rows):
             n = len(batch)
             if not n:
                 continue

@@ -23,6 +23,7 @@ class Spread(Settings):
 
     @classmethod
     def of(cls, values: NDArray[Any]) -> Self:
+        """Of values [n]."""
         low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
         return cls(
             mean=_short(values.mean()),

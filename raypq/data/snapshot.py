@@ -40,7 +40,7 @@ _NAME = re.compile(r"^(\d{20})\.json$")
 _TRIES = 64  # version numbers that other writers may take before us; each is their progress
 _PAUSE = 0.005  # seconds, doubled up to 32 times, at random: writers that race get out of step
 
-Kind = Literal["codes", "predictions"]
+Kind = Literal["codes", "predictions", "search", "pairs"]
 
 
 class Quarantined(Settings):

@@ -21,9 +21,10 @@ from ray.exceptions import RayActorError, RayError
 
 from raypq import console
 from raypq.distributed.errors import ClusterError, reason_of
-from raypq.distributed.seat import Refusal
+from raypq.distributed.metrics import Meters
+from raypq.distributed.seat import Answer, Refusal
 from raypq.errors import ShardFailure
-from raypq.stages.crew import TRIES, Outcome, Task
+from raypq.stages.crew import TRIES, Effort, Outcome, Task
 
 _POLL = 1.0  # seconds
 _SLACK = 0.1  # seconds of work that waits at a worker, so that it need not wait for the driver
@@ -52,14 +53,20 @@ class _Member:
 class RayGang:
     """The actors of one job; passes run over them one after another."""
 
-    def __init__(self, spawn: Callable[[], Any], workers: int) -> None:
+    def __init__(self, spawn: Callable[[], Any], workers: int, stage: str) -> None:
         self._spawn, self._wanted = spawn, workers
+        self.meters = Meters(stage)
         self.starting: dict[Any, _Member] = {}  # ready() reference -> member
         self.ready: list[_Member] = []
         self.homes: dict[str, _Member] = {}  # task name -> who did it last
         self._failed_starts = 0
         self._run: _Run | None = None
         self._fill()
+
+    @property
+    def effort(self) -> Effort:
+        """What all passes so far have come to."""
+        return self.meters.effort
 
     def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
         """Runs every task once; outcomes in any order.
@@ -82,6 +89,7 @@ class RayGang:
         for member in [*self.ready, *self.starting.values()]:
             ray.kill(member.actor)
         self.ready, self.starting, self.homes = [], {}, {}
+        self.meters.standing(workers=0, queue=0)
 
     def _fill(self) -> None:
         for _ in range(self._wanted - len(self.ready) - len(self.starting)):
@@ -107,6 +115,8 @@ class RayGang:
         if refusal is None:
             self._failed_starts = 0
             self.ready.append(member)
+            if self.effort.ready is None:
+                self.effort.ready = time.monotonic()
             return
         ray.kill(member.actor)
         self._failed_starts += 1
@@ -131,6 +141,7 @@ class RayGang:
     def bury(self, member: _Member, why: str) -> None:
         """Replaces a member that is dead, or that can no longer be reached."""
         self.ready.remove(member)
+        self.meters.died()
         ray.kill(member.actor)  # one that is only out of reach must not hold its CPU for ever
         console.warn(f"a worker died: {why}; starting another")
         self._fill()
@@ -175,6 +186,7 @@ class _Run:
                     gang.welcome(ref)
                 elif ref in self._running:  # else it went with a dead actor
                     yield from self._collect(ref)
+            gang.meters.standing(workers=len(gang.ready), queue=self._left - len(self._running))
             self._check_alone()
 
     def abandon(self) -> None:
@@ -255,7 +267,7 @@ class _Run:
     def _collect(self, ref: Any) -> Iterator[Outcome]:
         member, index = self._running[ref]
         try:
-            seconds, result = ray.get(ref)
+            answer = ray.get(ref)
         except RayActorError as error:
             yield from self._bury(member, error)
             return
@@ -264,17 +276,24 @@ class _Run:
                 shard=self._tasks[index].name, reason=reason_of(error), bad_input=False
             )
         else:
-            old = self._seconds
-            self._seconds = seconds if old is None else 0.9 * old + 0.1 * seconds
+            result = self._open(answer)
+            old, new = self._seconds, answer.seconds
+            self._seconds = new if old is None else 0.9 * old + 0.1 * new
         del self._running[ref]
         member.held.remove(index)
         yield from self._settle(member, index, result)
+
+    def _open(self, answer: Answer) -> Any:
+        """The result in an answer, whose cost is noted."""
+        self._gang.meters.answered(answer.seconds, answer.read)
+        return answer.result
 
     def _settle(self, member: _Member, index: int, result: Any) -> Iterator[Outcome]:
         if isinstance(result, ShardFailure):
             yield from self._failed(index, result.reason, bad_input=result.bad_input)
             return
         self._left -= 1
+        self._gang.meters.finished()
         self._gang.homes[self._tasks[index].name] = member
         yield Outcome(index, result=result)
 
@@ -283,8 +302,10 @@ class _Run:
         self._tries[index] += 1
         if not bad_input and self._tries[index] < TRIES:
             heapq.heappush(self._suspects, index)
+            self._gang.meters.again()
             return
         self._left -= 1
+        self._gang.meters.given_up()
         failure = ShardFailure(
             shard=self._tasks[index].name,
             reason=reason,
@@ -299,7 +320,7 @@ class _Run:
         for ref in [ref for ref, (owner, _) in self._running.items() if owner is member]:
             _, index = self._running.pop(ref)
             try:  # the answers that it still sent are as good as any
-                finished.append((index, ray.get(ref, timeout=_BURIAL)[1]))
+                finished.append((index, self._open(ray.get(ref, timeout=_BURIAL))))
             except RayError:
                 continue
             member.held.remove(index)

@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import ray
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+from ray.exceptions import AuthenticationError
 
 from raypq.config import ClusterSettings
 from raypq.distributed.errors import ClusterError, reason_of
 from raypq.distributed.gang import RayGang
 from raypq.distributed.seat import Seat
 from raypq.errors import ConfigError
-from raypq.stages.crew import Gang, Worker
+from raypq.stages.crew import Gang, Worker, stage_of
 
 if TYPE_CHECKING:
     from raypq.stages.learner import Lesson
 
 __all__ = ["ClusterError", "RayCrew", "connect"]
 
+_VERSION = metadata.version("raypq")
 _DIAL_TIMEOUT = 4.0  # seconds for the head node to accept a connection
 _ANSWER_TIMEOUT = 9.0  # seconds for it to answer as Ray does
 _CLIENT_PORT = 10001  # of ray://
+# Ray tells both sides' versions in its error, and in no other way before a connection stands.
+_VERSIONS = re.compile(
+    r"Version mismatch.*?Ray: (\S+)\s+Python: (\S+).*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL
+)
+_LOCKED_OUT = (
+    "does not let this client in: it wants a token, and the one here is missing or another. Set "
+    "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to that of the cluster"
+)
 
 
 class RayCrew:
@@ -54,7 +70,11 @@ class RayCrew:
         )(Seat)
         # Models and class tables go to the object store once, not once a worker.
         refs = [ray.put(arg) for arg in args]
-        gang = RayGang(lambda: actor.remote(settings.threads, make, *refs), settings.workers)
+        gang = RayGang(
+            lambda: actor.remote(_VERSION, settings.threads, make, *refs),
+            settings.workers,
+            stage_of(make),
+        )
         try:
             yield gang
         finally:
@@ -80,13 +100,27 @@ def check_resources(settings: ClusterSettings) -> None:
     """
     wanted = {"CPU": float(settings.threads), "GPU": settings.gpus_per_worker}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes += _nodes_to_come()
     if any(all(node.get(name, 0.0) >= wanted[name] for name in wanted) for node in nodes):
         return
     asked = " and ".join(f"{count:g} {name}" for name, count in wanted.items() if count)
     there = "; ".join(
         sorted({", ".join(f"{node.get(name, 0.0):g} {name}" for name in wanted) for node in nodes})
     )
-    raise ClusterError(f"a worker needs {asked}, but no node has that; the nodes have: {there}")
+    raise ClusterError(
+        f"a worker needs {asked}, but no node has that; the nodes have: {there}. Ask for less "
+        "(--threads, --gpus-per-worker), or add nodes that have it"
+    )
+
+
+def _nodes_to_come() -> list[dict[str, float]]:
+    """Resources of the kinds of node that the cluster's autoscaler may add.
+
+    Ray has no public way to ask (2.60). Only autoscaler v2 tells, the default on KubeRay.
+    """
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config else []
+    return [dict(group.resources) for group in groups if group.max_count]
 
 
 @contextmanager
@@ -114,7 +148,11 @@ def connect(settings: ClusterSettings) -> Iterator[RayCrew]:
         options["address"] = settings.cluster
     try:
         ray.init(**options)
+    except AuthenticationError:
+        raise ClusterError(f"the Ray cluster at {settings.cluster!r} {_LOCKED_OUT}") from None
     except (ConnectionError, RuntimeError, ValueError) as error:
+        if found := _VERSIONS.search(str(error)):
+            raise ClusterError(_mismatch(settings.cluster, found)) from None
         raise _unreachable(settings.cluster, reason_of(error)) from None
     try:
         yield RayCrew(settings)
@@ -123,10 +161,10 @@ def connect(settings: ClusterSettings) -> Iterator[RayCrew]:
 
 
 def check_address(address: str) -> None:
-    """Finds out within seconds whether a Ray head is at ``host:port``.
+    """Finds out within seconds whether a Ray head is at ``host:port``, and lets this client in.
 
     ``ray.init`` itself tries for 81 seconds and then ends the process (Ray 2.60), so whether
-    anything listens is tried first, and whether it is Ray is asked in a process of its own.
+    anything listens is tried first, and then the head is asked whether it lives.
 
     Raises:
         ClusterError: naming the address and what to try.
@@ -143,16 +181,26 @@ def check_address(address: str) -> None:
         raise _unreachable(address, error.strerror or str(error)) from None
     if found:
         return
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
-    try:
-        done = subprocess.run(  # noqa: S603 - the address is one argument, no shell reads it
-            [*command, "--address", address], capture_output=True, timeout=_ANSWER_TIMEOUT
-        )
-    except subprocess.TimeoutExpired:
-        raise _unreachable(address, "something listens there, but it is not a Ray head") from None
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise _unreachable(address, lines[-1] if lines else "it is not healthy")
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as ray.init would
+    with init_grpc_channel(address) as channel:
+        head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        try:
+            asked = gcs_service_pb2.CheckAliveRequest()  # type: ignore[attr-defined]  # generated
+            head.CheckAlive(asked, timeout=_ANSWER_TIMEOUT)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                raise ClusterError(f"the Ray cluster at {address!r} {_LOCKED_OUT}") from None
+            why = f"something listens there, but it is not a Ray head ({error.code().name})"
+            raise _unreachable(address, why) from None
+
+
+def _mismatch(address: str, found: re.Match[str]) -> str:
+    theirs, ours = found.group(1, 2), found.group(3, 4)
+    return (
+        f"the Ray cluster at {address!r} runs Ray {theirs[0]} on Python {theirs[1]}, this client "
+        f"Ray {ours[0]} on Python {ours[1]}; install the cluster's versions here, or submit a job "
+        "to it, which runs with the cluster's own (ray job submit, docs/operations.md)"
+    )
 
 
 def _unreachable(address: str, why: str) -> ClusterError:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import ray
 
-from raypq import kernels
+from raypq import kernels, meter
 from raypq.errors import RaypqError
+from raypq.meter import Reading
 from raypq.stages.crew import Task, Worker, attempt
 
 
@@ -22,11 +24,20 @@ class Refusal:
     final: bool = False
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The result of one call, the seconds that it took and what it read."""
+
+    result: Any
+    seconds: float
+    read: Reading
+
+
 class Seat:
     """The actor: runs in a worker process, makes the worker once, then calls it."""
 
-    def __init__(self, threads: int, make: Callable[..., Worker], *args: Any) -> None:
-        self._threads, self._make, self._args = threads, make, args
+    def __init__(self, version: str, threads: int, make: Callable[..., Worker], *args: Any) -> None:
+        self._version, self._threads, self._make, self._args = version, threads, make, args
         self._worker: Worker | None = None
         self._shared_key: bytes | None = None
         self._shared: Any = None
@@ -34,6 +45,12 @@ class Seat:
     def ready(self) -> Refusal | None:
         """Makes the worker. An error is an answer, or Ray would only report a dead actor."""
         if self._worker is None:
+            if (here := metadata.version("raypq")) != self._version:
+                return Refusal(
+                    f"raypq {self._version} asks, and the nodes have raypq {here}; install one "
+                    "version everywhere (an image, or setup_commands)",
+                    final=True,
+                )
             try:
                 kernels.set_threads(self._threads)
                 self._worker = self._make(*self._args)
@@ -44,14 +61,14 @@ class Seat:
             self._args = ()
         return None
 
-    def call(self, task: Task, shared: list[Any]) -> tuple[float, Any]:
-        """Seconds and result of one task."""
+    def call(self, task: Task, shared: list[Any]) -> Answer:
+        """Does one task."""
         assert self._worker is not None, "called before it was ready"
-        start = time.monotonic()
+        start, before = time.monotonic(), meter.read()
         # The reference travels in a list, or Ray would fetch the value anew for every call.
         key = shared[0].binary() if shared else None
         if key != self._shared_key:
             self._shared = ray.get(shared[0]) if shared else None
             self._shared_key = key
         result = attempt(self._worker, task, self._shared)
-        return time.monotonic() - start, result
+        return Answer(result, time.monotonic() - start, meter.read().since(before))

@@ -40,12 +40,15 @@ class Board:
         self._fatal: RaypqError | None = None
 
     def put(self, note: Note) -> None:
+        """Leaves a note."""
         self._notes.append(note)
 
     def fail(self, error: RaypqError) -> None:
+        """Leaves the error that ends it all; the first one counts."""
         self._fatal = self._fatal or error
 
     def fatal(self) -> RaypqError | None:
+        """The error that ends it all, if there is one."""
         return self._fatal
 
     def take(self) -> list[Note]:

@@ -25,11 +25,13 @@ __all__ = [
     "decode",
     "encode",
     "merge_topk",
+    "scores",
     "set_threads",
     "threads",
     "topk_per_code",
     "topk_per_query",
     "topk_per_vector",
+    "within",
 ]
 
 _threads: int | None = None
@@ -72,6 +74,34 @@ def topk_per_query(
 
         score, row = fast.topk_per_query(B, tables, k, device=device)
     return score, row + row0
+
+
+def scores(B: NDArray[np.uint8], tables: Tables) -> NDArray[np.float32]:
+    """Every score [T, N] of codes B [N, M]: for what needs whole rankings."""
+    if _use_native("cpu"):
+        return native.scores(B, tables, threads=threads())
+    all_of_them = reference.scores(decode(B, tables.C), tables.squared_norms(B), tables)
+    return np.ascontiguousarray(all_of_them.T)
+
+
+def within(
+    B: NDArray[np.uint8],
+    tables: Tables,
+    least: float,
+    *,
+    after: bool = False,
+    device: str = "cpu",
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Every (query, row, score) whose score is at least ``least`` (compared as float32).
+
+    In the order of queries and then of rows; three arrays of one length. ``after``: only rows
+    whose number is above the query's, for pairs among the codes themselves.
+    """
+    if _use_native(device):
+        return native.within(B, tables, least, after=after, threads=threads())
+    from raypq.kernels import torch as fast
+
+    return fast.within(B, tables, least, after=after, device=device)
 
 
 def topk_per_vector(

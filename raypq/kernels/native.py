@@ -79,6 +79,33 @@ def topk_per_query(
     return _scan(B, tables, (tables.T, min(k, len(B))), True, threads, isa)
 
 
+def scores(
+    B: NDArray[np.uint8], tables: Tables, *, threads: int = 1, isa: str | None = None
+) -> NDArray[np.float32]:
+    """All scores [T, n]; equal to ``reference.scores`` transposed."""
+    out = np.empty((tables.T, len(B)), np.float32)
+    if out.size:
+        made = prepare(tables, across_rows=True, threads=threads, isa=isa)
+        made.scores(np.ascontiguousarray(B), threads, out)
+    return out
+
+
+def within(
+    B: NDArray[np.uint8],
+    tables: Tables,
+    least: float,
+    *,
+    after: bool = False,
+    threads: int = 1,
+    isa: str | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Every pair that scores at least ``least``; equal to ``reference.within``."""
+    if not len(B) or not tables.T:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    made = prepare(tables, across_rows=True, threads=threads, isa=isa)
+    return made.within(np.ascontiguousarray(B), float(np.float32(least)), after, threads)
+
+
 def prepare(
     tables: Tables, *, across_rows: bool, threads: int = 1, isa: str | None = None
 ) -> _native.Tables:

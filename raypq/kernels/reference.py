@@ -93,6 +93,21 @@ def topk_per_query(
     return best(np.ascontiguousarray(score.T), k)
 
 
+def within(
+    B: NDArray[np.uint8], tables: Tables, least: float, *, after: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Every (query, row, score) whose score is at least ``least``, by query and then by row.
+
+    ``after``: only rows whose number is above the query's.
+    """
+    score = scores(decode(B, tables.C), tables.squared_norms(B), tables).T
+    near = score >= np.float32(least)
+    if after:
+        near &= np.arange(score.shape[1]) > np.arange(len(score))[:, None]
+    query, row = np.nonzero(near)
+    return query, row, score[query, row]
+
+
 def accumulate(
     U: NDArray[np.floating], B: NDArray[np.uint8], C: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

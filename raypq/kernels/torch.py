@@ -102,6 +102,44 @@ def topk_per_query(
     return best
 
 
+def within(
+    B: NDArray[np.uint8], tables: Tables, least: float, *, after: bool = False, device: str = "cpu"
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Every pair that scores at least ``least``; equal to ``reference.within``."""
+    T, D = tables.W.shape
+    limit = float(np.float32(least))
+    W = torch.from_numpy(tables.W).to(device)
+    norm = torch.from_numpy(np.sqrt(squared_norms(tables.W))).to(device)
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+    for rows in _blocks(len(B), 4 * (D + T)):
+        squared = tables.squared_norms(B[rows])
+        scale, offset = (_column(term, device).T for term in tables.row_terms(squared))
+        terms = _Terms(scale, offset, torch.from_numpy(tables.bias).to(device)[:, None])
+        reach = scale * _column(np.sqrt(squared), device).T
+        error = _error(
+            D,
+            norm[:, None] * reach,
+            offset.abs(),
+            torch.from_numpy(tables.bias).abs().to(device)[:, None],
+        )
+        q = torch.from_numpy(decode(B[rows], tables.C)).to(device)
+        # "not below" rather than "at least": where float32 overflows a score is not a number.
+        near = ~(terms.rough(W @ q.T) < (limit - 2 * error).float())
+        query, row = near.nonzero(as_tuple=True)
+        value = np.empty(len(query), np.float32)
+        for part in _blocks(len(query), 8 * D):
+            i, j = query[part], row[part]
+            dot = _lanes(W[i], q[j])
+            pair = (dot * scale[0, j] + offset[0, j]) + terms.bias[i, 0]
+            value[part] = pair.cpu().numpy().astype(np.float32)
+        at, where = query.cpu().numpy(), row.cpu().numpy() + rows.start
+        keep = (value >= np.float32(least)) & (~np.bool_(after) | (where > at))
+        found.append((at[keep], where[keep], value[keep]))
+    query_, row_, score = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((row_, query_))
+    return query_[order], row_[order], score[order]
+
+
 @dataclass(frozen=True)
 class _Terms:
     """score[i, j] = (dot[i, j]·scale + offset) + bias; each broadcasts to [n, m], float64."""
@@ -200,14 +238,20 @@ def _rescore(x: torch.Tensor, W: torch.Tensor, found: torch.Tensor) -> torch.Ten
     columns = max(1, _BUDGET // (4 * D * max(1, n)))
     for start in range(0, c, columns):
         w = W[found[:, start : start + columns]]
-        lanes = torch.zeros((*w.shape[:2], LANES), dtype=torch.float64, device=x.device)
-        for j in range(0, D, LANES):
-            part = x[:, None, j : j + LANES].double() * w[:, :, j : j + LANES].double()
-            lanes[:, :, : part.shape[2]] += part
-        four = lanes[..., :4] + lanes[..., 4:]
-        two = four[..., :2] + four[..., 2:]
-        out[:, start : start + columns] = two[..., 0] + two[..., 1]
+        out[:, start : start + columns] = _lanes(x[:, None, :], w)
     return out
+
+
+def _lanes(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Products of vectors on the last axis, float64 in the canonical order of ``tables``."""
+    shape = np.broadcast_shapes(a.shape, b.shape)[:-1]
+    lanes = torch.zeros((*shape, LANES), dtype=torch.float64, device=a.device)
+    for j in range(0, a.shape[-1], LANES):
+        part = a[..., j : j + LANES].double() * b[..., j : j + LANES].double()
+        lanes[..., : part.shape[-1]] += part
+    four = lanes[..., :4] + lanes[..., 4:]
+    two = four[..., :2] + four[..., 2:]
+    return two[..., 0] + two[..., 1]
 
 
 def _first_k(

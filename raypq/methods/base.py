@@ -111,6 +111,7 @@ class State:
 
     @property
     def done(self) -> bool:
+        """Whether there is no pass left."""
         return self.phase == "done"
 
     def then(self, arrays: Mapping[str, Array], *, phase: str | None = None) -> State:
@@ -157,10 +158,12 @@ class Model(ABC):
 
     @property
     def M(self) -> int:
+        """Sub-codebooks."""
         return int(self.C.shape[0])
 
     @property
     def K(self) -> int:
+        """Codewords in each."""
         return int(self.C.shape[1])
 
     @property
@@ -170,6 +173,7 @@ class Model(ABC):
 
     @property
     def metric(self) -> Metric:
+        """How scores are formed, unless asked otherwise."""
         return self.settings.metric
 
     @cached_property
@@ -312,7 +316,7 @@ class Model(ABC):
         bias: NDArray[np.floating] | None = None,
         metric: Metric | None = None,
     ) -> kernels.Tables:
-        """Prototypes made ready for scanning this model's codes."""
+        """Prototypes V [T, D] with bias [T] (None: zero) made ready to scan this model's codes."""
         return kernels.build_tables(self.C, V, bias, metric or self.metric)
 
 

@@ -38,7 +38,7 @@ class DPQSettings(TrunkSettings):
     d: Positive | None = Field(None, description="width of a codeword; default: U / M")
     hard: float = Field(1.0, ge=0, description="weight of the softmax loss on hard")
     central: float = Field(0.1, ge=0, description="weight of the joint central loss, eq. 5")
-    gini_batch: float = Field(8.0, ge=0, description="weight of eq. 6")
+    gini_batch: float = Field(1.0, ge=0, description="weight of eq. 6")
     gini_sample: float = Field(0.1, ge=0, description="weight of eq. 7")
     intra_norm: bool = Field(False, description="unit length for each part of soft and hard")
 

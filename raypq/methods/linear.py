@@ -59,7 +59,8 @@ def encode_on(
     C: NDArray[np.float32],
     precision: Precision,
 ) -> NDArray[np.uint8]:
-    """Projection and assignment in one go on a torch device; P is there already.
+    """Codes [n, M] of X [n, dx]: projection and assignment in one go on a torch device, where P
+    [D, dx] is already.
 
     On CUDA the rows go in parts through page-locked memory, each copied on a stream of its own
     while the one before it is computed.

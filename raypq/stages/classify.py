@@ -26,6 +26,7 @@ from raypq.errors import ConfigError, InputError, ModelError
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew
 from raypq.stages.judges import Candidates, Judge, appoint, told_of
+from raypq.stages.record import RunRecord
 from raypq.stages.store import ShardTask, StoreRun, stored_shards, work_id
 from raypq.stages.tally import Tally
 
@@ -222,11 +223,12 @@ def classify(job: ClassifyJob, crew: Crew) -> Snapshot:
         ConfigError: neither or both of codes and features, an unknown split.
         JobError: shards that could not be classified; every good one is finished.
     """
+    record = RunRecord(job, crew)
     plan = Plan.make(job)
-    return plan.run.finished() or carry_out(job, plan, crew)
+    return plan.run.finished() or carry_out(job, plan, record)
 
 
-def carry_out(job: ClassifyJob, plan: Plan, crew: Crew) -> Snapshot:
+def carry_out(job: ClassifyJob, plan: Plan, record: RunRecord) -> Snapshot:
     """Does what a plan found missing, and makes the version.
 
     Raises:
@@ -250,13 +252,16 @@ def carry_out(job: ClassifyJob, plan: Plan, crew: Crew) -> Snapshot:
         receipt, tally = result
         total.merge(tally)
         receipts.append(receipt)
+        record.finished(receipt.rows)
         return receipt
 
     def summarise() -> dict[str, Any]:
+        record.end_of_work("classify")
         models = told_of(plan.judges, receipts)
-        return {**summary, "models": models, "result": total.summary(table)}
+        result = total.summary(table)
+        return {**summary, "models": models, "result": result, "run": record.told()}
 
-    with crew.hire(ClassifyWorker, plan.judges, plan.candidates, job) as gang:
+    with record.hire(ClassifyWorker, plan.judges, plan.candidates, job) as gang:
         return plan.run.execute(
             gang,
             on_bad_shard=job.on_bad_shard,

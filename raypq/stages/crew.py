@@ -8,13 +8,15 @@ alike; a *crew* hires gangs. ``LocalCrew`` is threads of this process; the Ray o
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
-from raypq import console, kernels
+from raypq import console, kernels, meter
 from raypq.errors import JobError, RaypqError, ShardFailure
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ class Task(Protocol):
     """What a worker is called with; ``name`` stands in errors."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the task is called in errors."""
 
 
 class Worker(Protocol):
@@ -47,8 +50,35 @@ class Outcome:
     failure: ShardFailure | None = None
 
 
+@dataclass(kw_only=True)
+class Effort:
+    """What a gang has done since it was hired.
+
+    Attributes:
+        ready: ``time.monotonic()`` when the first worker was there.
+        workers: most workers that were there at once.
+        seconds: spent in tasks, by all workers together.
+        images, bytes: read by them, as ``raypq.meter`` counts.
+        tasks, failed, retries: finished, given up, and tried again. deaths: of workers.
+    """
+
+    ready: float | None = None
+    workers: int = 0
+    seconds: float = 0.0
+    images: int = 0
+    bytes: float = 0.0
+    tasks: int = 0
+    failed: int = 0
+    retries: int = 0
+    deaths: int = 0
+
+
 class Gang(Protocol):
     """Workers that are ready."""
+
+    @property
+    def effort(self) -> Effort:
+        """What the workers did so far."""
 
     def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
         """Runs every task once; ``shared`` goes to each worker once."""
@@ -64,6 +94,11 @@ class Crew(Protocol):
 
     def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
         """Trains by gradient to the last checkpoint; ``tell`` hears of every epoch."""
+
+
+def stage_of(make: Callable[..., Worker]) -> str:
+    """What records and metrics call the work of such workers: ``EncodeWorker`` does ``encode``."""
+    return make.__name__.removesuffix("Worker").lower()
 
 
 def attempt(worker: Worker, task: Task, shared: Any) -> Any | ShardFailure:
@@ -87,11 +122,16 @@ class LocalCrew:
 
     @contextmanager
     def hire(self, make: Callable[..., Worker], *args: Any) -> Iterator[Gang]:
+        """Makes one worker, which all threads share; it goes when the context ends."""
         kernels.set_threads(self._threads)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="raypq") as pool:
-            yield _LocalGang(pool, make(*args), self.workers)
+            effort = Effort(workers=self.workers)
+            worker = make(*args)
+            effort.ready = time.monotonic()
+            yield _LocalGang(pool, worker, effort)
 
     def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
+        """Trains in this process."""
         from raypq.stages.learner import Learner
         from raypq.stages.stream import Seat
 
@@ -100,15 +140,23 @@ class LocalCrew:
 
 
 class _LocalGang:
-    def __init__(self, pool: ThreadPoolExecutor, worker: Worker, workers: int) -> None:
-        self._pool, self._worker, self._workers = pool, worker, workers
+    def __init__(self, pool: ThreadPoolExecutor, worker: Worker, effort: Effort) -> None:
+        self._pool, self._worker, self._effort = pool, worker, effort
+        self._before = meter.read()
+        self._lock = Lock()
+
+    @property
+    def effort(self) -> Effort:
+        read = meter.read().since(self._before)
+        self._effort.images, self._effort.bytes = read.images, read.bytes
+        return self._effort
 
     def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
         running: dict[Future[Any], int] = {}
         waiting = iter(range(len(tasks)))
         for index in waiting:
             running[self._pool.submit(self._try, tasks[index], shared)] = index
-            if len(running) >= self._workers:
+            if len(running) >= self._effort.workers:
                 break
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -124,6 +172,7 @@ class _LocalGang:
                     yield Outcome(index, result=result)
 
     def _try(self, task: Task, shared: Any) -> Any:
+        start = time.monotonic()
         for tries in range(1, TRIES + 1):
             result = attempt(self._worker, task, shared)
             if not isinstance(result, ShardFailure) or result.bad_input:
@@ -131,6 +180,12 @@ class _LocalGang:
             result = ShardFailure(
                 shard=result.shard, reason=result.reason, tries=tries, bad_input=False
             )
+        failed = isinstance(result, ShardFailure)
+        with self._lock:
+            self._effort.seconds += time.monotonic() - start
+            self._effort.retries += tries - 1
+            self._effort.failed += failed
+            self._effort.tasks += not failed
         return result
 
 

@@ -22,6 +22,7 @@ from raypq.methods import registry, shelf
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew
 from raypq.stages.drift import Gauge
+from raypq.stages.record import RunRecord
 from raypq.stages.store import ShardTask, StoreRun, work_id
 
 
@@ -118,6 +119,7 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
         ModelError: the model cannot be read.
         JobError: shards that could not be encoded; every good one is finished.
     """
+    record = RunRecord(job, crew)
     model = registry.load(job.model)
     work = encoding_work(model, job)
     shards = FeatureStore.open(job.features, job.columns).shards
@@ -126,7 +128,7 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
     shelf.keep(job.output, model)  # before any version can name it
     if finished := run.finished():
         return finished
-    return carry_out(job, model, run, crew)
+    return carry_out(job, model, run, record)
 
 
 Describe = Callable[[Sequence[output.Receipt]], dict[str, Any]]
@@ -136,7 +138,7 @@ def carry_out(
     job: EncodeJob,
     model: Model,
     run: StoreRun,
-    crew: Crew,
+    record: RunRecord,
     *,
     content: bool = False,
     describe: Describe = lambda _: {},
@@ -144,6 +146,7 @@ def carry_out(
     """Encodes what a run lacks and makes its version.
 
     Args:
+        record: of this run; it hires the workers.
         content: hash the sources too; a task whose kept receipt has the same hash keeps it.
         describe: what else the version says of itself, given the receipts of this run's shards.
 
@@ -167,6 +170,7 @@ def carry_out(
         total.codes += result.changed.codes
         total.different += result.changed.different
         receipts.append(result.receipt)
+        record.finished(result.receipt.rows)
         return result.receipt
 
     def summarise() -> dict[str, Any]:
@@ -175,16 +179,22 @@ def carry_out(
             told["images_left_out"] = left_out
         if total.codes:
             told["codes_changed_by_precision"] = total.different / total.codes
-        return told
+        return {**told, "run": record.told()}
+
+    def inspect(all_receipts: Sequence[output.Receipt]) -> dict[str, Any]:
+        record.end_of_work("encode")
+        found = check_ids(job, all_receipts)
+        record.lap("check ids")
+        return found
 
     args = (model, job.columns, job.output, job.where.device, job.precision, content)
-    with crew.hire(EncodeWorker, *args) as gang:
+    with record.hire(EncodeWorker, *args) as gang:
         return run.execute(
             gang,
             on_bad_shard=job.on_bad_shard,
             reduce=reduce,
             summarise=summarise,
-            inspect=lambda receipts: check_ids(job, receipts),
+            inspect=inspect,
         )
 
 

@@ -8,7 +8,7 @@ which moves along the seen-unseen curve; uncalibrated H mostly measures the bias
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ from raypq.data.classes import ClassTable
 from raypq.data.predictions import PredictionBatch
 from raypq.data.snapshot import Snapshot
 from raypq.errors import InputError, ShardFailure
+from raypq.stages.confusions import Confusions
 from raypq.stages.crew import Crew, Gang, settle
+from raypq.stages.record import RunRecord
 from raypq.stages.store import ShardTask, stored_shards
 from raypq.stages.tally import Tally, class_mean
 
@@ -53,7 +55,7 @@ class Margins:
         self, batch: PredictionBatch, is_seen: NDArray[np.bool_], model: str, applied: float
     ) -> None:
         """Counts one batch of a model's predictions, from whose seen scores γ = ``applied`` went
-        already."""
+        already; ``is_seen`` [T]."""
         known = np.flatnonzero(batch.y >= 0)
         y = batch.y[known]
         seen, unseen = batch.best["seen"], batch.best["unseen"]
@@ -74,6 +76,23 @@ class Margins:
             getattr(self, name)[:] += getattr(other, name)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Counted:
+    """The first pass: counts, whether groups stand beside the classes, and the range of margins."""
+
+    tally: Tally
+    confusions: Confusions
+    grouped: bool
+    reach: NDArray[np.float64]
+
+    def merge(self, other: _Counted) -> _Counted:
+        self.tally.merge(other.tally)
+        self.confusions.merge(other.confusions)
+        low, high = min(self.reach[0], other.reach[0]), max(self.reach[1], other.reach[1])
+        self.reach[:] = low, high
+        return replace(self, grouped=self.grouped or other.grouped)
+
+
 class EvaluateWorker:
     """Counts prediction shards: a tally and the range of margins, then the margins by bin.
 
@@ -87,18 +106,20 @@ class EvaluateWorker:
     def __call__(self, task: ShardTask, shared: Margins | None) -> Any:
         return self._count(task) if shared is None else self._margins(task, shared)
 
-    def _count(self, task: ShardTask) -> tuple[Tally, bool, NDArray[np.float64]]:
+    def _count(self, task: ShardTask) -> _Counted:
         tally = Tally.empty(len(self._table))
+        confusions = Confusions()
         reach = np.array([np.inf, -np.inf])
         grouped = False
         for batch in predictions.read(task.shard.uri, self._table, size=task.shard.size):
             tally.add(batch)
+            confusions.add(batch, len(self._table))
             grouped = bool(batch.best)
             if grouped:
                 margin = batch.best["seen"].score.astype(np.float64) - batch.best["unseen"].score
                 margin += self._applied[task.model]
                 reach[:] = min(reach[0], margin.min()), max(reach[1], margin.max())
-        return tally, grouped, reach
+        return _Counted(tally=tally, confusions=confusions, grouped=grouped, reach=reach)
 
     def _margins(self, task: ShardTask, empty: Margins) -> Margins:
         assert self._table.seen is not None, "groups exist only where the table says who is seen"
@@ -122,6 +143,7 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
         InputError: no labels, or a store that is not one of predictions.
         JobError: shards that could not be read.
     """
+    record = RunRecord(job, crew)
     table = ClassTable.open(job.classes)
     version = snapshot.read(job.predictions, job.version)
     if version.kind != "predictions":
@@ -135,8 +157,9 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
     chosen = np.zeros(len(table), bool)
     chosen[table.select(job.split)] = True
     applied = {name: value or 0.0 for name, value in of_models(version, "calibration").items()}
-    with crew.hire(EvaluateWorker, table, applied) as gang:
-        tally, grouped, reach = _first_pass(gang, tasks, table)
+    with record.hire(EvaluateWorker, table, applied) as gang:
+        counted = _first_pass(gang, tasks, table)
+        tally, grouped = counted.tally, counted.grouped
         if not tally.images.any():
             raise InputError(
                 job.predictions, expected="predictions with labels", found="no labelled image"
@@ -148,16 +171,33 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
             "split": job.split,
             "compressed": version.summary.get("compressed"),
             "metric": version.summary.get("metric"),
+            "models": dict(version.summary.get("models", {})),
             "images": int(tally.rows[0]),
             "top1": tally.accuracy(chosen),
         }
         if table.seen is not None:
             result |= groups(tally, table.seen, chosen, grouped=grouped)
         if grouped and "H" in result:
-            empty = _empty_margins(tally, chosen, reach, _gammas(job, version))
+            empty = _empty_margins(tally, chosen, counted.reach, _gammas(job, version))
             margins = _second_pass(gang, tasks, empty)
             result["calibrated"] = calibrated(margins, tally, table, chosen)
-    return result
+    result["per_class"] = per_class(tally, table, chosen)
+    result["confusions"] = counted.confusions.worst(table, chosen)
+    return {**result, "run": record.told()}
+
+
+def per_class(tally: Tally, table: ClassTable, chosen: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Each class of ``chosen`` [T] that has images: how many, and their share right at top 1."""
+    return [
+        {
+            "class_id": table.ids[int(t)].as_py(),
+            "name": table.names[int(t)],
+            "seen": None if table.seen is None else bool(table.seen[t]),
+            "images": int(tally.images[t]),
+            "hit@1": float(tally.hits[0][t] / tally.images[t]),
+        }
+        for t in np.flatnonzero(chosen & (tally.images > 0))
+    ]
 
 
 def of_models(version: Snapshot, key: str) -> dict[str, float | None]:
@@ -179,25 +219,23 @@ def _gammas(job: EvaluateJob, version: Snapshot) -> dict[str, float] | None:
     return found if len(found) == len(own) else None
 
 
-def _first_pass(
-    gang: Gang, tasks: list[ShardTask], table: ClassTable
-) -> tuple[Tally, bool, NDArray[np.float64]]:
-    tally = Tally.empty(len(table))
-    reach = np.array([np.inf, -np.inf])
-    grouped = False
+def _first_pass(gang: Gang, tasks: list[ShardTask], table: ClassTable) -> _Counted:
+    total = _Counted(
+        tally=Tally.empty(len(table)),
+        confusions=Confusions(),
+        grouped=False,
+        reach=np.array([np.inf, -np.inf]),
+    )
     failures: list[ShardFailure] = []
     with console.progress(len(tasks), "evaluate") as progress:
         for outcome in gang.map(tasks):
             progress.done()
             if outcome.failure:
                 failures.append(outcome.failure)
-                continue
-            part, has_groups, its_reach = outcome.result
-            tally.merge(part)
-            grouped |= has_groups
-            reach[:] = min(reach[0], its_reach[0]), max(reach[1], its_reach[1])
+            else:
+                total = total.merge(outcome.result)
     settle(failures, len(tasks) - len(failures), "fail")
-    return tally, grouped, reach
+    return total
 
 
 def _second_pass(gang: Gang, tasks: list[ShardTask], empty: Margins) -> Margins:
@@ -240,7 +278,11 @@ def harmonic(ts: float, tr: float) -> float:
 def groups(
     tally: Tally, seen: NDArray[np.bool_], chosen: NDArray[np.bool_], *, grouped: bool
 ) -> dict[str, Any]:
-    """ts, tr and H of GZSL, and top-1 among the label's own group (ZSL for unseen labels)."""
+    """ts, tr and H of GZSL, and top-1 among the label's own group (ZSL for unseen labels).
+
+    Args:
+        seen, chosen: by class [T].
+    """
     found: dict[str, Any] = {}
     for name, of_group in (("tr", chosen & seen), ("ts", chosen & ~seen)):
         accuracy = tally.accuracy(of_group)
@@ -262,7 +304,10 @@ def groups(
 def calibrated(
     margins: Margins, tally: Tally, table: ClassTable, chosen: NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """The seen-unseen curve: its area, its best H (an oracle), and H at the chosen γ."""
+    """The seen-unseen curve: its area, its best H (an oracle), and H at the chosen γ.
+
+    ``chosen`` [T] are the classes that are judged.
+    """
     assert table.seen is not None, "checked by the caller"
     has = chosen & (tally.images > 0)
     n_seen, n_unseen = int((has & table.seen).sum()), int((has & ~table.seen).sum())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raypq import console
-from raypq.data import snapshot
+from raypq.data import lease, snapshot
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import delete, join, list_files, list_folders, now
 from raypq.errors import ConfigError
@@ -29,6 +29,38 @@ def show(store: str, version: int | None = None) -> dict[str, Any]:
         InputError: no such store or version.
     """
     return snapshot.read(store, version).model_dump(mode="json")
+
+
+def restore(store: str, version: int) -> Snapshot:
+    """Makes a new version that holds what an old one does; nothing is copied, nothing is lost.
+
+    Raises:
+        InputError: no such version, or one whose files are not all there (``gc`` took them).
+        ConflictError: a nightly run is at work on the store, or another writer committed.
+    """
+    wanted = snapshot.read(store, version)
+    with lease.held(store) as mine:
+        latest = snapshot.versions(store)[-1]
+        if version == latest:
+            console.say(f"nothing to do: {store} is at version {version}")
+            return wanted
+        snapshot.verify_sizes(store, wanted)
+        made = snapshot.commit(
+            store,
+            kind=wanted.kind,
+            run_id=wanted.run_id,
+            expected=[
+                *(receipt.shard for receipt in wanted.shards),
+                *(item.shard for item in wanted.quarantined),
+            ],
+            receipts=wanted.shards,
+            quarantined=wanted.quarantined,
+            summary={**wanted.summary, "restored": version},
+            follows=latest,
+            guard=mine.check,
+        )
+    console.say(f"restored version {version} of {store} as version {made.version}")
+    return made
 
 
 def verify(store: str, version: int | None = None, *, content: bool = False) -> dict[str, Any]:

@@ -36,6 +36,10 @@ from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batc
 FOLDER = "training"  # below the model: checkpoints, until it is saved
 
 
+def nothing() -> None:
+    """What there is to clear after most trainings."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
     """A model, the shards left out, the images used, what some shards look like to the model,
@@ -45,7 +49,7 @@ class Fitted:
     failures: Sequence[ShardFailure]
     images: int
     measured: Sequence[ShardStats]
-    tidy: Callable[[], None] = lambda: None
+    tidy: Callable[[], None] = nothing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

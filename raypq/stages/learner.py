@@ -72,6 +72,7 @@ class Lesson:
         return max(rows) // self.method.settings.batch
 
     def normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows X [n, dx] as the network takes them."""
         how = self.method.settings.normalise
         return normalise(X, how, self.scale.get("mean"), self.scale.get("inverse_std"))
 

@@ -118,6 +118,7 @@ class Listed:
 
     @property
     def rows(self) -> int:
+        """Images of all tasks."""
         return sum(task.rows for task in self.tasks)
 
 

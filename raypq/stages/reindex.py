@@ -26,6 +26,7 @@ from raypq.stages import classify, encode, forecast, judges
 from raypq.stages.crew import Crew
 from raypq.stages.drift import Drifted, judge, known_baseline
 from raypq.stages.night import Night, compare, encode_job
+from raypq.stages.record import RunRecord
 
 _NAMED = 20  # drifted shards that are told one by one
 
@@ -53,8 +54,9 @@ def reindex(job: ReindexJob, crew: Crew) -> dict[str, Any]:
             store: stack.enter_context(lease.held(store, seconds=job.lease_seconds))
             for store in sorted(stores)
         }
+        record = RunRecord(job, crew)
         night = compare(job, model)
-        codes = _encode(job, model, night, crew, leases)
+        codes = _encode(job, model, night, record, leases)
         answers = [_classify(job, section, codes, crew, leases) for section in job.classify]
     return _report(job, night, codes, answers, time.monotonic() - start)
 
@@ -75,7 +77,7 @@ def _rehearse(job: ReindexJob, model: Model) -> dict[str, Any]:
 
 
 def _encode(
-    job: ReindexJob, model: Model, night: Night, crew: Crew, leases: Mapping[str, Lease]
+    job: ReindexJob, model: Model, night: Night, record: RunRecord, leases: Mapping[str, Lease]
 ) -> Snapshot:
     if night.idle:
         assert night.latest is not None, "a source without a version has shards to encode"
@@ -99,7 +101,7 @@ def _encode(
         }
 
     return encode.carry_out(
-        encode_job(job), model, run, crew, content=job.compare == "content", describe=describe
+        encode_job(job), model, run, record, content=job.compare == "content", describe=describe
     )
 
 
@@ -131,11 +133,12 @@ def _classify(
 ) -> tuple[Snapshot, bool]:
     """The version of the predictions that belongs to the codes, and whether it is new."""
     task = _classify_job(job, section, codes.version)
+    record = RunRecord(task, crew)
     plan = classify.Plan.make(task)
     if found := plan.run.finished():
         return found, False
     run = replace(plan.run, guard=leases[section.output].check)
-    return classify.carry_out(task, replace(plan, run=run), crew), True
+    return classify.carry_out(task, replace(plan, run=run), record), True
 
 
 def _counts(night: Night) -> dict[str, int]:

@@ -7,6 +7,7 @@ the column, other columns are carried through, and every page has a checksum.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,20 @@ from raypq import console
 from raypq.config import Columns, RepackJob
 from raypq.data import arrays
 from raypq.data.features import WIDTH_NOTE, FeatureStore, batch_rows, feature_field, stored_width
-from raypq.data.storage import join, open_parquet, replacing
-from raypq.errors import InputError, ShardFailure
+from raypq.data.storage import (
+    join,
+    list_names,
+    open_parquet,
+    replacing,
+    stream,
+    write_bytes,
+)
+from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.stages.crew import Crew, settle
+from raypq.stages.record import RunRecord
 from raypq.stages.store import ShardTask
 
+SUMMARY = "_repack.json"  # other readers of Parquet folders pass over names like this
 _GROUP_BYTES = 64 << 20  # of vectors in a row group
 
 
@@ -84,7 +94,7 @@ class RepackWorker:
         name = self._columns.feature
         where = f"{uri}, column '{name}'"
         row = 0
-        for batch in file.iter_batches(batch_size=batch_rows(width or 1024)):
+        for batch in stream(file, batch_rows(width or 1024)):
             if not len(batch):
                 continue
             raw = arrays.matrix(batch.column(name), width=width, where=where, row0=row)
@@ -125,15 +135,25 @@ def _groups(
 def repack(job: RepackJob, crew: Crew) -> dict[str, Any]:
     """Rewrites every shard of a store under ``output``, keeping the shards' names.
 
+    ``_repack.json`` beside them is the summary of the run.
+
     Raises:
+        ConfigError: shards are there already.
         JobError: shards that could not be read; every good one is written.
     """
+    record = RunRecord(job, crew)
+    there = [name for name in list_names(job.output) if name.endswith(".parquet")]
+    if there and not job.overwrite:
+        raise ConfigError(
+            f"output: {job.output} holds {len(there)} Parquet file(s) already; name another "
+            "folder, or pass --overwrite (overwrite: true) to write over them"
+        )
     store = FeatureStore.open(job.features, job.columns)
     tasks = [ShardTask(shard=shard) for shard in store.shards]
     rows = 0
     failures: list[ShardFailure] = []
     with (
-        crew.hire(RepackWorker, job.columns, job.output, job.dtype) as gang,
+        record.hire(RepackWorker, job.columns, job.output, job.dtype) as gang,
         console.progress(len(tasks), "repack") as progress,
     ):
         for outcome in gang.map(tasks):
@@ -141,11 +161,15 @@ def repack(job: RepackJob, crew: Crew) -> dict[str, Any]:
                 failures.append(outcome.failure)
             else:
                 rows += outcome.result.rows
+                record.finished(outcome.result.rows)
             progress.done(0 if outcome.failure else outcome.result.rows)
     settle(failures, len(tasks) - len(failures), job.on_bad_shard)
-    return {
+    result = {
         "output": job.output,
         "shards": len(tasks) - len(failures),
         "images": rows,
         "quarantined": [str(failure) for failure in failures],
     }
+    summary = {**result, "run": record.told()}
+    write_bytes(join(job.output, SUMMARY), json.dumps(summary, indent=2).encode())
+    return result

@@ -50,6 +50,7 @@ class SplitTask:
 
     @property
     def name(self) -> str:
+        """What errors call it."""
         return self.shard.uri
 
 

@@ -22,7 +22,13 @@ from raypq.data.storage import Shard, join
 from raypq.errors import InputError, ShardFailure
 from raypq.stages.crew import Gang, settle
 
-_VERBS = {"codes": ("encode", "encoded"), "predictions": ("classify", "classified")}
+# What is going on, what was done, and the rows that come of it.
+_VERBS = {
+    "codes": ("encode", "encoded", "images"),
+    "predictions": ("classify", "classified", "images"),
+    "search": ("search", "answered", "queries"),
+    "pairs": ("compare", "found", "pairs"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,7 @@ class ShardTask:
 
     @property
     def name(self) -> str:
+        """The shard's URI."""
         return self.shard.uri
 
 
@@ -200,8 +207,9 @@ class StoreRun:
         for journal in journals.values():
             journal.clear()
         kept = f" ({len(self.kept)} shards kept)" if self.kept else ""
+        _, done, rows = _VERBS[self.kind]
         console.say(
-            f"{_VERBS[self.kind][1]} {version.rows:,} images in {seconds:.1f} s{kept}: "
+            f"{done} {version.rows:,} {rows} in {seconds:.1f} s{kept}: "
             f"{self.store} version {version.version}"
         )
         return version

@@ -36,6 +36,7 @@ class Tally:
 
     @classmethod
     def empty(cls, T: int) -> Self:
+        """No counts yet, for T classes."""
         shapes = {"rows": (1,), "k": (2,), "hits": (len(HITS), T)}
         return cls(
             **{item.name: np.zeros(shapes.get(item.name, (T,)), np.int64) for item in fields(cls)}

@@ -12,8 +12,8 @@ import numpy as np
 from raypq import console, kernels
 from raypq.config import TrainJob
 from raypq.data.codes import bytes_per_code
-from raypq.data.storage import exists, join
-from raypq.errors import ConfigError, ShardFailure
+from raypq.data.models import check_vacant
+from raypq.errors import ShardFailure
 from raypq.methods import registry
 from raypq.methods.base import Corpus, Model, ReductionMethod, State
 from raypq.methods.gradient import GradientMethod
@@ -21,6 +21,7 @@ from raypq.stages.crew import Crew, settle
 from raypq.stages.drift import baseline_of
 from raypq.stages.learn import Fitted, learn
 from raypq.stages.passes import Plan, TrainWorker, measure, run_pass
+from raypq.stages.record import RunRecord
 from raypq.stages.tune import tune
 
 
@@ -41,11 +42,8 @@ def train(job: TrainJob, crew: Crew) -> Trained:
         JobError: shards that could not be used.
     """
     start = time.monotonic()
-    if not job.overwrite and exists(join(job.output, "model.json")):
-        raise ConfigError(
-            f"output: {job.output} holds a model already; name another folder, or pass "
-            "--overwrite (overwrite: true) to replace it"
-        )
+    crew = run = RunRecord(job, crew)
+    check_vacant(job.output, overwrite=job.overwrite)
     # The updates run here; as many threads as a worker has, so that every crew gives equal bits.
     kernels.set_threads(job.where.threads)
     method = registry.create(job.method, job.settings)
@@ -60,7 +58,8 @@ def train(job: TrainJob, crew: Crew) -> Trained:
         fitted = learn(job, method, plan, crew)
     model, images = fitted.model, fitted.images
     quarantined = [str(failure) for failure in fitted.failures]
-    record = {**model.record, "images": images, "quarantined": quarantined}
+    run.lap("finish")
+    record = {**model.record, "images": images, "quarantined": quarantined, "run": run.told()}
     if baseline := baseline_of(fitted.measured, images=images, K=model.K):
         record["baseline"] = baseline.model_dump(mode="json")
     model = replace(model, record={**record, **(tuned.record() if tuned else {})})

@@ -87,6 +87,7 @@ class TrainTask:
 
     @property
     def name(self) -> str:
+        """The shard's URI."""
         return self.shard.uri
 
 

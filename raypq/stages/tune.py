@@ -55,6 +55,7 @@ class Trial:
 
     @property
     def name(self) -> str:
+        """The trial, for errors."""
         return f"trial {dict(self.settings)} on split {self.split}"
 
 
@@ -80,6 +81,7 @@ class Judged:
         return float(ts), float(self.share[self.of_seen & wins].sum())
 
     def H(self, gamma: float = 0.0) -> float:
+        """H with γ taken off the scores of seen classes."""
         return harmonic(*self.at(gamma))
 
 

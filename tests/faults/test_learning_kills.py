@@ -86,6 +86,7 @@ def train(world: Any, output: Path, crew: Any, diary: Path | None = None, **chan
     return learn(job, method, Plan.make(job, method), crew).model
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_no_more_than_the_epoch_in_hand(world, tmp_path, crew):
     diary = tmp_path / "diary"
     diary.mkdir()

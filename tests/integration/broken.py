@@ -27,6 +27,7 @@ def raypq(*words: str) -> Result:
     )
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
+    assert "raypq: unexpected" not in result.output, result.output
     return result
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raypq.config import ClassifyJob, EncodeJob, ReindexJob, TrainJob, read_mapping
+from raypq.config import ClassifyJob, EncodeJob, ReindexJob, SearchJob, TrainJob, read_mapping
 from raypq.methods import registry
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
@@ -17,6 +17,7 @@ CLASSES = {
     "train": TrainJob,
     "encode": EncodeJob,
     "classify": ClassifyJob,
+    "search": SearchJob,
     "reindex": ReindexJob,
 }
 
@@ -34,7 +35,7 @@ def test_example_config_is_valid(name: str) -> None:
 
 
 def test_jobs_run_the_main_path(generated: Path) -> None:
-    """Train, encode and classify by their entry points, without Ray."""
+    """Train, encode, classify and search by their entry points, without Ray."""
     where = {"cluster": "none", "workers": 1}
     configs = {
         "train": {
@@ -54,6 +55,12 @@ def test_jobs_run_the_main_path(generated: Path) -> None:
             "codes": str(generated / "codes"),
             "classes": str(generated / "classes.parquet"),
             "output": str(generated / "predictions"),
+        },
+        "search": {
+            "codes": str(generated / "codes"),
+            "queries": [str(generated / "test" / "part-00000.parquet")],
+            "top_k": 3,
+            "output": str(generated / "neighbours"),
         },
     }
     for name, config in configs.items():

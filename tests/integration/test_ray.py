@@ -18,12 +18,21 @@ import pyarrow.parquet as pq
 import pytest
 
 import raypq
-from raypq.config import ClassifyJob, ClusterSettings, Columns, EncodeJob, TrainJob
+from raypq.config import (
+    ClassifyJob,
+    ClusterSettings,
+    Columns,
+    DuplicatesJob,
+    EncodeJob,
+    SearchJob,
+    TrainJob,
+)
 from raypq.data import arrays, snapshot
 from raypq.data.features import FeatureStore, survey
 from raypq.errors import JobError
 from raypq.methods import registry
 from raypq.methods.base import Corpus
+from raypq.methods.pq import PQModel, PQSettings
 from raypq.stages.train import TrainWorker, run_pass
 from raypq.stages.training_rows import TrainTask
 
@@ -284,3 +293,36 @@ def test_a_cluster_that_answers_passes(local_ray: None) -> None:
     from raypq.distributed.pool import check_address
 
     check_address(ray.get_runtime_context().gcs_address)
+
+
+def test_search_and_duplicates_are_the_same_on_ray(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    C = np.round(rng.standard_normal((4, 16, 3)) * 2).astype(np.float32) / 2  # ties abound
+    model = PQModel(settings=PQSettings(M=4, K=16), tensors={"C": C}, dx=12)
+    model.save(str(tmp_path / "model"))
+    X, Q = (rng.standard_normal((n, 12)).astype(np.float32) for n in (600, 20))
+    rows = pa.table({"id": rng.permutation(600), "feature": arrays.fixed_list(X)})
+    queries = {"id": np.arange(20), "feature": arrays.fixed_list(Q)}
+    pq.write_table(pa.table(queries), tmp_path / "q.parquet")
+    seen = set()
+    for parts, where in ((2, ALONE), (200, TWO), (2, TWO.model_copy(update={"workers": 4}))):
+        root = tmp_path / f"{parts}-{where.workers}"
+        (root / "features").mkdir(parents=True)
+        for part, some in enumerate(np.array_split(np.arange(600), parts)):
+            pq.write_table(rows.take(some), root / "features" / f"p{part:03d}.parquet")
+        raypq.encode(
+            EncodeJob(
+                model=str(tmp_path / "model"),
+                features=[str(root / "features")],
+                output=str(root / "codes"),
+                where=ALONE,
+            )
+        )
+        both: dict[str, Any] = {"codes": str(root / "codes"), "where": where}
+        search = SearchJob(
+            queries=[str(tmp_path / "q.parquet")], top_k=30, output=str(root / "found"), **both
+        )
+        pairs = DuplicatesJob(threshold=1.0, output=str(root / "pairs"), **both)
+        versions = raypq.search(search), raypq.duplicates(pairs)
+        seen.add(tuple(receipt.sha256 for version in versions for receipt in version.shards))
+    assert len(seen) == 1

@@ -100,6 +100,43 @@ def test_topk(path: str, metric: Metric, case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("path", PATHS)
+@few
+@given(case=cases(), after=st.booleans(), rank=st.integers(0, 40))
+def test_within(path: str, metric: Metric, case: dict[str, Any], after: bool, rank: int) -> None:
+    # The limit is a score that occurs, so that some pairs lie exactly at it.
+    tables = kernels.build_tables(case["C"], case["V"], case["bias"], metric)
+    occurring = np.sort(reference.topk_per_query(case["B"], tables, 41)[0].ravel())[::-1]
+    least = float(occurring[min(rank, len(occurring) - 1)]) if len(occurring) else 0.0
+    found = (torch_path if path == "torch" else native).within
+    more = {} if path == "torch" else {"isa": path, "threads": 2}
+    wanted = reference.within(case["B"], tables, least, after=after)
+    same(found(case["B"], tables, least, after=after, **more), wanted)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("path", native.isas())
+@few
+@given(case=cases())
+def test_scores(path: str, metric: Metric, case: dict[str, Any]) -> None:
+    tables = kernels.build_tables(case["C"], case["V"], case["bias"], metric)
+    q, B = kernels.decode(case["B"], tables.C), case["B"]
+    wanted = reference.scores(q, tables.squared_norms(B), tables).T
+    np.testing.assert_array_equal(native.scores(B, tables, threads=2, isa=path), wanted)
+
+
+@pytest.mark.parametrize("path", native.isas())
+@pytest.mark.parametrize("k", [64, 65, 150, 700])
+def test_deep_lists_with_ties(path: str, k: int) -> None:
+    rng = np.random.default_rng(11)
+    C = np.round(rng.standard_normal((4, 16, 3))).astype(np.float32)
+    V = np.round(rng.standard_normal((70, 12))).astype(np.float32)
+    B = rng.integers(0, 16, (9_001, 4)).astype(np.uint8)
+    tables = kernels.build_tables(C, V, None, "l2")
+    same(run(path, "topk_per_query", B, tables, k), reference.topk_per_query(B, tables, k))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("k", [1, 2, 10])
 def test_scores_that_differ_by_less_than_float32_tells(path: str, metric: Metric, k: int) -> None:
     rng = np.random.default_rng(4)

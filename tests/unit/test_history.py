@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from raypq.data import snapshot
+from raypq.data import lease, snapshot
 from raypq.data.output import Receipt, Source
-from raypq.errors import ConfigError, InputError
+from raypq.errors import ConfigError, ConflictError, InputError
 from raypq.stages import history
 
 OLD = time.time() - 8 * 86_400
@@ -111,3 +111,31 @@ def test_gc_refuses_a_wrong_place(tmp_path: Path, store: Path) -> None:
         history.collect(str(tmp_path / "elsewhere"))
     with pytest.raises(ConfigError, match="keep"):
         history.collect(str(store), keep=0)
+
+
+def test_restore_makes_a_new_version_of_an_old_one(store: Path) -> None:
+    made = history.restore(str(store), 2)
+    assert made.version == 4
+    assert made.shards == snapshot.read(str(store), 2).shards
+    assert made.summary["restored"] == 2
+    assert [line["version"] for line in history.listing(str(store))] == [1, 2, 3, 4]
+
+
+def test_restoring_the_latest_does_nothing(store: Path) -> None:
+    assert history.restore(str(store), 3).version == 3
+    assert snapshot.versions(str(store)) == [1, 2, 3]
+
+
+def test_what_gc_took_cannot_be_restored(store: Path) -> None:
+    (store / "data" / "b.1.parquet").unlink()
+    with pytest.raises(InputError, match=r"b\.1\.parquet"):
+        history.restore(str(store), 1)
+    assert snapshot.versions(str(store)) == [1, 2, 3]
+    with pytest.raises(InputError, match="version 9"):
+        history.restore(str(store), 9)
+
+
+def test_a_store_that_a_night_is_at_work_on_is_not_restored(store: Path) -> None:
+    with lease.held(str(store), seconds=1), pytest.raises(ConflictError, match="is at work"):
+        history.restore(str(store), 1)
+    assert snapshot.versions(str(store)) == [1, 2, 3]

@@ -147,7 +147,7 @@ def network(**changes: object) -> gpq.GPQNetwork:
 
 def test_one_step_raises_the_entropy_by_prototypes_and_lowers_it_by_features(rng):
     """The mini-max: the same term moves W up and the trunk down (section 3.1)."""
-    net = network(lambda2=1.0)
+    net = network(lambda2=1.0, dropout=0.0)
     u = torch.from_numpy(rng.standard_normal((40, 5)).astype(np.float32))
     batch = Batch(x=u[:6], y=torch.tensor([0, 1, 2, 0, 1, 2]), u=u)
 
@@ -185,7 +185,10 @@ def test_codewords_are_refreshed_through_the_sub_prototypes():
 def test_terms_are_weighted_and_a_weight_of_nothing_is_nothing(rng):
     x = torch.from_numpy(rng.standard_normal((6, 5)).astype(np.float32))
     batch = Batch(x=x, y=torch.tensor([0, 1, 2, 0, 1, 2]), u=x)
-    one, three = network(lambda1=1.0, lambda2=1.0), network(lambda1=3.0, lambda2=0.0)
+    one, three = (
+        network(dropout=0.0, **w)
+        for w in ({"lambda1": 1, "lambda2": 1}, {"lambda1": 3, "lambda2": 0})
+    )
     with torch.no_grad():
         first, second = one(batch, "train"), three(batch, "train")
     assert float(second["class"]) == pytest.approx(3 * float(first["class"]), rel=1e-5)

@@ -45,7 +45,11 @@ def test_values_names_and_other_columns_stay(
     out = str(tmp_path / "out")
     told = repack(RepackJob(features=[str(tmp_path / "in")], output=out, dtype=dtype), LocalCrew())
     assert (told["images"], told["shards"]) == (300, 2)
-    assert sorted(path.name for path in Path(out).iterdir()) == ["a0.parquet", "a1.parquet"]
+    assert sorted(path.name for path in Path(out).iterdir()) == [
+        "_repack.json",
+        "a0.parquet",
+        "a1.parquet",
+    ]
     np.testing.assert_array_equal(_read(out), values.astype(np.float32))
     assert survey(FeatureStore.open([out])).width == 24
     table = pq.read_table(f"{out}/a1.parquet")

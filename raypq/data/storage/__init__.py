@@ -25,7 +25,7 @@ from raypq.data.storage.operations import (
     sync_folder,
     write_bytes,
 )
-from raypq.data.storage.parquet import open_parquet
+from raypq.data.storage.parquet import open_parquet, stream
 from raypq.data.storage.place import filesystem, is_local, join, local_path
 from raypq.data.storage.settings import StorageSettings
 from raypq.data.storage.shards import Shard, list_shards
@@ -54,6 +54,7 @@ __all__ = [
     "read_bytes",
     "replaced",
     "replacing",
+    "stream",
     "sync_folder",
     "write_bytes",
 ]

@@ -31,11 +31,13 @@ class Storage:
     """Local files by POSIX calls, everything else by fsspec."""
 
     def read_bytes(self, uri: str) -> bytes:
+        """The whole file."""
         fs, path = filesystem(uri)
         with objects.answering(uri):
             return cast(bytes, fs.cat_file(path))
 
     def digest(self, uri: str) -> str:
+        """sha256 of the content."""
         fs, path = filesystem(uri)
         found = hashlib.sha256()
         with objects.answering(uri), fs.open(path, "rb") as file:
@@ -44,11 +46,13 @@ class Storage:
         return found.hexdigest()
 
     def exists(self, uri: str) -> bool:
+        """Whether there is a file or folder."""
         fs, path = filesystem(uri)
         with objects.answering(uri):
             return bool(fs.exists(path))
 
     def file_size(self, uri: str) -> int:
+        """Bytes."""
         if is_local(uri):
             return local_path(uri).stat().st_size
         fs, path = filesystem(uri)
@@ -56,6 +60,7 @@ class Storage:
             return int(fs.size(path) or 0)
 
     def list_files(self, uri: str) -> dict[str, Listed]:
+        """The files of a folder by name; empty where there is none."""
         if is_local(uri):
             found = posix.list_files(local_path(uri))
         else:
@@ -64,6 +69,7 @@ class Storage:
         return {name: Listed(*about) for name, about in found.items()}
 
     def list_folders(self, uri: str) -> list[str]:
+        """The names of the folders in a folder."""
         if is_local(uri):
             return posix.list_folders(local_path(uri))
         with objects.answering(uri):
@@ -71,6 +77,7 @@ class Storage:
 
     @contextmanager
     def replacing(self, uri: str) -> Iterator[IO[bytes]]:
+        """A file that takes its name, whole, when the context ends well."""
         if is_local(uri):
             with posix.replacing(local_path(uri)) as file:
                 yield file
@@ -79,6 +86,7 @@ class Storage:
                 yield file
 
     def create(self, uri: str, content: bytes) -> None:
+        """Makes a file that must not be there: FileExistsError if it is."""
         if is_local(uri):
             posix.create(local_path(uri), content)
             return
@@ -86,11 +94,13 @@ class Storage:
             objects.create(*filesystem(uri), content)
 
     def delete(self, uri: str) -> None:
+        """Removes a file; one that is gone already is no error."""
         fs, path = filesystem(uri)
         with objects.answering(uri), suppress(FileNotFoundError):
             fs.rm_file(path)
 
     def sync_folder(self, uri: str) -> None:
+        """Makes the names in a local folder outlive a power cut."""
         if is_local(uri):
             posix.sync_folder(local_path(uri))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raypq import meter
 from raypq.data.storage.objects import answering
 from raypq.data.storage.operations import file_size
 from raypq.data.storage.place import filesystem, is_local, local_path
@@ -83,6 +84,31 @@ def _open(uri: str, size: int | None) -> Iterator[pq.ParquetFile]:
     finally:
         file.close(force=True)
         source.close()
+
+
+def stream(
+    file: pq.ParquetFile, rows: int, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Batches of up to ``rows`` rows of some columns (all by default), counted by the meter."""
+    size = _stored_bytes(file.metadata, columns) / max(file.metadata.num_rows, 1)
+    for batch in file.iter_batches(batch_size=rows, columns=columns):
+        meter.add(len(batch), size * len(batch))
+        yield batch
+
+
+def _stored_bytes(footer: pq.FileMetaData, columns: Sequence[str] | None) -> int:
+    """Bytes of these columns in the file; ``a`` takes ``a.list.element`` along."""
+    chosen = [
+        number
+        for number in range(footer.num_columns)
+        if columns is None
+        or any(f"{footer.schema.column(number).path}.".startswith(f"{name}.") for name in columns)
+    ]
+    return sum(
+        int(footer.row_group(group).column(number).total_compressed_size)
+        for group in range(footer.num_row_groups)
+        for number in chosen
+    )
 
 
 def _open_object(uri: str) -> Any:

@@ -53,10 +53,12 @@ class StorageSettings(Settings):
 
     @property
     def part_bytes(self) -> int:
+        """Bytes of a part of an upload."""
         return self.part_mib * _MIB
 
     @property
     def row_group_bytes(self) -> int:
+        """Bytes that a row group may have."""
         return self.row_group_mib * _MIB
 
     def s3_options(self) -> dict[str, Any]:

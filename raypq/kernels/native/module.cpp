@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <memory>
 #include <stdexcept>
 
 #include "codebook.hpp"
@@ -72,6 +73,45 @@ void scan(const Tables& tables, In<uint8_t, 2> B, size_t threads, Out<float, 2> 
                                                    names.data());
 }
 
+void score_all(const Tables& tables, In<uint8_t, 2> B, size_t threads, Out<float, 2> scores) {
+  const ScanTables& t = *tables.made;
+  check_codes(B, t.source.shape);
+  require(t.across_rows && B.shape(0) < (size_t(1) << 32), "tables must be made across rows");
+  require(scores.shape(0) == t.source.T && scores.shape(1) == B.shape(0), "scores must be [T, N]");
+  nb::gil_scoped_release release;
+  all_scores(t, B.data(), B.shape(0), threads, scores.data());
+}
+
+// Three columns: queries, rows, scores.
+nb::tuple find_within(const Tables& tables, In<uint8_t, 2> B, float least, bool after,
+                      size_t threads) {
+  const ScanTables& t = *tables.made;
+  check_codes(B, t.source.shape);
+  require(t.across_rows && B.shape(0) < (size_t(1) << 32), "tables must be made across rows");
+  struct Columns {
+    std::vector<int64_t> query, row;
+    std::vector<float> score;
+  };
+  auto columns = std::make_unique<Columns>();
+  {
+    nb::gil_scoped_release release;
+    for (auto& tile : within(t, B.data(), B.shape(0), least, after, threads)) {
+      for (const Within& one : tile) {
+        columns->query.push_back(one.query);
+        columns->row.push_back(one.row);
+        columns->score.push_back(one.score);
+      }
+      std::vector<Within>().swap(tile);
+    }
+  }
+  Columns* kept = columns.release();
+  nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<Columns*>(p); });
+  const size_t n = kept->score.size();
+  return nb::make_tuple(nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>(kept->query.data(), {n}, owner),
+                        nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>(kept->row.data(), {n}, owner),
+                        nb::ndarray<nb::numpy, float, nb::ndim<1>>(kept->score.data(), {n}, owner));
+}
+
 void assign(In<float, 2> U, In<float, 3> C, In<double, 2> norms, const std::string& isa,
             size_t threads, Out<uint8_t, 2> B) {
   const Shape shape = shape_of(C);
@@ -105,6 +145,8 @@ NB_MODULE(_native, module) {
   nb::class_<Tables>(module, "Tables")
       .def("__init__", &make_tables)
       .def("scan", &scan)
+      .def("scores", &score_all)
+      .def("within", &find_within)
       .def_prop_ro("rescans", [](const Tables& tables) { return tables.made->rescans.load(); })
       .def_prop_ro("bytes", [](const Tables& tables) { return tables.made->bytes(); });
 }

@@ -16,6 +16,22 @@ void topk_per_code(const ScanTables& tables, const uint8_t* B, size_t N, size_t 
 void topk_per_query(const ScanTables& tables, const uint8_t* B, size_t N, size_t k, size_t threads,
                     float* scores, int64_t* rows);
 
+// All scores [T, N] of B [N, M], exact. ``tables`` were made with across_rows = true.
+void all_scores(const ScanTables& tables, const uint8_t* B, size_t N, size_t threads,
+                float* scores);
+
+// A row that is near enough to a query.
+struct Within {
+  uint32_t query, row;
+  float score;
+};
+
+// Every row of B [N, M] whose score for a query is at least ``least``, by tile of queries, in the
+// order of queries and then of rows; ``after``: only rows whose number is above the query's.
+// ``tables`` were made with across_rows = true.
+std::vector<std::vector<Within>> within(const ScanTables& tables, const uint8_t* B, size_t N,
+                                        float least, bool after, size_t threads);
+
 // How far below the k-th best a score may lie and still tie with it once both are rounded to
 // float32, given the largest magnitude of the parts of a score. Infinite where float32 overflows.
 inline double rounding_slack(double largest) {

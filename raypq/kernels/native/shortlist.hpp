@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <vector>
 
@@ -28,6 +29,7 @@ inline bool better(const Candidate& a, const Candidate& b) {
 
 class Shortlist {
  public:
+  static constexpr size_t kLinear = 64;  // up to this k looking at all of them is faster
   static constexpr double kLowest = -std::numeric_limits<double>::infinity();
 
   // Room for an owner's candidates: bounded, however many tie.
@@ -107,14 +109,21 @@ class Shortlist {
     kept_[owner * room_ + state_[owner].count++] = {upper, other};
   }
 
-  // Keeps the k best lower bounds, in no order.
+  // Keeps the k best lower bounds: in no order where k is small, else as a heap with the least on
+  // top.
   void raise(size_t owner, double lower) {
     double* known = &lowers_[owner * k_];
     State& s = state_[owner];
     if (s.seen == k_ && lower <= known[s.least]) return;
-    known[s.seen < k_ ? s.seen++ : s.least] = lower;
-    if (s.seen < k_) return;
-    s.least = least_of(known);
+    const bool full = s.seen == k_;
+    if (k_ > kLinear && full) {
+      sink(known, lower);
+    } else {
+      known[full ? s.least : s.seen++] = lower;
+      if (s.seen < k_) return;
+      if (k_ <= kLinear) s.least = least_of(known);
+      else if (!full) std::make_heap(known, known + k_, std::greater<>());
+    }
     target_[owner] = known[s.least] - s.slack;
   }
 
@@ -126,6 +135,18 @@ class Shortlist {
       least = known[i] < least ? known[i] : least;
     }
     return at;
+  }
+
+  // Puts a value in the place of the heap's top.
+  void sink(double* heap, double value) const {
+    size_t at = 0;
+    for (size_t child = 1; child < k_; child = 2 * at + 1) {
+      if (child + 1 < k_) child += heap[child + 1] < heap[child];
+      if (!(heap[child] < value)) break;
+      heap[at] = heap[child];
+      at = child;
+    }
+    heap[at] = value;
   }
 
   template <class Resolve>

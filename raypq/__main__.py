@@ -1,0 +1,6 @@
+"""``python -m raypq``: the command line where its script is not on the path."""
+
+from raypq.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Pairs of stored images: ``id_a``, ``id_b`` (not before it) and ``score``, ordered by ids."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypq.data.storage import join, read_bytes, write_bytes
+
+WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd"}
+_FORMAT = "1"
+_ORDER = [("id_a", "ascending"), ("id_b", "ascending"), ("score", "ascending")]
+
+
+def schema(id_type: pa.DataType, metadata: dict[str, str] | None = None) -> pa.Schema:
+    """The schema of a pairs file."""
+    fields = {"id_a": id_type, "id_b": id_type, "score": pa.float32()}
+    return pa.schema(
+        [pa.field(name, kind, nullable=False) for name, kind in fields.items()],
+        metadata={"raypq.format": _FORMAT, **(metadata or {})},
+    )
+
+
+def table(one: pa.Array, other: pa.Array, score: pa.Array) -> pa.Table:
+    """Pairs of ids [n], each put in order."""
+    swap = pc.greater(one, other)
+    columns = [pc.if_else(swap, other, one), pc.if_else(swap, one, other), score]
+    return pa.Table.from_arrays(columns, schema=schema(one.type))
+
+
+def ordered(parts: Sequence[pa.Table], id_type: pa.DataType) -> pa.Table:
+    """All pairs of several tables, in order: of whatever parts, the same."""
+    return pa.concat_tables([schema(id_type).empty_table(), *parts]).sort_by(_ORDER)
+
+
+def write_partial(store: str, found: pa.Table) -> str:
+    """Puts pairs into a file of their own below ``data/``, which no version names."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, found.schema) as writer:
+        writer.write_table(found)
+    path = f"data/partial-{uuid.uuid4().hex}.arrow"
+    write_bytes(join(store, path), sink.getvalue())
+    return path
+
+
+def read_partial(store: str, path: str) -> pa.Table:
+    """What ``write_partial`` wrote."""
+    return pa.ipc.open_file(pa.py_buffer(read_bytes(join(store, path)))).read_all()

@@ -1,0 +1,189 @@
+"""The chapters of the page: which findings go into which table and figure.
+
+A chapter without findings is left out, and named at the end with the command that would fill it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raypq.data.codes import bytes_per_code
+from raypq.reporting import accuracy, retrieval, runs
+from raypq.reporting.charts import Chart
+from raypq.reporting.findings import Findings, shorten
+from raypq.reporting.tables import Table, count, moment, size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chapter:
+    """A heading, a few words, and what stands below them."""
+
+    id: str
+    title: str
+    lead: str = ""
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that the page shows.
+
+    Attributes:
+        headline: figures that sum it up: value, what it is. absent: chapters that nothing was found
+            for, and what would fill them. sources: kind and place of everything used.
+    """
+
+    headline: Sequence[tuple[str, str]]
+    chapters: Sequence[Chapter]
+    absent: Sequence[tuple[str, str]]
+    sources: Sequence[tuple[str, str]]
+    unused: Sequence[tuple[str, str]] = field(default_factory=list)
+
+
+_ACCURACY = (
+    "Means over classes. ZSL: images of unseen classes among unseen classes. ts and tr: unseen and "
+    "seen images among all classes, H their harmonic mean. Calibrated: a constant γ is taken off "
+    "the scores of seen classes."
+)
+_SPEED = (
+    "How many times faster classifying codes is than the dense product of uncompressed vectors and "
+    "a top-k, after figure 4b of the PQZSL paper."
+)
+
+Parts = tuple[Sequence[Table], Sequence[Chart]]
+
+_CHAPTERS: Sequence[tuple[str, str, str, Callable[[Findings], Parts], str]] = (
+    (
+        "settings",
+        "Settings and data",
+        "What was trained, and what is stored.",
+        lambda found: ([*_models(found), *_stores(found)], ()),
+        "raypq train, raypq encode",
+    ),
+    (
+        "accuracy",
+        "Accuracy",
+        _ACCURACY,
+        accuracy.overview,
+        "raypq evaluate classification --json FILE",
+    ),
+    (
+        "quantization",
+        "Accuracy against quantization",
+        "What is lost by compressing, after figure 4a of the PQZSL paper.",
+        accuracy.quantization,
+        "evaluations of code stores with several M, and the stores",
+    ),
+    (
+        "speed",
+        "Speed against a dense search",
+        _SPEED,
+        runs.ratio,
+        "raypq bench ratio --json FILE",
+    ),
+    (
+        "classes",
+        "Classes",
+        "How the classes differ, and which are taken for which.",
+        accuracy.classes,
+        "raypq evaluate classification --json FILE",
+    ),
+    (
+        "codewords",
+        "Codeword usage",
+        "Codewords that are never used are bytes wasted.",
+        runs.codewords,
+        "a code store",
+    ),
+    (
+        "retrieval",
+        "Retrieval",
+        "How well rankings of the whole store agree with labels and with exact search.",
+        retrieval.chapter,
+        "raypq evaluate retrieval --json FILE",
+    ),
+    (
+        "training",
+        "Training",
+        "What the passes over the data lowered.",
+        runs.training,
+        "a model that was trained by reduction",
+    ),
+    (
+        "drift",
+        "Drift",
+        "Whether encoded shards still look to the model as its training data did.",
+        runs.drift,
+        "a code store with figures of its shards",
+    ),
+    (
+        "throughput",
+        "Throughput",
+        "When the files of each store's latest run were finished.",
+        runs.throughput,
+        "a store",
+    ),
+)
+
+
+def write(found: Findings) -> Report:
+    """Everything that can be said of the findings."""
+    chapters, absent = [], []
+    for name, title, lead, make, filled_by in _CHAPTERS:
+        tables, charts = make(found)
+        if tables or charts:
+            chapters.append(Chapter(id=name, title=title, lead=lead, tables=tables, charts=charts))
+        else:
+            absent.append((title, filled_by))
+    sources = found.sources()
+    short = shorten([place for _, place in [*sources, *found.unused]])
+    return Report(
+        headline=accuracy.headline(found),
+        chapters=chapters,
+        absent=absent,
+        sources=[(kind, short[place]) for kind, place in sources],
+        unused=[(place, why) for place, why in found.unused],
+    )
+
+
+def _models(found: Findings) -> list[Table]:
+    rows: list[list[Any]] = []
+    short = shorten([item.place for item in found.models.values()])
+    for fingerprint, item in sorted(found.models.items(), key=lambda pair: pair[1].place):
+        told, record = item.content["model"], item.content.get("record", {})
+        settings = told.get("settings", {})
+        width = bytes_per_code(told["M"], told["K"])
+        rows.append(
+            [
+                f"{told['method']} {fingerprint[:8]}", told["M"], told["K"], told["D"],
+                told["dx"], told["metric"], settings.get("normalise", ""),
+                count(record.get("images")), width, f"{4 * told['dx'] / width:,.0f}×",
+                record.get("calibration"), settings.get("seed"), short[item.place],
+            ]
+        )  # fmt: skip
+    head = ["model", "M", "K", "D", "dx", "metric", "normalised", "trained on images",
+            "bytes an image", "smaller by", "γ", "seed", "place"]  # fmt: skip
+    return [Table(title="Models", head=head, rows=rows, words=(0, 5, 6, 12))] if rows else []
+
+
+def _stores(found: Findings) -> list[Table]:
+    rows: list[list[Any]] = []
+    short = shorten([store.place for store in found.stores])
+    for store in found.stores:
+        latest = store.latest
+        stored = sum(receipt.bytes for receipt in latest.shards)
+        models = sorted({receipt.model[:8] for receipt in latest.shards})
+        rows.append(
+            [
+                short[store.place], store.kind, latest.version, moment(latest.created),
+                count(latest.rows),
+                count(len(latest.shards)), size(stored), f"{stored / max(latest.rows, 1):.1f}",
+                ", ".join(models), len(latest.quarantined),
+            ]
+        )  # fmt: skip
+    head = ["store", "of", "version", "made (UTC)", "images", "shards", "bytes", "bytes an image",
+            "models", "left out"]  # fmt: skip
+    return [Table(title="Stores", head=head, rows=rows, words=(0, 1, 3, 8))] if rows else []

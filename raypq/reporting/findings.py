@@ -1,0 +1,213 @@
+"""What there is to report on: result files, models and stores, recognised by their content."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from raypq import console
+from raypq.data import snapshot
+from raypq.data.codes import bytes_per_code
+from raypq.data.snapshot import Snapshot
+from raypq.data.storage import (
+    exists,
+    file_size,
+    is_local,
+    join,
+    list_folders,
+    local_path,
+    read_bytes,
+)
+from raypq.errors import InputError, RaypqError
+
+_DEPTH = 4  # folders below the one that was named
+_LARGEST = 256 << 20  # bytes of a JSON file that is looked into
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """A result file: what it says, and where it stands."""
+
+    place: str
+    content: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return self.place.rsplit("/", 1)[-1].removesuffix(".json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """A store of codes or predictions, and all its versions, oldest first."""
+
+    place: str
+    versions: Sequence[Snapshot]
+
+    @property
+    def latest(self) -> Snapshot:
+        """The last version."""
+        return self.versions[-1]
+
+    @property
+    def kind(self) -> str:
+        """What the store holds: codes, predictions, …."""
+        return self.latest.kind
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """Everything that was found.
+
+    Attributes:
+        models: by fingerprint, the content of ``model.json``.
+        evaluations, retrievals, benches: result files by kind.
+        unused: files that were looked at and are none of these, and why.
+    """
+
+    models: dict[str, Named] = field(default_factory=dict)
+    stores: list[Store] = field(default_factory=list)
+    evaluations: list[Named] = field(default_factory=list)
+    retrievals: list[Named] = field(default_factory=list)
+    benches: list[Named] = field(default_factory=list)
+    unused: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def codes(self) -> list[Store]:
+        """The code stores."""
+        return [store for store in self.stores if store.kind == "codes"]
+
+    def sources(self) -> list[tuple[str, str]]:
+        """Every place that the page draws on, and what it is."""
+        found = [("model", item.place) for item in self.models.values()]
+        found += [(f"store of {store.kind}", store.place) for store in self.stores]
+        for kind, items in (
+            ("evaluation", self.evaluations),
+            ("retrieval", self.retrievals),
+            ("bench", self.benches),
+        ):
+            found += [(kind, item.place) for item in items]
+        return sorted(found)
+
+    def loss(self, fingerprint: str) -> float | None:
+        """Mean ‖u − q(u)‖² in parts of the mean ‖u‖², as measured on the rows that were encoded."""
+        rows, total = 0, 0.0
+        for store in self.codes:
+            for receipt in store.latest.shards:
+                if receipt.model == fingerprint and receipt.stats:
+                    rows += receipt.rows
+                    total += receipt.rows * receipt.stats.error.mean
+        return total / rows if rows else None
+
+
+def image_bytes(evaluation: Mapping[str, Any], models: Mapping[str, Named]) -> float | None:
+    """Bytes that an image takes: of its code, or of its float32 features."""
+    sizes = []
+    for fingerprint, told in evaluation.get("models", {}).items():
+        if evaluation.get("compressed"):
+            sizes.append(bytes_per_code(told["M"], told["K"]))
+        elif fingerprint in models:
+            sizes.append(4 * models[fingerprint].content["model"]["dx"])
+    return float(np.mean(sizes)) if sizes else None
+
+
+def gather(places: Sequence[str]) -> Findings:
+    """Looks at files and, to some depth, into folders.
+
+    Raises:
+        InputError: a place that is not there, a damaged store, or nothing to report on at all.
+    """
+    found = Findings()
+    for place in places:
+        for kind, where in _walk(place.rstrip("/"), _DEPTH):
+            _take(found, kind, where)
+    if not found.sources():
+        raise InputError(
+            ", ".join(places),
+            expected="result files (*.json), a model or a store",
+            found=f"none ({len(found.unused)} other JSON files)" if found.unused else "none",
+        )
+    for where, why in found.unused:
+        console.warn(f"{where}: not in the report: {why}")
+    return found
+
+
+def _walk(place: str, depth: int) -> Iterator[tuple[str, str]]:
+    """What kind of thing stands where: ``store``, ``model`` or ``file``."""
+    if exists(join(place, "model.json")):
+        yield "model", place
+    elif _has_versions(place):
+        yield "store", place
+        for name in list_folders(join(place, "models")):
+            yield "model", join(place, "models", name)
+    elif is_local(place) and local_path(place).is_dir():
+        if depth:
+            for child in sorted(local_path(place).iterdir()):
+                if child.name[0] not in "._" and (child.is_dir() or child.suffix == ".json"):
+                    yield from _walk(str(child), depth - 1)
+    elif not is_local(place) or local_path(place).exists():
+        yield "file", place
+    else:
+        raise InputError(place, expected="a file, a store, a model or a folder", found="nothing")
+
+
+def _has_versions(place: str) -> bool:
+    return not place.endswith(".json") and bool(snapshot.versions(place))
+
+
+def _take(found: Findings, kind: str, where: str) -> None:
+    if kind == "store":
+        versions = [snapshot.read(where, version) for version in snapshot.versions(where)]
+        found.stores.append(Store(place=where, versions=versions))
+    elif kind == "model":
+        content = _read(join(where, "model.json"))
+        if isinstance(content.get("model"), dict) and "fingerprint" in content:
+            named = Named(place=where, content=content)
+            found.models.setdefault(str(content["fingerprint"]), named)
+        else:
+            found.unused.append((where, "not a model of raypq"))
+    else:
+        _take_file(found, where)
+
+
+def _take_file(found: Findings, where: str) -> None:
+    try:
+        if file_size(where) > _LARGEST:
+            raise InputError(where, expected=f"at most {_LARGEST >> 20} MiB", found="more")
+        content = _read(where)
+    except RaypqError as error:
+        found.unused.append((where, str(error).removeprefix(f"{where}: ")))
+        return
+    named = Named(place=where, content=content)
+    if {"predictions", "images", "top1"} <= content.keys():
+        found.evaluations.append(named)
+    elif {"codes", "queries", "rows"} <= content.keys():
+        found.retrievals.append(named)
+    elif isinstance(content.get("results"), list) and "cpu" in content:
+        found.benches.append(named)
+    else:
+        found.unused.append((where, "not the result of an evaluation or a bench"))
+
+
+def _read(where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(read_bytes(where))
+    except ValueError as error:
+        raise InputError(where, expected="JSON", found=str(error)) from None
+    if not isinstance(content, dict):
+        raise InputError(where, expected="a JSON object", found=type(content).__name__)
+    return content
+
+
+def shorten(places: Sequence[str]) -> dict[str, str]:
+    """Places without the folders that all of them share, for people to read."""
+    if len(places) < 2 or not all(is_local(place) for place in places):
+        return {place: place for place in places}
+    paths = {place: local_path(place).absolute() for place in places}
+    shared = os.path.commonpath([path.parent for path in paths.values()])
+    return {place: str(path.relative_to(shared)) for place, path in paths.items()}

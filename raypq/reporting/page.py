@@ -1,0 +1,45 @@
+"""One HTML file with everything in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from raypq import __version__
+from raypq.data.storage import write_bytes
+from raypq.reporting import chapters, charts
+from raypq.reporting.findings import gather
+
+
+def make(places: Sequence[str], output: str, *, title: str = "raypq report") -> int:
+    """Writes the page; returns the number of figures in it.
+
+    Args:
+        places: result files, models, stores, or folders of them. output: the HTML file.
+
+    Raises:
+        ConfigError: the libraries that draw are not installed.
+        InputError: a place that is not there, or nothing to report on.
+    """
+    charts.need()
+    import jinja2
+
+    report = chapters.write(gather(places))
+    folder = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    text = environment.get_template("page.html.j2").render(
+        title=title,
+        report=report,
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
+    )
+    write_bytes(output, text.encode())
+    return sum(len(chapter.charts) for chapter in report.chapters)

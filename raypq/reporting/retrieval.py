@@ -1,0 +1,89 @@
+"""What evaluations of retrieval tell: figures at R, and precision over recall where it is there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from raypq.reporting import charts
+from raypq.reporting.charts import Chart
+from raypq.reporting.findings import Findings, Named
+from raypq.reporting.tables import Table, count, share
+
+_KINDS = (
+    ("precision", "Precision", "Share of rows of the query's label among the first R."),
+    (
+        "recall",
+        "Recall of exact search",
+        "Share of the R nearest, by exact search, in the first R.",
+    ),
+    (
+        "1-recall",
+        "Recall of the nearest",
+        "How often the nearest by exact search is in the first R.",
+    ),
+)
+
+
+def chapter(found: Findings) -> tuple[list[Table], list[Chart]]:
+    """One row a result file, and one figure for each kind of curve."""
+    if not found.retrievals:
+        return [], []
+    rows: list[list[Any]] = []
+    names = [key for item in found.retrievals for key in item.content if _is_figure(key)]
+    figures = list(dict.fromkeys(names))
+    for item in found.retrievals:
+        told = item.content
+        rows.append(
+            [
+                item.name, told.get("metric"), told.get("distance"), count(told["rows"]),
+                count(told["queries"]), *(share(told.get(key)) for key in figures),
+            ]
+        )  # fmt: skip
+    head = ["", "metric", "distance", "rows", "queries", *figures]
+    drawn = [chart for kind in _KINDS if (chart := _over_depth(found, *kind))]
+    if chart := _precision_recall(found):
+        drawn.append(chart)
+    return [Table(title="Rankings", head=head, rows=rows, words=(0, 1, 2))], drawn
+
+
+def _is_figure(key: str) -> bool:
+    return key == "map" or bool(re.fullmatch(r"(map|precision|recall|1-recall)@\d+", key))
+
+
+def _at(told: Mapping[str, Any], kind: str) -> tuple[list[float], list[float]]:
+    found = sorted(
+        (int(key.partition("@")[2]), float(value))
+        for key, value in told.items()
+        if key.startswith(f"{kind}@") and value is not None
+    )
+    return [float(R) for R, _ in found], [value for _, value in found]
+
+
+def _over_depth(found: Findings, kind: str, title: str, caption: str) -> Chart | None:
+    series = {item.name: at for item in found.retrievals if len((at := _at(item.content, kind))[0])}
+    if not any(len(xs) > 1 for xs, _ in series.values()):
+        return None
+    return charts.lines(
+        f"retrieval-{kind}", title, caption, series, x="R", y=f"{kind}@R", log_x=True,
+        from_zero=True,
+    )  # fmt: skip
+
+
+def _precision_recall(found: Findings) -> Chart | None:
+    """Where a result holds the curve: pairs of recall and precision."""
+
+    def curve(item: Named) -> tuple[list[float], list[float]] | None:
+        points = item.content.get("precision_recall")
+        if not points:
+            return None
+        return [float(recall) for recall, _ in points], [float(value) for _, value in points]
+
+    series = {item.name: points for item in found.retrievals if (points := curve(item))}
+    if not series:
+        return None
+    return charts.lines(
+        "precision-recall", "Precision over recall", "Over the ranking of the whole store.",
+        series, x="recall", y="precision", from_zero=True,
+    )  # fmt: skip

@@ -1,0 +1,43 @@
+"""Tables of the page, and how numbers stand in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+DASH = "–"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of cells; columns of numbers stand right, those in ``words`` left."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    words: Sequence[int] = (0,)
+    note: str = ""
+
+
+def share(value: Any) -> str:
+    """A share or an accuracy, of three digits."""
+    return DASH if value is None else f"{float(value):.3f}"
+
+
+def count(value: Any) -> str:
+    """A whole number with its thousands apart."""
+    return DASH if value is None else f"{round(float(value)):,}"
+
+
+def size(value: float) -> str:
+    """Bytes."""
+    for step, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= step:
+            return f"{value / step:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def moment(iso: str) -> str:
+    """A time in UTC, to the second."""
+    return iso.replace("T", " ").removesuffix("+00:00")

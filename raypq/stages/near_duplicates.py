@@ -1,0 +1,279 @@
+"""Near-duplicates: every pair of stored codes within a threshold, by symmetric distance.
+
+All pairs of blocks of rows are compared (DPQ section 4: all pairwise distances), N²/2 distances in
+all. The range kernel finds what may be within reach, codes of one side decoded as queries; the
+tables [M, K, K] of both sides then say the score. So the result depends neither on the shards nor
+on the workers, nor on which of a pair asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypq import kernels
+from raypq.config import DuplicatesJob, Metric
+from raypq.data import output, pairs
+from raypq.data.snapshot import Snapshot
+from raypq.data.storage import Shard, delete, join
+from raypq.errors import ConfigError, InputError, ModelError, ShardFailure
+from raypq.kernels.symmetric import SymmetricTables
+from raypq.methods.base import Model
+from raypq.stages.crew import Crew, Effort, Gang, Outcome, Task, settle
+from raypq.stages.record import RunRecord
+from raypq.stages.scan import Block, groups, read_block
+from raypq.stages.search import metric_of, models_for, open_store
+from raypq.stages.store import ShardTask, StoreRun, stored_shards, work_id
+
+_GROUP_ROWS = 1 << 17  # rows of a side of a task
+# Rows compared at once: should all pairs be within, under 1 GB. Never fewer asked than asking.
+_ASKING, _ASKED = 512, 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairPlan:
+    """What holds for a whole run. Attributes: most: pairs that are allowed in all."""
+
+    store: str
+    model: Model
+    metric: Metric
+    threshold: float
+    most: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTask:
+    """Two groups of shards; or one and None, for the pairs within it."""
+
+    one: tuple[Shard, ...]
+    other: tuple[Shard, ...] | None
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.one[0].uri
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinTask:
+    """The result file, from what the pair tasks found."""
+
+    shard: Shard
+    work: str
+    paths: tuple[str, ...]
+    id_type: pa.DataType
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.shard.uri
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a pair task found: a file of so many pairs, or none."""
+
+    path: str | None
+    count: int
+    id_type: pa.DataType
+
+
+class PairWorker:
+    """Compares groups of rows; writes the result."""
+
+    def __init__(self, plan: PairPlan) -> None:
+        self._plan = plan
+        self._symmetric = SymmetricTables(plan.model.C, plan.metric)
+
+    def __call__(self, task: PairTask | JoinTask, shared: None) -> Any:
+        return self._join(task) if isinstance(task, JoinTask) else self._compare(task)
+
+    def _compare(self, task: PairTask) -> Found:
+        plan = self._plan
+        one = Block.join([read_block(shard) for shard in task.one])
+        other = one
+        if task.other is not None:
+            other = Block.join([read_block(shard) for shard in task.other])
+        if one.ids.type != other.ids.type:
+            raise InputError(
+                task.name, expected="ids of one type in the store", found="string and int64"
+            )
+        parts: list[pa.Table] = []
+        count = 0
+        for i, j, score in self._within(one, other, same=task.other is None):
+            part = pairs.table(one.ids.take(i), other.ids.take(j), pa.array(score))
+            parts.append(part)
+            count += len(part)
+            if count > plan.most:
+                raise too_many(plan.most)
+        if not count:
+            return Found(path=None, count=0, id_type=one.ids.type)
+        path = pairs.write_partial(plan.store, pa.concat_tables(parts))
+        return Found(path=path, count=count, id_type=one.ids.type)
+
+    def _within(
+        self, one: Block, other: Block, *, same: bool
+    ) -> Iterator[tuple[pa.Array, pa.Array, NDArray[np.float32]]]:
+        """Rows of the two blocks and their score, pair by pair."""
+        plan = self._plan
+        threshold = np.float32(plan.threshold)
+        slack = 2.0**-20 * abs(plan.threshold) + self._symmetric.reach
+        least = (-plan.threshold if plan.metric == "l2" else plan.threshold) - slack
+        for start in range(0, len(one.B), _ASKING):
+            A = one.B[start : start + _ASKING]
+            tables = plan.model.tables(plan.model.decode(A), None, plan.metric)
+            begin = start if same else 0
+            for at in range(begin, len(other.B), _ASKED):
+                B = other.B[at : at + _ASKED]
+                # Within one block the first rows asked are those that ask.
+                after = same and at == start
+                i, j, _ = kernels.within(B, tables, least, after=after, device=plan.device)
+                score = self._symmetric(A[i], B[j])
+                near = score <= threshold if plan.metric == "l2" else score >= threshold
+                if near.any():
+                    yield pa.array(i[near] + start), pa.array(j[near] + at), score[near]
+
+    def _join(self, task: JoinTask) -> output.Receipt:
+        plan = self._plan
+        parts = [pairs.read_partial(plan.store, path) for path in task.paths]
+        metadata = {
+            "raypq.model": plan.model.fingerprint,
+            "raypq.metric": plan.metric,
+            "raypq.threshold": repr(plan.threshold),
+        }
+        schema = pairs.schema(task.id_type, metadata)
+        found = pairs.ordered(parts, task.id_type).cast(schema)
+        return output.write_shard(
+            plan.store,
+            task.shard,
+            model=plan.model.fingerprint,
+            work=task.work,
+            schema=schema,
+            batches=found.combine_chunks().to_batches(output.ROW_GROUP),
+            options=pairs.WRITE_OPTIONS,
+        )
+
+
+def too_many(most: int) -> InputError:
+    """The error of a threshold within which more than ``most`` pairs lie."""
+    return InputError(
+        "threshold",
+        expected=f"at most {most:,} pairs within it (max_pairs)",
+        found="more; a narrower threshold gives fewer",
+    )
+
+
+def duplicates(job: DuplicatesJob, crew: Crew) -> Snapshot:
+    """Finds the pairs; returns the new version of the result store, which has one file.
+
+    Raises:
+        ConfigError: a threshold that no pair can have.
+        InputError: an empty store, more pairs than allowed.
+        ModelError: several models: distances between their codes mean nothing.
+        JobError: code shards that could not be read.
+    """
+    record = RunRecord(job, crew)
+    version = open_store(job.codes, job.version)
+    models = models_for(job.codes, version, job.model)
+    if len(models) > 1:
+        raise ModelError(
+            job.codes,
+            expected="codes of one model, to compare them with each other",
+            found=f"{len(models)} models; encode all of the store with one",
+        )
+    (model,) = models.values()
+    metric = metric_of(models, job.metric)
+    if metric == "l2" and job.threshold < 0:
+        raise ConfigError(f"threshold: an l2 distance is at least 0, found {job.threshold}")
+    plan = PairPlan(
+        store=job.output,
+        model=model,
+        metric=metric,
+        threshold=job.threshold,
+        most=job.max_pairs,
+        device=job.where.device,
+    )
+    content = hashlib.sha256("\n".join(one.sha256 for one in version.shards).encode())
+    work = work_id(model.fingerprint, f"{metric}:{job.threshold!r}:{content.hexdigest()}")
+    shard = Shard(index=0, uri=job.codes, stem="pairs", size=0, modified="")
+    task = ShardTask(shard=shard, model=model.fingerprint, work=work)
+    run = StoreRun.plan(kind="pairs", store=job.output, tasks=[task])
+    if finished := run.finished():
+        return finished
+    stored = stored_shards(job.codes, version)
+    blocks = groups(stored, [receipt.rows for receipt in version.shards], most=_GROUP_ROWS)
+    summary = {
+        "codes": job.codes,
+        "codes_version": version.version,
+        "rows": version.rows,
+        "metric": metric,
+        "threshold": job.threshold,
+    }
+
+    def summarise() -> dict[str, Any]:
+        record.end_of_work("compare")
+        return {**summary, "run": record.told()}
+
+    with record.hire(PairWorker, plan) as gang:
+        return run.execute(
+            _Comparison(plan, blocks, gang),
+            on_bad_shard=job.on_bad_shard,
+            reduce=lambda receipt: receipt,
+            summarise=summarise,
+        )
+
+
+class _Comparison:
+    """To ``StoreRun`` a gang that makes one file, by two passes of another."""
+
+    def __init__(self, plan: PairPlan, blocks: Sequence[tuple[Shard, ...]], gang: Gang) -> None:
+        self._plan, self._blocks, self._gang = plan, blocks, gang
+
+    @property
+    def effort(self) -> Effort:
+        return self._gang.effort
+
+    def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
+        for index, task in enumerate(cast(Sequence[ShardTask], tasks)):
+            found = self._compare()
+            paths = tuple(one.path for one in found if one.path is not None)
+            join_task = JoinTask(
+                shard=task.shard, work=task.work, paths=paths, id_type=found[0].id_type
+            )
+            for outcome in self._gang.map([join_task]):
+                yield Outcome(index, result=outcome.result, failure=outcome.failure)
+            for path in paths:
+                delete(join(self._plan.store, path))
+
+    def _compare(self) -> list[Found]:
+        """What every two blocks have in common, in the order of the tasks.
+
+        Raises:
+            JobError: a task failed; pairs from a part of the store would look like all.
+            InputError: more pairs than allowed.
+        """
+        tasks = [
+            PairTask(one=one, other=None if i == j else other)
+            for i, one in enumerate(self._blocks)
+            for j, other in enumerate(self._blocks[i:], i)
+        ]
+        found: dict[int, Found] = {}
+        failures: list[ShardFailure] = []
+        count = 0
+        for outcome in self._gang.map(tasks):
+            if outcome.failure:
+                failures.append(outcome.failure)
+                continue
+            found[outcome.index] = outcome.result
+            count += outcome.result.count
+            if count > self._plan.most:
+                raise too_many(self._plan.most)
+        settle(failures, len(found), "fail")
+        return [found[index] for index in sorted(found)]

@@ -1,0 +1,187 @@
+"""Exact re-ranking: candidates from the codes, scored again by their original vectors.
+
+A candidate's *place* is its file and row in the code store. A code file has the rows of its feature
+file in order, so the place is the vector's too: only the row groups with a candidate in them are
+read, and each of them only as far as the last one. (Pages before the first are decoded and thrown
+away: pyarrow offers no page index from Python.) A row's id must be the candidate's, or the features
+are not those that were encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypq import kernels
+from raypq.config import Columns
+from raypq.data import answers, arrays
+from raypq.data.features import FeatureStore, feature_field, stored_width
+from raypq.data.output import Receipt
+from raypq.data.storage import Shard, open_parquet
+from raypq.errors import InputError
+from raypq.kernels.tables import squared_norms
+from raypq.methods.base import Model
+from raypq.stages.questions import steady
+from raypq.stages.scan import PLACE_BITS
+
+_ROWS = 4096  # rows that are decoded together
+
+
+@dataclass(frozen=True, kw_only=True)
+class RescoreTask:
+    """The candidates of a round that come from some feature files.
+
+    Attributes:
+        path: the partial answer with all candidates. shards: number of the code file, the feature
+            file and the model, of each.
+    """
+
+    path: str
+    shards: tuple[tuple[int, Shard, Model], ...]
+    columns: Columns
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.shards[0][1].uri
+
+
+def sources(receipts: Sequence[Receipt], uris: Sequence[str], columns: Columns) -> list[Shard]:
+    """The feature file of each code file, by name; the store may have moved since.
+
+    Raises:
+        InputError: a file is missing, or is not the one that was encoded.
+    """
+    shards = FeatureStore.open(uris, columns).shards
+    by_stem = {shard.stem: shard for shard in shards}
+    if len(shards) == len(receipts) == 1:  # a single file's stem says nothing
+        by_stem = {receipts[0].shard: shards[0]}
+    found = []
+    for receipt in receipts:
+        shard = by_stem.get(receipt.shard)
+        if shard is None:
+            raise InputError(
+                ", ".join(uris),
+                expected=f"the feature file {receipt.shard!r} that was encoded",
+                found=f"{len(shards)} other file(s)",
+            )
+        if shard.size != receipt.source.size:
+            raise InputError(
+                shard.uri,
+                expected=f"the file that was encoded ({receipt.source.size} bytes)",
+                found=f"one of {shard.size} bytes",
+            )
+        found.append(shard)
+    return found
+
+
+def rescore(
+    task: RescoreTask,
+    store: str,
+    tables: Mapping[str, kernels.Tables],
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Which of the candidates [T·k] come from the task's files, and their exact scores."""
+    answer = answers.read_partial(store, task.path)
+    assert answer.place is not None, "the scan keeps places where a rerank follows"
+    place = answer.place.reshape(-1)
+    parts = [(np.empty(0, np.int64), np.empty(0, np.float32))]
+    for index, shard, model in task.shards:
+        flat = np.flatnonzero(place >> PLACE_BITS == index)
+        if len(flat):
+            rows = place[flat] & ((1 << PLACE_BITS) - 1)
+            ids = answer.ids.take(pa.array(flat))
+            of = tables[model.fingerprint]
+            score = _score(shard, task.columns, model, of, rows, flat // answer.k, ids)
+            parts.append((flat, score))
+    flats, scores = zip(*parts, strict=True)
+    return np.concatenate(flats), np.concatenate(scores)
+
+
+def _score(
+    shard: Shard,
+    columns: Columns,
+    model: Model,
+    tables: kernels.Tables,
+    rows: NDArray[np.int64],
+    query: NDArray[np.int64],
+    ids: pa.Array,
+) -> NDArray[np.float32]:
+    """Exact scores of pairs (row, query) [n]."""
+    out = np.empty(len(rows), np.float32)
+    order = np.argsort(rows, kind="stable")
+    for found, X, names in read_rows(shard, columns, model.dx, np.unique(rows)):
+        U = steady(X, model.embed)
+        low, high = np.searchsorted(rows[order], [found[0], found[-1] + 1])
+        pairs = order[low:high]
+        at = np.searchsorted(found, rows[pairs])
+        _same_ids(shard, names.take(pa.array(at)), ids.take(pa.array(pairs)), rows[pairs])
+        scale, offset = tables.row_terms(squared_norms(U))
+        for start in range(0, len(pairs), _ROWS):
+            part = slice(start, start + _ROWS)
+            u, w = U[at[part]].astype(np.float64), tables.W[query[pairs[part]]]
+            dot = np.einsum("nd,nd->n", u, w.astype(np.float64))
+            value = (dot * scale[at[part]] + offset[at[part]]) + tables.bias[query[pairs[part]]]
+            out[pairs[part]] = value.astype(np.float32)
+    return out
+
+
+def _same_ids(shard: Shard, found: pa.Array, wanted: pa.Array, rows: NDArray[np.int64]) -> None:
+    differ = np.flatnonzero(
+        np.asarray(found.cast(wanted.type)) != np.asarray(wanted)  # objects, for strings
+    )
+    if len(differ):
+        first = int(differ[0])
+        raise InputError(
+            f"{shard.uri}, row {rows[first]}",
+            expected=f"id {wanted[first].as_py()!r} as in the code store",
+            found=repr(found[first].as_py()),
+        )
+
+
+def read_rows(
+    shard: Shard, columns: Columns, width: int, rows: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], pa.Array]]:
+    """Some rows (ascending) of a feature file: their numbers, vectors [n, dx] and ids.
+
+    Raises:
+        InputError: a row beyond the file's end, a wrong width or type, NaN or Inf.
+    """
+    with open_parquet(shard.uri) as file:
+        where = f"{shard.uri}, column '{columns.feature}'"
+        known = stored_width(feature_field(file, columns.feature, shard.uri)) or width
+        feature_field(file, columns.id, shard.uri)
+        counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+        ends = np.cumsum([0, *counts])
+        if rows[-1] >= ends[-1]:
+            raise InputError(shard.uri, expected=f"a row {rows[-1]}", found=f"{ends[-1]} rows")
+        for group in np.unique(np.searchsorted(ends, rows, side="right") - 1):
+            mine = rows[(rows >= ends[group]) & (rows < ends[group + 1])]
+            start = int(ends[group])
+            for batch in file.iter_batches(
+                batch_size=_ROWS, row_groups=[int(group)], columns=[columns.id, columns.feature]
+            ):
+                here = mine[(mine >= start) & (mine < start + len(batch))]
+                if len(here):
+                    some = batch.take(pa.array(here - start))
+                    raw = arrays.matrix(some.column(columns.feature), width=known, where=where)
+                    yield (
+                        here,
+                        _finite(arrays.any_float32(raw), where, here),
+                        some.column(columns.id),
+                    )
+                start += len(batch)
+                if start > mine[-1]:
+                    break
+
+
+def _finite(X: NDArray[np.float32], where: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"{where}, row {rows[bad[0]]}", expected="finite values", found="NaN or Inf"
+        )
+    return X

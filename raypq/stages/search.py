@@ -1,0 +1,386 @@
+"""Search: the nearest stored images of every query, over a whole code store.
+
+Scan, merge, write. Each group of code shards gives the best rows of a round's queries; a tree of
+merges joins these, eight at a time; each query file becomes one result file. All of it happens in
+the workers, exactly and with ties by id, so the answer depends neither on the shards nor on the
+workers. Result files make up a version of a store of kind ``search``, as codes and predictions do:
+a reader sees all answers or none, and a rerun does only the query files that are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypq import console
+from raypq.config import Metric, SearchJob
+from raypq.data import answers, snapshot
+from raypq.data.answers import Ranked
+from raypq.data.codes import CodeFile
+from raypq.data.features import FeatureStore
+from raypq.data.filters import Filter, ids_given
+from raypq.data.output import Receipt
+from raypq.data.snapshot import Snapshot
+from raypq.data.storage import Shard, delete, digest, join
+from raypq.errors import ConfigError, InputError, ModelError, ShardFailure
+from raypq.methods import registry, shelf
+from raypq.methods.base import Model
+from raypq.stages import rerank
+from raypq.stages.crew import Crew, Effort, Gang, Outcome, Task, settle
+from raypq.stages.questions import Questions, Reader, Segment, round_size
+from raypq.stages.record import RunRecord
+from raypq.stages.scan import groups
+from raypq.stages.search_worker import (
+    FindTask,
+    MergeTask,
+    Piece,
+    ScanTask,
+    SearchPlan,
+    SearchWorker,
+    WriteTask,
+)
+from raypq.stages.store import ShardTask, StoreRun, stored_shards, work_id
+
+_FAN = 8  # partial answers that one merge takes
+_SECONDS = 10.0  # between lines about a pass
+_RESCORED = 8  # feature files of one rescoring task
+
+
+def open_store(codes: str, version: int | None) -> Snapshot:
+    """The version of a code store, which must have rows.
+
+    Raises:
+        InputError: not a code store, or an empty one.
+    """
+    found = snapshot.read(codes, version)
+    if found.kind != "codes":
+        raise InputError(codes, expected="a code store", found=f"a store of {found.kind}")
+    if not found.rows:
+        raise InputError(codes, expected="at least one code", found="an empty store")
+    return found
+
+
+def models_for(codes: str, version: Snapshot, model: str | None) -> dict[str, Model]:
+    """The models of a version's shards, by fingerprint.
+
+    Raises:
+        ModelError: one is not there, or ``model`` is given and another made some of the codes.
+    """
+    fingerprints = {receipt.model for receipt in version.shards}
+    if model is None:
+        models = shelf.load(codes, fingerprints)
+    else:
+        given = registry.load(model)
+        models = {given.fingerprint: given}
+        if fingerprints != set(models):
+            found = ", ".join(sorted(name[:12] for name in fingerprints))
+            raise ModelError(
+                codes, expected=f"codes of model {given.fingerprint[:12]} only", found=found
+            )
+    widths = {one.dx for one in models.values()}
+    if len(widths) > 1:
+        raise ModelError(
+            codes, expected="models of one feature width", found=f"widths {sorted(widths)}"
+        )
+    return models
+
+
+def metric_of(models: dict[str, Model], wanted: Metric | None) -> Metric:
+    """The metric to rank by: as asked for, or the one that all models have.
+
+    Raises:
+        ConfigError: the models differ and none was asked for.
+    """
+    found = {model.metric for model in models.values()}
+    if wanted is None and len(found) > 1:
+        raise ConfigError(
+            f"metric: the models of the store have {', '.join(sorted(found))}; name one"
+        )
+    if len(models) > 1:
+        console.warn(
+            f"{len(models)} models made the codes of this store: their scores are merged as they "
+            "are, which is meaningful only where the models share one metric space"
+        )
+    return wanted or found.pop()
+
+
+def search(job: SearchJob, crew: Crew) -> Snapshot:
+    """Answers queries from a code store; returns the new version of the result store.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+        InputError: an empty store, queries of another width, an unknown column in the filter.
+        ModelError: a model is missing or does not fit.
+        JobError: code shards or query files that could not be read.
+    """
+    record = RunRecord(job, crew)
+    _check(job)
+    version = open_store(job.codes, job.version)
+    models = models_for(job.codes, version, job.model)
+    metric = metric_of(models, job.metric)
+    plan = _plan(job, version, models, metric)
+    work = _work(job, version, plan)
+    tasks = [
+        ShardTask(shard=shard, model=plan.metadata["raypq.model"], work=work)
+        for shard in _query_shards(job)
+    ]
+    run = StoreRun.plan(kind="search", store=job.output, tasks=tasks)
+    if finished := run.finished():
+        return finished
+    summary = {
+        "codes": job.codes,
+        "codes_version": version.version,
+        "rows": version.rows,
+        "models": sorted(models),
+        "metric": metric,
+        "distance": job.distance,
+        "top_k": job.top_k,
+        "rerank": job.rerank,
+        "filter": job.filter,
+    }
+    with record.hire(SearchWorker, plan) as gang:
+        rounds = _Rounds(job, version, plan, gang)
+
+        def reduce(receipt: Receipt) -> Receipt:
+            record.finished(receipt.rows)
+            return receipt
+
+        def summarise() -> dict[str, Any]:
+            record.end_of_work("search")
+            return {**summary, "refused": rounds.refused, "run": record.told()}
+
+        return run.execute(
+            rounds, on_bad_shard=job.on_bad_shard, reduce=reduce, summarise=summarise
+        )
+
+
+def _check(job: SearchJob) -> None:
+    if (job.queries is None) == (job.query_ids is None):
+        raise ConfigError("give queries or query_ids, one of the two")
+    if job.query_ids is not None and job.distance != "sdc":
+        raise ConfigError("query_ids: stored queries are compressed, so distance must be sdc")
+    if (job.rerank is None) != (job.features is None):
+        raise ConfigError(
+            "rerank and features go together: the vectors are scored again from there"
+        )
+    if job.rerank is not None and job.rerank < job.top_k:
+        raise ConfigError(f"rerank: must be at least top_k = {job.top_k}, found {job.rerank}")
+    if job.rerank is not None and job.distance == "sdc":
+        raise ConfigError("rerank: needs the queries uncompressed, so distance must be adc")
+
+
+def _plan(
+    job: SearchJob, version: Snapshot, models: dict[str, Model], metric: Metric
+) -> SearchPlan:
+    keep = Filter.of(job.filter, job.ids)
+    first = next(shard for shard in stored_shards(job.codes, version))
+    file = CodeFile.open(first.uri, size=first.size)
+    if keep is not None:
+        keep.fit(file)  # an unknown column is found before any work starts
+    metadata = {
+        "raypq.model": ",".join(sorted(models)),
+        "raypq.metric": metric,
+        "raypq.distance": job.distance,
+        "raypq.top_k": str(job.top_k),
+        "raypq.reranked": str(job.rerank is not None).lower(),
+    }
+    return SearchPlan(
+        store=job.output,
+        models=models,
+        metric=metric,
+        id_type=file.id_type,
+        k=job.top_k,
+        depth=job.rerank or job.top_k,
+        keep=keep,
+        device=job.where.device,
+        columns=job.columns,
+        metadata=metadata,
+    )
+
+
+def _work(job: SearchJob, version: Snapshot, plan: SearchPlan) -> str:
+    content = hashlib.sha256()
+    for receipt in version.shards:
+        content.update(f"{receipt.sha256}\n".encode())
+    for name in (job.ids, job.query_ids):
+        content.update(f"{digest(name) if name else None}\n".encode())
+    settings = job.model_dump_json(
+        include={"top_k", "distance", "filter", "rerank", "features", "columns"}
+    )
+    return work_id(plan.metadata["raypq.model"], f"{settings}{plan.metric}{content.hexdigest()}")
+
+
+def _query_shards(job: SearchJob) -> Sequence[Shard]:
+    if job.queries is not None:
+        return FeatureStore.open(job.queries, job.columns).shards
+    assert job.query_ids is not None, "checked before"
+    return [Shard(index=0, uri=job.query_ids, stem="queries", size=0, modified="")]
+
+
+class _Rounds:
+    """Query files in, receipts out: to ``StoreRun`` a gang, whose map is many passes of another."""
+
+    def __init__(self, job: SearchJob, version: Snapshot, plan: SearchPlan, gang: Gang) -> None:
+        self._job, self._plan, self._gang = job, plan, gang
+        self._shards = stored_shards(job.codes, version)
+        rows = [receipt.rows for receipt in version.shards]
+        self._groups = groups(self._shards, rows)
+        self._sources = (
+            rerank.sources(version.shards, job.features, job.columns) if job.features else []
+        )
+        self._makers = [receipt.model for receipt in version.shards]
+        self._size = round_size(plan.depth)
+        self.refused: list[str] = []
+
+    @property
+    def effort(self) -> Effort:
+        return self._gang.effort
+
+    def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
+        """One outcome for each query file."""
+        files = cast(Sequence[ShardTask], tasks)
+        waiting: dict[int, list[Piece]] = {}
+        partial: list[str] = []
+        for questions in self._questions(files):
+            yield from (Outcome(task, failure=failure) for task, failure in questions.failures)
+            paths = self._answer(questions)
+            partial += paths
+            for segment in questions.segments:
+                waiting.setdefault(segment.task, []).append(_piece(segment, paths))
+            yield from self._write(files, questions, waiting)
+            if not waiting:
+                for path in partial:
+                    delete(join(self._plan.store, path))
+                partial = []
+
+    def _questions(self, files: Sequence[ShardTask]) -> Iterator[Questions]:
+        if self._job.query_ids is not None:
+            ids = ids_given(self._job.query_ids, self._plan.id_type)
+            for at in range(0, len(ids), self._size):
+                yield self._stored(ids[at : at + self._size], last=at + self._size >= len(ids))
+            return
+        reader = Reader(
+            self._plan.models,
+            self._job.columns,
+            distance=self._job.distance,
+            size=self._size,
+        )
+        yield from reader.rounds([task.shard for task in files])
+        self.refused = reader.refused
+
+    def _stored(self, ids: pa.Array, *, last: bool) -> Questions:
+        """A round of stored codes, each decoded by the model that made it."""
+        names = tuple(str(name) for name in ids.to_pylist())
+        codes: dict[Any, tuple[str, bytes]] = {}
+        for found in self._pass([FindTask(shards=group, ids=names) for group in self._groups]):
+            for fingerprint, held, B in found:
+                for name, code in zip(held.to_pylist(), B, strict=True):
+                    one = fingerprint, code.tobytes()
+                    # Of an id that is there twice always the same one, whatever the shards.
+                    codes[name] = min(codes.get(name, one), one)
+        asked = np.array([name in codes for name in ids.to_pylist()])
+        for name in ids.filter(pa.array(~asked)).to_pylist():
+            message = f"{self._job.query_ids}: id {name!r} is not in {self._job.codes}"
+            console.warn(f"{message}; this query has no answer")
+            self.refused.append(message)
+        wanted = [codes[name] for name in ids.to_pylist() if name in codes]
+        v = [self._decoded(fingerprint, code) for fingerprint, code in wanted]
+        if len({len(vector) for vector in v}) > 1:
+            raise ModelError(
+                self._job.codes, expected="codes of one common space", found="models of several D"
+            )
+        return Questions(
+            V={name: np.array(v, np.float32) for name in self._plan.models} if v else {},
+            T=len(v),
+            segments=[Segment(task=0, ids=ids, asked=asked, start=0)],
+            ends=[(0, ids.type)] if last else [],
+        )
+
+    def _decoded(self, fingerprint: str, code: bytes) -> NDArray[np.float32]:
+        B = np.frombuffer(code, np.uint8)[None]
+        return self._plan.models[fingerprint].decode(B)[0]
+
+    def _answer(self, questions: Questions) -> list[str]:
+        """Scans and merges for one round; paths of the partial answers, at most ``_FAN``."""
+        if not questions.T:
+            return []
+        tasks = [ScanTask(shards=group) for group in self._groups]
+        paths = [path for path in self._pass(tasks, questions.V) if path]
+        most = 1 if self._sources else _FAN
+        while len(paths) > most:
+            merges = [
+                MergeTask(paths=tuple(paths[at : at + _FAN])) for at in range(0, len(paths), _FAN)
+            ]
+            merged = [path for path in self._pass(merges) if path]
+            for path in paths:
+                delete(join(self._plan.store, path))
+            paths = merged
+        return self._rescored(paths, questions) if self._sources else paths
+
+    def _rescored(self, paths: list[str], questions: Questions) -> list[str]:
+        """The one partial answer that there is, with exact scores."""
+        store = self._plan.store
+        for path in paths:
+            files = [
+                (index, shard, self._plan.models[maker])
+                for index, (shard, maker) in enumerate(
+                    zip(self._sources, self._makers, strict=True)
+                )
+            ]
+            tasks = [
+                rerank.RescoreTask(
+                    path=path, shards=tuple(files[at : at + _RESCORED]), columns=self._job.columns
+                )
+                for at in range(0, len(files), _RESCORED)
+            ]
+            answer = answers.read_partial(store, path)
+            score = np.full(answer.score.shape, -np.inf, np.float32)
+            for flat, value in self._pass(tasks, questions.V):
+                score.flat[flat] = value
+            delete(join(store, path))
+            return [answers.write_partial(store, Ranked(score=score, ids=answer.ids))]
+        return []
+
+    def _pass(self, tasks: Sequence[Task], shared: Any = None) -> list[Any]:
+        """All results in task order; they are small. A failed task fails the search: an answer from
+        a part of the store would look like one from all of it."""
+        results: dict[int, Any] = {}
+        failures: list[ShardFailure] = []
+        told = time.monotonic()
+        for outcome in self._gang.map(tasks, shared):
+            if time.monotonic() - told > _SECONDS:
+                told = time.monotonic()
+                console.say(f"search: {len(results)}/{len(tasks)} groups of code shards")
+            if outcome.failure:
+                failures.append(outcome.failure)
+            else:
+                results[outcome.index] = outcome.result
+        settle(failures, len(results), "fail")
+        return [results[index] for index in sorted(results)]
+
+    def _write(
+        self, files: Sequence[ShardTask], questions: Questions, waiting: dict[int, list[Piece]]
+    ) -> Iterator[Outcome]:
+        for task, _ in questions.failures:
+            waiting.pop(task, None)
+        tasks = [
+            WriteTask(
+                shard=files[index].shard,
+                work=files[index].work,
+                query_type=query_type,
+                pieces=tuple(waiting.pop(index, ())),
+            )
+            for index, query_type in questions.ends
+        ]
+        for (index, _), receipt in zip(questions.ends, self._pass(tasks), strict=True):
+            yield Outcome(index, result=receipt)
+
+
+def _piece(segment: Segment, paths: Sequence[str]) -> Piece:
+    return Piece(paths=tuple(paths), ids=segment.ids, asked=segment.asked, start=segment.start)

@@ -1,0 +1,217 @@
+"""What a search worker does: scan a group of code shards, merge partial answers, write results.
+
+Every result but a receipt goes through the output store as a partial answer (``data.answers``), so
+the driver holds none of them and a worker that dies costs its own task only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raypq import kernels
+from raypq.config import Columns, Metric
+from raypq.data import answers, output
+from raypq.data.answers import Ranked
+from raypq.data.filters import Filter, ids_of_type
+from raypq.data.storage import Shard
+from raypq.errors import InputError, ModelError
+from raypq.methods.base import Model
+from raypq.stages import rerank
+from raypq.stages.scan import Block, blocks_of, topk
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchPlan:
+    """What holds for a whole search.
+
+    Attributes:
+        models: by fingerprint. id_type: of the stored ids. k: results wanted. depth: rows that the
+            codes are asked for, k or the candidates of a rerank.
+    """
+
+    store: str
+    models: Mapping[str, Model]
+    metric: Metric
+    id_type: pa.DataType
+    k: int
+    depth: int
+    keep: Filter | None
+    device: str
+    columns: Columns
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanTask:
+    """Code shards to scan for the round that is shared."""
+
+    shards: tuple[Shard, ...]
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.shards[0].uri
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindTask(ScanTask):
+    """Code shards to look stored ids up in."""
+
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeTask:
+    """Partial answers to make one of."""
+
+    paths: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.paths[0]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Piece:
+    """Some queries of a file, and the partial answers in which theirs stand.
+
+    Attributes:
+        ids, asked: of all the queries. start: of the first asked one in the partial answers.
+    """
+
+    paths: tuple[str, ...]
+    ids: pa.Array
+    asked: NDArray[np.bool_]
+    start: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WriteTask:
+    """The result file of one query file."""
+
+    shard: Shard
+    work: str
+    query_type: pa.DataType
+    pieces: tuple[Piece, ...]
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.shard.uri
+
+
+Vectors = Mapping[str, NDArray[np.float32]]  # of the queries of a round [T, D], by fingerprint
+
+
+class SearchWorker:
+    """Does the tasks of a search; keeps the tables of the round it is at."""
+
+    def __init__(self, plan: SearchPlan) -> None:
+        self._plan = plan
+        self._lock = threading.Lock()
+        self._of: Vectors | None = None
+        self._tables: dict[str, kernels.Tables] = {}
+
+    def __call__(self, task: Any, shared: Vectors | None) -> Any:
+        if isinstance(task, WriteTask):
+            return self._write(task)
+        if isinstance(task, MergeTask):
+            parts = [answers.read_partial(self._plan.store, path) for path in task.paths]
+            return self._put(answers.merge(parts, self._plan.depth))
+        if isinstance(task, FindTask):
+            return self._find(task)
+        assert shared is not None, "the other tasks need the round's queries"
+        if isinstance(task, rerank.RescoreTask):
+            return rerank.rescore(task, self._plan.store, self._round_tables(shared))
+        return self._scan(task, shared)
+
+    def _scan(self, task: ScanTask, V: Vectors) -> str | None:
+        """The best rows of a group; None where it has none."""
+        plan = self._plan
+        best: Ranked | None = None
+        for block in blocks_of(task.shards, plan.keep):
+            if not len(block.B):
+                continue
+            found = topk(block, self._table(block, V), plan.depth, device=plan.device)
+            best = answers.merge([best, found] if best else [found], plan.depth)
+        return None if best is None else self._put(best)
+
+    def _table(self, block: Block, V: Vectors) -> kernels.Tables:
+        if block.fingerprint not in V:
+            raise ModelError(
+                f"codes of model {block.fingerprint[:12]}",
+                expected=f"models {', '.join(sorted(name[:12] for name in V))}",
+                found="a file of another one",
+            )
+        if block.ids.type != self._plan.id_type:
+            raise InputError(
+                "the code store",
+                expected=f"ids of one type, {self._plan.id_type}",
+                found=f"a file with {block.ids.type}",
+            )
+        return self._round_tables(V)[block.fingerprint]
+
+    def _round_tables(self, V: Vectors) -> dict[str, kernels.Tables]:
+        with self._lock:
+            if self._of is not V:
+                self._of, self._tables = V, {}
+                for name, model in self._plan.models.items():
+                    self._tables[name] = model.tables(V[name], None, self._plan.metric)
+            return self._tables
+
+    def _put(self, answer: Ranked) -> str:
+        if self._plan.depth == self._plan.k:  # nobody will ask where the rows stand
+            answer = Ranked(score=answer.score, ids=answer.ids)
+        return answers.write_partial(self._plan.store, answer)
+
+    def _find(self, task: FindTask) -> list[tuple[str, pa.Array, NDArray[np.uint8]]]:
+        """Fingerprint, ids and codes of the rows with the ids looked for."""
+        wanted = ids_of_type(task.ids, self._plan.id_type)
+        found = []
+        for block in blocks_of(task.shards):
+            rows = np.flatnonzero(pc.is_in(block.ids, wanted).to_numpy(zero_copy_only=False))
+            if len(rows):
+                some = block.take(rows)
+                found.append((some.fingerprint, some.ids, some.B))
+        return found
+
+    def _write(self, task: WriteTask) -> output.Receipt:
+        plan = self._plan
+        schema = answers.schema(
+            query_type=task.query_type, id_type=plan.id_type, metadata=dict(plan.metadata)
+        )
+        return output.write_shard(
+            plan.store,
+            task.shard,
+            model=plan.metadata["raypq.model"],
+            work=task.work,
+            schema=schema,
+            batches=self._batches(task.pieces, schema),
+            options=answers.WRITE_OPTIONS,
+        )
+
+    def _batches(self, pieces: Sequence[Piece], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        plan = self._plan
+        for piece in pieces:
+            T = int(piece.asked.sum())
+            parts = [Ranked.empty(T, plan.id_type)]
+            for path in piece.paths:
+                part = answers.read_partial(plan.store, path)
+                parts.append(part.queries(piece.start, piece.start + T))
+            best = answers.merge(parts, plan.k)
+            yield answers.record_batch(
+                schema,
+                query_ids=piece.ids,
+                asked=piece.asked,
+                score=answers.own_terms(best.score, plan.metric),
+                ids=best.ids,
+            )

@@ -1,0 +1,117 @@
+"""Every command of docs/operations.md and docs/nightly.md is run, or is at least a valid one.
+
+raypq's own are run in the order of the pages. Ray's are parsed by Ray's own command line; those
+that submit jobs are run by ``test_cluster.py``. Of the others the files that they name must exist.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from raypq.cli import main
+from raypq.data import snapshot
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("nightly.md", "operations.md")
+BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MADE_ON_THE_WAY = {"nightly.yaml", "s3.env"}
+
+
+def commands(*pages: str) -> list[list[str]]:
+    """Each line of the pages' plain code blocks, as words."""
+    found = []
+    for page in pages:
+        for block in BLOCK.findall((ROOT / "docs" / page).read_text(encoding="utf-8")):
+            found += [shlex.split(line, comments=True) for line in block.splitlines()]
+    return [words for words in found if words]
+
+
+def of(program: str) -> list[list[str]]:
+    return [words for words in commands(*PAGES) if words[0] == program]
+
+
+def test_no_command_escapes() -> None:
+    known = {"raypq", "ray", "kubectl", "docker", "cp", "export"}
+    assert {words[0] for words in commands(*PAGES)} == known
+    assert len(of("raypq")) >= 11
+
+
+def test_the_commands_of_raypq_run(home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home.root)
+    values = yaml.safe_load((ROOT / "jobs" / "configs" / "reindex.yaml").read_text())
+    values |= {"model": "old", "features": ["features"], "codes": "codes", "where": {}}
+    values["where"] = {"cluster": "none", "workers": 1}
+    values["classify"][0] |= {"classes": "classes.parquet", "output": "predictions"}
+    values["classify"][0]["calibration"] = 0.0  # these models were not tuned
+    night = Path("nightly.yaml")
+    for words in of("raypq"):
+        model = "new" if "--rollout" in words else values["model"]
+        night.write_text(yaml.safe_dump(values | {"model": model}), encoding="utf-8")
+        result = CliRunner().invoke(main, words[1:])
+        assert result.exit_code == 0, (words, result.output)
+        if "--log-json" in words:
+            lines = [json.loads(line) for line in result.stderr.splitlines()]
+            assert lines
+            assert all({"time", "level", "message"} <= set(line) for line in lines)
+    versions = snapshot.versions("codes")
+    assert len(versions) >= 3  # the first night, the roll-out, going back
+    assert snapshot.read("codes", 2).summary["rollout"]["done"] < home.shards
+    assert snapshot.read("codes", 3).summary["restored"] == 1
+
+
+@pytest.mark.ray
+def test_the_commands_of_ray_are_valid() -> None:
+    from ray.scripts.scripts import cli
+
+    for words in of("ray"):
+        command: Any = cli
+        rest = words[1:]
+        while hasattr(command, "commands"):
+            command = command.commands[rest.pop(0)]
+        if "--" in rest:  # the job's own words
+            job = rest[rest.index("--") + 1 :]
+            assert (ROOT / job[1]).exists()
+            assert (ROOT / job[3]).exists()
+        elif rest and rest[0].endswith(".yaml"):
+            assert (ROOT / rest[0]).exists()
+        command.make_context(words[1], list(rest), resilient_parsing=False)
+
+
+def test_the_files_of_the_other_commands_are_there() -> None:
+    for words in of("kubectl") + of("docker") + of("cp"):
+        named = [word.partition("=")[2] or word for word in words[1:]]
+        for name in named:
+            if ("/" in name or "." in name) and ":" not in name and name != ".":
+                assert (ROOT / name).exists() or name in MADE_ON_THE_WAY, (words, name)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        assert (ROOT / "docs" / target).exists(), target
+    anchors = {re.sub(r"[^\w\s-]", "", line).strip().lower().replace(" ", "-")
+               for line in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}  # fmt: skip
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+        assert anchor in anchors, anchor
+
+
+def test_the_metrics_of_the_page_are_those_that_there_are() -> None:
+    source = (ROOT / "raypq" / "distributed" / "metrics.py").read_text(encoding="utf-8")
+    counters = {f"ray_raypq_{name}_total" for name in re.findall(r'counter\("(\w+)"', source)}
+    gauges = {f"ray_raypq_{name}" for name in re.findall(r'gauge\("(\w+)"', source)}
+    histograms = {f"ray_{name}" for name in re.findall(r'"(raypq_\w+)"', source)}
+    told = set(
+        re.findall(
+            r"^\| `(ray_raypq_\w+)`", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE
+        )
+    )
+    assert told == counters | gauges | histograms

@@ -1,0 +1,246 @@
+"""The report: everything that was found is in the page, and the page is fit to be looked at."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from raypq import api
+from raypq.cli import main
+from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, EvaluateJob, TrainJob
+from raypq.errors import InputError
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="module")
+def results(world: Any, alone: ClusterSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two sizes of codes, exact features, two versions, and results of every kind."""
+    root = tmp_path_factory.mktemp("report")
+    features = root / "features"
+    shutil.copytree(world.test, features)
+    later = features / "part-1.parquet"
+    later.rename(root / "later.parquet")
+    for M in (2, 4):
+        model, codes = str(root / f"model-{M}"), str(root / f"codes-{M}")
+        settings = {"M": M, "K": 16}
+        api.train(
+            TrainJob(method="pqzsl", features=[world.train], classes=world.classes,
+                     output=model, settings=settings, where=alone)
+        )  # fmt: skip
+        api.encode(EncodeJob(model=model, features=[str(features)], output=codes, where=alone))
+    (root / "later.parquet").rename(later)
+    for M in (2, 4):
+        model, codes = str(root / f"model-{M}"), str(root / f"codes-{M}")
+        api.encode(EncodeJob(model=model, features=[str(features)], output=codes, where=alone))
+        _judge(root, f"M{M}", world.classes, alone, codes=codes)
+    exact = {"model": str(root / "model-4"), "features": [str(features)]}
+    _judge(root, "exact", world.classes, alone, **exact)
+    _write(root / "retrieval.json", RETRIEVAL)
+    _write(root / "bench.json", BENCH)
+    _write(root / "other.json", {"a": 1})
+    return root
+
+
+def _judge(root: Path, name: str, classes: str, where: ClusterSettings, **source: Any) -> None:
+    output = str(root / f"predictions-{name}")
+    api.classify(ClassifyJob(classes=classes, output=output, where=where, **source))
+    job = EvaluateJob(predictions=output, classes=classes, where=where)
+    _write(root / f"{name}.json", api.evaluate(job))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+# As `raypq evaluate retrieval --json` and `raypq bench ratio --json` write them.
+RETRIEVAL = {
+    "codes": "codes", "version": 1, "rows": 120, "metric": "cosine", "distance": "adc",
+    "queries": 12, "queries_without_relevant": 0, "map": 0.123, "map@1": 0.4, "precision@1": 0.4,
+    "map@10": 0.31, "precision@10": 0.271, "recall@1": 0.5, "recall@10": 0.62, "1-recall@1": 0.5,
+    "1-recall@10": 0.9, "precision_recall": [[0.1, 0.9], [0.5, 0.6], [1.0, 0.2]],
+}  # fmt: skip
+BENCH = {
+    "date": "2026-01-02", "cpu": "a processor", "cores": 2, "threads": 2, "packages": {},
+    "results": [
+        {"bench": "ratio", "case": f"M={M}", "unit": "images/s",
+         "sizes": {"T": 500, "D": 20, "M": M},
+         "lines": [{"name": "raypq codes", "rate": 70_000.0 / M, "seconds": 1, "ours": True},
+                   {"name": "torch fp32", "rate": 1000.0, "seconds": 1, "ours": False}]}
+        for M in (2, 4)
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(results: Path) -> Path:
+    output = results / "report.html"
+    done = CliRunner().invoke(main, ["report", str(results), "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    return output
+
+
+def test_every_chapter_is_filled(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r'<section id="([a-z]+)"', text)
+    assert found == [
+        "settings", "accuracy", "quantization", "speed", "classes", "codewords", "retrieval",
+        "training", "drift", "throughput", "sources",
+    ]  # fmt: skip
+    assert "Chapters without findings" not in text
+
+
+def test_the_numbers_are_those_of_the_files(page: Path, results: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in ("M2", "M4", "exact"):
+        told = json.loads((results / f"{name}.json").read_text())
+        cells = [f"<td>{told[key]:.3f}</td>" for key in ("zsl", "ts", "tr", "H")]
+        row = next(row for row in text.split("<tr>") if f'<td class="word">{name}</td>' in row)
+        assert [cell for cell in cells if cell not in row] == []
+    told = json.loads((results / "M4.json").read_text())
+    worst = min(told["per_class"], key=lambda one: (one["hit@1"], -one["images"], one["class_id"]))
+    listed = text[text.index("recognised worst") :]
+    assert listed.index(worst["name"]) < listed.index("</tr>", listed.index("</tr>") + 1)
+    for value in ("0.123", "0.271", "35.0×", "17.5×", "2026-01-02, a processor"):
+        assert value in text
+
+
+def test_confusions_add_up(results: Path) -> None:
+    told = json.loads((results / "M2.json").read_text())
+    wrong = sum(one["images"] * (1 - one["hit@1"]) for one in told["per_class"])
+    assert sum(one["images"] for one in told["confusions"]) == pytest.approx(wrong)
+    assert all(one["class_id"] != one["answer_id"] for one in told["confusions"])
+    counts = [one["images"] for one in told["confusions"]]
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_an_unknown_file_is_named(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert re.search(r"<li>[^<]*other\.json: not the result of an evaluation or a bench", text)
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+        self.ids: list[str] = []
+        self.inside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            elif name in ("src", "href", "xlink:href") and value:
+                if value.startswith("#"):
+                    self.inside.append(value[1:])
+                elif not value.startswith("data:"):
+                    self.outside.append(value)
+
+
+def test_the_page_stands_alone(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = _Links()
+    links.feed(text)
+    assert links.outside == []
+    assert len(set(links.ids)) == len(links.ids)
+    assert set(links.inside) <= set(links.ids)
+    assert "<script" not in text
+    assert "url(http" not in text
+    assert "#0102" not in text, "a colour that did not become a variable"
+
+
+def test_a_page_of_one_file(results: Path, tmp_path: Path) -> None:
+    """The other chapters are named with the commands that fill them."""
+    output = tmp_path / "one.html"
+    assert api.report([str(results / "retrieval.json")], str(output)) == 4
+    text = output.read_text(encoding="utf-8")
+    assert "Codeword usage (filled by a code store)" in text
+
+
+def test_words_of_the_data_are_text(results: Path, tmp_path: Path) -> None:
+    told = json.loads((results / "M2.json").read_text())
+    told["per_class"][0] |= {"name": "<script>alert(1)</script>", "hit@1": -1.0}
+    _write(tmp_path / "evil.json", told)
+    api.report([str(tmp_path)], str(tmp_path / "evil.html"))
+    text = (tmp_path / "evil.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_nothing_to_report_on(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected result files"):
+        api.report([str(tmp_path)], str(tmp_path / "report.html"))
+    with pytest.raises(InputError, match="nowhere: expected a file"):
+        api.report([str(tmp_path / "nowhere")], str(tmp_path / "report.html"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, driven by playwright."""
+    place = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if place is None:
+        pytest.skip(f"no browser here (looked for {', '.join(BROWSERS)})")
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with driver.sync_playwright() as library:
+        opened = library.chromium.launch(executable_path=place, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser(browser: Any, page: Path, width: int, scheme: str) -> None:
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
+    )
+    errors: list[str] = []
+    tab = context.new_page()
+    tab.on("console", lambda message: errors.append(message.text))
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto(page.as_uri())
+    ask: Callable[[str], Any] = tab.evaluate
+    assert errors == []
+    assert ask("document.documentElement.scrollWidth") == width
+    drawn = ask(
+        "[...document.querySelectorAll('figure svg')].map(x => x.getBoundingClientRect().height)"
+    )
+    assert len(drawn) >= 12
+    assert min(drawn) > 150
+    # Words of a figure are in the colours of the page, and inside the figure.
+    ink, ground = ask(
+        "[getComputedStyle(document.querySelector('figure svg text')).fill,"
+        " getComputedStyle(document.body).backgroundColor]"
+    )
+    assert _contrast(ink, ground) > 4.5
+    outside = ask(
+        "[...document.querySelectorAll('figure svg')].flatMap(svg => {"
+        " const box = svg.getBoundingClientRect();"
+        " return [...svg.querySelectorAll('text')].filter(text => {"
+        "  const at = text.getBoundingClientRect();"
+        "  return at.left < box.left - 2 || at.right > box.right + 2;"
+        " }).map(text => text.textContent)})"
+    )
+    assert outside == []
+    context.close()
+
+
+def _contrast(first: str, second: str) -> float:
+    """Contrast ratio of two CSS colours, after WCAG 2."""
+    high, low = sorted((_luminance(first), _luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

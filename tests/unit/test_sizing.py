@@ -1,0 +1,176 @@
+"""Sizing: predictions against measured runs, and what they are made of."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from threadpoolctl import threadpool_limits
+
+from raypq import api, sizing
+from raypq.bench import rates
+from raypq.cli import main
+from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, TrainJob
+from raypq.data import generate
+from raypq.errors import ConfigError
+
+IMAGES, DX, T, M = 30_000, 256, 1000, 20
+
+GIVEN = sizing.Rates(
+    cpu=sizing.DeviceRates(
+        projection=5e10, assignment=7e10, rescore=1e9, scan={10: 1e-9, 50: 3e-9}
+    ),
+    read={"list": 5e8, "binary": 2e9},
+    normalise=5e9,
+    gram=1e11,
+    solve=3e10,
+    accumulate=7e8,
+    seed=5e8,
+    encode_image=2e-6,
+    classify_image=5e-6,
+    shard=0.003,
+    start=6.0,
+    code_bytes=2.0,
+    prediction_bytes=4.0,
+    worker_bytes=3e8,
+)
+
+
+def _compare(root: Path, clock: Callable[[], float]) -> dict[str, float]:
+    """Predicted over measured time of each stage, for a run of one worker."""
+    rng = np.random.default_rng(0)
+    world = generate.World.create(classes=T, dx=DX, da=64, rng=rng)
+    seen = np.flatnonzero(world.seen)[:300]
+    generate.write_classes(root / "classes.parquet", world)
+    generate.write_features(
+        root / "features", world, classes=seen, images=IMAGES, shards=4, name="x", rng=rng
+    )
+    few = generate.World(**{**vars(world), "seen": np.isin(np.arange(T), seen)})
+    generate.write_classes(root / "classes.parquet", few)
+    work = sizing.Workload(
+        images=IMAGES, dims=DX, classes=T, M=M, train_classes=300, attributes=64,
+        shard_images=IMAGES // 4, workers=1, cluster="none",
+    )  # fmt: skip
+    where = ClusterSettings(cluster="none", workers=1)
+    features, classes = [str(root / "features")], str(root / "classes.parquet")
+    model, codes = str(root / "model"), str(root / "codes")
+    settings = {"M": M, "tolerance": 0.0}  # every pass, as the plan counts them
+    jobs = {
+        "train": lambda: api.train(
+            TrainJob(method="pqzsl", features=features, classes=classes, output=model,
+                     settings=settings, where=where)
+        ),
+        "encode": lambda: api.encode(
+            EncodeJob(model=model, features=features, output=codes, where=where)
+        ),
+        "classify": lambda: api.classify(
+            ClassifyJob(codes=codes, classes=classes, output=str(root / "out"), where=where)
+        ),
+    }  # fmt: skip
+    found = rates.measure(1, ray=False, clock=clock)
+    measured = {}
+    with threadpool_limits(1):
+        for name, run in jobs.items():
+            start = clock()
+            run()
+            measured[name] = clock() - start
+    stages = sizing.plan(work, found)
+    return {stage.name: stage.seconds / measured[stage.name] for stage in stages} | {
+        "in all": sizing.total(stages).seconds / sum(measured.values())
+    }
+
+
+def test_a_plan_holds_within_30_percent_of_processor_time(tmp_path: Path) -> None:
+    """By the processor's clock, which others on the machine disturb little."""
+    ratio = _compare(tmp_path, time.process_time)
+    assert 0.7 < ratio["in all"] < 1.3, ratio
+
+
+@pytest.mark.slow
+def test_a_plan_holds_within_30_percent_of_wall_time(tmp_path: Path) -> None:
+    busy = os.getloadavg()[0]
+    if busy > (os.cpu_count() or 1):
+        pytest.skip(f"the machine is busy (load {busy:.1f}): wall times say nothing")
+    ratio = _compare(tmp_path, time.perf_counter)
+    assert 0.7 < ratio["in all"] < 1.3, ratio
+
+
+def test_twice_the_workers_take_half_the_time() -> None:
+    work = sizing.Workload(images=10_000_000, classes=5000, workers=8, cluster="none")
+    more = work.model_copy(update={"workers": 16})
+    for before, after in zip(
+        sizing.plan(work, GIVEN)[1:], sizing.plan(more, GIVEN)[1:], strict=True
+    ):
+        assert after.seconds == pytest.approx(before.seconds / 2, rel=0.05)
+        assert after.read == before.read
+
+
+def test_a_shard_is_one_workers() -> None:
+    """More workers than shards have nothing to do."""
+    work = sizing.Workload(images=400_000, shard_images=100_000, workers=4)
+    more = work.model_copy(update={"workers": 400})
+    assert sizing.plan(more, GIVEN)[1] == sizing.plan(work, GIVEN)[1]
+
+
+def test_figures_by_hand() -> None:
+    work = sizing.Workload(
+        images=1_000_000, dims=100, classes=50, M=10, method="pq", workers=2, top_k=10,
+        shard_images=500_000, cluster="none", worker_hour=36.0, layout="binary",
+    )  # fmt: skip
+    _, encode, classify = sizing.plan(work, GIVEN)
+    an_image = 400 / 2e9 + 2e-6 + 2 * 100 * 256 / 7e10
+    assert encode.seconds == pytest.approx(1e6 * an_image / 2 + 0.003)
+    assert encode.read == 4e8
+    assert encode.written == 1e6 * (10 + 2)
+    assert encode.cost == pytest.approx(encode.seconds / 3600 * 72)
+    a_scan = 5e-6 + 50 * 1e-9 + 10 * 100 / 1e9
+    assert classify.seconds == pytest.approx(1e6 * a_scan / 2 + 0.003)
+    assert classify.written == 1e6 * 10 * 4
+
+
+def test_a_gpu_needs_rates_of_one() -> None:
+    work = sizing.Workload(images=1_000_000, workers=8, gpus=2)
+    with pytest.raises(ConfigError, match="measured without a GPU"):
+        sizing.plan(work, GIVEN)
+    fast = sizing.DeviceRates(projection=5e13, assignment=1e13, rescore=1e12, scan={50: 1e-12})
+    stages = sizing.plan(work, GIVEN.model_copy(update={"gpu": fast}))
+    assert stages[1].seconds < sizing.plan(work.model_copy(update={"gpus": 0}), GIVEN)[1].seconds
+
+
+def test_storage_may_be_what_limits() -> None:
+    work = sizing.Workload(images=10_000_000, workers=8)
+    slow = work.model_copy(update={"bandwidth": 1e7})
+    assert sizing.plan(slow, GIVEN)[1].seconds > 10e6 * 8192 / 1e7 / 8
+
+
+def test_the_command(tmp_path: Path) -> None:
+    path = tmp_path / "rates.json"
+    about = {"date": "2026-01-02", "cpu": "a processor", "cores": 2, "threads": 2}
+    path.write_text(json.dumps({**about, "rates": GIVEN.model_dump(mode="json")}))
+    command = ["plan", "--images", "1000000", "--workers", "4", "--rates", str(path)]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    assert [line.split(" | ")[0] for line in done.output.splitlines()[2:6]] == [
+        "| train", "| encode", "| classify", "| in all",
+    ]  # fmt: skip
+    assert "measured on 2026-01-02, a processor, 2 cores" in done.output
+    told = json.loads(CliRunner().invoke(main, [*command, "--format", "json"]).output)
+    work = sizing.Workload(images=1_000_000, workers=4)
+    assert [stage["seconds"] for stage in told["stages"]] == [
+        stage.seconds for stage in sizing.plan(work, GIVEN)
+    ]
+
+
+def test_a_file_without_rates_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({"results": []}))
+    command = ["plan", "--images", "1000", "--rates", str(path)]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 2
+    assert "expected rates, found a file without" in done.output
