@@ -98,6 +98,7 @@ def test_the_whole_path_equals_that_on_local_files(world: Any, bucket: str, tmp_
     ours, local = there.all(), here.all()
     assert ours.pop("predictions") == f"{bucket}/made/predictions"
     assert local.pop("predictions") == str(tmp_path / "predictions")
+    assert ours.pop("run")["settings"] != local.pop("run")["settings"], "two runs of two places"
     assert ours == local
     for store in ("codes", "predictions"):
         far, near = snapshot.read(f"{bucket}/made/{store}"), snapshot.read(str(tmp_path / store))
