@@ -295,6 +295,28 @@ class Model(ABC):
         model.__dict__["_files"] = self._files
         return model
 
+    def _check_features(self, X: NDArray[np.float32]) -> None:
+        if X.shape[1] != self.dx:
+            raise ModelError(
+                f"{self.method} model",
+                expected=f"features of width {self.dx}",
+                found=str(X.shape[1]),
+            )
+
+    def _check_embeddings(self, E: NDArray[np.float32]) -> None:
+        width = self.dx if self.da is None else self.da
+        if E.shape[1] != width:
+            hint = (
+                ""
+                if self.da
+                else " (this method has no class projection: classes are vectors of features)"
+            )
+            raise ModelError(
+                f"{self.method} model",
+                expected=f"class embeddings of width {width}{hint}",
+                found=str(E.shape[1]),
+            )
+
     def cosines(self, q: NDArray[np.float32], V: NDArray[np.float32]) -> NDArray[np.float32]:
         """How like images q [n, D], as decoded, and prototypes V [T, D] are: [n, T] in [−1, 1]."""
         length = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(V, axis=1)

@@ -354,12 +354,7 @@ class NetworkModel(Model):
                     yield found.float().cpu().numpy()
 
     def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        if X.shape[1] != self.dx:
-            raise ModelError(
-                f"{self.method} model",
-                expected=f"features of width {self.dx}",
-                found=str(X.shape[1]),
-            )
+        self._check_features(X)
         tensors = self.tensors
         how = self.settings.normalise
         return normalise(X, how, tensors.get("mean"), tensors.get("inverse_std"))
@@ -372,20 +367,6 @@ class NetworkModel(Model):
             V = self.network().project(tensor_of(E))
         assert V is not None, "a model that takes embeddings projects them"
         return V.numpy(), np.zeros(len(E))
-
-    def _check_embeddings(self, E: NDArray[np.float32]) -> None:
-        width = self.dx if self.da is None else self.da
-        if E.shape[1] != width:
-            hint = (
-                ""
-                if self.da
-                else " (this method has no class projection: classes are vectors of features)"
-            )
-            raise ModelError(
-                f"{self.method} model",
-                expected=f"class embeddings of width {width}{hint}",
-                found=str(E.shape[1]),
-            )
 
     def class_prototypes(
         self, ids: Sequence[str]

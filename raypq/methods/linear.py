@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from raypq.config import Precision
 from raypq.data.ahead import ahead
-from raypq.errors import ModelError
 from raypq.methods.base import Model, Normalise
 
 _TINY = 1e-12
@@ -131,30 +130,14 @@ class LinearModel(Model):
         return moved[device]
 
     def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        if X.shape[1] != self.dx:
-            raise ModelError(
-                f"{self.method} model",
-                expected=f"features of width {self.dx}",
-                found=str(X.shape[1]),
-            )
+        self._check_features(X)
         tensors = self.tensors
         return normalise(
             X, self.settings.normalise, tensors.get("mean"), tensors.get("inverse_std")
         )
 
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        width = self.dx if self.da is None else self.da
-        if E.shape[1] != width:
-            hint = (
-                ""
-                if self.da
-                else " (this method has no class projection: classes are vectors of features)"
-            )
-            raise ModelError(
-                f"{self.method} model",
-                expected=f"class embeddings of width {width}{hint}",
-                found=str(E.shape[1]),
-            )
+        self._check_embeddings(E)
         bias = np.zeros(len(E))
         if self.da is None:
             return self.embed(E), bias
