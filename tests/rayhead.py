@@ -41,8 +41,11 @@ def _free_ports(count: int) -> list[int]:
 def ray_head(cpus: int = 2, extra: dict[str, str] | None = None) -> Iterator[RayHead]:
     """Starts ``ray start --head`` as the docs say, waits for its dashboard, and stops it."""
     port, dashboard, metrics, agent, client, grpc, runtime = _free_ports(7)
+    # A job's ``python`` is the first one on its head's PATH, and that must be the one with raypq.
+    interpreter = str(Path(sys.executable).parent)
     environment = {
         **os.environ,
+        "PATH": interpreter + os.pathsep + os.environ.get("PATH", os.defpath),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_agent_register_timeout_ms": "120000",  # 30 s is little on a busy machine
