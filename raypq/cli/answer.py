@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import click
 
+from raypq.cli import figures
 from raypq.cli.options import (
     bad_shard,
     cluster,
@@ -92,7 +91,7 @@ def evaluate() -> None:
     help="Judge only images of these classes (as --candidates).",
 )
 @click.option("--calibration", type=float, help="γ for calibrated stacking. [default: the model's]")
-@click.option("--json", "json_file", type=click.Path(), help="Write the figures here too.")
+@figures.json_file
 @cluster
 @verb
 def evaluate_classification(json_file: str | None, **options: Any) -> None:
@@ -107,7 +106,4 @@ def evaluate_classification(json_file: str | None, **options: Any) -> None:
 
     options["where"] = where_of(options)
     result = api.evaluate(job(EvaluateJob, options))
-    if json_file:
-        Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    lists = ("per_class", "confusions")  # as long as the class table: for the file and the report
-    show({name: value for name, value in result.items() if name not in lists})
+    figures.tell(result, json_file, figures.classification)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import click
 
+from raypq.cli import figures
 from raypq.cli.answer import evaluate
 from raypq.cli.options import (
     bad_shard,
@@ -176,7 +175,7 @@ def import_faiss(**values: Any) -> None:
     multiple=True,
     help="The store's features: measures recall@R against exact search in them.",
 )
-@click.option("--json", "json_file", type=click.Path(), help="Write the figures here too.")
+@figures.json_file
 @columns
 @cluster
 @verb
@@ -198,6 +197,4 @@ def evaluate_retrieval(json_file: str | None, **values: Any) -> None:
         "columns": columns,
     }
     result = api.evaluate_retrieval(job(RetrievalJob, values))
-    if json_file:
-        Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    show(result)
+    figures.tell(result, json_file, figures.retrieval)

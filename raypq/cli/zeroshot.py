@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
+from raypq.cli import figures
 from raypq.cli.answer import evaluate
 from raypq.cli.options import (
     Command,
@@ -98,7 +97,7 @@ def _space(split: str) -> Callable[[Command], Command]:
             "[default: mapped, or raw without a model]",
         ),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
-        click.option("--json", "json_file", type=click.Path(), help="Write the figures here too."),
+        figures.json_file,
     )
 
 
@@ -106,12 +105,6 @@ def _probed(given: dict[str, Any]) -> dict[str, Any]:
     space = given["space"] or ("mapped" if given["model"] else "raw")
     named = columns_of(given)
     return given | {"features": list(given["features"]), "space": space, "columns": named}
-
-
-def _told(result: dict[str, Any], json_file: str | None) -> None:
-    if json_file:
-        Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    show(result)
 
 
 @evaluate.command("fewshot")
@@ -132,7 +125,8 @@ def fewshot(json_file: str | None, **given: Any) -> None:
     from raypq import api
     from raypq.config import FewShotJob
 
-    _told(api.fewshot(job(FewShotJob, _probed(given))), json_file)
+    result = api.fewshot(job(FewShotJob, _probed(given)))
+    figures.tell(result, json_file, figures.fewshot)
 
 
 @evaluate.command("clusterability")
@@ -150,7 +144,8 @@ def clusterability(json_file: str | None, **given: Any) -> None:
     from raypq import api
     from raypq.config import ClusterabilityJob
 
-    _told(api.clusterability(job(ClusterabilityJob, _probed(given))), json_file)
+    result = api.clusterability(job(ClusterabilityJob, _probed(given)))
+    figures.tell(result, json_file, figures.clusterability)
 
 
 @click.command("import-xlsa17")

@@ -35,7 +35,8 @@ def cub100(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> dict[st
         output = f"{out}/predictions-{name}"
         given = ("--model", f"{out}/model", "--classes", classes, "--output", output)
         run(f"classify {name}", "classify", *source, *given)
-        run(name, "evaluate", "classification", "--predictions", output, "--classes", classes)
+        given = ("--predictions", output, "--classes", classes, "--json", "-")
+        run(name, "evaluate", "classification", *given)
     return found
 
 
