@@ -40,9 +40,9 @@ def classification(result: dict[str, Any]) -> str:
         for name, key in (("all", "top1"), ("seen", "seen"), ("unseen", "unseen"))
         if (told := result.get(key))
     ]
+    about = f"{result['images']:,} images, candidates {result['candidates']}"
     parts = [
-        f"{result['predictions']}, version {result['version']}: {result['images']:,} images, "
-        f"candidates {result['candidates']}, images of {result['split']} classes judged",
+        f"{result['predictions']}, version {result['version']}\n{about}, judged: {result['split']}",
         _table(["mean of the classes", "classes", "images", *kinds], groups),
     ]
     curve = result.get("calibrated", {})
@@ -56,8 +56,10 @@ def classification(result: dict[str, Any]) -> str:
     if any(any(row[1:]) for row in rows):
         parts.append(_table(["zero-shot", "ZSL", "ts", "tr", "H"], rows))
     if "ausuc" in curve:
-        parts.append(f"Area under the seen-unseen curve: {curve['ausuc']:.3f}. The best γ is chosen "
-                     "on these images: a bound, not a result.")  # fmt: skip
+        parts.append(
+            f"Area under the seen-unseen curve: {curve['ausuc']:.3f}. "
+            "The best γ is chosen on these images: a bound, not a result."
+        )
     return "\n\n".join(parts)
 
 
@@ -76,10 +78,9 @@ def retrieval(result: dict[str, Any]) -> str:
         )
         if count
     ]
-    parts = [
-        f"{result['codes']}, version {result['version']}: {result['rows']:,} rows, "
-        f"{result['queries']:,} queries, {result['metric']}, {result['distance'].upper()}"
-    ]
+    asked = f"{result['queries']:,} queries of {result['rows']:,} rows"
+    about = f"{asked}, {result['metric']}, {result['distance'].upper()}"
+    parts = [f"{result['codes']}, version {result['version']}\n{about}"]
     if "map" in result:
         parts.append(f"mAP over the full ranking: {_share(result['map'])}")
     if rows:

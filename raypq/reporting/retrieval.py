@@ -1,4 +1,4 @@
-"""What evaluations of retrieval tell: figures at R, and precision over recall where it is there."""
+"""What evaluations of retrieval tell: figures at R, and precision over recall."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _over_depth(found: Findings, kind: str, title: str, caption: str) -> Chart |
 
 
 def _precision_recall(found: Findings) -> Chart | None:
-    """Where a result holds the curve: pairs of recall and precision."""
+    """The curve of each result that had a relevant row: pairs of recall and precision."""
 
     def curve(item: Named) -> tuple[list[float], list[float]] | None:
         points = item.content.get("precision_recall")
@@ -84,6 +84,8 @@ def _precision_recall(found: Findings) -> Chart | None:
     if not series:
         return None
     return charts.lines(
-        "precision-recall", "Precision over recall", "Over the ranking of the whole store.",
+        "precision-recall", "Precision over recall",
+        "Down the ranking of the whole store: precision where recall first reaches each level, "
+        "mean of the queries.",
         series, x="recall", y="precision", from_zero=True,
     )  # fmt: skip

@@ -39,8 +39,8 @@ from raypq.stages.checkpoint import (
     moments_of,
     restore_moments,
 )
-from raypq.stages.ranking import retrieval_score
 from raypq.stages.stream import Rows, RowStream, Seat, Shelf, Source
+from raypq.stages.validation import retrieval_score
 
 Note = Mapping[str, Any]
 

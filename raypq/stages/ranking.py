@@ -1,35 +1,31 @@
-"""Mean average precision over a full ranking, some queries at a time."""
+"""What a full ranking is worth, from the ranks of its relevant rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
-from raypq.config import Metric
-from raypq.methods.gradient import Network
 
 _BLOCK = 64  # queries scored at once
-_QUERY_SHARE = 0.25  # of held-out rows
-_EMBED_ROWS = 1024
+LEVELS = 20  # of recall: 0.05, 0.1, …, 1
 
 
-def average_precision(
-    score: NDArray[np.floating], relevant: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """AP of each query [Q] over all rows: score and relevant [Q, N]; ties go to the lower row.
+def precision_at_relevant(found: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Precision at the rank of each relevant row [n]; ``found`` [n] are the ranks from 0 on,
+    ascending. Its mean is the average precision."""
+    precision: NDArray[np.float64] = np.arange(1, len(found) + 1) / (found + 1)
+    return precision
 
-    A query without a relevant row has AP 0.
+
+def precision_over_recall(precision: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Precision where recall first reaches 1/20, 2/20, …, 1 [LEVELS], not interpolated.
+
+    Args:
+        precision: as ``precision_at_relevant`` gives it [n], of at least one relevant row.
     """
-    order = np.argsort(-score, axis=1, kind="stable")
-    hit = np.take_along_axis(relevant, order, axis=1)
-    precision = np.cumsum(hit, axis=1) / np.arange(1, hit.shape[1] + 1)
-    found = hit.sum(axis=1)
-    total: NDArray[np.float64] = (precision * hit).sum(axis=1)
-    return np.divide(total, found, out=np.zeros(len(score)), where=found > 0)
+    n = len(precision)
+    return precision[-(-n * np.arange(1, LEVELS + 1) // LEVELS) - 1]
 
 
 def mean_average_precision(
@@ -37,40 +33,19 @@ def mean_average_precision(
     query_label: NDArray[np.integer],
     row_label: NDArray[np.integer],
 ) -> float:
-    """mAP over all queries; ``score(part)`` gives the scores [q, N] of some of them."""
+    """mAP over all queries; ties go to the lower row.
+
+    A query without a relevant row has an average precision of 0.
+
+    Args:
+        score: gives the scores [q, N] of some of the queries.
+        query_label, row_label: [Q] and [N]; rows of a query's label are relevant.
+    """
     total = 0.0
     for start in range(0, len(query_label), _BLOCK):
         part = slice(start, start + _BLOCK)
-        relevant = query_label[part, None] == row_label[None, :]
-        total += float(average_precision(score(part), relevant).sum())
+        order = np.argsort(-score(part), axis=1, kind="stable")
+        for label, ranked in zip(query_label[part], row_label[order], strict=True):
+            found = np.flatnonzero(ranked == label)
+            total += float(precision_at_relevant(found).mean()) if len(found) else 0.0
     return total / max(1, len(query_label))
-
-
-def retrieval_score(network: Network, x: Tensor, y: NDArray[np.integer], metric: Metric) -> float:
-    """mAP among rows x [n, dx] held out: the first quarter of them asks for codes of the rest.
-
-    Asymmetric: queries as the network puts them, the others decoded; where the network has no
-    codebooks yet, those are embedded too.
-    """
-    queries = max(1, int(_QUERY_SHARE * len(x)))
-    C = network.codebooks()
-    U, q = [], []
-    for part in torch.split(x[:queries], _EMBED_ROWS):
-        U.append(network.queries(part).float())
-    for part in torch.split(x[queries:], _EMBED_ROWS):
-        B = None if C is None else network.codes(part)
-        if C is None or B is None:
-            q.append(network.embed(part).float())
-        else:
-            q.append(torch.stack([C[m, B[:, m]] for m in range(len(C))], dim=1).flatten(1))
-    asked, stored = torch.cat(U), torch.cat(q)
-
-    def score(part: slice) -> NDArray[np.floating]:
-        found = asked[part] @ stored.T
-        if metric == "l2":
-            found = found - 0.5 * stored.square().sum(dim=1)
-        elif metric == "cosine":
-            found = found / stored.norm(dim=1).clamp(min=1e-12)
-        return found.cpu().numpy()
-
-    return mean_average_precision(score, y[:queries], y[queries:])

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from raypq.config import Job
+from raypq.config import Settings
 from raypq.stages.crew import Crew, Gang, Worker, stage_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class RunRecord:
     It is a crew itself and stands in for the one that it is given.
     """
 
-    def __init__(self, job: Job, crew: Crew) -> None:
+    def __init__(self, job: Settings, crew: Crew) -> None:
         self.workers = crew.workers
         self._job, self._crew = job, crew
         self._started = datetime.now(UTC)

@@ -4,6 +4,7 @@ search in the uncompressed vectors.
     AP     = mean over the relevant rows of (relevant rows up to it) / (its rank)
     AP@R   = the same sum over the relevant rows among the first R, divided by min(R, relevant rows)
     P@R    = share of relevant rows among the first R
+    precision over recall = precision at the rank where recall first reaches 0.05, 0.1, …, 1
     recall@R   = share of the R nearest by exact search among the first R
     1-recall@R = whether the nearest by exact search is among the first R (Jégou et al.)
 
@@ -36,6 +37,8 @@ from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew, Gang, settle
 from raypq.stages.questions import unfit, vectors
+from raypq.stages.ranking import LEVELS
+from raypq.stages.record import RunRecord
 from raypq.stages.retrieval_worker import ExactTask, Figures, QueryTask, RetrievalWorker
 from raypq.stages.search import metric_of, models_for, open_store
 from raypq.stages.store import stored_shards
@@ -71,6 +74,7 @@ def evaluate(job: RetrievalJob, crew: Crew) -> dict[str, Any]:
         InputError: no labels, an empty store, queries of another width.
         JobError: files that could not be read.
     """
+    record = RunRecord(job, crew)
     version = open_store(job.codes, job.version)
     models = models_for(job.codes, version, job.model)
     metric = metric_of(models, job.metric)
@@ -80,7 +84,7 @@ def evaluate(job: RetrievalJob, crew: Crew) -> dict[str, Any]:
     asked = _read(job, next(iter(models.values())).dx)
     X, labels = np.concatenate(asked.X), pa.concat_arrays(asked.labels)
     shards = stored_shards(job.codes, version)
-    with crew.hire(RetrievalWorker, shards, models, metric, at, job.columns) as gang:
+    with record.hire(RetrievalWorker, shards, models, metric, at, job.columns) as gang:
         figures = _rank(gang, list(_tasks(job, models, X, labels)))
         exact = _exact(gang, job, X, at[-1]) if job.features is not None else None
     return {
@@ -94,6 +98,7 @@ def evaluate(job: RetrievalJob, crew: Crew) -> dict[str, Any]:
         "refused": asked.refused,
         **_means(figures, at),
         **({} if exact is None else _recalls(figures, exact, at)),
+        "run": record.told(),
     }
 
 
@@ -156,6 +161,7 @@ def _rank(gang: Gang, tasks: Sequence[QueryTask]) -> Figures:
         ap=np.concatenate([part.ap for part in ordered]),
         ap_at=np.concatenate([part.ap_at for part in ordered], axis=1),
         precision_at=np.concatenate([part.precision_at for part in ordered], axis=1),
+        over_recall=np.concatenate([part.over_recall for part in ordered], axis=1),
         first=pa.concat_arrays([part.first for part in ordered]),
     )
 
@@ -189,6 +195,10 @@ def _means(figures: Figures, at: Sequence[int]) -> dict[str, Any]:
     for row, R in enumerate(at):
         found[f"map@{R}"] = float(figures.ap_at[row, has].mean())
         found[f"precision@{R}"] = float(figures.precision_at[row, has].mean())
+    curve = figures.over_recall[:, has].mean(axis=1)
+    found["precision_recall"] = [
+        [level / LEVELS, float(value)] for level, value in enumerate(curve, 1)
+    ]
     return found
 
 

@@ -27,6 +27,7 @@ from raypq.data.storage import Shard
 from raypq.errors import InputError
 from raypq.methods.base import Model
 from raypq.stages.questions import steady
+from raypq.stages.ranking import LEVELS, precision_at_relevant, precision_over_recall
 from raypq.stages.scan import Block, by_id, read_block
 
 _KEYS = 1 << 23  # scores that are ranked at once; a score, its key and a copy are 20 bytes
@@ -61,6 +62,7 @@ class Figures:
     Attributes:
         relevant: rows with the label [t]. ap: [t], NaN without any.
         ap_at, precision_at: [len(at), t].
+        over_recall: precision at each level of recall [LEVELS, t], NaN without any.
         first: ids of the first max(at) rows, query by query.
     """
 
@@ -68,6 +70,7 @@ class Figures:
     ap: NDArray[np.float64]
     ap_at: NDArray[np.float64]
     precision_at: NDArray[np.float64]
+    over_recall: NDArray[np.float64]
     first: pa.Array
 
 
@@ -101,7 +104,8 @@ class RetrievalWorker:
         label = pc.index_in(task.labels, value_set=held.names).fill_null(-2).to_numpy()
         relevant, ap = np.zeros(t, np.int64), np.full(t, np.nan)
         ap_at, precision_at = np.full((len(self._at), t), np.nan), np.zeros((len(self._at), t))
-        most = max(self._at)
+        over_recall = np.full((LEVELS, t), np.nan)
+        at, most = np.asarray(self._at), max(self._at)
         first = np.empty((t, most), np.int64)
         step = max(1, _KEYS // N)
         for start in range(0, t, step):
@@ -111,14 +115,20 @@ class RetrievalWorker:
             for q, order in enumerate(ranked, start):
                 found = np.flatnonzero(held.label[order] == label[q])
                 relevant[q] = len(found)
-                precision_at[:, q] = np.searchsorted(found, self._at) / np.asarray(self._at)
+                inside = np.searchsorted(found, at)
+                precision_at[:, q] = inside / at
                 if len(found):
-                    ap[q], ap_at[:, q] = average_precision(found, self._at)
+                    precision = precision_at_relevant(found)
+                    ap[q] = precision.mean()
+                    over_recall[:, q] = precision_over_recall(precision)
+                    sums = [precision[:n].sum() for n in inside]
+                    ap_at[:, q] = sums / np.minimum(at, len(found))
         return Figures(
             relevant=relevant,
             ap=ap,
             ap_at=ap_at,
             precision_at=precision_at,
+            over_recall=over_recall,
             first=held.ids.take(pa.array(first.reshape(-1))),
         )
 
@@ -172,15 +182,6 @@ def sort_keys(score: NDArray[np.float32], row: NDArray[np.int64]) -> NDArray[np.
     negative = bits >> np.uint32(31) == 1
     falling = np.where(negative, bits, ~(bits | np.uint32(1 << 31)))
     return falling.astype(np.uint64) << np.uint64(32) | row.astype(np.uint64)
-
-
-def average_precision(
-    found: NDArray[np.int64], at: Sequence[int]
-) -> tuple[float, NDArray[np.float64]]:
-    """AP and AP@R from the ranks (from 0, ascending) of the relevant rows."""
-    precision = np.arange(1, len(found) + 1) / (found + 1)
-    inside = [precision[: np.searchsorted(found, R)].sum() / min(R, len(found)) for R in at]
-    return float(precision.mean()), np.array(inside)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

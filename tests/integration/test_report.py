@@ -15,8 +15,17 @@ from click.testing import CliRunner
 
 from raypq import api
 from raypq.cli import main
-from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, EvaluateJob, TrainJob
+from raypq.config import (
+    ClassifyJob,
+    ClusterSettings,
+    EncodeJob,
+    EvaluateJob,
+    RetrievalJob,
+    TrainJob,
+)
 from raypq.errors import InputError
+from raypq.reporting import retrieval
+from raypq.reporting.findings import gather
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -44,7 +53,9 @@ def results(world: Any, alone: ClusterSettings, tmp_path_factory: pytest.TempPat
         _judge(root, f"M{M}", world.classes, alone, codes=codes)
     exact = {"model": str(root / "model-4"), "features": [str(features)]}
     _judge(root, "exact", world.classes, alone, **exact)
-    _write(root / "retrieval.json", RETRIEVAL)
+    retrieval = RetrievalJob(codes=str(root / "codes-4"), queries=[str(later)], at=(1, 10),
+                             features=[str(features)], where=alone)  # fmt: skip
+    _write(root / "retrieval.json", api.evaluate_retrieval(retrieval))
     _write(root / "bench.json", BENCH)
     _write(root / "other.json", {"a": 1})
     return root
@@ -61,13 +72,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-# As `raypq evaluate retrieval --json` and `raypq bench ratio --json` write them.
-RETRIEVAL = {
-    "codes": "codes", "version": 1, "rows": 120, "metric": "cosine", "distance": "adc",
-    "queries": 12, "queries_without_relevant": 0, "map": 0.123, "map@1": 0.4, "precision@1": 0.4,
-    "map@10": 0.31, "precision@10": 0.271, "recall@1": 0.5, "recall@10": 0.62, "1-recall@1": 0.5,
-    "1-recall@10": 0.9, "precision_recall": [[0.1, 0.9], [0.5, 0.6], [1.0, 0.2]],
-}  # fmt: skip
+# As `raypq bench ratio --json` writes it.
 BENCH = {
     "date": "2026-01-02", "cpu": "a processor", "cores": 2, "threads": 2, "packages": {},
     "results": [
@@ -109,8 +114,19 @@ def test_the_numbers_are_those_of_the_files(page: Path, results: Path) -> None:
     worst = min(told["per_class"], key=lambda one: (one["hit@1"], -one["images"], one["class_id"]))
     listed = text[text.index("recognised worst") :]
     assert listed.index(worst["name"]) < listed.index("</tr>", listed.index("</tr>") + 1)
-    for value in ("0.123", "0.271", "35.0×", "17.5×", "2026-01-02, a processor"):
+    told = json.loads((results / "retrieval.json").read_text())
+    ranked = [told[key] for key in ("map", "map@10", "precision@10", "recall@10", "1-recall@10")]
+    for value in (*(f"<td>{value:.3f}</td>" for value in ranked), "35.0×", "17.5×",
+                  "2026-01-02, a processor"):  # fmt: skip
         assert value in text
+
+
+def test_the_curve_of_precision_over_recall_is_drawn(page: Path, results: Path) -> None:
+    curve = json.loads((results / "retrieval.json").read_text())["precision_recall"]
+    found = gather([str(results / "retrieval.json")])
+    (chart,) = [one for one in retrieval.chapter(found)[1] if one.title == "Precision over recall"]
+    assert curve[-1][0] == 1.0
+    assert chart.svg in page.read_text(encoding="utf-8")
 
 
 def test_confusions_add_up(results: Path) -> None:

@@ -108,6 +108,28 @@ def test_figures_are_what_their_definitions_say(world: dict[str, Any]) -> None:
     assert found["queries_without_relevant"] == sum(label == "c5" for label in world["asked"]) > 0
 
 
+def test_precision_over_recall_is_what_its_definition_says(world: dict[str, Any]) -> None:
+    """All scores [queries, rows] at once, and the ranks of the relevant rows one by one."""
+    found = evaluate(write(world, "curve", 3), at=(1,))
+    stored = world["model"].decode(world["model"].encode(world["X"])).astype(np.float64)
+    far = ((world["Q"][:, None].astype(np.float64) - stored) ** 2).sum(axis=2)
+    ranked = np.lexsort(np.broadcast_arrays(world["ids"], far), axis=1)
+    curves = []
+    for label, order in zip(world["asked"], ranked, strict=True):
+        hits = np.cumsum([world["labels"][i] == label for i in order])
+        if not hits[-1]:
+            continue
+        levels = []
+        for step in range(1, 21):
+            place = next(n for n, hit in enumerate(hits) if 20 * hit >= step * hits[-1])
+            levels.append(hits[place] / (place + 1))
+        curves.append(levels)
+    assert [recall for recall, _ in found["precision_recall"]] == [n / 20 for n in range(1, 21)]
+    told = [precision for _, precision in found["precision_recall"]]
+    assert told == pytest.approx(np.mean(curves, axis=0), abs=1e-12)
+    assert len({round(value, 3) for value in told}) > 5, "a curve, not a line"
+
+
 def test_one_answer_for_any_shards_and_workers(
     world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +139,8 @@ def test_one_answer_for_any_shards_and_workers(
         monkeypatch.setattr(retrieval_worker, "_KEYS", keys)
         monkeypatch.setattr("raypq.stages.retrieval._MOST", 7 if parts > 1 else 256)
         result = evaluate(places, workers, features=[places["features"]], at=(1, 10))
-        found.append({name: value for name, value in result.items() if name != "codes"})
+        assert result["run"]["workers"]["asked"] == workers
+        found.append({key: value for key, value in result.items() if key not in ("codes", "run")})
     assert found[0] == found[1] == found[2]
 
 
@@ -171,7 +194,8 @@ def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         program, *arguments = line.split()
         done = CliRunner().invoke(main, [*arguments, "--cluster", "none", "--workers", "1"])
         assert (program, done.exit_code) == ("raypq", 0), done.output
-    head, row = (line.split() for line in done.stdout.splitlines() if "recall" in line or line[:3] == "100")
+    lines = [line.split() for line in done.stdout.splitlines() if line.strip()]
+    head, row = (next(words for words in lines if words[0] == name) for name in ("R", "100"))
     assert 0 < float(row[head.index("recall@R")]) <= 1
 
 
