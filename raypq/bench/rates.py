@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from raypq import api, console, kernels
-from raypq.bench import read, world
+from raypq.bench import read, search_rates, world
 from raypq.bench.measure import Line, Result
 from raypq.config import ClassifyJob, ClusterSettings, Columns, EncodeJob, RepackJob
 from raypq.data import generate, snapshot
@@ -74,7 +74,7 @@ def run(threads: int, clock: Clock) -> Iterator[Result]:
 
 
 def measure(threads: int, *, ray: bool = True, clock: Clock = time.perf_counter) -> Rates:
-    """Rates of one worker of ``threads`` that run side by side; 15 to 30 seconds.
+    """Rates of one worker of ``threads`` that run side by side; 20 to 40 seconds.
 
     Args:
         ray: also measure how long a local Ray takes to have workers.
@@ -154,6 +154,7 @@ def _device(device: str, threads: int, clock: Clock, rng: np.random.Generator) -
         assignment=2.0 * len(part) * part.shape[1] * _K / assign,
         scan=scan,
         rescore=_TOP * data.U.shape[1] / statistics.median(rest),
+        search=search_rates.lookups(device, partial(_seconds, threads=threads, clock=clock), rng),
     )
 
 
@@ -191,13 +192,21 @@ def _with_stages(
     with tempfile.TemporaryDirectory(prefix="raypq-rates-") as folder:
         root = Path(folder)
         reading = _reading(root / "read", threads, clock)
-        rest = _small_jobs(root, threads, clock, cpu, reading)
+        rest, codes = _small_jobs(root, threads, clock, cpu, reading)
+        search = search_rates.beside(
+            root / "search",
+            codes,
+            snapshot.read(codes),
+            partial(_seconds, threads=threads, clock=clock),
+            np.random.default_rng(2),
+        )
     return Rates(
         cpu=cpu,
         gpu=gpu,
         read=reading,
         start=_start() if ray else None,
         worker_bytes=_memory(),
+        search=search,
         **computing,
         **rest,
     )
@@ -221,8 +230,9 @@ def _reading(root: Path, threads: int, clock: Clock) -> dict[str, float]:
 
 def _small_jobs(
     root: Path, threads: int, clock: Clock, cpu: DeviceRates, reading: dict[str, float]
-) -> dict[str, float]:
-    """What encode and classify take beside what is known, an image and a shard; stored bytes."""
+) -> tuple[dict[str, float], str]:
+    """What encode and classify take beside what is known, an image and a shard, and stored bytes;
+    with the larger code store."""
     rng = np.random.default_rng(1)
     made = generate.World.create(classes=64, dx=_SMALL_DX, da=8, rng=rng)
     generate.write_classes(root / "classes.parquet", made)
@@ -256,7 +266,8 @@ def _small_jobs(
         "classify_image": (classify["many"] - _SMALL_SHARDS * shard) / _SMALL_ROWS
         - 64 * cpu.scan_seconds(_SMALL_M),
     }
-    return {**{name: max(value, 0.0) for name, value in own.items()}, "shard": shard, **stored}
+    rest = {**{name: max(value, 0.0) for name, value in own.items()}, "shard": shard, **stored}
+    return rest, str(root / "codes-many-0")
 
 
 def _one(

@@ -30,7 +30,15 @@ if TYPE_CHECKING:
 @click.option("--method", type=click.Choice(["pqzsl", "pq", "opq"]), default="pqzsl")
 @click.option("--train-images", type=click.IntRange(1), help="[default: all]")
 @click.option("--train-classes", type=click.IntRange(1), help="Seen classes. [default: all]")
-@click.option("--top-k", type=click.IntRange(1), default=10, show_default=True)
+@click.option(
+    "--top-k", type=click.IntRange(1), default=10, show_default=True, help="Classes of an image."
+)
+@click.option(
+    "--queries", type=click.IntRange(0), default=0, help="Plan a search of so many. [default: none]"
+)
+@click.option(
+    "--results", type=click.IntRange(1), default=100, show_default=True, help="Of a query."
+)
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32")
 @click.option(
     "--layout",

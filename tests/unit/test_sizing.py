@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -16,15 +17,24 @@ from threadpoolctl import threadpool_limits
 from raypq import api, sizing
 from raypq.bench import rates
 from raypq.cli import main
-from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, TrainJob
+from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, SearchJob, TrainJob
 from raypq.data import generate
 from raypq.errors import ConfigError
+from raypq.sizing import search as sizing_search
+from raypq.stages import questions, scan, search
 
 IMAGES, DX, T, M = 30_000, 256, 1000, 20
 
 GIVEN = sizing.Rates(
     cpu=sizing.DeviceRates(
-        projection=5e10, assignment=7e10, rescore=1e9, scan={10: 1e-9, 50: 3e-9}
+        projection=5e10,
+        assignment=7e10,
+        rescore=1e9,
+        scan={10: 1e-9, 50: 3e-9},
+        search={
+            10: {10: {1000: 1e-6, 100_000: 1e-5}, 1000: {1000: 1e-4, 100_000: 1e-3}},
+            20: {10: {1000: 3e-6, 100_000: 3e-5}, 1000: {1000: 3e-4, 100_000: 3e-3}},
+        },
     ),
     read={"list": 5e8, "binary": 2e9},
     normalise=5e9,
@@ -39,6 +49,9 @@ GIVEN = sizing.Rates(
     code_bytes=2.0,
     prediction_bytes=4.0,
     worker_bytes=3e8,
+    search=sizing.SearchRates(
+        image=4e-8, partial=6e-8, result=2e-7, partial_bytes=20.0, result_bytes=10.0
+    ),
 )
 
 
@@ -55,11 +68,12 @@ def _compare(root: Path, clock: Callable[[], float]) -> dict[str, float]:
     generate.write_classes(root / "classes.parquet", few)
     work = sizing.Workload(
         images=IMAGES, dims=DX, classes=T, M=M, train_classes=300, attributes=64,
-        shard_images=IMAGES // 4, workers=1, cluster="none",
+        shard_images=IMAGES // 4, workers=1, cluster="none", queries=IMAGES // 4,
     )  # fmt: skip
     where = ClusterSettings(cluster="none", workers=1)
     features, classes = [str(root / "features")], str(root / "classes.parquet")
     model, codes = str(root / "model"), str(root / "codes")
+    asked = str(sorted((root / "features").glob("*.parquet"))[0])
     settings = {"M": M, "tolerance": 0.0}  # every pass, as the plan counts them
     jobs = {
         "train": lambda: api.train(
@@ -71,6 +85,9 @@ def _compare(root: Path, clock: Callable[[], float]) -> dict[str, float]:
         ),
         "classify": lambda: api.classify(
             ClassifyJob(codes=codes, classes=classes, output=str(root / "out"), where=where)
+        ),
+        "search": lambda: api.search(
+            SearchJob(codes=codes, queries=[asked], output=str(root / "found"), where=where)
         ),
     }  # fmt: skip
     found = rates.measure(1, ray=False, clock=clock)
@@ -90,6 +107,7 @@ def test_a_plan_holds_within_30_percent_of_processor_time(tmp_path: Path) -> Non
     """By the processor's clock, which others on the machine disturb little."""
     ratio = _compare(tmp_path, time.process_time)
     assert 0.7 < ratio["in all"] < 1.3, ratio
+    assert 0.7 < ratio["search"] < 1.3, ratio
 
 
 @pytest.mark.slow
@@ -134,6 +152,43 @@ def test_figures_by_hand() -> None:
     assert classify.written == 1e6 * 10 * 4
 
 
+def test_a_search_by_hand() -> None:
+    work = sizing.Workload(
+        images=1_000_000, dims=100, classes=50, M=10, method="pq", workers=2, shard_images=100_000,
+        cluster="none", layout="binary", queries=30_000, results=100,
+    )  # fmt: skip
+    found = sizing.plan(work, GIVEN)[-1]
+    # Two blocks of five shards, one a worker; 1,048,576 / 100 queries would be more than a round
+    # may have, so there are four rounds of 7,500.
+    a_query = math.sqrt(1e-5 * 1e-3) * 5  # halfway from 10 to 1000 results, five times the rows
+    a_turn = 7500 * a_query + 500_000 * 4e-8 + 5 * 0.003
+    a_round = a_turn + 7500 * 2 * 100 * 256 / 7e10 + 7500 * 100 * 6e-8
+    rest = 30_000 * (400 / 2e9) + 30_000 * 100 * 2e-7
+    assert found.name == "search"
+    assert found.seconds == pytest.approx(4 * a_round + rest)
+    partials = 4 * 2 * 7500 * 100 * 20
+    assert found.read == pytest.approx(30_000 * 400 + 4 * 1e6 * 12 + partials)
+    assert found.written == pytest.approx(partials + 30_000 * 100 * 10)
+    assert 3e8 < found.memory < 1e9
+
+
+def test_a_search_is_planned_where_it_is_asked_for() -> None:
+    work = sizing.Workload(images=10_000_000, workers=8, queries=1000, cluster="none")
+    found = sizing.plan(work, GIVEN)
+    assert [stage.name for stage in found] == ["train", "encode", "classify", "search"]
+    assert found[:3] == sizing.plan(work.model_copy(update={"queries": 0}), GIVEN)
+    twice = sizing.plan(work.model_copy(update={"images": 20_000_000}), GIVEN)[3]
+    assert twice.seconds > 1.6 * found[3].seconds
+    with pytest.raises(ConfigError, match="measured without a search"):
+        sizing.plan(work, GIVEN.model_copy(update={"search": None}))
+
+
+def test_a_search_is_planned_as_it_is_done() -> None:
+    assert (sizing_search.BLOCK_ROWS, sizing_search.FAN) == (scan.GROUP_ROWS, search._FAN)
+    for k in (1, 10, 100, 1000, 100_000):
+        assert sizing_search.round_size(k) == questions.round_size(k)
+
+
 def test_a_gpu_needs_rates_of_one() -> None:
     work = sizing.Workload(images=1_000_000, workers=8, gpus=2)
     with pytest.raises(ConfigError, match="measured without a GPU"):
@@ -160,6 +215,8 @@ def test_the_command(tmp_path: Path) -> None:
         "| train", "| encode", "| classify", "| in all",
     ]  # fmt: skip
     assert "measured on 2026-01-02, a processor, 2 cores" in done.output
+    more = CliRunner().invoke(main, [*command, "--queries", "1000", "--results", "10"])
+    assert more.output.splitlines()[5].startswith("| search | ")
     told = json.loads(CliRunner().invoke(main, [*command, "--format", "json"]).output)
     work = sizing.Workload(images=1_000_000, workers=4)
     assert [stage["seconds"] for stage in told["stages"]] == [

@@ -1,0 +1,111 @@
+"""The rates of a search: its lookups, and what reading, merging and writing take beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypq import kernels
+from raypq.data import answers, output
+from raypq.data.answers import Ranked
+from raypq.data.snapshot import Snapshot
+from raypq.data.storage import Shard, delete, file_size, join
+from raypq.sizing import SearchRates
+from raypq.sizing.search import BLOCK_ROWS, FAN
+from raypq.stages.scan import blocks_of
+from raypq.stages.store import stored_shards
+
+_SUB_CODEBOOKS, _K, _WIDTH = (8, 16, 50), 256, 8
+_RESULTS, _ROWS = (10, 100), (BLOCK_ROWS // 8, BLOCK_ROWS)
+_QUERIES, _ASKED = 128, 512
+
+Measure = Callable[[Callable[[], object]], float]
+
+
+def lookups(
+    device: str, measure: Measure, rng: np.random.Generator
+) -> dict[int, dict[int, dict[int, float]]]:
+    """Seconds a query, by M, results and rows.
+
+    Codes are drawn evenly: what a search adds to its best rows depends on the order of the scores,
+    and they stand in any order here as in a store.
+    """
+    found: dict[int, dict[int, dict[int, float]]] = {}
+    for M in _SUB_CODEBOOKS:
+        C = rng.standard_normal((M, _K, _WIDTH), dtype=np.float32)
+        V = rng.standard_normal((_QUERIES, M * _WIDTH), dtype=np.float32)
+        B = rng.integers(0, _K, (BLOCK_ROWS, M), dtype=np.uint8)
+        tables = kernels.build_tables(C, V, None, "l2")
+
+        def seconds(rows: int, k: int, B: NDArray[np.uint8] = B, tables: kernels.Tables = tables
+        ) -> float:  # fmt: skip
+            turn = partial(kernels.topk_per_query, B[:rows], tables, k, device=device)
+            return measure(turn) / _QUERIES
+
+        found[M] = {k: {rows: seconds(rows, k) for rows in _ROWS} for k in _RESULTS}
+    return found
+
+
+def beside(
+    root: Path, codes: str, version: Snapshot, measure: Measure, rng: np.random.Generator
+) -> SearchRates:
+    """Reading a code store, and answers on their way through the output store at ``root``."""
+    shards = stored_shards(codes, version)
+    blocks = list(blocks_of(shards))
+    read = measure(lambda: list(blocks_of(shards)))
+    ids = pa.concat_arrays([block.ids for block in blocks])
+    store, k = str(root), _RESULTS[-1]
+    (root / "data").mkdir(parents=True)
+
+    def answered() -> Ranked:
+        score = -np.sort(-rng.standard_normal((_ASKED, k), dtype=np.float32), axis=1)
+        some = pa.array(rng.integers(0, len(ids), _ASKED * k))
+        return Ranked(score=score, ids=ids.take(some))
+
+    parts = [answered() for _ in range(FAN)]
+    sizes: list[int] = []
+
+    def merged() -> None:
+        paths = [answers.write_partial(store, part) for part in parts]
+        sizes.append(file_size(join(store, paths[0])))
+        answers.merge([answers.read_partial(store, path) for path in paths], k)
+        for path in paths:
+            delete(join(store, path))
+
+    def written() -> output.Receipt:
+        return _write(store, parts[0])
+
+    several = _ASKED * k
+    return SearchRates(
+        image=read / version.rows,
+        partial=measure(merged) / (FAN * several),
+        result=measure(written) / several,
+        partial_bytes=sizes[-1] / several,
+        result_bytes=written().bytes / several,
+    )
+
+
+def _write(store: str, answer: Ranked) -> output.Receipt:
+    T = len(answer.score)
+    schema = answers.schema(query_type=pa.int64(), id_type=answer.ids.type, metadata={})
+    batch = answers.record_batch(
+        schema,
+        query_ids=pa.array(np.arange(T)),
+        asked=np.ones(T, bool),
+        score=answer.score,
+        ids=answer.ids,
+    )
+    return output.write_shard(
+        store,
+        Shard(index=0, uri="queries", stem="queries", size=0, modified=""),
+        model="",
+        work="",
+        schema=schema,
+        batches=[batch],
+        options=answers.WRITE_OPTIONS,
+    )
