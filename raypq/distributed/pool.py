@@ -128,7 +128,7 @@ def connect(settings: ClusterSettings) -> Iterator[RayCrew]:
     """A crew on a local Ray or on the cluster at an address; leaves it as it was found.
 
     Raises:
-        ClusterError: the cluster does not answer.
+        ClusterError: the cluster does not answer, or no Ray can be started here.
     """
     if settings.cluster == "none":
         raise ConfigError("cluster 'none' means no Ray")
@@ -148,16 +148,40 @@ def connect(settings: ClusterSettings) -> Iterator[RayCrew]:
         options["address"] = settings.cluster
     try:
         ray.init(**options)
-    except AuthenticationError:
-        raise ClusterError(f"the Ray cluster at {settings.cluster!r} {_LOCKED_OUT}") from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if found := _VERSIONS.search(str(error)):
-            raise ClusterError(_mismatch(settings.cluster, found)) from None
-        raise _unreachable(settings.cluster, reason_of(error)) from None
+    except Exception as error:  # Ray 2.60 raises bare ones, too
+        if settings.cluster == "local":
+            raise _not_started(error) from error
+        raise _not_joined(settings.cluster, error) from error
     try:
         yield RayCrew(settings)
     finally:
         ray.shutdown()
+
+
+def _not_started(error: Exception) -> ClusterError:
+    """Why no Ray could be started here, and what to try."""
+    if isinstance(error, AuthenticationError):
+        return ClusterError(
+            f"cannot start a local Ray: {str(error).partition('. ')[0]}; RAY_AUTH_MODE=token asks "
+            "for a token: make one (ray get-auth-token --generate) and name it by RAY_AUTH_TOKEN "
+            "or RAY_AUTH_TOKEN_PATH, or set RAY_AUTH_MODE=disabled"
+        )
+    folder = os.environ.get("RAY_TMPDIR", "/tmp")  # noqa: S108 - what Ray itself falls back on
+    return ClusterError(
+        f"cannot start a local Ray: {reason_of(error)}\n"
+        f"Check that {folder} can be written to and has room (RAY_TMPDIR names another one, whose "
+        "path must be short), and that memory is free (fewer --workers). Ray's own logs "
+        f"are in {folder}/ray/session_latest/logs. --cluster none does the same without Ray"
+    )
+
+
+def _not_joined(address: str, error: Exception) -> ClusterError:
+    """Why the cluster at an address could not be joined, and what to try."""
+    if isinstance(error, AuthenticationError):
+        return ClusterError(f"the Ray cluster at {address!r} {_LOCKED_OUT}")
+    if found := _VERSIONS.search(str(error)):
+        return ClusterError(_mismatch(address, found))
+    return _unreachable(address, reason_of(error))
 
 
 def check_address(address: str) -> None:

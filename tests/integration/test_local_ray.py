@@ -1,0 +1,80 @@
+"""A Ray that cannot be started here: one clear error with what to try, whatever Ray raised."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+
+def encode(home: Any, *words: str, memory: int | None = None, **environment: str) -> str:
+    """stderr of an encode on a local Ray that does not start."""
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "raypq", "encode", "--model", home("old"), "--features",
+            home("features"), "--output", home("codes"), "--workers", "1", *words,
+        ],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        preexec_fn=None if memory is None else lambda: limit(memory),
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stderr
+
+
+def limit(memory: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+
+def told(said: str) -> str:
+    """The message, which fits the screen and is no traceback."""
+    assert "Traceback" not in said
+    assert "unexpected" not in said
+    assert len(said.strip().splitlines()) <= 4
+    assert "cannot start a local Ray: " in said
+    return said
+
+
+def test_a_folder_that_cannot_be_written_to(home: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = str(tmp_path / "file")
+    said = told(encode(home, RAY_TMPDIR=folder))
+    assert f"Check that {folder} can be written to" in said
+    assert "--cluster none does the same without Ray" in said
+    whole = encode(home, "--debug", RAY_TMPDIR=folder)
+    assert "Traceback" in whole
+    assert "ray.init(" in whole, "what Ray was at is not lost"
+
+
+@pytest.mark.slow
+def test_a_path_that_is_too_long(home: Any, tmp_path: Path) -> None:
+    said = told(encode(home, RAY_TMPDIR=str(tmp_path / ("long" * 20))))
+    assert "path must be short" in said
+
+
+def test_a_token_that_is_not_there(home: Any, tmp_path: Path) -> None:
+    place = str(tmp_path / "token")
+    said = told(encode(home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=place, RAY_AUTH_TOKEN=""))
+    assert place in said
+    assert "RAY_AUTH_MODE=disabled" in said
+
+
+@pytest.mark.slow
+def test_an_object_store_larger_than_memory(home: Any) -> None:
+    said = told(encode(home, RAY_DEFAULT_OBJECT_STORE_MEMORY_PROPORTION="50"))
+    assert "that memory is free (fewer --workers)" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is the system's")
+def test_too_little_memory_for_its_processes(home: Any) -> None:
+    """Ray gives up with a bare Exception."""
+    told(encode(home, memory=3 << 30, RAY_raylet_start_wait_time_s="10"))
