@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -236,7 +236,6 @@ def carry_out(job: ClassifyJob, plan: Plan, record: RunRecord) -> Snapshot:
     """
     table = plan.candidates.table
     total = Tally.empty(len(table))
-    receipts: list[output.Receipt] = []
     only = next(iter(plan.judges.values())) if len(plan.judges) == 1 else None
     alike = only.describe() if only else {}
     summary: dict[str, Any] = {
@@ -251,11 +250,10 @@ def carry_out(job: ClassifyJob, plan: Plan, record: RunRecord) -> Snapshot:
     def reduce(result: tuple[output.Receipt, Tally]) -> output.Receipt:
         receipt, tally = result
         total.merge(tally)
-        receipts.append(receipt)
         record.finished(receipt.rows)
         return receipt
 
-    def summarise() -> dict[str, Any]:
+    def summarise(receipts: Sequence[output.Receipt]) -> dict[str, Any]:
         record.end_of_work("classify")
         models = told_of(plan.judges, receipts)
         result = total.summary(table)

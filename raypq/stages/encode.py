@@ -162,30 +162,27 @@ def carry_out(
     }
     total = Changed()
     left_out = 0
-    receipts: list[output.Receipt] = []
+    fresh: list[output.Receipt] = []
 
     def reduce(result: Encoded) -> output.Receipt:
         nonlocal left_out
         left_out += result.left_out
         total.codes += result.changed.codes
         total.different += result.changed.different
-        receipts.append(result.receipt)
+        fresh.append(result.receipt)
         record.finished(result.receipt.rows)
         return result.receipt
 
-    def summarise() -> dict[str, Any]:
-        told = {**summary, **describe(receipts)}
+    def summarise(receipts: Sequence[output.Receipt]) -> dict[str, Any]:
+        record.end_of_work("encode")
+        found = check_ids(job, receipts)
+        record.lap("check ids")
+        told = {**summary, **describe(fresh), **found}
         if left_out:
             told["images_left_out"] = left_out
         if total.codes:
             told["codes_changed_by_precision"] = total.different / total.codes
         return {**told, "run": record.told()}
-
-    def inspect(all_receipts: Sequence[output.Receipt]) -> dict[str, Any]:
-        record.end_of_work("encode")
-        found = check_ids(job, all_receipts)
-        record.lap("check ids")
-        return found
 
     args = (model, job.columns, job.output, job.where.device, job.precision, content)
     with record.hire(EncodeWorker, *args) as gang:
@@ -194,7 +191,6 @@ def carry_out(
             on_bad_shard=job.on_bad_shard,
             reduce=reduce,
             summarise=summarise,
-            inspect=inspect,
         )
 
 

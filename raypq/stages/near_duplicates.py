@@ -217,7 +217,7 @@ def duplicates(job: DuplicatesJob, crew: Crew) -> Snapshot:
         "threshold": job.threshold,
     }
 
-    def summarise() -> dict[str, Any]:
+    def summarise(_: Sequence[output.Receipt]) -> dict[str, Any]:
         record.end_of_work("compare")
         return {**summary, "run": record.told()}
 

@@ -151,7 +151,7 @@ def search(job: SearchJob, crew: Crew) -> Snapshot:
             record.finished(receipt.rows)
             return receipt
 
-        def summarise() -> dict[str, Any]:
+        def summarise(_: Sequence[Receipt]) -> dict[str, Any]:
             record.end_of_work("search")
             return {**summary, "refused": rounds.refused, "run": record.told()}
 

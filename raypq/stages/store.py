@@ -150,8 +150,7 @@ class StoreRun:
         *,
         on_bad_shard: str,
         reduce: Callable[[Any], Receipt],
-        summarise: Callable[[], dict[str, Any]],
-        inspect: Callable[[Sequence[Receipt]], dict[str, Any]] | None = None,
+        summarise: Callable[[Sequence[Receipt]], dict[str, Any]],
         recount: bool = False,
     ) -> Snapshot:
         """Does what is missing and commits the next version.
@@ -159,9 +158,8 @@ class StoreRun:
         Args:
             reduce: takes each result as it arrives and gives its receipt; what it gathers beside
                 must not depend on the order.
-            summarise: what the snapshot says of the run, asked for once all results are in.
-            inspect: looks at the receipts before they are committed, and may refuse them; what
-                it finds goes into the summary.
+            summarise: what the snapshot says of the run, given every receipt before they are
+                committed; it may refuse them.
             recount: workers are also called for shards that are kept (with ``ShardTask.kept``).
 
         Raises:
@@ -193,7 +191,7 @@ class StoreRun:
                 journal.flush()
         settle(failures, len(receipts), on_bad_shard)
         seconds = time.monotonic() - start
-        found = inspect(receipts) if inspect else {}
+        summary = summarise(receipts)
         held = {receipt.path for receipt in self.kept.values()}
         held |= {task.kept.path for task in self.tasks if task.kept}
         fresh = [receipt for receipt in receipts if receipt.path not in held]
@@ -202,7 +200,7 @@ class StoreRun:
             "images": sum(receipt.rows for receipt in fresh),
             "seconds": seconds,
         }
-        summary = {**summarise(), **found, "worked": worked, "seconds": seconds}
+        summary |= {"worked": worked, "seconds": seconds}
         version = self._commit(receipts, failures, summary)
         for journal in journals.values():
             journal.clear()

@@ -74,7 +74,9 @@ def run(store: str, night: int, address: str) -> None:
         return
     where = ClusterSettings(cluster=address, workers=2)
     with connect(where) as crew, crew.hire(Writer, store) as gang:
-        planned.execute(gang, on_bad_shard="fail", reduce=lambda result: result, summarise=dict)
+        planned.execute(
+            gang, on_bad_shard="fail", reduce=lambda result: result, summarise=lambda _: {}
+        )
 
 
 def drivers(store: str, address: str, folder: str) -> None:

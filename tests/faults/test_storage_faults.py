@@ -63,7 +63,7 @@ def run(store: str, night: int) -> snapshot.Snapshot:
         return finished
     with LocalCrew(1).hire(Writer, store) as gang:
         return planned.execute(
-            gang, on_bad_shard="fail", reduce=lambda result: result, summarise=dict
+            gang, on_bad_shard="fail", reduce=lambda result: result, summarise=lambda _: {}
         )
 
 
