@@ -1,0 +1,77 @@
+"""Typed, frozen settings of every job. An unknown or bad key is an error that names it.
+
+The same models serve the command line, YAML files and Python. Names follow the legend of the
+README: ``M`` sub-codebooks, ``K`` codewords in each, ``metric``, ``seed``.
+"""
+
+from raypq.config.answer import (
+    Answers,
+    ClassifyJob,
+    DriftLimits,
+    DuplicateIds,
+    EncodeJob,
+    EvaluateJob,
+    ReindexJob,
+)
+from raypq.config.build import AblationJob, ExtractJob, RepackJob, SplitJob, TrainJob
+from raypq.config.job import ClusterSettings, Columns, Job
+from raypq.config.retrieve import (
+    DuplicatesJob,
+    ExportFaissJob,
+    ImportFaissJob,
+    RetrievalJob,
+    SearchJob,
+)
+from raypq.config.settings import (
+    Distance,
+    Metric,
+    Positive,
+    Precision,
+    Settings,
+    parse_assignments,
+    read_mapping,
+)
+from raypq.config.zeroshot import (
+    AddClassesJob,
+    ClusterabilityJob,
+    FewShotJob,
+    ImportXlsa17Job,
+    InferSemanticsJob,
+    Space,
+)
+
+__all__ = [
+    "AblationJob",
+    "AddClassesJob",
+    "Answers",
+    "ClassifyJob",
+    "ClusterSettings",
+    "ClusterabilityJob",
+    "Columns",
+    "Distance",
+    "DriftLimits",
+    "DuplicateIds",
+    "DuplicatesJob",
+    "EncodeJob",
+    "EvaluateJob",
+    "ExportFaissJob",
+    "ExtractJob",
+    "FewShotJob",
+    "ImportFaissJob",
+    "ImportXlsa17Job",
+    "InferSemanticsJob",
+    "Job",
+    "Metric",
+    "Positive",
+    "Precision",
+    "ReindexJob",
+    "RepackJob",
+    "RetrievalJob",
+    "SearchJob",
+    "Settings",
+    "Space",
+    "SplitJob",
+    "TrainJob",
+    "parse_assignments",
+    "read_mapping",
+]

@@ -1,0 +1,74 @@
+"""Jobs of zero-shot models: new classes, semantics, and what a space is worth."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raypq.config.job import Columns, Job
+from raypq.config.settings import Positive, Settings
+
+
+class AddClassesJob(Job):
+    """``raypq add-classes``."""
+
+    model: str
+    classes: str
+    output: str
+    overwrite: bool = Field(False, description="replace a model that is there already")
+
+
+class InferSemanticsJob(Job):
+    """``raypq infer-semantics``."""
+
+    model: str
+    codes: str
+    version: Annotated[int, Field(ge=1)] | None = None
+    classes: str
+    candidates: str = "all"
+    by: Literal["image", "label"] = "image"
+    labels: tuple[str, ...] = Field((), description="only images of these labels; default: all")
+    top_k: Positive = 3
+    tau: float = Field(0.0, ge=-1, le=1, description="similar from this cosine on")
+    output: str
+
+
+Space = Literal["raw", "mapped", "codes"]
+
+
+class FewShotJob(Job):
+    """``raypq evaluate fewshot``."""
+
+    features: list[str]
+    model: str | None = None
+    classes: str | None = None
+    split: str = "unseen"
+    space: Space = "mapped"
+    ways: Annotated[int, Field(ge=2)] = 5
+    shots: tuple[Positive, ...] = (1, 5)
+    queries: Positive = Field(15, description="of each class in an episode, at most")
+    episodes: Positive = 600
+    seed: Annotated[int, Field(ge=0)] = 0
+    columns: Columns = Columns()
+
+
+class ClusterabilityJob(Job):
+    """``raypq evaluate clusterability``."""
+
+    features: list[str]
+    model: str | None = None
+    classes: str | None = None
+    split: str = "all"
+    space: Space = "mapped"
+    restarts: Positive = 5
+    seed: Annotated[int, Field(ge=0)] = 0
+    columns: Columns = Columns()
+
+
+class ImportXlsa17Job(Settings):
+    """``raypq import-xlsa17``."""
+
+    source: str = Field(description="folder of res101.mat and att_splits.mat")
+    output: str
+    rows: Positive = Field(5000, description="of a Parquet file")
