@@ -18,6 +18,7 @@ MODULES = (
     "raypq.kernels",
     "raypq.methods.base",
     "raypq.methods.linear",
+    "raypq.methods.model",
     "raypq.methods.registry",
     "raypq.sizing",
     "raypq.stages.evaluate",

@@ -69,7 +69,7 @@ def _raises(value: Any) -> bool:
 
 REFERENCE = (
     "raypq.api", "raypq.kernels", "raypq.methods.base", "raypq.methods.linear",
-    "raypq.methods.registry", "raypq.sizing", "raypq.stages.evaluate",
+    "raypq.methods.model", "raypq.methods.registry", "raypq.sizing", "raypq.stages.evaluate",
 )  # fmt: skip
 
 

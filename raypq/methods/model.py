@@ -1,0 +1,254 @@
+"""The model that every method gives: an embedding, a quantizer, and prototypes of classes.
+
+Everything after training knows only this.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from raypq import kernels
+from raypq.config import Metric, Positive, Precision, Settings
+from raypq.data.class_layer import ClassLayer
+from raypq.data.models import ModelFiles
+from raypq.errors import ModelError
+
+Array = NDArray[Any]
+Normalise = Literal["none", "unit", "zscore", "zscore-unit"]
+
+
+class MethodSettings(Settings):
+    """What every method can be told. Names follow the legend."""
+
+    M: Positive = Field(16, description="sub-codebooks; bytes per image at K = 256")
+    K: int = Field(256, ge=1, le=256, description="codewords in each sub-codebook")
+    metric: Metric = "l2"
+    seed: int = Field(0, ge=0)
+    normalise: Normalise = Field("none", description="of features, before anything else")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model(ABC):
+    """A trained embedding, quantizer and class projection.
+
+    Attributes:
+        settings: what it was trained with.
+        tensors: its arrays; ``C`` is the codebooks [M, K, d], float32.
+        dx: feature width. da: width of class embeddings, None if it takes none.
+        classes: class_ids of the classes that it has prototypes of its own for, if any.
+        layer: prototypes kept for some classes, if any; not part of the fingerprint.
+        record: training history; not part of the fingerprint.
+    """
+
+    method: ClassVar[str]
+
+    settings: MethodSettings
+    tensors: Mapping[str, Array]
+    dx: int
+    da: int | None = None
+    classes: tuple[str, ...] | None = None
+    layer: ClassLayer | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def C(self) -> NDArray[np.float32]:
+        """Codebooks [M, K, d]."""
+        return self.tensors["C"]
+
+    @property
+    def M(self) -> int:
+        """Sub-codebooks."""
+        return int(self.C.shape[0])
+
+    @property
+    def K(self) -> int:
+        """Codewords in each."""
+        return int(self.C.shape[1])
+
+    @property
+    def D(self) -> int:
+        """Width of the common space, M·d."""
+        return int(self.C.shape[0] * self.C.shape[2])
+
+    @property
+    def metric(self) -> Metric:
+        """How scores are formed, unless asked otherwise."""
+        return self.settings.metric
+
+    @cached_property
+    def _files(self) -> ModelFiles:
+        content = {
+            "method": self.method,
+            "M": self.M,
+            "K": self.K,
+            "D": self.D,
+            "dx": self.dx,
+            "da": self.da,
+            "metric": self.metric,
+            "settings": self.settings.model_dump(mode="json"),
+        }
+        if self.classes is not None:
+            content["classes"] = list(self.classes)
+        return ModelFiles(content=content, tensors=self.tensors, record=self.record)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of everything that codes and scores depend on."""
+        return self._files.fingerprint
+
+    def save(self, uri: str) -> str:
+        """Writes the model directory; returns the fingerprint."""
+        if self.layer is not None:  # first: what is written last makes the directory a model
+            self.layer.save(uri)
+        return self._files.save(uri)
+
+    @classmethod
+    def from_files(
+        cls, files: ModelFiles, settings: MethodSettings, layer: ClassLayer | None = None
+    ) -> Self:
+        """The model that ``files`` hold, with the classes that were added to it."""
+        content = files.content
+        model = cls(
+            settings=settings,
+            tensors=files.tensors,
+            dx=content["dx"],
+            da=content["da"],
+            classes=tuple(content["classes"]) if "classes" in content else None,
+            layer=layer,
+            record=files.record,
+        )
+        # As written, not as this version would write it: a setting that came later must not
+        # give the model another fingerprint than its codes carry.
+        model.__dict__["_files"] = files
+        return model
+
+    @abstractmethod
+    def embed(
+        self, X: NDArray[np.float32], *, precision: Precision = "fp32"
+    ) -> NDArray[np.float32]:
+        """f: features [n, dx] to the common space [n, D]."""
+
+    def queries(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What stands for queries [n, dx] in asymmetric search, [n, D]: their embeddings, where a
+        method has nothing better."""
+        return self.embed(X)
+
+    def encode(
+        self, X: NDArray[np.float32], *, device: str = "cpu", precision: Precision = "fp32"
+    ) -> NDArray[np.uint8]:
+        """Features [n, dx] to codes [n, M]."""
+        return kernels.encode(self.embed(X, precision=precision), self.C, device=device)
+
+    def decode(self, B: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Codes [n, M] to the vectors [n, D] that they stand for."""
+        return kernels.decode(B, self.C)
+
+    @abstractmethod
+    def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """g: class embeddings [T, da] to prototypes V [T, D] and bias [T].
+
+        Raises:
+            ModelError: the embeddings have another width.
+        """
+
+    def class_prototypes(
+        self, ids: Sequence[str]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Prototypes V [T, D] and bias [T] of ``classes``, from a prediction layer of its own.
+
+        Raises:
+            ModelError: the model has none, or not for one of these class_ids.
+        """
+        raise ModelError(f"{self.method} model", expected="a prediction layer", found="none")
+
+    def prototypes_of(
+        self, ids: Sequence[str], E: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Prototypes V [T, D] and bias [T] of classes by class_id, and embedding where they are
+        projected: from ``layer``, from a prediction layer, or by ``prototypes``.
+
+        Raises:
+            ModelError: a class is not known, or its embedding is missing or of another width.
+        """
+        found = self.layer.find(ids, E) if self.layer is not None else None
+        if found is not None:
+            return found
+        if self.classes is not None:
+            return self.class_prototypes(ids)
+        if E is None:
+            raise ModelError(f"{self.method} model", expected="class embeddings", found="none")
+        return self.prototypes(E)
+
+    def with_classes(self, ids: Sequence[str], E: NDArray[np.float32]) -> Self:
+        """This model with prototypes kept for these classes, of embeddings E [T, da].
+
+        Codes and fingerprint stay as they are.
+        """
+        V, bias = self.prototypes(E)
+        layer = ClassLayer(ids=tuple(ids), E=np.ascontiguousarray(E), V=V, bias=bias)
+        return self._with_layer(layer)
+
+    def _with_layer(self, layer: ClassLayer | None) -> Self:
+        model = replace(self, layer=layer)
+        # As loaded: see ``from_files``.
+        model.__dict__["_files"] = self._files
+        return model
+
+    def _check_features(self, X: NDArray[np.float32]) -> None:
+        if X.shape[1] != self.dx:
+            raise ModelError(
+                f"{self.method} model",
+                expected=f"features of width {self.dx}",
+                found=str(X.shape[1]),
+            )
+
+    def _check_embeddings(self, E: NDArray[np.float32]) -> None:
+        width = self.dx if self.da is None else self.da
+        if E.shape[1] != width:
+            hint = (
+                ""
+                if self.da
+                else " (this method has no class projection: classes are vectors of features)"
+            )
+            raise ModelError(
+                f"{self.method} model",
+                expected=f"class embeddings of width {width}{hint}",
+                found=str(E.shape[1]),
+            )
+
+    def cosines(self, q: NDArray[np.float32], V: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How like images q [n, D], as decoded, and prototypes V [T, D] are: [n, T] in [−1, 1]."""
+        length = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(V, axis=1)
+        return (q @ V.T) / np.maximum(length, 1e-12)
+
+    def mapped(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features [n, dx] in the space that the method learns; the common space by default."""
+        return self.embed(X)
+
+    @property
+    def joint_classes(self) -> bool:
+        """Whether prototypes of a class depend on the other classes, so that all of a table must
+        be given at once."""
+        return False
+
+    @property
+    def class_metric(self) -> Metric:
+        """How codes and ``class_prototypes`` are compared."""
+        return self.metric
+
+    def tables(
+        self,
+        V: NDArray[np.float32],
+        bias: NDArray[np.floating] | None = None,
+        metric: Metric | None = None,
+    ) -> kernels.Tables:
+        """Prototypes V [T, D] with bias [T] (None: zero) made ready to scan this model's codes."""
+        return kernels.build_tables(self.C, V, bias, metric or self.metric)
