@@ -18,15 +18,17 @@ from raypq.cli.options import (
     where_of,
 )
 
-
-@click.command()
-@click.argument("method")
-@click.option(
+features = click.option(
     "--features",
     required=True,
     multiple=True,
     help="Parquet folder, file or glob; may be repeated.",
 )
+
+
+@click.command()
+@click.argument("method")
+@features
 @click.option(
     "--unlabelled", multiple=True, help="Rows without labels, for methods that learn from them too."
 )
@@ -81,12 +83,7 @@ def train(
 
 @click.command()
 @click.option("--model", required=True, help="Model directory.")
-@click.option(
-    "--features",
-    required=True,
-    multiple=True,
-    help="Parquet folder, file or glob; may be repeated.",
-)
+@features
 @click.option("--output", required=True, help="Code store to write a version of.")
 @click.option(
     "--precision",
@@ -128,12 +125,7 @@ def encode(**options: Any) -> None:
 
 
 @click.command()
-@click.option(
-    "--features",
-    required=True,
-    multiple=True,
-    help="Parquet folder, file or glob; may be repeated.",
-)
+@features
 @click.option("--output", required=True, help="Folder to write; shards keep their names.")
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32")
 @click.option("--overwrite", is_flag=True, help="Write over shards that are there already.")

@@ -37,6 +37,7 @@ from raypq.config.zeroshot import (
     FewShotJob,
     ImportXlsa17Job,
     InferSemanticsJob,
+    ProbeJob,
     Space,
 )
 
@@ -64,6 +65,7 @@ __all__ = [
     "Metric",
     "Positive",
     "Precision",
+    "ProbeJob",
     "ReindexJob",
     "RepackJob",
     "RetrievalJob",

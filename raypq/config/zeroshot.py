@@ -37,33 +37,32 @@ class InferSemanticsJob(Job):
 Space = Literal["raw", "mapped", "codes"]
 
 
-class FewShotJob(Job):
-    """``raypq evaluate fewshot``."""
-
-    features: list[str]
-    model: str | None = None
-    classes: str | None = None
-    split: str = "unseen"
-    space: Space = "mapped"
-    ways: Annotated[int, Field(ge=2)] = 5
-    shots: tuple[Positive, ...] = (1, 5)
-    queries: Positive = Field(15, description="of each class in an episode, at most")
-    episodes: Positive = 600
-    seed: Annotated[int, Field(ge=0)] = 0
-    columns: Columns = Columns()
-
-
-class ClusterabilityJob(Job):
-    """``raypq evaluate clusterability``."""
+class ProbeJob(Job):
+    """What is asked of a space of features: which rows, and in what space."""
 
     features: list[str]
     model: str | None = None
     classes: str | None = None
     split: str = "all"
     space: Space = "mapped"
-    restarts: Positive = 5
     seed: Annotated[int, Field(ge=0)] = 0
     columns: Columns = Columns()
+
+
+class FewShotJob(ProbeJob):
+    """``raypq evaluate fewshot``."""
+
+    split: str = "unseen"
+    ways: Annotated[int, Field(ge=2)] = 5
+    shots: tuple[Positive, ...] = (1, 5)
+    queries: Positive = Field(15, description="of each class in an episode, at most")
+    episodes: Positive = 600
+
+
+class ClusterabilityJob(ProbeJob):
+    """``raypq evaluate clusterability``."""
+
+    restarts: Positive = 5
 
 
 class ImportXlsa17Job(Settings):

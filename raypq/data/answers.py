@@ -1,13 +1,10 @@
 """Search results: ``query_id``, ``id`` list and ``score`` list, best first.
 
-Between the workers they travel as partial answers, Arrow files in the output store's ``data/``
-that no version ever names: a worker that dies takes nothing with it, and what a crash leaves
-behind is cleared by ``raypq snapshots gc``.
+Between the workers they travel as partial answers (``data.partial``).
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypq.config import Metric
-from raypq.data.storage import is_local, join, local_path, read_bytes, write_bytes
+from raypq.data import partial
 
 WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd"}
 _FORMAT = "1"
@@ -101,28 +98,18 @@ def _best(
 
 
 def write_partial(store: str, answer: Ranked) -> str:
-    """Puts a partial answer into a file of its own below ``data/``; returns its path."""
+    """Puts a partial answer into a file of its own; returns its path in the store."""
     T, k = answer.score.shape
     columns = {"id": answer.ids, "score": pa.array(answer.score.reshape(-1))}
     if answer.place is not None:
         columns["place"] = pa.array(answer.place.reshape(-1))
     table = pa.table(columns).replace_schema_metadata({"T": str(T), "k": str(k)})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    path = f"data/partial-{uuid.uuid4().hex}.arrow"
-    write_bytes(join(store, path), sink.getvalue())
-    return path
+    return partial.write(store, table)
 
 
 def read_partial(store: str, path: str) -> Ranked:
     """A partial answer."""
-    uri = join(store, path)
-    if is_local(uri):
-        data = pa.OSFile(str(local_path(uri)), "rb").read_buffer()
-    else:
-        data = pa.py_buffer(read_bytes(uri))
-    table = pa.ipc.open_file(data).read_all().combine_chunks()
+    table = partial.read(store, path).combine_chunks()
     T, k = (int(table.schema.metadata[name]) for name in (b"T", b"k"))
 
     def column(name: str) -> pa.Array:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-
-from raypq.data.storage import join, read_bytes, write_bytes
 
 WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd"}
 _FORMAT = "1"
@@ -35,18 +32,3 @@ def table(one: pa.Array, other: pa.Array, score: pa.Array) -> pa.Table:
 def ordered(parts: Sequence[pa.Table], id_type: pa.DataType) -> pa.Table:
     """All pairs of several tables, in order: of whatever parts, the same."""
     return pa.concat_tables([schema(id_type).empty_table(), *parts]).sort_by(_ORDER)
-
-
-def write_partial(store: str, found: pa.Table) -> str:
-    """Puts pairs into a file of their own below ``data/``, which no version names."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, found.schema) as writer:
-        writer.write_table(found)
-    path = f"data/partial-{uuid.uuid4().hex}.arrow"
-    write_bytes(join(store, path), sink.getvalue())
-    return path
-
-
-def read_partial(store: str, path: str) -> pa.Table:
-    """What ``write_partial`` wrote."""
-    return pa.ipc.open_file(pa.py_buffer(read_bytes(join(store, path)))).read_all()

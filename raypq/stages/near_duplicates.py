@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.config import DuplicatesJob, Metric
-from raypq.data import output, pairs
+from raypq.data import output, pairs, partial
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import Shard, delete, join
 from raypq.errors import ConfigError, InputError, ModelError, ShardFailure
@@ -115,7 +115,7 @@ class PairWorker:
                 raise too_many(plan.most)
         if not count:
             return Found(path=None, count=0, id_type=one.ids.type)
-        path = pairs.write_partial(plan.store, pa.concat_tables(parts))
+        path = partial.write(plan.store, pa.concat_tables(parts))
         return Found(path=path, count=count, id_type=one.ids.type)
 
     def _within(
@@ -142,7 +142,7 @@ class PairWorker:
 
     def _join(self, task: JoinTask) -> output.Receipt:
         plan = self._plan
-        parts = [pairs.read_partial(plan.store, path) for path in task.paths]
+        parts = [partial.read(plan.store, path) for path in task.paths]
         metadata = {
             "raypq.model": plan.model.fingerprint,
             "raypq.metric": plan.metric,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from raypq import console, kernels
-from raypq.config import ClusterabilityJob, FewShotJob, Space
+from raypq.config import ClusterabilityJob, FewShotJob, ProbeJob, Space
 from raypq.data.classes import ClassTable
 from raypq.data.features import FeatureStore, open_features
 from raypq.errors import ConfigError, InputError
@@ -32,7 +32,7 @@ class Labelled:
     names: list[str]
 
     @classmethod
-    def read(cls, job: FewShotJob | ClusterabilityJob) -> Labelled:
+    def read(cls, job: ProbeJob) -> Labelled:
         """Reads every labelled row of the classes that the job's split names.
 
         Raises:
@@ -65,7 +65,7 @@ class Labelled:
         return cls(X=np.concatenate(parts), y=y.astype(np.int64), names=names.tolist())
 
 
-def _wanted(job: FewShotJob | ClusterabilityJob) -> set[str] | None:
+def _wanted(job: ProbeJob) -> set[str] | None:
     if job.classes is None:
         return None
     table = ClassTable.open(job.classes)

@@ -9,9 +9,8 @@ from pathlib import Path
 from threading import Barrier
 from typing import Any
 
-import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
+from lossy import LossyFileSystem, emptied
 
 from raypq.data.lease import Lease, held
 from raypq.data.storage import create, join, list_names
@@ -183,37 +182,21 @@ def test_other_files_are_no_leases(store: str) -> None:
     assert one.term == 1
 
 
-class Lossy(MemoryFileSystem):
-    """Does what it is asked and loses the answer, or refuses."""
-
-    protocol = "lossylease"
-    answers: list[Exception] = []  # noqa: RUF012
-    done = True
-
-    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
-        answer = self.answers.pop(0) if self.answers else None
-        if answer is None or self.done:
-            super().pipe_file(path, value, mode=mode, **kwargs)
-        if answer is not None:
-            raise answer
-
-
 @pytest.mark.parametrize("answer", [FileExistsError("again"), TimeoutError(), OSError(5, "500")])
 def test_a_lost_answer_is_read_back(tmp_path: Path, answer: Exception) -> None:
-    fsspec.register_implementation("lossylease", Lossy, clobber=True)
-    Lossy.answers[:], Lossy.done = [answer], True
-    one = lease(f"lossylease://{tmp_path.name}")
+    emptied().answers.append(answer)
+    one = lease(f"lossy://{tmp_path.name}")
     one.take()
-    Lossy.answers.append(answer)
+    LossyFileSystem.answers.append(answer)
     one.beat()
     one.check()
 
 
 def test_a_request_that_failed_is_an_error(tmp_path: Path) -> None:
-    fsspec.register_implementation("lossylease", Lossy, clobber=True)
-    Lossy.answers[:], Lossy.done = [OSError(5, "error 500")], False
+    emptied().answers.append(OSError(5, "error 500"))
+    LossyFileSystem.done = False
     with pytest.raises(OSError, match="error 500"):
-        lease(f"lossylease://{tmp_path.name}").take()
+        lease(f"lossy://{tmp_path.name}").take()
 
 
 def test_held_keeps_alive_and_gives_back(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from lossy import LossyFileSystem, emptied
 
 from raypq.data import snapshot
 from raypq.data.output import Receipt, Source
@@ -98,30 +99,9 @@ def test_a_taken_number_is_never_written_over(store):
     assert document(store).read_bytes() == before
 
 
-class LossyFileSystem(MemoryFileSystem):
-    """Does what it is asked and then loses the answer, or refuses, as an object store may."""
-
-    protocol = "lossy"
-    store: dict[str, Any] = {}  # noqa: RUF012 - as in the parent
-    pseudo_dirs = [""]  # noqa: RUF012
-    answers: list[Exception] = []  # noqa: RUF012
-    done = True
-
-    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
-        answer = self.answers.pop(0) if self.answers else None
-        if answer is None or self.done:
-            super().pipe_file(path, value, mode=mode, **kwargs)
-        if answer is not None:
-            raise answer
-
-
 @pytest.fixture
 def lossy() -> LossyFileSystem:
-    fsspec.register_implementation("lossy", LossyFileSystem, clobber=True)
-    LossyFileSystem.store.clear()
-    LossyFileSystem.answers.clear()
-    LossyFileSystem.done = True
-    return LossyFileSystem()
+    return emptied()
 
 
 @pytest.mark.parametrize(
