@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from raypq.config import Metric
 from raypq.data.storage import is_local, join, local_path, read_bytes, write_bytes
 
-WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd"}
+# No dictionaries: neither ids nor scores come often enough to be worth one.
+WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd", "use_dictionary": False}
 _FORMAT = "1"
 
 
