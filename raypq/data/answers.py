@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from raypq.config import Metric
 from raypq.data import partial
 
-WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd"}
+# No dictionaries: neither ids nor scores come often enough to be worth one.
+WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd", "use_dictionary": False}
 _FORMAT = "1"
 
 

@@ -165,9 +165,11 @@ class _Run:
         self._warned = False
         self._over = False
         ready = set(gang.ready)
+        # Nobody keeps more than its part, though it may have done all while the others started.
+        part = -(-len(tasks) // max(1, len(ready)))
         for index, task in enumerate(tasks):
             home = gang.homes.get(task.name)
-            if home is not None and home in ready:
+            if home is not None and home in ready and len(home.own) < part:
                 home.own.append(index)
             else:
                 self._queue.append(index)

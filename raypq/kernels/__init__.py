@@ -27,6 +27,7 @@ __all__ = [
     "merge_topk",
     "scores",
     "set_threads",
+    "spread",
     "threads",
     "topk_per_code",
     "topk_per_query",
@@ -123,6 +124,21 @@ def accumulate(
     if _use_native("cpu"):
         return native.accumulate(U, B, C, threads=threads())
     return reference.accumulate(U, B, C)
+
+
+def spread(
+    U: NDArray[np.floating], first: NDArray[np.int64], aims: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """k-means++ in every sub-space of U [n, M·d]: codewords C [M, K, d], which are rows of U.
+
+    Args:
+        first: the row that each sub-codebook begins with [M].
+        aims: where each further draw falls in the running sum of squared distances [M, K − 1],
+            from 0 to 1.
+    """
+    if _use_native("cpu"):
+        return native.spread(U, first, aims, threads=threads())
+    return reference.spread(U, first, aims)
 
 
 def set_threads(threads: int) -> None:

@@ -23,6 +23,14 @@ def accumulate(
     error: NDArray[np.float64],
     /,
 ) -> None: ...
+def spread(
+    U: NDArray[np.float32],
+    first: NDArray[np.int64],
+    aims: NDArray[np.float64],
+    threads: int,
+    C: NDArray[np.float32],
+    /,
+) -> None: ...
 
 class Tables:
     def __init__(

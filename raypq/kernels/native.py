@@ -141,6 +141,22 @@ def accumulate(
     return count, total, error
 
 
+def spread(
+    U: NDArray[np.floating],
+    first: NDArray[np.int64],
+    aims: NDArray[np.float64],
+    *,
+    threads: int = 1,
+) -> NDArray[np.float32]:
+    """k-means++ in every sub-space; equal to ``reference.spread``."""
+    U = np.ascontiguousarray(U, dtype=np.float32)
+    M = len(first)
+    C = np.empty((M, aims.shape[1] + 1, U.shape[1] // M), np.float32)
+    first, aims = np.ascontiguousarray(first, np.int64), np.ascontiguousarray(aims, np.float64)
+    _native.spread(U, first, aims, threads, C)
+    return C
+
+
 def _scan(
     B: NDArray[np.uint8],
     tables: Tables,

@@ -125,3 +125,30 @@ def accumulate(
         for j in range(d):
             total[m, :, j] = np.bincount(code, U[:, m * d + j], minlength=K)
     return count, total, error
+
+
+def spread(
+    U: NDArray[np.floating], first: NDArray[np.int64], aims: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """k-means++ in every sub-space: C [M, K, d], whose codewords are rows of U [n, M·d].
+
+    The first is row ``first[m]``. Each further one is drawn by its squared distance to the nearest
+    so far: the row at which the running sum of these reaches ``aims[m, k - 1]`` of their total.
+    """
+    M, K = len(first), aims.shape[1] + 1
+    d = U.shape[1] // M
+    C = np.empty((M, K, d), np.float32)
+    for m in range(M):
+        part = np.ascontiguousarray(U[:, m * d : (m + 1) * d].T, dtype=np.float32)
+        C[m, 0] = part[:, first[m]]
+        nearest = np.full(len(U), np.inf, np.float32)
+        for k in range(1, K):
+            squared = np.zeros(len(U), np.float32)
+            for j in range(d):  # in order, as the native kernel does
+                delta = part[j] - C[m, k - 1, j]
+                squared += delta * delta
+            np.minimum(nearest, squared, out=nearest)
+            mass = np.cumsum(nearest, dtype=np.float64)
+            row = int(np.searchsorted(mass, aims[m, k - 1] * mass[-1]))
+            C[m, k] = part[:, min(row, len(U) - 1)]
+    return C

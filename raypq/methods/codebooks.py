@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,37 +21,14 @@ def seed(U: Floats, M: int, K: int, rng: np.random.Generator, *, rounds: int = 1
     Seeds are chosen among ``_SEED_ROWS``·K of the rows: the choice costs K passes over them, and
     what more rows would add is added by Lloyd's algorithm at a fraction of that.
     """
-    d = U.shape[1] // M
     n = min(len(U), _SEED_ROWS * K)
     some = U if n == len(U) else U[np.sort(rng.choice(len(U), n, replace=False))]
-    parts = some.reshape(n, M, d).transpose(1, 0, 2).astype(np.float32, copy=True)
-    # All random numbers are drawn first, so that the sub-spaces can be seeded side by side.
     first, aims = rng.integers(n), rng.random((K - 1, M)).T
-    with ThreadPoolExecutor(kernels.threads()) as pool:
-        C = np.stack(list(pool.map(_spread, parts, [first] * M, aims)))
+    C = kernels.spread(some, np.full(M, first), aims)
     for _ in range(rounds):
         B = kernels.encode(U, C)
         C = means(C, *sums(U, B, C), rng)
     return C
-
-
-def _spread(part: Floats, first: int, aims: NDArray[np.float64]) -> Floats:
-    """k-means++ in one sub-space: each seed is a row of ``part`` [n, d], drawn by its squared
-    distance to the seeds before it; ``aims`` [K-1] are where in the sum each draw falls; [K, d].
-    """
-    C = np.empty((len(aims) + 1, part.shape[1]), np.float32)
-    C[0] = part[first]
-    nearest = _squared(part, C[0])
-    for k, aim in enumerate(aims, start=1):
-        mass = np.cumsum(nearest, dtype=np.float64)
-        C[k] = part[min(int(np.searchsorted(mass, aim * mass[-1])), len(part) - 1)]
-        np.minimum(nearest, _squared(part, C[k]), out=nearest)
-    return C
-
-
-def _squared(part: Floats, c: Floats) -> Floats:
-    delta = part - c
-    return np.einsum("nd,nd->n", delta, delta)
 
 
 def sums(

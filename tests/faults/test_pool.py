@@ -255,6 +255,31 @@ class Echo:
         return shared
 
 
+class SlowToStart(Diary):
+    """All but the first of a folder take their time to start."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        try:
+            (folder / "first").mkdir()
+        except FileExistsError:
+            time.sleep(2.0)
+
+
+def test_a_worker_that_came_late_gets_its_part_of_the_next_pass(crew: Any, tmp_path: Path) -> None:
+    """The first one did all of the first pass, and would keep it where tasks go home."""
+    with crew.hire(SlowToStart, tmp_path) as gang:
+        alone = Counter(outcome.result for outcome in gang.map(jobs(2)))
+        deadline = time.monotonic() + 60
+        while len(gang.ready) < 2 and time.monotonic() < deadline:
+            list(gang.map(jobs(1)))  # takes in who has started
+        shared = Counter(outcome.result for outcome in gang.map(jobs(2, 0.2)))
+        again = Counter(outcome.result for outcome in gang.map(jobs(2, 0.2)))
+    assert list(alone.values()) == [2]
+    assert list(shared.values()) == [1, 1]
+    assert list(again.values()) == [1, 1]
+
+
 _DRIVER = """
 import sys
 from pathlib import Path

@@ -18,7 +18,15 @@ import pytest
 from s3server import SECRET, TOKEN, S3Server, reachable
 
 from raypq import api
-from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, EvaluateJob, TrainJob
+from raypq.config import (
+    ClassifyJob,
+    ClusterSettings,
+    DuplicatesJob,
+    EncodeJob,
+    EvaluateJob,
+    SearchJob,
+    TrainJob,
+)
 from raypq.data import output, snapshot
 from raypq.data.storage import (
     Shard,
@@ -85,6 +93,23 @@ class Path3:
             self.where,
         )
 
+    def search(self) -> snapshot.Snapshot:
+        return api.search(
+            SearchJob(
+                codes=f"{self.made}/codes", queries=[f"{self.root}/train"],
+                features=[f"{self.root}/test"], top_k=5, rerank=20, output=f"{self.made}/found",
+                where=self.where,
+            )
+        )  # fmt: skip
+
+    def duplicates(self) -> snapshot.Snapshot:
+        return api.duplicates(
+            DuplicatesJob(
+                codes=f"{self.made}/codes", metric="l2", threshold=0.0,
+                output=f"{self.made}/pairs", where=self.where,
+            )
+        )  # fmt: skip
+
     def all(self) -> dict[str, Any]:
         self.train()
         self.encode()
@@ -107,6 +132,22 @@ def test_the_whole_path_equals_that_on_local_files(world: Any, bucket: str, tmp_
             assert [item.sha256 for item in far.shards] == [item.sha256 for item in near.shards]
         assert history.verify(f"{bucket}/made/{store}", content=True)["files"] == 2
     assert there.encode().version == 1, "a finished run does nothing"
+
+
+def test_retrieval_equals_that_on_local_files(world: Any, bucket: str, tmp_path: Path) -> None:
+    """Search with re-ranking, whose partial answers go through the store, and duplicates."""
+    there = Path3(upload(world, bucket), f"{bucket}/made")
+    here = Path3(str(world.root), str(tmp_path))
+    for place in (there, here):
+        place.train()
+        place.encode()
+    for far, near in ((there.search(), here.search()), (there.duplicates(), here.duplicates())):
+        assert far.rows
+        assert [item.sha256 for item in far.shards] == [item.sha256 for item in near.shards]
+    for store in ("found", "pairs"):
+        held = list_names(f"{bucket}/made/{store}/data")
+        assert not [name for name in held if name.startswith("partial")], "partial answers are gone"
+        assert history.verify(f"{bucket}/made/{store}", content=True)["files"] == len(held)
 
 
 def test_versions_resume_and_gc(world: Any, bucket: str) -> None:

@@ -157,6 +157,27 @@ def test_accumulate(case: dict[str, Any], threads: int) -> None:
     same(native.accumulate(*args, threads=threads), reference.accumulate(*args))
 
 
+@pytest.mark.skipif(not native.available(), reason="the native kernels are not built")
+@few
+@given(
+    case=cases().filter(lambda case: len(case["U"])),
+    threads=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_spread(case: dict[str, Any], threads: int, seed: int) -> None:
+    """k-means++: the same rows from either path, ends of the running sum included."""
+    U, (M, K, _) = case["U"], case["C"].shape
+    rng = np.random.default_rng(seed)
+    aims = rng.random((M, K - 1))
+    aims[rng.random(aims.shape) < 0.1] = 0.0
+    first = rng.integers(0, len(U), M)
+    found = native.spread(U, first, aims, threads=threads)
+    np.testing.assert_array_equal(found, reference.spread(U, first, aims))
+    rows = np.asarray(U, np.float32).reshape(len(U), M, -1)
+    for m in range(M):
+        assert {c.tobytes() for c in found[m]} <= {row.tobytes() for row in rows[:, m]}
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("metric", METRICS)
 def test_many_classes(path: str, metric: Metric) -> None:

@@ -77,4 +77,35 @@ void accumulate(const Shape& s, const float* C, const float* U, const uint8_t* B
   });
 }
 
+void spread(const Shape& s, const float* U, size_t n, const int64_t* first, const double* aims,
+            size_t threads, float* C) {
+  constexpr size_t kBlock = 512;  // rows whose sums stay in the L1 cache
+  parallel(s.M, threads, [&](size_t, size_t m) {
+    std::vector<float> part(n * s.d), nearest(n, std::numeric_limits<float>::infinity());
+    for (size_t i = 0; i < n; ++i)
+      for (size_t j = 0; j < s.d; ++j) part[j * n + i] = U[(i * s.M + m) * s.d + j];
+    std::vector<double> mass(n);
+    for (size_t k = 0, row = size_t(first[m]);; ++k) {
+      float* c = C + (m * s.K + k) * s.d;
+      for (size_t j = 0; j < s.d; ++j) c[j] = part[j * n + row];
+      if (k + 1 == s.K) break;
+      for (size_t at = 0; at < n; at += kBlock) {
+        float squared[kBlock] = {};
+        const size_t count = std::min(kBlock, n - at);
+        for (size_t j = 0; j < s.d; ++j) {
+          const float* u = part.data() + j * n + at;
+          for (size_t i = 0; i < count; ++i) squared[i] += (u[i] - c[j]) * (u[i] - c[j]);
+        }
+        float* least = nearest.data() + at;
+        for (size_t i = 0; i < count; ++i) least[i] = squared[i] < least[i] ? squared[i] : least[i];
+      }
+      double sum = 0;
+      for (size_t i = 0; i < n; ++i) mass[i] = sum += nearest[i];
+      const double wanted = aims[m * (s.K - 1) + k] * sum;
+      const auto found = std::lower_bound(mass.begin(), mass.end(), wanted);
+      row = std::min(size_t(found - mass.begin()), n - 1);
+    }
+  });
+}
+
 }  // namespace raypq

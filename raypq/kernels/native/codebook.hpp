@@ -15,4 +15,10 @@ void encode(const Isa& isa, const Shape& shape, const float* C, const double* no
 void accumulate(const Shape& shape, const float* C, const float* U, const uint8_t* B, size_t n,
                 size_t threads, double* count, double* total, double* error);
 
+// k-means++ in every sub-space of U [n, M·d]: C [M, K, d] begins with row first[m], and each further
+// codeword is the row at which the running sum of squared distances to the nearest one so far
+// reaches aims[m, k − 1] of its total. Squares are summed over j in order, in float32.
+void spread(const Shape& shape, const float* U, size_t n, const int64_t* first, const double* aims,
+            size_t threads, float* C);
+
 }  // namespace raypq

@@ -29,6 +29,7 @@ const Isa RAYPQ_ISA_OF(RAYPQ_NS) = {
     .scan_rows = RAYPQ_NS::scan_rows,
     .scan_lanes = RAYPQ_NS::scan_lanes,
     .kth_largest = RAYPQ_NS::kth_largest,
+    .near_kth = RAYPQ_NS::near_kth,
     .rescore = RAYPQ_NS::rescore,
 };
 

@@ -87,6 +87,10 @@ struct Isa {
   // foresees cost more. May read up to a multiple of 32 values.
   float (*kth_largest)(const float* values, size_t n, size_t k);
 
+  // A bound that at least k of n values reach and that few more do, found by halving what lies
+  // between ``least``, which is known to be such a bound, and the largest. n is a multiple of 32.
+  float (*near_kth)(const float* values, size_t n, size_t k, float least);
+
   // ⟨q_i, w⟩ of the rows listed, in the canonical order, float64. scratch: 4·(D + kCodePad).
   void (*rescore)(const Shape& shape, const float* C, const uint8_t* codes, const uint32_t* rows,
                   size_t n, const float* w, float* scratch, double* out);

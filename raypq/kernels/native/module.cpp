@@ -135,6 +135,19 @@ void add_up(In<float, 2> U, In<uint8_t, 2> B, In<float, 3> C, size_t threads, Ou
              error.data());
 }
 
+void seed(In<float, 2> U, In<int64_t, 1> first, In<double, 2> aims, size_t threads,
+          Out<float, 3> C) {
+  const Shape shape{C.shape(0), C.shape(1), C.shape(2)};
+  const size_t n = U.shape(0);
+  require(n && shape.K && U.shape(1) == shape.D(), "U must be [n, D] with rows, C [M, K, d]");
+  require(first.shape(0) == shape.M && aims.shape(0) == shape.M && aims.shape(1) + 1 == shape.K,
+          "first must be [M], aims [M, K - 1]");
+  for (size_t m = 0; m < shape.M; ++m)
+    require(first.data()[m] >= 0 && size_t(first.data()[m]) < n, "first must be rows of U");
+  nb::gil_scoped_release release;
+  spread(shape, U.data(), n, first.data(), aims.data(), threads, C.data());
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -142,6 +155,7 @@ NB_MODULE(_native, module) {
   module.def("choose", [](const std::string& name) { return std::string(choose_isa(name).name); });
   module.def("encode", &assign);
   module.def("accumulate", &add_up);
+  module.def("spread", &seed);
   nb::class_<Tables>(module, "Tables")
       .def("__init__", &make_tables)
       .def("scan", &scan)

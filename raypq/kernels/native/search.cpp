@@ -14,8 +14,8 @@ constexpr size_t kCandidateBytes = size_t(64) << 20;
 class Search {
  public:
   Search(const ScanTables& tables, const uint8_t* B, size_t first, size_t last, size_t k)
-      : list(std::min(last * kLanes, tables.source.T) - first * kLanes, k), lanes_(tables, B),
-        first_(first), last_(last) {
+      : list(tables.isa, std::min(last * kLanes, tables.source.T) - first * kLanes, k),
+        lanes_(tables, B), first_(first), last_(last) {
     for (size_t q = 0; q < list.owners(); ++q) list.reset(q, lanes_.slack(first * kLanes + q));
   }
 
@@ -28,20 +28,17 @@ class Search {
       const size_t chunk = at == from ? 16 : kChunk;
       for (size_t tile = first_; tile < last_; ++tile)
         lanes_.scan(
-            tile, rows, chunk, [&](size_t t) { return list.target()[t - base]; },
+            tile, rows, chunk, [&](size_t t) { return list.target(t - base); },
             [&](size_t t, double lower, double upper, uint32_t row) {
-              list.push(t - base, lower, upper, row,
-                        [this](size_t q, Candidate* from, Candidate* to) { resolve(q, from, to); });
+              list.push(t - base, float(lower), float(upper), row, [this](size_t q) { resolve(q); });
             });
     }
   }
 
-  void resolve(size_t query, Candidate* from, Candidate* to) {
-    const size_t n = size_t(to - from);
-    rows_.resize(n), scores_.resize(n);
-    for (size_t i = 0; i < n; ++i) rows_[i] = from[i].other;
-    lanes_.exact(first_ * kLanes + query, rows_.data(), n, scores_.data());
-    for (size_t i = 0; i < n; ++i) from[i].value = scores_[i];
+  // The exact scores of a query's candidates, in the place of their upper bounds.
+  void resolve(size_t query) {
+    lanes_.exact(first_ * kLanes + query, list.others(query), list.count(query),
+                 list.uppers(query));
   }
 
   Shortlist list;
@@ -49,8 +46,6 @@ class Search {
  private:
   LaneScan lanes_;
   size_t first_, last_;  // query tiles
-  std::vector<uint32_t> rows_;
-  std::vector<float> scores_;
 };
 
 // Queries of tiles [first, last), the rows shared out among the threads.
@@ -65,13 +60,17 @@ void search_tiles(const ScanTables& tables, const uint8_t* B, size_t N, size_t k
   });
   parallel(last - first, threads, [&](size_t, size_t tile) {
     Search worker(tables, B, first + tile, first + tile + 1, k);
+    std::vector<Candidate> best;
     for (size_t lane = 0; lane < worker.list.owners(); ++lane) {
-      auto resolve = [&](size_t q, Candidate* from, Candidate* to) { worker.resolve(q, from, to); };
-      for (auto& part : found) worker.list.merge(lane, part->list, tile * kLanes + lane, resolve);
-      worker.list.prune(lane);
-      worker.resolve(lane, worker.list.begin(lane), worker.list.end(lane));
-      Candidate* best = worker.list.begin(lane);
-      std::partial_sort(best, best + k, worker.list.end(lane), better);
+      Shortlist& list = worker.list;
+      for (auto& part : found)
+        list.merge(lane, part->list, tile * kLanes + lane, [&](size_t q) { worker.resolve(q); });
+      list.prune(lane);
+      worker.resolve(lane);
+      best.resize(list.count(lane));
+      for (size_t i = 0; i < best.size(); ++i)
+        best[i] = {list.uppers(lane)[i], list.others(lane)[i]};
+      std::partial_sort(best.begin(), best.begin() + k, best.end(), better);
       const size_t t = (first + tile) * kLanes + lane;
       for (size_t j = 0; j < k; ++j) {
         scores[t * k + j] = best[j].value;
@@ -86,7 +85,7 @@ void search_tiles(const ScanTables& tables, const uint8_t* B, size_t N, size_t k
 void topk_per_query(const ScanTables& tables, const uint8_t* B, size_t N, size_t k, size_t threads,
                     float* scores, int64_t* rows) {
   if (!N || !k) return;
-  const size_t tile = kLanes * sizeof(Candidate) * Shortlist::room(k) * threads;
+  const size_t tile = kLanes * Shortlist::bytes(k) * threads;
   const size_t together = std::max<size_t>(1, kCandidateBytes / tile);
   for (size_t first = 0; first < tables.tiles(); first += together)
     search_tiles(tables, B, N, k, threads, first, std::min(first + together, tables.tiles()), scores,

@@ -38,4 +38,34 @@ float kth_largest(const float* values, size_t n, size_t k) {
   return result;
 }
 
+// How many of n values, in whole blocks of 32, are at least ``least``.
+inline size_t count_from(const float* values, size_t n, float least) {
+  I32 found = {};
+  for (size_t i = 0; i < n; i += kFloats)
+    found -= *reinterpret_cast<const F32u*>(values + i) >= splat(least);
+  size_t total = 0;
+  for (size_t e = 0; e < kFloats; ++e) total += size_t(found[e]);
+  return total;
+}
+
+float near_kth(const float* values, size_t n, size_t k, float least) {
+  F32 high = *reinterpret_cast<const F32u*>(values);
+  for (size_t i = kFloats; i < n; i += kFloats)
+    high = larger(high, *reinterpret_cast<const F32u*>(values + i));
+  float most = high[0];
+  for (size_t e = 1; e < kFloats; ++e) most = high[e] > most ? high[e] : most;
+  for (int step = 0; step < 12; ++step) {
+    const float middle = least + (most - least) * 0.5f;
+    if (!(middle > least && middle < most)) break;
+    const size_t found = count_from(values, n, middle);
+    if (found < k) {
+      most = middle;
+    } else {
+      least = middle;
+      if (found <= k + k / 16) break;
+    }
+  }
+  return least;
+}
+
 }  // namespace RAYPQ_NS

@@ -1,16 +1,19 @@
-// What a filter keeps for each owner (an image, or a query): everything that its bounds cannot yet
-// exclude from the k best.
+// What a search keeps for each query: every row that its bounds cannot yet exclude from the k best.
 //
-// Of each candidate a lower and an upper bound of its score are given. The k-th best lower bound is
-// ``theta``; nothing whose upper bound is below theta − slack can be among the k best. slack covers
-// the rounding to float32 of scores and of these bounds, where unequal scores may tie and the lower index wins. (A
-// caller may give lower bounds that are only likely, if it checks theta against the truth.)
+// Of each candidate a lower and an upper bound of its score are given. ``theta`` is the k-th best
+// lower bound; nothing whose upper bound is below theta − slack can be among the k best. slack
+// covers the rounding to float32 of scores and of these bounds, where unequal scores may tie and the
+// lower index wins.
+//
+// A push is an append: theta is found anew only once some more candidates have come, which costs
+// fewer steps a candidate than keeping the k best lower bounds in order does, though a target that
+// lags lets more of them in.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <functional>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "support.hpp"
@@ -18,7 +21,7 @@
 namespace raypq {
 
 struct Candidate {
-  float value;     // upper bound, or the exact score
+  float value;     // the exact score
   uint32_t other;  // class or row
 };
 
@@ -29,142 +32,132 @@ inline bool better(const Candidate& a, const Candidate& b) {
 
 class Shortlist {
  public:
-  static constexpr size_t kLinear = 64;  // up to this k looking at all of them is faster
   static constexpr double kLowest = -std::numeric_limits<double>::infinity();
 
   // Room for an owner's candidates: bounded, however many tie.
-  static size_t room(size_t k) { return 6 * k + 32; }
+  static size_t room(size_t k) { return (6 * k + 2 * kWhole) / kWhole * kWhole; }
+  static size_t bytes(size_t k) { return room(k) * kParts * sizeof(float); }
 
-  Shortlist(size_t owners, size_t k)
-      : k_(k), room_(room(k)), state_(owners), lowers_(owners * k), kept_(owners * room_),
-        target_(owners, kLowest) {}
+  Shortlist(const Isa& isa, size_t owners, size_t k)
+      : isa_(isa), k_(k), room_(room(k)), few_(std::max<size_t>(1, k / 2)), state_(owners),
+        kept_(owners * room_ * kParts), target_(owners, kLowest) {}
 
   // Forgets an owner's candidates.
   void reset(size_t owner, double slack) {
-    state_[owner] = {slack, 0, 0, 0};
+    state_[owner] = {slack, kNothing, 0, uint32_t(std::max(k_, few_))};
     target_[owner] = kLowest;
   }
 
   size_t owners() const { return state_.size(); }
 
-  // theta − slack of every owner.
-  const double* target() const { return target_.data(); }
-
-  // The k-th best lower bound; lowest while fewer are known.
-  double theta(size_t owner) const {
-    const State& s = state_[owner];
-    return s.seen < k_ ? kLowest : lowers_[owner * k_ + s.least];
+  // theta − slack, from all candidates but the last few.
+  double target(size_t owner) {
+    if (state_[owner].count >= state_[owner].next) raise(owner);
+    return target_[owner];
   }
 
-  // Owners come in no order that the hardware foresees.
-  void prefetch(size_t owner) const {
-    __builtin_prefetch(&lowers_[owner * k_], 1);
-    __builtin_prefetch(&kept_[owner * room_ + state_[owner].count], 1);
-  }
-
-  // resolve(owner, first, last) replaces the values in [first, last) by exact scores; it is called
-  // where the bounds leave too many, and then only the k best of them stay.
+  // resolve(owner) replaces the upper bounds by exact scores; it is called where the bounds leave
+  // too many, and then only the k best of them stay.
   template <class Resolve>
-  void push(size_t owner, double lower, double upper, uint32_t other, Resolve&& resolve) {
+  void push(size_t owner, float lower, float upper, uint32_t other, Resolve&& resolve) {
     if (upper < target_[owner]) return;
-    raise(owner, lower);
-    keep(owner, float(upper), other, resolve);
+    State& s = state_[owner];
+    lowers(owner)[s.count] = lower;
+    uppers(owner)[s.count] = upper;
+    others(owner)[s.count] = other;
+    if (__builtin_expect(++s.count == room_, 0)) shrink(owner, resolve);
   }
 
   // Takes over what another list (of the same k) kept for its owner ``there``.
   template <class Resolve>
-  void merge(size_t owner, Shortlist& from, size_t there, Resolve&& resolve) {
-    for (size_t i = 0; i < from.state_[there].seen; ++i) raise(owner, from.lowers_[there * k_ + i]);
-    for (auto c = from.begin(there); c != from.end(there); ++c)
-      keep(owner, c->value, c->other, resolve);
+  void merge(size_t owner, const Shortlist& from, size_t there, Resolve&& resolve) {
+    for (size_t i = 0; i < from.count(there); ++i)
+      push(owner, from.lowers(there)[i], from.uppers(there)[i], from.others(there)[i], resolve);
   }
 
   // Drops what theta excludes by now.
-  void prune(size_t owner) { drop(owner, 0, target_[owner]); }
-
-  // Drops what a better theta excludes, sparing the first ``spared``.
-  void prune(size_t owner, size_t spared, double theta) {
-    drop(owner, spared, std::max(theta - state_[owner].slack, target_[owner]));
+  void prune(size_t owner) {
+    if (state_[owner].count >= k_) raise(owner);
+    drop(owner);
   }
 
-  Candidate* begin(size_t owner) const { return kept_.data() + owner * room_; }
-  Candidate* end(size_t owner) const { return begin(owner) + state_[owner].count; }
+  size_t count(size_t owner) const { return state_[owner].count; }
+  float* lowers(size_t owner) const { return kept_.data() + owner * room_ * kParts; }
+  float* uppers(size_t owner) const { return lowers(owner) + room_; }
+  uint32_t* others(size_t owner) const {
+    return reinterpret_cast<uint32_t*>(lowers(owner) + 2 * room_);
+  }
 
  private:
+  static constexpr size_t kWhole = 32;  // near_kth takes whole blocks of that many
+  static constexpr size_t kParts = 3;   // lower bounds, upper bounds and rows
+  static constexpr float kNothing = -std::numeric_limits<float>::infinity();
+
   struct State {
     double slack;
-    uint32_t count, seen, least;  // candidates; lower bounds, and where the least of them is
+    float theta;
+    uint32_t count, next;  // candidates, and how many there must be for the next look at them
   };
 
-  void drop(size_t owner, size_t spared, double target) {
-    Candidate* last = std::remove_if(begin(owner) + spared, end(owner),
-                                     [=](const Candidate& c) { return c.value < target; });
-    state_[owner].count = uint32_t(last - begin(owner));
-  }
-
-  template <class Resolve>
-  void keep(size_t owner, float upper, uint32_t other, Resolve&& resolve) {
-    if (upper < target_[owner]) return;
-    if (state_[owner].count == room_) shrink(owner, resolve);
-    kept_[owner * room_ + state_[owner].count++] = {upper, other};
-  }
-
-  // Keeps the k best lower bounds: in no order where k is small, else as a heap with the least on
-  // top.
-  void raise(size_t owner, double lower) {
-    double* known = &lowers_[owner * k_];
+  void raise(size_t owner) {
     State& s = state_[owner];
-    if (s.seen == k_ && lower <= known[s.least]) return;
-    const bool full = s.seen == k_;
-    if (k_ > kLinear && full) {
-      sink(known, lower);
-    } else {
-      known[full ? s.least : s.seen++] = lower;
-      if (s.seen < k_) return;
-      if (k_ <= kLinear) s.least = least_of(known);
-      else if (!full) std::make_heap(known, known + k_, std::greater<>());
-    }
-    target_[owner] = known[s.least] - s.slack;
+    float* lower = lowers(owner);
+    if (s.theta == kNothing) s.theta = *std::min_element(lower, lower + s.count);
+    const size_t whole = (s.count + kWhole - 1) / kWhole * kWhole;
+    std::fill(lower + s.count, lower + whole, kNothing);
+    s.theta = isa_.near_kth(lower, whole, k_, s.theta);
+    target_[owner] = std::max(target_[owner], double(s.theta) - s.slack);
+    if (s.count > room_ / 2) drop(owner);
+    s.next = uint32_t(std::max(k_, s.count + few_));
   }
 
-  uint32_t least_of(const double* known) const {
-    uint32_t at = 0;
-    double least = known[0];
-    for (uint32_t i = 1; i < k_; ++i) {  // as moves, not jumps: which one is least is a surprise
-      at = known[i] < least ? i : at;
-      least = known[i] < least ? known[i] : least;
+  void drop(size_t owner) {
+    State& s = state_[owner];
+    float *lower = lowers(owner), *upper = uppers(owner);
+    uint32_t* other = others(owner);
+    const double bar = target_[owner];
+    size_t left = 0;
+    for (size_t i = 0; i < s.count; ++i) {  // as moves, not jumps: which ones stay is a surprise
+      const float low = lower[i], high = upper[i];
+      const uint32_t at = other[i];
+      lower[left] = low, upper[left] = high, other[left] = at;
+      left += !(high < bar);
     }
-    return at;
-  }
-
-  // Puts a value in the place of the heap's top.
-  void sink(double* heap, double value) const {
-    size_t at = 0;
-    for (size_t child = 1; child < k_; child = 2 * at + 1) {
-      if (child + 1 < k_) child += heap[child + 1] < heap[child];
-      if (!(heap[child] < value)) break;
-      heap[at] = heap[child];
-      at = child;
-    }
-    heap[at] = value;
+    s.count = uint32_t(left);
   }
 
   template <class Resolve>
   void shrink(size_t owner, Resolve&& resolve) {
-    prune(owner);
-    if (state_[owner].count <= room_ - room_ / 8) return;
-    resolve(owner, begin(owner), end(owner));
-    std::nth_element(begin(owner), begin(owner) + (k_ - 1), end(owner), better);
-    state_[owner].count = uint32_t(k_);
-    for (Candidate* c = begin(owner); c != end(owner); ++c)
-      c->value = std::numeric_limits<float>::infinity();  // stays, whatever theta becomes
+    raise(owner);
+    drop(owner);
+    State& s = state_[owner];
+    if (s.count > room_ - room_ / 8) {
+      resolve(owner);
+      keep_best(owner);
+    }
+    s.next = uint32_t(std::max(k_, s.count + few_));
   }
 
-  size_t k_, room_;
+  void keep_best(size_t owner) {
+    State& s = state_[owner];
+    float *lower = lowers(owner), *upper = uppers(owner);
+    uint32_t* other = others(owner);
+    std::vector<std::pair<Candidate, float>> all(s.count);
+    for (size_t i = 0; i < s.count; ++i) all[i] = {{upper[i], other[i]}, lower[i]};
+    std::nth_element(all.begin(), all.begin() + (k_ - 1), all.end(),
+                     [](const auto& a, const auto& b) { return better(a.first, b.first); });
+    for (size_t i = 0; i < k_; ++i) {
+      lower[i] = all[i].second, other[i] = all[i].first.other;
+      upper[i] = -kNothing;  // stays, whatever theta becomes
+    }
+    s.count = uint32_t(k_);
+  }
+
+  const Isa& isa_;
+  size_t k_, room_, few_;
   std::vector<State> state_;
-  Array<double> lowers_;        // [owners, k]
-  Array<Candidate> kept_;       // [owners, room]
-  std::vector<double> target_;  // apart, for the thresholds are computed from them in one go
+  Array<float> kept_;  // [owners][parts][room]
+  std::vector<double> target_;
 };
 
 }  // namespace raypq
