@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from raypq.config import (
     Settings,
     TrainJob,
 )
-from raypq.data import generate
+from raypq.data import generate, result_file
 from raypq.data.codes import bytes_per_code
 from raypq.errors import ConfigError
 
@@ -125,12 +124,7 @@ class _Path:
             )
             found = api.evaluate(EvaluateJob(predictions=output, classes=classes, where=self.where))
         self.results[name] = found
-        _write(self.root / "results" / f"{name}.json", found)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        result_file.write(str(self.root / "results" / f"{name}.json"), found)
 
 
 def _measure_speed(path: Path, threads: int) -> None:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from raypq import api, console, kernels
 from raypq.bench.measure import machine
 from raypq.config import AblationJob, Columns, SplitJob, TrainJob
+from raypq.data import result_file
 from raypq.data.features import FeatureStore, read_batches
 from raypq.data.storage import join
 from raypq.methods.base import Model
@@ -128,7 +129,7 @@ def run(job: AblationJob) -> tuple[list[dict[str, Any]], str]:
         found.append(row)
         if job.json_file:
             document = {**machine(job.where.threads), "rows": [*known, *found]}
-            Path(job.json_file).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            result_file.write(job.json_file, document)
     rows = [*known, *found]
     return rows, _table(job, rows)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +14,7 @@ from rich.table import Table
 from raypq import console, kernels
 from raypq.bench.measure import Line, Result, machine
 from raypq.config import read_mapping
+from raypq.data import result_file
 from raypq.errors import ConfigError
 
 NAMES = (
@@ -53,7 +52,7 @@ def run(
             reached &= all(goal["reached"] for goal in result.goals)
             if json_file:
                 document = {**found, "seconds": time.monotonic() - start, "results": results}
-                Path(json_file).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+                result_file.write(json_file, document)
     console.say(f"benches took {time.monotonic() - start:.0f} s")
     return reached
 
@@ -61,7 +60,7 @@ def run(
 def write(path: str, results: list[Result], *, threads: int) -> None:
     """A result file of benches that ran already."""
     document = {**machine(threads), "results": [asdict(result) for result in results]}
-    Path(path).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    result_file.write(path, document)
 
 
 def _results(

@@ -19,10 +19,11 @@ from raypq.cli import (
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
 def main() -> None:
-    """Compress image features to a few dozen bytes each, and classify straight from the codes.
+    """Compress image features to a few dozen bytes each; classify and search straight from the
+    codes.
 
     \b
     raypq demo                                   the whole path on generated data
@@ -30,6 +31,7 @@ def main() -> None:
     raypq encode --model MODEL --features F --output CODES
     raypq classify --model MODEL --codes CODES --classes C --output PREDICTIONS
     raypq evaluate classification --predictions PREDICTIONS --classes C
+    raypq search --codes CODES --queries F --output FOUND
     """
 
 

@@ -40,7 +40,9 @@ from raypq.cli.options import (
     show_default=True,
     help="all, seen, unseen, 2-hops, 3-hops, most-N, least-N, a file, or several joined by +.",
 )
-@click.option("--top-k", type=click.IntRange(1), default=10, show_default=True)
+@click.option(
+    "--top-k", type=click.IntRange(1), default=10, show_default=True, help="Classes of an image."
+)
 @click.option("--metric", type=click.Choice(["l2", "cosine", "dot"]), help="[default: the model's]")
 @click.option(
     "--calibration",

@@ -4,9 +4,7 @@ in the JSON file."""
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,18 +15,19 @@ json_file = click.option(
     "--json",
     "json_file",
     type=click.Path(allow_dash=True),
-    help="Write all figures and the record of the run here; - prints them instead of a table.",
+    help="Write everything here as JSON; - prints that instead of the table.",
 )
 
 
 def tell(result: dict[str, Any], to: str | None, table: Callable[[dict[str, Any]], str]) -> None:
     """Writes the figures to a file if one is named, and prints them as a table."""
-    whole = json.dumps(result, indent=2)
+    from raypq.data import result_file
+
     if to == "-":
-        click.echo(whole)
+        click.echo(result_file.text_of(result))
         return
     if to:
-        Path(to).write_text(whole + "\n", encoding="utf-8")
+        result_file.write(to, result)
     click.echo(table(result))
 
 

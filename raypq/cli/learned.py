@@ -50,7 +50,13 @@ def extract(**options: Any) -> None:
 @click.option(
     "--labelled", type=click.IntRange(1), help="Of each class, protocol 1. [default: all]"
 )
-@click.option("--queries", type=click.IntRange(0), default=1000, show_default=True)
+@click.option(
+    "--queries",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
+    help="Rows that ask, protocol 1.",
+)
 @click.option(
     "--share",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -69,6 +75,8 @@ def split(**options: Any) -> None:
     \b
     Protocol 1: labelled/ a few rows of each class, unlabelled/ (the database), queries/.
     Protocol 2: labelled/ of a share of the classes, unlabelled/ (the database), queries/ of others.
+
+    \b
     Example:
       raypq split --protocol 1 --features train/ --test test/ --labelled 500 --output parts
     """
@@ -92,8 +100,12 @@ def split(**options: Any) -> None:
 @click.option("--train", required=True, multiple=True, help="Labelled rows; may be repeated.")
 @click.option("--test", multiple=True, help="Test rows. [default: a tenth of --train, held out]")
 @click.option("--classes", required=True, help="Class table (Parquet).")
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--queries", type=click.IntRange(1), default=1000, show_default=True)
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of a variant."
+)
+@click.option(
+    "--queries", type=click.IntRange(1), default=1000, show_default=True, help="Rows that ask."
+)
 @click.option(
     "--labelled",
     type=click.IntRange(1),

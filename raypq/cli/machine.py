@@ -27,7 +27,13 @@ from raypq.cli.options import cluster, show, verb, where_of
         ]
     ),
 )
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Of everything that runs.",
+)
 @click.option("--classes", help="Class table for the pipeline bench. [default: generated]")
 @click.option("--json", "json_file", type=click.Path(), help="Write the figures here too.")
 @click.option(

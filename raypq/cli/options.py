@@ -42,8 +42,20 @@ cluster = options(
         show_default=True,
         help="CPU threads of a worker.",
     ),
-    click.option("--gpus-per-worker", type=click.FloatRange(0), default=0.0, show_default=True),
-    click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
+    click.option(
+        "--gpus-per-worker",
+        type=click.FloatRange(0),
+        default=0.0,
+        show_default=True,
+        help="GPUs that Ray keeps for a worker; a part of one, such as 0.5, shares it.",
+    ),
+    click.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda"]),
+        default="cpu",
+        show_default=True,
+        help="What a worker computes on.",
+    ),
 )
 bad_shard = click.option(
     "--on-bad-shard",

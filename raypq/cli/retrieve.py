@@ -44,7 +44,9 @@ distance = click.option(
 @codes
 @click.option("--queries", multiple=True, help="Query features (Parquet); may be repeated.")
 @click.option("--query-ids", help="Instead: a file of ids of stored codes, one a line (SDC).")
-@click.option("--top-k", type=click.IntRange(1), default=100, show_default=True)
+@click.option(
+    "--top-k", type=click.IntRange(1), default=100, show_default=True, help="Images of a query."
+)
 @metric
 @distance
 @click.option("--where", "filter_", metavar="EXPRESSION", help="Rows to search: \"label = 'x'\".")

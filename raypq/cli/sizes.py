@@ -25,10 +25,17 @@ if TYPE_CHECKING:
     help="Classes to choose among.",
 )
 @click.option(
-    "--sub-codebooks", "M", type=click.IntRange(1), default=50, show_default=True, help="M."
+    "--sub-codebooks",
+    "M",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="M, the bytes of an image.",
 )
-@click.option("--method", type=click.Choice(["pqzsl", "pq", "opq"]), default="pqzsl")
-@click.option("--train-images", type=click.IntRange(1), help="[default: all]")
+@click.option(
+    "--method", type=click.Choice(["pqzsl", "pq", "opq"]), default="pqzsl", show_default=True
+)
+@click.option("--train-images", type=click.IntRange(1), help="Images to train on. [default: all]")
 @click.option("--train-classes", type=click.IntRange(1), help="Seen classes. [default: all]")
 @click.option(
     "--top-k", type=click.IntRange(1), default=10, show_default=True, help="Classes of an image."
@@ -39,7 +46,13 @@ if TYPE_CHECKING:
 @click.option(
     "--results", type=click.IntRange(1), default=100, show_default=True, help="Of a query."
 )
-@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the features.",
+)
 @click.option(
     "--layout",
     type=click.Choice(["list", "binary"]),
@@ -47,7 +60,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the features: as most tools write them, or as raypq repack does.",
 )
-@click.option("--shard-images", type=click.IntRange(1), default=100_000, show_default=True)
+@click.option(
+    "--shard-images",
+    type=click.IntRange(1),
+    default=100_000,
+    show_default=True,
+    help="Images of a feature file; a file is one worker's.",
+)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--gpus", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--cluster", type=click.Choice(["none", "ray"]), default="ray", show_default=True)

@@ -104,7 +104,13 @@ def snapshots_restore(store: str, version: int) -> None:
 @snapshots.command("gc")
 @click.argument("store")
 @click.option("--keep", type=click.IntRange(1), help="Latest versions to retain. [default: all]")
-@click.option("--older-than-days", type=click.FloatRange(0), default=7.0, show_default=True)
+@click.option(
+    "--older-than-days",
+    type=click.FloatRange(0),
+    default=7.0,
+    show_default=True,
+    help="Younger files may belong to a run that is not finished.",
+)
 @click.option("--delete", "remove", is_flag=True, help="Remove them; otherwise only tell.")
 @verb
 def snapshots_gc(store: str, keep: int | None, older_than_days: float, remove: bool) -> None:

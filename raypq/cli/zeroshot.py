@@ -52,9 +52,17 @@ def add_classes(workers: int | None, **given: Any) -> None:
 )
 @click.option("--classes", required=True, help="Class table (Parquet) of the known classes.")
 @click.option("--candidates", default="all", show_default=True, help="Which of them.")
-@click.option("--by", type=click.Choice(["image", "label"]), default="image", show_default=True)
+@click.option(
+    "--by",
+    type=click.Choice(["image", "label"]),
+    default="image",
+    show_default=True,
+    help="Tell it of every image, or of all images of a label together.",
+)
 @click.option("--labels", multiple=True, help="Only images of this label; may be repeated.")
-@click.option("--top-k", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--top-k", type=click.IntRange(1), default=3, show_default=True, help="Classes of an image."
+)
 @click.option(
     "--tau",
     type=click.FloatRange(-1, 1),
@@ -109,9 +117,24 @@ def _probed(given: dict[str, Any]) -> dict[str, Any]:
 
 @evaluate.command("fewshot")
 @_space("unseen")
-@click.option("--ways", type=click.IntRange(2), default=5, show_default=True)
-@click.option("--shots", type=click.IntRange(1), multiple=True, default=(1, 5), show_default=True)
-@click.option("--queries", type=click.IntRange(1), default=15, show_default=True)
+@click.option(
+    "--ways", type=click.IntRange(2), default=5, show_default=True, help="Classes of an episode."
+)
+@click.option(
+    "--shots",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(1, 5),
+    show_default=True,
+    help="Examples of each class; may be repeated.",
+)
+@click.option(
+    "--queries",
+    type=click.IntRange(1),
+    default=15,
+    show_default=True,
+    help="Other images of each class, to recognise.",
+)
 @click.option("--episodes", type=click.IntRange(1), default=600, show_default=True)
 @columns
 @verb
@@ -131,7 +154,9 @@ def fewshot(json_file: str | None, **given: Any) -> None:
 
 @evaluate.command("clusterability")
 @_space("all")
-@click.option("--restarts", type=click.IntRange(1), default=5, show_default=True)
+@click.option(
+    "--restarts", type=click.IntRange(1), default=5, show_default=True, help="Of k-means."
+)
 @columns
 @verb
 def clusterability(json_file: str | None, **given: Any) -> None:

@@ -53,7 +53,7 @@ def _lines(block: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder as the pages assume it: features/train, features/all, classes.parquet, results."""
+    """A folder as the pages assume it: features/train, features/all, classes.parquet."""
     root = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(5)
     world = generate.World.create(classes=24, dx=32, da=16, rng=rng)
@@ -63,7 +63,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             root / "features" / name, world, classes=chosen, images=600, shards=3, name=name,
             rng=rng,
         )  # fmt: skip
-    (root / "results").mkdir()
     before = Path.cwd()
     os.chdir(root)
     yield root

@@ -42,6 +42,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "cli": {
         "api",
+        "data",
         "stages",
         "demo",
         "bench",

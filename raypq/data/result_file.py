@@ -1,0 +1,25 @@
+"""Result files: figures as one JSON object, for people, scripts and ``raypq report``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from raypq.data.storage import is_local, local_path, write_bytes
+
+
+def text_of(document: Mapping[str, Any]) -> str:
+    """What stands in the file."""
+    return json.dumps(document, indent=2)
+
+
+def write(uri: str, document: Mapping[str, Any]) -> None:
+    """Writes a result file, and the folder that it is to be in."""
+    text = f"{text_of(document)}\n"
+    if is_local(uri):  # in place: it may be a device, which must not be replaced
+        path = local_path(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_bytes(uri, text.encode())
