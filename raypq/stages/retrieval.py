@@ -147,13 +147,13 @@ def _tasks(
 def _rank(gang: Gang, tasks: Sequence[QueryTask]) -> Figures:
     parts: dict[int, Figures] = {}
     failures: list[ShardFailure] = []
-    with console.progress(len(tasks), "rank") as progress:
+    with console.progress(len(tasks), "rank", unit="groups of queries") as progress:
         for outcome in gang.map(tasks):
             if outcome.failure:
                 failures.append(outcome.failure)
                 continue
             parts[outcome.index] = outcome.result
-            progress.done(len(outcome.result.ap))
+            progress.done()
     settle(failures, len(parts), "fail")
     ordered = [parts[index] for index in sorted(parts)]  # float sums: the order fixes the last bit
     return Figures(
