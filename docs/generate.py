@@ -1,4 +1,4 @@
-"""Fills the generated blocks of the pages in docs/: what stands between
+"""Fills the generated blocks of the README and of the pages in docs/: what stands between
 
     <!-- generated: raypq COMMAND -->
     <!-- end -->
@@ -34,7 +34,8 @@ def _printed(command: str) -> str:
 
 def pages() -> list[Path]:
     """Pages that have such blocks."""
-    return [path for path in sorted(DOCS.rglob("*.md")) if _BLOCK.search(path.read_text("utf-8"))]
+    found = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+    return [path for path in found if _BLOCK.search(path.read_text("utf-8"))]
 
 
 if __name__ == "__main__":

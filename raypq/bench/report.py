@@ -79,8 +79,9 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
 
 
-def markdown(name: str, path: str) -> str:
-    """The results of a bench (or of ``all``) in a file, as Markdown tables.
+def markdown(name: str, path: str, *, goals: bool = False) -> str:
+    """The results of a bench (or of ``all``) in a file, as Markdown tables; with ``goals`` as one,
+    of what has a goal.
 
     Raises:
         ConfigError: not a result file, or one without that bench.
@@ -98,7 +99,19 @@ def markdown(name: str, path: str) -> str:
         f"{document['threads']} threads, kernels {document['kernels']['isa']}; "
         + ", ".join(f"{key} {value}" for key, value in document["packages"].items())
     )
-    return "\n\n".join([head, *(_markdown(result) for result in results)])
+    tables = [_goals(results)] if goals else [_markdown(result) for result in results]
+    return "\n\n".join([head, *tables])
+
+
+def _goals(results: list[Result]) -> str:
+    lines = ["| | against | raypq is | goal |", "|---|---|---:|---:|"]
+    for result in results:
+        work = f"{result.bench}: {result.case}"
+        for goal in result.goals:
+            asked = f"{goal['at_least']:g}× {'✓' if goal['reached'] else '✗'}"
+            lines.append(f"| {work} | {goal['peer']} | {goal['ratio']:.2f}× | {asked} |")
+            work = ""
+    return "\n".join(lines)
 
 
 def _markdown(result: Result) -> str:

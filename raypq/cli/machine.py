@@ -39,6 +39,7 @@ from raypq.cli.options import cluster, show, verb, where_of
 @click.option(
     "--show", type=click.Path(), help="Run nothing: print this result file as Markdown tables."
 )
+@click.option("--goals", is_flag=True, help="With --show: only what has a goal, in one table.")
 @click.option(
     "--processor-time",
     is_flag=True,
@@ -51,6 +52,7 @@ def bench(
     classes: str | None,
     json_file: str | None,
     show: str | None,
+    goals: bool,
     processor_time: bool,
 ) -> None:
     """Run raypq and its peers side by side, in one process on the same data.
@@ -63,8 +65,10 @@ def bench(
     from raypq.bench import report
 
     if show:
-        click.echo(report.markdown(name, show))
+        click.echo(report.markdown(name, show, goals=goals))
         return
+    if goals:
+        raise click.UsageError("--goals goes with --show")
     names = list(report.NAMES) if name == "all" else [name]
     if processor_time and name != "rates":
         raise click.UsageError("--processor-time is for bench rates")
