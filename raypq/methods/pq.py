@@ -33,6 +33,10 @@ from raypq.methods.linear import LinearModel, normalise, product
 _PRODUCT_ROWS = 1024  # rows whose product is formed in float32 before float64 takes over
 
 
+# Of the arrays of a finished training, those that the model keeps.
+TENSORS = ("C", "P", "Q", "W", "mean", "inverse_std", "class_mean", "class_inverse_std")
+
+
 class PQSettings(MethodSettings):
     """Plain product quantization."""
 
@@ -176,10 +180,9 @@ class PQ(ReductionMethod):
 
     def _build(self, state: State) -> LinearModel:
         arrays = state.arrays
-        names = ("C", "P", "Q", "mean", "inverse_std", "class_mean", "class_inverse_std")
         return self.model_class(
             settings=self.settings,
-            tensors={name: arrays[name].astype(np.float32) for name in names if name in arrays},
+            tensors={name: arrays[name].astype(np.float32) for name in TENSORS if name in arrays},
             dx=int(arrays["dx"]),
             da=int(arrays["Q"].shape[1]) if "Q" in arrays else None,
             record={"history": [dict(note) for note in state.history]},

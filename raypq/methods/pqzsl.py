@@ -16,15 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from pydantic import Field
+from torch.nn import functional
 
 from raypq.config import Metric, Positive
 from raypq.errors import ConfigError
-from raypq.methods.base import Array, Corpus, MethodSettings, State, Stats
-from raypq.methods.linear import LinearModel
+from raypq.methods import codebooks
+from raypq.methods.base import Array, Corpus, MethodSettings, State, Stats, TrainBatch
+from raypq.methods.linear import LinearModel, product
 from raypq.methods.moments import (
     Matrix,
     Moments,
@@ -34,7 +38,8 @@ from raypq.methods.moments import (
     moments,
 )
 from raypq.methods.opq import advance_and_polish
-from raypq.methods.pq import PQModel
+from raypq.methods.pq import PQ, PQModel
+from raypq.methods.subspace import code_width, mixtures, weighed
 
 
 class PQZSLSettings(MomentsSettings):
@@ -47,6 +52,11 @@ class PQZSLSettings(MomentsSettings):
     lam: float = Field(1.0, gt=0, description="weight of projecting attributes, eq. 13")
     gamma: float = Field(1e4, gt=0, description="how strictly Z_s = ZY, eq. 20")
     ridge: float = Field(3.0, ge=0, description="added to the diagonal of XXᵀ, eq. 16")
+    axes: Literal["embedding", "scores"] = Field(
+        "embedding",
+        description="what codes are made of: the embedding as it is learned, or its axes weighed "
+        "by what scores depend on, which is better where bytes are few",
+    )
     iterations: Positive = Field(10, description="joint updates of all parameters")
     polish: int = Field(10, ge=0, description="passes for the codebooks alone, embedding fixed")
 
@@ -173,7 +183,22 @@ def solve_p(target: Matrix, G: Matrix, ridge: float) -> Matrix:
 
 
 class PQZSLModel(PQModel):
+    """As ``LinearModel``. With axes=scores, P ends in the maps of images to the weighed axes, and
+    ``W`` [D, L'] is that of prototypes; a score is then their product."""
+
     method = "pqzsl"
+
+    @property
+    def metric(self) -> Metric:
+        return "dot" if "W" in self.tensors else super().metric
+
+    def prototypes(self, E: Array) -> tuple[Array, NDArray[np.float64]]:
+        V, bias = super().prototypes(E)
+        if "W" not in self.tensors:
+            return V, bias
+        if self.settings.metric == "cosine":  # within one image its own length changes no order
+            V = V / np.maximum(np.linalg.norm(V, axis=1, keepdims=True), np.float32(1e-12))
+        return product(V, self.tensors["W"]), bias
 
 
 class PQZSL(MomentsPQ):
@@ -225,7 +250,47 @@ class PQZSL(MomentsPQ):
         return {**note, **terms, "objective": quantization + sum(terms.values())}
 
     def _advance(self, state: State) -> State:
-        return advance_and_polish(self, state, self.settings.iterations, self.settings.polish)
+        iterations, polish = self.settings.iterations, self.settings.polish
+        after = advance_and_polish(self, state, iterations, polish)
+        if self.settings.axes == "embedding" or after.iteration < iterations:
+            return after
+        if "W" not in state.arrays:  # the embedding is final, and the codebooks begin anew
+            turned = after.then(self._score_axes(state), phase="axes")
+            return replace(turned, iteration=iterations)
+        if state.iteration == iterations and polish > 1:  # nothing to compare this error with yet
+            return replace(after, phase="assign")
+        return after
+
+    def _score_axes(self, state: State) -> dict[str, Array]:
+        """P and W: images and prototypes along the axes that scores depend on (``subspace``)."""
+        data, embedding = moments(state), _parameters(state)
+        A = torch.from_numpy(np.ascontiguousarray(data.A.T))
+        V = torch.cat([A, mixtures(A)]) @ torch.from_numpy(embedding.Q.T)
+        if self.settings.metric == "cosine":
+            V = functional.normalize(V)
+        of_images, of_prototypes = (
+            found.numpy()
+            for found in weighed(V, code_width(len(embedding.P), V.shape[1], self.settings.M))
+        )
+        P = of_images @ embedding.P
+        turn = balanced_axes(P @ data.G @ P.T, self.settings.M)
+        return {
+            "P": (turn @ P).astype(np.float32, order="C"),
+            "W": (turn @ of_prototypes).astype(np.float32, order="C"),
+        }
+
+    def accumulate(self, state: State, batch: TrainBatch) -> Stats:
+        if state.phase == "axes":  # rows to seed the codebooks from; the moments are known
+            return PQ._accumulate_sample(self, state, batch, self._normalised(state, batch.X))
+        return super().accumulate(state, batch)
+
+    def update(self, state: State, stats: Stats) -> State:
+        if state.phase != "axes":
+            return super().update(state, stats)
+        U = self._project(state, self._sample(stats))
+        rng = np.random.default_rng([self.settings.seed, 4])
+        C = codebooks.seed(U, self.settings.M, self.settings.K, rng)
+        return state.then({"C": C}, phase="assign" if self.settings.polish else "done")
 
 
 def _arrays(embedding: Embedding) -> dict[str, Array]:

@@ -40,15 +40,11 @@ class Axes(nn.Module):
 
     def fit(self, V: Tensor, x: Tensor, M: int) -> None:
         """Chooses them from prototypes V [T, dx] and images x [n, dx], balanced over M parts."""
-        D = len(self.P)
-        R = (V.double().T @ V.double()) / len(V)
-        weight, axes = torch.linalg.eigh(R)
-        weight, axes = weight.flip(0)[:D], axes.flip(1)[:, :D].T  # axes: [D, dx]
-        root = (weight + _FLOOR * weight.mean()).clamp_min(1e-12).sqrt()[:, None]
-        u = x.double() @ (root * axes).T
+        of_images, of_prototypes = weighed(V, len(self.P))
+        u = x.double() @ of_images.T
         turn = torch.from_numpy(balanced_axes((u.T @ u).cpu().numpy(), M)).to(u.device)
-        self.P.copy_(turn @ (root * axes))
-        self.Q.copy_(turn @ (axes / root))
+        self.P.copy_(turn @ of_images)
+        self.Q.copy_(turn @ of_prototypes)
 
     def forward(self, x: Tensor) -> Tensor:
         """u [n, D] of images [n, dx]."""
@@ -57,6 +53,16 @@ class Axes(nn.Module):
     def prototypes(self, v: Tensor) -> Tensor:
         """v' [T, D] of prototypes [T, dx]."""
         return F.linear(v, self.Q)
+
+
+def weighed(V: Tensor, D: int) -> tuple[Tensor, Tensor]:
+    """R^½ and R^-½ of prototypes V [T, dx] along the D axes with the largest part in R: the maps of
+    images and of prototypes, [D, dx] float64 each."""
+    R = (V.double().T @ V.double()) / len(V)
+    weight, axes = torch.linalg.eigh(R)
+    weight, axes = weight.flip(0)[:D], axes.flip(1)[:, :D].T  # axes: [D, dx]
+    root = (weight + _FLOOR * weight.mean()).clamp_min(1e-12).sqrt()[:, None]
+    return root * axes, axes / root
 
 
 def mixtures(A: Tensor) -> Tensor:

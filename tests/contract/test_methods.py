@@ -475,13 +475,55 @@ def test_pqzsl_recognises_classes_it_never_saw(fit):
     assert np.mean(index[:, 0] + 30 == unseen) > 0.7
 
 
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize("polish", [0, 1, 10])
+def test_pqzsl_over_the_axes_of_its_scores(trained, data, tmp_path, metric, polish):
+    """Other codes, the same exact scores; trained, saved and loaded as any model."""
+    plain = trained("pqzsl", metric=metric, polish=polish)
+    model = trained("pqzsl", metric=metric, polish=polish, axes="scores")
+    X, E = data["X"], data["E"]
+    V, W = plain.prototypes(E)[0], model.prototypes(E)[0]
+    if metric == "cosine":
+        V = V / np.linalg.norm(V, axis=1, keepdims=True)
+    np.testing.assert_allclose(model.embed(X) @ W.T, plain.embed(X) @ V.T, rtol=1e-3, atol=1e-4)
+    assert model.metric == "dot"
+    passes = [note["iteration"] for note in model.record["history"]]
+    assert all(before < after for before, after in pairwise(passes))
+    assert max(passes) < 6 + polish
+
+    split = trained("pqzsl", metric=metric, polish=polish, axes="scores", shards=(50, 100, 450))
+    np.testing.assert_array_equal(split.encode(X), model.encode(X))
+    model.save(str(tmp_path / "m"))
+    loaded = registry.load(str(tmp_path / "m"))
+    assert loaded.fingerprint == model.fingerprint
+    np.testing.assert_array_equal(loaded.prototypes(E)[0], W)
+    np.testing.assert_array_equal(loaded.encode(X), model.encode(X))
+
+
+def test_the_axes_of_scores_make_better_scores(fit):
+    """Where bytes are few: the error of a score, from codes, of classes in training and new."""
+    rng = np.random.default_rng(5)
+    E = (rng.standard_normal((40, 10)) * np.geomspace(3, 0.1, 10)).astype(np.float32)
+    centres = np.tanh(E @ rng.standard_normal((10, 32)))
+    y = np.concatenate([np.arange(30), rng.integers(0, 30, 1500)])
+    X = (centres[y] + 0.3 * rng.standard_normal((len(y), 32))).astype(np.float32)
+    error = {}
+    for axes in ("embedding", "scores"):
+        model = fit(small("pqzsl", M=2, metric="dot", axes=axes), X, y=y, A=E[:30])
+        V, _ = model.prototypes(E)
+        exact = model.embed(X) @ V.T
+        coded = model.decode(model.encode(X)) @ V.T
+        error[axes] = float(np.mean((exact - coded) ** 2) / np.var(exact))
+    assert error["scores"] < 0.8 * error["embedding"]
+
+
 @every_method
 def test_a_model_from_before_a_setting_existed(name, trained, data, tmp_path):
     """Its codes name its fingerprint, so that must not change with the version that loads it."""
     model = trained(name)
     model.save(str(tmp_path / "m"))
     now = ModelFiles.load(str(tmp_path / "m"))
-    later = ("tolerance", "patience")
+    later = ("tolerance", "patience", "axes")
     settings = {k: v for k, v in now.content["settings"].items() if k not in later}
     before = replace(now, content={**now.content, "settings": settings})
     before.save(str(tmp_path / "old"))
