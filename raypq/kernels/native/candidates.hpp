@@ -3,8 +3,8 @@
 // append, and thresholds move now and then, for all rows in their order: the lists do not fit the
 // cache, and in order they can be asked for ahead.
 //
-// Of each candidate a lower bound is kept, which may be only likely (the caller checks theta against
-// the truth); its upper bound is that plus the ``reach`` of its tile. ``theta`` is the k-th best
+// Of each candidate a lower bound is kept, which may be only likely (the caller checks target()
+// against the truth); its upper bound is that plus the ``reach`` of its tile. ``theta`` is the k-th best
 // lower bound; what cannot reach theta − slack is dropped. slack covers the rounding to float32 of
 // scores and of these bounds, where unequal scores may tie and the lower index wins.
 #pragma once
@@ -34,14 +34,14 @@ class Candidates {
   // reach[tile]: how far an upper bound may lie above a lower one.
   void restart(std::vector<double> reach) { reach_ = std::move(reach); }
 
-  // Forgets a row's candidates.
-  void reset(size_t row, double slack) {
+  // Forgets a row's candidates. What cannot reach ``target`` is not asked for.
+  void reset(size_t row, double slack, double target) {
     state_[row] = {0, 0};
-    target_[row] = kLowest;
+    target_[row] = target;
     slack_[row] = slack;
   }
 
-  // theta − slack of every row.
+  // theta − slack of every row, or what it was reset to where that is more.
   const double* target() const { return target_.data(); }
   double slack(size_t row) const { return slack_[row]; }
 
@@ -89,17 +89,39 @@ class Candidates {
     const size_t n = s.count;
     float* value = values(row);
     uint32_t* lane = lanes(row);
-    target_[row] = std::max(target_[row], double(kth(value, n)) - slack_[row]);
+    if (n >= k_) target_[row] = std::max(target_[row], double(kth(value, n)) - slack_[row]);
     const double bar = target_[row];
     size_t left = 0;
     for (size_t i = 0; i < n; ++i) {  // as moves, not jumps: which ones stay is a surprise
       const float x = value[i];
       const uint32_t at = lane[i];
       value[left] = x, lane[left] = at;
-      left += double(x) + reach_[at / kLanes] >= bar;
+      left += upper(x, at) >= bar;
     }
     s.count = s.left = uint32_t(left);
   }
+
+  // Puts those in front that reach the k-th best lower bound raised by ``eager``; how many they are.
+  // The others stay behind them.
+  size_t settle(size_t row, double eager) {
+    const size_t n = state_[row].count;
+    if (n <= k_) return n;
+    float* value = values(row);
+    uint32_t* lane = lanes(row);
+    const double bar = double(kth(value, n)) + eager - slack_[row];
+    size_t front = 0;
+    for (size_t i = 0; i < n; ++i) {  // as moves, not jumps
+      const float x = value[i];
+      const uint32_t at = lane[i];
+      value[i] = value[front], lane[i] = lane[front];
+      value[front] = x, lane[front] = at;
+      front += upper(x, at) >= bar;
+    }
+    return front;
+  }
+
+  // A candidate's upper bound.
+  double upper(float lower, uint32_t lane) const { return double(lower) + reach_[lane / kLanes]; }
 
  private:
   static constexpr size_t kFew = 3;  // not worth a look

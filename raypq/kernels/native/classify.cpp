@@ -2,6 +2,8 @@
 #include <memory>
 
 #include "candidates.hpp"
+#include "forecast.hpp"
+#include "rescore.hpp"
 #include "scan.hpp"
 #include "shortlist.hpp"
 
@@ -12,6 +14,9 @@ namespace {
 // Rows that a tile stays in the cache for: many, because a tile is read anew for every block; but
 // the candidates of a block must stay at some MB.
 constexpr size_t kRows = 32768, kCandidateBytes = size_t(48) << 20;
+
+// Rows that are classified first where nothing is known of heights, if the others are many more.
+constexpr size_t kPilot = 512, kMany = 16 * kPilot;
 
 // The least float not below x.
 float round_up(double x) {
@@ -24,74 +29,86 @@ struct Answer {
   int64_t* classes;
 };
 
+// Where the thresholds of a block begin: at nothing and then rise; at what is forecast; or, for rows
+// whose threshold turned out too high, at the k-th best score that they have by now.
+enum class Begin { kLow, kForecast, kKnown };
+
 // One thread's work on blocks of rows. Scores are compared in the tables' units and without what
 // is common to a row: (score − offset)·factor·down.
 //
-// While it scans, a row's threshold is its k-th best sum less what rounding is LIKELY to have added
-// (``guess``), far less than what it may have added at worst (``error``). What was kept is then
-// scored exactly. A row whose threshold was above its k-th best score is scanned again with the
-// worst case.
+// While it scans, a row's threshold is a forecast, or its k-th best sum less what rounding is LIKELY
+// to have added (``guess``), far less than what it may have added at worst (``error``). What was kept
+// is then scored exactly. A row whose threshold was above its k-th best score has to be scanned
+// again.
 class Block {
  public:
   Block(const ScanTables& tables, size_t rows, size_t k)
-      : t_(tables), k_(k), list_(tables.isa, rows, k), terms_(rows), factor_(rows),
-        hits_(kChunk + 1), scratch_(4 * (tables.source.shape.D() + kCodePad)) {}
+      : t_(tables), k_(k), list_(tables.isa, rows, k), forecast_(tables, rows), rescore_(tables),
+        terms_(rows), factor_(rows), scored_(rows), hits_(kChunk + 1) {}
 
-  // Rows codes [n, M]; the answer of row i goes to row place[i], or row i where place is null.
-  void run(const uint8_t* codes, size_t n, const Answer& answer, const uint32_t* place = nullptr) {
-    codes_ = codes, n_ = n, careful_ = place != nullptr;
-    start();
+  // Answers rows codes [n, M]. kForecast: their k-th best lie at ``height``. kKnown: the answer has
+  // what is known of the k-th best scores.
+  void run(const uint8_t* codes, size_t n, Begin begin, float height, const Answer& answer) {
+    codes_ = codes, n_ = n;
+    failed.clear(), heights.clear();
+    start(begin, height, answer);
     size_t due = 1;  // the tile before which thresholds are raised
     for (size_t tile = 0; tile < t_.tiles(); ++tile) {
-      const bool raise = tile == due;
+      const bool raise = begin == Begin::kLow && tile == due;
       if (raise) due += 1 + due * 3 / 4;
-      scan(tile, raise);
+      scan(tile, raise, begin == Begin::kLow && tile == 0);
     }
-    for (size_t i = 0; i < n_; ++i) list_.compact(i);
     score_all();
-    std::vector<uint32_t> failed;
+    size_t at = 0;
     for (size_t i = 0; i < n_; ++i) {
-      const size_t at = (place ? place[i] : i) * k_;
-      sort_best(i);
-      for (size_t j = 0; j < k_; ++j) {
-        answer.scores[at + j] = sorted_[j].value;
-        answer.classes[at + j] = sorted_[j].other;
-      }
-      if (!careful_ && in_units(i, sorted_[k_ - 1].value) - list_.slack(i) < list_.target()[i])
-        failed.push_back(uint32_t(i));
+      const bool good = finish(i, at, answer);
+      at += scored_[i];
+      if (!good) failed.push_back(uint32_t(i));
     }
-    if (failed.empty()) return;
-    t_.rescans += failed.size();
-    const size_t M = t_.source.shape.M;
-    std::vector<uint8_t> again(failed.size() * M);
-    for (size_t i = 0; i < failed.size(); ++i)
-      std::copy_n(codes + failed[i] * M, M, again.data() + i * M);
-    run(again.data(), failed.size(), answer, failed.data());
   }
 
+  std::vector<uint32_t> failed;  // rows that have to be scanned again
+  std::vector<float> heights;    // of the rows' k-th best scores
+
  private:
-  void start() {
+  void start(Begin begin, float height, const Answer& answer) {
     guess_.resize(t_.tiles());
+    eager_ = std::numeric_limits<double>::infinity();
     std::vector<double> reach(t_.tiles());
     for (size_t tile = 0; tile < t_.tiles(); ++tile) {
+      const double deviation =
+          t_.unit[tile * kLanes] * std::sqrt(double(t_.source.shape.M) / 12);
       // Three standard deviations of M roundings, each uniform within ±½ unit.
-      const double likely =
-          t_.unit[tile * kLanes] * (3 * std::sqrt(double(t_.source.shape.M) / 12) + 1);
-      guess_[tile] = careful_ ? t_.tile_error[tile] : std::min(likely, t_.tile_error[tile]);
+      guess_[tile] = begin == Begin::kKnown
+                         ? t_.tile_error[tile]
+                         : std::min(3 * deviation + t_.unit[tile * kLanes], t_.tile_error[tile]);
       reach[tile] = guess_[tile] + t_.tile_error[tile];
+      eager_ = std::min(eager_, std::max(0.0, guess_[tile] - 2 * deviation));
     }
     list_.restart(std::move(reach));
     for (size_t i = 0; i < n_; ++i) {
-      const RowTerms row = terms_[i] = row_terms(t_.source, codes_ + i * t_.source.shape.M);
+      terms_[i] = row_terms(t_.source, codes_ + i * t_.source.shape.M);
+      factor_[i] = terms_[i].factor;
+    }
+    sampled_ = begin != Begin::kKnown && Forecast::possible(t_);
+    if (sampled_) forecast_.sample(codes_, factor_.data(), n_);
+    for (size_t i = 0; i < n_; ++i) {
+      const RowTerms& row = terms_[i];
       const double largest =
           row.scale * std::sqrt(row.squared) * t_.widest + std::fabs(row.offset) + t_.strongest;
-      factor_[i] = row.factor;
-      list_.reset(i, row.factor > 0 ? rounding_slack(largest) * row.factor * t_.down
-                                    : std::numeric_limits<double>::infinity());
+      const double slack = row.factor > 0 ? rounding_slack(largest) * row.factor * t_.down
+                                          : std::numeric_limits<double>::infinity();
+      double target = Candidates::kLowest;
+      if (begin == Begin::kForecast)
+        target = forecast_.at(i, height);
+      else if (begin == Begin::kKnown)
+        target = in_units(i, answer.scores[(i + 1) * k_ - 1]) - slack;
+      if (!std::isfinite(target) || std::isinf(slack)) target = Candidates::kLowest;
+      list_.reset(i, slack, target);
     }
   }
 
-  void scan(size_t tile, bool raise) {
+  void scan(size_t tile, bool raise, bool all) {
     const Shape& shape = t_.source.shape;
     const uint8_t* table = t_.table(tile);
     const size_t lanes = tile * kLanes;
@@ -105,7 +122,7 @@ class Block {
                         reach, 1.0 / unit, t_.limit, threshold);
       const size_t found = t_.isa.scan_rows(shape, t_.top, table, t_.start.data() + lanes,
                                             codes_ + first * shape.M, n, threshold, hits_.data());
-      if (tile == 0 && t_.lanes(0) == kLanes && list_.fits(first, kLanes) && shape.M <= kNarrow)
+      if (all && t_.lanes(0) == kLanes && list_.fits(first, kLanes) && shape.M <= kNarrow)
         keep_all(first, found);
       else
         keep(tile, first, found);
@@ -164,15 +181,13 @@ class Block {
 
   // The k best of a row that has too many candidates; what they score is a lower bound now.
   void resolve(size_t row) {
-    const uint32_t i = uint32_t(row);
     const size_t n = list_.count(row);
     float* value = list_.values(row);
     uint32_t* lane = list_.lanes(row);
     std::vector<std::pair<Candidate, uint32_t>> exact(n);
     for (size_t c = 0; c < n; ++c) {
       const uint32_t t = t_.order[lane[c]];
-      score(t, &i, 1, [&](size_t) { return &exact[c].first.value; });
-      exact[c].first.other = t, exact[c].second = lane[c];
+      exact[c] = {{score(row, t, rescore_.one(codes_, uint32_t(row), t)), t}, lane[c]};
     }
     std::nth_element(exact.begin(), exact.begin() + (k_ - 1), exact.end(),
                      [](const auto& a, const auto& b) { return better(a.first, b.first); });
@@ -187,20 +202,9 @@ class Block {
     }
   }
 
-  // Exact scores of class t for the rows listed; that of rows[i] goes to into(i).
-  template <class Into>
-  void score(size_t t, const uint32_t* rows, size_t n, Into into) {
-    const Source& s = t_.source;
-    double dot[kGroup];
-    for (size_t i = 0; i < n; i += kGroup) {
-      const size_t count = std::min(kGroup, n - i);
-      t_.isa.rescore(s.shape, t_.codebooks.data(), codes_, rows + i, count,
-                     s.W + t * s.shape.D(), scratch_.data(), dot);
-      for (size_t j = 0; j < count; ++j) {
-        const RowTerms& row = terms_[rows[i + j]];
-        *into(i + j) = float((dot[j] * row.scale + row.offset) + s.bias[t]);
-      }
-    }
+  // The score of class t, given the inner product.
+  float score(size_t row, size_t t, double dot) const {
+    return float((dot * terms_[row].scale + terms_[row].offset) + t_.source.bias[t]);
   }
 
   // A row's score as the filter compares it.
@@ -208,66 +212,161 @@ class Block {
     return (double(score) - terms_[row].offset) * factor_[row] * t_.down;
   }
 
-  // Replaces lanes by classes and bounds by exact scores, class by class: a class's weights are
-  // then read once for the block.
+  // Inner products of the candidates that the k best are likely among: a bit bolder than the scan
+  // was, for those left over are at hand if they are needed.
   void score_all() {
-    begin_.assign(t_.source.T + 1, 0);
+    rescore_.clear();
     for (size_t i = 0; i < n_; ++i) {
-      uint32_t* lane = list_.lanes(i);
-      for (size_t c = 0; c < list_.count(i); ++c) ++begin_[(lane[c] = t_.order[lane[c]]) + 1];
+      scored_[i] = uint32_t(list_.settle(i, eager_));
+      for (size_t c = 0; c < scored_[i]; ++c)
+        rescore_.add(uint32_t(i), t_.order[list_.lanes(i)[c]]);
     }
-    for (size_t t = 0; t < t_.source.T; ++t) begin_[t + 1] += begin_[t];
-    rows_.resize(begin_.back()), into_.resize(begin_.back());
-    for (size_t i = 0; i < n_; ++i)
-      for (size_t c = 0; c < list_.count(i); ++c) {
-        const uint32_t place = begin_[list_.lanes(i)[c]]++;  // its end when all are placed
-        rows_[place] = uint32_t(i), into_[place] = list_.values(i) + c;
-      }
-    for (size_t t = 0, from = 0; t < t_.source.T; from = begin_[t++])
-      if (const size_t count = begin_[t] - from)
-        score(t, rows_.data() + from, count, [&](size_t i) { return into_[from + i]; });
+    dots_ = rescore_.run(codes_);
   }
 
-  // The k best of a row, exact scores by now, first in ``sorted_``.
-  void sort_best(size_t row) {
+  // Answers a row, whose inner products begin at ``at``; false if it has to be scanned again.
+  bool finish(size_t row, size_t at, const Answer& answer) {
+    const float* value = list_.values(row);
+    const uint32_t* lane = list_.lanes(row);
     const size_t n = list_.count(row);
-    sorted_.resize(n);
-    for (size_t c = 0; c < n; ++c) sorted_[c] = {list_.values(row)[c], list_.lanes(row)[c]};
-    std::partial_sort(sorted_.begin(), sorted_.begin() + k_, sorted_.end(), better);
+    best_.clear();
+    for (size_t c = 0; c < scored_[row]; ++c) {
+      const uint32_t t = t_.order[lane[c]];
+      best_.push_back({score(row, t, dots_[at + c]), t});
+    }
+    double least = sort_best(row);
+    for (size_t c = scored_[row]; c < n; ++c) {
+      if (list_.upper(value[c], lane[c]) < least) continue;
+      const uint32_t t = t_.order[lane[c]];
+      best_.push_back({score(row, t, rescore_.one(codes_, uint32_t(row), t)), t});
+      least = sort_best(row);
+    }
+    for (size_t j = 0; j < std::min(k_, best_.size()); ++j) {
+      answer.scores[row * k_ + j] = best_[j].value;
+      answer.classes[row * k_ + j] = best_[j].other;
+    }
+    const double target = list_.target()[row];
+    const bool full = best_.size() >= k_;
+    if (!full) answer.scores[(row + 1) * k_ - 1] = -std::numeric_limits<float>::infinity();
+    if (sampled_)
+      heights.push_back(full ? forecast_.height(row, least) : Forecast::kUnknown);
+    return full && !(least < target);
   }
 
-  static constexpr size_t kGroup = 64;
+  // The k best first; what the k-th of them excludes lies below the result.
+  double sort_best(size_t row) {
+    if (best_.size() < k_) return Candidates::kLowest;
+    std::partial_sort(best_.begin(), best_.begin() + k_, best_.end(),
+                      [](const Candidate& a, const Candidate& b) { return better(a, b); });
+    return in_units(row, best_[k_ - 1].value) - list_.slack(row);
+  }
+
   const ScanTables& t_;
   const uint8_t* codes_ = nullptr;
   size_t n_ = 0, k_;
-  bool careful_ = false;  // the guess is the worst case
   Candidates list_;
+  Forecast forecast_;
+  bool sampled_ = false;
+  Rescore rescore_;
   std::vector<double> guess_;  // by tile
+  double eager_ = 0;
   std::vector<RowTerms> terms_;
   std::vector<double> factor_;
+  std::vector<uint32_t> scored_;  // by row: how many of its candidates
+  const double* dots_ = nullptr;
   std::vector<Hit> hits_;
-  Array<float> scratch_;
-  std::vector<uint32_t> begin_, rows_;
-  std::vector<float*> into_;
-  std::vector<Candidate> sorted_;
+  std::vector<Candidate> best_;
+};
+
+// A call: its rows in blocks of equal shares for the threads.
+class Call {
+ public:
+  Call(const ScanTables& tables, const uint8_t* B, size_t N, size_t k, size_t threads,
+       const Answer& answer)
+      : t_(tables), B_(B), N_(N), k_(k), answer_(answer), blocks_(threads) {
+    const size_t fit = kCandidateBytes / Candidates::bytes(k);
+    const size_t most = std::clamp<size_t>(fit, 64, kRows) * threads;
+    rows_ = share(N, (N + most - 1) / most * threads);
+  }
+
+  void run() {
+    const size_t first = Forecast::possible(t_) && !known() && N_ >= kMany ? kPilot : 0;
+    if (first) scan(0, first, share(first, blocks_.size()));
+    scan(first, N_, rows_);
+    scan_again();
+  }
+
+ private:
+  static size_t share(size_t n, size_t shares) { return (n + shares - 1) / shares; }
+
+  bool known() const { return t_.seen.load(std::memory_order_relaxed).k == k_; }
+
+  Block& block(size_t thread) {
+    if (!blocks_[thread]) blocks_[thread] = std::make_unique<Block>(t_, rows_, k_);
+    return *blocks_[thread];
+  }
+
+  // Rows [first, last), so many at a time.
+  void scan(size_t first, size_t last, size_t rows) {
+    const Height seen = t_.seen.load(std::memory_order_relaxed);
+    const Begin begin = seen.k == k_ ? Begin::kForecast : Begin::kLow;
+    parallel(share(last - first, rows), blocks_.size(), [&](size_t thread, size_t task) {
+      const size_t at = first + task * rows, n = std::min(rows, last - at);
+      Block& mine = block(thread);
+      mine.run(B_ + at * t_.source.shape.M, n, begin, seen.deviations,
+               {answer_.scores + at * k_, answer_.classes + at * k_});
+      for (uint32_t& row : mine.failed) row += uint32_t(at);
+      const std::lock_guard<std::mutex> lock(guard_);
+      failed_.insert(failed_.end(), mine.failed.begin(), mine.failed.end());
+      heights_.insert(heights_.end(), mine.heights.begin(), mine.heights.end());
+    });
+    if (heights_.size() >= kPilot / 2) {
+      const float height = Forecast::nearly_all_above(heights_);
+      t_.seen = Height{height == Forecast::kUnknown ? 0 : uint32_t(k_), height};
+    }
+    heights_.clear();
+  }
+
+  // All of a call's failed rows in one pass over the tables, from what they have by now.
+  void scan_again() {
+    if (failed_.empty()) return;
+    t_.rescans += failed_.size();
+    const size_t M = t_.source.shape.M;
+    const size_t rows = std::min(rows_, share(failed_.size(), blocks_.size()));
+    parallel(share(failed_.size(), rows), blocks_.size(), [&](size_t thread, size_t task) {
+      const size_t at = task * rows, n = std::min(rows, failed_.size() - at);
+      const uint32_t* row = failed_.data() + at;
+      std::vector<uint8_t> codes(n * M);
+      std::vector<float> scores(n * k_);
+      std::vector<int64_t> classes(n * k_);
+      for (size_t i = 0; i < n; ++i) {
+        std::copy_n(B_ + row[i] * M, M, codes.data() + i * M);
+        std::copy_n(answer_.scores + row[i] * k_, k_, scores.data() + i * k_);
+      }
+      block(thread).run(codes.data(), n, Begin::kKnown, 0, {scores.data(), classes.data()});
+      for (size_t i = 0; i < n; ++i) {
+        std::copy_n(scores.data() + i * k_, k_, answer_.scores + row[i] * k_);
+        std::copy_n(classes.data() + i * k_, k_, answer_.classes + row[i] * k_);
+      }
+    });
+  }
+
+  const ScanTables& t_;
+  const uint8_t* B_;
+  const size_t N_, k_;
+  const Answer answer_;
+  size_t rows_;  // of a block
+  std::vector<std::unique_ptr<Block>> blocks_;  // by thread
+  std::mutex guard_;
+  std::vector<uint32_t> failed_;
+  std::vector<float> heights_;
 };
 
 }  // namespace
 
 void topk_per_code(const ScanTables& tables, const uint8_t* B, size_t N, size_t k, size_t threads,
                    float* scores, int64_t* classes) {
-  if (!N || !k) return;
-  const size_t fit = kCandidateBytes / Candidates::bytes(k);
-  const size_t most = std::clamp<size_t>(fit, 64, kRows);
-  const size_t rounds = (N + most * threads - 1) / (most * threads);
-  const size_t rows = (N + rounds * threads - 1) / (rounds * threads);  // equal shares
-  std::vector<std::unique_ptr<Block>> workers(threads);
-  parallel((N + rows - 1) / rows, threads, [&](size_t thread, size_t task) {
-    if (!workers[thread]) workers[thread] = std::make_unique<Block>(tables, rows, k);
-    const size_t first = task * rows;
-    workers[thread]->run(B + first * tables.source.shape.M, std::min(rows, N - first),
-                         {scores + first * k, classes + first * k});
-  });
+  if (N && k) Call(tables, B, N, k, threads, {scores, classes}).run();
 }
 
 }  // namespace raypq

@@ -35,8 +35,22 @@ struct Hit {
     uint32_t wide[kLanes];
   };
 
+  // Where a lane's sum stands.
+  static size_t place(size_t lane, bool is_wide) {
+    return is_wide ? lane : lane % 2 * (kLanes / 2) + lane / 2;
+  }
   uint32_t sum(size_t lane, bool is_wide) const {
-    return is_wide ? wide[lane] : narrow[lane % 2 * (kLanes / 2) + lane / 2];
+    return is_wide ? wide[lane] : narrow[place(lane, false)];
+  }
+};
+
+// The canonical order of a score's sum: lane l adds the dimensions l, l+8, … up, in their order.
+struct alignas(64) Lanes {
+  double lane[8];
+
+  __attribute__((always_inline)) double total() const {
+    const double* s = lane;
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
   }
 };
 
@@ -87,9 +101,18 @@ struct Isa {
   // foresees cost more. May read up to a multiple of 32 values.
   float (*kth_largest)(const float* values, size_t n, size_t k);
 
+  // Mean and variance over the lanes of each hit of offset + sum; offset in the order of its sums.
+  void (*moments)(const Hit* hits, size_t n, bool wide, const float* offset, float* mean,
+                  float* variance);
+
   // ⟨q_i, w⟩ of the rows listed, in the canonical order, float64. scratch: 4·(D + kCodePad).
   void (*rescore)(const Shape& shape, const float* C, const uint8_t* codes, const uint32_t* rows,
                   size_t n, const float* w, float* scratch, double* out);
+
+  // The same of some sub-codebooks only: adds their products to the sums of rows[i]. C, codes and w
+  // point at the first of them, which begins at a dimension of lane 0; a code has stride bytes.
+  void (*add_parts)(const Shape& parts, const float* C, const uint8_t* codes, size_t stride,
+                    const uint32_t* rows, size_t n, const float* w, float* scratch, Lanes* sums);
 };
 
 extern const Isa isa_baseline;

@@ -29,6 +29,13 @@ struct Source {
   const double* norms;  // [M, K]
 };
 
+// How far above the mean of all classes a row's k-th best score lies at least, in standard
+// deviations (see Forecast); k is 0 where nothing is known.
+struct Height {
+  uint32_t k = 0;
+  float deviations = 0;
+};
+
 class ScanTables {
  public:
   // across_rows: for top-k over rows, where what a row adds to all its scores counts: under l2 the
@@ -62,6 +69,7 @@ class ScanTables {
   std::vector<double> tile_base, tile_error, tile_extra;
   int32_t limit;  // a threshold that no sum reaches
   mutable std::atomic<size_t> rescans{0};  // rows of which a likely threshold was wrong
+  mutable std::atomic<Height> seen{Height{}};  // of the rows classified last
 
  private:
   double fit() const;
