@@ -46,12 +46,12 @@ class Block {
       : t_(tables), k_(k), list_(tables.isa, rows, k), forecast_(tables, rows), rescore_(tables),
         terms_(rows), factor_(rows), scored_(rows), hits_(kChunk + 1) {}
 
-  // Answers rows codes [n, M]. kForecast: their k-th best lie at ``height``. kKnown: the answer has
-  // what is known of the k-th best scores.
-  void run(const uint8_t* codes, size_t n, Begin begin, float height, const Answer& answer) {
+  // Answers rows codes [n, M]. kForecast: by ``trend``. kKnown: the answer has what is known of the
+  // k-th best scores.
+  void run(const uint8_t* codes, size_t n, Begin begin, const Trend& trend, const Answer& answer) {
     codes_ = codes, n_ = n;
-    failed.clear(), heights.clear();
-    start(begin, height, answer);
+    failed.clear(), observed.clear();
+    start(begin, trend, answer);
     size_t due = 1;  // the tile before which thresholds are raised
     for (size_t tile = 0; tile < t_.tiles(); ++tile) {
       const bool raise = begin == Begin::kLow && tile == due;
@@ -68,10 +68,10 @@ class Block {
   }
 
   std::vector<uint32_t> failed;  // rows that have to be scanned again
-  std::vector<float> heights;    // of the rows' k-th best scores
+  std::vector<Observed> observed;
 
  private:
-  void start(Begin begin, float height, const Answer& answer) {
+  void start(Begin begin, const Trend& trend, const Answer& answer) {
     guess_.resize(t_.tiles());
     eager_ = std::numeric_limits<double>::infinity();
     std::vector<double> reach(t_.tiles());
@@ -100,7 +100,7 @@ class Block {
                                           : std::numeric_limits<double>::infinity();
       double target = Candidates::kLowest;
       if (begin == Begin::kForecast)
-        target = forecast_.at(i, height);
+        target = forecast_.best(i, length(i), trend);
       else if (begin == Begin::kKnown)
         target = in_units(i, answer.scores[(i + 1) * k_ - 1]) - slack;
       if (!std::isfinite(target) || std::isinf(slack)) target = Candidates::kLowest;
@@ -207,6 +207,8 @@ class Block {
     return float((dot * terms_[row].scale + terms_[row].offset) + t_.source.bias[t]);
   }
 
+  double length(size_t row) const { return std::sqrt(terms_[row].squared) * t_.down; }
+
   // A row's score as the filter compares it.
   double in_units(size_t row, float score) const {
     return (double(score) - terms_[row].offset) * factor_[row] * t_.down;
@@ -248,8 +250,7 @@ class Block {
     const double target = list_.target()[row];
     const bool full = best_.size() >= k_;
     if (!full) answer.scores[(row + 1) * k_ - 1] = -std::numeric_limits<float>::infinity();
-    if (sampled_)
-      heights.push_back(full ? forecast_.height(row, least) : Forecast::kUnknown);
+    if (sampled_) observed.push_back(forecast_.observed(row, length(row), least));
     return full && !(least < target);
   }
 
@@ -290,7 +291,7 @@ class Call {
   }
 
   void run() {
-    const size_t first = Forecast::possible(t_) && !known() && N_ >= kMany ? kPilot : 0;
+    const size_t first = Forecast::possible(t_) && !trend().k && N_ >= kMany ? kPilot : 0;
     if (first) scan(0, first, share(first, blocks_.size()));
     scan(first, N_, rows_);
     scan_again();
@@ -299,7 +300,11 @@ class Call {
  private:
   static size_t share(size_t n, size_t shares) { return (n + shares - 1) / shares; }
 
-  bool known() const { return t_.seen.load(std::memory_order_relaxed).k == k_; }
+  // Of calls before this one, for the same k.
+  Trend trend() const {
+    const std::lock_guard<std::mutex> lock(t_.guard);
+    return t_.trend.k == k_ ? t_.trend : Trend{};
+  }
 
   Block& block(size_t thread) {
     if (!blocks_[thread]) blocks_[thread] = std::make_unique<Block>(t_, rows_, k_);
@@ -308,23 +313,23 @@ class Call {
 
   // Rows [first, last), so many at a time.
   void scan(size_t first, size_t last, size_t rows) {
-    const Height seen = t_.seen.load(std::memory_order_relaxed);
-    const Begin begin = seen.k == k_ ? Begin::kForecast : Begin::kLow;
+    const Trend trend = this->trend();
     parallel(share(last - first, rows), blocks_.size(), [&](size_t thread, size_t task) {
       const size_t at = first + task * rows, n = std::min(rows, last - at);
       Block& mine = block(thread);
-      mine.run(B_ + at * t_.source.shape.M, n, begin, seen.deviations,
+      mine.run(B_ + at * t_.source.shape.M, n, trend.k ? Begin::kForecast : Begin::kLow, trend,
                {answer_.scores + at * k_, answer_.classes + at * k_});
       for (uint32_t& row : mine.failed) row += uint32_t(at);
       const std::lock_guard<std::mutex> lock(guard_);
       failed_.insert(failed_.end(), mine.failed.begin(), mine.failed.end());
-      heights_.insert(heights_.end(), mine.heights.begin(), mine.heights.end());
+      observed_.insert(observed_.end(), mine.observed.begin(), mine.observed.end());
     });
-    if (heights_.size() >= kPilot / 2) {
-      const float height = Forecast::nearly_all_above(heights_);
-      t_.seen = Height{height == Forecast::kUnknown ? 0 : uint32_t(k_), height};
+    if (observed_.size() >= kPilot / 2) {
+      const Trend now = Forecast::trend(observed_, k_);
+      const std::lock_guard<std::mutex> lock(t_.guard);
+      t_.trend = now;
     }
-    heights_.clear();
+    observed_.clear();
   }
 
   // All of a call's failed rows in one pass over the tables, from what they have by now.
@@ -343,7 +348,7 @@ class Call {
         std::copy_n(B_ + row[i] * M, M, codes.data() + i * M);
         std::copy_n(answer_.scores + row[i] * k_, k_, scores.data() + i * k_);
       }
-      block(thread).run(codes.data(), n, Begin::kKnown, 0, {scores.data(), classes.data()});
+      block(thread).run(codes.data(), n, Begin::kKnown, {}, {scores.data(), classes.data()});
       for (size_t i = 0; i < n; ++i) {
         std::copy_n(scores.data() + i * k_, k_, answer_.scores + row[i] * k_);
         std::copy_n(classes.data() + i * k_, k_, answer_.classes + row[i] * k_);
@@ -359,7 +364,7 @@ class Call {
   std::vector<std::unique_ptr<Block>> blocks_;  // by thread
   std::mutex guard_;
   std::vector<uint32_t> failed_;
-  std::vector<float> heights_;
+  std::vector<Observed> observed_;
 };
 
 }  // namespace

@@ -30,7 +30,7 @@ struct Shape {
 struct Hit {
   uint64_t lanes;
   uint32_t row;
-  union {
+  union alignas(64) {
     uint16_t narrow[kLanes];  // up to kNarrow sub-codebooks: the even lanes, then the odd ones
     uint32_t wide[kLanes];
   };

@@ -25,18 +25,30 @@ inline void add(Sums& sums, size_t p, U8 bytes) {
   sums.odd[p] += pairs >> 8;
 }
 
+// kTimes lines, or pairs of lines.
+template <bool kPairs, size_t kTimes>
+__attribute__((always_inline)) inline void add_lines(Sums& sums, const uint8_t* table, size_t step,
+                                                     const uint8_t* code) {
+  constexpr size_t kEach = kPairs ? 2 : 1;
+  for (size_t m = 0; m < kTimes * kEach; m += kEach)
+    for (size_t p = 0; p < kParts; ++p) {
+      U8 bytes = line(table + m * step + size_t(code[m]) * kLanes, p);
+      if (kPairs) bytes += line(table + (m + 1) * step + size_t(code[m + 1]) * kLanes, p);
+      add(sums, p, bytes);
+    }
+}
+
+// Eight lines in a step: a loop of M steps would end at a jump that is foreseen too rarely, and
+// the next row's loads would wait for it.
 template <bool kPairs>
 __attribute__((always_inline)) inline void gather(Sums& sums, const uint8_t* table, size_t step,
                                                   const uint8_t* code, size_t M) {
   size_t m = 0;
-  for (; kPairs && m + 2 <= M; m += 2, table += 2 * step) {
-    const uint8_t* first = table + size_t(code[m]) * kLanes;
-    const uint8_t* second = table + step + size_t(code[m + 1]) * kLanes;
-    for (size_t p = 0; p < kParts; ++p) add(sums, p, line(first, p) + line(second, p));
-  }
-  for (; m < M; ++m, table += step)
-    for (size_t p = 0; p < kParts; ++p)
-      add(sums, p, line(table + size_t(code[m]) * kLanes, p));
+  for (; m + 8 <= M; m += 8, table += 8 * step)
+    add_lines<kPairs, kPairs ? 4 : 8>(sums, table, step, code + m);
+  for (; kPairs && m + 2 <= M; m += 2, table += 2 * step)
+    add_lines<true, 1>(sums, table, step, code + m);
+  for (; m < M; ++m, table += step) add_lines<false, 1>(sums, table, step, code + m);
 }
 
 // Splits 64 values into the registers of even and odd lanes.

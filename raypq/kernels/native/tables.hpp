@@ -29,11 +29,11 @@ struct Source {
   const double* norms;  // [M, K]
 };
 
-// How far above the mean of all classes a row's k-th best score lies at least, in standard
-// deviations (see Forecast); k is 0 where nothing is known.
-struct Height {
-  uint32_t k = 0;
-  float deviations = 0;
+// How the k-th best score of a row follows from the mean and the deviation of some of its scores, all
+// in lengths of the row (see Forecast); k is 0 where nothing is known.
+struct Trend {
+  size_t k = 0;
+  double level = 0, by_mean = 0, by_deviation = 0;
 };
 
 class ScanTables {
@@ -69,7 +69,8 @@ class ScanTables {
   std::vector<double> tile_base, tile_error, tile_extra;
   int32_t limit;  // a threshold that no sum reaches
   mutable std::atomic<size_t> rescans{0};  // rows of which a likely threshold was wrong
-  mutable std::atomic<Height> seen{Height{}};  // of the rows classified last
+  mutable std::mutex guard;  // of the trend
+  mutable Trend trend;       // of the rows classified last
 
  private:
   double fit() const;
