@@ -23,13 +23,19 @@ class Candidates {
  public:
   static constexpr double kLowest = -std::numeric_limits<double>::infinity();
 
+  // A class by its lane (tile·64 + l), and its lower bound.
+  struct Kept {
+    float lower;
+    uint32_t lane;
+  };
+
   // Room for a row's candidates: bounded, however many tie.
   static size_t room(size_t k) { return (6 * k + 32 + 31) / 32 * 32; }
-  static size_t bytes(size_t k) { return room(k) * (sizeof(float) + sizeof(uint32_t)); }
+  static size_t bytes(size_t k) { return room(k) * sizeof(Kept); }
 
   Candidates(const Isa& isa, size_t rows, size_t k)
-      : isa_(isa), k_(k), room_(room(k)), state_(rows),
-        kept_(rows * room_ * 2), target_(rows, kLowest), slack_(rows) {}
+      : isa_(isa), k_(k), room_(room(k)), state_(rows), kept_(rows * room_),
+        target_(rows, kLowest), slack_(rows), values_(room_) {}
 
   // reach[tile]: how far an upper bound may lie above a lower one.
   void restart(std::vector<double> reach) { reach_ = std::move(reach); }
@@ -46,26 +52,25 @@ class Candidates {
   double slack(size_t row) const { return slack_[row]; }
 
   size_t count(size_t row) const { return state_[row].count; }
-  float* values(size_t row) const { return kept_.data() + row * room_ * 2; }
-  uint32_t* lanes(size_t row) const { return reinterpret_cast<uint32_t*>(values(row) + room_); }
+  Kept* begin(size_t row) const { return kept_.data() + row * room_; }
+  Kept* end(size_t row) const { return begin(row) + count(row); }
 
-  bool fits(size_t row, size_t n) const { return state_[row].count + n < room_; }
+  // A candidate's upper bound.
+  double upper(Kept c) const { return double(c.lower) + reach_[c.lane / kLanes]; }
 
-  // Takes n lanes that fit; their values go where it points.
-  float* append(size_t row, const uint32_t* lane, size_t n) {
-    const size_t from = state_[row].count;
-    std::copy_n(lane, n, lanes(row) + from);
-    state_[row].count += uint32_t(n);
-    return values(row) + from;
-  }
+  // Whether it has room for n more; they go to its end.
+  bool fits(size_t row, size_t n) const { return count(row) + n < room_; }
+  void grow(size_t row, size_t n) { state_[row].count += uint32_t(n); }
+
+  // Asks for the place of the next push.
+  void prefetch(size_t row) const { __builtin_prefetch(end(row), 1); }
 
   // resolve(row) is called where the bounds leave too many: it must leave the k best, with their
   // exact scores as lower bounds.
   template <class Resolve>
-  void push(size_t row, float lower, uint32_t lane, Resolve&& resolve) {
+  void push(size_t row, Kept c, Resolve&& resolve) {
     State& s = state_[row];
-    values(row)[s.count] = lower;
-    lanes(row)[s.count] = lane;
+    begin(row)[s.count] = c;
     if (__builtin_expect(++s.count < room_, 1)) return;
     compact(row);
     if (s.count <= room_ - room_ / 8) return;
@@ -77,7 +82,9 @@ class Candidates {
   void sweep(size_t first, size_t last) {
     constexpr size_t kAhead = 8;
     for (size_t row = first; row < last; ++row) {
-      if (row + kAhead < last) prefetch(row + kAhead);
+      if (row + kAhead < last)
+        for (const Kept* c = begin(row + kAhead); c < end(row + kAhead); c += 64 / sizeof(Kept))
+          __builtin_prefetch(c, 1);
       const State& s = state_[row];
       if (s.count >= std::max<size_t>(k_, s.left + kFew)) compact(row);
     }
@@ -86,17 +93,14 @@ class Candidates {
   // Raises theta and drops what it excludes.
   void compact(size_t row) {
     State& s = state_[row];
-    const size_t n = s.count;
-    float* value = values(row);
-    uint32_t* lane = lanes(row);
-    if (n >= k_) target_[row] = std::max(target_[row], double(kth(value, n)) - slack_[row]);
+    if (s.count >= k_) target_[row] = std::max(target_[row], theta(row) - slack_[row]);
     const double bar = target_[row];
+    Kept* const kept = begin(row);
     size_t left = 0;
-    for (size_t i = 0; i < n; ++i) {  // as moves, not jumps: which ones stay is a surprise
-      const float x = value[i];
-      const uint32_t at = lane[i];
-      value[left] = x, lane[left] = at;
-      left += upper(x, at) >= bar;
+    for (size_t i = 0; i < s.count; ++i) {  // as moves, not jumps: which ones stay is a surprise
+      const Kept c = kept[i];
+      kept[left] = c;
+      left += upper(c) >= bar;
     }
     s.count = s.left = uint32_t(left);
   }
@@ -104,24 +108,19 @@ class Candidates {
   // Puts those in front that reach the k-th best lower bound raised by ``eager``; how many they are.
   // The others stay behind them.
   size_t settle(size_t row, double eager) {
-    const size_t n = state_[row].count;
+    const size_t n = count(row);
     if (n <= k_) return n;
-    float* value = values(row);
-    uint32_t* lane = lanes(row);
-    const double bar = double(kth(value, n)) + eager - slack_[row];
+    const double bar = theta(row) + eager - slack_[row];
+    Kept* const kept = begin(row);
     size_t front = 0;
     for (size_t i = 0; i < n; ++i) {  // as moves, not jumps
-      const float x = value[i];
-      const uint32_t at = lane[i];
-      value[i] = value[front], lane[i] = lane[front];
-      value[front] = x, lane[front] = at;
-      front += upper(x, at) >= bar;
+      const Kept c = kept[i];
+      kept[i] = kept[front];
+      kept[front] = c;
+      front += upper(c) >= bar;
     }
     return front;
   }
-
-  // A candidate's upper bound.
-  double upper(float lower, uint32_t lane) const { return double(lower) + reach_[lane / kLanes]; }
 
  private:
   static constexpr size_t kFew = 3;  // not worth a look
@@ -130,27 +129,23 @@ class Candidates {
     uint32_t count, left;  // candidates, and how many the last look left
   };
 
-  void prefetch(size_t row) const {
-    const size_t n = state_[row].count;
-    for (size_t i = 0; i < n; i += 16) {
-      __builtin_prefetch(values(row) + i, 1);
-      __builtin_prefetch(lanes(row) + i, 1);
-    }
-  }
-
-  float kth(const float* value, size_t n) {
-    if (n <= kMostCounted) return isa_.kth_largest(value, n, k_);
-    copy_.assign(value, value + n);
-    std::nth_element(copy_.begin(), copy_.begin() + (k_ - 1), copy_.end(), std::greater<float>());
-    return copy_[k_ - 1];
+  // The k-th best lower bound.
+  double theta(size_t row) {
+    const size_t n = count(row);
+    const Kept* kept = begin(row);
+    for (size_t i = 0; i < n; ++i) values_[i] = kept[i].lower;
+    if (n <= kMostCounted) return isa_.kth_largest(values_.data(), n, k_);
+    std::nth_element(values_.data(), values_.data() + (k_ - 1), values_.data() + n,
+                     std::greater<float>());
+    return values_[k_ - 1];
   }
 
   const Isa& isa_;
   size_t k_, room_;
   std::vector<State> state_;
-  Array<float> kept_;  // [rows][values, lanes][room]
+  Array<Kept> kept_;  // [rows][room]
   std::vector<double> target_, slack_, reach_;
-  std::vector<float> copy_;
+  Array<float> values_;
 };
 
 }  // namespace raypq

@@ -13,7 +13,7 @@ namespace {
 
 // Rows that a tile stays in the cache for: many, because a tile is read anew for every block; but
 // the candidates of a block must stay at some MB.
-constexpr size_t kRows = 32768, kCandidateBytes = size_t(48) << 20;
+constexpr size_t kRows = 65536, kCandidateBytes = size_t(48) << 20;
 
 // Rows that are classified first where nothing is known of heights, if the others are many more.
 constexpr size_t kPilot = 512, kMany = 16 * kPilot;
@@ -44,7 +44,7 @@ class Block {
  public:
   Block(const ScanTables& tables, size_t rows, size_t k)
       : t_(tables), k_(k), list_(tables.isa, rows, k), forecast_(tables, rows), rescore_(tables),
-        terms_(rows), factor_(rows), scored_(rows), hits_(kChunk + 1) {}
+        terms_(rows), factor_(rows), scored_(rows), hits_(kChunk + kAhead) {}
 
   // Answers rows codes [n, M]. kForecast: by ``trend``. kKnown: the answer has what is known of the
   // k-th best scores.
@@ -140,10 +140,12 @@ class Block {
     const Hit* hit = hits_.data();
     const Hit* const end = hit + found;
     hits_[found].lanes = 0;
+    for (size_t i = 0; i < kAhead; ++i) hits_[found + i].row = 0;
     for (uint64_t left = hit->lanes; hit != end;) {
       const size_t lane = size_t(__builtin_ctzll(left)), row = first + hit->row;
+      list_.prefetch(first + hit[kAhead].row);
       const double value = base[lane] + unit * hit->sum(lane, wide) + extra[lane] * factor_[row];
-      list_.push(row, float(value - guess), uint32_t(lanes + lane),
+      list_.push(row, {float(value - guess), uint32_t(lanes + lane)},
                  [this](size_t i) { resolve(i); });
       left &= left - 1;
       hit += left == 0;
@@ -165,9 +167,10 @@ class Block {
     for (size_t h = 0; h < found; ++h) {
       const size_t row = first + hits_[h].row;
       const double factor = factor_[row];
-      float* value = list_.append(row, lane, kLanes);
+      Candidates::Kept* const kept = list_.end(row);
       for (size_t i = 0; i < kLanes; ++i)
-        value[i] = float(base[i] + unit * hits_[h].narrow[i] + extra[i] * factor);
+        kept[i] = {float(base[i] + unit * hits_[h].narrow[i] + extra[i] * factor), lane[i]};
+      list_.grow(row, kLanes);
     }
   }
 
@@ -181,14 +184,10 @@ class Block {
 
   // The k best of a row that has too many candidates; what they score is a lower bound now.
   void resolve(size_t row) {
-    const size_t n = list_.count(row);
-    float* value = list_.values(row);
-    uint32_t* lane = list_.lanes(row);
-    std::vector<std::pair<Candidate, uint32_t>> exact(n);
-    for (size_t c = 0; c < n; ++c) {
-      const uint32_t t = t_.order[lane[c]];
-      exact[c] = {{score(row, t, rescore_.one(codes_, uint32_t(row), t)), t}, lane[c]};
-    }
+    Candidates::Kept* const kept = list_.begin(row);
+    std::vector<std::pair<Candidate, uint32_t>> exact(list_.count(row));
+    for (size_t c = 0; c < exact.size(); ++c)
+      exact[c] = {rescored(row, kept[c].lane), kept[c].lane};
     std::nth_element(exact.begin(), exact.begin() + (k_ - 1), exact.end(),
                      [](const auto& a, const auto& b) { return better(a.first, b.first); });
     const double slack = list_.slack(row), target = list_.target()[row];
@@ -197,14 +196,18 @@ class Block {
       // the target is raised to it: the k-th best was at least that, or the row will be scanned
       // again.
       const double lower = std::max(in_units(row, exact[c].first.value) - slack, target);
-      value[c] = std::isinf(slack) ? 0.0f : round_up(lower);
-      lane[c] = exact[c].second;
+      kept[c] = {std::isinf(slack) ? 0.0f : round_up(lower), exact[c].second};
     }
   }
 
-  // The score of class t, given the inner product.
-  float score(size_t row, size_t t, double dot) const {
-    return float((dot * terms_[row].scale + terms_[row].offset) + t_.source.bias[t]);
+  // The exact score of a lane's class, given the inner product.
+  Candidate scored(size_t row, uint32_t lane, double dot) const {
+    const uint32_t t = t_.order[lane];
+    return {float((dot * terms_[row].scale + terms_[row].offset) + t_.source.bias[t]), t};
+  }
+
+  Candidate rescored(size_t row, uint32_t lane) {
+    return scored(row, lane, rescore_.one(codes_, uint32_t(row), t_.order[lane]));
   }
 
   double length(size_t row) const { return std::sqrt(terms_[row].squared) * t_.down; }
@@ -221,26 +224,22 @@ class Block {
     for (size_t i = 0; i < n_; ++i) {
       scored_[i] = uint32_t(list_.settle(i, eager_));
       for (size_t c = 0; c < scored_[i]; ++c)
-        rescore_.add(uint32_t(i), t_.order[list_.lanes(i)[c]]);
+        rescore_.add(uint32_t(i), t_.order[list_.begin(i)[c].lane]);
     }
     dots_ = rescore_.run(codes_);
   }
 
   // Answers a row, whose inner products begin at ``at``; false if it has to be scanned again.
   bool finish(size_t row, size_t at, const Answer& answer) {
-    const float* value = list_.values(row);
-    const uint32_t* lane = list_.lanes(row);
-    const size_t n = list_.count(row);
+    const Candidates::Kept* c = list_.begin(row);
+    const Candidates::Kept* const end = list_.end(row);
     best_.clear();
-    for (size_t c = 0; c < scored_[row]; ++c) {
-      const uint32_t t = t_.order[lane[c]];
-      best_.push_back({score(row, t, dots_[at + c]), t});
-    }
+    for (size_t i = 0; i < scored_[row]; ++i, ++c)
+      best_.push_back(scored(row, c->lane, dots_[at + i]));
     double least = sort_best(row);
-    for (size_t c = scored_[row]; c < n; ++c) {
-      if (list_.upper(value[c], lane[c]) < least) continue;
-      const uint32_t t = t_.order[lane[c]];
-      best_.push_back({score(row, t, rescore_.one(codes_, uint32_t(row), t)), t});
+    for (; c != end; ++c) {
+      if (list_.upper(*c) < least) continue;
+      best_.push_back(rescored(row, c->lane));
       least = sort_best(row);
     }
     for (size_t j = 0; j < std::min(k_, best_.size()); ++j) {
@@ -261,6 +260,8 @@ class Block {
                       [](const Candidate& a, const Candidate& b) { return better(a, b); });
     return in_units(row, best_[k_ - 1].value) - list_.slack(row);
   }
+
+  static constexpr size_t kAhead = 8;  // hits whose candidates are asked for in advance
 
   const ScanTables& t_;
   const uint8_t* codes_ = nullptr;

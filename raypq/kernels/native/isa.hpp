@@ -91,7 +91,7 @@ struct Isa {
 
   // Rows of codes [n, M], n ≤ kChunk, against one tile: every lane whose start + Σ_m table entry
   // reaches threshold[row] (scan_rows) or threshold[lane] (scan_lanes); returns the number of hits,
-  // at most n.
+  // at most n. scan_rows may write one hit more.
   size_t (*scan_rows)(const Shape& shape, int top, const uint8_t* table, const int32_t* start,
                       const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits);
   size_t (*scan_lanes)(const Shape& shape, int top, const uint8_t* table, const uint8_t* codes,

@@ -87,16 +87,21 @@ size_t scan_narrow(const Shape& shape, const uint8_t* table, const int32_t* star
       in_odd[p] = reaches((I16)sums.odd[p], kPerLane ? odd_bar[p] : bar);
       any |= in_even[p] | in_odd[p];
     }
-    if (__builtin_expect(any != 0, 0)) {
-      Hit& hit = hits[count++];
+    // Where hits are frequent, a jump that nobody foresees costs more than to write every row and
+    // to count it or not.
+    constexpr bool kAlways = !kPerLane && kParts == 1;
+    if (kAlways || __builtin_expect(any != 0, 0)) {
+      Hit& hit = hits[count];
+      count += any != 0;
       hit.row = uint32_t(i);
-      hit.lanes = 0;
+      uint64_t lanes = 0;
       for (size_t p = 0; p < kParts; ++p) {
-        hit.lanes |= (spread(in_even[p]) | spread(in_odd[p]) << 1) << (p * kBytes % 64);
+        lanes |= (spread(in_even[p]) | spread(in_odd[p]) << 1) << (p * kBytes % 64);
         *reinterpret_cast<U16u*>(hit.narrow + p * kBytes / 2) = (U16)(even[p] - even0[p]);
         *reinterpret_cast<U16u*>(hit.narrow + (kLanes + p * kBytes) / 2) =
             sums.odd[p] - (U16)odd0[p];
       }
+      hit.lanes = lanes;
     }
   }
   return count;
