@@ -10,6 +10,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -19,8 +20,15 @@
 
 namespace raypq {
 
+// The least float not below x.
+inline float round_up(double x) {
+  const float y = float(x);
+  return double(y) < x ? std::nextafter(y, std::numeric_limits<float>::infinity()) : y;
+}
+
 class Candidates {
  public:
+  static constexpr size_t kAhead = 8;  // how many rows before it is used a list is asked for
   static constexpr double kLowest = -std::numeric_limits<double>::infinity();
 
   // A class by its lane (tile·64 + l), and its lower bound.
@@ -62,8 +70,11 @@ class Candidates {
   bool fits(size_t row, size_t n) const { return count(row) + n < room_; }
   void grow(size_t row, size_t n) { state_[row].count += uint32_t(n); }
 
-  // Asks for the place of the next push.
-  void prefetch(size_t row) const { __builtin_prefetch(end(row), 1); }
+  // Asks for the place of the next push, or for all candidates.
+  void prefetch_end(size_t row) const { __builtin_prefetch(end(row), 1); }
+  void prefetch(size_t row) const {
+    for (const Kept* c = begin(row); c < end(row); c += 64 / sizeof(Kept)) __builtin_prefetch(c, 1);
+  }
 
   // resolve(row) is called where the bounds leave too many: it must leave the k best, with their
   // exact scores as lower bounds.
@@ -80,11 +91,8 @@ class Candidates {
 
   // Raises the thresholds of rows [first, last) that have new candidates.
   void sweep(size_t first, size_t last) {
-    constexpr size_t kAhead = 8;
     for (size_t row = first; row < last; ++row) {
-      if (row + kAhead < last)
-        for (const Kept* c = begin(row + kAhead); c < end(row + kAhead); c += 64 / sizeof(Kept))
-          __builtin_prefetch(c, 1);
+      if (row + kAhead < last) prefetch(row + kAhead);
       const State& s = state_[row];
       if (s.count >= std::max<size_t>(k_, s.left + kFew)) compact(row);
     }
@@ -105,21 +113,29 @@ class Candidates {
     s.count = s.left = uint32_t(left);
   }
 
-  // Puts those in front that reach the k-th best lower bound raised by ``eager``; how many they are.
-  // The others stay behind them.
-  size_t settle(size_t row, double eager) {
+  // How many stand in front, and the largest upper bound of the others.
+  struct Settled {
+    uint32_t count;
+    float rest;
+  };
+
+  // Puts those in front that reach the k-th best lower bound raised by ``eager``.
+  Settled settle(size_t row, double eager) {
     const size_t n = count(row);
-    if (n <= k_) return n;
+    if (n <= k_) return {uint32_t(n), float(kLowest)};
     const double bar = theta(row) + eager - slack_[row];
     Kept* const kept = begin(row);
     size_t front = 0;
+    double rest = kLowest;
     for (size_t i = 0; i < n; ++i) {  // as moves, not jumps
       const Kept c = kept[i];
+      const double most = upper(c);
       kept[i] = kept[front];
       kept[front] = c;
-      front += upper(c) >= bar;
+      front += most >= bar;
+      rest = std::max(rest, most >= bar ? kLowest : most);
     }
-    return front;
+    return {uint32_t(front), round_up(rest)};
   }
 
  private:

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <cstring>
 #include <memory>
 
 #include "candidates.hpp"
@@ -17,12 +18,6 @@ constexpr size_t kRows = 65536, kCandidateBytes = size_t(48) << 20;
 
 // Rows that are classified first where nothing is known of heights, if the others are many more.
 constexpr size_t kPilot = 512, kMany = 16 * kPilot;
-
-// The least float not below x.
-float round_up(double x) {
-  const float y = float(x);
-  return double(y) < x ? std::nextafter(y, std::numeric_limits<float>::infinity()) : y;
-}
 
 struct Answer {
   float* scores;     // [n, k]
@@ -44,7 +39,7 @@ class Block {
  public:
   Block(const ScanTables& tables, size_t rows, size_t k)
       : t_(tables), k_(k), list_(tables.isa, rows, k), forecast_(tables, rows), rescore_(tables),
-        terms_(rows), factor_(rows), scored_(rows), hits_(kChunk + kAhead) {}
+        terms_(rows), factor_(rows), settled_(rows), hits_(kChunk + kAhead) {}
 
   // Answers rows codes [n, M]. kForecast: by ``trend``. kKnown: the answer has what is known of the
   // k-th best scores.
@@ -52,17 +47,19 @@ class Block {
     codes_ = codes, n_ = n;
     failed.clear(), observed.clear();
     start(begin, trend, answer);
+    const size_t together = std::max<size_t>(1, kTileBytes / t_.tile_bytes());
     size_t due = 1;  // the tile before which thresholds are raised
-    for (size_t tile = 0; tile < t_.tiles(); ++tile) {
-      const bool raise = begin == Begin::kLow && tile == due;
+    for (size_t tile = 0, last; tile < t_.tiles(); tile = last) {
+      const bool low = begin == Begin::kLow, raise = low && tile >= due;
       if (raise) due += 1 + due * 3 / 4;
-      scan(tile, raise, begin == Begin::kLow && tile == 0);
+      last = low && tile == 0 ? 1 : std::min(tile + together, t_.tiles());
+      scan(tile, last, raise, low && tile == 0);
     }
     score_all();
     size_t at = 0;
     for (size_t i = 0; i < n_; ++i) {
       const bool good = finish(i, at, answer);
-      at += scored_[i];
+      at += settled_[i].count;
       if (!good) failed.push_back(uint32_t(i));
     }
   }
@@ -108,25 +105,31 @@ class Block {
     }
   }
 
-  void scan(size_t tile, bool raise, bool all) {
+  // Some rows against all of these tiles, then the next rows.
+  void scan(size_t tile, size_t last, bool raise, bool all) {
     const Shape& shape = t_.source.shape;
-    const uint8_t* table = t_.table(tile);
-    const size_t lanes = tile * kLanes;
-    const double reach = t_.tile_base[tile] + t_.tile_error[tile], unit = t_.unit[lanes];
-    int32_t threshold[kChunk];
-    if (n_ > shape.K) touch(table, t_.tile_bytes());  // fewer rows read only some of it
+    if (n_ > shape.K) touch(t_.table(tile), (last - tile) * t_.tile_bytes());  // or read only some
     for (size_t first = 0; first < n_; first += kChunk) {
       const size_t n = std::min(kChunk, n_ - first);
       if (raise) list_.sweep(first, first + n);
-      t_.isa.thresholds(list_.target() + first, factor_.data() + first, n, t_.tile_extra[tile],
-                        reach, 1.0 / unit, t_.limit, threshold);
-      const size_t found = t_.isa.scan_rows(shape, t_.top, table, t_.start.data() + lanes,
-                                            codes_ + first * shape.M, n, threshold, hits_.data());
-      if (all && t_.lanes(0) == kLanes && list_.fits(first, kLanes) && shape.M <= kNarrow)
-        keep_all(first, found);
-      else
-        keep(tile, first, found);
+      for (size_t i = tile; i < last; ++i) scan_chunk(i, first, n, all);
     }
+  }
+
+  void scan_chunk(size_t tile, size_t first, size_t n, bool all) {
+    const Shape& shape = t_.source.shape;
+    const size_t lanes = tile * kLanes;
+    int32_t threshold[kChunk];
+    t_.isa.thresholds(list_.target() + first, factor_.data() + first, n, t_.tile_extra[tile],
+                      t_.tile_base[tile] + t_.tile_error[tile], 1.0 / t_.unit[lanes], t_.limit,
+                      threshold);
+    const size_t found =
+        t_.isa.scan_rows(shape, t_.top, t_.table(tile), t_.start.data() + lanes,
+                         codes_ + first * shape.M, n, threshold, hits_.data());
+    if (all && t_.lanes(0) == kLanes && list_.fits(first, kLanes) && shape.M <= kNarrow)
+      keep_all(first, found);
+    else
+      keep(tile, first, found);
   }
 
   void keep(size_t tile, size_t first, size_t found) {
@@ -143,7 +146,7 @@ class Block {
     for (size_t i = 0; i < kAhead; ++i) hits_[found + i].row = 0;
     for (uint64_t left = hit->lanes; hit != end;) {
       const size_t lane = size_t(__builtin_ctzll(left)), row = first + hit->row;
-      list_.prefetch(first + hit[kAhead].row);
+      list_.prefetch_end(first + hit[kAhead].row);
       const double value = base[lane] + unit * hit->sum(lane, wide) + extra[lane] * factor_[row];
       list_.push(row, {float(value - guess), uint32_t(lanes + lane)},
                  [this](size_t i) { resolve(i); });
@@ -187,7 +190,7 @@ class Block {
     Candidates::Kept* const kept = list_.begin(row);
     std::vector<std::pair<Candidate, uint32_t>> exact(list_.count(row));
     for (size_t c = 0; c < exact.size(); ++c)
-      exact[c] = {rescored(row, kept[c].lane), kept[c].lane};
+      exact[c] = {rescored(row, t_.order[kept[c].lane]), kept[c].lane};
     std::nth_element(exact.begin(), exact.begin() + (k_ - 1), exact.end(),
                      [](const auto& a, const auto& b) { return better(a.first, b.first); });
     const double slack = list_.slack(row), target = list_.target()[row];
@@ -200,14 +203,13 @@ class Block {
     }
   }
 
-  // The exact score of a lane's class, given the inner product.
-  Candidate scored(size_t row, uint32_t lane, double dot) const {
-    const uint32_t t = t_.order[lane];
+  // The exact score of a class, given the inner product.
+  Candidate scored(size_t row, uint32_t t, double dot) const {
     return {float((dot * terms_[row].scale + terms_[row].offset) + t_.source.bias[t]), t};
   }
 
-  Candidate rescored(size_t row, uint32_t lane) {
-    return scored(row, lane, rescore_.one(codes_, uint32_t(row), t_.order[lane]));
+  Candidate rescored(size_t row, uint32_t t) {
+    return scored(row, t, rescore_.one(codes_, uint32_t(row), t));
   }
 
   double length(size_t row) const { return std::sqrt(terms_[row].squared) * t_.down; }
@@ -222,24 +224,25 @@ class Block {
   void score_all() {
     rescore_.clear();
     for (size_t i = 0; i < n_; ++i) {
-      scored_[i] = uint32_t(list_.settle(i, eager_));
-      for (size_t c = 0; c < scored_[i]; ++c)
-        rescore_.add(uint32_t(i), t_.order[list_.begin(i)[c].lane]);
+      if (i + Candidates::kAhead < n_) list_.prefetch(i + Candidates::kAhead);
+      settled_[i] = list_.settle(i, eager_);
+      const Candidates::Kept* c = list_.begin(i);
+      for (const auto* end = c + settled_[i].count; c != end; ++c)
+        rescore_.add(uint32_t(i), t_.order[c->lane]);
     }
     dots_ = rescore_.run(codes_);
   }
 
   // Answers a row, whose inner products begin at ``at``; false if it has to be scanned again.
   bool finish(size_t row, size_t at, const Answer& answer) {
-    const Candidates::Kept* c = list_.begin(row);
-    const Candidates::Kept* const end = list_.end(row);
+    const Candidates::Settled front = settled_[row];
     best_.clear();
-    for (size_t i = 0; i < scored_[row]; ++i, ++c)
-      best_.push_back(scored(row, c->lane, dots_[at + i]));
+    for (size_t i = at; i < at + front.count; ++i)
+      best_.push_back(scored(row, rescore_.class_of(i), dots_[i]));
     double least = sort_best(row);
-    for (; c != end; ++c) {
-      if (list_.upper(*c) < least) continue;
-      best_.push_back(rescored(row, c->lane));
+    if (front.rest >= least) {
+      for (auto* c = list_.begin(row) + front.count; c != list_.end(row); ++c)
+        if (list_.upper(*c) >= least) best_.push_back(rescored(row, t_.order[c->lane]));
       least = sort_best(row);
     }
     for (size_t j = 0; j < std::min(k_, best_.size()); ++j) {
@@ -255,13 +258,34 @@ class Block {
 
   // The k best first; what the k-th of them excludes lies below the result.
   double sort_best(size_t row) {
-    if (best_.size() < k_) return Candidates::kLowest;
-    std::partial_sort(best_.begin(), best_.begin() + k_, best_.end(),
-                      [](const Candidate& a, const Candidate& b) { return better(a, b); });
+    const size_t n = best_.size();
+    if (n < k_) return Candidates::kLowest;
+    if (n <= kMostRanked)
+      rank_best();
+    else
+      std::partial_sort(best_.begin(), best_.begin() + k_, best_.end(), better);
     return in_units(row, best_[k_ - 1].value) - list_.slack(row);
   }
 
-  static constexpr size_t kAhead = 8;  // hits whose candidates are asked for in advance
+  // Few are ranked without a jump that depends on them.
+  void rank_best() {
+    alignas(64) uint64_t keys[kMostRanked] = {}, rank[kMostRanked];
+    const size_t n = best_.size();
+    for (size_t i = 0; i < n; ++i) {
+      const float value = best_[i].value + 0.0f;  // one zero, not two
+      uint32_t bits;
+      std::memcpy(&bits, &value, sizeof bits);
+      bits ^= uint32_t(int32_t(bits) >> 31) | 0x80000000u;  // in the order of the values
+      keys[i] = uint64_t(bits) << 32 | uint32_t(~best_[i].other);
+    }
+    t_.isa.ranks(keys, n, rank);
+    ranked_.resize(n);
+    for (size_t i = 0; i < n; ++i) ranked_[rank[i]] = best_[i];
+    best_.swap(ranked_);
+  }
+
+  // Tiles that stay in the L2 cache together, and hits whose candidates are asked for in advance.
+  static constexpr size_t kTileBytes = size_t(512) << 10, kAhead = 8;
 
   const ScanTables& t_;
   const uint8_t* codes_ = nullptr;
@@ -274,10 +298,10 @@ class Block {
   double eager_ = 0;
   std::vector<RowTerms> terms_;
   std::vector<double> factor_;
-  std::vector<uint32_t> scored_;  // by row: how many of its candidates
+  std::vector<Candidates::Settled> settled_;
   const double* dots_ = nullptr;
   std::vector<Hit> hits_;
-  std::vector<Candidate> best_;
+  std::vector<Candidate> best_, ranked_;
 };
 
 // A call: its rows in blocks of equal shares for the threads.

@@ -29,6 +29,7 @@ const Isa RAYPQ_ISA_OF(RAYPQ_NS) = {
     .scan_rows = RAYPQ_NS::scan_rows,
     .scan_lanes = RAYPQ_NS::scan_lanes,
     .kth_largest = RAYPQ_NS::kth_largest,
+    .ranks = RAYPQ_NS::ranks,
     .moments = RAYPQ_NS::moments,
     .rescore = RAYPQ_NS::rescore,
     .add_parts = RAYPQ_NS::add_parts,

@@ -16,6 +16,7 @@ constexpr int kRoom = 16383;        // largest start value of a 16-bit sum
 constexpr int kNever = 32767;       // a threshold no 16-bit sum reaches
 constexpr size_t kChunk = 256;      // rows that one call of a scan may take
 constexpr size_t kMostCounted = 128;  // values that kth_largest takes
+constexpr size_t kMostRanked = 64;    // keys for which ranks are faster than a sort
 constexpr size_t kCodePad = 64;     // floats after a codebook that a decode may read
 
 // Sub-codebook sizes.
@@ -100,6 +101,9 @@ struct Isa {
   // The k-th largest of n finite values, k ≤ n ≤ kMostCounted, by counting: jumps that nobody
   // foresees cost more. May read up to a multiple of 32 values.
   float (*kth_largest)(const float* values, size_t n, size_t k);
+
+  // How many of n keys are larger than each. Aligned, with room for a multiple of 8.
+  void (*ranks)(const uint64_t* keys, size_t n, uint64_t* rank);
 
   // Mean and variance over the lanes of each hit of offset + sum; offset in the order of its sums.
   void (*moments)(const Hit* hits, size_t n, bool wide, const float* offset, float* mean,

@@ -28,6 +28,8 @@ class Rescore {
 
   void add(uint32_t row, uint32_t t) { row_.push_back(row), class_.push_back(t); }
 
+  uint32_t class_of(size_t pair) const { return class_[pair]; }
+
   // The inner product of each pair added, of rows codes [., M].
   const double* run(const uint8_t* codes) {
     sort_by_class();

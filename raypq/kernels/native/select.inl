@@ -70,4 +70,16 @@ float kth_largest(const float* values, size_t n, size_t k) {
   return result;
 }
 
+typedef uint64_t U64 __attribute__((vector_size(RAYPQ_BYTES), may_alias));
+
+void ranks(const uint64_t* keys, size_t n, uint64_t* rank) {
+  constexpr size_t kEach = kBytes / 8;
+  for (size_t i = 0; i < n; i += kEach) {
+    const U64 x = *reinterpret_cast<const U64*>(keys + i);
+    U64 above = {};
+    for (size_t j = 0; j < n; ++j) above -= (U64)(keys[j] - U64{} > x);
+    *reinterpret_cast<U64*>(rank + i) = above;
+  }
+}
+
 }  // namespace RAYPQ_NS
