@@ -39,7 +39,7 @@ class Block {
  public:
   Block(const ScanTables& tables, size_t rows, size_t k)
       : t_(tables), k_(k), list_(tables.isa, rows, k), forecast_(tables, rows), rescore_(tables),
-        terms_(rows), factor_(rows), settled_(rows), hits_(kChunk + kAhead) {}
+        terms_(rows), factor_(rows), settled_(rows), hits_(2 * (kChunk + kAhead)) {}
 
   // Answers rows codes [n, M]. kForecast: by ``trend``. kKnown: the answer has what is known of the
   // k-th best scores.
@@ -112,38 +112,48 @@ class Block {
     for (size_t first = 0; first < n_; first += kChunk) {
       const size_t n = std::min(kChunk, n_ - first);
       if (raise) list_.sweep(first, first + n);
-      for (size_t i = tile; i < last; ++i) scan_chunk(i, first, n, all);
+      for (size_t i = tile; i < last;) i += scan_chunk(i, last, first, n, all);
     }
   }
 
-  void scan_chunk(size_t tile, size_t first, size_t n, bool all) {
+  // A tile, or two where a pair of them leaves room in the cache; how many.
+  size_t scan_chunk(size_t tile, size_t last, size_t first, size_t n, bool all) {
     const Shape& shape = t_.source.shape;
-    const size_t lanes = tile * kLanes;
-    int32_t threshold[kChunk];
-    t_.isa.thresholds(list_.target() + first, factor_.data() + first, n, t_.tile_extra[tile],
-                      t_.tile_base[tile] + t_.tile_error[tile], 1.0 / t_.unit[lanes], t_.limit,
-                      threshold);
-    const size_t found =
-        t_.isa.scan_rows(shape, t_.top, t_.table(tile), t_.start.data() + lanes,
-                         codes_ + first * shape.M, n, threshold, hits_.data());
+    const size_t count = tile + 1 < last && 2 * t_.tile_bytes() <= kPairBytes ? 2 : 1;
+    const uint8_t* codes = codes_ + first * shape.M;
+    int32_t threshold[2][kChunk];
+    for (size_t i = 0; i < count; ++i)
+      t_.isa.thresholds(list_.target() + first, factor_.data() + first, n, t_.tile_extra[tile + i],
+                        t_.tile_base[tile + i] + t_.tile_error[tile + i],
+                        1.0 / t_.unit[(tile + i) * kLanes], t_.limit, threshold[i]);
+    Hit* const hits[2] = {hits_.data(), hits_.data() + kChunk + kAhead};
+    size_t found[2];
+    const int32_t* start = t_.start.data() + tile * kLanes;
+    if (count == 2) {
+      const int32_t* const both[2] = {threshold[0], threshold[1]};
+      t_.isa.scan_two(shape, t_.top, t_.table(tile), start, codes, n, both, hits, found);
+    } else {
+      found[0] = t_.isa.scan_rows(shape, t_.top, t_.table(tile), start, codes, n, threshold[0],
+                                  hits[0]);
+    }
     if (all && t_.lanes(0) == kLanes && list_.fits(first, kLanes) && shape.M <= kNarrow)
-      keep_all(first, found);
+      keep_all(first, found[0]);
     else
-      keep(tile, first, found);
+      for (size_t i = 0; i < count; ++i) keep(tile + i, first, hits[i], found[i]);
+    return count;
   }
 
-  void keep(size_t tile, size_t first, size_t found) {
+  void keep(size_t tile, size_t first, Hit* hit, size_t found) {
     const size_t lanes = tile * kLanes;
     const bool wide = t_.source.shape.M > kNarrow;
     const double *base = t_.base.data() + lanes, *extra = t_.extra.data() + lanes;
     const double unit = t_.unit[lanes], guess = guess_[tile];
     const uint64_t real = ~uint64_t(0) >> (kLanes - t_.lanes(tile));
-    if (~real) found = drop_padding(found, real);
+    if (~real) found = drop_padding(hit, found, real);
     // The lanes of all hits in one loop: how many a hit has is a surprise to the branch predictor.
-    const Hit* hit = hits_.data();
     const Hit* const end = hit + found;
-    hits_[found].lanes = 0;
-    for (size_t i = 0; i < kAhead; ++i) hits_[found + i].row = 0;
+    hit[found].lanes = 0;
+    for (size_t i = 0; i < kAhead; ++i) hit[found + i].row = 0;
     for (uint64_t left = hit->lanes; hit != end;) {
       const size_t lane = size_t(__builtin_ctzll(left)), row = first + hit->row;
       list_.prefetch_end(first + hit[kAhead].row);
@@ -178,10 +188,10 @@ class Block {
   }
 
   // The last tile may have lanes that are no class.
-  size_t drop_padding(size_t found, uint64_t real) {
+  static size_t drop_padding(Hit* hits, size_t found, uint64_t real) {
     size_t left = 0;
     for (size_t h = 0; h < found; ++h)
-      if (hits_[h].lanes &= real) hits_[left++] = hits_[h];
+      if (hits[h].lanes &= real) hits[left++] = hits[h];
     return left;
   }
 
@@ -284,8 +294,9 @@ class Block {
     best_.swap(ranked_);
   }
 
-  // Tiles that stay in the L2 cache together, and hits whose candidates are asked for in advance.
-  static constexpr size_t kTileBytes = size_t(512) << 10, kAhead = 8;
+  // Tiles that stay in the L2 cache together; a pair that is scanned at once; hits whose candidates
+  // are asked for in advance.
+  static constexpr size_t kTileBytes = size_t(512) << 10, kPairBytes = size_t(384) << 10, kAhead = 8;
 
   const ScanTables& t_;
   const uint8_t* codes_ = nullptr;

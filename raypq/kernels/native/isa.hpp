@@ -98,6 +98,12 @@ struct Isa {
   size_t (*scan_lanes)(const Shape& shape, int top, const uint8_t* table, const uint8_t* codes,
                        size_t n, const int32_t* threshold, Hit* hits);
 
+  // scan_rows of two tiles that follow each other, with thresholds and hits for each. In few
+  // sub-codebooks that is faster: a code is looked at once, and there is more to do meanwhile.
+  void (*scan_two)(const Shape& shape, int top, const uint8_t* table, const int32_t* start,
+                   const uint8_t* codes, size_t n, const int32_t* const* thresholds,
+                   Hit* const* hits, size_t* found);
+
   // The k-th largest of n finite values, k ≤ n ≤ kMostCounted, by counting: jumps that nobody
   // foresees cost more. May read up to a multiple of 32 values.
   float (*kth_largest)(const float* values, size_t n, size_t k);
