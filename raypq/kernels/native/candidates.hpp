@@ -42,7 +42,7 @@ class Candidates {
   static size_t bytes(size_t k) { return room(k) * sizeof(Kept); }
 
   Candidates(const Isa& isa, size_t rows, size_t k)
-      : isa_(isa), k_(k), room_(room(k)), state_(rows), kept_(rows * room_),
+      : isa_(isa), k_(k), room_(room(k)), count_(rows), left_(rows), kept_(rows * room_),
         target_(rows, kLowest), slack_(rows), values_(room_) {}
 
   // reach[tile]: how far an upper bound may lie above a lower one.
@@ -50,7 +50,7 @@ class Candidates {
 
   // Forgets a row's candidates. What cannot reach ``target`` is not asked for.
   void reset(size_t row, double slack, double target) {
-    state_[row] = {0, 0};
+    count_[row] = left_[row] = 0;
     target_[row] = target;
     slack_[row] = slack;
   }
@@ -59,7 +59,7 @@ class Candidates {
   const double* target() const { return target_.data(); }
   double slack(size_t row) const { return slack_[row]; }
 
-  size_t count(size_t row) const { return state_[row].count; }
+  size_t count(size_t row) const { return count_[row]; }
   Kept* begin(size_t row) const { return kept_.data() + row * room_; }
   Kept* end(size_t row) const { return begin(row) + count(row); }
 
@@ -68,7 +68,7 @@ class Candidates {
 
   // Whether it has room for n more; they go to its end.
   bool fits(size_t row, size_t n) const { return count(row) + n < room_; }
-  void grow(size_t row, size_t n) { state_[row].count += uint32_t(n); }
+  void grow(size_t row, size_t n) { count_[row] += uint32_t(n); }
 
   // Asks for the place of the next push, or for all candidates.
   void prefetch_end(size_t row) const { __builtin_prefetch(end(row), 1); }
@@ -80,37 +80,36 @@ class Candidates {
   // exact scores as lower bounds.
   template <class Resolve>
   void push(size_t row, Kept c, Resolve&& resolve) {
-    State& s = state_[row];
-    begin(row)[s.count] = c;
-    if (__builtin_expect(++s.count < room_, 1)) return;
+    uint32_t& count = count_[row];
+    begin(row)[count] = c;
+    if (__builtin_expect(++count < room_, 1)) return;
     compact(row);
-    if (s.count <= room_ - room_ / 8) return;
+    if (count <= room_ - room_ / 8) return;
     resolve(row);
-    s.count = uint32_t(k_);
+    count = uint32_t(k_);
   }
 
   // Raises the thresholds of rows [first, last) that have new candidates.
   void sweep(size_t first, size_t last) {
     for (size_t row = first; row < last; ++row) {
       if (row + kAhead < last) prefetch(row + kAhead);
-      const State& s = state_[row];
-      if (s.count >= std::max<size_t>(k_, s.left + kFew)) compact(row);
+      if (count(row) >= std::max<size_t>(k_, left_[row] + kFew)) compact(row);
     }
   }
 
   // Raises theta and drops what it excludes.
   void compact(size_t row) {
-    State& s = state_[row];
-    if (s.count >= k_) target_[row] = std::max(target_[row], theta(row) - slack_[row]);
+    const size_t n = count(row);
+    if (n >= k_) target_[row] = std::max(target_[row], theta(row) - slack_[row]);
     const double bar = target_[row];
     Kept* const kept = begin(row);
     size_t left = 0;
-    for (size_t i = 0; i < s.count; ++i) {  // as moves, not jumps: which ones stay is a surprise
+    for (size_t i = 0; i < n; ++i) {  // as moves, not jumps: which ones stay is a surprise
       const Kept c = kept[i];
       kept[left] = c;
       left += upper(c) >= bar;
     }
-    s.count = s.left = uint32_t(left);
+    count_[row] = left_[row] = uint32_t(left);
   }
 
   // How many stand in front, and the largest upper bound of the others.
@@ -141,10 +140,6 @@ class Candidates {
  private:
   static constexpr size_t kFew = 3;  // not worth a look
 
-  struct State {
-    uint32_t count, left;  // candidates, and how many the last look left
-  };
-
   // The k-th best lower bound.
   double theta(size_t row) {
     const size_t n = count(row);
@@ -158,7 +153,7 @@ class Candidates {
 
   const Isa& isa_;
   size_t k_, room_;
-  std::vector<State> state_;
+  std::vector<uint32_t> count_, left_;  // candidates, and how many the last look left
   Array<Kept> kept_;  // [rows][room]
   std::vector<double> target_, slack_, reach_;
   Array<float> values_;

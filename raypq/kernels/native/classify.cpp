@@ -296,7 +296,7 @@ class Block {
 
   // Tiles that stay in the L2 cache together; a pair that is scanned at once; hits whose candidates
   // are asked for in advance.
-  static constexpr size_t kTileBytes = size_t(512) << 10, kPairBytes = size_t(384) << 10, kAhead = 8;
+  static constexpr size_t kTileBytes = size_t(640) << 10, kPairBytes = size_t(384) << 10, kAhead = 8;
 
   const ScanTables& t_;
   const uint8_t* codes_ = nullptr;
