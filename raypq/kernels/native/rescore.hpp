@@ -52,7 +52,7 @@ class Rescore {
   }
 
  private:
-  static constexpr size_t kBatch = 4096, kPassBytes = size_t(512) << 10;
+  static constexpr size_t kBatch = 16384, kPassBytes = size_t(256) << 10;
 
   void sort_by_class() {
     const size_t n = size(), T = t_.source.T;
