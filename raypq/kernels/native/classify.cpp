@@ -80,7 +80,7 @@ class Block {
                          ? t_.tile_error[tile]
                          : std::min(3 * deviation + t_.unit[tile * kLanes], t_.tile_error[tile]);
       reach[tile] = guess_[tile] + t_.tile_error[tile];
-      eager_ = std::min(eager_, std::max(0.0, guess_[tile] - 2 * deviation));
+      eager_ = std::min(eager_, std::max(0.0, guess_[tile] - deviation));
     }
     list_.restart(std::move(reach));
     for (size_t i = 0; i < n_; ++i) {

@@ -93,7 +93,7 @@ class Forecast {
 
  private:
   // One tile of kApart is sampled, kMost at most; the share of rows that may be scanned again.
-  static constexpr size_t kApart = 48, kMost = 4;
+  static constexpr size_t kApart = 40, kMost = 8;
   static constexpr double kWrong = 0.001;
 
   void add(size_t tile, const uint8_t* codes, const double* factor, size_t n) {
