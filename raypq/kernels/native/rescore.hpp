@@ -74,12 +74,15 @@ class Rescore {
     std::fill_n(sums_.data(), n, Lanes{});
     for (size_t m = 0; m < s.shape.M; m += parts_) {
       const Shape parts{std::min(parts_, s.shape.M - m), s.shape.K, s.shape.d};
-      for (size_t t = first; t < last; ++t)
+      const float* w = s.W + first * s.shape.D() + m * s.shape.d;
+      for (size_t t = first; t < last; ++t, w += s.shape.D()) {
+        if (t + 1 < last)  // pieces too short for the hardware to foresee
+          for (size_t j = 0; j < parts.D(); j += 16) __builtin_prefetch(w + s.shape.D() + j);
         if (const size_t count = begin_[t + 1] - begin_[t])
           t_.isa.add_parts(parts, t_.codebooks.data() + m * s.shape.K * s.shape.d, codes + m,
-                           s.shape.M, sorted_.data() + begin_[t], count,
-                           s.W + t * s.shape.D() + m * s.shape.d, scratch_.data(),
+                           s.shape.M, sorted_.data() + begin_[t], count, w, scratch_.data(),
                            sums_.data() + (begin_[t] - from));
+      }
     }
     for (size_t i = 0; i < n; ++i) dot_[into_[from + i]] = sums_[i].total();
   }
