@@ -39,7 +39,9 @@ class Block {
  public:
   Block(const ScanTables& tables, size_t rows, size_t k)
       : t_(tables), k_(k), list_(tables.isa, rows, k), forecast_(tables, rows), rescore_(tables),
-        terms_(rows), factor_(rows), settled_(rows), hits_(2 * (kChunk + kAhead)) {}
+        terms_(rows), factor_(rows), settled_(rows), hits_(2 * (kChunk + kAhead)) {
+    for (double x : t_.extra) biased_ |= x != 0;
+  }
 
   // Answers rows codes [n, M]. kForecast: by ``trend``. kKnown: the answer has what is known of the
   // k-th best scores.
@@ -157,7 +159,8 @@ class Block {
     for (uint64_t left = hit->lanes; hit != end;) {
       const size_t lane = size_t(__builtin_ctzll(left)), row = first + hit->row;
       list_.prefetch_end(first + hit[kAhead].row);
-      const double value = base[lane] + unit * hit->sum(lane, wide) + extra[lane] * factor_[row];
+      const double factor = biased_ ? factor_[row] : 0.0;  // rows come in no order: not for nothing
+      const double value = base[lane] + unit * hit->sum(lane, wide) + extra[lane] * factor;
       list_.push(row, {float(value - guess), uint32_t(lanes + lane)},
                  [this](size_t i) { resolve(i); });
       left &= left - 1;
@@ -303,7 +306,7 @@ class Block {
   size_t n_ = 0, k_;
   Candidates list_;
   Forecast forecast_;
-  bool sampled_ = false;
+  bool sampled_ = false, biased_ = false;
   Rescore rescore_;
   std::vector<double> guess_;  // by tile
   double eager_ = 0;

@@ -206,15 +206,22 @@ void scan_two(const Shape& shape, int top, const uint8_t* table, const int32_t* 
   found[0] = first, found[1] = second;
 }
 
-void thresholds(const double* target, const double* factor, size_t n, double extra, double base,
-                double inverse, int32_t limit, int32_t* out) {
+template <bool kExtra>
+inline void thresholds_of(const double* target, const double* factor, size_t n, double extra,
+                          double base, double inverse, int32_t limit, int32_t* out) {
   const double most = limit;
   for (size_t i = 0; i < n; ++i) {
-    double x = (target[i] - factor[i] * extra - base) * inverse;
+    double x = ((kExtra ? target[i] - factor[i] * extra : target[i]) - base) * inverse;
     x = x > 0.0 ? x : 0.0;  // not a number: everything passes
     x = x < most ? x : most;
     out[i] = int32_t(x);
   }
+}
+
+void thresholds(const double* target, const double* factor, size_t n, double extra, double base,
+                double inverse, int32_t limit, int32_t* out) {
+  const auto chosen = extra == 0.0 ? thresholds_of<false> : thresholds_of<true>;
+  chosen(target, factor, n, extra, base, inverse, limit, out);
 }
 
 }  // namespace RAYPQ_NS
