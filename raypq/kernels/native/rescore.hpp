@@ -76,7 +76,7 @@ class Rescore {
       const Shape parts{std::min(parts_, s.shape.M - m), s.shape.K, s.shape.d};
       const float* w = s.W + first * s.shape.D() + m * s.shape.d;
       for (size_t t = first; t < last; ++t, w += s.shape.D()) {
-        if (t + 1 < last)  // pieces too short for the hardware to foresee
+        if (t + 1 < last && begin_[t + 2] > begin_[t + 1])  // too short for the hardware to foresee
           for (size_t j = 0; j < parts.D(); j += 16) __builtin_prefetch(w + s.shape.D() + j);
         if (const size_t count = begin_[t + 1] - begin_[t])
           t_.isa.add_parts(parts, t_.codebooks.data() + m * s.shape.K * s.shape.d, codes + m,
