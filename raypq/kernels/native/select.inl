@@ -7,7 +7,7 @@ template <class Sum>
 inline void moments_of(const Sum* sums, const float* offset, float* mean, float* variance) {
   F32 total = {}, squares = {};
   for (size_t i = 0; i < kLanes; i += kFloats) {
-    F32 x;
+    F32 x = {};
     for (size_t e = 0; e < kFloats; ++e) x[e] = float(int32_t(sums[i + e]));
     x += *reinterpret_cast<const F32*>(offset + i);
     total += x;
