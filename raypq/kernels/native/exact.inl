@@ -69,18 +69,15 @@ inline void spread_weights(const Shape& shape, const float* w, double* out) {
   }
 }
 
-// The codewords of the rows after these are asked for meanwhile: a codebook fills the L2 cache.
 template <size_t kRows>
 inline void part_dots(const Shape& shape, const float* C, const uint8_t* const* codes,
-                      const uint8_t* const* next, size_t ahead, const double* w, Double8* sums) {
+                      const double* w, Double8* sums) {
   const size_t d = shape.d;
   Double8 sum[kRows];
   for (size_t r = 0; r < kRows; ++r) sum[r] = sums[r];
   for (size_t m = 0, front = 0; m < shape.M; ++m, C += shape.K * d) {
     const float* c[kRows];
     for (size_t r = 0; r < kRows; ++r) c[r] = C + size_t(codes[r][m]) * d - front;
-    for (size_t r = 0; r < ahead; ++r)
-      for (size_t j = 0; j < d; j += 16) __builtin_prefetch(C + size_t(next[r][m]) * d + j);
     const size_t length = (front + d + 7) & ~size_t(7);
     for (size_t j = 0; j < length; j += 8) {
       Double8 x = *reinterpret_cast<const Double8*>(w + j);
@@ -97,21 +94,17 @@ inline void long_parts(const Shape& shape, const float* C, const uint8_t* codes,
                        Double8* sums) {
   constexpr size_t kRows = 4, kAhead = 16;
   spread_weights(shape, w, scratch);
-  const uint8_t* of[2][kRows] = {};
-  size_t count = n < kRows ? n : kRows;
-  for (size_t r = 0; r < count; ++r) of[0][r] = codes + size_t(rows[r]) * stride;
-  for (size_t i = 0, now = 0; i < n; i += kRows, now ^= 1) {
-    const size_t left = n - i - count, ahead = left < kRows ? left : kRows;
-    for (size_t r = 0; r < ahead; ++r)
-      of[now ^ 1][r] = codes + size_t(rows[i + count + r]) * stride;
+  for (size_t i = 0; i < n; i += kRows) {
+    const size_t count = n - i < kRows ? n - i : kRows;
+    const uint8_t* of[kRows];
+    for (size_t r = 0; r < count; ++r) of[r] = codes + size_t(rows[i + r]) * stride;
     for (size_t r = i + kAhead; r < n && r < i + kAhead + kRows; ++r)
       __builtin_prefetch(codes + size_t(rows[r]) * stride);
     auto dot = count == 1   ? part_dots<1>
                : count == 2 ? part_dots<2>
                : count == 3 ? part_dots<3>
                             : part_dots<4>;
-    dot(shape, C, of[now], of[now ^ 1], ahead, scratch, sums + i);
-    count = ahead;
+    dot(shape, C, of, scratch, sums + i);
   }
 }
 
