@@ -66,8 +66,9 @@ def topk_per_code(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k best classes of each code; equal to ``reference.topk_per_code``.
 
-    Large blocks are best: the tables (M·K·T bytes) stream through the cache once for every 16,384
-    codes of a thread.
+    Large blocks are best: the tables (M·K·T bytes) stream through the cache once for every 65,536
+    codes of a thread. Calls with the same tables learn from each other how high the k-th best
+    scores of such codes are; only their speed depends on it.
     """
     return _scan(B, tables, (len(B), min(k, tables.T)), False, threads, isa)
 

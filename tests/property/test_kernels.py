@@ -236,6 +236,49 @@ def test_a_wrong_guess_is_found_out(path: str) -> None:
     assert native.prepare(tables, across_rows=False, isa=path).rescans == len(B)
 
 
+@pytest.mark.parametrize("path", native.isas())
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("M", "N"), [(6, 8_300), (130, 400)])
+def test_forecast_thresholds(path: str, metric: Metric, M: int, N: int) -> None:
+    # Enough rows that the first of them tell where the others' thresholds begin, or that the second
+    # call knows it from the first; some have no length, and many classes score the same.
+    rng = np.random.default_rng(12)
+    K, d, T = 16, 2, 701
+    C = rng.standard_normal((M, K, d)).astype(np.float32)
+    C[:, 0] = 0
+    V = rng.standard_normal((T, M * d)).astype(np.float32)
+    V[1::9] = V[0]
+    B = rng.integers(0, K, (N, M)).astype(np.uint8)
+    B[5::100] = 0
+    tables = kernels.build_tables(C, V, rng.standard_normal(T), metric)
+    score, best = reference.topk_per_code(B, tables, 10)
+    for n in (N, 301):
+        same(run(path, "topk_per_code", B[:n], tables, 10), (score[:n], best[:n]))
+    for k in (1, 300):
+        wanted = reference.topk_per_code(B[:257], tables, k)
+        for _ in range(2):
+            same(run(path, "topk_per_code", B[:257], tables, k), wanted)
+
+
+@pytest.mark.parametrize("path", native.isas())
+def test_a_wrong_forecast_is_found_out(path: str) -> None:
+    # Codewords 0 to 7 lie at a few classes, 8 to 15 at none: what is seen of the first kind of rows
+    # promises far more than the second has.
+    rng = np.random.default_rng(13)
+    M, K, d, T, near = 8, 16, 4, 1_000, 20
+    V = rng.standard_normal((T, M, d)).astype(np.float32)
+    C = rng.standard_normal((M, K, d)).astype(np.float32)
+    C[:, :8] = 3 * V[0].reshape(M, 1, d) + 0.01 * C[:, :8]
+    V[:near] = V[0] + 0.01 * V[:near]
+    tables = kernels.build_tables(C, V.reshape(T, -1), None, "dot")
+    made = native.prepare(tables, across_rows=False, isa=path)
+    for low, few in ((0, True), (8, False)):
+        B = rng.integers(low, low + 8, (400, M)).astype(np.uint8)
+        before = made.rescans
+        same(run(path, "topk_per_code", B, tables, 10), reference.topk_per_code(B, tables, 10))
+        assert (made.rescans - before < 40) == few
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_any_float_and_layout(path: str, dtype: Any) -> None:

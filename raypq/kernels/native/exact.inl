@@ -29,14 +29,11 @@ inline Double8 widen(const float* x) {
 #endif
 }
 
-inline double add_lanes(Double8 s) {
-  return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-}
-
 // kRows rows at once: one sum alone would wait for each addition before the next.
 template <size_t kRows>
-inline void dots(const float* q, size_t stride, const float* w, size_t D, double* out) {
-  Double8 sum[kRows] = {};
+inline void dots(const float* q, size_t stride, const float* w, size_t D, Double8* sums) {
+  Double8 sum[kRows];
+  for (size_t r = 0; r < kRows; ++r) sum[r] = sums[r];
   const size_t whole = D & ~size_t(7);
   for (size_t j = 0; j < whole; j += 8) {
     Double8 x = widen(w + j);
@@ -50,7 +47,7 @@ inline void dots(const float* q, size_t stride, const float* w, size_t D, double
       sum[r] += widen(part) * widen(rest);
     }
   }
-  for (size_t r = 0; r < kRows; ++r) out[r] = add_lanes(sum[r]);
+  for (size_t r = 0; r < kRows; ++r) sums[r] = sum[r];
 }
 
 // Long parts need no copy of the row: the codewords are read where they are, in steps of eight that
@@ -72,17 +69,15 @@ inline void spread_weights(const Shape& shape, const float* w, double* out) {
   }
 }
 
-// The codewords of the rows after these are asked for meanwhile: the codebooks fill the L2 cache.
 template <size_t kRows>
 inline void part_dots(const Shape& shape, const float* C, const uint8_t* const* codes,
-                      const uint8_t* const* next, size_t ahead, const double* w, double* out) {
+                      const double* w, Double8* sums) {
   const size_t d = shape.d;
-  Double8 sum[kRows] = {};
+  Double8 sum[kRows];
+  for (size_t r = 0; r < kRows; ++r) sum[r] = sums[r];
   for (size_t m = 0, front = 0; m < shape.M; ++m, C += shape.K * d) {
     const float* c[kRows];
     for (size_t r = 0; r < kRows; ++r) c[r] = C + size_t(codes[r][m]) * d - front;
-    for (size_t r = 0; r < ahead; ++r)
-      for (size_t j = 0; j < d; j += 16) __builtin_prefetch(C + size_t(next[r][m]) * d + j);
     const size_t length = (front + d + 7) & ~size_t(7);
     for (size_t j = 0; j < length; j += 8) {
       Double8 x = *reinterpret_cast<const Double8*>(w + j);
@@ -91,49 +86,64 @@ inline void part_dots(const Shape& shape, const float* C, const uint8_t* const* 
     w += length;
     front = (front + d) % 8;
   }
-  for (size_t r = 0; r < kRows; ++r) out[r] = add_lanes(sum[r]);
+  for (size_t r = 0; r < kRows; ++r) sums[r] = sum[r];
 }
 
-inline void rescore_parts(const Shape& shape, const float* C, const uint8_t* codes,
-                          const uint32_t* rows, size_t n, const float* w, double* scratch,
-                          double* out) {
+inline void long_parts(const Shape& shape, const float* C, const uint8_t* codes, size_t stride,
+                       const uint32_t* rows, size_t n, const float* w, double* scratch,
+                       Double8* sums) {
   constexpr size_t kRows = 4, kAhead = 16;
   spread_weights(shape, w, scratch);
-  const uint8_t* of[2][kRows] = {};
-  size_t count = n < kRows ? n : kRows;
-  for (size_t r = 0; r < count; ++r) of[0][r] = codes + size_t(rows[r]) * shape.M;
-  for (size_t i = 0, now = 0; i < n; i += kRows, now ^= 1) {
-    const size_t left = n - i - count, ahead = left < kRows ? left : kRows;
-    for (size_t r = 0; r < ahead; ++r)
-      of[now ^ 1][r] = codes + size_t(rows[i + count + r]) * shape.M;
+  for (size_t i = 0; i < n; i += kRows) {
+    const size_t count = n - i < kRows ? n - i : kRows;
+    const uint8_t* of[kRows];
+    for (size_t r = 0; r < count; ++r) of[r] = codes + size_t(rows[i + r]) * stride;
     for (size_t r = i + kAhead; r < n && r < i + kAhead + kRows; ++r)
-      __builtin_prefetch(codes + size_t(rows[r]) * shape.M);
+      __builtin_prefetch(codes + size_t(rows[r]) * stride);
     auto dot = count == 1   ? part_dots<1>
                : count == 2 ? part_dots<2>
                : count == 3 ? part_dots<3>
                             : part_dots<4>;
-    dot(shape, C, of[now], of[now ^ 1], ahead, scratch, out + i);
-    count = ahead;
+    dot(shape, C, of, scratch, sums + i);
   }
 }
 
-void rescore(const Shape& shape, const float* C, const uint8_t* codes, const uint32_t* rows,
-             size_t n, const float* w, float* scratch, double* out) {
-  if (shape.d >= kLongPart)
-    return rescore_parts(shape, C, codes, rows, n, w, reinterpret_cast<double*>(scratch), out);
+inline void short_parts(const Shape& shape, const float* C, const uint8_t* codes, size_t stride,
+                        const uint32_t* rows, size_t n, const float* w, float* scratch,
+                        Double8* sums) {
   constexpr size_t kRows = 4;
-  const size_t D = shape.D(), stride = D + kCodePad;
+  const size_t D = shape.D(), room = D + kCodePad;
   for (size_t i = 0; i < n; i += kRows) {
     const size_t count = n - i < kRows ? n - i : kRows;
     for (size_t r = 0; r < count; ++r)
-      decode(shape, C, codes + size_t(rows[i + r]) * shape.M, scratch + r * stride);
+      decode(shape, C, codes + size_t(rows[i + r]) * stride, scratch + r * room);
     for (size_t r = i + count; r < n && r < i + 2 * kRows; ++r)
-      prefetch(shape, C, codes + size_t(rows[r]) * shape.M);
+      prefetch(shape, C, codes + size_t(rows[r]) * stride);
     auto dot = count == 1   ? dots<1>
                : count == 2 ? dots<2>
                : count == 3 ? dots<3>
                             : dots<4>;
-    dot(scratch, stride, w, D, out + i);
+    dot(scratch, room, w, D, sums + i);
+  }
+}
+
+void add_parts(const Shape& parts, const float* C, const uint8_t* codes, size_t stride,
+               const uint32_t* rows, size_t n, const float* w, float* scratch, Lanes* sums) {
+  Double8* into = reinterpret_cast<Double8*>(sums);
+  if (parts.d >= kLongPart)
+    long_parts(parts, C, codes, stride, rows, n, w, reinterpret_cast<double*>(scratch), into);
+  else
+    short_parts(parts, C, codes, stride, rows, n, w, scratch, into);
+}
+
+void rescore(const Shape& shape, const float* C, const uint8_t* codes, const uint32_t* rows,
+             size_t n, const float* w, float* scratch, double* out) {
+  constexpr size_t kTogether = 64;
+  for (size_t i = 0; i < n; i += kTogether) {
+    const size_t count = n - i < kTogether ? n - i : kTogether;
+    Lanes sums[kTogether] = {};
+    add_parts(shape, C, codes, shape.M, rows + i, count, w, scratch, sums);
+    for (size_t r = 0; r < count; ++r) out[i + r] = sums[r].total();
   }
 }
 

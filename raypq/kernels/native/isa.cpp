@@ -28,9 +28,13 @@ const Isa RAYPQ_ISA_OF(RAYPQ_NS) = {
     .thresholds = RAYPQ_NS::thresholds,
     .scan_rows = RAYPQ_NS::scan_rows,
     .scan_lanes = RAYPQ_NS::scan_lanes,
+    .scan_two = RAYPQ_NS::scan_two,
     .kth_largest = RAYPQ_NS::kth_largest,
     .near_kth = RAYPQ_NS::near_kth,
+    .ranks = RAYPQ_NS::ranks,
+    .moments = RAYPQ_NS::moments,
     .rescore = RAYPQ_NS::rescore,
+    .add_parts = RAYPQ_NS::add_parts,
 };
 
 }  // namespace raypq

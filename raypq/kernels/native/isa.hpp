@@ -16,6 +16,7 @@ constexpr int kRoom = 16383;        // largest start value of a 16-bit sum
 constexpr int kNever = 32767;       // a threshold no 16-bit sum reaches
 constexpr size_t kChunk = 256;      // rows that one call of a scan may take
 constexpr size_t kMostCounted = 128;  // values that kth_largest takes
+constexpr size_t kMostRanked = 64;    // keys for which ranks are faster than a sort
 constexpr size_t kCodePad = 64;     // floats after a codebook that a decode may read
 
 // Sub-codebook sizes.
@@ -30,13 +31,27 @@ struct Shape {
 struct Hit {
   uint64_t lanes;
   uint32_t row;
-  union {
+  union alignas(64) {
     uint16_t narrow[kLanes];  // up to kNarrow sub-codebooks: the even lanes, then the odd ones
     uint32_t wide[kLanes];
   };
 
+  // Where a lane's sum stands.
+  static size_t place(size_t lane, bool is_wide) {
+    return is_wide ? lane : lane % 2 * (kLanes / 2) + lane / 2;
+  }
   uint32_t sum(size_t lane, bool is_wide) const {
-    return is_wide ? wide[lane] : narrow[lane % 2 * (kLanes / 2) + lane / 2];
+    return is_wide ? wide[lane] : narrow[place(lane, false)];
+  }
+};
+
+// The canonical order of a score's sum: lane l adds the dimensions l, l+8, … up, in their order.
+struct alignas(64) Lanes {
+  double lane[8];
+
+  __attribute__((always_inline)) double total() const {
+    const double* s = lane;
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
   }
 };
 
@@ -77,11 +92,17 @@ struct Isa {
 
   // Rows of codes [n, M], n ≤ kChunk, against one tile: every lane whose start + Σ_m table entry
   // reaches threshold[row] (scan_rows) or threshold[lane] (scan_lanes); returns the number of hits,
-  // at most n.
+  // at most n. scan_rows may write one hit more.
   size_t (*scan_rows)(const Shape& shape, int top, const uint8_t* table, const int32_t* start,
                       const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits);
   size_t (*scan_lanes)(const Shape& shape, int top, const uint8_t* table, const uint8_t* codes,
                        size_t n, const int32_t* threshold, Hit* hits);
+
+  // scan_rows of two tiles that follow each other, with thresholds and hits for each. In few
+  // sub-codebooks that is faster: a code is looked at once, and there is more to do meanwhile.
+  void (*scan_two)(const Shape& shape, int top, const uint8_t* table, const int32_t* start,
+                   const uint8_t* codes, size_t n, const int32_t* const* thresholds,
+                   Hit* const* hits, size_t* found);
 
   // The k-th largest of n finite values, k ≤ n ≤ kMostCounted, by counting: jumps that nobody
   // foresees cost more. May read up to a multiple of 32 values.
@@ -91,9 +112,21 @@ struct Isa {
   // between ``least``, which is known to be such a bound, and the largest. n is a multiple of 32.
   float (*near_kth)(const float* values, size_t n, size_t k, float least);
 
+  // How many of n keys are larger than each. Aligned, with room for a multiple of 8.
+  void (*ranks)(const uint64_t* keys, size_t n, uint64_t* rank);
+
+  // Mean and variance over the lanes of each hit of offset + sum; offset in the order of its sums.
+  void (*moments)(const Hit* hits, size_t n, bool wide, const float* offset, float* mean,
+                  float* variance);
+
   // ⟨q_i, w⟩ of the rows listed, in the canonical order, float64. scratch: 4·(D + kCodePad).
   void (*rescore)(const Shape& shape, const float* C, const uint8_t* codes, const uint32_t* rows,
                   size_t n, const float* w, float* scratch, double* out);
+
+  // The same of some sub-codebooks only: adds their products to the sums of rows[i]. C, codes and w
+  // point at the first of them, which begins at a dimension of lane 0; a code has stride bytes.
+  void (*add_parts)(const Shape& parts, const float* C, const uint8_t* codes, size_t stride,
+                    const uint32_t* rows, size_t n, const float* w, float* scratch, Lanes* sums);
 };
 
 extern const Isa isa_baseline;

@@ -25,18 +25,39 @@ inline void add(Sums& sums, size_t p, U8 bytes) {
   sums.odd[p] += pairs >> 8;
 }
 
-template <bool kPairs>
-__attribute__((always_inline)) inline void gather(Sums& sums, const uint8_t* table, size_t step,
-                                                  const uint8_t* code, size_t M) {
-  size_t m = 0;
-  for (; kPairs && m + 2 <= M; m += 2, table += 2 * step) {
-    const uint8_t* first = table + size_t(code[m]) * kLanes;
-    const uint8_t* second = table + step + size_t(code[m + 1]) * kLanes;
-    for (size_t p = 0; p < kParts; ++p) add(sums, p, line(first, p) + line(second, p));
-  }
-  for (; m < M; ++m, table += step)
+// Adds the lines of one code in each of kTiles tiles, which lie ``apart``.
+template <size_t kTiles>
+__attribute__((always_inline)) inline void add_line(Sums* sums, const uint8_t* first, size_t apart) {
+  for (size_t t = 0; t < kTiles; ++t)
+    for (size_t p = 0; p < kParts; ++p) add(sums[t], p, line(first + t * apart, p));
+}
+
+// The same of two codes.
+template <size_t kTiles>
+__attribute__((always_inline)) inline void add_pair(Sums* sums, const uint8_t* first,
+                                                    const uint8_t* second, size_t apart) {
+  for (size_t t = 0; t < kTiles; ++t)
     for (size_t p = 0; p < kParts; ++p)
-      add(sums, p, line(table + size_t(code[m]) * kLanes, p));
+      add(sums[t], p, line(first + t * apart, p) + line(second + t * apart, p));
+}
+
+// Eight lines in a step: a loop of M steps would end at a jump that is foreseen too rarely, and
+// the next row's loads would wait for it.
+template <bool kPairs, size_t kTiles = 1>
+__attribute__((always_inline)) inline void gather(Sums* sums, const uint8_t* table, size_t step,
+                                                  size_t apart, const uint8_t* code, size_t M) {
+  constexpr size_t kTogether = 8 / kTiles;
+  auto at = [&](size_t m, size_t j) { return table + j * step + size_t(code[m + j]) * kLanes; };
+  size_t m = 0;
+  for (; m + kTogether <= M; m += kTogether, table += kTogether * step)
+    for (size_t j = 0; j < kTogether; j += kPairs ? 2 : 1)
+      if (kPairs)
+        add_pair<kTiles>(sums, at(m, j), at(m, j + 1), apart);
+      else
+        add_line<kTiles>(sums, at(m, j), apart);
+  for (; kPairs && m + 2 <= M; m += 2, table += 2 * step)
+    add_pair<kTiles>(sums, at(m, 0), at(m, 1), apart);
+  for (; m < M; ++m, table += step) add_line<kTiles>(sums, at(m, 0), apart);
 }
 
 // Splits 64 values into the registers of even and odd lanes.
@@ -48,25 +69,28 @@ inline void split(const int32_t* lanes, I16* even, I16* odd) {
     }
 }
 
-template <bool kPerLane, bool kPairs>
-size_t scan_narrow(const Shape& shape, const uint8_t* table, const int32_t* start,
-                   const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits) {
-  const size_t M = shape.M, step = shape.K * kLanes;
+// One tile's sums against their thresholds. ``bars``: one for each lane; else each row has one, and
+// the lanes differ in what their sums begin with.
+template <bool kPerLane>
+struct Filter {
+  Sums first;
   I16 even0[kParts] = {}, odd0[kParts] = {}, even_bar[kParts], odd_bar[kParts];
-  if (kPerLane)
-    split(threshold, even_bar, odd_bar);
-  else
-    split(start, even0, odd0);
-  Sums first;  // what the sums begin with: the lanes' start values
-  for (size_t p = 0; p < kParts; ++p) {
-    first.all[p] = (U16)even0[p] + ((U16)odd0[p] << 8);
-    first.odd[p] = (U16)odd0[p];
+
+  Filter(const int32_t* start, const int32_t* bars) {
+    if (kPerLane)
+      split(bars, even_bar, odd_bar);
+    else
+      split(start, even0, odd0);
+    for (size_t p = 0; p < kParts; ++p) {
+      first.all[p] = (U16)even0[p] + ((U16)odd0[p] << 8);
+      first.odd[p] = (U16)odd0[p];
+    }
   }
-  size_t count = 0;
-  for (size_t i = 0; i < n; ++i) {
-    Sums sums = first;
-    gather<kPairs>(sums, table, step, codes + i * M, M);
-    I16 bar = int16_t(kPerLane ? 0 : threshold[i]) - I16{};
+
+  // Whether any lane of a row hits. If so it is written; perhaps it is written anyway.
+  __attribute__((always_inline)) bool pass(const Sums& sums, int32_t threshold, size_t row,
+                                           Hit& hit) const {
+    I16 bar = int16_t(threshold) - I16{};
     I16 even[kParts];
     uint32_t in_even[kParts], in_odd[kParts], any = 0;
     for (size_t p = 0; p < kParts; ++p) {
@@ -75,17 +99,32 @@ size_t scan_narrow(const Shape& shape, const uint8_t* table, const int32_t* star
       in_odd[p] = reaches((I16)sums.odd[p], kPerLane ? odd_bar[p] : bar);
       any |= in_even[p] | in_odd[p];
     }
-    if (__builtin_expect(any != 0, 0)) {
-      Hit& hit = hits[count++];
-      hit.row = uint32_t(i);
-      hit.lanes = 0;
-      for (size_t p = 0; p < kParts; ++p) {
-        hit.lanes |= (spread(in_even[p]) | spread(in_odd[p]) << 1) << (p * kBytes % 64);
-        *reinterpret_cast<U16u*>(hit.narrow + p * kBytes / 2) = (U16)(even[p] - even0[p]);
-        *reinterpret_cast<U16u*>(hit.narrow + (kLanes + p * kBytes) / 2) =
-            sums.odd[p] - (U16)odd0[p];
-      }
+    // Where hits are frequent, a jump that nobody foresees costs more than to write every row.
+    constexpr bool kAlways = !kPerLane && kParts == 1;
+    if (!kAlways && __builtin_expect(any == 0, 1)) return false;
+    hit.row = uint32_t(row);
+    hit.lanes = 0;
+    for (size_t p = 0; p < kParts; ++p) {
+      hit.lanes |= (spread(in_even[p]) | spread(in_odd[p]) << 1) << (p * kBytes % 64);
+      *reinterpret_cast<U16u*>(hit.narrow + p * kBytes / 2) = (U16)(even[p] - even0[p]);
+      *reinterpret_cast<U16u*>(hit.narrow + (kLanes + p * kBytes) / 2) =
+          sums.odd[p] - (U16)odd0[p];
     }
+    return any != 0;
+  }
+};
+
+// kStep: bytes of a sub-codebook's table where the compiler may know it, or 0.
+template <bool kPerLane, bool kPairs, size_t kStep>
+size_t scan_narrow(const Shape& shape, const uint8_t* table, const int32_t* start,
+                   const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits) {
+  const size_t M = shape.M, step = kStep ? kStep : shape.K * kLanes;
+  const Filter<kPerLane> filter(start, threshold);
+  size_t count = 0;
+  for (size_t i = 0; i < n; ++i) {
+    Sums sums = filter.first;
+    gather<kPairs>(&sums, table, step, 0, codes + i * M, M);
+    count += filter.pass(sums, kPerLane ? 0 : threshold[i], i, hits[count]);
   }
   return count;
 }
@@ -99,7 +138,7 @@ size_t scan_wide(const Shape& shape, const uint8_t* table, const int32_t* start,
     uint32_t total[kLanes] = {};
     for (size_t m = 0; m < M; m += kNarrow) {
       Sums sums = {};
-      gather<true>(sums, table + m * step, step, codes + i * M + m,
+      gather<true>(&sums, table + m * step, step, 0, codes + i * M + m,
                    M - m < kNarrow ? M - m : kNarrow);
       for (size_t p = 0; p < kParts; ++p) {
         U16 even = sums.all[p] - (sums.odd[p] << 8);
@@ -122,12 +161,17 @@ size_t scan_wide(const Shape& shape, const uint8_t* table, const int32_t* start,
   return count;
 }
 
+constexpr size_t kFullStep = 256 * kLanes;  // of K = 256
+
 template <bool kPerLane>
 size_t scan(const Shape& shape, int top, const uint8_t* table, const int32_t* start,
             const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits) {
+  const bool pairs = top <= kCoarse;
   auto chosen = shape.M > kNarrow ? scan_wide<kPerLane>
-                : top <= kCoarse  ? scan_narrow<kPerLane, true>
-                                  : scan_narrow<kPerLane, false>;
+                : shape.K == 256  ? pairs ? scan_narrow<kPerLane, true, kFullStep>
+                                          : scan_narrow<kPerLane, false, kFullStep>
+                : pairs           ? scan_narrow<kPerLane, true, 0>
+                                  : scan_narrow<kPerLane, false, 0>;
   return chosen(shape, table, start, codes, n, threshold, hits);
 }
 
@@ -141,15 +185,43 @@ size_t scan_lanes(const Shape& shape, int top, const uint8_t* table, const uint8
   return scan<true>(shape, top, table, nullptr, codes, n, threshold, hits);
 }
 
-void thresholds(const double* target, const double* factor, size_t n, double extra, double base,
-                double inverse, int32_t limit, int32_t* out) {
+void scan_two(const Shape& shape, int top, const uint8_t* table, const int32_t* start,
+              const uint8_t* codes, size_t n, const int32_t* const* thresholds, Hit* const* hits,
+              size_t* found) {
+  const size_t M = shape.M, apart = M * kFullStep;
+  if (kParts > 1 || shape.K != 256 || top <= kCoarse || M > kNarrow) {
+    for (size_t t = 0; t < 2; ++t)
+      found[t] = scan_rows(shape, top, table + t * M * shape.K * kLanes, start + t * kLanes, codes,
+                           n, thresholds[t], hits[t]);
+    return;
+  }
+  const Filter<false> one(start, nullptr), two(start + kLanes, nullptr);
+  size_t first = 0, second = 0;
+  for (size_t i = 0; i < n; ++i) {
+    Sums sums[2] = {one.first, two.first};
+    gather<false, 2>(sums, table, kFullStep, apart, codes + i * M, M);
+    first += one.pass(sums[0], thresholds[0][i], i, hits[0][first]);
+    second += two.pass(sums[1], thresholds[1][i], i, hits[1][second]);
+  }
+  found[0] = first, found[1] = second;
+}
+
+template <bool kExtra>
+inline void thresholds_of(const double* target, const double* factor, size_t n, double extra,
+                          double base, double inverse, int32_t limit, int32_t* out) {
   const double most = limit;
   for (size_t i = 0; i < n; ++i) {
-    double x = (target[i] - factor[i] * extra - base) * inverse;
+    double x = ((kExtra ? target[i] - factor[i] * extra : target[i]) - base) * inverse;
     x = x > 0.0 ? x : 0.0;  // not a number: everything passes
     x = x < most ? x : most;
     out[i] = int32_t(x);
   }
+}
+
+void thresholds(const double* target, const double* factor, size_t n, double extra, double base,
+                double inverse, int32_t limit, int32_t* out) {
+  const auto chosen = extra == 0.0 ? thresholds_of<false> : thresholds_of<true>;
+  chosen(target, factor, n, extra, base, inverse, limit, out);
 }
 
 }  // namespace RAYPQ_NS

@@ -1,4 +1,36 @@
-// The k-th largest of few values, without a branch that depends on them: for each, how many are
+// What classification asks of a row's sums and candidates: the k-th largest of few values, and how
+// the sums of a tile spread.
+
+namespace RAYPQ_NS {
+
+template <class Sum>
+inline void moments_of(const Sum* sums, const float* offset, float* mean, float* variance) {
+  F32 total = {}, squares = {};
+  for (size_t i = 0; i < kLanes; i += kFloats) {
+    F32 x = {};
+    for (size_t e = 0; e < kFloats; ++e) x[e] = float(int32_t(sums[i + e]));
+    x += *reinterpret_cast<const F32*>(offset + i);
+    total += x;
+    squares += x * x;
+  }
+  float first = 0, second = 0;
+  for (size_t e = 0; e < kFloats; ++e) first += total[e], second += squares[e];
+  *mean = first / kLanes;
+  *variance = second / kLanes - *mean * *mean;
+}
+
+void moments(const Hit* hits, size_t n, bool wide, const float* offset, float* mean,
+             float* variance) {
+  for (size_t h = 0; h < n; ++h)
+    if (wide)
+      moments_of(hits[h].wide, offset, mean + h, variance + h);
+    else
+      moments_of(hits[h].narrow, offset, mean + h, variance + h);
+}
+
+}  // namespace RAYPQ_NS
+
+// The k-th largest, without a branch that depends on them: for each, how many are
 // larger is counted.
 
 namespace RAYPQ_NS {
@@ -66,6 +98,18 @@ float near_kth(const float* values, size_t n, size_t k, float least) {
     }
   }
   return least;
+}
+
+typedef uint64_t U64 __attribute__((vector_size(RAYPQ_BYTES), may_alias));
+
+void ranks(const uint64_t* keys, size_t n, uint64_t* rank) {
+  constexpr size_t kEach = kBytes / 8;
+  for (size_t i = 0; i < n; i += kEach) {
+    const U64 x = *reinterpret_cast<const U64*>(keys + i);
+    U64 above = {};
+    for (size_t j = 0; j < n; ++j) above -= (U64)(keys[j] - U64{} > x);
+    *reinterpret_cast<U64*>(rank + i) = above;
+  }
 }
 
 }  // namespace RAYPQ_NS

@@ -29,6 +29,13 @@ struct Source {
   const double* norms;  // [M, K]
 };
 
+// How the k-th best score of a row follows from the mean and the deviation of some of its scores, all
+// in lengths of the row (see Forecast); k is 0 where nothing is known.
+struct Trend {
+  size_t k = 0;
+  double level = 0, by_mean = 0, by_deviation = 0;
+};
+
 class ScanTables {
  public:
   // across_rows: for top-k over rows, where what a row adds to all its scores counts: under l2 the
@@ -62,6 +69,8 @@ class ScanTables {
   std::vector<double> tile_base, tile_error, tile_extra;
   int32_t limit;  // a threshold that no sum reaches
   mutable std::atomic<size_t> rescans{0};  // rows of which a likely threshold was wrong
+  mutable std::mutex guard;  // of the trend
+  mutable Trend trend;       // of the rows classified last
 
  private:
   double fit() const;
