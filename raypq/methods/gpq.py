@@ -46,14 +46,14 @@ class GPQSettings(TrunkSettings):
     K: int = Field(16, ge=1, le=256, description="codewords in each sub-codebook")
     metric: Metric = "cosine"
     normalise: Normalise = "unit"
-    hidden: Positive = Field(2048, description="units of the mlp")
-    dropout: float = Field(0.8, ge=0, lt=1, description="in the mlp and in vgg32")
+    hidden: Positive = Field(1024, description="units of the mlp")
+    dropout: float = Field(0.7, ge=0, lt=1, description="in the mlp and in vgg32")
     epochs: Positive = Field(10, description="passes over the larger store")
-    schedule: Schedule = "exponential"
+    schedule: Schedule = "cosine"
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first momentum")
     rate: float = Field(2e-4, gt=0, description="learning rate of Adam at the start")
     d: Positive = Field(12, description="width of a part")
-    alpha: float = Field(20.0, gt=0, description="how hard soft assignment is, eq. 1")
+    alpha: float = Field(8.0, gt=0, description="how hard soft assignment is, eq. 1")
     beta: float = Field(4.0, gt=0, description="scale of the cosine classifier, eq. 3 and 4")
     lambda1: float = Field(0.1, ge=0, description="weight of the classification loss, eq. 5")
     lambda2: float = Field(0.1, ge=0, description="weight of the entropy mini-max, eq. 5")
@@ -62,11 +62,12 @@ class GPQSettings(TrunkSettings):
     )
     margin: float = Field(0.1, gt=0, description="of the triplet loss")
     joint: float = Field(
-        1.0, ge=0, description="weight of classifying whole rows and their codes; 0: the paper's"
+        3.0, ge=0, description="weight of classifying whole rows and their codes; 0: the paper's"
     )
     distil: float = Field(
-        1.0, ge=0, description="as joint, of unlabelled rows by expected classes; 0: the paper's"
+        3.0, ge=0, description="as joint, of unlabelled rows by expected classes; 0: the paper's"
     )
+    distil_from: int = Field(3, ge=0, description="epoch of the first distil, counted from 0")
     gamma: float = Field(8.0, gt=0, description="scale of the cosine classifier of whole rows")
     query: Literal["classes", "vector"] = Field(
         "classes", description="what asks in asymmetric search; vector: the paper's"
@@ -88,7 +89,13 @@ class GPQSettings(TrunkSettings):
         return self.lambda1 > 0 or self.lambda2 > 0 or self.joint > 0
 
 
-PAPER: Mapping[str, Any] = {"alpha": 20.0, "joint": 0.0, "distil": 0.0, "query": "vector"}
+PAPER: Mapping[str, Any] = {
+    "alpha": 20.0,
+    "joint": 0.0,
+    "distil": 0.0,
+    "query": "vector",
+    "schedule": "exponential",
+}
 """What turns the defaults into the paper's method."""
 
 
@@ -141,11 +148,15 @@ class GPQNetwork(Network):
     def __init__(self, settings: GPQSettings, dx: int, L: int, *, pretrained: bool = False) -> None:
         super().__init__()
         self.settings = settings
+        self.epoch = 0
         M, K, d = settings.M, settings.K, settings.d
         self.trunk = trunk(settings, dx, M * d, pretrained=pretrained)
         self.Z = nn.Parameter(torch.randn(M, K, d))
         if settings.classifies:
             self.W = nn.Parameter(torch.randn(M, L, d))
+
+    def begin_epoch(self, phase: str, epoch: int) -> None:
+        self.epoch = epoch
 
     def features(self, x: Tensor, *, reverse: bool = False) -> Tensor:
         """[n, dx] to [n, M, d] at unit length; the reversal sits before the normalisation."""
@@ -205,7 +216,7 @@ class GPQNetwork(Network):
             terms["class"] = weigh.lambda1 * classification_loss(x, W, batch.y, weigh.beta)
         if weigh.joint:
             terms["joint"] = weigh.joint * self.joint_loss(x, C, batch.y)
-        if weigh.distil:
+        if weigh.distil and self.epoch >= weigh.distil_from:
             assert batch.u is not None, "gpq streams unlabelled rows"
             target = self.expected(batch.u)
             terms["distil"] = weigh.distil * self.joint_loss(self.features(batch.u), C, target)
