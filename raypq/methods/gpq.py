@@ -8,7 +8,7 @@ the features, through a gradient reversal.
 
 Beyond the paper, and by default: whole rows and their codes are classified too, and rows without
 labels must say, by their codes, which classes the network expects of them; a query then asks with
-the classes that it expects. ``PAPER`` are the settings that leave this out.
+the classes that it expects. ``AS_PUBLISHED`` are the settings that leave this out.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class GPQSettings(TrunkSettings):
         return self.lambda1 > 0 or self.lambda2 > 0 or self.joint > 0
 
 
-PAPER: Mapping[str, Any] = {
+AS_PUBLISHED: Mapping[str, Any] = {
     "alpha": 20.0,
     "joint": 0.0,
     "distil": 0.0,

@@ -140,7 +140,7 @@ def test_reversed_gradient():
 
 def network(**changes: object) -> gpq.GPQNetwork:
     """The paper's method unless ``changes`` say otherwise."""
-    wanted = {**gpq.PAPER, "M": 2, "K": 4, "hidden": 8, "d": 3, "batch": 6, **changes}
+    wanted = {**gpq.AS_PUBLISHED, "M": 2, "K": 4, "hidden": 8, "d": 3, "batch": 6, **changes}
     method = gpq.GPQ(gpq.GPQSettings.parse(wanted))
     built = method.network(Corpus(N=50, dx=5, names=("a", "b", "c"), unlabelled=50))
     assert isinstance(built, gpq.GPQNetwork)
@@ -201,7 +201,7 @@ def test_terms_are_weighted_and_a_weight_of_nothing_is_nothing(rng):
 
 def test_whole_rows_and_their_codes_are_classified(rng):
     """With rows of no label by the classes that the network expects of them in inference."""
-    net = network(joint=2.0, distil=3.0, gamma=5.0, dropout=0.5)
+    net = network(joint=2.0, distil=3.0, distil_from=2, gamma=5.0, dropout=0.5)
     x, u = (torch.from_numpy(rng.standard_normal((6, 5)).astype(np.float32)) for _ in range(2))
     y = np.array([0, 1, 2, 0, 1, 2])
     W, C = (v.detach().double().numpy() for v in (net.prototypes(), net.codebooks()))
@@ -218,8 +218,12 @@ def test_whole_rows_and_their_codes_are_classified(rng):
     np.testing.assert_allclose(net.train().expected(u), expected, rtol=1e-4)
     assert net.training, "looking at a batch leaves the dropout on"
     net.trunk.dropout.p = 0.0
+    batch = Batch(x=x, y=torch.from_numpy(y), u=u)
     with torch.no_grad():
-        terms = net(Batch(x=x, y=torch.from_numpy(y), u=u), "train")
+        net.begin_epoch("train", 1)
+        assert "distil" not in net(batch, "train"), "there is nothing to expect yet"
+        net.begin_epoch("train", 2)
+        terms = net(batch, "train")
     assert float(terms["joint"]) == pytest.approx(
         2.0 * sum(cross_entropy(s, y) for s in scores), rel=1e-4
     )
@@ -240,7 +244,7 @@ def test_the_gradient_of_codes_reaches_the_features(rng):
 @pytest.mark.parametrize("wrong", [{"query": "classes"}, {"distil": 1.0}])
 def test_expected_classes_want_the_term_that_teaches_them(wrong):
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: .*joint = 0"):
-        gpq.GPQSettings.parse({**gpq.PAPER, **wrong})
+        gpq.GPQSettings.parse({**gpq.AS_PUBLISHED, **wrong})
 
 
 @pytest.mark.parametrize("query", ["classes", "vector"])
