@@ -127,8 +127,9 @@ def triplet_loss(q: Tensor, y: Tensor, margin: float) -> Tensor:
     cosine = q @ q.T
     same = y[:, None] == y[None, :]
     positive = same & ~torch.eye(len(y), dtype=torch.bool, device=y.device)
-    cost = F.relu(margin + cosine[:, None, :] - cosine[:, :, None])  # [anchor, positive, negative]
-    cost = cost * (positive[:, :, None] & ~same[:, None, :])
+    anchor, other = positive.nonzero(as_tuple=True)
+    cost = F.relu(margin + cosine[anchor] - cosine[anchor, other][:, None])  # [pairs, n]
+    cost = cost * ~same[anchor]
     return cost.sum() / (cost > 0).sum().clamp(min=1)
 
 
