@@ -30,6 +30,7 @@ from raypq.data import result_file
 from raypq.data.features import FeatureStore, read_batches
 from raypq.data.storage import join
 from raypq.methods.base import Model
+from raypq.methods.gpq import AS_PUBLISHED as GPQ_AS_PUBLISHED
 from raypq.stages.ranking import mean_average_precision
 
 Settings = Mapping[str, Any]
@@ -57,6 +58,7 @@ def _each(name: str, values: Sequence[float]) -> list[Variant]:
 
 _BITS_32 = {"M": 8, "K": 16}
 _BITS_48 = {"M": 12, "K": 16}
+_PAPER_32 = {**_BITS_32, **GPQ_AS_PUBLISHED}
 
 TABLES: Mapping[str, Ablation] = {
     "dpq-bits": Ablation(
@@ -87,10 +89,12 @@ TABLES: Mapping[str, Ablation] = {
     "gpq-terms": Ablation(
         method="gpq",
         variants=[
-            Variant(label="GPQ", settings=_BITS_32),
-            Variant(label="no entropy term", settings={**_BITS_32, "lambda2": 0}),
-            Variant(label="GPQ-H", settings={**_BITS_32, "lambda1": 0, "lambda2": 0}),
-            Variant(label="GPQ-T", settings={**_BITS_32, "similarity": "triplet"}),
+            Variant(label="defaults", settings=_BITS_32),
+            Variant(label="no distil", settings={**_BITS_32, "distil": 0}),
+            Variant(label="GPQ", settings=_PAPER_32),
+            Variant(label="no entropy term", settings={**_PAPER_32, "lambda2": 0}),
+            Variant(label="GPQ-H", settings={**_PAPER_32, "lambda1": 0, "lambda2": 0}),
+            Variant(label="GPQ-T", settings={**_PAPER_32, "similarity": "triplet"}),
         ],
     ),
 }

@@ -20,7 +20,7 @@ from raypq.errors import ConfigError
 from raypq.methods.backbones import TrunkSettings, trunk
 from raypq.methods.base import Corpus, MethodSettings
 from raypq.methods.gradient import Batch, GradientMethod, Network, NetworkModel
-from raypq.methods.layers import Parts, intra_normalise
+from raypq.methods.layers import Parts, intra_normalise, one_hot_of
 
 
 class DPQSettings(TrunkSettings):
@@ -49,12 +49,6 @@ class DPQSettings(TrunkSettings):
 def soft_of(p: Tensor, C: Tensor) -> Tensor:
     """Eq. 1: p [n, M, K] and C [M, K, d] to [n, M, d]."""
     return torch.einsum("nmk,mkd->nmd", p, C)
-
-
-def one_hot_of(p: Tensor) -> Tensor:
-    """Eq. 2's e [n, M, K]; its gradient is passed to p unchanged (straight-through)."""
-    e = F.one_hot(p.argmax(dim=-1), p.shape[-1]).to(p.dtype)
-    return e + (p - p.detach())
 
 
 def joint_central_loss(soft: Tensor, hard: Tensor, centre: Tensor) -> Tensor:

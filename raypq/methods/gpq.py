@@ -5,19 +5,26 @@ with the codewords. Labels teach by an N-pair loss between features and quantize
 a cosine classifier in each part, whose weights are *sub-prototypes* of the classes. On rows
 without labels the entropy of the classifier is maximised by the sub-prototypes and minimised by
 the features, through a gradient reversal.
+
+Beyond the paper, and by default: whole rows and their codes are classified too, and rows without
+labels must say, by their codes, which classes the network expects of them; a query then asks with
+the classes that it expects. ``AS_PUBLISHED`` are the settings that leave this out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raypq.config import Metric, Positive
+from raypq.data.class_layer import ClassLayer
+from raypq.data.models import ModelFiles
 from raypq.methods.backbones import TrunkSettings, trunk
 from raypq.methods.base import Corpus, MethodSettings, Normalise
 from raypq.methods.gradient import (
@@ -27,7 +34,7 @@ from raypq.methods.gradient import (
     NetworkModel,
     Schedule,
 )
-from raypq.methods.layers import intra_normalise, reverse_gradient
+from raypq.methods.layers import intra_normalise, one_hot_of, reverse_gradient
 
 
 class GPQSettings(TrunkSettings):
@@ -41,14 +48,14 @@ class GPQSettings(TrunkSettings):
     K: int = Field(16, ge=1, le=256, description="codewords in each sub-codebook")
     metric: Metric = "cosine"
     normalise: Normalise = "unit"
-    hidden: Positive = Field(2048, description="units of the mlp")
-    dropout: float = Field(0.8, ge=0, lt=1, description="in the mlp and in vgg32")
+    hidden: Positive = Field(1024, description="units of the mlp")
+    dropout: float = Field(0.7, ge=0, lt=1, description="in the mlp and in vgg32")
     epochs: Positive = Field(10, description="passes over the larger store")
-    schedule: Schedule = "exponential"
+    schedule: Schedule = "cosine"
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first momentum")
     rate: float = Field(2e-4, gt=0, description="learning rate of Adam at the start")
     d: Positive = Field(12, description="width of a part")
-    alpha: float = Field(20.0, gt=0, description="how hard soft assignment is, eq. 1")
+    alpha: float = Field(8.0, gt=0, description="how hard soft assignment is, eq. 1")
     beta: float = Field(4.0, gt=0, description="scale of the cosine classifier, eq. 3 and 4")
     lambda1: float = Field(0.1, ge=0, description="weight of the classification loss, eq. 5")
     lambda2: float = Field(0.1, ge=0, description="weight of the entropy mini-max, eq. 5")
@@ -56,11 +63,42 @@ class GPQSettings(TrunkSettings):
         "npair", description="the metric loss; triplet is the paper's GPQ-T"
     )
     margin: float = Field(0.1, gt=0, description="of the triplet loss")
+    joint: float = Field(
+        3.0, ge=0, description="weight of classifying whole rows and their codes; 0: the paper's"
+    )
+    distil: float = Field(
+        3.0, ge=0, description="as joint, of unlabelled rows by expected classes; 0: the paper's"
+    )
+    distil_from: int = Field(3, ge=0, description="epoch of the first distil, counted from 0")
+    gamma: float = Field(8.0, gt=0, description="scale of the cosine classifier of whole rows")
+    query: Literal["classes", "vector"] = Field(
+        "classes", description="what asks in asymmetric search; vector: the paper's"
+    )
+
+    @model_validator(mode="after")
+    def _expectations_are_taught(self) -> GPQSettings:
+        for name, asked in (("query", self.query == "classes"), ("distil", self.distil > 0)):
+            if asked and not self.joint:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} wants the classes that a row expects, which "
+                    "joint = 0 does not teach"
+                )
+        return self
 
     @property
     def classifies(self) -> bool:
         """Whether there is a classifier at all; without it this is the paper's GPQ-H."""
-        return self.lambda1 > 0 or self.lambda2 > 0
+        return self.lambda1 > 0 or self.lambda2 > 0 or self.joint > 0
+
+
+AS_PUBLISHED: Mapping[str, Any] = {
+    "alpha": 20.0,
+    "joint": 0.0,
+    "distil": 0.0,
+    "query": "vector",
+    "schedule": "exponential",
+}
+"""What turns the defaults into the paper's method."""
 
 
 def soft_assign(x: Tensor, Z: Tensor, alpha: float) -> Tensor:
@@ -68,8 +106,12 @@ def soft_assign(x: Tensor, Z: Tensor, alpha: float) -> Tensor:
 
     The paper prints the exponent with a minus; the nearest codeword must weigh most.
     """
-    weight = (alpha * torch.einsum("nmd,mkd->nmk", x, Z)).softmax(dim=-1)
-    return torch.einsum("nmk,mkd->nmd", weight, Z)
+    return torch.einsum("nmk,mkd->nmd", assignment(x, Z, alpha), Z)
+
+
+def assignment(x: Tensor, Z: Tensor, alpha: float) -> Tensor:
+    """The weights of eq. 1, [n, M, K]."""
+    return (alpha * torch.einsum("nmd,mkd->nmk", x, Z)).softmax(dim=-1)
 
 
 def n_pair_loss(x: Tensor, q: Tensor, y: Tensor) -> Tensor:
@@ -85,8 +127,9 @@ def triplet_loss(q: Tensor, y: Tensor, margin: float) -> Tensor:
     cosine = q @ q.T
     same = y[:, None] == y[None, :]
     positive = same & ~torch.eye(len(y), dtype=torch.bool, device=y.device)
-    cost = F.relu(margin + cosine[:, None, :] - cosine[:, :, None])  # [anchor, positive, negative]
-    cost = cost * (positive[:, :, None] & ~same[:, None, :])
+    anchor, other = positive.nonzero(as_tuple=True)
+    cost = F.relu(margin + cosine[anchor] - cosine[anchor, other][:, None])  # [pairs, n]
+    cost = cost * ~same[anchor]
     return cost.sum() / (cost > 0).sum().clamp(min=1)
 
 
@@ -108,11 +151,15 @@ class GPQNetwork(Network):
     def __init__(self, settings: GPQSettings, dx: int, L: int, *, pretrained: bool = False) -> None:
         super().__init__()
         self.settings = settings
+        self.epoch = 0
         M, K, d = settings.M, settings.K, settings.d
         self.trunk = trunk(settings, dx, M * d, pretrained=pretrained)
         self.Z = nn.Parameter(torch.randn(M, K, d))
         if settings.classifies:
             self.W = nn.Parameter(torch.randn(M, L, d))
+
+    def begin_epoch(self, phase: str, epoch: int) -> None:
+        self.epoch = epoch
 
     def features(self, x: Tensor, *, reverse: bool = False) -> Tensor:
         """[n, dx] to [n, M, d] at unit length; the reversal sits before the normalisation."""
@@ -135,11 +182,33 @@ class GPQNetwork(Network):
         """Sub-prototypes [M, L, d] at unit length."""
         return intra_normalise(self.W)
 
+    def class_scores(self, x: Tensor) -> Tensor:
+        """Scores of the classes [n, L] of whole rows x [n, M, d]: γ times the mean cosine."""
+        cosine = torch.einsum("nmd,mld->nl", x, self.prototypes())
+        return self.settings.gamma / self.settings.M * cosine
+
+    def expected(self, x: Tensor) -> Tensor:
+        """Probabilities of the classes [n, L] of rows x [n, dx], as in inference; no gradient."""
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            found = self.class_scores(self.features(x)).softmax(dim=-1)
+        self.train(training)
+        return found
+
+    def joint_loss(self, x: Tensor, C: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy of whole rows x [n, M, d], and of their codes, against classes [n] or
+        probabilities [n, L]; the codes by the straight-through estimator."""
+        e = one_hot_of(assignment(x, C, self.settings.alpha))
+        hard = torch.einsum("nmk,mkd->nmd", e, C)
+        losses = [F.cross_entropy(self.class_scores(v), target) for v in (x, hard)]
+        return losses[0] + losses[1]
+
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         assert batch.y is not None, "gpq streams labels"
         weigh = self.settings
-        x = self.features(batch.x)
-        q = soft_assign(x, self.codebooks(), weigh.alpha)
+        x, C = self.features(batch.x), self.codebooks()
+        q = soft_assign(x, C, weigh.alpha)
         terms = (
             {"n_pair": n_pair_loss(x, q, batch.y)}
             if weigh.similarity == "npair"
@@ -148,6 +217,12 @@ class GPQNetwork(Network):
         if weigh.classifies:
             W = self.prototypes()
             terms["class"] = weigh.lambda1 * classification_loss(x, W, batch.y, weigh.beta)
+        if weigh.joint:
+            terms["joint"] = weigh.joint * self.joint_loss(x, C, batch.y)
+        if weigh.distil and self.epoch >= weigh.distil_from:
+            assert batch.u is not None, "gpq streams unlabelled rows"
+            target = self.expected(batch.u)
+            terms["distil"] = weigh.distil * self.joint_loss(self.features(batch.u), C, target)
         if weigh.lambda2:
             assert batch.u is not None, "gpq streams unlabelled rows"
             u = self.features(batch.u, reverse=True)
@@ -156,6 +231,18 @@ class GPQNetwork(Network):
 
     def embed(self, x: Tensor) -> Tensor:
         return self.features(x).flatten(1)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """The features, or the mean of the classes' prototypes under the classes' probabilities:
+        Σ_t P(t|x) (W_t − W̄), so that a code's score is the class score that x expects of it.
+
+        Decoded codes all have one length, so cosine and dot product rank them alike.
+        """
+        f = self.features(x)
+        if self.settings.query == "vector":
+            return f.flatten(1)
+        W = self.prototypes().transpose(0, 1).flatten(1)
+        return self.class_scores(f).softmax(dim=-1) @ (W - W.mean(dim=0))
 
     def codes(self, x: Tensor) -> Tensor:
         """The codeword of the largest cosine in each part; ties to the lower."""
@@ -175,6 +262,15 @@ class GPQModel(NetworkModel):
 
     method = "gpq"
     settings: GPQSettings
+
+    @classmethod
+    def from_files(
+        cls, files: ModelFiles, settings: MethodSettings, layer: ClassLayer | None = None
+    ) -> Self:
+        written = files.content["settings"]
+        # Trained before there was anything but the published form.
+        missing = {key: value for key, value in AS_PUBLISHED.items() if key not in written}
+        return super().from_files(files, settings.model_copy(update=missing), layer)
 
     @property
     def class_metric(self) -> Metric:

@@ -48,6 +48,13 @@ def intra_normalise(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1, eps=_TINY)
 
 
+def one_hot_of(p: Tensor) -> Tensor:
+    """Arg-max of p [..., K] as one-hot vectors; the gradient is passed to p unchanged
+    (straight-through)."""
+    e = F.one_hot(p.argmax(dim=-1), p.shape[-1]).to(p.dtype)
+    return e + (p - p.detach())
+
+
 class _Reversal(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, x: Tensor) -> Tensor:

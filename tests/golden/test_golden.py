@@ -116,3 +116,10 @@ def test_every_stored_model_is_of_a_method():
     assert sorted(path.name for path in FOLDER.iterdir() if (path / "model.json").exists()) == (
         METHODS
     )
+
+
+def test_a_gpq_model_without_the_later_settings_asks_as_it_was_taught():
+    written = json.loads((FOLDER / "gpq" / "model.json").read_text(encoding="utf-8"))
+    assert "query" not in written["model"]["settings"], "trained by the published losses alone"
+    model = registry.load(str(FOLDER / "gpq"))
+    np.testing.assert_array_equal(model.queries(X), model.embed(X))

@@ -152,7 +152,6 @@ def test_dpq_in_a_database_that_was_not_trained_on(bits):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="0.820 and 0.824 with seed 0 (docs/results.md)", strict=True)
 def test_gpq_figures(cifar):
     found = table(cifar, "gpq-bits", seeds=3)
     assert min(best(figures, "database") for figures in found.values()) >= 0.83

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from raypq.errors import ConfigError
 from raypq.methods import dpq, gpq
 from raypq.methods.base import Corpus
 from raypq.methods.gradient import Batch
-from raypq.methods.layers import intra_normalise, reverse_gradient
+from raypq.methods.layers import intra_normalise, one_hot_of, reverse_gradient
 
 N, M, K, D, L = 7, 3, 5, 4, 3
 
@@ -47,7 +48,7 @@ def test_soft_is_the_mean_of_the_codewords(rng):
 
 def test_hard_is_the_likeliest_codeword_and_its_gradient_goes_straight_through(rng):
     p = tensor(softmax(rng.standard_normal((N, M, K)))).requires_grad_()
-    e = dpq.one_hot_of(p)
+    e = one_hot_of(p)
     np.testing.assert_allclose(e.detach().numpy().sum(axis=-1), 1, atol=1e-12)
     np.testing.assert_array_equal(e.detach().argmax(-1), p.detach().argmax(-1))
     weight = tensor(rng.standard_normal((N, M, K)))
@@ -138,7 +139,8 @@ def test_reversed_gradient():
 
 
 def network(**changes: object) -> gpq.GPQNetwork:
-    wanted = {"M": 2, "K": 4, "hidden": 8, "d": 3, "batch": 6, **changes}
+    """The paper's method unless ``changes`` say otherwise."""
+    wanted = {**gpq.AS_PUBLISHED, "M": 2, "K": 4, "hidden": 8, "d": 3, "batch": 6, **changes}
     method = gpq.GPQ(gpq.GPQSettings.parse(wanted))
     built = method.network(Corpus(N=50, dx=5, names=("a", "b", "c"), unlabelled=50))
     assert isinstance(built, gpq.GPQNetwork)
@@ -195,6 +197,67 @@ def test_terms_are_weighted_and_a_weight_of_nothing_is_nothing(rng):
     assert set(first) == {"n_pair", "class", "entropy"}
     assert set(second) == {"n_pair", "class"}
     assert set(network(similarity="triplet")(batch, "train")) == {"triplet", "class", "entropy"}
+
+
+def test_whole_rows_and_their_codes_are_classified(rng):
+    """With rows of no label by the classes that the network expects of them in inference."""
+    net = network(joint=2.0, distil=3.0, distil_from=2, gamma=5.0, dropout=0.5)
+    x, u = (torch.from_numpy(rng.standard_normal((6, 5)).astype(np.float32)) for _ in range(2))
+    y = np.array([0, 1, 2, 0, 1, 2])
+    W, C = (v.detach().double().numpy() for v in (net.prototypes(), net.codebooks()))
+
+    def both(x: torch.Tensor) -> list[np.ndarray]:
+        f = net.features(x).detach().double().numpy()
+        code = np.einsum("nmd,mkd->nmk", f, C).argmax(axis=-1)
+        hard = np.stack([C[m, code[:, m]] for m in range(2)], axis=1)
+        return [5.0 * np.einsum("nmd,mld->nml", v, W).mean(axis=1) for v in (f, hard)]
+
+    net.eval()
+    scores, blind = both(x), both(u)
+    expected = softmax(blind[0])
+    np.testing.assert_allclose(net.train().expected(u), expected, rtol=1e-4)
+    assert net.training, "looking at a batch leaves the dropout on"
+    net.trunk.dropout.p = 0.0
+    batch = Batch(x=x, y=torch.from_numpy(y), u=u)
+    with torch.no_grad():
+        net.begin_epoch("train", 1)
+        assert "distil" not in net(batch, "train"), "there is nothing to expect yet"
+        net.begin_epoch("train", 2)
+        terms = net(batch, "train")
+    assert float(terms["joint"]) == pytest.approx(
+        2.0 * sum(cross_entropy(s, y) for s in scores), rel=1e-4
+    )
+    assert float(terms["distil"]) == pytest.approx(
+        -3.0 * sum((expected * np.log(softmax(s))).sum(axis=1).mean() for s in blind), rel=1e-4
+    )
+
+
+def test_the_gradient_of_codes_reaches_the_features(rng):
+    net = network(joint=1.0)
+    x = net.features(torch.from_numpy(rng.standard_normal((6, 5)).astype(np.float32)))
+    C, y = net.codebooks(), torch.tensor([0, 1, 2, 0, 1, 2])
+    alone = torch.nn.functional.cross_entropy(net.class_scores(x), y)
+    whole = torch.autograd.grad(net.joint_loss(x, C, y), x, retain_graph=True)[0]
+    assert not torch.allclose(whole, torch.autograd.grad(alone, x)[0])
+
+
+@pytest.mark.parametrize("wrong", [{"query": "classes"}, {"distil": 1.0}])
+def test_expected_classes_want_the_term_that_teaches_them(wrong):
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: .*joint = 0"):
+        gpq.GPQSettings.parse({**gpq.AS_PUBLISHED, **wrong})
+
+
+@pytest.mark.parametrize("query", ["classes", "vector"])
+def test_what_asks_in_asymmetric_search_of_gpq(rng, query):
+    net = network(joint=1.0, gamma=5.0, query=query).eval()
+    x = torch.from_numpy(rng.standard_normal((N, 5)).astype(np.float32))
+    with torch.no_grad():
+        f, found = net.embed(x).numpy(), net.queries(x).numpy()
+    layer = net.class_layer()
+    assert layer is not None
+    W = layer[0].detach().numpy()
+    wanted = softmax(5.0 / 2 * f @ W.T) @ (W - W.mean(axis=0)) if query == "classes" else f
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("intra_norm", [False, True])
