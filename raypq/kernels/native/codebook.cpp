@@ -8,7 +8,15 @@ namespace raypq {
 
 namespace {
 
-constexpr size_t kRows = 768;  // of one task: a multiple of every block that a kernel works on
+// Rows of one task: at most kRows, and multiples of every block that a kernel works on. Each thread
+// gets as many tasks as the others, where there are few.
+constexpr size_t kRows = 768, kStep = 192;
+
+size_t task_rows(size_t n, size_t threads) {
+  const size_t rounds = (n + kRows * threads - 1) / (kRows * threads);
+  const size_t even = (n + rounds * threads - 1) / (rounds * threads);
+  return (even + kStep - 1) / kStep * kStep;
+}
 
 // Owns what Book points at.
 struct Packed {
@@ -44,13 +52,15 @@ Packed pack(const Isa& isa, const Shape& s, const float* C, const double* norms)
 
 void encode(const Isa& isa, const Shape& shape, const float* C, const double* norms,
             const float* U, size_t n, size_t threads, uint8_t* B) {
+  if (!n) return;
   const Packed p = pack(isa, shape, C, norms);
+  const size_t rows = task_rows(n, threads);
   std::vector<Array<float>> scratch(threads);
-  parallel((n + kRows - 1) / kRows, threads, [&](size_t thread, size_t task) {
+  parallel((n + rows - 1) / rows, threads, [&](size_t thread, size_t task) {
     if (!scratch[thread].size())
       scratch[thread] = Array<float>(kRowBlock * shape.d * encode_panel(shape));
-    const size_t first = task * kRows;
-    isa.encode(p.book, U + first * shape.D(), std::min(kRows, n - first), scratch[thread].data(),
+    const size_t first = task * rows;
+    isa.encode(p.book, U + first * shape.D(), std::min(rows, n - first), scratch[thread].data(),
                B + first * shape.M);
   });
 }
