@@ -598,7 +598,7 @@ def test_nothing_is_dropped(place):
             wanted = pq.read_table(place.test / f"{item.shard}.parquet")
             assert found.column("id").to_pylist() == wanted.column("id").to_pylist()
             assert found.column("label").to_pylist() == wanted.column("label").to_pylist()
-    told = json.loads(place.run(*place.evaluate()).stdout)
+    told = json.loads(place.run(*place.evaluate("--json", "-")).stdout)
     assert told["images"] == told["top1"]["images"] == 120
 
 
@@ -634,7 +634,7 @@ def test_images_without_labels(place):
     place.set("test/part-1.parquet", "label", pa.array([*labels[:10], *[None] * 50]))
     place.run(*place.encode())
     place.run(*place.classify())
-    told = json.loads(place.run(*place.evaluate()).stdout)
+    told = json.loads(place.run(*place.evaluate("--json", "-")).stdout)
     assert told["images"] == 120
     assert told["top1"]["images"] == 10
 
