@@ -31,6 +31,7 @@ from raypq.methods.opq import allocate, fix_signs, gram
 from raypq.methods.pq import PQ, PQSettings, scale
 
 Matrix = NDArray[Any]  # float64; NumPy types its linear algebra only loosely
+_FLOOR = 1e-10  # of the largest divisor
 
 
 class MomentsSettings(PQSettings):
@@ -140,6 +141,23 @@ def class_sums(X: NDArray[np.float32], y: NDArray[np.int32], L: int) -> Matrix:
     if len(y):
         S[:, classes] = np.add.reduceat(X[order].astype(np.float64), starts, axis=0).T
     return S
+
+
+def solve_sylvester(
+    A: Matrix, B: Matrix, target: tuple[Matrix, Matrix], a: float, b: float
+) -> Matrix:
+    """W [p, q] of a·A W + b·W B = (a + b) X Yᵀ, for symmetric A [p, p] and B [q, q] without negative
+    eigenvalues, and ``target``, X [p, L] and Y [q, L].
+
+    The eigenvectors of both turn it into a division; where that is by nearly nothing W is zero.
+    """
+    X, Y = target
+    of_A, left = np.linalg.eigh(A)
+    of_B, right = np.linalg.eigh(B)
+    wanted = (a + b) * (left.T @ X @ Y.T @ right)
+    divisor = a * np.maximum(of_A, 0)[:, None] + b * np.maximum(of_B, 0)[None, :]
+    floor = _FLOOR * divisor.max()
+    return left @ np.where(divisor > floor, wanted / np.maximum(divisor, floor), 0.0) @ right.T
 
 
 def balanced_axes(covariance: Matrix, M: int, rank: int | None = None) -> Matrix:

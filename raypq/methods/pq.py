@@ -122,12 +122,15 @@ class PQ(ReductionMethod):
             return state.then(fitted, phase="sample")
         if state.phase == "sample":
             sample = self._sample(stats)
-            state = self._first_projection(state, stats)
-            U = self._project(state, sample)
-            rng = np.random.default_rng([self.settings.seed, 1])
-            C = codebooks.seed(U, self.settings.M, self.settings.K, rng)
-            return state.then({"C": C}, phase="assign")
+            return self._seeded(self._first_projection(state, stats), sample, stream=1)
         return self._update_assign(state, stats)
+
+    def _seeded(self, state: State, sample: NDArray[np.float32], *, stream: int) -> State:
+        """On to the assignment, with codebooks seeded from a sample as it is embedded now."""
+        U = self._project(state, sample)
+        rng = np.random.default_rng([self.settings.seed, stream])
+        C = codebooks.seed(U, self.settings.M, self.settings.K, rng)
+        return state.then({"C": C}, phase="assign")
 
     def _sample(self, stats: Stats) -> NDArray[np.float32]:
         found = stats.rows.get("sample", [])

@@ -26,7 +26,6 @@ from torch.nn import functional
 
 from raypq.config import Metric, Positive
 from raypq.errors import ConfigError
-from raypq.methods import codebooks
 from raypq.methods.base import Array, Corpus, MethodSettings, State, Stats, TrainBatch
 from raypq.methods.linear import LinearModel, product
 from raypq.methods.moments import (
@@ -36,6 +35,7 @@ from raypq.methods.moments import (
     MomentsSettings,
     balanced_axes,
     moments,
+    solve_sylvester,
 )
 from raypq.methods.opq import advance_and_polish
 from raypq.methods.pq import PQ, PQModel
@@ -108,17 +108,14 @@ class Embedding:
         return self.zs_x(data) @ self.F.T + self.zs_y(data) @ self.H.T
 
     def solve_q(self, data: Moments, settings: PQZSLSettings) -> Matrix:
-        """Eq. 17, the Sylvester equation β Z_sZ_sᵀ Q + λ Q A_sA_sᵀ = (β + λ) Z_sA_sᵀ.
-
-        Both sides are symmetric, so their eigenvectors turn it into a division.
-        """
-        beta, lam = settings.beta, settings.lam
-        a, left = np.linalg.eigh(self.zs_zs(data))
-        b, right = np.linalg.eigh((data.A * data.n) @ data.A.T)
-        target = (beta + lam) * (left.T @ self.zs_y(data) @ data.A.T @ right)
-        divisor = beta * np.maximum(a, 0)[:, None] + lam * np.maximum(b, 0)[None, :]
-        floor = 1e-10 * divisor.max()
-        return left @ np.where(divisor > floor, target / np.maximum(divisor, floor), 0.0) @ right.T
+        """Eq. 17, the Sylvester equation β Z_sZ_sᵀ Q + λ Q A_sA_sᵀ = (β + λ) Z_sA_sᵀ."""
+        return solve_sylvester(
+            self.zs_zs(data),
+            (data.A * data.n) @ data.A.T,
+            (self.zs_y(data), data.A),
+            settings.beta,
+            settings.lam,
+        )
 
     def solve_zs(self, data: Moments, settings: PQZSLSettings) -> tuple[Matrix, Matrix]:
         """Eq. 21 as F and H of Z_s = F·X + H·Y."""
@@ -287,10 +284,8 @@ class PQZSL(MomentsPQ):
     def update(self, state: State, stats: Stats) -> State:
         if state.phase != "axes":
             return super().update(state, stats)
-        U = self._project(state, self._sample(stats))
-        rng = np.random.default_rng([self.settings.seed, 4])
-        C = codebooks.seed(U, self.settings.M, self.settings.K, rng)
-        return state.then({"C": C}, phase="assign" if self.settings.polish else "done")
+        seeded = self._seeded(state, self._sample(stats), stream=4)
+        return seeded if self.settings.polish else replace(seeded, phase="done")
 
 
 def _arrays(embedding: Embedding) -> dict[str, Array]:

@@ -21,10 +21,15 @@ from pydantic import Field
 from raypq.config import Metric
 from raypq.methods.base import Array, MethodSettings, State
 from raypq.methods.linear import LinearModel
-from raypq.methods.moments import Matrix, Moments, MomentsPQ, SpanSettings, balanced_axes
+from raypq.methods.moments import (
+    Matrix,
+    Moments,
+    MomentsPQ,
+    SpanSettings,
+    balanced_axes,
+    solve_sylvester,
+)
 from raypq.methods.pq import PQModel
-
-_FLOOR = 1e-10
 
 
 class SAESettings(SpanSettings):
@@ -60,12 +65,7 @@ class SAE(MomentsPQ):
         return {"P": P.astype(np.float32), "Q": (P @ W.T).astype(np.float32)}
 
     def autoencoder(self, data: Moments) -> Matrix:
-        """W [da, dx]. Both sides of the Sylvester equation are symmetric, so their eigenvectors
-        turn it into a division."""
-        lam = self.settings.lam
-        a, left = np.linalg.eigh((data.A * data.n) @ data.A.T)
-        b, right = np.linalg.eigh(data.G)
-        target = (1 + lam) * (left.T @ data.A @ data.S.T @ right)
-        divisor = np.maximum(a, 0)[:, None] + lam * np.maximum(b, 0)[None, :]
-        floor = _FLOOR * divisor.max()
-        return left @ np.where(divisor > floor, target / np.maximum(divisor, floor), 0.0) @ right.T
+        """W [da, dx]."""
+        return solve_sylvester(
+            (data.A * data.n) @ data.A.T, data.G, (data.A, data.S), 1.0, self.settings.lam
+        )

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import kernels
@@ -39,7 +40,7 @@ class Candidates:
         self, model: Model, chosen: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Prototypes V [t, D] and bias [t] of some classes of the table."""
-        ids = [self.table.ids[int(index)].as_py() for index in chosen]
+        ids = self.table.ids.take(pa.array(chosen)).to_pylist()
         E = self.table.E if model.classes is not None else self.table.embeddings
         return model.prototypes_of(ids, None if E is None else E[chosen])
 

@@ -1,7 +1,7 @@
 // What classification keeps for each row of a block: every class that its bounds cannot yet exclude
-// from the k best. As Shortlist, but made for many rows with few candidates each: a push is an
-// append, and thresholds move now and then, for all rows in their order: the lists do not fit the
-// cache, and in order they can be asked for ahead.
+// from the k best. As Shortlist, but made for many rows with few candidates each: thresholds move now
+// and then for all rows in their order, for the lists do not fit the cache, and in order they can be
+// asked for ahead.
 //
 // Of each candidate a lower bound is kept, which may be only likely (the caller checks target()
 // against the truth); its upper bound is that plus the ``reach`` of its tile. ``theta`` is the k-th best

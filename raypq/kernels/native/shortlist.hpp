@@ -99,6 +99,7 @@ class Shortlist {
     uint32_t count, next;  // candidates, and how many there must be for the next look at them
   };
 
+  // Raises theta, and drops what it excludes where there is much.
   void raise(size_t owner) {
     State& s = state_[owner];
     float* lower = lowers(owner);
@@ -129,13 +130,9 @@ class Shortlist {
   template <class Resolve>
   void shrink(size_t owner, Resolve&& resolve) {
     raise(owner);
-    drop(owner);
-    State& s = state_[owner];
-    if (s.count > room_ - room_ / 8) {
-      resolve(owner);
-      keep_best(owner);
-    }
-    s.next = uint32_t(std::max(k_, s.count + few_));
+    if (state_[owner].count <= room_ - room_ / 8) return;
+    resolve(owner);
+    keep_best(owner);
   }
 
   void keep_best(size_t owner) {
@@ -151,6 +148,7 @@ class Shortlist {
       upper[i] = -kNothing;  // stays, whatever theta becomes
     }
     s.count = uint32_t(k_);
+    s.next = uint32_t(k_ + few_);
   }
 
   const Isa& isa_;
