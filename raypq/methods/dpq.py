@@ -20,7 +20,7 @@ from raypq.errors import ConfigError
 from raypq.methods.backbones import TrunkSettings, trunk
 from raypq.methods.base import Corpus, MethodSettings
 from raypq.methods.gradient import Batch, GradientMethod, Network, NetworkModel
-from raypq.methods.layers import Parts, intra_normalise, one_hot_of
+from raypq.methods.layers import Parts, expected_class, intra_normalise, one_hot_of
 
 
 class DPQSettings(TrunkSettings):
@@ -123,8 +123,7 @@ class DPQNetwork(Network):
         soft = self.embed(x)
         if self.settings.query == "soft":
             return soft
-        W = self.predict.weight
-        return self.predict(soft).softmax(dim=-1) @ (W - W.mean(dim=0))
+        return expected_class(self.predict(soft), self.predict.weight)
 
     def codes(self, x: Tensor) -> Tensor:
         return self.logits(x).argmax(dim=-1)

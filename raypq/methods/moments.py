@@ -146,8 +146,8 @@ def class_sums(X: NDArray[np.float32], y: NDArray[np.int32], L: int) -> Matrix:
 def solve_sylvester(
     A: Matrix, B: Matrix, target: tuple[Matrix, Matrix], a: float, b: float
 ) -> Matrix:
-    """W [p, q] of a·A W + b·W B = (a + b) X Yᵀ, for symmetric A [p, p] and B [q, q] without negative
-    eigenvalues, and ``target``, X [p, L] and Y [q, L].
+    """W [p, q] of a·A W + b·W B = (a + b) X Yᵀ, for symmetric A [p, p] and B [q, q] without
+    negative eigenvalues, and ``target``, X [p, L] and Y [q, L].
 
     The eigenvectors of both turn it into a division; where that is by nearly nothing W is zero.
     """
