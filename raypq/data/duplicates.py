@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from raypq.data.storage import open_parquet
 
-_IN_MEMORY = 8 << 20  # entries of 16 bytes that are sorted at once
+_IN_MEMORY = 4 << 20  # entries of 16 bytes that are sorted at once, beside 16 more each
 _COMPARED = 10_000  # rows whose ids are compared; beyond that a collision changes nothing
 _SHOWN = 5
 _BATCH = 65_536  # ids
@@ -70,13 +70,15 @@ def find_duplicates(files: Sequence[IdFile], *, in_memory: int = _IN_MEMORY) -> 
     repeated: list[Entries] = []
     with ExitStack() as stack:
         for part in _parts(_entries(files), parts, stack):
-            part.sort(order=("hash", "file", "row"))
-            same = part["hash"][1:] == part["hash"][:-1]
+            order = np.argsort(part["hash"])  # of numbers: entries take four times as long
+            ordered = part["hash"][order]
+            same = ordered[1:] == ordered[:-1]
+            if not same.any():
+                continue
             member = np.zeros(len(part), np.bool_)
             member[1:] |= same
             member[:-1] |= same
-            if member.any():
-                repeated.append(part[member].copy())
+            repeated.append(np.sort(part[order[member]], order=("hash", "file", "row")))
     return _compare(files, np.concatenate(repeated)) if repeated else None
 
 

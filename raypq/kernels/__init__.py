@@ -24,6 +24,7 @@ __all__ = [
     "build_tables",
     "decode",
     "encode",
+    "heed_threads",
     "merge_topk",
     "scores",
     "set_threads",
@@ -150,6 +151,17 @@ def set_threads(threads: int) -> None:
     _threads = threads
     torch.set_num_threads(threads)
     threadpool_limits(threads)
+
+
+def heed_threads() -> None:
+    """Makes the calling thread heed what ``set_threads`` said before it began.
+
+    OpenMP keeps the number for each thread, and a new one would take all cores for a product.
+    """
+    if _threads is not None:
+        import torch
+
+        torch.set_num_threads(_threads)
 
 
 def threads() -> int:

@@ -124,7 +124,7 @@ class LocalCrew:
     def hire(self, make: Callable[..., Worker], *args: Any) -> Iterator[Gang]:
         """Makes one worker, which all threads share; it goes when the context ends."""
         kernels.set_threads(self._threads)
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="raypq") as pool:
+        with ThreadPoolExecutor(self.workers, "raypq", kernels.heed_threads) as pool:
             effort = Effort(workers=self.workers)
             worker = make(*args)
             effort.ready = time.monotonic()
