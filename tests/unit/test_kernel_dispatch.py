@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from raypq import kernels
 from raypq.kernels import native
@@ -76,3 +79,21 @@ def test_threads_are_as_set() -> None:
     kernels.set_threads(1)
     assert kernels.threads() == kernels.active()["threads"] == 1
     kernels.set_threads(before)
+
+
+def test_a_new_thread_heeds_the_number_that_was_set() -> None:
+    """By processor time: otherwise other threads do their share of its first product."""
+
+    def own_share_of_a_product() -> float:
+        X = torch.ones(1536, 1536)
+        everyone, own = time.process_time(), time.thread_time()
+        assert (X @ X)[0, 0] == len(X)
+        return (time.thread_time() - own) / (time.process_time() - everyone)
+
+    before = kernels.threads()
+    kernels.set_threads(1)
+    try:
+        with ThreadPoolExecutor(1, "test", kernels.heed_threads) as pool:
+            assert pool.submit(own_share_of_a_product).result() > 0.8
+    finally:
+        kernels.set_threads(before)
