@@ -84,8 +84,9 @@ def test_threads_are_as_set() -> None:
 def test_a_new_thread_heeds_the_number_that_was_set() -> None:
     """By processor time: otherwise other threads do their share of its first product."""
 
+    X = torch.ones(1536, 1536)
+
     def own_share_of_a_product() -> float:
-        X = torch.ones(1536, 1536)
         everyone, own = time.process_time(), time.thread_time()
         assert (X @ X)[0, 0] == len(X)
         return (time.thread_time() - own) / (time.process_time() - everyone)
