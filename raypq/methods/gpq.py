@@ -34,7 +34,7 @@ from raypq.methods.gradient import (
     NetworkModel,
     Schedule,
 )
-from raypq.methods.layers import expected_class, intra_normalise, one_hot_of, reverse_gradient
+from raypq.methods.layers import intra_normalise, one_hot_of, reverse_gradient
 
 
 class GPQSettings(TrunkSettings):
@@ -241,7 +241,8 @@ class GPQNetwork(Network):
         f = self.features(x)
         if self.settings.query == "vector":
             return f.flatten(1)
-        return expected_class(self.class_scores(f), self.prototypes().transpose(0, 1).flatten(1))
+        W = self.prototypes().transpose(0, 1).flatten(1)
+        return self.class_scores(f).softmax(dim=-1) @ (W - W.mean(dim=0))
 
     def codes(self, x: Tensor) -> Tensor:
         """The codeword of the largest cosine in each part; ties to the lower."""

@@ -48,12 +48,6 @@ def intra_normalise(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1, eps=_TINY)
 
 
-def expected_class(scores: Tensor, W: Tensor) -> Tensor:
-    """Σ_t P(t|x) (W_t − W̄) [n, D]: the mean of the class vectors W [L, D] under the probabilities
-    that scores [n, L] give, without what all classes share."""
-    return scores.softmax(dim=-1) @ (W - W.mean(dim=0))
-
-
 def one_hot_of(p: Tensor) -> Tensor:
     """Arg-max of p [..., K] as one-hot vectors; the gradient is passed to p unchanged
     (straight-through)."""

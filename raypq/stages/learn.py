@@ -34,6 +34,7 @@ from raypq.stages.stream import Source
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
 
 FOLDER = "training"  # below the model: checkpoints, until it is saved
+_SAMPLE_BYTES = 1 << 30  # of features at most, for a method's last word on its network
 
 
 def nothing() -> None:
@@ -256,7 +257,8 @@ def _finish(
     rows = sum(task.rows for task in source.tasks)
     rng = np.random.default_rng([method.settings.seed, 14])
     starts = [0, *accumulate(task.rows for task in source.tasks)]
-    chosen = np.sort(rng.choice(rows, min(method.sample_rows, rows), replace=False))
+    few = min(method.sample_rows, rows, _SAMPLE_BYTES // (4 * lesson.corpus.dx))
+    chosen = np.sort(rng.choice(rows, few, replace=False))
     # Bad shards are gone by now, so rows are counted anew.
     tasks = [replace(task, row=start) for task, start in zip(source.tasks, starts, strict=False)]
     X, y, failed = draw(job, tasks, source.width, source.classes, chosen, crew)
