@@ -4,20 +4,15 @@ M small networks end in a softmax over K codewords each. *Soft* is the mean of t
 it, *hard* the codeword of its largest entry, reached by the straight-through estimator. Labels
 teach both: softmax losses, and one centre for each class that draws both to it.
 
-Beyond the paper, a codeword carries beside its vector what it believes of a row that has it: the
-mean probabilities of the classes among the training rows that chose it. A query asks with its own
-probabilities, so its score of a code is how likely the two are of one class, as each part judges.
+Beyond the paper, and by default, queries ask codewords for what these believe (``beliefs``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,11 +23,9 @@ from raypq.data.models import ModelFiles
 from raypq.errors import ConfigError
 from raypq.methods.backbones import TrunkSettings, trunk
 from raypq.methods.base import Corpus, MethodSettings
-from raypq.methods.gradient import Batch, GradientMethod, Network, NetworkModel, tensor_of
+from raypq.methods.beliefs import Beliefs, BelievingMethod, BelievingNetwork, check_asking
+from raypq.methods.gradient import Batch, Network, NetworkModel
 from raypq.methods.layers import Parts, intra_normalise, one_hot_of
-
-_BLOCK = 1024  # rows that are observed at once
-_WEIGHT = 4.0  # of beliefs beside words: codes that are compared with codes differ by these first
 
 
 class DPQSettings(TrunkSettings):
@@ -78,13 +71,8 @@ def gini_sample(p: Tensor) -> Tensor:
     return -p.square().sum(dim=-1).mean()
 
 
-class DPQNetwork(Network):
-    """Backbone, M parts, codebooks, the prediction layer, and the centres of the classes.
-
-    Where queries ask with classes, codewords have beliefs too: [M, K, r], the mean probabilities of
-    the L classes on ``axes`` [L, r]. Those are the classes, or, where that would be wider than a
-    codeword, the r = d directions that keep most of what is believed.
-    """
+class DPQNetwork(BelievingNetwork):
+    """Backbone, M parts, codebooks, the prediction layer, and the centres of the classes."""
 
     training_only = frozenset({"centres"})
 
@@ -100,17 +88,7 @@ class DPQNetwork(Network):
         self.words = nn.Parameter(torch.randn(M, K, d) / d**0.5)
         self.predict = nn.Linear(M * d, L)
         self.centres = nn.Parameter(torch.zeros(L, M * d))
-        if settings.query == "classes":  # counted in the end, by ``observe``
-            r = min(L, d)
-            self.beliefs = nn.Parameter(torch.zeros(M, K, r), requires_grad=False)
-            self.axes = nn.Parameter(torch.eye(L, r), requires_grad=False)
-
-    def trainable(self, phase: str) -> Iterable[nn.Parameter]:
-        return [
-            parameter
-            for name, parameter in self.named_parameters()
-            if name not in ("beliefs", "axes")
-        ]
+        self.beliefs = Beliefs(M, K, L) if settings.query == "classes" else None
 
     def logits(self, x: Tensor) -> Tensor:
         """[n, dx] to [n, M, K]."""
@@ -139,64 +117,37 @@ class DPQNetwork(Network):
         }
 
     def embed(self, x: Tensor) -> Tensor:
-        """The soft representation (section 3.1.4), with soft beliefs beside each part; [n, D]."""
+        """The soft representation (section 3.1.4), and what it believes; [n, D]."""
         p = self.logits(x).float().softmax(dim=-1)
         soft = self.represent(p)
-        if self.settings.query == "soft":
-            return soft
-        parts = soft.view(len(x), self.settings.M, -1)
-        return torch.cat([parts, soft_of(p, self.beliefs)], dim=-1).flatten(1)
+        return soft if self.beliefs is None else self.beliefs.of(self._parts(soft), p).flatten(1)
 
     def probabilities(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """P(t|x) [n, L] by the prediction layer on soft, and the codes [n, M]."""
         p = self.logits(x).float().softmax(dim=-1)
         return self.predict(self.represent(p)).softmax(dim=-1), p.argmax(dim=-1)
 
     def queries(self, x: Tensor) -> Tensor:
-        """Soft; or the classes' probabilities, so that the score of a code by dot product is the
-        mean over its parts of Σ_t P(t|x) b_t, where b is the belief of the part's codeword."""
-        if self.settings.query == "soft":
+        if self.beliefs is None:
             return self.embed(x)
-        asked = (self.probabilities(x)[0] @ self.axes) / (_WEIGHT * self.settings.M)
-        words = torch.zeros(self.words.shape[-1], device=x.device).expand(len(x), -1)
-        return torch.cat([words, asked], dim=-1).repeat(1, self.settings.M)
-
-    @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Sets the beliefs from rows x [n, dx], whose labels are not asked for.
-
-        The mean over all rows counts as one more row of each codeword, so that what nothing chose
-        believes just that.
-        """
-        M, K = self.settings.M, self.settings.K
-        L = len(self.axes)
-        total = torch.zeros(M, K, L, dtype=torch.float64)
-        count = torch.zeros(M, K, 1, dtype=torch.float64)
-        for part in torch.split(x, _BLOCK):
-            P, B = self.probabilities(part)
-            for m in range(M):
-                total[m].index_add_(0, B[:, m].cpu(), P.double().cpu())
-                count[m, :, 0] += torch.bincount(B[:, m].cpu(), minlength=K)
-        believed = (total + total[0].sum(dim=0) / max(1, len(x))) / (count + 1)
-        r = self.axes.shape[1]
-        if r < L:
-            found = torch.linalg.svd(believed.flatten(0, 1), full_matrices=False).Vh[:r].T
-            self.axes.zero_()[:, : found.shape[1]] = found
-        self.beliefs.copy_(_WEIGHT * believed @ self.axes.double().cpu())
+        P, _ = self.probabilities(x)
+        return self.beliefs.asked(P, self.words.shape[-1]).flatten(1)
 
     def codes(self, x: Tensor) -> Tensor:
         return self.logits(x).argmax(dim=-1)
 
     def codebooks(self) -> Tensor:
         words = intra_normalise(self.words) if self.settings.intra_norm else self.words
-        return words if self.settings.query == "soft" else torch.cat([words, self.beliefs], dim=-1)
+        return words if self.beliefs is None else self.beliefs.beside(words)
 
     def class_layer(self) -> tuple[Tensor, Tensor]:
         W = self.predict.weight
-        if self.settings.query == "classes":  # which reads the words alone
-            parts = W.view(len(W), self.settings.M, -1)
-            W = F.pad(parts, (0, self.axes.shape[1])).flatten(1)
+        if self.beliefs is not None:
+            W = self.beliefs.ignored(self._parts(W)).flatten(1)
         return W, self.predict.bias
+
+    def _parts(self, rows: Tensor) -> Tensor:
+        """[n, M·d] to [n, M, d]."""
+        return rows.view(len(rows), self.settings.M, -1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -222,30 +173,17 @@ class DPQModel(NetworkModel):
         return DPQNetwork(self.settings, self.dx, len(self.classes or ()))
 
 
-class DPQ(GradientMethod):
+class DPQ(BelievingMethod):
     """Deep product quantization, from features or from images."""
 
     name = "dpq"
     settings_class: ClassVar[type[MethodSettings]] = DPQSettings
     model_class: ClassVar[type[NetworkModel]] = DPQModel
     needs_classes = True
-    sample_rows = 50_000
     settings: DPQSettings
 
-    def judge(self, network: Network, x: Tensor, y: Tensor) -> float | None:
-        if self.settings.query == "classes":
-            assert isinstance(network, DPQNetwork), "built here"
-            network.observe(x)  # as they are by now
-        return None
-
-    def finish(
-        self, network: Network, corpus: Corpus, X: NDArray[np.float32], y: NDArray[np.int32]
-    ) -> None:
-        if self.settings.query == "classes":
-            assert isinstance(network, DPQNetwork), "built here"
-            network.observe(tensor_of(X))
-
     def build(self, corpus: Corpus) -> Network:
+        check_asking(self.settings.query, self.settings.metric)
         if self.settings.width < self.settings.M:
             raise ConfigError(
                 f"M: {self.settings.M} parts need an embedding layer of at least as many units, "

@@ -7,8 +7,9 @@ without labels the entropy of the classifier is maximised by the sub-prototypes 
 the features, through a gradient reversal.
 
 Beyond the paper, and by default: whole rows and their codes are classified too, and rows without
-labels must say, by their codes, which classes the network expects of them; a query then asks with
-the classes that it expects. ``AS_PUBLISHED`` are the settings that leave this out.
+labels must say, by their codes, which classes the network expects of them; a query then asks
+codewords for what these believe (``beliefs``). ``AS_PUBLISHED`` are the settings that leave this
+out.
 """
 
 from __future__ import annotations
@@ -27,13 +28,8 @@ from raypq.data.class_layer import ClassLayer
 from raypq.data.models import ModelFiles
 from raypq.methods.backbones import TrunkSettings, trunk
 from raypq.methods.base import Corpus, MethodSettings, Normalise
-from raypq.methods.gradient import (
-    Batch,
-    GradientMethod,
-    Network,
-    NetworkModel,
-    Schedule,
-)
+from raypq.methods.beliefs import Beliefs, BelievingMethod, BelievingNetwork, check_asking
+from raypq.methods.gradient import Batch, Network, NetworkModel, Schedule
 from raypq.methods.layers import intra_normalise, one_hot_of, reverse_gradient
 
 
@@ -46,7 +42,7 @@ class GPQSettings(TrunkSettings):
 
     M: Positive = Field(8, description="sub-codebooks")
     K: int = Field(16, ge=1, le=256, description="codewords in each sub-codebook")
-    metric: Metric = "cosine"
+    metric: Metric = "dot"
     normalise: Normalise = "unit"
     hidden: Positive = Field(1024, description="units of the mlp")
     dropout: float = Field(0.7, ge=0, lt=1, description="in the mlp and in vgg32")
@@ -96,6 +92,7 @@ AS_PUBLISHED: Mapping[str, Any] = {
     "joint": 0.0,
     "distil": 0.0,
     "query": "vector",
+    "metric": "cosine",
     "schedule": "exponential",
 }
 """What turns the defaults into the paper's method."""
@@ -145,7 +142,7 @@ def subspace_entropy(x: Tensor, W: Tensor, beta: float) -> Tensor:
     return -(logs.exp() * logs).sum(dim=-1).mean()
 
 
-class GPQNetwork(Network):
+class GPQNetwork(BelievingNetwork):
     """Feature extractor F, codewords Z, and sub-prototypes W."""
 
     def __init__(self, settings: GPQSettings, dx: int, L: int, *, pretrained: bool = False) -> None:
@@ -157,6 +154,7 @@ class GPQNetwork(Network):
         self.Z = nn.Parameter(torch.randn(M, K, d))
         if settings.classifies:
             self.W = nn.Parameter(torch.randn(M, L, d))
+        self.beliefs = Beliefs(M, K, L) if settings.query == "classes" else None
 
     def begin_epoch(self, phase: str, epoch: int) -> None:
         self.epoch = epoch
@@ -167,7 +165,7 @@ class GPQNetwork(Network):
         f = reverse_gradient(f) if reverse else f
         return intra_normalise(f.view(len(x), self.settings.M, -1))
 
-    def codebooks(self) -> Tensor:
+    def codewords(self) -> Tensor:
         """Codewords [M, K, d] at unit length, refreshed through the sub-prototypes.
 
         z' = s_m(z; α, W_m), here and so in training and in retrieval alike.
@@ -207,7 +205,7 @@ class GPQNetwork(Network):
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         assert batch.y is not None, "gpq streams labels"
         weigh = self.settings
-        x, C = self.features(batch.x), self.codebooks()
+        x, C = self.features(batch.x), self.codewords()
         q = soft_assign(x, C, weigh.alpha)
         terms = (
             {"n_pair": n_pair_loss(x, q, batch.y)}
@@ -229,31 +227,39 @@ class GPQNetwork(Network):
             terms["entropy"] = -weigh.lambda2 * subspace_entropy(u, W, weigh.beta)
         return terms
 
+    def codebooks(self) -> Tensor:
+        C = self.codewords()
+        return C if self.beliefs is None else self.beliefs.beside(C)
+
     def embed(self, x: Tensor) -> Tensor:
-        return self.features(x).flatten(1)
+        f = self.features(x)
+        if self.beliefs is not None:
+            f = self.beliefs.of(f, assignment(f, self.codewords(), self.settings.alpha))
+        return f.flatten(1)
+
+    def probabilities(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        f = self.features(x)
+        return self.class_scores(f).softmax(dim=-1), self._nearest(f)
 
     def queries(self, x: Tensor) -> Tensor:
-        """The features, or the mean of the classes' prototypes under the classes' probabilities:
-        Σ_t P(t|x) (W_t − W̄), so that a code's score is the class score that x expects of it.
-
-        Decoded codes all have one length, so cosine and dot product rank them alike.
-        """
-        f = self.features(x)
-        if self.settings.query == "vector":
-            return f.flatten(1)
-        W = self.prototypes().transpose(0, 1).flatten(1)
-        return self.class_scores(f).softmax(dim=-1) @ (W - W.mean(dim=0))
+        if self.beliefs is None:
+            return self.embed(x)
+        P, _ = self.probabilities(x)
+        return self.beliefs.asked(P, self.settings.d).flatten(1)
 
     def codes(self, x: Tensor) -> Tensor:
-        """The codeword of the largest cosine in each part; ties to the lower."""
-        C = self.codebooks()
-        return torch.einsum("nmd,mkd->nmk", self.features(x), C).argmax(dim=-1)
+        return self._nearest(self.features(x))
+
+    def _nearest(self, f: Tensor) -> Tensor:
+        """The codewords of the largest cosines [n, M] of features [n, M, d]; ties to the lower."""
+        return torch.einsum("nmd,mkd->nmk", f, self.codewords()).argmax(dim=-1)
 
     def class_layer(self) -> tuple[Tensor, Tensor] | None:
         if not self.settings.classifies:
             return None
-        V = self.prototypes().transpose(0, 1).flatten(1)
-        return V, torch.zeros(len(V), device=V.device)
+        V = self.prototypes().transpose(0, 1)
+        V = V if self.beliefs is None else self.beliefs.ignored(V)
+        return V.flatten(1), torch.zeros(len(V), device=V.device)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -281,7 +287,7 @@ class GPQModel(NetworkModel):
         return GPQNetwork(self.settings, self.dx, L)
 
 
-class GPQ(GradientMethod):
+class GPQ(BelievingMethod):
     """Generalized product quantization, from labelled and unlabelled rows."""
 
     name = "gpq"
@@ -292,4 +298,5 @@ class GPQ(GradientMethod):
     settings: GPQSettings
 
     def build(self, corpus: Corpus) -> Network:
+        check_asking(self.settings.query, self.settings.metric)
         return GPQNetwork(self.settings, corpus.dx, corpus.L, pretrained=True)

@@ -247,19 +247,6 @@ def test_expected_classes_want_the_term_that_teaches_them(wrong):
         gpq.GPQSettings.parse({**gpq.AS_PUBLISHED, **wrong})
 
 
-@pytest.mark.parametrize("query", ["classes", "vector"])
-def test_what_asks_in_asymmetric_search_of_gpq(rng, query):
-    net = network(joint=1.0, gamma=5.0, query=query).eval()
-    x = torch.from_numpy(rng.standard_normal((N, 5)).astype(np.float32))
-    with torch.no_grad():
-        f, found = net.embed(x).numpy(), net.queries(x).numpy()
-    layer = net.class_layer()
-    assert layer is not None
-    W = layer[0].detach().numpy()
-    wanted = softmax(5.0 / 2 * f @ W.T) @ (W - W.mean(axis=0)) if query == "classes" else f
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("intra_norm", [False, True])
 def test_dpq_gives_the_terms_of_the_paper(rng, intra_norm):
     settings = dpq.DPQSettings(
@@ -297,57 +284,3 @@ def test_parts_at_unit_length(rng):
     x = torch.from_numpy(rng.standard_normal((4, 3, 5)))
     np.testing.assert_allclose(intra_normalise(x).norm(dim=-1), 1, atol=1e-12)
     assert torch.isfinite(intra_normalise(torch.zeros(2, 3, 5))).all()
-
-
-def test_a_paper_query_is_the_soft_representation(rng):
-    net = asked_network("soft", L=3)
-    x = torch.from_numpy(rng.standard_normal((N, 5)).astype(np.float32))
-    assert torch.equal(net.queries(x), net.embed(x))
-    assert net.codebooks().shape == (M, K, 12 // M)
-
-
-@pytest.mark.parametrize("L", [3, 30], ids=["few classes", "more than a codeword is wide"])
-def test_a_score_is_the_chance_of_one_class_as_each_part_judges(rng, L):
-    """By hand: the mean P(t|x) of the rows that chose a codeword, all rows counting as one more."""
-    net = asked_network("classes", L=L)
-    x = torch.from_numpy(rng.standard_normal((40, 5)).astype(np.float32))
-    net.observe(x)
-    P, B = (found.detach().double().numpy() for found in net.probabilities(x))
-    B = B.astype(np.int64)
-    belief = np.empty((M, K, L))
-    for m in range(M):
-        for k in range(K):
-            chose = P[B[:, m] == k]
-            belief[m, k] = (chose.sum(axis=0) + P.mean(axis=0)) / (len(chose) + 1)
-    # On the r directions that keep most: nothing of that rank is nearer, and few classes lose none.
-    r = 12 // M
-    flat = belief.reshape(M * K, L)
-    axes = np.linalg.svd(flat, full_matrices=False)[2][:r]
-    kept = (flat @ axes.T @ axes).reshape(M, K, L)
-    wanted = np.mean([P @ kept[m, B[:, m]].T for m in range(M)], axis=0)
-    C = net.codebooks().detach().numpy()
-    decoded = np.concatenate([C[m, B[:, m]] for m in range(M)], axis=1)
-    np.testing.assert_allclose(net.queries(x).numpy() @ decoded.T, wanted, rtol=1e-4, atol=1e-6)
-
-
-def test_beliefs_leave_the_class_scores_as_they_are(rng):
-    """LUTC reads the words alone (section 3.1.2)."""
-    net = asked_network("classes", L=3)
-    x = torch.from_numpy(rng.standard_normal((N, 5)).astype(np.float32))
-    before = [part.detach().clone() for part in (net.predict.weight, net.predict.bias)]
-    net.observe(x)
-    W, b = net.class_layer()
-    p = net.logits(x).softmax(dim=-1)
-    np.testing.assert_allclose(
-        (net.embed(x) @ W.T + b).detach(),
-        (net.represent(p) @ before[0].T + before[1]).detach(),
-        atol=1e-5,
-    )
-
-
-def asked_network(query: str, L: int) -> dpq.DPQNetwork:
-    settings = {"M": M, "K": K, "hidden": 8, "width": 12, "batch": 6, "query": query}
-    corpus = Corpus(N=50, dx=5, names=tuple(f"class {t}" for t in range(L)))
-    net = dpq.DPQ(dpq.DPQSettings.parse(settings)).network(corpus)
-    assert isinstance(net, dpq.DPQNetwork)
-    return net.eval().requires_grad_(False)
