@@ -146,7 +146,6 @@ def test_dpq_classifies_from_codes_as_its_own_float_classifier_does(bits):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="0.8645 so far (docs/results.md)", strict=True)
 def test_dpq_in_a_database_that_was_not_trained_on(bits):
     assert best(bits["32"], "other") >= 0.865
 
