@@ -133,6 +133,7 @@ def bits(cifar) -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_dpq_figures(bits):
     assert best(bits["12"], "database") >= 0.89
     assert best(bits["32"], "database") >= 0.90
@@ -140,17 +141,20 @@ def test_dpq_figures(bits):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_dpq_classifies_from_codes_as_its_own_float_classifier_does(bits):
     assert bits["32"]["top1_codes"] >= bits["32"]["top1_float"] - 0.005
     assert bits["32"]["top1_float"] >= 0.9
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_dpq_in_a_database_that_was_not_trained_on(bits):
     assert best(bits["32"], "other") >= 0.865
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_gpq_figures(cifar):
     found = table(cifar, "gpq-bits", seeds=3)
     assert min(best(figures, "database") for figures in found.values()) >= 0.83
