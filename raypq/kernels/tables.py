@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from raypq.config import Metric
 
 LANES = 8
+_ROWS = 1024  # whose norms are summed together
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,9 +72,12 @@ class Tables:
 def squared_norms(X: NDArray[np.float32]) -> NDArray[np.float64]:
     """‖x_i‖² of vectors [n, D], summed over the dimensions in order, float64 [n]."""
     total = np.zeros(len(X))
-    for j in range(X.shape[1]):
-        column = X[:, j].astype(np.float64)
-        total += column * column
+    for first in range(0, len(X), _ROWS):
+        part = total[first : first + _ROWS]
+        # Columns of many rows lie a page apart each; those of some rows, turned, stay in the cache.
+        for column in np.ascontiguousarray(X[first : first + _ROWS].T):
+            wide = column.astype(np.float64)
+            part += wide * wide
     return total
 
 
@@ -106,7 +110,8 @@ def build_tables(
     elif metric == "cosine":
         norm = np.sqrt(squared)
         inverse = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
-        W = (V * inverse[:, None]).astype(np.float32)
+        W = np.empty_like(V)
+        np.multiply(V, inverse[:, None], out=W, dtype=np.float64, casting="same_kind")
     elif metric == "dot":
         W = V
     else:
