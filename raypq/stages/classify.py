@@ -111,12 +111,16 @@ class ClassifyWorker:
             yield _Rows(id_type=reader.id_type, label=reader.label, batches=found)
 
     def _scan(self, B: NDArray[np.uint8], tables: Mapping[str, kernels.Tables]) -> dict[str, TopK]:
-        """The best of each group for codes [n, M]."""
+        """The best of each group for codes [n, M]; of the smaller one those that may be among the
+        best of both, and its best in any case."""
         k, device = self._job.top_k, self._job.where.device
-        return {
-            name: kernels.topk_per_code(B, group, k, device=device)
-            for name, group in tables.items()
-        }
+        names = sorted(tables, key=lambda name: -tables[name].T)
+        large = kernels.topk_per_code(B, tables[names[0]], k, device=device)
+        found = {names[0]: large}
+        for name in names[1:]:
+            bar = large[0][:, -1] if large[0].shape[1] == k else None
+            found[name] = best_above(B, tables[name], k, bar, device)
+        return {name: found[name] for name in tables}
 
     def _score(
         self, U: NDArray[np.float32], tables: Mapping[str, kernels.Tables]
@@ -156,6 +160,34 @@ class ClassifyWorker:
         }
         both = set(self._candidates.groups) == set(predictions.GROUPS)
         return predictions.schema(id_type=id_type, label=label, groups=both, metadata=metadata)
+
+
+def best_above(
+    B: NDArray[np.uint8],
+    tables: kernels.Tables,
+    k: int,
+    bar: NDArray[np.float32] | None,
+    device: str = "cpu",
+) -> TopK:
+    """The k best classes of codes [n, M] that score at least ``bar`` [n], and the best in any case.
+
+    Where another group has k classes above all but the best of this one, the others of this one
+    need not be known: they stand at −∞. None: all k.
+    """
+    if bar is None:
+        return kernels.topk_per_code(B, tables, k, device=device)
+    most = min(k, tables.T)
+    score = np.full((len(B), most), -np.inf, np.float32)
+    found = np.zeros((len(B), most), np.int64)
+    rows, few = np.arange(len(B)), 1
+    while len(rows):
+        part = kernels.topk_per_code(B[rows], tables, few, device=device)
+        score[rows, :few], found[rows, :few] = part
+        if few == most:
+            break
+        # Few have many: of four times as many the next ones are asked, where all were above.
+        rows, few = rows[part[0][:, -1] >= bar[rows]], min(4 * few, most)
+    return score, found
 
 
 def check_model(file: CodeFile, model: Model) -> None:
