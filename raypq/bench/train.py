@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from raypq import kernels
 from raypq.bench import world
 from raypq.bench.measure import Contender, Goal, Result, rounds
+from raypq.config import ClusterSettings
 from raypq.methods import registry
 from raypq.methods.base import Corpus, Stats, TrainBatch
 from raypq.stages.crew import LocalCrew
+from raypq.stages.passes import update
 
 ROWS, D, M, K = 32_768, 512, 32, 256
 # Passes that bring ours to the distortion that FAISS reaches in its 25 (the checks tell both):
@@ -81,13 +83,14 @@ def _train(X: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
     method = registry.create_reduction("pq", {"M": M, "K": K, "iterations": _PASSES})
     tasks = [_Rows(row) for row in range(0, len(X), _SHARD)]
     state = method.begin(Corpus(N=len(X), dx=X.shape[1]))
+    where = ClusterSettings(cluster="none", workers=threads)
     with LocalCrew(threads).hire(_Accumulate, method, X) as gang:
         while not state.done:
             parts = {one.index: one.result for one in gang.map(tasks, state.for_workers())}
             stats = Stats()
             for index in sorted(parts):
                 stats.merge(parts[index])
-            state = method.update(state, stats)
+            state = update(method, state, stats, where)
     kernels.set_threads(threads)
     return method.model(state).C
 

@@ -7,7 +7,10 @@ Shapes: U [N, D], C [M, K, d], B [N, M] uint8, V [T, D]; D = M·d.
 from __future__ import annotations
 
 import os
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -26,6 +29,7 @@ __all__ = [
     "encode",
     "heed_threads",
     "merge_topk",
+    "native_threads",
     "scores",
     "set_threads",
     "spread",
@@ -37,6 +41,7 @@ __all__ = [
 ]
 
 _threads: int | None = None
+_here = threading.local()  # threads of native kernels, where a thread has its own number
 
 
 def encode(
@@ -164,8 +169,25 @@ def heed_threads() -> None:
         torch.set_num_threads(_threads)
 
 
+@contextmanager
+def native_threads(threads: int) -> Iterator[None]:
+    """As many threads for native kernels in the calling thread, whose answers do not depend on it.
+
+    NumPy and torch keep theirs: the last bits of a product may follow the number of threads.
+    """
+    before = getattr(_here, "threads", None)
+    _here.threads = threads
+    try:
+        yield
+    finally:
+        _here.threads = before
+
+
 def threads() -> int:
     """The CPU threads that kernels use: as set, or all that this process may run on."""
+    here: int | None = getattr(_here, "threads", None)
+    if here is not None:
+        return here
     if _threads is not None:
         return _threads
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

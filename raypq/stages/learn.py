@@ -28,7 +28,7 @@ from raypq.methods.pq import scale
 from raypq.stages.checkpoint import Checkpoints
 from raypq.stages.crew import Crew, in_order, settle
 from raypq.stages.learner import Lesson, Note
-from raypq.stages.passes import Plan, TrainWorker, measure, run_pass
+from raypq.stages.passes import Plan, TrainWorker, measure, run_pass, update
 from raypq.stages.sample import draw
 from raypq.stages.stream import Source
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
@@ -291,7 +291,7 @@ def _follow_up(
             label = f"{job.method} codebooks {state.phase} {state.iteration}"
             stats, failed = run_pass(gang, source.tasks, state, label)
             settle(failed, 0, "fail")
-            state = follower.update(state, stats)
+            state = update(follower, state, stats, job.where)
     model = follower.model(state)
     if "P" in model.tensors:
         raise InputError("follow-up", expected="a method without a projection", found=follower.name)

@@ -10,8 +10,8 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq import console
-from raypq.config import Columns, TrainJob
+from raypq import console, kernels
+from raypq.config import ClusterSettings, Columns, TrainJob
 from raypq.data.features import FeatureStore, survey
 from raypq.data.shard_stats import ShardStats
 from raypq.errors import ConfigError, InputError, ShardFailure
@@ -199,6 +199,13 @@ def run_pass(
                 stats.merge(outcome.result)
             progress.done()
     return stats, failures
+
+
+def update(method: ReductionMethod, state: State, stats: Stats, where: ClusterSettings) -> State:
+    """What follows a pass. It runs here, while the workers wait, so native kernels may have the
+    threads of them all."""
+    with kernels.native_threads(where.threads * where.workers):
+        return method.update(state, stats)
 
 
 def measure(gang: Gang, tasks: Sequence[TrainTask], model: Model) -> list[ShardStats]:

@@ -20,7 +20,7 @@ from raypq.methods.gradient import GradientMethod
 from raypq.stages.crew import Crew, settle
 from raypq.stages.drift import baseline_of
 from raypq.stages.learn import Fitted, learn
-from raypq.stages.passes import Plan, TrainWorker, measure, run_pass
+from raypq.stages.passes import Plan, TrainWorker, measure, run_pass, update
 from raypq.stages.record import RunRecord
 from raypq.stages.tune import tune
 
@@ -113,7 +113,7 @@ def _reduce(job: TrainJob, method: ReductionMethod, plan: Plan, crew: Crew) -> F
             footers = []
             names = {failure.shard for failure in failed}
             tasks = [task for task in tasks if task.name not in names]
-            state = method.update(state, stats)
+            state = update(method, state, stats, job.where)
             _tell(job.method, state)
         model = method.model(state)
         measured = measure(gang, tasks, model)

@@ -98,3 +98,15 @@ def test_a_new_thread_heeds_the_number_that_was_set() -> None:
             assert pool.submit(own_share_of_a_product).result() > 0.8
     finally:
         kernels.set_threads(before)
+
+
+def test_a_thread_may_have_its_own_number_for_native_kernels() -> None:
+    before = kernels.threads()
+    with kernels.native_threads(before + 3):
+        assert kernels.threads() == before + 3
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(kernels.threads).result() == before
+        with kernels.native_threads(1):
+            assert kernels.threads() == 1
+        assert kernels.threads() == before + 3
+    assert kernels.threads() == before
