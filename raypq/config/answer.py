@@ -27,7 +27,19 @@ class EncodeJob(Job):
     columns: Columns = Columns()
 
 
-class ClassifyJob(Job):
+class Answers(Settings):
+    """What is asked of a store, and where the answers go: one section ``classify`` of a nightly
+    job, whose predictions follow the codes, and part of a job of its own."""
+
+    classes: str
+    candidates: str = "all"
+    top_k: Positive = 10
+    metric: Metric | None = None
+    calibration: float | Literal["model"] = 0.0
+    output: str
+
+
+class ClassifyJob(Job, Answers):
     """``raypq classify``: from codes, or exactly from features (no compression)."""
 
     model: str | None = Field(
@@ -36,12 +48,6 @@ class ClassifyJob(Job):
     codes: str | None = None
     version: Annotated[int, Field(ge=1)] | None = None
     features: list[str] | None = None
-    classes: str
-    candidates: str = "all"
-    top_k: Positive = 10
-    metric: Metric | None = None
-    calibration: float | Literal["model"] = 0.0
-    output: str
     columns: Columns = Columns()
 
 
@@ -53,17 +59,6 @@ class EvaluateJob(Job):
     classes: str
     split: str = "all"
     calibration: float | None = None
-
-
-class Answers(Settings):
-    """One section ``classify`` of a nightly job: a prediction store that follows the codes."""
-
-    classes: str
-    candidates: str = "all"
-    top_k: Positive = 10
-    metric: Metric | None = None
-    calibration: float | Literal["model"] = 0.0
-    output: str
 
 
 class DriftLimits(Settings):

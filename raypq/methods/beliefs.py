@@ -56,7 +56,7 @@ class Beliefs(nn.Module):
 
     @torch.no_grad()
     def observe(self, rows: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Counts anew, from P(t|x) [n, L] and codes [n, M] of rows.
+        """Counts anew, from P(t|x) [n, L] and codes [n, M] of rows; no gradient, of these either.
 
         The mean over all rows counts as one more row of each codeword: what nothing chose believes
         just that.
@@ -112,8 +112,7 @@ class BelievingNetwork(Network):
     def observe(self, x: Tensor) -> None:
         """Counts the beliefs on rows x [n, dx], whose labels are not asked for."""
         if self.beliefs is not None:
-            with torch.no_grad():
-                self.beliefs.observe(self.probabilities(part) for part in torch.split(x, _BLOCK))
+            self.beliefs.observe(self.probabilities(part) for part in torch.split(x, _BLOCK))
 
 
 class BelievingMethod(GradientMethod):

@@ -9,8 +9,9 @@ Beyond the paper, and by default, queries ask codewords for what these believe (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,8 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raypq.config import Metric, Positive
-from raypq.data.class_layer import ClassLayer
-from raypq.data.models import ModelFiles
 from raypq.errors import ConfigError
 from raypq.methods.backbones import TrunkSettings, trunk
 from raypq.methods.base import Corpus, MethodSettings
@@ -155,15 +154,8 @@ class DPQModel(NetworkModel):
     """Encodes by arg-max of the logits; classes by the prediction layer (LUTC, section 3.1.2)."""
 
     method = "dpq"
+    unwritten: ClassVar[Mapping[str, Any]] = {"query": "soft"}
     settings: DPQSettings
-
-    @classmethod
-    def from_files(
-        cls, files: ModelFiles, settings: MethodSettings, layer: ClassLayer | None = None
-    ) -> Self:
-        if "query" not in files.content["settings"]:  # trained before there was another one
-            settings = settings.model_copy(update={"query": "soft"})
-        return super().from_files(files, settings, layer)
 
     @property
     def class_metric(self) -> Metric:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -24,8 +24,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raypq.config import Metric, Positive
-from raypq.data.class_layer import ClassLayer
-from raypq.data.models import ModelFiles
 from raypq.methods.backbones import TrunkSettings, trunk
 from raypq.methods.base import Corpus, MethodSettings, Normalise
 from raypq.methods.beliefs import Beliefs, BelievingMethod, BelievingNetwork, check_asking
@@ -267,16 +265,8 @@ class GPQModel(NetworkModel):
     """Encodes by cosine; classes by their sub-prototypes."""
 
     method = "gpq"
+    unwritten: ClassVar[Mapping[str, Any]] = AS_PUBLISHED
     settings: GPQSettings
-
-    @classmethod
-    def from_files(
-        cls, files: ModelFiles, settings: MethodSettings, layer: ClassLayer | None = None
-    ) -> Self:
-        written = files.content["settings"]
-        # Trained before there was anything but the published form.
-        missing = {key: value for key, value in AS_PUBLISHED.items() if key not in written}
-        return super().from_files(files, settings.model_copy(update=missing), layer)
 
     @property
     def class_metric(self) -> Metric:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.config import Precision
+from raypq.data.class_layer import ClassLayer
+from raypq.data.models import ModelFiles
 from raypq.errors import ModelError
 from raypq.methods.linear import normalise
-from raypq.methods.model import Model
+from raypq.methods.model import MethodSettings, Model
 from raypq.methods.network import Network, array_of, autocast, seeded, tensor_of
 
 PREFIX = "net."  # of the network's weights among a model's tensors
@@ -33,6 +35,17 @@ class NetworkModel(Model):
 
     takes_embeddings: ClassVar[bool] = False
     """Whether ``project`` maps class embeddings; otherwise classes are vectors of features."""
+
+    unwritten: ClassVar[Mapping[str, Any]] = {}
+    """What models were trained with that were saved before there were these settings."""
+
+    @classmethod
+    def from_files(
+        cls, files: ModelFiles, settings: MethodSettings, layer: ClassLayer | None = None
+    ) -> Self:
+        written = files.content["settings"]
+        missing = {key: value for key, value in cls.unwritten.items() if key not in written}
+        return super().from_files(files, settings.model_copy(update=missing), layer)
 
     @abstractmethod
     def blank(self) -> Network:
