@@ -55,8 +55,8 @@ class Receipt(Settings):
     stats: ShardStats | None = None
 
 
-class _Hashing:
-    """A file that hashes and counts what passes through."""
+class HashingFile:
+    """A file to write that hashes and counts what passes through."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -65,6 +65,7 @@ class _Hashing:
         self.closed = False
 
     def write(self, data: bytes) -> int:
+        """Writes and hashes; returns how many bytes."""
         self._file.write(data)
         self.digest.update(data)
         self.bytes += len(data)
@@ -74,12 +75,15 @@ class _Hashing:
         """Nothing: the file is flushed and synced when it is complete."""
 
     def readable(self) -> bool:
+        """Never."""
         return False
 
     def writable(self) -> bool:
+        """Always."""
         return True
 
     def seekable(self) -> bool:
+        """Never."""
         return False
 
 
@@ -102,7 +106,7 @@ def write_shard(
     rows, held = 0, 0
     waiting: list[pa.RecordBatch] = []
     with replacing(join(store, path)) as file:
-        sink = _Hashing(file)
+        sink = HashingFile(file)
         with pq.ParquetWriter(sink, schema, write_page_checksum=True, **options) as writer:
             for batch in batches:
                 waiting.append(batch)

@@ -20,7 +20,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from raypq.config import Settings
+from raypq.data import sidecars
 from raypq.data.output import Receipt, Source
+from raypq.data.sidecars import Sidecars
 from raypq.data.storage import (
     create_once,
     digest,
@@ -72,6 +74,23 @@ class Snapshot(Settings):
         """Rows in all shards."""
         return sum(receipt.rows for receipt in self.shards)
 
+    def files(self, store: str) -> set[str]:
+        """Every file that the version names, shards and sidecars, by path below the store."""
+        beside = (item.path for items in self.sidecars(store).values() for item in items)
+        return {*(receipt.path for receipt in self.shards), *beside}
+
+    def sidecars(self, store: str) -> Sidecars:
+        """The sidecar files that the version names beside its shards, by kind.
+
+        Raises:
+            InputError: the summary names them in a way that cannot be read, or is not safe.
+        """
+        return sidecars.named(self.summary, _uri(store, self.version))
+
+
+def _uri(store: str, version: int) -> str:
+    return join(store, "snapshots", f"{version:020d}.json")
+
 
 def versions(store: str) -> list[int]:
     """The versions that a store has, oldest first."""
@@ -91,8 +110,8 @@ def read(store: str, version: int | None = None) -> Snapshot:
         raise InputError(store, expected="a store with a snapshot", found=there)
     if version is not None and version not in known:
         raise InputError(store, expected=f"version {version}", found=f"versions {known[-5:]}")
-    name = join(store, "snapshots", f"{version if version is not None else known[-1]:020d}.json")
     number = version if version is not None else known[-1]
+    name = _uri(store, number)
     try:
         document = json.loads(read_bytes(name))
         _check_format(name, document)
@@ -129,6 +148,9 @@ def _check_shards(store: str, name: str, snapshot: Snapshot) -> None:
         if place.is_absolute() or ".." in place.parts or "://" in receipt.path:
             raise InputError(name, expected="paths inside the store", found=receipt.path)
         folders.setdefault(place.parent, receipt.path)
+    for items in snapshot.sidecars(store).values():
+        for sidecar in items:
+            folders.setdefault(PurePosixPath(sidecar.path).parent, sidecar.path)
     if is_local(store):
         root = local_path(store).resolve()
         for folder, path in folders.items():
@@ -224,8 +246,7 @@ def commit(
             quarantined=tuple(quarantined),
             summary=summary or {},
         )
-        name = join(store, "snapshots", f"{version:020d}.json")
-        if create_once(name, snapshot.model_dump_json(indent=1).encode()):
+        if create_once(_uri(store, version), snapshot.model_dump_json(indent=1).encode()):
             return snapshot
         time.sleep(random.uniform(0, _PAUSE * min(2**attempt, 32)))  # noqa: S311 - no secret
     raise ConflictError(f"{store}: {_TRIES} version numbers in a row were taken by other writers")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from raypq import console
-from raypq.data import lease, snapshot
+from raypq.data import lease, sidecars, snapshot
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import delete, join, list_files, list_folders, now
-from raypq.errors import ConfigError
+from raypq.errors import ConfigError, InputError
 
 _DAY = 86_400.0
 _APART = 300.0  # seconds between clocks that are worth a warning
@@ -45,6 +45,12 @@ def restore(store: str, version: int) -> Snapshot:
             console.say(f"nothing to do: {store} is at version {version}")
             return wanted
         snapshot.verify_sizes(store, wanted)
+        summary = {**wanted.summary, "restored": version}
+        try:
+            sidecars.verify(store, wanted.sidecars(store))
+        except InputError as error:  # they save time and hold nothing of their own
+            console.warn(f"{error}; version {latest + 1} names no sidecars")
+            del summary[sidecars.KEY]
         made = snapshot.commit(
             store,
             kind=wanted.kind,
@@ -55,7 +61,7 @@ def restore(store: str, version: int) -> Snapshot:
             ],
             receipts=wanted.shards,
             quarantined=wanted.quarantined,
-            summary={**wanted.summary, "restored": version},
+            summary=summary,
             follows=latest,
             guard=mine.check,
         )
@@ -74,6 +80,7 @@ def verify(store: str, version: int | None = None, *, content: bool = False) -> 
         snapshot.verify_content(store, found)
     else:
         snapshot.verify_sizes(store, found)
+    sidecars.verify(store, found.sidecars(store), content=content)
     checked = "sha256" if content else "size"
     return {"version": found.version, "files": len(found.shards), "verified": checked}
 
@@ -130,11 +137,13 @@ def collect(
     known = snapshot.versions(store)
     retained = known if keep is None else known[-keep:]
     dropped = known[: len(known) - len(retained)]
-    named = {
-        receipt.path for version in retained for receipt in snapshot.read(store, version).shards
-    }
+    named = {path for version in retained for path in snapshot.read(store, version).files(store)}
     cutoff = _now(store, ask=remove) - older_than_days * _DAY
-    folders = ["data", *(f"journal/{name}" for name in list_folders(join(store, "journal")))]
+    folders = [
+        "data",
+        sidecars.FOLDER,
+        *(f"journal/{name}" for name in list_folders(join(store, "journal"))),
+    ]
     doomed = {
         f"{folder}/{name}": listed.size
         for folder in folders

@@ -1,0 +1,133 @@
+"""Sidecars: small files of a store that spare the next run a look at every shard.
+
+A version names its sidecars in its summary, by path, size and sha256. A sidecar holds nothing that
+the shards do not hold too: whoever finds one missing or damaged makes it anew from the shards.
+Every sidecar has a name of its own, is written before the version that names it, and never changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import ConfigDict, Field, ValidationError, field_validator
+
+from raypq.config import Settings
+from raypq.data.output import HashingFile
+from raypq.data.storage import digest, join, list_files, read_bytes, replacing, sync_folder
+from raypq.errors import InputError
+
+FOLDER = "sidecars"
+KEY = "sidecars"  # of a version's summary
+_PATH = re.compile(rf"{FOLDER}/[a-z]+-[0-9a-f]{{32}}\.[a-z]+")
+
+
+class Sidecar(Settings):
+    """One sidecar as a version names it; ``about`` is what a reader wants to know beforehand."""
+
+    model_config = ConfigDict(extra="ignore")  # of a newer raypq
+
+    path: str
+    bytes: int = Field(ge=0)
+    sha256: str
+    about: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        if not _PATH.fullmatch(value):
+            raise ValueError(f"a name of the form {FOLDER}/<kind>-<32 hex digits>.<type>")
+        return value
+
+
+Sidecars = Mapping[str, Sequence[Sidecar]]  # by kind
+
+
+def named(summary: Mapping[str, Any], where: str) -> Sidecars:
+    """The sidecars that a version's summary names, by kind.
+
+    Args:
+        where: the version's file, for errors.
+
+    Raises:
+        InputError: they cannot be read, or a path leads out of the folder of sidecars.
+    """
+    try:
+        noted = dict(summary.get(KEY) or {})
+        return {str(kind): [Sidecar(**item) for item in items] for kind, items in noted.items()}
+    except (ValidationError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}, key 'summary.{KEY}'",
+            expected="sidecar files with path, bytes and sha256",
+            found=str(error).splitlines()[-1].strip(),
+        ) from None
+
+
+def told(sidecars: Sidecars) -> dict[str, Any]:
+    """What a summary says of them; nothing where there are none."""
+    plain = {
+        kind: [item.model_dump(mode="json") for item in items]
+        for kind, items in sidecars.items()
+        if items
+    }
+    return {KEY: plain} if plain else {}
+
+
+def write(
+    store: str, kind: str, suffix: str, fill: Callable[[HashingFile], Mapping[str, Any]]
+) -> Sidecar:
+    """Writes a new sidecar.
+
+    Args:
+        fill: writes the content and returns what the sidecar is about.
+    """
+    path = f"{FOLDER}/{kind}-{uuid.uuid4().hex}.{suffix}"
+    with replacing(join(store, path)) as file:
+        sink = HashingFile(file)
+        about = fill(sink)
+    sync_folder(join(store, FOLDER))  # before a version names it
+    return Sidecar(path=path, bytes=sink.bytes, sha256=sink.digest.hexdigest(), about=dict(about))
+
+
+def read(store: str, sidecar: Sidecar) -> bytes:
+    """The content of a small sidecar, its sha256 checked.
+
+    Raises:
+        InputError: it is not there, or not as it was written.
+    """
+    uri = join(store, sidecar.path)
+    try:
+        content = read_bytes(uri)
+    except FileNotFoundError:
+        raise InputError(uri, expected="a sidecar of the version", found="no such file") from None
+    if len(content) != sidecar.bytes:
+        raise InputError(uri, expected=f"{sidecar.bytes} bytes", found=f"{len(content)} bytes")
+    found = hashlib.sha256(content).hexdigest()
+    if found != sidecar.sha256:
+        raise InputError(uri, expected=f"sha256 {sidecar.sha256}", found=found)
+    return content
+
+
+def verify(store: str, sidecars: Sidecars, *, content: bool = False) -> None:
+    """Checks that every sidecar is there in full, on request with its sha256.
+
+    Raises:
+        InputError: naming the file.
+    """
+    files = list_files(join(store, FOLDER)) if any(sidecars.values()) else {}
+    for sidecar in (item for items in sidecars.values() for item in items):
+        uri = join(store, sidecar.path)
+        listed = files.get(sidecar.path.removeprefix(f"{FOLDER}/"))
+        if listed is None:
+            raise InputError(
+                uri,
+                expected="a sidecar of the version (the next run makes it anew)",
+                found="no such file",
+            )
+        if listed.size != sidecar.bytes:
+            raise InputError(uri, expected=f"{sidecar.bytes} bytes", found=f"{listed.size} bytes")
+        if content and (found := digest(uri)) != sidecar.sha256:
+            raise InputError(uri, expected=f"sha256 {sidecar.sha256}", found=found)
