@@ -36,6 +36,11 @@ class StorageSettings(Settings):
     expansion: Annotated[int, Field(ge=2)] = Field(
         200, description="times its stored size that a column of a row group may decode to"
     )
+    image_megapixels: Annotated[float, Field(gt=0, le=178)] = Field(
+        50.0,
+        description="million pixels that an encoded image may have; its memory is 4 to 9 bytes a "
+        "pixel while it is decoded",
+    )
 
     @classmethod
     def current(cls) -> Self:
@@ -60,6 +65,11 @@ class StorageSettings(Settings):
     def row_group_bytes(self) -> int:
         """Bytes that a row group may have."""
         return self.row_group_mib * _MIB
+
+    @property
+    def image_pixels(self) -> int:
+        """Pixels that an encoded image may have."""
+        return int(self.image_megapixels * 1e6)
 
     def s3_options(self) -> dict[str, Any]:
         """What s3fs is made with.
