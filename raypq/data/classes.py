@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from raypq import console
 from raypq.data import arrays
-from raypq.data.storage import digest, exists, open_parquet, read_bytes
+from raypq.data.storage import exists, open_parquet, read_bytes
 from raypq.errors import ConfigError, InputError
 
 SPLITS = (
@@ -83,12 +84,18 @@ class ClassTable:
             ConfigError: an unknown split.
             InputError: the table lacks the column that the split needs, or nothing is selected.
         """
-        # A file's name may hold a +; otherwise it joins splits.
-        parts = [spec] if "+" not in spec or exists(spec) else spec.split("+")
-        chosen = np.unique(np.concatenate([self._select(part) for part in parts]))
+        chosen = np.unique(np.concatenate([self._select(part) for part in _parts(spec)]))
         if not len(chosen):
             raise InputError(self.uri, expected=f"at least one class in '{spec}'", found="none")
         return chosen
+
+    def digest_of(self, spec: str, chosen: NDArray[np.int64]) -> str | None:
+        """sha256 of the class_ids that ``select`` chose, where a file had a say in that; a split
+        that has a name is told by it, and by the table's own digest."""
+        if all(_is_named(part) for part in _parts(spec)):
+            return None
+        names = "\n".join(self.ids.take(pa.array(chosen)).to_pylist())
+        return hashlib.sha256(names.encode()).hexdigest()
 
     def _select(self, spec: str) -> NDArray[np.int64]:
         everything = np.arange(len(self), dtype=np.int64)
@@ -103,8 +110,8 @@ class ClassTable:
                     self.uri, expected=f"a column '{column}' for '{spec}'", found="none"
                 )
             return everything[self.hops[column]]
-        kind, _, count = spec.partition("-")
-        if kind in ("most", "least") and count.upper().removesuffix("K").isdecimal():
+        if _is_named(spec):
+            kind, _, count = spec.partition("-")
             n = int(count.upper().removesuffix("K")) * (1000 if count.upper().endswith("K") else 1)
             return self._by_population(n, most=kind == "most", spec=spec)
         if exists(spec):
@@ -160,7 +167,11 @@ class ClassTable:
         Raises:
             InputError: no ``class_id`` column, duplicate class_ids, unreadable embeddings.
         """
-        with open_parquet(uri) as file:
+        try:
+            content = read_bytes(uri)  # once, or the digest might be that of another table
+        except FileNotFoundError:
+            raise InputError(uri, expected="a Parquet file", found="no such file") from None
+        with open_parquet(uri, content=content) as file:
             table = file.read()
         if "class_id" not in table.column_names:
             raise InputError(
@@ -182,7 +193,7 @@ class ClassTable:
         return cls(
             uri=uri,
             excluded=excluded,
-            digest=digest(uri),
+            digest=hashlib.sha256(content).hexdigest(),
             ids=ids,
             names=_names(table, ids),
             E=_embeddings(table, uri, ids),
@@ -194,6 +205,18 @@ class ClassTable:
                 if (flags := _flags(table, name, uri)) is not None
             },
         )
+
+
+def _parts(spec: str) -> list[str]:
+    """The splits that a ``+`` joins; a file's name may hold one, too."""
+    return [spec] if "+" not in spec or exists(spec) else spec.split("+")
+
+
+def _is_named(spec: str) -> bool:
+    """Whether a split has a name; all others are files."""
+    kind, _, count = spec.partition("-")
+    by_population = kind in ("most", "least") and count.upper().removesuffix("K").isdecimal()
+    return by_population or spec in ("all", "seen", "unseen", "2-hops", "3-hops")
 
 
 def _with_embeddings(

@@ -12,6 +12,7 @@ and becomes a pyarrow expression; nothing of it is ever evaluated as code.
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -217,7 +218,7 @@ class Filter:
     """Rows that both an expression and a list of ids let pass; None lets all pass."""
 
     text: str | None = None
-    ids: tuple[str, ...] | None = None
+    ids: IdFile | None = None
 
     @classmethod
     def of(cls, text: str | None, ids_file: str | None) -> Filter | None:
@@ -231,7 +232,7 @@ class Filter:
             return None
         if text is not None:
             parse(text)
-        return cls(text=text, ids=None if ids_file is None else tuple(read_ids(ids_file)))
+        return cls(text=text, ids=None if ids_file is None else IdFile.read(ids_file))
 
     def fit(self, file: CodeFile) -> Callable[[CodeBatch], NDArray[np.bool_]]:
         """What tells which rows of a batch of this file to keep.
@@ -243,7 +244,7 @@ class Filter:
         fields = [pa.field("id", file.id_type)]
         schema = pa.schema([*fields, pa.field("label", pa.string())] if file.label else fields)
         expression = parse(self.text)(schema, file.uri) if self.text is not None else None
-        wanted = None if self.ids is None else ids_of_type(self.ids, file.id_type)
+        wanted = None if self.ids is None else ids_of_type(self.ids.ids, file.id_type)
 
         def keep(batch: CodeBatch) -> NDArray[np.bool_]:
             mask = np.ones(len(batch.B), bool)
@@ -261,36 +262,48 @@ class Filter:
         return keep
 
 
-def read_ids(uri: str) -> list[str]:
-    """The ids of a text file, one a line; empty lines are passed over.
+@dataclass(frozen=True, kw_only=True)
+class IdFile:
+    """The ids of a text file, one a line, and the sha256 of what they were read from."""
 
-    Raises:
-        InputError: no such file, not text, or no id in it.
-    """
-    try:
-        lines = read_bytes(uri).decode("utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(uri, expected="a file of ids, one a line", found="no such file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(uri, expected="a file of ids, one a line", found=str(error)) from None
-    ids = [line.strip() for line in lines if line.strip()]
-    if not ids:
-        raise InputError(uri, expected="at least one id", found="none")
-    return ids
+    uri: str
+    ids: tuple[str, ...]
+    digest: str
 
+    @classmethod
+    def read(cls, uri: str) -> IdFile:
+        """Reads the file once; empty lines are passed over.
 
-def ids_given(uri: str, id_type: pa.DataType) -> pa.Array:
-    """The ids of a text file in the type of a store.
+        Raises:
+            InputError: no such file, not text, or no id in it.
+        """
+        try:
+            content = read_bytes(uri)
+            lines = content.decode("utf-8").splitlines()
+        except FileNotFoundError:
+            raise InputError(
+                uri, expected="a file of ids, one a line", found="no such file"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise InputError(uri, expected="a file of ids, one a line", found=str(error)) from None
+        ids = tuple(line.strip() for line in lines if line.strip())
+        if not ids:
+            raise InputError(uri, expected="at least one id", found="none")
+        return cls(uri=uri, ids=ids, digest=hashlib.sha256(content).hexdigest())
 
-    Raises:
-        InputError: as ``read_ids``; or one that is no number, where the store has numbers.
-    """
-    ids = read_ids(uri)
-    if pa.types.is_int64(id_type):
-        wrong = [text for text in ids if not _NUMBER.fullmatch(text)]
-        if wrong:
-            raise InputError(uri, expected="int64 ids, as the store has", found=repr(wrong[0]))
-    return ids_of_type(ids, id_type)
+    def of_type(self, id_type: pa.DataType) -> pa.Array:
+        """The ids in the type of a store.
+
+        Raises:
+            InputError: one is no number, where the store has numbers.
+        """
+        if pa.types.is_int64(id_type):
+            wrong = [text for text in self.ids if not _NUMBER.fullmatch(text)]
+            if wrong:
+                raise InputError(
+                    self.uri, expected="int64 ids, as the store has", found=repr(wrong[0])
+                )
+        return ids_of_type(self.ids, id_type)
 
 
 def ids_of_type(ids: Sequence[str], id_type: pa.DataType) -> pa.Array:

@@ -52,10 +52,15 @@ class Checkpoints:
     """The checkpoints of one training below a folder.
 
     ``identity`` is what must be the same for a checkpoint to be gone on from: plain JSON values.
+    ``absent`` is what it was where an older checkpoint does not say; a key in neither is passed
+    over there.
     """
 
-    def __init__(self, uri: str, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, uri: str, identity: Mapping[str, Any], *, absent: Mapping[str, Any] | None = None
+    ) -> None:
         self.uri, self._identity = uri, json.loads(json.dumps(dict(identity)))
+        self._absent = json.loads(json.dumps(dict(absent or {})))
 
     def write(self, checkpoint: Checkpoint, *, best: bool = False) -> None:
         """Writes the latest checkpoint, or the best one so far beside it."""
@@ -108,6 +113,7 @@ class Checkpoints:
 
     def _check(self, name: str, identity: Mapping[str, Any]) -> None:
         mine = self._identity
+        identity = {**mine, **self._absent, **identity} if self._absent else identity
         different = [
             f"{key} was {identity.get(key)!r} and is {mine.get(key)!r}"
             for key in sorted({*identity, *mine})

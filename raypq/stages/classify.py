@@ -27,8 +27,9 @@ from raypq.methods.base import Model
 from raypq.stages.crew import Crew
 from raypq.stages.judges import Candidates, Judge, appoint, told_of
 from raypq.stages.record import RunRecord
-from raypq.stages.store import ShardTask, StoreRun, stored_shards, work_id
+from raypq.stages.store import ShardTask, StoreRun, stored_shards
 from raypq.stages.tally import Tally
+from raypq.stages.work import classify_work
 
 _CODE_ROWS = 65_536  # a tile of tables is read once for all of them
 
@@ -232,9 +233,14 @@ class Plan:
         else:
             shards = list(FeatureStore.open(job.features or [], job.columns).shards)
             models = [*judges] * len(shards)  # there is one: the job names it
-        settings = job.model_dump_json(include={"candidates", "top_k", "columns"})
         works = {
-            name: work_id(name, f"{settings}{judge.settings}:{table.digest}")
+            name: classify_work(
+                name,
+                job,
+                scores=judge.settings,
+                classes=table.digest,
+                candidates=table.digest_of(job.candidates, candidates.chosen),
+            )
             for name, judge in judges.items()
         }
         tasks = [

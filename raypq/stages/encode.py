@@ -23,7 +23,8 @@ from raypq.methods.base import Model
 from raypq.stages.crew import Crew
 from raypq.stages.drift import Gauge
 from raypq.stages.record import RunRecord
-from raypq.stages.store import ShardTask, StoreRun, work_id
+from raypq.stages.store import ShardTask, StoreRun
+from raypq.stages.work import encode_work
 
 
 @dataclass(kw_only=True)
@@ -109,7 +110,7 @@ class EncodeWorker:
 
 def encoding_work(model: Model, job: EncodeJob) -> str:
     """Names what encoding a shard under this job is."""
-    return work_id(model.fingerprint, job.model_dump_json(include={"columns", "precision"}))
+    return encode_work(model.fingerprint, job)
 
 
 def encode(job: EncodeJob, crew: Crew) -> Snapshot:

@@ -184,7 +184,9 @@ def _prepare(
             np.concatenate([look.X for look in looks]),
             np.concatenate([look.y for look in looks]),
         ),
-        checkpoints=Checkpoints(_folder(job), _identity(job, method, corpus, plan)),
+        checkpoints=Checkpoints(
+            _folder(job), _identity(job, method, corpus, plan), absent=_absent(method)
+        ),
         cache_bytes=job.cache_bytes,
         device=job.where.device,
     )
@@ -227,11 +229,26 @@ def _identity(job: TrainJob, method: GradientMethod, corpus: Corpus, plan: Plan)
     tasks = [*plan.tasks, *(plan.unlabelled.tasks if plan.unlabelled else ())]
     for task in tasks:
         digest.update(f"\n{task.shard.uri}:{task.shard.size}:{task.shard.modified}".encode())
-    return {
+    found = {
         "method": job.method,
         "data": digest.hexdigest()[:16],
+        "columns": job.columns.model_dump(mode="json"),
         **method.settings.model_dump(mode="json"),
     }
+    if corpus.A is not None:  # the class table is named by a path, and its content trained on
+        embeddings = np.ascontiguousarray(corpus.A)
+        found["embeddings"] = hashlib.sha256(embeddings.tobytes()).hexdigest()[:16]
+    return found
+
+
+def _absent(method: GradientMethod) -> dict[str, Any]:
+    """What the identity of an older checkpoint means by the keys that it lacks."""
+    settings = {
+        name: about.get_default(call_default_factory=True)
+        for name, about in type(method.settings).model_fields.items()
+        if not about.is_required()
+    }
+    return {"columns": Columns().model_dump(mode="json"), **settings}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,7 +8,6 @@ on the workers, nor on which of a pair asked.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -29,7 +28,8 @@ from raypq.stages.crew import Crew, Effort, Gang, Outcome, Task, settle
 from raypq.stages.record import RunRecord
 from raypq.stages.scan import Block, groups, read_block
 from raypq.stages.search import metric_of, models_for, open_store
-from raypq.stages.store import ShardTask, StoreRun, stored_shards, work_id
+from raypq.stages.store import ShardTask, StoreRun, stored_shards
+from raypq.stages.work import duplicates_work
 
 _GROUP_ROWS = 1 << 17  # rows of a side of a task
 # Rows compared at once: should all pairs be within, under 1 GB. Never fewer asked than asking.
@@ -200,8 +200,8 @@ def duplicates(job: DuplicatesJob, crew: Crew) -> Snapshot:
         most=job.max_pairs,
         device=job.where.device,
     )
-    content = hashlib.sha256("\n".join(one.sha256 for one in version.shards).encode())
-    work = work_id(model.fingerprint, f"{metric}:{job.threshold!r}:{content.hexdigest()}")
+    codes = [receipt.sha256 for receipt in version.shards]
+    work = duplicates_work(model.fingerprint, job, metric=metric, codes=codes)
     shard = Shard(index=0, uri=job.codes, stem="pairs", size=0, modified="")
     task = ShardTask(shard=shard, model=model.fingerprint, work=work)
     run = StoreRun.plan(kind="pairs", store=job.output, tasks=[task])

@@ -9,7 +9,6 @@ a reader sees all answers or none, and a rerun does only the query files that ar
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -24,10 +23,10 @@ from raypq.data import answers, snapshot
 from raypq.data.answers import Ranked
 from raypq.data.codes import CodeFile
 from raypq.data.features import FeatureStore
-from raypq.data.filters import Filter, ids_given
+from raypq.data.filters import Filter, IdFile
 from raypq.data.output import Receipt
 from raypq.data.snapshot import Snapshot
-from raypq.data.storage import Shard, delete, digest, join
+from raypq.data.storage import Shard, delete, join
 from raypq.errors import ConfigError, InputError, ModelError, ShardFailure
 from raypq.methods import registry, shelf
 from raypq.methods.base import Model
@@ -45,7 +44,8 @@ from raypq.stages.search_worker import (
     SearchWorker,
     WriteTask,
 )
-from raypq.stages.store import ShardTask, StoreRun, stored_shards, work_id
+from raypq.stages.store import ShardTask, StoreRun, stored_shards
+from raypq.stages.work import search_work
 
 _FAN = 8  # partial answers that one merge takes
 _SECONDS = 10.0  # between lines about a pass
@@ -125,7 +125,17 @@ def search(job: SearchJob, crew: Crew) -> Snapshot:
     models = models_for(job.codes, version, job.model)
     metric = metric_of(models, job.metric)
     plan = _plan(job, version, models, metric)
-    work = _work(job, version, plan)
+    asked = None if job.query_ids is None else IdFile.read(job.query_ids)
+    originals = rerank.sources(version.shards, job.features, job.columns) if job.features else []
+    work = search_work(
+        plan.metadata["raypq.model"],
+        job,
+        metric=metric,
+        codes=[receipt.sha256 for receipt in version.shards],
+        ids=plan.keep.ids.digest if plan.keep and plan.keep.ids else None,
+        query_ids=asked.digest if asked else None,
+        originals=originals,
+    )
     tasks = [
         ShardTask(shard=shard, model=plan.metadata["raypq.model"], work=work)
         for shard in _query_shards(job)
@@ -145,7 +155,7 @@ def search(job: SearchJob, crew: Crew) -> Snapshot:
         "filter": job.filter,
     }
     with record.hire(SearchWorker, plan) as gang:
-        rounds = _Rounds(job, version, plan, gang)
+        rounds = _Rounds(job, version, plan, gang, asked, originals)
 
         def reduce(receipt: Receipt) -> Receipt:
             record.finished(receipt.rows)
@@ -204,18 +214,6 @@ def _plan(
     )
 
 
-def _work(job: SearchJob, version: Snapshot, plan: SearchPlan) -> str:
-    content = hashlib.sha256()
-    for receipt in version.shards:
-        content.update(f"{receipt.sha256}\n".encode())
-    for name in (job.ids, job.query_ids):
-        content.update(f"{digest(name) if name else None}\n".encode())
-    settings = job.model_dump_json(
-        include={"top_k", "distance", "filter", "rerank", "features", "columns"}
-    )
-    return work_id(plan.metadata["raypq.model"], f"{settings}{plan.metric}{content.hexdigest()}")
-
-
 def _query_shards(job: SearchJob) -> Sequence[Shard]:
     if job.queries is not None:
         return FeatureStore.open(job.queries, job.columns).shards
@@ -226,14 +224,20 @@ def _query_shards(job: SearchJob) -> Sequence[Shard]:
 class _Rounds:
     """Query files in, receipts out: to ``StoreRun`` a gang, whose map is many passes of another."""
 
-    def __init__(self, job: SearchJob, version: Snapshot, plan: SearchPlan, gang: Gang) -> None:
-        self._job, self._plan, self._gang = job, plan, gang
+    def __init__(
+        self,
+        job: SearchJob,
+        version: Snapshot,
+        plan: SearchPlan,
+        gang: Gang,
+        asked: IdFile | None,
+        originals: Sequence[Shard],
+    ) -> None:
+        self._job, self._plan, self._gang, self._asked = job, plan, gang, asked
         self._shards = stored_shards(job.codes, version)
         rows = [receipt.rows for receipt in version.shards]
         self._groups = groups(self._shards, rows)
-        self._sources = (
-            rerank.sources(version.shards, job.features, job.columns) if job.features else []
-        )
+        self._sources = originals
         self._makers = [receipt.model for receipt in version.shards]
         self._size = round_size(plan.depth)
         self.refused: list[str] = []
@@ -260,8 +264,8 @@ class _Rounds:
                 partial = []
 
     def _questions(self, files: Sequence[ShardTask]) -> Iterator[Questions]:
-        if self._job.query_ids is not None:
-            ids = ids_given(self._job.query_ids, self._plan.id_type)
+        if self._asked is not None:
+            ids = self._asked.of_type(self._plan.id_type)
             for at in range(0, len(ids), self._size):
                 yield self._stored(ids[at : at + self._size], last=at + self._size >= len(ids))
             return

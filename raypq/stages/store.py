@@ -36,7 +36,7 @@ class ShardTask:
     """One input shard and what is to be done to it.
 
     Attributes:
-        model: fingerprint of the model. work: names the model and all settings (``work_id``).
+        model: fingerprint of the model. work: names what is done (``raypq.stages.work``).
         kept: its output file, where that is there already.
     """
 
@@ -63,11 +63,6 @@ def stored_shards(store: str, version: Snapshot) -> list[Shard]:
         )
         for index, receipt in enumerate(version.shards)
     ]
-
-
-def work_id(fingerprint: str, settings: str) -> str:
-    """Names what is done to a shard: the model and all settings that the output depends on."""
-    return hashlib.sha256(f"{snapshot.FORMAT}:{fingerprint}:{settings}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, kw_only=True)

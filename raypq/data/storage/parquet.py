@@ -26,7 +26,9 @@ _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96
 
 
 @contextmanager
-def open_parquet(uri: str, *, size: int | None = None) -> Iterator[pq.ParquetFile]:
+def open_parquet(
+    uri: str, *, size: int | None = None, content: bytes | None = None
+) -> Iterator[pq.ParquetFile]:
     """Opens a Parquet file for reading in a stream, page checksums verified.
 
     Local files are read through small buffers rather than a memory map: mapped pages count as
@@ -34,6 +36,7 @@ def open_parquet(uri: str, *, size: int | None = None) -> Iterator[pq.ParquetFil
 
     Args:
         size: bytes that the file must have, where a snapshot says it.
+        content: of the file, where it is read already.
 
     Raises:
         InputError: the file is missing, empty, truncated, of another size or not Parquet.
@@ -41,21 +44,24 @@ def open_parquet(uri: str, *, size: int | None = None) -> Iterator[pq.ParquetFil
     with ExitStack() as stack:
         if not is_local(uri):
             stack.enter_context(answering(uri))
-        yield stack.enter_context(_open(uri, size))
+        yield stack.enter_context(_open(uri, size, content))
 
 
 @contextmanager
-def _open(uri: str, size: int | None) -> Iterator[pq.ParquetFile]:
+def _open(uri: str, size: int | None, content: bytes | None) -> Iterator[pq.ParquetFile]:
     source: Any = None
     try:
-        found = file_size(uri)
+        found = file_size(uri) if content is None else len(content)
         if found == 0:
             raise InputError(uri, expected="a Parquet file", found="an empty file (0 bytes)")
         if size is not None and found != size:
             raise InputError(
                 uri, expected=f"a complete Parquet file of {size} bytes", found=f"{found} bytes"
             )
-        source = pa.OSFile(str(local_path(uri)), "rb") if is_local(uri) else _open_object(uri)
+        if content is not None:
+            source = pa.BufferReader(content)
+        else:
+            source = pa.OSFile(str(local_path(uri)), "rb") if is_local(uri) else _open_object(uri)
         file = pq.ParquetFile(
             source,
             pre_buffer=False,
