@@ -36,6 +36,10 @@ class InputError(RaypqError):
         return f"{self.where}: expected {self.expected}, found {self.found}"
 
 
+class EmptySourceError(InputError):
+    """A place where shards are looked for holds none; it can be listed, and there is no error."""
+
+
 class ModelError(InputError):
     """A model that does not fit the data it is used with, or that cannot be read."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import IO, Any
@@ -12,13 +13,19 @@ import pyarrow.parquet as pq
 
 from raypq.config import Settings
 from raypq.data.shard_stats import ShardStats
-from raypq.data.storage import Shard, join, replacing
+from raypq.data.storage import Shard, canonical, join, replacing
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_UNKNOWN = "None"  # what early stores say of files that no tag was read of
 ROW_GROUP = 1 << 17  # rows; large enough to compress, small enough to hold
 
 
 class Source(Settings):
-    """The input shard that an output file was made from; ``sha256`` only where it was asked for."""
+    """The input shard that an output file was made from; ``sha256`` only where it was asked for.
+
+    Attributes:
+        modified: the version tag, as in ``Shard``.
+    """
 
     uri: str
     size: int
@@ -30,9 +37,16 @@ class Source(Settings):
         """What is known of an input shard."""
         return cls(uri=shard.uri, size=shard.size, modified=shard.modified, sha256=sha256)
 
-    def same_content(self, other: Source) -> bool:
-        """Whether nothing tells the two apart but where they are."""
-        return self.size == other.size and self.modified == other.modified
+    def same_file(self, other: Source) -> bool:
+        """Whether both speak of one file in one state: URI, size and version tag.
+
+        A tag that is a sha256 (files of a raypq store have it) tells the content wherever it lies.
+        An empty tag belongs to sources whose content is a part of the work.
+        """
+        if self.modified == _UNKNOWN or (self.size, self.modified) != (other.size, other.modified):
+            return False
+        by_content = not self.modified or _SHA256.fullmatch(self.modified)
+        return bool(by_content) or canonical(self.uri) == canonical(other.uri)
 
 
 class Receipt(Settings):

@@ -28,6 +28,7 @@ from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.methods import registry
 from raypq.methods.backbones import named, package_of
 from raypq.stages.crew import Crew, settle
+from raypq.stages.plain import refuse_others
 from raypq.stages.store import ShardTask
 
 Backbone = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -165,10 +166,10 @@ def _flat(F: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def extract(job: ExtractJob, crew: Crew) -> dict[str, Any]:
-    """Writes the features of every shard of images under ``output``, keeping the shards' names.
+    """Writes the features of every shard of images under ``output``, as ``<stem>.parquet``.
 
     Raises:
-        ConfigError: no image size, a backbone that is not there.
+        ConfigError: no image size, a backbone that is not there, an output with other files in it.
         JobError: shards that could not be read; every good one is written.
     """
     if job.columns.image_size is None:
@@ -176,6 +177,7 @@ def extract(job: ExtractJob, crew: Crew) -> dict[str, Any]:
     load_backbone(job)  # a wrong name is told at once, and once
     store = FeatureStore.open(job.images, job.columns)
     tasks = [ShardTask(shard=shard) for shard in store.shards]
+    refuse_others(job.output, [f"{shard.stem}.parquet" for shard in store.shards])
     done: list[Extracted] = []
     failures: list[ShardFailure] = []
     with (

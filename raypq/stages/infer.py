@@ -27,6 +27,7 @@ from raypq.methods import registry
 from raypq.methods.base import Model
 from raypq.stages.classify import check_model
 from raypq.stages.crew import Crew, settle
+from raypq.stages.plain import refuse_others
 from raypq.stages.store import ShardTask, stored_shards
 
 _ROWS = 1024  # times the classes: cosines held at once
@@ -150,6 +151,7 @@ def infer_semantics(job: InferSemanticsJob, crew: Crew) -> dict[str, Any]:
     all groups.
 
     Raises:
+        ConfigError: an output with other files in it.
         InputError: codes without labels where they are needed, no image of the labels asked for.
         ModelError: codes of another model.
         JobError: shards that could not be read.
@@ -161,6 +163,8 @@ def infer_semantics(job: InferSemanticsJob, crew: Crew) -> dict[str, Any]:
     V, _ = model.prototypes_of(ids, table.embeddings[chosen])
     version = snapshot.read(job.codes, job.version)
     tasks = [ShardTask(shard=shard) for shard in stored_shards(job.codes, version)]
+    stems = ["groups"] if job.by == "label" else [task.shard.stem for task in tasks]
+    refuse_others(job.output, [f"{stem}.parquet" for stem in stems])
     found: dict[int, Found] = {}
     failures: list[ShardFailure] = []
     with (

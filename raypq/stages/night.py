@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 
 from raypq.config import EncodeJob, ReindexJob
 from raypq.data import snapshot
@@ -14,12 +12,10 @@ from raypq.data.journal import still_there
 from raypq.data.output import Receipt, Source
 from raypq.data.snapshot import Quarantined, Snapshot
 from raypq.data.storage import Shard, list_shards
-from raypq.errors import InputError
+from raypq.errors import EmptySourceError, InputError
 from raypq.methods.base import Model
 from raypq.stages.encode import encoding_work
-from raypq.stages.store import ShardTask, StoreRun
-
-_NOTHING = "none"  # what ``list_shards`` found where there is no shard
+from raypq.stages.store import ShardTask, StoreRun, known_stems, under_known_stems
 
 
 @dataclass(kw_only=True, eq=False)
@@ -80,7 +76,7 @@ def compare(job: ReindexJob, model: Model) -> Night:
     if latest and latest.kind != "codes":
         raise InputError(job.codes, expected="a store of codes", found=f"one of {latest.kind}")
     known = _Known(latest)
-    shards = list(known.rename(_listing(job, latest)))
+    shards = under_known_stems(_listing(job, latest), known_stems(latest))
     seen = {shard.stem for shard in shards}
     before = latest.shards if latest else ()
     night = Night(
@@ -98,7 +94,7 @@ def compare(job: ReindexJob, model: Model) -> Night:
             _place_new(night, known, task)
         elif shard.stem not in there:
             night.lost.append(task)
-        elif not receipt.source.same_content(Source.of(shard)):
+        elif not receipt.source.same_file(Source.of(shard)):
             _place_changed(night, receipt, task, content=job.compare == "content")
         elif receipt.work == work:
             night.kept.append(task)
@@ -123,34 +119,18 @@ def encode_job(job: ReindexJob) -> EncodeJob:
 
 
 class _Known:
-    """The last version by stem, and the stems that it gave to paths.
-
-    A stem is the path below the deepest folder that all files share, so a file more or less in
-    another folder may change every stem. A shard that is known by its path keeps its stem.
-    """
+    """The last version by stem."""
 
     def __init__(self, latest: Snapshot | None) -> None:
         self.receipts = {receipt.shard: receipt for receipt in latest.shards} if latest else {}
         self.aside = {item.shard: item for item in latest.quarantined} if latest else {}
-        self._stems = {receipt.source.uri: name for name, receipt in self.receipts.items()}
-        self._stems |= {item.uri: name for name, item in self.aside.items()}
-
-    def rename(self, shards: Sequence[Shard]) -> Iterator[Shard]:
-        """The shards under the stems that they are known by."""
-        taken = {stem for shard in shards if (stem := self._stems.get(shard.uri))}
-        for shard in shards:
-            stem = self._stems.get(shard.uri)
-            if stem is None and shard.stem in taken:
-                place = str(PurePosixPath(shard.uri.replace("://", "/", 1)))
-                stem = f"{shard.stem}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
-            yield replace(shard, stem=stem) if stem else shard
 
 
 def _listing(job: ReindexJob, latest: Snapshot | None) -> list[Shard]:
     try:
         return list_shards(job.features)
-    except InputError as error:
-        if latest is None or error.found != _NOTHING:
+    except EmptySourceError as error:
+        if latest is None:
             raise
         if job.max_removed < 1:
             raise InputError(
@@ -166,9 +146,7 @@ def _listing(job: ReindexJob, latest: Snapshot | None) -> list[Shard]:
 def _holds_shards(uri: str) -> bool:
     try:
         list_shards([uri])
-    except InputError as error:
-        if error.found != _NOTHING:
-            raise
+    except EmptySourceError:
         return False
     return True
 
@@ -189,7 +167,8 @@ def _refuse_a_vanished_source(job: ReindexJob, night: Night) -> None:
 
 def _place_new(night: Night, known: _Known, task: ShardTask) -> None:
     aside = known.aside.get(task.shard.stem)
-    if aside and aside.work == task.work and aside.source == Source.of(task.shard):
+    source = Source.of(task.shard)
+    if aside and aside.work == task.work and aside.source and aside.source.same_file(source):
         night.put_aside.append(aside)  # it was bad, and nothing about it has changed
     else:
         night.new.append(task)

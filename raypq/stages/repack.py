@@ -23,7 +23,6 @@ from raypq.data import arrays
 from raypq.data.features import WIDTH_NOTE, FeatureStore, batch_rows, feature_field, stored_width
 from raypq.data.storage import (
     join,
-    list_names,
     open_parquet,
     replacing,
     stream,
@@ -31,6 +30,7 @@ from raypq.data.storage import (
 )
 from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.stages.crew import Crew, settle
+from raypq.stages.plain import parquet_files, refuse_others
 from raypq.stages.record import RunRecord
 from raypq.stages.store import ShardTask
 
@@ -133,23 +133,24 @@ def _groups(
 
 
 def repack(job: RepackJob, crew: Crew) -> dict[str, Any]:
-    """Rewrites every shard of a store under ``output``, keeping the shards' names.
+    """Rewrites every shard of a store under ``output``, as ``<stem>.parquet``.
 
     ``_repack.json`` beside them is the summary of the run.
 
     Raises:
-        ConfigError: shards are there already.
+        ConfigError: Parquet files are there already, and are not to be written over, or would not
+            be.
         JobError: shards that could not be read; every good one is written.
     """
     record = RunRecord(job, crew)
-    there = [name for name in list_names(job.output) if name.endswith(".parquet")]
-    if there and not job.overwrite:
+    if not job.overwrite and (there := parquet_files(job.output)):
         raise ConfigError(
             f"output: {job.output} holds {len(there)} Parquet file(s) already; name another "
             "folder, or pass --overwrite (overwrite: true) to write over them"
         )
     store = FeatureStore.open(job.features, job.columns)
     tasks = [ShardTask(shard=shard) for shard in store.shards]
+    refuse_others(job.output, [f"{shard.stem}.parquet" for shard in store.shards])
     rows = 0
     failures: list[ShardFailure] = []
     with (

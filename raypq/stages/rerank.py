@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq import kernels
+from raypq import console, kernels
 from raypq.config import Columns
 from raypq.data import answers, arrays
 from raypq.data.features import FeatureStore, feature_field, stored_width
 from raypq.data.output import Receipt
-from raypq.data.storage import Shard, open_parquet
+from raypq.data.storage import Shard, canonical, open_parquet
 from raypq.errors import InputError
 from raypq.kernels.tables import squared_norms
 from raypq.methods.base import Model
@@ -51,31 +52,72 @@ class RescoreTask:
 
 
 def sources(receipts: Sequence[Receipt], uris: Sequence[str], columns: Columns) -> list[Shard]:
-    """The feature file of each code file, by name; the store may have moved since.
+    """The feature file of each code file: by its URI, or where the store moved, by its path's end.
 
     Raises:
         InputError: a file is missing, or is not the one that was encoded.
     """
     shards = FeatureStore.open(uris, columns).shards
-    by_stem = {shard.stem: shard for shard in shards}
-    if len(shards) == len(receipts) == 1:  # a single file's stem says nothing
-        by_stem = {receipts[0].shard: shards[0]}
-    found = []
+    at = {shard.uri: shard for shard in shards}
+    found = {receipt.shard: at.get(canonical(receipt.source.uri)) for receipt in receipts}
+    taken = {shard.uri for shard in found.values() if shard}
+    moved = [shard for shard in shards if shard.uri not in taken]
+    lost = [receipt for receipt in receipts if found[receipt.shard] is None]
+    if len(receipts) == len(shards) == len(lost) == 1:  # a single file may have any name
+        found[lost[0].shard] = moved[0]
+    elif lost:
+        found |= _moved(lost, moved, uris)
+    changed = []
     for receipt in receipts:
-        shard = by_stem.get(receipt.shard)
-        if shard is None:
-            raise InputError(
-                ", ".join(uris),
-                expected=f"the feature file {receipt.shard!r} that was encoded",
-                found=f"{len(shards)} other file(s)",
-            )
+        shard = found[receipt.shard]
+        assert shard is not None, "every receipt has its file by now"
         if shard.size != receipt.source.size:
             raise InputError(
                 shard.uri,
                 expected=f"the file that was encoded ({receipt.source.size} bytes)",
                 found=f"one of {shard.size} bytes",
             )
-        found.append(shard)
+        if shard.uri in taken and shard.modified != receipt.source.modified:
+            changed.append(shard.uri)
+    if changed:
+        console.warn(
+            f"{len(changed)} feature file(s) may have changed since they were encoded, such as "
+            f"{changed[0]}: candidates come from the codes, exact scores from what is there now"
+        )
+    return [shard for receipt in receipts if (shard := found[receipt.shard])]
+
+
+def _moved(
+    receipts: Sequence[Receipt], shards: Sequence[Shard], uris: Sequence[str]
+) -> dict[str, Shard | None]:
+    """Pairs the sources of ``receipts`` with files whose paths end alike, longest ends first."""
+    sources = {item.shard: PurePosixPath(item.source.uri).parts for item in receipts}
+    files = {shard.uri: PurePosixPath(shard.uri).parts for shard in shards}
+    by_uri = {shard.uri: shard for shard in shards}
+    found: dict[str, Shard | None] = {}
+    for length in range(max(map(len, sources.values()), default=0), 0, -1):
+        wanted, there = _ends(sources, length), _ends(files, length)
+        for end in wanted.keys() & there.keys():
+            if len(wanted[end]) == len(there[end]) == 1:
+                (stem,), (uri,) = wanted[end], there[end]
+                found[stem] = by_uri[uri]
+                del sources[stem], files[uri]
+    if sources:
+        lost = next(item for item in receipts if item.shard in sources)
+        raise InputError(
+            ", ".join(uris),
+            expected=f"the feature file {lost.source.uri} that was encoded",
+            found=f"{len(files)} other file(s), none of which is that one for sure",
+        )
+    return found
+
+
+def _ends(paths: Mapping[str, tuple[str, ...]], length: int) -> dict[tuple[str, ...], list[str]]:
+    """Names of the paths by their last ``length`` parts."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name, parts in paths.items():
+        if len(parts) >= length:
+            found.setdefault(parts[-length:], []).append(name)
     return found
 
 

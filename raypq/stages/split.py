@@ -25,6 +25,7 @@ from raypq.data.features import FeatureStore, feature_field
 from raypq.data.storage import Shard, join, open_parquet, replacing
 from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.stages.crew import Crew, settle
+from raypq.stages.plain import refuse_others
 
 _GROUP = 4096  # rows that are held at once
 
@@ -83,7 +84,8 @@ def split(job: SplitJob, crew: Crew) -> dict[str, Any]:
     """Writes a folder for each part below ``output``; returns the rows and classes of each.
 
     Raises:
-        ConfigError: more rows asked for than there are, protocol 2 with too few classes.
+        ConfigError: more rows asked for than there are, protocol 2 with too few classes, an output
+            with other files in it.
         InputError: a row without a label, a class with too few rows.
         JobError: shards that could not be read or written.
     """
@@ -109,6 +111,14 @@ def split(job: SplitJob, crew: Crew) -> dict[str, Any]:
         )
         for one, low, high in zip(rows, ends[:-1], ends[1:], strict=True)
     ]
+    refuse_others(
+        job.output,
+        [
+            f"{task.parts[number]}/{task.stem}.parquet"
+            for task in tasks
+            for number in np.unique(task.part)
+        ],
+    )
     failures: list[ShardFailure] = []
     with (
         crew.hire(SplitWorker, job.output) as gang,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from raypq.data import snapshot
 from raypq.data.journal import Journal, still_there
 from raypq.data.output import Receipt, Source
 from raypq.data.snapshot import Quarantined, Snapshot
-from raypq.data.storage import Shard, join
+from raypq.data.storage import Shard, canonical, join
 from raypq.errors import InputError, ShardFailure
 from raypq.stages.crew import Gang, settle
 
@@ -65,6 +66,35 @@ def stored_shards(store: str, version: Snapshot) -> list[Shard]:
     ]
 
 
+def known_stems(latest: Snapshot | None, receipts: Iterable[Receipt] = ()) -> dict[str, str]:
+    """The stem that a store has for each canonical source URI.
+
+    Early stores named shards by their paths below the deepest folder common to all files. A shard
+    that is known by its URI keeps the name that it has.
+    """
+    found = {canonical(receipt.source.uri): receipt.shard for receipt in receipts}
+    if latest:
+        found |= {canonical(item.uri): item.shard for item in latest.quarantined}
+        found |= {canonical(receipt.source.uri): receipt.shard for receipt in latest.shards}
+    return found
+
+
+def under_known_stems(shards: Sequence[Shard], stems: Mapping[str, str]) -> list[Shard]:
+    """The shards under the stems that a store has for them; of new ones under their own."""
+    found = [replace(shard, stem=stems.get(canonical(shard.uri), shard.stem)) for shard in shards]
+    count = Counter(shard.stem for shard in found)
+    return [
+        shard
+        if count[shard.stem] == 1 or canonical(shard.uri) in stems
+        else replace(shard, stem=f"{shard.stem}-{_hash(shard.uri)}")  # taken by a file's old name
+        for shard in found
+    ]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(f"again:{text}".encode()).hexdigest()[:12]
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoreRun:
     """One run that writes a store.
@@ -99,13 +129,16 @@ class StoreRun:
         known = list(latest.shards) if latest else []
         for work in sorted({task.work for task in tasks}):
             known += Journal(store, work).read()
+        stems = known_stems(latest, known)
+        shards = under_known_stems([task.shard for task in tasks], stems)
+        tasks = [replace(task, shard=shard) for task, shard in zip(tasks, shards, strict=True)]
         by_stem = {task.shard.stem: task for task in tasks}
         usable = [
             receipt
             for receipt in known
             if (task := by_stem.get(receipt.shard))
             and receipt.work == task.work
-            and receipt.source.same_content(Source.of(task.shard))
+            and receipt.source.same_file(Source.of(task.shard))
         ]
         kept: dict[str, Receipt] = {}
         for receipt in still_there(store, usable):

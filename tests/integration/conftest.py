@@ -16,6 +16,7 @@ from broken import SMALL, Place, raypq
 from raypq import api
 from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, TrainJob
 from raypq.data import generate, snapshot
+from raypq.data.storage import stem_of
 
 WHERE = ClusterSettings(cluster="none", workers=1)
 SHARDS, IMAGES = 6, 600
@@ -59,12 +60,12 @@ class Home:
             receipts=receipts,
         )
 
-    @staticmethod
-    def stem(number: int) -> str:
-        return f"part-{number:05d}"
+    def stem(self, number: int) -> str:
+        """What a store calls the shard of this number."""
+        return stem_of(str(self.shard(number)))
 
     def shard(self, number: int) -> Path:
-        return self.root / "features" / f"{self.stem(number)}.parquet"
+        return self.root / "features" / f"part-{number:05d}.parquet"
 
     def rewrite(self, number: int) -> None:
         """The same rows in another order."""

@@ -22,6 +22,7 @@ from raypq.cli import main
 from raypq.config import ReindexJob
 from raypq.data import arrays, features, generate, snapshot
 from raypq.data.lease import Lease
+from raypq.data.storage import stem_of
 from raypq.errors import ConfigError, ConflictError, DriftError, InputError, JobError
 from raypq.methods import registry
 
@@ -375,7 +376,7 @@ def test_a_roll_out_killed_on_the_way_chooses_the_same_again(home: Any, night: R
     assert plan == night(model=home("new"), rollout=0.3, dry_run=True)["rolled"]
     before = latest(home)
     night(model=home("new"), rollout=0.3)
-    names = {Path(name).stem for name in plan["names"]}
+    names = {stem_of(name) for name in plan["names"]}
     assert moved(before, latest(home)) == names
 
 

@@ -38,6 +38,7 @@ from raypq.data.storage import (
     list_shards,
     read_bytes,
     replacing,
+    stem_of,
     write_bytes,
 )
 from raypq.errors import ConfigError, InputError, JobError
@@ -169,7 +170,7 @@ def test_versions_resume_and_gc(world: Any, bucket: str) -> None:
     assert (second.version, len(second.shards)) == (2, 3)
     new = set(list_names(f"{store}/data")) - held
     assert len(new) <= 1, "only what was missing is done"
-    assert history.diff(store, 1)["added"] == ["part-2"]
+    assert history.diff(store, 1)["added"] == [stem_of(f"{path.root}/test/part-2.parquet")]
     found = history.collect(store, keep=1, older_than_days=-1, remove=True)
     assert found.versions == [1]
     assert set(list_names(f"{store}/data")) == {
@@ -185,8 +186,8 @@ def test_many_objects_are_listed_by_page(bucket: str, s3: S3Server) -> None:
     for i in range(2100):
         backend.put_object(bucket.removeprefix("s3://"), f"many/part-{i:05d}.parquet", b"x")
     before = s3.asked["page"]
-    assert [shard.stem for shard in list_shards([f"{bucket}/many"])] == [
-        f"part-{i:05d}" for i in range(2100)
+    assert [shard.uri for shard in list_shards([f"{bucket}/many"])] == [
+        f"{bucket}/many/part-{i:05d}.parquet" for i in range(2100)
     ]
     assert len(list_files(f"{bucket}/many")) == 2100
     assert s3.asked["page"] - before == 4, "two pages after the first, twice"

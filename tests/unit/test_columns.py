@@ -239,7 +239,7 @@ def test_mixed_widths_across_shards(write):
     write("f/b.parquet", id=IDS, feature=X[:, :3])
     folder = str(Path(write("f/c.parquet", id=IDS, feature=X)).parent)
     found = survey(FeatureStore.open([folder]))
-    assert [shard.stem for shard in found.shards] == ["a", "c"]
+    assert [Path(shard.uri).stem for shard in found.shards] == ["a", "c"]
     (failure,) = found.failures
     assert failure.shard.endswith("b.parquet")
     assert "width 4" in failure.reason

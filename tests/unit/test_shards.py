@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import suppress
+import re
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from raypq.data import storage
-from raypq.data.storage import list_shards, open_parquet
-from raypq.errors import InputError
+from raypq.data.storage import list_shards, open_parquet, stem_of
+from raypq.errors import EmptySourceError, InputError
 
 X = np.ones((3, 2), np.float32)
 
@@ -29,76 +33,99 @@ def tree(write, tmp_path):
     return tree
 
 
-def stems(*uris: str) -> list[str]:
-    return [shard.stem for shard in list_shards(uris)]
+def names(folder: str, *uris: str) -> list[str]:
+    """The files that URIs name, below a folder and without ``.parquet``."""
+    shards = list_shards(uris)
+    assert len({shard.stem for shard in shards}) == len(shards)
+    return [shard.uri.removeprefix(f"{folder}/").removesuffix(".parquet") for shard in shards]
 
 
 def test_a_folder_in_path_order(tree):
     folder = tree("b.parquet", "a.parquet", "sub/c.parquet")
     shards = list_shards([folder])
-    assert [shard.stem for shard in shards] == ["a", "b", "sub--c"]
+    assert names(folder, folder) == ["a", "b", "sub/c"]
     assert [shard.index for shard in shards] == [0, 1, 2]
     assert all(shard.size == os.path.getsize(shard.uri) for shard in shards)
+    assert all(shard.modified == str(os.stat(shard.uri).st_mtime) for shard in shards)
 
 
 def test_globs(tree):
     folder = tree("x/a.parquet", "x/b.parquet", "y/a.parquet", "z/c.parquet")
-    assert stems(f"{folder}/*/a.parquet") == ["x--a", "y--a"]
-    assert stems(f"{folder}/[xz]") == ["x--a", "x--b", "z--c"]
-    assert stems(f"{folder}/**/?.parquet") == ["x--a", "x--b", "y--a", "z--c"]
+    assert names(folder, f"{folder}/*/a.parquet") == ["x/a", "y/a"]
+    assert names(folder, f"{folder}/[xz]") == ["x/a", "x/b", "z/c"]
+    assert names(folder, f"{folder}/[!xz]/") == ["y/a"]
+    assert names(folder, f"{folder}/**/?.parquet") == ["x/a", "x/b", "y/a", "z/c"]
+    assert names(folder, f"{folder}/**") == ["x/a", "x/b", "y/a", "z/c"]
+    assert names(folder, f"{folder}/*/") == ["x/a", "x/b", "y/a", "z/c"]
 
 
 def test_hidden_files_and_folders_are_passed_over(tree):
     folder = tree("a.parquet", "_b.parquet", ".c.parquet", "_tmp/d.parquet", "s/.x/e.parquet")
     Path(folder, "README.txt").write_text("no shard")
-    assert stems(folder) == ["a"]
-    assert stems(f"{folder}/*") == ["a"]
-    assert stems(f"{folder}/_b.parquet") == ["_b"], "named outright"
+    assert names(folder, folder) == ["a"]
+    assert names(folder, f"{folder}/*") == ["a"]
+    assert names(folder, f"{folder}/_b.parquet") == ["_b"], "named outright"
+    assert names(folder, f"{folder}/_?.parquet", f"{folder}/.[c].*") == [".c", "_b"], "asked for"
+
+
+def test_partitions_whose_column_starts_with_an_underscore_are_read(tree):
+    folder = tree("_day=1/a.parquet", "_day=2/b.parquet", "_day/c.parquet")
+    assert names(folder, folder) == ["_day=1/a", "_day=2/b"]
 
 
 def test_a_hidden_folder_above_the_store_does_not_hide_it(tree):
     folder = tree(".hidden/f/a.parquet", ".hidden/f/b.parquet")
-    assert stems(f"{folder}/.hidden/f") == ["a", "b"]
-    assert stems(f"{folder}/.hidden/f/*.parquet") == ["a", "b"]
+    assert names(f"{folder}/.hidden/f", f"{folder}/.hidden/f") == ["a", "b"]
+    assert names(f"{folder}/.hidden/f", f"{folder}/.hidden/f/*.parquet") == ["a", "b"]
 
 
 def test_spaces_unicode_and_brackets(tree):
     folder = tree("mit Leerzeichen/größe 图像.parquet", "f[1]/a b.parquet", "q?/c.parquet")
-    assert stems(f"{folder}/mit Leerzeichen") == ["größe 图像"]
-    assert stems(f"{folder}/f[1]") == ["a b"], "a folder that is there is no glob"
-    assert stems(f"{folder}/f[1]/a b.parquet") == ["a b"]
-    assert stems(f"{folder}/q?") == ["c"]
+    assert names(folder, f"{folder}/mit Leerzeichen") == ["mit Leerzeichen/größe 图像"]
+    assert names(folder, f"{folder}/f[1]") == ["f[1]/a b"], "a folder that is there is no glob"
+    assert names(folder, f"{folder}/f[1]/a b.parquet") == ["f[1]/a b"]
+    assert names(folder, f"{folder}/q?") == ["q?/c"]
 
 
-def test_stems_are_unique_and_stable(tree):
-    folder = tree("a/b.parquet", "a--b.parquet", "c.parquet", "c.d.parquet")
-    found = stems(folder)
-    assert len(set(found)) == 4
-    assert set(found[2:]) == {"c", "c.d"}
-    assert found == stems(f"{folder}/**/*.parquet", folder), "however they are named"
+ODD = (
+    "a.parquet", "a--b.parquet", "a/b.parquet", "A.parquet", "c.d.parquet", "_x.parquet",
+    "größe 图像.parquet", "e\u0301.parquet", "\u00e9.parquet", "new\nline.parquet", "-dash.parquet",
+    "...parquet", "con.parquet", "day=1/part-0.parquet", "day=2/part-0.parquet",
+    f"{'x' * 240}.parquet",
+    f"{'y' * 250}/{'z' * 240}.parquet", "a.PARQUET", "a.pq", "%20 #?&;'\"\\.parquet",
+)  # fmt: skip
 
 
-def test_stems_do_not_hang_on_the_machine(tree, tmp_path):
-    folder = tree("x/a.parquet", "y/a.parquet")
-    moved = tmp_path / "elsewhere" / "deep"
-    moved.parent.mkdir()
-    before = stems(folder)
-    Path(folder).rename(moved)
-    assert stems(str(moved)) == before
+def test_stems_are_short_safe_and_no_two_alike():
+    stems = [stem_of(f"/data/{name}") for name in ODD]
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", stem) for stem in stems)
+    assert len({stem.lower() for stem in stems}) == len(ODD)
+    assert len({stem_of(f"{root}/f/a.parquet") for root in ("/x", "/y", "s3://b", "s3://c")}) == 4
+
+
+def test_the_stem_of_a_file_hangs_on_its_own_uri_alone(tree, monkeypatch):
+    """However it is named, and whatever lies beside it."""
+    folder = tree("x/a.parquet")
+    (alone,) = list_shards([folder])
+    assert alone.stem == stem_of(f"{folder}/x/a.parquet")
+    tree("x/b.parquet", "y/a.parquet", "z/deep/er/a.parquet", "a.parquet")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", folder)
+    for uri in (folder, "x/a.parquet", ".//x/../x/", f"file://{folder}/x", "~/x", "*/[a]*"):
+        assert alone in [replace(shard, index=0) for shard in list_shards([uri])], uri
 
 
 def test_a_file_named_twice_counts_once(tree, monkeypatch):
-    folder = tree("a.parquet", "b.parquet")
+    folder = tree("a.parquet", "b.parquet", "s/c.parquet")
     monkeypatch.chdir(folder)
-    assert stems(folder, f"{folder}/a.parquet", "a.parquet", f"file://{folder}/b.parquet") == [
-        "a",
-        "b",
-    ]
+    uris = [folder, f"{folder}/a.parquet", "a.parquet", f"file://{folder}/b.parquet", "s", "*",
+            "s/../s//c.parquet", f"{folder}/**/*.parquet", "./"]  # fmt: skip
+    assert names(folder, *uris) == ["a", "b", "s/c"]
 
 
 def test_several_stores(tree):
     folder = tree("x/a.parquet", "y/a.parquet", "z/a.parquet")
-    assert stems(f"{folder}/x", f"{folder}/y") == ["x--a", "y--a"]
+    assert names(folder, f"{folder}/x", f"{folder}/y") == ["x/a", "y/a"]
 
 
 def test_stores_of_several_kinds(tree):
@@ -110,6 +137,179 @@ def test_stores_of_several_kinds(tree):
     for shard in shards:
         with open_parquet(shard.uri) as file:
             assert file.metadata.num_rows == 3
+
+
+# ---- links, names and folders that a listing must not lose ---------------------------------
+
+
+def test_links_of_folders_and_files_are_followed(tree):
+    folder = tree("a.parquet")
+    tree("../elsewhere/b.parquet", "../elsewhere/deep/c.parquet", "../other/d.parquet")
+    Path(folder, "day2").symlink_to("../elsewhere")
+    Path(folder, "e.parquet").symlink_to("../other/d.parquet")
+    assert names(folder, folder) == ["a", "day2/b", "day2/deep/c", "e"]
+    assert names(folder, f"{folder}/*/*.parquet") == ["day2/b"]
+    Path(folder).parent.joinpath("current").symlink_to("store")
+    current = str(Path(folder).parent / "current")
+    assert names(current, current) == ["a", "day2/b", "day2/deep/c", "e"], "named as asked"
+
+
+def test_loops_of_links_end_and_what_is_linked_twice_counts_once(tree):
+    folder = tree("x/a.parquet", "y/b.parquet")
+    Path(folder, "x", "loop").symlink_to("..")
+    Path(folder, "latest").symlink_to("y")
+    Path(folder, "a-first.parquet").symlink_to("x/a.parquet")
+    Path(folder, "y", "self").symlink_to(".")
+    assert names(folder, folder) == ["x/a", "y/b"], "under their own paths"
+    assert names(folder, f"{folder}/latest", f"{folder}/y/b.parquet") == ["y/b"]
+    assert names(folder, f"{folder}/latest") == ["latest/b"]
+
+
+def test_a_linked_file_is_told_by_its_target(tree):
+    folder = tree("../blobs/one.parquet", "a.parquet")
+    blob, link = Path(folder).parent / "blobs" / "one.parquet", Path(folder, "l.parquet")
+    link.symlink_to(blob)
+    before = list_shards([folder])[1]
+    assert (before.size, before.modified) == (blob.stat().st_size, str(blob.stat().st_mtime))
+    os.utime(blob, (1, 1))
+    after = list_shards([folder])[1]
+    assert after != before
+    assert list_shards([str(link)])[0].modified == after.modified == "1.0"
+
+
+@pytest.mark.parametrize("name", ["gone.parquet", "gone", "loop"])
+def test_a_link_that_leads_nowhere_is_named(tree, name):
+    folder = tree("a.parquet")
+    Path(folder, name).symlink_to("loop" if name == "loop" else "/nowhere/at/all")
+    for uri in (folder, f"{folder}/{name}", f"{folder}/*"):
+        with pytest.raises(InputError, match=name):
+            list_shards([uri])
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("call", ["scandir", "stat"])
+def test_a_folder_that_cannot_be_listed_is_named(tree, monkeypatch, code, call):
+    """As root no folder is closed, so the system call is made to fail."""
+    folder = tree("day=1/a.parquet", "day=2/b.parquet")
+    real = getattr(os, call)
+
+    def refuse(path, *rest, **more):
+        if str(path).endswith("day=2"):
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(os, call, refuse)
+    uris = [f"{folder}/day=2"] if call == "stat" else [folder, f"{folder}/*", f"{folder}/**"]
+    for uri in uris:
+        with pytest.raises(InputError, match="day=2") as caught:
+            list_shards([uri])
+        assert not isinstance(caught.value, EmptySourceError)
+
+
+@pytest.mark.parametrize("name", ["a.parq", "a.pq", "a.PARQUET", "a.Parquet", "a.snappy.parquet"])
+def test_all_names_of_parquet_files_are_taken(tree, name):
+    folder = tree(name, "x.parquet/part-0.parquet")
+    uris = [shard.uri for shard in list_shards([folder])]
+    assert uris == [f"{folder}/{name}", f"{folder}/x.parquet/part-0.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("b.parquet.gz", True), ("part-00000", True), ("b.orc", True), ("b.parquet.tmp", True),
+     ("b.csv", True), ("README", False), ("notes.txt", False), ("_SUCCESS", False),
+     (".b.parquet.crc", False), ("b.parquet.sha256", False), ("stats.json", False)],
+)  # fmt: skip
+def test_what_is_passed_over_and_looks_like_data_is_named(tree, caplog, name, told):
+    folder = tree("a.parquet", name)
+    assert names(folder, folder) == ["a"]
+    assert (f"{folder}/{name}" in caplog.text) == told
+    assert len(caplog.records) == told
+    if told:
+        Path(folder, "a.parquet").unlink()
+        with pytest.raises(EmptySourceError, match=f"none, only .*{re.escape(name)}"):
+            list_shards([folder])
+        assert list_shards([f"{folder}/{name}"]), "named outright it is taken"
+
+
+def test_a_pipe_is_no_shard(tree):
+    folder = tree("a.parquet")
+    os.mkfifo(f"{folder}/b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet: expected a regular file, found a pipe"):
+        list_shards([folder])
+
+
+def test_a_name_that_is_no_text_is_refused(tree):
+    folder = tree("a.parquet")
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.parquet")).write_bytes(b"x")
+    with pytest.raises(InputError, match="a name in UTF-8"):
+        list_shards([folder])
+
+
+def test_a_file_that_vanishes_during_the_walk_is_no_error(tree, monkeypatch):
+    folder = tree("a.parquet", "b.parquet", "s/c.parquet")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path) == folder:
+            listed = list(real(path))
+            Path(folder, "b.parquet").unlink()
+            Path(folder, "s", "c.parquet").unlink()
+            Path(folder, "s").rmdir()
+            return nullcontext(listed)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert names(folder, folder) == ["a"]
+
+
+class Ghost(MemoryFileSystem):
+    """A storage that tells nothing of its files but their size, or fails."""
+
+    protocol, cachable, error = "ghost", False, None
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("ghost://", "/"))
+
+    def ls(self, path, detail=True, **kwargs):
+        if self.error and path.endswith("day=2"):
+            raise self.error
+        found = super().ls(path, detail=True)
+        keep = ("name", "size", "type")
+        return [{key: entry[key] for key in keep} for entry in found]
+
+    def info(self, path, **kwargs):
+        found = super().info(path)
+        return {key: found[key] for key in ("name", "size", "type")}
+
+
+@pytest.fixture
+def ghost(monkeypatch):
+    fsspec.register_implementation("ghost", Ghost, clobber=True)
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/ghosts/day=1/a.parquet", b"1234")
+    fs.pipe_file("/ghosts/day=2/b.parquet", b"1234")
+    yield Ghost
+    Ghost.error = None
+    fs.rm("/ghosts", recursive=True)
+
+
+def test_a_storage_that_gives_no_tag_has_its_files_read(ghost, caplog):
+    before = list_shards(["ghost://ghosts"])
+    assert "neither a tag nor a time" in caplog.text
+    fsspec.filesystem("memory").pipe_file("/ghosts/day=2/b.parquet", b"1235")
+    after = list_shards(["ghost://ghosts"])
+    assert before[0] == after[0]
+    assert before[1].modified != after[1].modified
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), OSError(5, "EIO"), TimeoutError()])
+def test_a_remote_folder_that_cannot_be_listed_is_an_error(ghost, error):
+    Ghost.error = error
+    for uri in ("ghost://ghosts", "ghost://ghosts/*/*.parquet", "ghost://ghosts/day=2"):
+        with pytest.raises((InputError, OSError), match="ghosts") as caught:
+            list_shards([uri])
+        assert not isinstance(caught.value, EmptySourceError)
 
 
 @pytest.mark.parametrize("name", ["nothing", "*.parquet", "nothing/*"])

@@ -2,8 +2,9 @@
 
 A URI is a local path or ``scheme://...``. One room for each purpose: ``place`` (what a URI names),
 ``settings``, ``operations`` (what the commit protocol asks of storage; replaceable in one place),
-``posix`` and ``objects`` (how the two kinds do it), ``shards`` (which files make up a store) and
-``parquet`` (reading one of them, its footer checked first).
+``posix`` and ``objects`` (how the two kinds do it), ``walk`` (every file below a folder), ``tags``
+(what tells two states of a file apart), ``shards`` (which files make up a store) and ``parquet``
+(reading one of them, its footer checked first).
 """
 
 from raypq.data.storage.operations import (
@@ -26,15 +27,16 @@ from raypq.data.storage.operations import (
     write_bytes,
 )
 from raypq.data.storage.parquet import open_parquet, stream
-from raypq.data.storage.place import filesystem, is_local, join, local_path
+from raypq.data.storage.place import canonical, filesystem, is_local, join, local_path, uri_of
 from raypq.data.storage.settings import StorageSettings
-from raypq.data.storage.shards import Shard, list_shards
+from raypq.data.storage.shards import Shard, list_shards, stem_of
 
 __all__ = [
     "Listed",
     "Shard",
     "Storage",
     "StorageSettings",
+    "canonical",
     "create",
     "create_once",
     "delete",
@@ -54,7 +56,9 @@ __all__ = [
     "read_bytes",
     "replaced",
     "replacing",
+    "stem_of",
     "stream",
     "sync_folder",
+    "uri_of",
     "write_bytes",
 ]

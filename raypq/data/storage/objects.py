@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -13,6 +13,10 @@ from typing import IO, Any
 from fsspec import AbstractFileSystem
 from fsspec.spec import AbstractBufferedFile
 
+from raypq.errors import InputError
+
+_FLAT = frozenset({"s3", "gs", "gcs", "abfs", "az"})  # one listing has all that is below a prefix
+_DEEPEST = 100  # folders below each other
 _LARGEST_PUT = 5 << 30  # bytes; S3's limit for an upload in one request
 
 
@@ -90,18 +94,113 @@ def list_folders(fs: AbstractFileSystem, path: str) -> list[str]:
     )
 
 
+def exists(fs: AbstractFileSystem, path: str) -> bool:
+    """Whether there is an object or a prefix; an error is never taken for "no".
+
+    fsspec's own ``exists`` is False for every error: a server that does not answer, a refusal.
+    """
+    try:
+        fs.invalidate_cache(path)
+        fs.info(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def children(fs: AbstractFileSystem, path: str) -> list[dict[str, Any]]:
+    """What fsspec says of everything directly below a folder, by name; nothing if it is gone."""
+    return sorted(_entries(fs, path), key=lambda entry: str(entry["name"]))
+
+
+def below(
+    fs: AbstractFileSystem, path: str, passing: Callable[[str], bool]
+) -> Iterator[dict[str, Any]]:
+    """What fsspec says of every file below a folder.
+
+    Objects that stand for a folder are no files: their names end in ``/`` or ``_$folder$``, or
+    they are empty and something is below them.
+
+    Args:
+        passing: names of folders that need not be listed.
+
+    Raises:
+        OSError: a folder that cannot be listed.
+    """
+    if not _FLAT.intersection(_protocols(fs)):
+        yield from _descend(fs, path, passing, depth=0)
+        return
+    fs.invalidate_cache(path)
+    try:
+        found: dict[str, dict[str, Any]] = fs.find(path, detail=True)
+    except FileNotFoundError as error:
+        _refuse_missing_bucket(fs, path, error)
+        return
+    folders = {str(parent) for name in found for parent in PurePosixPath(name).parents}
+    for name, entry in found.items():
+        marker = name.endswith(("/", "_$folder$"))
+        stands = not entry.get("size") and name in folders
+        if entry["type"] != "directory" and not marker and not stands:
+            yield entry
+
+
+def _descend(
+    fs: AbstractFileSystem, path: str, passing: Callable[[str], bool], depth: int
+) -> Iterator[dict[str, Any]]:
+    if depth > _DEEPEST:
+        raise OSError(errno.ELOOP, f"more than {_DEEPEST} folders deep; a loop of links?", path)
+    for entry in children(fs, path):
+        name = str(entry["name"])
+        if entry["type"] not in ("file", "directory"):
+            entry = {**entry, **fs.info(name), "name": name}  # a link: what it leads to
+        if entry["type"] != "directory":
+            yield entry
+        elif not passing(PurePosixPath(name).name):
+            yield from _descend(fs, name, passing, depth + 1)
+
+
+def _protocols(fs: AbstractFileSystem) -> set[str]:
+    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+
+
+def missing_bucket(fs: AbstractFileSystem, path: str, error: BaseException) -> bool:
+    """Whether nothing is there because the bucket itself is not."""
+    if not _FLAT.intersection(_protocols(fs)):
+        return False
+    answer = getattr(error.__cause__, "response", None) or {}
+    if answer:
+        return bool(answer.get("Error", {}).get("Code") == "NoSuchBucket")
+    try:
+        fs.info(path.strip("/").split("/")[0])
+    except FileNotFoundError:
+        return True
+    except OSError:  # there, but not ours to look at
+        return False
+    return False
+
+
+def _refuse_missing_bucket(fs: AbstractFileSystem, path: str, error: BaseException) -> None:
+    if error.__cause__ is not None and missing_bucket(fs, path, error):
+        raise InputError(
+            str(fs.unstrip_protocol(path)),
+            expected="a bucket that exists",
+            found="no such bucket",
+        ) from None
+
+
 def _entries(fs: AbstractFileSystem, path: str) -> list[dict[str, Any]]:
     fs.invalidate_cache(path)
     try:
         found: list[dict[str, Any]] = fs.ls(path, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        _refuse_missing_bucket(fs, path, error)
         return []
     own = path.rstrip("/")  # a marker object that stands for the folder itself
     return [entry for entry in found if entry["name"].rstrip("/") != own]
 
 
 def _written(entry: dict[str, Any]) -> float:
-    moment = entry.get("LastModified") or entry.get("mtime") or entry.get("created")
+    names = ("LastModified", "mtime", "last_modified", "created")
+    moment = next((entry[name] for name in names if entry.get(name)), None)
     if isinstance(moment, datetime):
         return moment.timestamp()
     return float(moment) if moment else time.time()  # unknown: as young as can be

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+from fsspec.implementations.memory import MemoryFileSystem
 
 from raypq.data.storage.settings import StorageSettings
 from raypq.errors import InputError
@@ -16,6 +18,7 @@ _S3 = ("s3://", "s3a://")
 # s3fs tries again around botocore, which does so already: once more covers what botocore cannot
 # see, a connection lost while the body of an answer is read.
 _OUTER_TRIES = 2
+_HOST = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]+(?=/|$)")
 _USER = re.compile(r"(?<=://)[^/@]*:[^/@]*@")
 _SIGNED = re.compile(
     r"(?i)[?&](x-amz-[a-z-]*|awsaccesskeyid|signature|sig|token|secret|password|key)=[^&]*"
@@ -29,7 +32,39 @@ def is_local(uri: str) -> bool:
 
 def local_path(uri: str) -> Path:
     """The path that a local URI names."""
-    return Path(uri.removeprefix("file://")).expanduser()
+    return Path(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def canonical(uri: str) -> str:
+    """The one spelling of a local URI: an absolute path without ``..``, ``//`` or ``~``.
+
+    Links stay as they are named, except below a ``..``, which means the parent of what a link
+    leads to. Other URIs are given back as they are: ``a//b`` and ``a/b`` are two objects.
+    """
+    if not is_local(uri):
+        return uri
+    path = str(local_path(uri))
+    if not path.startswith("/"):
+        path = os.path.join(os.getcwd(), path)
+    parts = path.split("/")
+    if ".." in parts:
+        last = len(parts) - parts[::-1].index("..")
+        path = os.path.join(os.path.realpath("/".join(parts[:last])), *parts[last:])
+    return "/" + os.path.normpath(path).lstrip("/")
+
+
+def uri_of(fs: AbstractFileSystem, path: str, near: str) -> str:
+    """The URI of a path on the filesystem of another URI, ``near``.
+
+    fsspec drops the host of some URIs (``webhdfs://host/path``); without it the file could not be
+    opened, and files of two hosts would have one name.
+    """
+    if is_local(near):
+        return path
+    host = _HOST.match(near)
+    if host and path.startswith("/") and not isinstance(fs, MemoryFileSystem):
+        return host[0] + path
+    return str(fs.unstrip_protocol(path))
 
 
 def join(uri: str, *parts: str) -> str:
@@ -44,7 +79,7 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
         InputError: no such filesystem, or a URI with credentials in it.
     """
     if is_local(uri):
-        return fsspec.filesystem("file"), str(local_path(uri).absolute())
+        return fsspec.filesystem("file"), canonical(uri)
     refuse_credentials(uri)
     s3 = uri.startswith(_S3)
     options = StorageSettings.current().s3_options() if s3 else {}
