@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import Lock, Thread
 from typing import Any
+from urllib.parse import unquote
 
 SECRET = "canary-secret-9f3b71c2e6"  # what no log, manifest or report may hold
 TOKEN = "canary-token-51d0aa77"
@@ -19,7 +20,8 @@ _SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>slower<
 
 class S3Server:
     """``lose``: share of conditional puts that are done and then not answered (the connection is
-    cut). ``throttle``: share of requests that are answered 503 SlowDown and not done."""
+    cut). ``throttle``: share of requests that are answered 503 SlowDown and not done. ``refused``:
+    status and code by a part of the URL that a request is refused for."""
 
     def __init__(self, lose: float = 0.0, throttle: float = 0.0, seed: int = 0) -> None:
         from moto.server import DomainDispatcherApplication, create_backend_app
@@ -28,6 +30,7 @@ class S3Server:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._app = DomainDispatcherApplication(create_backend_app)
         self.lose, self.throttle = lose, throttle
+        self.refused: dict[str, tuple[int, str]] = {}
         self._dice, self._lock = random.Random(seed), Lock()
         self.asked: Counter[str] = Counter()
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
@@ -68,6 +71,13 @@ class S3Server:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start("503 Slow Down", [("Content-Type", "application/xml")])
             return [_SLOW_DOWN]
+        url = f"{environ['PATH_INFO']}?{unquote(query)}"
+        for part, (status, code) in self.refused.items():
+            if part in url:
+                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                start(f"{status} {code}", [("Content-Type", "application/xml")])
+                body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
+                return [] if method == "HEAD" else [body]
         if not (once and lost):
             return self._app(environ, start)
         list(self._app(environ, lambda *_: None))

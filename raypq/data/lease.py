@@ -152,7 +152,9 @@ class Lease:
         return last
 
     def _refusal(self, last: _Mark | None, what: str) -> ConflictError:
-        holder = self._holder(last) if last else None
+        holder = None
+        with suppress(OSError):  # who it is matters less than that there is somebody
+            holder = self._holder(last) if last else None
         seconds = holder.seconds if holder else self.seconds
         return ConflictError(
             f"{self.store}: {_name(holder)} {what}. Two runs must not interleave: let it end, or "
@@ -164,11 +166,18 @@ class Lease:
         uri = self._uri(self.term, beat)
         try:
             create(uri, self.holder.model_dump_json().encode())
-        except OSError as error:
+        except FileExistsError:
             found = _read(uri)
-            if found is None and not isinstance(error, FileExistsError):
-                raise
             return found is not None and found.nonce == self.holder.nonce
+        except OSError as error:
+            # No answer, or a server's error: what is there now tells whether it was done.
+            try:
+                found = _read(uri)
+            except OSError:
+                raise error from None
+            if found is None:
+                raise
+            return found.nonce == self.holder.nonce
         return True
 
     def _tidy(self) -> None:
@@ -228,8 +237,12 @@ def _name(holder: Holder | None) -> str:
 
 
 def _read(uri: str) -> Holder | None:
-    """What a mark says; None where it is gone, or nobody can read it."""
+    """What a mark says; None where it is gone, or is no mark.
+
+    Raises:
+        OSError: it could not be read. It may promise more time than any guess.
+    """
     try:
         return Holder(**json.loads(read_bytes(uri)))
-    except (OSError, ValueError, TypeError, ValidationError):
+    except (FileNotFoundError, ValueError, TypeError, ValidationError):
         return None

@@ -19,7 +19,7 @@ from raypq.data import snapshot
 from raypq.data.journal import Journal, still_there
 from raypq.data.output import Receipt, Source
 from raypq.data.snapshot import Quarantined, Snapshot
-from raypq.data.storage import Shard, canonical, join
+from raypq.data.storage import Shard, canonical, join, prepare
 from raypq.errors import InputError, ShardFailure
 from raypq.stages.crew import Gang, settle
 
@@ -194,6 +194,7 @@ class StoreRun:
             JobError: shards failed. Nothing is committed; the finished ones are remembered.
         """
         start = time.monotonic()
+        prepare(join(self.store, "snapshots"))  # or hours of work could not be committed
         receipts = [] if recount else list(self.kept.values())
         failures: list[ShardFailure] = []
         tasks = [

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,11 @@ from raypq.data.storage import (
     Shard,
     StorageSettings,
     create,
+    exists,
+    file_size,
     filesystem,
     list_files,
+    list_folders,
     list_names,
     list_shards,
     read_bytes,
@@ -41,7 +45,7 @@ from raypq.data.storage import (
     stem_of,
     write_bytes,
 )
-from raypq.errors import ConfigError, InputError, JobError
+from raypq.errors import ConfigError, EmptySourceError, InputError, JobError
 from raypq.stages import history
 
 ALONE = ClusterSettings(cluster="none", workers=2)
@@ -300,6 +304,78 @@ def test_settings_come_from_the_environment(
     monkeypatch.setenv("RAYPQ_STORAGE_ATTEMPTS", "often")
     with pytest.raises(ConfigError, match=r"RAYPQ_STORAGE_.*'attempts'.*found 'often'"):
         read_bytes(f"{bucket}/x")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "what"),
+    [((403, "AccessDenied"), PermissionError), ((500, "InternalError"), OSError)],
+)
+def test_an_error_of_the_server_is_never_taken_for_not_there(
+    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, refusal: tuple[int, str], what: Any
+) -> None:
+    """Every look at a store or a source, where a part of it is refused."""
+    monkeypatch.setenv("RAYPQ_STORAGE_ATTEMPTS", "1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    for day in (1, 2):
+        write_bytes(f"{bucket}/f/day={day}/a.parquet", b"1234")
+    write_bytes(f"{bucket}/codes/snapshots/{1:020d}.json", b"{}")
+    assert (exists(f"{bucket}/none"), list_names(f"{bucket}/none")) == (False, [])
+    with serving(s3, {"codes": refusal, "day=2": refusal}):
+        looks: list[tuple[Callable[[str], Any], str]] = [
+            (exists, "codes/snapshots"), (exists, "codes/model.json"), (list_names, "codes/data"),
+            (list_folders, "codes/journal"), (read_bytes, "codes/x"), (snapshot.read, "codes"),
+            (snapshot.versions, "codes"), (file_size, "codes/x"),
+        ]  # fmt: skip
+        for look, name in looks:
+            with pytest.raises(what, match="codes"):
+                look(f"{bucket}/{name}")
+    with serving(s3, {"f/": refusal}):
+        for uri in (f"{bucket}/f", f"{bucket}/f/*/*.parquet", f"{bucket}/f/day=2/a.parquet"):
+            with pytest.raises((InputError, what), match=bucket) as caught:
+                list_shards([uri])
+            assert not isinstance(caught.value, EmptySourceError)
+
+
+def test_rights_that_end_at_a_prefix_are_enough(bucket: str, s3: S3Server) -> None:
+    """A look at the prefix's own name is refused, listing what is below it is not."""
+    write_bytes(f"{bucket}/f/day=1/a.parquet", b"1234")
+    with serving(s3, {"/f?": (403, "AccessDenied")}):
+        assert len(list_shards([f"{bucket}/f"])) == 1
+
+
+def test_a_bucket_that_does_not_exist_is_told(bucket: str) -> None:
+    write_bytes(f"{bucket}/x.parquet", b"1234")
+    with pytest.raises(EmptySourceError):
+        list_shards([f"{bucket}/features"])
+    looks = [lambda uri: list_shards([uri]), list_names, list_folders, snapshot.read]
+    for uri in ("s3://no-such-bucket/f", "s3://no-such-bucket", "s3://no-such-bucket/*/a.parquet"):
+        for look in looks[: 1 if "*" in uri else None]:
+            with pytest.raises(InputError, match="no such bucket") as caught:
+                look(uri)
+            assert not isinstance(caught.value, EmptySourceError)
+
+
+def test_objects_that_stand_for_folders_are_no_shards(bucket: str) -> None:
+    for name in ("f/", "f/day=1/", "f/x.parquet/", "f/x.parquet_$folder$"):
+        fsspec.filesystem("s3").pipe_file(f"{bucket}/{name}", b"")
+    assert fsspec.filesystem("s3").exists(f"{bucket}/f")
+    with pytest.raises(EmptySourceError):
+        list_shards([f"{bucket}/f"])
+    write_bytes(f"{bucket}/f/x.parquet/part-0.parquet", b"1234")
+    write_bytes(f"{bucket}/f/empty.parquet", b"")
+    found = [shard.uri for shard in list_shards([f"{bucket}/f"])]
+    assert found == [f"{bucket}/f/empty.parquet", f"{bucket}/f/x.parquet/part-0.parquet"], (
+        "an upload that is empty is damaged, not absent"
+    )
+
+
+@contextmanager
+def serving(s3: S3Server, refused: dict[str, tuple[int, str]]) -> Iterator[None]:
+    s3.refused = refused
+    try:
+        yield
+    finally:
+        s3.refused = {}
 
 
 def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from lossy import LossyFileSystem, emptied
 
 from raypq.data.lease import Lease, held
-from raypq.data.storage import create, join, list_names
+from raypq.data.storage import Storage, create, join, list_names, replaced
 from raypq.errors import ConflictError
 
 
@@ -209,3 +209,21 @@ def test_held_keeps_alive_and_gives_back(tmp_path: Path) -> None:
         said = json.loads((folder / "000000000001-00000000.json").read_text())
         assert said["nonce"] == mine.holder.nonce
     Lease(store=store).take()  # at once
+
+
+@pytest.mark.parametrize("error", [OSError(5, "EIO"), PermissionError(13, "no")])
+def test_a_mark_that_cannot_be_read_is_not_taken_for_one_that_is_gone(
+    store: str, error: OSError
+) -> None:
+    """It may promise an hour: a watcher that guessed a minute would take over from a live run."""
+
+    class Blind(Storage):
+        def read_bytes(self, uri: str) -> bytes:
+            raise error
+
+    Lease(store=store, seconds=3600).take()
+    late = lease(store)
+    with replaced(Blind()), pytest.raises(type(error)):
+        late.take()
+    assert late.term == 0
+    assert list_names(join(store, "lease")) == ["000000000001-00000000.json"]

@@ -403,3 +403,23 @@ def test_write_bytes_replaces_in_one_step(tmp_path):
     assert storage.read_bytes(uri) == b"two"
     assert storage.list_names(str(tmp_path)) == ["x"]
     assert storage.list_names(str(tmp_path / "none")) == []
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_an_error_of_a_disk_is_never_taken_for_not_there(tmp_path, monkeypatch, code):
+    """As root nothing is closed, so the system call is made to fail."""
+    path = str(tmp_path / "x")
+    assert not storage.exists(path)
+    Path(path).symlink_to(path)
+    with pytest.raises(OSError, match="x"):
+        storage.exists(path)  # a loop of links
+
+    def refuse(path, *rest, **more):
+        raise OSError(code, os.strerror(code), str(path))
+
+    for call, looks in (("stat", [storage.exists]),
+                        ("scandir", [storage.list_names, storage.list_folders])):  # fmt: skip
+        monkeypatch.setattr(os, call, refuse)
+        for look in looks:
+            with pytest.raises(OSError, match="x"):
+                look(path)

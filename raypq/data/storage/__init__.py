@@ -2,7 +2,8 @@
 
 A URI is a local path or ``scheme://...``. One room for each purpose: ``place`` (what a URI names),
 ``settings``, ``operations`` (what the commit protocol asks of storage; replaceable in one place),
-``posix`` and ``objects`` (how the two kinds do it), ``walk`` (every file below a folder), ``tags``
+``posix`` and ``objects`` (how the two kinds do it), ``exclusive`` (whether a storage creates a file
+once), ``walk` (every file below a folder), ``tags``
 (what tells two states of a file apart), ``shards`` (which files make up a store) and ``parquet``
 (reading one of them, its footer checked first).
 """
@@ -20,6 +21,7 @@ from raypq.data.storage.operations import (
     list_folders,
     list_names,
     now,
+    prepare,
     read_bytes,
     replaced,
     replacing,
@@ -53,6 +55,7 @@ __all__ = [
     "local_path",
     "now",
     "open_parquet",
+    "prepare",
     "read_bytes",
     "replaced",
     "replacing",

@@ -67,13 +67,29 @@ def create(fs: AbstractFileSystem, path: str, content: bytes) -> None:
     try:
         fs.pipe_file(path, content, mode="create", **whole)
     except OSError as error:
-        # A server that does not name the failed condition makes s3fs raise EINVAL; the answer
-        # itself hangs on the cause. 409: two conditional puts at the same moment.
-        answer = getattr(error.__cause__, "response", None) or {}
-        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if isinstance(error, FileExistsError) or status in (409, 412):
+        # A server that does not name the failed condition makes s3fs raise EINVAL. 409: two
+        # conditional puts at the same moment.
+        if isinstance(error, FileExistsError) or status_of(error) in (409, 412):
             raise FileExistsError(errno.EEXIST, "taken", path) from error
         raise
+
+
+def create_alone(fs: AbstractFileSystem, path: str, content: bytes) -> None:
+    """A look and a write: enough where the user says that nobody else writes.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    if exists(fs, path):
+        raise FileExistsError(errno.EEXIST, "taken", path)
+    fs.pipe_file(path, content)
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of a server's answer, which hangs on the cause of the error made of it."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return int(status) if status is not None else None
 
 
 def list_files(fs: AbstractFileSystem, path: str) -> dict[str, tuple[int, float]]:
@@ -126,7 +142,7 @@ def below(
     Raises:
         OSError: a folder that cannot be listed.
     """
-    if not _FLAT.intersection(_protocols(fs)):
+    if not _FLAT.intersection(protocols(fs)):
         yield from _descend(fs, path, passing, depth=0)
         return
     fs.invalidate_cache(path)
@@ -158,19 +174,21 @@ def _descend(
             yield from _descend(fs, name, passing, depth + 1)
 
 
-def _protocols(fs: AbstractFileSystem) -> set[str]:
+def protocols(fs: AbstractFileSystem) -> set[str]:
+    """The schemes that a filesystem answers to."""
     return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
 
 
 def missing_bucket(fs: AbstractFileSystem, path: str, error: BaseException) -> bool:
     """Whether nothing is there because the bucket itself is not."""
-    if not _FLAT.intersection(_protocols(fs)):
+    if not _FLAT.intersection(protocols(fs)):
         return False
+    bucket, _, key = path.strip("/").partition("/")
     answer = getattr(error.__cause__, "response", None) or {}
     if answer:
-        return bool(answer.get("Error", {}).get("Code") == "NoSuchBucket")
+        return not key or bool(answer.get("Error", {}).get("Code") == "NoSuchBucket")
     try:
-        fs.info(path.strip("/").split("/")[0])
+        fs.info(bucket)
     except FileNotFoundError:
         return True
     except OSError:  # there, but not ours to look at

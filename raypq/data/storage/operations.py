@@ -13,8 +13,10 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, cast
 
-from raypq.data.storage import objects, posix
+from raypq.data.storage import exclusive, objects, posix
 from raypq.data.storage.place import filesystem, is_local, join, local_path
+from raypq.data.storage.settings import StorageSettings
+from raypq.errors import InputError
 
 _PIECE = 8 << 20  # bytes read at once
 
@@ -46,10 +48,12 @@ class Storage:
         return found.hexdigest()
 
     def exists(self, uri: str) -> bool:
-        """Whether there is a file or folder."""
+        """Whether there is a file or folder; an error of the storage is no "no"."""
+        if is_local(uri):
+            return posix.exists(local_path(uri))
         fs, path = filesystem(uri)
         with objects.answering(uri):
-            return bool(fs.exists(path))
+            return objects.exists(fs, path)
 
     def file_size(self, uri: str) -> int:
         """Bytes."""
@@ -57,7 +61,10 @@ class Storage:
             return local_path(uri).stat().st_size
         fs, path = filesystem(uri)
         with objects.answering(uri):
-            return int(fs.size(path) or 0)
+            size = fs.info(path).get("size")
+        if size is None:
+            raise InputError(uri, expected="a file of known size", found="a size that is not told")
+        return int(size)
 
     def list_files(self, uri: str) -> dict[str, Listed]:
         """The files of a folder by name; empty where there is none."""
@@ -87,11 +94,28 @@ class Storage:
 
     def create(self, uri: str, content: bytes) -> None:
         """Makes a file that must not be there: FileExistsError if it is."""
+        alone = StorageSettings.current().single_writer
         if is_local(uri):
-            posix.create(local_path(uri), content)
+            posix.create(local_path(uri), content, alone=alone)
             return
+        fs, path = filesystem(uri)
         with objects.answering(uri):
-            objects.create(*filesystem(uri), content)
+            if alone:
+                objects.create_alone(fs, path, content)
+            else:
+                exclusive.ensure(fs, path.rsplit("/", 1)[0], uri.rsplit("/", 1)[0])
+                objects.create(fs, path, content)
+
+    def prepare(self, uri: str) -> None:
+        """Makes sure that ``create`` keeps its promise in a folder, before work relies on it."""
+        if StorageSettings.current().single_writer:
+            return
+        if is_local(uri):
+            posix.ensure_create(local_path(uri))
+            return
+        fs, path = filesystem(uri)
+        with objects.answering(uri):
+            exclusive.ensure(fs, path, uri)
 
     def delete(self, uri: str) -> None:
         """Removes a file; one that is gone already is no error."""
@@ -134,7 +158,11 @@ def digest(uri: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """True if a file or folder is there."""
+    """True if a file or folder is there.
+
+    Raises:
+        OSError: the storage cannot tell; never taken for "not there".
+    """
     return _used.exists(uri)
 
 
@@ -181,8 +209,19 @@ def create(uri: str, content: bytes) -> None:
 
     Raises:
         FileExistsError: the name is taken (by another writer, or by a lost answer of our own).
+        InputError: the storage cannot promise that.
     """
     _used.create(uri, content)
+
+
+def prepare(folder: str) -> None:
+    """Makes sure, by a small trial, that ``create`` keeps its promise in a folder.
+
+    Raises:
+        InputError: two writers could both be told that they made a file.
+        OSError: nothing can be written there.
+    """
+    _used.prepare(folder)
 
 
 def create_once(uri: str, content: bytes) -> bool:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from raypq.errors import InputError
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
+_HERE, _NOREPLACE = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
 
 
 @contextmanager
@@ -20,18 +27,79 @@ def replacing(target: Path) -> Iterator[IO[bytes]]:
         os.replace(partial, target)
 
 
-def create(target: Path, content: bytes) -> None:
+def create(target: Path, content: bytes, *, alone: bool = False) -> None:
     """A new file in one step: a synced temporary file, ``link``, sync of the folder.
+
+    Filesystems without hard links (FAT, some FUSE) are asked for a rename that replaces nothing.
+
+    Args:
+        alone: nobody else writes here, so that a look and a rename are enough.
 
     Raises:
         FileExistsError: the name is taken.
+        InputError: the filesystem can do neither, and somebody else may write.
     """
     with _synced(target) as (file, partial):
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-        os.link(partial, target)
+        _name_once(partial, target, alone=alone)
     sync_folder(target.parent)
+
+
+def ensure_create(folder: Path) -> None:
+    """Makes sure, by a trial, that ``create`` works in a folder; nothing is left of it.
+
+    Raises:
+        InputError: the filesystem cannot refuse a name that is taken.
+    """
+    place = folder / f".{uuid.uuid4().hex}"
+    target = place.with_suffix(".part")
+    try:
+        with _synced(place) as (_, partial):
+            _name_once(partial, target)
+    finally:
+        target.unlink(missing_ok=True)
+
+
+def _name_once(partial: Path, target: Path, *, alone: bool = False) -> None:
+    try:
+        os.link(partial, target)
+        return
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    if _renamed(partial, target):
+        return
+    if not alone:
+        raise InputError(
+            str(target.parent),
+            expected="a filesystem with hard links, or with renames that replace nothing, so that "
+            "of two writers of one name one is told",
+            found="neither. Use another filesystem; or, if you make sure that never more than one "
+            "raypq writes to this store, set RAYPQ_STORAGE_SINGLE_WRITER=true",
+        )
+    if exists(target):
+        raise FileExistsError(errno.EEXIST, "taken", str(target))
+    os.replace(partial, target)
+
+
+def _renamed(partial: Path, target: Path) -> bool:
+    """Renames unless the name is taken, in one step; False where that is not known here.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    rename = getattr(library, "renameat2", None)  # Linux, glibc 2.28
+    if rename is None:
+        return False
+    if rename(_HERE, os.fsencode(partial), _HERE, os.fsencode(target), _NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_LINKS:
+        return False
+    raise OSError(number, os.strerror(number), str(target))
 
 
 @contextmanager
@@ -55,6 +123,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder; errors of the storage are raised."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def list_files(folder: Path) -> dict[str, tuple[int, float]]:

@@ -42,6 +42,12 @@ class StorageSettings(Settings):
         "pixel while it is decoded",
     )
 
+    single_writer: bool = Field(
+        False,
+        description="you make sure that never more than one raypq writes to a store: lets through "
+        "storages that cannot refuse a name that is taken",
+    )
+
     @classmethod
     def current(cls) -> Self:
         """The settings of this process.
