@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from raypq import console, exits
 from raypq.config import (
@@ -27,10 +29,13 @@ from raypq.config import (
     RepackJob,
     RetrievalJob,
     SearchJob,
+    Settings,
     SplitJob,
     TrainJob,
     read_mapping,
 )
+from raypq.config.places import Place, Reads
+from raypq.data import overlap
 from raypq.data.snapshot import Snapshot
 from raypq.stages.crew import Crew, Gang, LocalCrew, Worker
 from raypq.stages.train import Trained
@@ -39,6 +44,20 @@ if TYPE_CHECKING:
     from raypq.stages.learner import Lesson
 
 J = TypeVar("J", bound=Job)
+S = TypeVar("S", bound=Settings)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _checked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """A verb that refuses, before anything else, to write among what it reads."""
+
+    @wraps(verb)
+    def run(job: S, *args: P.args, **more: P.kwargs) -> R:
+        overlap.refuse(job)
+        return verb(job, *args, **more)
+
+    return cast(Callable[Concatenate[S, P], R], run)
 
 
 @contextmanager
@@ -79,6 +98,7 @@ def _crew_on_demand(where: ClusterSettings) -> Iterator[Crew]:
         yield _OnDemand(where, stack)
 
 
+@_checked
 def train(job: TrainJob) -> Trained:
     """Trains a model and saves it (``raypq train``)."""
     from raypq.stages import train as stage
@@ -87,6 +107,7 @@ def train(job: TrainJob) -> Trained:
         return stage.train(job, crew)
 
 
+@_checked
 def repack(job: RepackJob) -> dict[str, Any]:
     """Rewrites a feature store to the layout that reads fastest (``raypq repack``)."""
     from raypq.stages import repack as stage
@@ -95,6 +116,7 @@ def repack(job: RepackJob) -> dict[str, Any]:
         return stage.repack(job, crew)
 
 
+@_checked
 def extract(job: ExtractJob) -> dict[str, Any]:
     """Writes the features of an image store under a backbone (``raypq extract``)."""
     from raypq.stages import extract as stage
@@ -103,6 +125,7 @@ def extract(job: ExtractJob) -> dict[str, Any]:
         return stage.extract(job, crew)
 
 
+@_checked
 def split(job: SplitJob) -> dict[str, Any]:
     """Cuts a labelled store into the parts of a protocol (``raypq split``)."""
     from raypq.stages import split as stage
@@ -111,6 +134,7 @@ def split(job: SplitJob) -> dict[str, Any]:
         return stage.split(job, crew)
 
 
+@_checked
 def encode(job: EncodeJob) -> Snapshot:
     """Turns features into a code store (``raypq encode``)."""
     from raypq.stages import encode as stage
@@ -119,6 +143,7 @@ def encode(job: EncodeJob) -> Snapshot:
         return stage.encode(job, crew)
 
 
+@_checked
 def classify(job: ClassifyJob) -> Snapshot:
     """Turns codes into predictions (``raypq classify``)."""
     from raypq.stages import classify as stage
@@ -127,6 +152,7 @@ def classify(job: ClassifyJob) -> Snapshot:
         return stage.classify(job, crew)
 
 
+@_checked
 def search(job: SearchJob) -> Snapshot:
     """Answers queries from a code store (``raypq search``)."""
     from raypq.stages import search as stage
@@ -135,6 +161,7 @@ def search(job: SearchJob) -> Snapshot:
         return stage.search(job, crew)
 
 
+@_checked
 def duplicates(job: DuplicatesJob) -> Snapshot:
     """Finds pairs of stored images that look alike (``raypq duplicates``)."""
     from raypq.stages import near_duplicates as stage
@@ -143,6 +170,7 @@ def duplicates(job: DuplicatesJob) -> Snapshot:
         return stage.duplicates(job, crew)
 
 
+@_checked
 def export_faiss(job: ExportFaissJob) -> dict[str, Any]:
     """Writes a code store as a FAISS index (``raypq export-faiss``)."""
     from raypq.stages import faiss_exchange as stage
@@ -150,6 +178,7 @@ def export_faiss(job: ExportFaissJob) -> dict[str, Any]:
     return stage.export_faiss(job)
 
 
+@_checked
 def import_faiss(job: ImportFaissJob) -> dict[str, Any]:
     """Makes a model of a trained FAISS index (``raypq import-faiss``)."""
     from raypq.stages import faiss_exchange as stage
@@ -157,6 +186,7 @@ def import_faiss(job: ImportFaissJob) -> dict[str, Any]:
     return stage.import_faiss(job)
 
 
+@_checked
 def reindex(job: ReindexJob) -> dict[str, Any]:
     """Brings codes and predictions up to date with a feature store (``raypq reindex``)."""
     from raypq.stages import reindex as stage
@@ -165,6 +195,7 @@ def reindex(job: ReindexJob) -> dict[str, Any]:
         return stage.reindex(job, crew)
 
 
+@_checked
 def evaluate(job: EvaluateJob, where: ClusterSettings | None = None) -> dict[str, Any]:
     """Figures of a prediction store (``raypq evaluate classification``)."""
     from raypq.stages import evaluate as stage
@@ -173,6 +204,7 @@ def evaluate(job: EvaluateJob, where: ClusterSettings | None = None) -> dict[str
         return stage.evaluate(job, crew)
 
 
+@_checked
 def evaluate_retrieval(job: RetrievalJob) -> dict[str, Any]:
     """Figures of a code store (``raypq evaluate retrieval``)."""
     from raypq.stages import retrieval as stage
@@ -181,7 +213,12 @@ def evaluate_retrieval(job: RetrievalJob) -> dict[str, Any]:
         return stage.evaluate(job, crew)
 
 
-def report(places: Sequence[str], output: str, *, title: str = "raypq report") -> int:
+def report(
+    places: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    title: str = "raypq report",
+) -> int:
     """One HTML page of what result files, models and stores tell (``raypq report``).
 
     Args:
@@ -191,14 +228,21 @@ def report(places: Sequence[str], output: str, *, title: str = "raypq report") -
         How many figures the page has.
 
     Raises:
-        ConfigError: matplotlib or jinja2 is not installed.
+        ConfigError: matplotlib or jinja2 is not installed; the output is one of the places.
         InputError: a place that is not there, or nothing to report on.
     """
     from raypq.reporting import page
 
-    return page.make(places, output, title=title)
+    several = [places] if isinstance(places, str | os.PathLike) else places
+    read = [os.fspath(place) for place in several]
+    to = os.fspath(output)
+    named = [Place(field="places", uri=uri, use=Reads("results")) for uri in read]
+    written = overlap.written_file("output", to)
+    overlap.refuse_places([*named, *([written] if written else [])])
+    return page.make(read, to, title=title)
 
 
+@_checked
 def add_classes(job: AddClassesJob) -> dict[str, Any]:
     """Extends a model by classes, without touching codes (``raypq add-classes``)."""
     from raypq.stages import add_classes as stage
@@ -206,6 +250,7 @@ def add_classes(job: AddClassesJob) -> dict[str, Any]:
     return stage.add_classes(job)
 
 
+@_checked
 def infer_semantics(job: InferSemanticsJob) -> dict[str, Any]:
     """What images without a class embedding are like (``raypq infer-semantics``)."""
     from raypq.stages import infer as stage
@@ -214,6 +259,7 @@ def infer_semantics(job: InferSemanticsJob) -> dict[str, Any]:
         return stage.infer_semantics(job, crew)
 
 
+@_checked
 def fewshot(job: FewShotJob) -> dict[str, Any]:
     """Few-shot accuracy in a space (``raypq evaluate fewshot``)."""
     from raypq.stages import probe as stage
@@ -221,6 +267,7 @@ def fewshot(job: FewShotJob) -> dict[str, Any]:
     return stage.fewshot(job)
 
 
+@_checked
 def clusterability(job: ClusterabilityJob) -> dict[str, Any]:
     """Mutual information of k-means with labels (``raypq evaluate clusterability``)."""
     from raypq.stages import probe as stage
@@ -228,6 +275,7 @@ def clusterability(job: ClusterabilityJob) -> dict[str, Any]:
     return stage.clusterability(job)
 
 
+@_checked
 def import_xlsa17(job: ImportXlsa17Job) -> dict[str, Any]:
     """A published benchmark as feature stores (``raypq import-xlsa17``)."""
     from raypq.stages import import_xlsa17 as stage

@@ -20,20 +20,22 @@ from raypq.config import (
     EncodeJob,
     EvaluateJob,
     Positive,
-    Settings,
     TrainJob,
+    UserSettings,
 )
-from raypq.data import generate, result_file
+from raypq.config.places import Uri, Writes
+from raypq.data import generate, overlap, result_file
 from raypq.data.codes import bytes_per_code
+from raypq.data.storage import local_path
 from raypq.errors import ConfigError
 
 _SPEED_T, _SPEED_D, _SPEED_M = 21_841, 400, (5, 10, 25, 50)  # as many classes as ImageNet-21K
 
 
-class DemoSettings(Settings):
+class DemoSettings(UserSettings):
     """How large the generated world is, and where it goes."""
 
-    output: str = "demo-output"
+    output: Annotated[Uri, Writes("demo")] = "demo-output"
     images: Annotated[int, Field(ge=1000)] = 40_000
     n_classes: Annotated[int, Field(ge=40)] = 400
     dims: Annotated[int, Field(ge=16)] = 512
@@ -44,7 +46,8 @@ class DemoSettings(Settings):
 
 def run(settings: DemoSettings, where: ClusterSettings) -> str:
     """Generates, trains, encodes, classifies, evaluates and reports; returns the story to print."""
-    root = Path(settings.output).absolute()
+    overlap.refuse(settings)
+    root = local_path(settings.output).absolute()
     times: dict[str, float] = {}
     with _timed(times, "generate"):
         _generate(root, settings)

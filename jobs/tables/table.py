@@ -27,8 +27,8 @@ from raypq.config import (
     ClusterSettings,
     EncodeJob,
     EvaluateJob,
-    Settings,
     TrainJob,
+    UserSettings,
     parse_assignments,
     read_mapping,
 )
@@ -39,7 +39,7 @@ CODED = ("zsl", "H", "H calibrated", "best H")
 WHERE = ClusterSettings(cluster="none", workers=1)
 
 
-class Row(Settings):
+class Row(UserSettings):
     """A line of the table."""
 
     method: str
@@ -47,7 +47,7 @@ class Row(Settings):
     tune: bool = False
 
 
-class Table(Settings):
+class Table(UserSettings):
     """What a table's file holds."""
 
     title: str

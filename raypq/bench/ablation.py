@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from raypq import api, console, kernels
 from raypq.bench.measure import machine
 from raypq.config import AblationJob, Columns, SplitJob, TrainJob
-from raypq.data import result_file
+from raypq.data import overlap, result_file
 from raypq.data.features import FeatureStore, read_batches
 from raypq.data.storage import join
 from raypq.methods.base import Model
@@ -127,6 +127,7 @@ def run(job: AblationJob) -> tuple[list[dict[str, Any]], str]:
     Raises:
         RaypqError: data or settings that do not fit.
     """
+    overlap.refuse(job)
     known = _known(job.json_file)
     found = []
     for row in _rows(job, known):

@@ -14,7 +14,8 @@ from rich.table import Table
 from raypq import console, kernels
 from raypq.bench.measure import Line, Result, machine
 from raypq.config import read_mapping
-from raypq.data import result_file
+from raypq.config.places import Place, Reads
+from raypq.data import overlap, result_file
 from raypq.errors import ConfigError
 
 NAMES = (
@@ -30,7 +31,14 @@ def run(
     json_file: str | None,
     processor_time: bool = False,
 ) -> bool:
-    """Runs benches one after another; True if every goal was reached."""
+    """Runs benches one after another; True if every goal was reached.
+
+    Raises:
+        ConfigError: the result file would be written over the class table.
+    """
+    read = Place(field="--classes", uri=classes, use=Reads("file")) if classes else None
+    written = overlap.written_file("--json", json_file)
+    overlap.refuse_places(place for place in (read, written) if place)
     kernels.set_threads(threads)
     printer = Console()
     found = machine(threads) | {"clock": "processor" if processor_time else "wall"}

@@ -107,5 +107,7 @@ def evaluate_classification(json_file: str | None, **options: Any) -> None:
     from raypq.config import EvaluateJob
 
     options["where"] = where_of(options)
-    result = api.evaluate(job(EvaluateJob, options))
+    asked = job(EvaluateJob, options)
+    figures.check(asked, json_file)
+    result = api.evaluate(asked)
     figures.tell(result, json_file, figures.classification)

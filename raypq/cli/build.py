@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from raypq.cli.options import (
+    assigned,
     bad_shard,
     cluster,
     columns,
@@ -34,13 +35,15 @@ features = click.option(
 )
 @click.option("--classes", help="Class table (Parquet).")
 @click.option("--output", required=True, help="Model directory to write.")
-@click.option("--config", type=click.Path(), help="YAML file of method settings.")
+@click.option(
+    "--config", type=click.Path(), help="YAML file of method settings; --set counts over it."
+)
 @click.option(
     "--set",
     "assignments",
     multiple=True,
     metavar="KEY=VALUE",
-    help="A method setting, such as M=37.",
+    help="A method setting, such as M=37; counts over --config.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a model that is there already.")
 @click.option("--tune", is_flag=True, help="Choose settings on held-out training classes first.")
@@ -65,9 +68,9 @@ def train(
       raypq train pqzsl --features train/ --classes classes.parquet --output model --set M=37
     """
     from raypq import api
-    from raypq.config import TrainJob, parse_assignments, read_mapping
+    from raypq.config import TrainJob, read_mapping
 
-    settings = {**(read_mapping(config) if config else {}), **parse_assignments(assignments)}
+    settings = {**(read_mapping(config) if config else {}), **assigned(assignments)}
     where, columns = where_of(options), columns_of(options)
     options |= {
         "method": method,

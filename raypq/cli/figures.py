@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from raypq.config import UserSettings
 
 _WIDTH = 100  # of a table, as everything else that is printed
 
@@ -17,6 +20,13 @@ json_file = click.option(
     type=click.Path(allow_dash=True),
     help="Write everything here as JSON; - prints that instead of the table.",
 )
+
+
+def check(job: UserSettings, to: str | None) -> None:
+    """Refuses, before the work, to write the figures over what they are made of."""
+    from raypq.data import overlap
+
+    overlap.refuse(job, json=overlap.written_file("--json", to))
 
 
 def tell(result: dict[str, Any], to: str | None, table: Callable[[dict[str, Any]], str]) -> None:

@@ -6,7 +6,17 @@ from typing import Any
 
 import click
 
-from raypq.cli.options import bad_shard, cluster, columns, columns_of, job, show, verb, where_of
+from raypq.cli.options import (
+    assigned,
+    bad_shard,
+    cluster,
+    columns,
+    columns_of,
+    job,
+    show,
+    verb,
+    where_of,
+)
 
 
 @click.command()
@@ -134,13 +144,13 @@ def ablation(assignments: tuple[str, ...], **options: Any) -> None:
       raypq ablation gpq-terms --train train/ --test test/ --classes classes.parquet --seeds 3
     """
     from raypq.bench import ablation as bench
-    from raypq.config import AblationJob, parse_assignments
+    from raypq.config import AblationJob
 
     where, columns = where_of(options), columns_of(options)
     options |= {
         "train": list(options["train"]),
         "test": list(options["test"]),
-        "settings": parse_assignments(assignments),
+        "settings": assigned(assignments),
         "where": where,
         "columns": columns,
     }

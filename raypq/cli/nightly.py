@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from raypq.cli.options import job, show, verb
+from raypq.cli.options import show, verb
 
 
 @click.command()
@@ -35,8 +35,9 @@ def reindex(config: str, **options: Any) -> None:
 
     values = read_mapping(config)
     where = {name: options.pop(name) for name in ("cluster", "workers")}
-    if given := {name: value for name, value in where.items() if value is not None}:
-        noted = values.get("where") or {}
-        values["where"] = {**noted, **given} if isinstance(noted, dict) else noted
+    given = {name: value for name, value in where.items() if value is not None}
+    noted = values.get("where", {})
+    if given and isinstance(noted, dict):  # what is no section is refused with the rest
+        values["where"] = {**noted, **given}
     values |= {name: value for name, value in options.items() if value}
-    show(api.reindex(job(ReindexJob, values, origin=config)))
+    show(api.reindex(ReindexJob.parse(values, origin=config)))

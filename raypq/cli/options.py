@@ -108,7 +108,7 @@ def where_of(options: dict[str, Any]) -> ClusterSettings:
         for name in ("cluster", "workers", "threads", "gpus_per_worker", "device")
     }
     values["workers"] = values["workers"] or os.cpu_count() or 1
-    return ClusterSettings.parse(values, origin="command line")
+    return ClusterSettings.parse(values, origin="command line", names=_names())
 
 
 def columns_of(options: dict[str, Any]) -> Columns:
@@ -123,12 +123,39 @@ def columns_of(options: dict[str, Any]) -> Columns:
         "image_size": options.pop("image_size"),
         "bad_images": options.pop("bad_images"),
     }
-    return Columns.parse(names, origin="command line")
+    asked = {
+        "id": "--id-column",
+        "feature": "--feature-column",
+        "label": "--label-column",
+        "width": "--feature-width",
+    }
+    return Columns.parse(names, origin="command line", names=_names() | asked)
 
 
-def job(cls: type[Settings], options: dict[str, Any], *, origin: str = "command line") -> Any:
+def job(cls: type[Settings], options: dict[str, Any]) -> Any:
     """The job that the options make; an error names the option."""
-    return cls.parse(options, origin=origin)
+    return cls.parse(options, origin="command line", names=_names())
+
+
+def _names() -> dict[str, str]:
+    """What the values of the command at work are called on the command line."""
+    command = click.get_current_context().command
+    names = {}
+    for parameter in command.params:
+        if parameter.name:
+            written = isinstance(parameter, click.Option)
+            names[parameter.name] = parameter.opts[0] if written else parameter.name.upper()
+    return names | {"filter": "--where"} if "filter_" in names else names
+
+
+def assigned(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """The values of ``--set``; a key that comes twice is told, and the last one counts."""
+    from raypq.config import parse_assignments
+
+    def replaced(key: str, value: Any, before: Any) -> None:
+        console.warn(f"--set {key} is given twice: {value!r} counts, {before!r} does not")
+
+    return parse_assignments(pairs, replaced=replaced)
 
 
 def told(version: Any, store: str) -> dict[str, Any]:

@@ -198,5 +198,7 @@ def evaluate_retrieval(json_file: str | None, **values: Any) -> None:
         "where": where,
         "columns": columns,
     }
-    result = api.evaluate_retrieval(job(RetrievalJob, values))
+    asked = job(RetrievalJob, values)
+    figures.check(asked, json_file)
+    result = api.evaluate_retrieval(asked)
     figures.tell(result, json_file, figures.retrieval)

@@ -148,7 +148,9 @@ def fewshot(json_file: str | None, **given: Any) -> None:
     from raypq import api
     from raypq.config import FewShotJob
 
-    result = api.fewshot(job(FewShotJob, _probed(given)))
+    asked = job(FewShotJob, _probed(given))
+    figures.check(asked, json_file)
+    result = api.fewshot(asked)
     figures.tell(result, json_file, figures.fewshot)
 
 
@@ -169,7 +171,9 @@ def clusterability(json_file: str | None, **given: Any) -> None:
     from raypq import api
     from raypq.config import ClusterabilityJob
 
-    result = api.clusterability(job(ClusterabilityJob, _probed(given)))
+    asked = job(ClusterabilityJob, _probed(given))
+    figures.check(asked, json_file)
+    result = api.clusterability(asked)
     figures.tell(result, json_file, figures.clusterability)
 
 

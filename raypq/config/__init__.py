@@ -15,6 +15,7 @@ from raypq.config.answer import (
 )
 from raypq.config.build import AblationJob, ExtractJob, RepackJob, SplitJob, TrainJob
 from raypq.config.job import ClusterSettings, Columns, Job
+from raypq.config.reading import parse_assignments, read_mapping
 from raypq.config.retrieve import (
     DuplicatesJob,
     ExportFaissJob,
@@ -28,8 +29,7 @@ from raypq.config.settings import (
     Positive,
     Precision,
     Settings,
-    parse_assignments,
-    read_mapping,
+    UserSettings,
 )
 from raypq.config.zeroshot import (
     AddClassesJob,
@@ -74,6 +74,7 @@ __all__ = [
     "Space",
     "SplitJob",
     "TrainJob",
+    "UserSettings",
     "parse_assignments",
     "read_mapping",
 ]

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from raypq.config.job import Columns, Job
-from raypq.config.settings import Metric, Positive, Precision, Settings
+from raypq.config.places import InputFile, ModelFolder, NewStore, Paths, Split, Store
+from raypq.config.settings import Metric, Positive, Precision, UserSettings
 
 DuplicateIds = Annotated[
     Literal["report", "refuse", "ignore"],
@@ -19,49 +20,49 @@ DuplicateIds = Annotated[
 class EncodeJob(Job):
     """``raypq encode``."""
 
-    model: str
-    features: list[str]
-    output: str
+    model: ModelFolder
+    features: Paths
+    output: NewStore
     precision: Precision = Field("fp32", description="of the projection; bf16 changes some codes")
     duplicate_ids: DuplicateIds = "report"
     columns: Columns = Columns()
 
 
-class Answers(Settings):
+class Answers(UserSettings):
     """What is asked of a store, and where the answers go: one section ``classify`` of a nightly
     job, whose predictions follow the codes, and part of a job of its own."""
 
-    classes: str
-    candidates: str = "all"
+    classes: InputFile
+    candidates: Split = "all"
     top_k: Positive = 10
     metric: Metric | None = None
     calibration: float | Literal["model"] = 0.0
-    output: str
+    output: NewStore
 
 
 class ClassifyJob(Job, Answers):
     """``raypq classify``: from codes, or exactly from features (no compression)."""
 
-    model: str | None = Field(
+    model: ModelFolder | None = Field(
         None, description="needed for features; with codes a check, or each shard's own model"
     )
-    codes: str | None = None
+    codes: Store | None = None
     version: Annotated[int, Field(ge=1)] | None = None
-    features: list[str] | None = None
+    features: Paths | None = None
     columns: Columns = Columns()
 
 
 class EvaluateJob(Job):
     """``raypq evaluate classification``."""
 
-    predictions: str
+    predictions: Store
     version: Annotated[int, Field(ge=1)] | None = None
-    classes: str
-    split: str = "all"
+    classes: InputFile
+    split: Split = "all"
     calibration: float | None = None
 
 
-class DriftLimits(Settings):
+class DriftLimits(UserSettings):
     """How far a shard may be from the training data before it is called drifted."""
 
     error: Annotated[float, Field(ge=0)] = Field(0.25, description="rise of the relative error")
@@ -75,9 +76,9 @@ class DriftLimits(Settings):
 class ReindexJob(Job):
     """``raypq reindex``: codes and predictions brought up to date with a feature store."""
 
-    model: str
-    features: list[str]
-    codes: str
+    model: ModelFolder
+    features: Paths
+    codes: NewStore
     precision: Precision = "fp32"
     duplicate_ids: DuplicateIds = "report"
     columns: Columns = Columns()

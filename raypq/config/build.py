@@ -7,17 +7,29 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from raypq.config.job import Columns, Job
+from raypq.config.places import (
+    InputFile,
+    MaybePaths,
+    NewFile,
+    NewModel,
+    NewShards,
+    Paths,
+    Reads,
+    Text,
+    Uri,
+    Writes,
+)
 from raypq.config.settings import Positive
 
 
 class TrainJob(Job):
     """``raypq train``."""
 
-    method: str
-    features: list[str]
-    unlabelled: list[str] = Field(default_factory=list)
-    classes: str | None = None
-    output: str
+    method: Text
+    features: Paths
+    unlabelled: MaybePaths = Field(default_factory=list)
+    classes: InputFile | None = None
+    output: NewModel
     settings: dict[str, Any] = Field(default_factory=dict)
     columns: Columns = Columns()
     cache_bytes: Annotated[int, Field(ge=0)] = Field(
@@ -30,8 +42,8 @@ class TrainJob(Job):
 class RepackJob(Job):
     """``raypq repack``."""
 
-    features: list[str]
-    output: str
+    features: Paths
+    output: NewShards
     dtype: Literal["float32", "float16"] = "float32"
     columns: Columns = Columns()
     overwrite: bool = Field(False, description="write over shards that are there already")
@@ -40,12 +52,12 @@ class RepackJob(Job):
 class ExtractJob(Job):
     """``raypq extract``."""
 
-    images: list[str]
-    backbone: str = Field(
+    images: Paths
+    backbone: Annotated[Uri, Reads("backbone")] = Field(
         description="torchvision:NAME, timm:NAME, a TorchScript (.pt) or ONNX (.onnx) file, "
         "or a model directory"
     )
-    output: str
+    output: NewShards
     columns: Columns = Columns(feature="image")
     mean: list[float] = Field([0.485, 0.456, 0.406], min_length=3, max_length=3)
     std: list[Annotated[float, Field(gt=0)]] = Field(
@@ -57,9 +69,9 @@ class SplitJob(Job):
     """``raypq split``."""
 
     protocol: Literal[1, 2]
-    features: list[str]
-    test: list[str] = Field(default_factory=list)
-    output: str
+    features: Paths
+    test: MaybePaths = Field(default_factory=list)
+    output: Annotated[Uri, Writes("parts")]
     labelled: Positive | None = Field(None, description="rows of each class; default: all")
     queries: Annotated[int, Field(ge=0)] = Field(1000, description="rows that ask, protocol 1")
     share: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -72,13 +84,13 @@ class SplitJob(Job):
 class AblationJob(Job):
     """``raypq ablation``."""
 
-    name: str
-    train: list[str]
-    test: list[str] = Field(default_factory=list)
-    classes: str
+    name: Text
+    train: Paths
+    test: MaybePaths = Field(default_factory=list)
+    classes: InputFile
     seeds: Positive = 1
     queries: Positive = 1000
     labelled: Positive = Field(500, description="rows of each class that keep their label, GPQ")
     settings: dict[str, Any] = Field(default_factory=dict)
     columns: Columns = Columns()
-    json_file: str | None = None
+    json_file: NewFile | None = None

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raypq.config.settings import Positive, Settings
+from raypq.config.settings import Positive, UserSettings
 
 
-class Columns(Settings):
+class Columns(UserSettings):
     """Names of the columns in feature files."""
 
     id: str = "id"
@@ -27,7 +27,7 @@ class Columns(Settings):
     )
 
 
-class ClusterSettings(Settings):
+class ClusterSettings(UserSettings):
     """Where the work runs."""
 
     cluster: str = Field("local", description="none, local, or the address of a Ray cluster")
@@ -37,7 +37,7 @@ class ClusterSettings(Settings):
     device: Literal["cpu", "cuda"] = "cpu"
 
 
-class Job(Settings):
+class Job(UserSettings):
     """What all jobs share."""
 
     where: ClusterSettings = ClusterSettings()

@@ -1,109 +1,162 @@
-"""The base of all settings, and how they are read from files and from ``key=value``."""
+"""The base of all settings: what is wrong is named by its key, what is right cannot change."""
 
 from __future__ import annotations
 
-import json
+import numbers
+import operator
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, cast, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from raypq.config.explain import Refused, explain, options
 from raypq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)  # it has no public name
 
 Precision = Literal["fp32", "bf16"]
 Metric = Literal["l2", "cosine", "dot"]
 Distance = Literal["adc", "sdc"]
 Positive = Annotated[int, Field(ge=1)]
 
+T = TypeVar("T", bound=BaseModel)
+
+_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
+_NUMBER = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_SWITCHES = {
+    **dict.fromkeys(("true", "yes", "y", "on"), True),
+    **dict.fromkeys(("false", "no", "n", "off"), False),
+}
+
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, no unknown keys, errors that name the key."""
+    """Base of all settings and records: immutable, no unknown keys."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
     )
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], *, origin: str = "settings") -> Self:
+    def parse(
+        cls,
+        values: Mapping[str, Any],
+        *,
+        origin: str = "settings",
+        names: Mapping[str, str] | None = None,
+    ) -> Self:
         """Builds the settings from plain values.
+
+        Args:
+            origin: where the values come from, for errors.
+            names: what a key is called there, where that is not its own name.
 
         Raises:
             ConfigError: naming the key, the value and what is allowed.
         """
         try:
-            return cls(**values)
+            return cls.model_validate(dict(values))
         except ValidationError as error:
-            lines = []
-            for item in error.errors():
-                key = ".".join(str(part) for part in item["loc"])
-                if item["type"] == "extra_forbidden":
-                    allowed = ", ".join(_allowed(cls, item["loc"][:-1]))
-                    lines.append(f"{origin}: unknown key '{key}'; allowed: {allowed}")
-                elif item["type"] == "missing":
-                    lines.append(f"{origin}: key '{key}' is required")
-                else:
-                    lines.append(f"{origin}: key '{key}': {item['msg']}, found {item['input']!r}")
-            raise ConfigError("\n".join(lines)) from None
-        except TypeError as error:  # a key that is not a string
-            raise ConfigError(f"{origin}: {error}") from None
+            lines = getattr(values, "lines", {})
+            raise ConfigError(explain(cls, error, origin, names=names or {}, lines=lines)) from None
 
 
-def _allowed(settings: type[BaseModel], place: Sequence[int | str]) -> list[str]:
-    """The keys of a section: ``place`` leads to it through lists and sections."""
-    for part in place:
-        if isinstance(part, str) and part in settings.model_fields:
-            kinds = [settings.model_fields[part].annotation]
-            while kinds:
-                kind = kinds.pop()
-                if isinstance(kind, type) and issubclass(kind, BaseModel):
-                    settings = kind
-                kinds += get_args(kind)
-    return sorted(settings.model_fields)
+class _Explained(ModelMetaclass):
+    """Classes whose call raises ``ConfigError`` in plain words."""
+
+    def __call__(cls: type[T], *args: Any, **values: Any) -> T:  # type: ignore[misc]  # noqa: N805
+        try:
+            return cast(T, super().__call__(*args, **values))  # type: ignore[misc]
+        except ValidationError as error:
+            raise ConfigError(explain(cls, error, cls.__name__)) from None
 
 
-def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a YAML or JSON file that holds one mapping.
+class UserSettings(Settings, metaclass=_Explained):
+    """Settings that people write, in Python, in files and on the command line.
+
+    A value is taken as it reads or refused: true is no number, 1 is no text. A path may be any
+    ``os.PathLike``, and where a list is expected one value is a list of one.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or is not a mapping.
+        ConfigError: naming the key, what was expected and what was found.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the config: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a valid config: {error}") from None
-    try:
-        values = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not a valid config: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping, found {type(values).__name__}")
-    return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_they_read(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {
+            key: _read(value, cls.model_fields[key].annotation)
+            if key in cls.model_fields
+            else value
+            for key, value in values.items()
+        }
 
 
-def parse_assignments(pairs: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """Turns ``key=value`` strings into a mapping; values are read as YAML scalars."""
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        key, found, value = pair.partition("=")
-        if not found or not key.strip():
-            raise ConfigError(f"--set {pair!r}: expected key=value")
-        values[key.strip()] = _scalar(value)
-    return values
+def _read(value: Any, annotation: Any) -> Any:
+    """A value as a field of this annotation is to take it; ``Refused`` where pydantic would turn
+    it into something that it does not say."""
+    kinds = list(options(annotation))
+    if Any in kinds or value is None or isinstance(value, BaseModel):
+        return value
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    lists = [kind for kind in kinds if get_origin(kind) in (list, tuple)]
+    if lists:
+        (element, *rest) = get_args(lists[0])
+        if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+            return [_read(item, element) for item in value]
+        one = _read(value, element)
+        plain = isinstance(one, str | int | float) and not isinstance(one, bool)
+        fixed = rest and rest != [Ellipsis]
+        return [one] if plain and not fixed else _refused(value)
+    if isinstance(value, str):
+        return _read_text(value, kinds)
+    if isinstance(value, numbers.Number) or hasattr(value, "__index__"):
+        return _read_number(value, kinds)
+    if isinstance(value, bytes | bytearray):
+        return Refused(value)
+    return value
 
 
-def _scalar(text: str) -> Any:
-    # YAML 1.1 reads 1e4 as a string; people mean a number.
-    try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
-            return text
+def _refused(value: Any) -> Any:
+    """Mappings stay: a section may stand for a list of one (``classify``)."""
+    return value if isinstance(value, Mapping) else Refused(value)
+
+
+def _texts(kinds: list[Any]) -> bool:
+    return str in kinds or any(
+        isinstance(part, str)
+        for kind in kinds
+        if get_origin(kind) is Literal
+        for part in get_args(kind)
+    )
+
+
+def _read_text(text: str, kinds: list[Any]) -> Any:
+    if str in kinds:
+        return text
+    if bool in kinds:
+        return _SWITCHES.get(text.lower(), Refused(text))
+    if (int in kinds or float in kinds) and _NUMBER.fullmatch(text):
+        return int(text) if _INTEGER.fullmatch(text) else float(text)
+    if int in kinds or float in kinds:
+        return text if _texts(kinds) else Refused(text)
+    return text
+
+
+def _read_number(value: Any, kinds: list[Any]) -> Any:
+    if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):  # NumPy's too
+        return bool(value) if bool in kinds else Refused(value)
+    if bool in kinds and value not in (0, 1):
+        return Refused(value)
+    if type(value) in (int, float):
+        return value
+    if hasattr(value, "__index__"):
+        return operator.index(value)
+    return float(value) if isinstance(value, numbers.Real) else value

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from raypq import kernels
-from raypq.config import Metric, Positive, Precision, Settings
+from raypq.config import Metric, Positive, Precision, UserSettings
 from raypq.data.class_layer import ClassLayer
 from raypq.data.models import ModelFiles
 from raypq.errors import ModelError
@@ -25,7 +25,7 @@ Array = NDArray[Any]
 Normalise = Literal["none", "unit", "zscore", "zscore-unit"]
 
 
-class MethodSettings(Settings):
+class MethodSettings(UserSettings):
     """What every method can be told. Names follow the legend."""
 
     M: Positive = Field(16, description="sub-codebooks; bytes per image at K = 256")

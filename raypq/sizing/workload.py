@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raypq.config import Positive, Settings
+from raypq.config import Positive, UserSettings
 from raypq.sizing.rates import Cost, Rate
 
 
-class Workload(Settings):
+class Workload(UserSettings):
     """What is to be done, and by whom. Names follow the legend."""
 
     images: Positive

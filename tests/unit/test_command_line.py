@@ -104,7 +104,8 @@ def test_structured_lines_hold_the_error(capsys: pytest.CaptureFixture[str]) -> 
     [
         ("model: m\nfeatures: [f]\noutput: o\nmodle: m\n", "unknown key 'modle'; allowed: "),
         ("model: m\nfeatures: [f]\n", "key 'output' is required"),
-        ("model: m\nfeatures: f\noutput: o\n", "key 'features': "),
+        ("model: m\nfeatures: {f: g}\noutput: o\n", "key 'features': expected a list"),
+        ("model: m\nfeatures: [f]\noutput: o\nprecision:\n", ", line 4: key 'precision'"),
         ("model: m\nfeatures: [f]\noutput: o\nprecision: fp8\n", "'fp32' or 'bf16'"),
         ("model: m\nfeatures: [f]\noutput: o\nwhere: {worker: 2}\n", "unknown key 'where.worker'"),
         ("model: m\nfeatures: [f]\noutput: o\nwhere: {workers: 0}\n", "key 'where.workers'"),

@@ -9,18 +9,22 @@ from ``RAYPQ_STORAGE_<NAME>``. Credentials are none of it: they are never held b
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Any, Self
 
 import fsspec.config
 from pydantic import Field
 
-from raypq.config import Settings
+from raypq.config import UserSettings
+from raypq.errors import ConfigError
 
 _PREFIX = "RAYPQ_STORAGE_"
+# What Kubernetes sets in every container for a service that is called raypq-storage.
+_OF_A_SERVICE = re.compile(r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?")
 _MIB = 1 << 20
 
 
-class StorageSettings(Settings):
+class StorageSettings(UserSettings):
     """Bounds on what storage is asked for, and on what a file may ask of memory."""
 
     endpoint_url: str | None = Field(None, description="S3 endpoint; over AWS_ENDPOINT_URL")
@@ -53,14 +57,24 @@ class StorageSettings(Settings):
         """The settings of this process.
 
         Raises:
-            ConfigError: a variable that cannot be used, by name.
+            ConfigError: a variable that cannot be used, or that no setting has, by name.
         """
-        given = {
-            name: os.environ[_PREFIX + name.upper()]
-            for name in cls.model_fields
-            if _PREFIX + name.upper() in os.environ
-        }
-        return cls.parse(given, origin=f"environment {_PREFIX}*")
+        names = {name: _PREFIX + name.upper() for name in cls.model_fields}
+        unknown = [
+            name
+            for name in sorted(os.environ)
+            if name.startswith(_PREFIX)
+            and name not in names.values()
+            and not _OF_A_SERVICE.fullmatch(name.removeprefix(_PREFIX))
+        ]
+        if unknown:
+            raise ConfigError(
+                f"environment: unknown variable {', '.join(unknown)}; "
+                f"allowed: {', '.join(sorted(names.values()))}"
+            )
+        # As in a shell, an empty variable is one that is not set.
+        given = {name: os.environ[key] for name, key in names.items() if os.environ.get(key)}
+        return cls.parse(given, origin="environment", names=names)
 
     @property
     def part_bytes(self) -> int:

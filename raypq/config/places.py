@@ -1,0 +1,107 @@
+"""Kinds of paths: every field of a job that names one says what is read or written there.
+
+``raypq.data.overlap`` refuses a job whose outputs lie among its inputs by these notes alone, so a
+field of text in a job has one of the types below; a test demands it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, Field
+
+ReadKind = Literal["parquet", "store", "model", "file", "split", "backbone", "xlsa17", "results"]
+WriteKind = Literal["store", "model", "shards", "parts", "xlsa17", "file", "index", "demo"]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """A field that names what is read.
+
+    ``parquet``: folders, files or globs of Parquet; ``split``: classes by name or by files;
+    ``backbone``: a network by name, file or model; ``xlsa17``: a folder of the published files;
+    ``results``: files, stores and models, or folders of them.
+    """
+
+    kind: ReadKind
+
+
+@dataclass(frozen=True)
+class Writes:
+    """A field that names what is written.
+
+    ``shards``: Parquet files in one folder; ``parts``: the folders of a split; ``index``: a FAISS
+    file and its ids; ``demo``: a folder of everything.
+    """
+
+    kind: WriteKind
+
+
+@dataclass(frozen=True)
+class NoPlace:
+    """A field of text that names no path."""
+
+
+def _uri(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"expected a path or URI, found {text!r} (an empty text)")
+    if "\0" in text:
+        raise ValueError(f"expected a path or URI, found {text!r} (with a NUL byte in it)")
+    if text[:1] in "\r\n" or text[-1:] in "\r\n":
+        raise ValueError(f"expected a path or URI, found {text!r} (with a line break at its end)")
+    return text
+
+
+Uri = Annotated[str, AfterValidator(_uri)]
+Text = Annotated[str, NoPlace()]
+MaybePaths = list[Annotated[Uri, Reads("parquet")]]
+Paths = Annotated[MaybePaths, Field(min_length=1)]
+Store = Annotated[Uri, Reads("store")]
+ModelFolder = Annotated[Uri, Reads("model")]
+InputFile = Annotated[Uri, Reads("file")]
+Split = Annotated[Uri, Reads("split")]
+NewStore = Annotated[Uri, Writes("store")]
+NewModel = Annotated[Uri, Writes("model")]
+NewShards = Annotated[Uri, Writes("shards")]
+NewFile = Annotated[Uri, Writes("file")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A path that a job names: the field, the path as it was given, and what it is for."""
+
+    field: str
+    uri: str
+    use: Reads | Writes
+
+
+def places(settings: BaseModel, *, below: str = "") -> Iterator[Place]:
+    """Every path that settings name, those of their sections included."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        several = value if isinstance(value, list | tuple) else [value]
+        found = list(notes(field.annotation, field.metadata))
+        for number, one in enumerate(several):
+            where = f"{below}{name}"
+            if isinstance(one, BaseModel):
+                place = f"{where}.{number}." if several is value else f"{where}."
+                yield from places(one, below=place)
+            elif isinstance(one, str):
+                for note in found:
+                    if isinstance(note, Reads | Writes):
+                        yield Place(field=where, uri=one, use=note)
+
+
+def notes(annotation: Any, metadata: Any = ()) -> Iterator[Reads | Writes | NoPlace]:
+    """The notes of a field, wherever in its annotation they stand; mappings have none."""
+    for note in metadata:
+        if isinstance(note, Reads | Writes | NoPlace):
+            yield note
+    if isinstance(annotation, type) and issubclass(annotation, Mapping):
+        return
+    parts = getattr(annotation, "__metadata__", ())
+    yield from (note for note in parts if isinstance(note, Reads | Writes | NoPlace))
+    for part in get_args(annotation):
+        yield from notes(part)

@@ -1,0 +1,385 @@
+"""Outputs among inputs: what a job writes must not be what it, or its next run, reads.
+
+Only what harms is refused. A store of predictions beside ``data/`` in a code store, or an output
+below features whose name starts with ``_`` or ``.``, is read by nobody who should not.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from glob import glob, has_magic
+from typing import Literal
+
+from pydantic import BaseModel
+
+from raypq.config import places
+from raypq.config.places import Place, Reads, Writes
+from raypq.data.storage import is_local, local_path
+from raypq.errors import ConfigError
+
+_STORE = ("data", "snapshots", "journal", "lease", "models")  # the folders that a store owns
+_MODEL = ("model.json", "model.safetensors", "classes.json", "classes.safetensors")
+_TRAINING = "training"  # below a model: checkpoints, until it is saved
+_PARTS = ("labelled", "unlabelled", "queries", "other")
+_XLSA17 = ("res101.mat", "att_splits.mat")
+_SPLITS = ("train", "test_seen", "test_unseen")
+_PARQUET = (".parquet", ".parq", ".pq")
+_SAME = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs", "local": "file"}
+
+
+def refuse(job: BaseModel, **more: Place | None) -> None:
+    """Refuses a job whose outputs lie among its inputs, or two of whose outputs are one.
+
+    Args:
+        more: places that the job does not name itself, such as the file of ``--json``.
+
+    Raises:
+        ConfigError: naming both paths and what to do.
+    """
+    refuse_places([*places.places(job), *(place for place in more.values() if place)])
+
+
+def written_file(field: str, uri: str | None) -> Place | None:
+    """The place of a file that a command writes; None where there is none, or it is stdout."""
+    if uri is None or uri == "-":
+        return None
+    return Place(field=field, uri=uri, use=Writes("file"))
+
+
+def refuse_places(named: Iterable[Place]) -> None:
+    """As ``refuse``, of places one by one."""
+    several = list(named)
+    outputs = [_Output(place) for place in several if isinstance(place.use, Writes)]
+    if not outputs:
+        return
+    for output in outputs:
+        output.check()
+    for number, one in enumerate(outputs):
+        for other in outputs[:number]:
+            if (one.root and other.root and one.root.is_same(other.root)) or any(
+                a.touches(b) or b.touches(a) for a in one.files for b in other.files
+            ):
+                raise ConfigError(
+                    f"{one.named} and {other.named} share files: each output needs a place of "
+                    "its own"
+                )
+    for place in several:
+        if isinstance(place.use, Reads):
+            for item in _inputs(place):
+                for output in outputs:
+                    if why := output.clash(item):
+                        raise ConfigError(_message(output, place, why))
+
+
+def _message(output: _Output, place: Place, why: str) -> str:
+    remedy = "name another place"
+    if why == "below":
+        remedy = (
+            "name a folder outside of it (or one whose name starts with _ or ., which no listing "
+            "enters)"
+        )
+    reasons = {
+        "below": "lies inside of, or is matched by,",
+        "same": "is the same place as",
+        "over": "would write over, or among the files of,",
+    }
+    return (
+        f"{output.named} {reasons[why]} the input {place.field}: {place.uri}; what is written "
+        f"would be read as input, or the input be lost: {remedy}"
+    )
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """A path without what could hide that it is another's: links, ``..``, aliases of schemes."""
+
+    scheme: str
+    path: str
+
+    @classmethod
+    def of(cls, uri: str) -> _Spot:
+        uri = uri.rsplit("::", 1)[-1]  # what a cache stands before
+        if is_local(uri) or uri.startswith("local://"):
+            return cls("file", os.path.realpath(local_path(uri.removeprefix("local://"))))
+        scheme, _, path = uri.partition("://")
+        scheme = _SAME.get(scheme.lower(), scheme.lower())
+        return cls(scheme, posixpath.normpath(f"/{path}").replace("//", "/"))
+
+    def __truediv__(self, name: str) -> _Spot:
+        path = posixpath.join(self.path, name)
+        return _Spot(self.scheme, os.path.realpath(path) if self.scheme == "file" else path)
+
+    @property
+    def parent(self) -> _Spot:
+        return _Spot(self.scheme, posixpath.dirname(self.path))
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.path)
+
+    @cached_property
+    def _inode(self) -> tuple[int, int] | None:
+        """Tells a place that is mounted twice, or a file that has two names."""
+        if self.scheme != "file":
+            return None
+        try:
+            about = os.stat(self.path)
+        except OSError:
+            return None
+        return (about.st_dev, about.st_ino) if about.st_ino else None
+
+    def is_same(self, other: _Spot) -> bool:
+        if self == other:
+            return True
+        return self._inode is not None and self._inode == other._inode
+
+    def steps_below(self, folder: _Spot) -> tuple[str, ...] | None:
+        """The names that lead here from a folder; () for itself, None for a place outside."""
+        if self.scheme != folder.scheme:
+            return None
+        if self.path == folder.path:
+            return ()
+        prefix = folder.path.rstrip("/") + "/"
+        if self.path.startswith(prefix):
+            return tuple(self.path.removeprefix(prefix).split("/"))
+        if folder._inode is None:
+            return None
+        steps: tuple[str, ...] = ()
+        here = self
+        while here.path != here.parent.path:
+            if here._inode == folder._inode:
+                return steps
+            steps, here = (here.name, *steps), here.parent
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    """Files that are written: one, those directly in a folder, or all below one."""
+
+    at: _Spot
+    shape: Literal["file", "folder", "tree"]
+    names: frozenset[str] = frozenset()  # of a folder's files, where they are known
+
+    def touches(self, other: _Files) -> bool:
+        """True if a file of ``other`` may be one of these."""
+        if self.shape == "tree":
+            return other.at.steps_below(self.at) is not None
+        if self.shape == "folder" and other.shape == "file":
+            return other.at.parent.is_same(self.at) and other.at.name in self.names
+        return self.shape == other.shape and other.at.is_same(self.at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Input:
+    """What is read: ``file`` one file; ``listed`` a Parquet file named outright; ``listing`` the
+    visible Parquet below a folder, ``glob`` what a pattern below it matches; ``results`` the
+    visible JSON below a folder; ``all`` everything below one; ``root`` the place of a store or
+    model, which is another's only by mistake."""
+
+    at: _Spot
+    kind: Literal["file", "listed", "listing", "glob", "results", "all", "root"]
+    pattern: tuple[str, ...] = ()
+
+
+class _Output:
+    """A place that is written, and the files that come to be there."""
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.kind = place, place.use.kind
+        self.named = f"{place.field}: {place.uri}"
+        self.at = _Spot.of(place.uri)
+        self.folder = self.kind not in ("file", "index")
+        self.root = self.at if self.folder else None
+        self.files = list(self._files())
+
+    def _files(self) -> Iterator[_Files]:
+        at = self.at
+        if self.kind == "store":
+            # Its models are written where they lack only, so that one of them may be an input.
+            yield from (_Files(at=at / name, shape="tree") for name in _STORE if name != "models")
+        elif self.kind == "model":
+            yield _Files(at=at, shape="folder", names=frozenset(_MODEL))
+            yield _Files(at=at / _TRAINING, shape="tree")
+        elif self.kind == "parts":
+            yield from (_Files(at=at / name, shape="folder") for name in _PARTS)
+        elif self.kind == "xlsa17":
+            yield from (_Files(at=at / name, shape="folder") for name in _SPLITS)
+            yield _Files(at=at / "classes.parquet", shape="file")
+        elif self.kind == "demo":
+            yield _Files(at=at, shape="tree")
+        elif self.kind == "shards":
+            yield _Files(at=at, shape="folder")
+        else:
+            yield _Files(at=at, shape="file")
+            if self.kind == "index":
+                yield _Files(at=_Spot.of(f"{self.place.uri}.ids.parquet"), shape="file")
+
+    def check(self) -> None:
+        """Refuses what cannot become what it is to be.
+
+        Raises:
+            ConfigError: a folder where a file is to be written, or the reverse.
+        """
+        if self.at.scheme != "file":
+            return
+        if self.folder and os.path.isfile(self.at.path):
+            raise ConfigError(f"{self.named} is a file; name a folder")
+        if not self.folder and os.path.isdir(self.at.path):
+            raise ConfigError(f"{self.named} is a folder; name a file")
+
+    def clash(self, item: _Input) -> str | None:
+        """How this output would harm an input; None if it does not."""
+        if item.kind == "root":
+            return "same" if self.root and self.root.is_same(item.at) else None
+        for written in self.files:
+            if why := _clash(written, item):
+                return why
+        return None
+
+
+def _clash(written: _Files, item: _Input) -> str | None:
+    at = written.at
+    if item.kind in ("file", "listed"):
+        if written.shape == "file":
+            return "same" if at.is_same(item.at) else None
+        if written.shape == "tree":
+            return "over" if item.at.steps_below(at) is not None else None
+        inside = item.at.parent.is_same(at)
+        known = item.at.name in written.names
+        return (
+            "over" if inside and (known or (item.kind == "listed" and not written.names)) else None
+        )
+    if item.kind == "all":
+        return "below" if at.steps_below(item.at) is not None else None
+    if _reads(item, written):
+        return "same" if at.is_same(item.at) else "below"
+    if written.shape == "tree" and item.at.steps_below(at) is not None:
+        return "over"
+    return None
+
+
+def _reads(item: _Input, written: _Files) -> bool:
+    """True if a listing would come upon what is written."""
+    steps = written.at.steps_below(item.at)
+    if steps is None or any(step[0] in "._" for step in steps if step):
+        return False
+    if written.shape == "file":
+        wanted = (".json",) if item.kind == "results" else _PARQUET
+        if not written.at.name.lower().endswith(wanted):
+            return False
+    # A folder of outputs below features is refused whatever its files are called.
+    return item.kind != "glob" or _matched(item.pattern, steps, written)
+
+
+def _matched(pattern: Sequence[str], steps: Sequence[str], written: _Files) -> bool:
+    """True if a pattern matches a folder on the way to what is written, or may match a file."""
+    if not pattern:
+        return True  # a folder that matches is read with all that is below it
+    first, *rest = pattern
+    if first == "**":
+        return _matched(rest, steps, written) or (
+            _matched(pattern, steps[1:], written) if steps else written.shape != "file"
+        )
+    if steps:
+        return fnmatchcase(steps[0], first) and _matched(rest, steps[1:], written)
+    if written.shape != "folder":
+        return written.shape == "tree"
+    if rest:
+        return False
+    return not written.names or any(fnmatchcase(name, first) for name in written.names)
+
+
+def _inputs(place: Place) -> Iterator[_Input]:
+    uri, kind = place.uri, place.use.kind
+    at = _Spot.of(uri)
+    if kind == "parquet":
+        yield from _listed(uri, at)
+    elif kind == "store":
+        yield _Input(at=at, kind="root")
+        yield from (_Input(at=at / name, kind="all") for name in _STORE)
+    elif kind == "model":
+        yield _Input(at=at, kind="root")
+        yield from (_Input(at=at / name, kind="file") for name in _MODEL)
+    elif kind == "split":
+        yield from (
+            _Input(at=_Spot.of(part), kind="file") for part in {uri, *uri.split("+")} if part
+        )
+    elif kind == "backbone":
+        if uri.partition(":")[0] not in ("torchvision", "timm"):
+            yield _Input(at=at, kind="file")
+            yield from (_Input(at=at / name, kind="file") for name in _MODEL)
+    elif kind == "xlsa17":
+        yield from (_Input(at=at / name, kind="file") for name in _XLSA17)
+    elif kind == "results":
+        yield _Input(at=at, kind="file")
+        if at.scheme == "file" and os.path.isdir(at.path):
+            yield _Input(at=at, kind="results")
+            if os.path.isdir(at.path + "/snapshots"):
+                yield from (_Input(at=at / name, kind="all") for name in _STORE)
+    else:
+        yield _Input(at=at, kind="file")
+
+
+def _listed(uri: str, at: _Spot) -> Iterator[_Input]:
+    """A listing of Parquet, and where links in it lead."""
+    if at.scheme == "file":
+        plain = os.path.abspath(local_path(uri.removeprefix("local://")))
+        if has_magic(plain) and not os.path.exists(plain):
+            base, pattern = _taken_apart(plain)
+            yield _Input(at=_Spot.of(base), kind="glob", pattern=pattern)
+            found = glob(plain, recursive=True)
+        else:
+            found = [plain]
+        for path in found:
+            yield from _there(path)
+    elif has_magic(at.path):
+        base, pattern = _taken_apart(at.path)
+        yield _Input(at=_Spot(at.scheme, base), kind="glob", pattern=pattern)
+        yield _Input(at=at, kind="listing")
+    else:  # a folder or a file: only the server knows
+        yield _Input(at=at, kind="listing")
+        if at.name.lower().endswith(_PARQUET):
+            yield _Input(at=at, kind="listed")
+
+
+def _there(path: str) -> Iterator[_Input]:
+    at = _Spot.of(path)
+    if os.path.isfile(path) or path.lower().endswith(_PARQUET):
+        yield _Input(at=at, kind="listed")
+    if os.path.isfile(path):
+        return
+    yield _Input(at=at, kind="listing")  # or it will be, should it come to be there
+    seen = {at.path}
+    folders = [at.path]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                visible = [entry for entry in entries if entry.name[0] not in "._"]
+        except OSError:  # the listing itself will tell
+            continue
+        for entry in visible:
+            if entry.is_symlink():
+                linked = _Spot.of(entry.path)
+                if os.path.isdir(linked.path):
+                    if linked.path not in seen:
+                        seen.add(linked.path)
+                        folders.append(linked.path)
+                        yield _Input(at=linked, kind="listing")
+                elif entry.name.lower().endswith(_PARQUET):
+                    yield _Input(at=linked, kind="listed")
+            elif entry.is_dir():
+                folders.append(entry.path)
+
+
+def _taken_apart(path: str) -> tuple[str, tuple[str, ...]]:
+    """The folder before the first name with a wildcard, and the names from there on."""
+    names = re.split("/+", path.strip("/"))
+    first = next(number for number, name in enumerate(names) if has_magic(name))
+    return "/" + "/".join(names[:first]), tuple(names[first:])
