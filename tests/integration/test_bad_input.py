@@ -403,7 +403,7 @@ def a_snapshot_that_points_outside(place):
 def predictions_taken_for_codes(place):
     place.run(*place.encode())
     place.run(*place.classify())
-    return [*place.classify(), "--codes", place("predictions")]
+    return [*place.classify(), "--codes", place("predictions"), "--output", place("more")]
 
 
 @case(1, "expected a prediction store", "found codes")

@@ -18,7 +18,7 @@ from raypq import api
 from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, TrainJob
 from raypq.data import generate, snapshot
 from raypq.data.storage import stem_of
-from raypq.errors import InputError, JobError
+from raypq.errors import ConfigError, InputError, JobError
 
 WHERE = ClusterSettings(cluster="none", workers=1)
 SHARDS = 6
@@ -203,8 +203,12 @@ def test_a_damaged_journal_costs_only_time(place: Path, caplog: pytest.LogCaptur
 
 def test_a_store_of_another_kind_is_refused(place: Path) -> None:
     encode(place)
-    with pytest.raises(InputError, match="a store of predictions, found one of codes"):
+    with pytest.raises(ConfigError, match="codes is the same place as the input codes"):
         classify(place, "codes")
+    (place / "codes").rename(place / "other")
+    encode(place)
+    with pytest.raises(InputError, match="a store of predictions, found one of codes"):
+        classify(place, "other")
 
 
 def test_a_killed_driver_is_taken_over(place: Path) -> None:

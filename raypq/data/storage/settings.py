@@ -74,7 +74,8 @@ class StorageSettings(UserSettings):
             )
         # As in a shell, an empty variable is one that is not set.
         given = {name: os.environ[key] for name, key in names.items() if os.environ.get(key)}
-        return cls.parse(given, origin="environment", names=names)
+        told = {name: f"{key} (setting '{name}')" for name, key in names.items()}
+        return cls.parse(given, origin="environment", names=told)
 
     @property
     def part_bytes(self) -> int:
