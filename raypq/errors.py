@@ -70,12 +70,18 @@ class DriftError(RaypqError):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardFailure:
-    """One shard that could not be processed, and why."""
+    """One shard that could not be processed, and why.
+
+    Attributes:
+        bad_input: its content is at fault, so it may be quarantined.
+        may_pass: another try might succeed (``raypq.stages.retries``).
+    """
 
     shard: str
     reason: str
     tries: int = 1
     bad_input: bool = True
+    may_pass: bool = False
 
     def __str__(self) -> str:
         tries = f" (after {self.tries} tries)" if self.tries > 1 else ""

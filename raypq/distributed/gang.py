@@ -13,18 +13,20 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from raypq import console
 from raypq.distributed.errors import ClusterError, reason_of
 from raypq.distributed.metrics import Meters
 from raypq.distributed.seat import Answer, Refusal
 from raypq.errors import ShardFailure
-from raypq.stages.crew import TRIES, Effort, Outcome, Task
+from raypq.stages.crew import TRIES, Effort, Outcome, Task, Window, in_order
+from raypq.stages.retries import may_pass
 
 _POLL = 1.0  # seconds
 _SLACK = 0.1  # seconds of work that waits at a worker, so that it need not wait for the driver
@@ -68,17 +70,22 @@ class RayGang:
         """What all passes so far have come to."""
         return self.meters.effort
 
-    def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
-        """Runs every task once; outcomes in any order.
+    def map(
+        self, tasks: Sequence[Task], shared: Any = None, *, ordered: bool = False
+    ) -> Iterator[Outcome]:
+        """Runs every task once; outcomes in any order, or in that of the tasks.
 
         Raises:
             ClusterError: workers cannot start, or keep dying.
         """
         if self._run:  # its consumer went away before the end
             self._run.abandon()
-        self._run = run = _Run(self, tasks, [] if shared is None else [ray.put(shared)])
+        box = [] if shared is None else [ray.put(shared)]
+        window = Window(self._wanted, ordered=ordered)
+        self._run = run = _Run(self, tasks, box, window)
+        outcomes = run.outcomes()
         try:
-            yield from run.outcomes()
+            yield from in_order(outcomes) if ordered else outcomes
         finally:
             run.abandon()
 
@@ -120,7 +127,7 @@ class RayGang:
             return
         ray.kill(member.actor)
         self._failed_starts += 1
-        if refusal.final:
+        if refusal.final or (refusal.lasting and _nodes() == 1):
             raise ClusterError(f"a worker cannot start: {refusal.reason}")
         if self._failed_starts + len(self.starting) < self._wanted + TRIES:
             console.warn(f"a worker could not start: {refusal.reason}; starting another")
@@ -150,8 +157,10 @@ class RayGang:
 class _Run:
     """One pass of a gang over its tasks."""
 
-    def __init__(self, gang: RayGang, tasks: Sequence[Task], box: list[Any]) -> None:
-        self._gang, self._tasks, self._box = gang, tasks, box
+    def __init__(
+        self, gang: RayGang, tasks: Sequence[Task], box: list[Any], window: Window
+    ) -> None:
+        self._gang, self._tasks, self._box, self._window = gang, tasks, box, window
         self._queue: list[int] = []  # a heap
         # A heap, too: what a dead actor held. Which of these killed it is not known for sure, since
         # the last answers die with an actor; so each is done again first, and alone.
@@ -257,14 +266,19 @@ class _Run:
             index = heapq.heappop(self._suspects)
             self._isolated.add(index)
             return index
-        own, queue = member.own, self._queue
-        if own and not (queue and queue[0] < own[0]):
+        own, queue, end = member.own, self._queue, self._window.end
+        if own and own[0] < end and not (queue and queue[0] < own[0]):
             return own.popleft()
-        if queue:
+        if queue and queue[0] < end:
             return heapq.heappop(queue)
-        rich = max(self._gang.ready, key=lambda one: len(one.own))
-        # The last one stays: its owner is about to come to it and need not read it again.
-        return rich.own.pop() if len(rich.own) > 1 else None
+        rich = max(self._gang.ready, key=lambda one: _before(end, one.own))
+        number = _before(end, rich.own)
+        # The first one stays: its owner is about to come to it and need not read it again.
+        if number < 2:
+            return None
+        index = rich.own[number - 1]
+        del rich.own[number - 1]
+        return index
 
     def _collect(self, ref: Any) -> Iterator[Outcome]:
         member, index = self._running[ref]
@@ -273,10 +287,10 @@ class _Run:
         except RayActorError as error:
             yield from self._bury(member, error)
             return
-        except RayError as error:  # lost with its node, or cannot be sent
-            result = ShardFailure(
-                shard=self._tasks[index].name, reason=reason_of(error), bad_input=False
-            )
+        except RayTaskError as error:  # it cannot be sent
+            result = self._failure(index, error, passing=may_pass(error.cause))
+        except RayError as error:  # lost with its node
+            result = self._failure(index, error, passing=True)
         else:
             result = self._open(answer)
             old, new = self._seconds, answer.seconds
@@ -285,6 +299,14 @@ class _Run:
         member.held.remove(index)
         yield from self._settle(member, index, result)
 
+    def _failure(self, index: int, error: RayError, *, passing: bool) -> ShardFailure:
+        return ShardFailure(
+            shard=self._tasks[index].name,
+            reason=reason_of(error),
+            bad_input=False,
+            may_pass=passing,
+        )
+
     def _open(self, answer: Answer) -> Any:
         """The result in an answer, whose cost is noted."""
         self._gang.meters.answered(answer.seconds, answer.read)
@@ -292,29 +314,25 @@ class _Run:
 
     def _settle(self, member: _Member, index: int, result: Any) -> Iterator[Outcome]:
         if isinstance(result, ShardFailure):
-            yield from self._failed(index, result.reason, bad_input=result.bad_input)
+            yield from self._failed(index, result)
             return
         self._left -= 1
         self._gang.meters.finished()
         self._gang.homes[self._tasks[index].name] = member
+        self._window.finished(index, result)
         yield Outcome(index, result=result)
 
-    def _failed(self, index: int, reason: str, *, bad_input: bool = False) -> Iterator[Outcome]:
+    def _failed(self, index: int, failure: ShardFailure) -> Iterator[Outcome]:
         """Another try, or the end of a task."""
         self._tries[index] += 1
-        if not bad_input and self._tries[index] < TRIES:
+        if failure.may_pass and self._tries[index] < TRIES:
             heapq.heappush(self._suspects, index)
             self._gang.meters.again()
             return
         self._left -= 1
         self._gang.meters.given_up()
-        failure = ShardFailure(
-            shard=self._tasks[index].name,
-            reason=reason,
-            tries=self._tries[index],
-            bad_input=bad_input,
-        )
-        yield Outcome(index, failure=failure)
+        self._window.finished(index, None)
+        yield Outcome(index, failure=replace(failure, tries=self._tries[index]))
 
     def _bury(self, member: _Member, error: RayActorError) -> Iterator[Outcome]:
         """Takes back what a dead actor held; only the first without an answer counts a try."""
@@ -337,4 +355,17 @@ class _Run:
         for index, result in finished:
             yield from self._settle(member, index, result)
         if lost:
-            yield from self._failed(lost[0], f"its worker died: {reason_of(error)}")
+            failure = self._failure(lost[0], error, passing=True)
+            reason = f"its worker died: {failure.reason}"
+            yield from self._failed(lost[0], replace(failure, reason=reason))
+
+
+def _nodes() -> int:
+    return sum(bool(node["Alive"]) for node in ray.nodes())
+
+
+def _before(end: int, own: Sequence[int]) -> int:
+    """How many of these ascending numbers are below ``end``."""
+    if not own or own[-1] < end:
+        return len(own)
+    return sum(1 for _ in takewhile(lambda index: index < end, own))

@@ -14,14 +14,21 @@ from raypq import kernels, meter
 from raypq.errors import RaypqError
 from raypq.meter import Reading
 from raypq.stages.crew import Task, Worker, attempt
+from raypq.stages.retries import may_pass
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a worker could not be made; ``final`` if it would be the same on every machine."""
+    """Why a worker could not be made.
+
+    Attributes:
+        final: it would be the same on every machine. lasting: another try on this machine would
+            find the same.
+    """
 
     reason: str
     final: bool = False
+    lasting: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,8 @@ class Seat:
             except RaypqError as error:
                 return Refusal(str(error), final=True)
             except Exception as error:  # perhaps this machine only
-                return Refusal(f"{type(error).__name__}: {error}")
+                reason = f"{type(error).__name__}: {error}"
+                return Refusal(reason, lasting=not may_pass(error))
             self._args = ()
         return None
 

@@ -78,7 +78,7 @@ class Stats:
             else:
                 self.sums[name] = np.array(value)  # a copy: it may be a view of shared memory
         for name, parts in other.rows.items():
-            self.rows.setdefault(name, []).extend(parts)
+            self.rows.setdefault(name, []).extend(np.array(part) for part in parts)  # as above
         return self
 
 

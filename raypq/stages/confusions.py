@@ -14,18 +14,20 @@ from raypq.data.predictions import PredictionBatch
 _TOLD = 50  # the most frequent pairs
 
 
+Run = tuple[NDArray[np.int64], NDArray[np.int64]]  # label · T + answer, ascending; images of each
+
+
 @dataclass(kw_only=True, eq=False)
 class Confusions:
     """Wrong first answers, merged in any order.
 
-    At most one entry, of 16 bytes, for each wrong image; so T² never matters.
-
-    Attributes:
-        pairs: label · T + answer, ascending [n]. counts: images [n].
+    Counts are kept as sorted runs, each more than twice as long as the next; a new one is joined
+    with those that are not much longer. So an entry is sorted a logarithmic number of times, where
+    joining everything with every shard's would be quadratic. All runs together have at most two
+    entries, of 16 bytes, for each pair that occurs.
     """
 
-    pairs: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    runs: list[Run] = field(default_factory=list)
 
     def add(self, batch: PredictionBatch, T: int) -> None:
         """Counts the wrong answers of a batch."""
@@ -33,31 +35,51 @@ class Confusions:
             return
         y, first = batch.y.astype(np.int64), batch.classes[:, 0]
         wrong = (y >= 0) & (first != y)
-        self._join(y[wrong] * T + first[wrong], np.ones(int(wrong.sum()), np.int64))
+        self._push(np.unique(y[wrong] * T + first[wrong], return_counts=True))
 
     def merge(self, other: Confusions) -> None:
         """Adds the counts of another shard."""
-        self._join(other.pairs, other.counts)
+        for run in other.runs:
+            self._push(run)
 
-    def _join(self, pairs: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-        known, place = np.unique(np.concatenate([self.pairs, pairs]), return_inverse=True)
-        total = np.zeros(len(known), np.int64)
-        np.add.at(total, place, np.concatenate([self.counts, counts]))
-        self.pairs, self.counts = known, total
+    def _push(self, run: Run) -> None:
+        if not len(run[0]):
+            return
+        self.runs.append(run)
+        self.runs.sort(key=lambda one: -len(one[0]))
+        while len(self.runs) > 1 and len(self.runs[-2][0]) <= 2 * len(self.runs[-1][0]):
+            self.runs.append(_joined(self.runs.pop(), self.runs.pop()))
+
+    def counts(self) -> Run:
+        """Every pair (label · T + answer, ascending) [n], and the images of each [n]."""
+        while len(self.runs) > 1:
+            self.runs.append(_joined(self.runs.pop(), self.runs.pop()))
+        none = np.zeros(0, np.int64)
+        return self.runs[0] if self.runs else (none, none)
 
     def worst(self, table: ClassTable, chosen: NDArray[np.bool_]) -> list[dict[str, Any]]:
         """The most frequent pairs whose label is chosen, by count; ties in table order."""
         T = len(table)
-        label = self.pairs // T
-        inside = np.flatnonzero(chosen[label])
-        order = inside[np.lexsort((self.pairs[inside], -self.counts[inside]))][:_TOLD]
+        pairs, counts = self.counts()
+        inside = np.flatnonzero(chosen[pairs // T])
+        order = inside[np.lexsort((pairs[inside], -counts[inside]))][:_TOLD]
         return [
             {
-                "class_id": table.ids[int(self.pairs[at] // T)].as_py(),
-                "name": table.names[int(self.pairs[at] // T)],
-                "answer_id": table.ids[int(self.pairs[at] % T)].as_py(),
-                "answer": table.names[int(self.pairs[at] % T)],
-                "images": int(self.counts[at]),
+                "class_id": table.ids[int(pairs[at] // T)].as_py(),
+                "name": table.names[int(pairs[at] // T)],
+                "answer_id": table.ids[int(pairs[at] % T)].as_py(),
+                "answer": table.names[int(pairs[at] % T)],
+                "images": int(counts[at]),
             }
             for at in order
         ]
+
+
+def _joined(one: Run, other: Run) -> Run:
+    """Two runs as one; the counts of pairs that both have are added."""
+    pairs = np.concatenate([one[0], other[0]])
+    order = np.argsort(pairs, kind="stable")  # linear in two runs that are sorted already
+    pairs = pairs[order]
+    first = np.flatnonzero(np.concatenate([[True], pairs[1:] != pairs[:-1]]))
+    counts = np.add.reduceat(np.concatenate([one[1], other[1]])[order], first)
+    return pairs[first], counts

@@ -8,21 +8,27 @@ alike; a *crew* hires gangs. ``LocalCrew`` is threads of this process; the Ray o
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raypq import console, kernels, meter
-from raypq.errors import JobError, RaypqError, ShardFailure
+from raypq.errors import InputError, JobError, RaypqError, ShardFailure
+from raypq.stages.retries import may_pass
 
 if TYPE_CHECKING:
     from raypq.stages.learner import Lesson
 
-TRIES = 3  # attempts at a task that fails for another reason than bad input
+TRIES = 3  # attempts at a task that kills its worker, or whose error may pass
+# An ordered pass begins no task that is this many times the workers ahead of the oldest unfinished
+# one: the least and the most, between which the size of results decides.
+_AHEAD = 2, 16
+_HELD = 1 << 30  # bytes of results that may wait for an older one, where ``_AHEAD`` allows fewer
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +86,15 @@ class Gang(Protocol):
     def effort(self) -> Effort:
         """What the workers did so far."""
 
-    def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
-        """Runs every task once; ``shared`` goes to each worker once."""
+    def map(
+        self, tasks: Sequence[Task], shared: Any = None, *, ordered: bool = False
+    ) -> Iterator[Outcome]:
+        """Runs every task once; ``shared`` goes to each worker once.
+
+        Args:
+            ordered: outcomes come in task order, each as soon as those before it are there. Tasks
+                wait rather than run far ahead of one that is slow (``Window``).
+        """
 
 
 class Crew(Protocol):
@@ -106,11 +119,17 @@ def attempt(worker: Worker, task: Task, shared: Any) -> Any | ShardFailure:
     try:
         return worker(task, shared)
     except RaypqError as error:
-        return ShardFailure(shard=task.name, reason=str(error))
+        return ShardFailure(
+            shard=task.name, reason=str(error), bad_input=isinstance(error, InputError)
+        )
     except Exception as error:  # whatever it is belongs to this one shard
         log.debug("%s failed", task.name, exc_info=True)
-        reason = f"{type(error).__name__}: {error}"
-        return ShardFailure(shard=task.name, reason=reason, bad_input=False)
+        return ShardFailure(
+            shard=task.name,
+            reason=f"{type(error).__name__}: {error}",
+            bad_input=False,
+            may_pass=may_pass(error),
+        )
 
 
 class LocalCrew:
@@ -151,21 +170,25 @@ class _LocalGang:
         self._effort.images, self._effort.bytes = read.images, read.bytes
         return self._effort
 
-    def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
+    def map(
+        self, tasks: Sequence[Task], shared: Any = None, *, ordered: bool = False
+    ) -> Iterator[Outcome]:
+        window = Window(self._effort.workers, ordered=ordered)
+        outcomes = self._outcomes(tasks, shared, window)
+        return in_order(outcomes) if ordered else outcomes
+
+    def _outcomes(self, tasks: Sequence[Task], shared: Any, window: Window) -> Iterator[Outcome]:
         running: dict[Future[Any], int] = {}
-        waiting = iter(range(len(tasks)))
-        for index in waiting:
-            running[self._pool.submit(self._try, tasks[index], shared)] = index
-            if len(running) >= self._effort.workers:
-                break
-        while running:
+        begun = 0
+        while running or begun < len(tasks):
+            while begun < len(tasks) and len(running) < self._effort.workers and begun < window.end:
+                running[self._pool.submit(self._try, tasks[begun], shared)] = begun
+                begun += 1
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 index = running.pop(future)
-                following = next(waiting, None)
-                if following is not None:
-                    running[self._pool.submit(self._try, tasks[following], shared)] = following
                 result = future.result()
+                window.finished(index, result)
                 if isinstance(result, ShardFailure):
                     yield Outcome(index, failure=result)
                 else:
@@ -175,11 +198,11 @@ class _LocalGang:
         start = time.monotonic()
         for tries in range(1, TRIES + 1):
             result = attempt(self._worker, task, shared)
-            if not isinstance(result, ShardFailure) or result.bad_input:
+            if not isinstance(result, ShardFailure):
                 break
-            result = ShardFailure(
-                shard=result.shard, reason=result.reason, tries=tries, bad_input=False
-            )
+            result = replace(result, tries=tries)
+            if not result.may_pass:
+                break
         failed = isinstance(result, ShardFailure)
         with self._lock:
             self._effort.seconds += time.monotonic() - start
@@ -187,6 +210,54 @@ class _LocalGang:
             self._effort.failed += failed
             self._effort.tasks += not failed
         return result
+
+
+class Window:
+    """How far tasks may run ahead of the oldest unfinished one.
+
+    Results that overtake a slow task wait for it in the driver's memory. So a task is begun only
+    if few enough lie between it and the oldest unfinished one, which is always admitted: nothing
+    can come to a standstill. Shards of one size finish nearly in order and never wait.
+    """
+
+    def __init__(self, workers: int, *, ordered: bool) -> None:
+        self._workers, self._ordered = workers, ordered
+        self._oldest = 0
+        self._overtaken: set[int] = set()  # finished ones after the oldest that is not
+        self._largest = 0
+
+    @property
+    def end(self) -> int:
+        """The first task that may not be begun yet."""
+        if not self._ordered:
+            return sys.maxsize
+        least, most = (factor * self._workers for factor in _AHEAD)
+        if self._largest:
+            least = max(least, min(most, _HELD // self._largest))
+        return self._oldest + least
+
+    def finished(self, index: int, result: Any) -> None:
+        """Notes that a task is over."""
+        if not self._ordered:
+            return
+        self._largest = max(self._largest, held_bytes(result), 1)
+        self._overtaken.add(index)
+        while self._oldest in self._overtaken:
+            self._overtaken.remove(self._oldest)
+            self._oldest += 1
+
+
+def held_bytes(value: Any) -> int:
+    """Bytes of the arrays and strings in a result, through dataclasses and containers."""
+    if isinstance(value, bytes | str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(held_bytes(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return sum(held_bytes(item) for item in value)
+    if is_dataclass(value):
+        return sum(held_bytes(getattr(value, item.name)) for item in fields(value))
+    return int(getattr(value, "nbytes", 0))
 
 
 def in_order(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
@@ -198,7 +269,8 @@ def in_order(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
         while following in held:
             yield held.pop(following)
             following += 1
-    assert not held, "an outcome is missing"
+    if held:
+        raise RuntimeError(f"no outcome of task {following}; later ones have theirs")
 
 
 def settle(failures: Sequence[ShardFailure], done: int, on_bad_shard: str) -> None:

@@ -8,8 +8,8 @@ which moves along the seen-unseen curve; uncalibrated H mostly measures the bias
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,55 @@ from raypq.stages.store import ShardTask, stored_shards
 from raypq.stages.tally import Tally, class_mean
 
 CURVE_POINTS = 2048  # values of γ on the seen-unseen curve
+_LIMBS, _BITS = 3, 26  # of shares: 78 bits after the point
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Curve:
+    """What the second pass is asked for.
+
+    Attributes:
+        edges: values of γ [P], ascending. share: 1 / images of each class, 0 outside the split, as
+            limbs of ``_BITS`` bits each [_LIMBS, T]: sums of whole numbers do not depend on their
+            order, so shards are added as they arrive.
+        gammas: a γ of special interest for each model, counted exactly.
+    """
+
+    edges: NDArray[np.float64]
+    share: NDArray[np.int64]
+    gammas: Mapping[str, float] | None
+
+    @classmethod
+    def of(
+        cls,
+        tally: Tally,
+        chosen: NDArray[np.bool_],
+        reach: NDArray[np.float64],
+        gammas: Mapping[str, float] | None,
+    ) -> Self:
+        """The curve over margins within ``reach`` (low, high); ``chosen`` [T] are judged."""
+        share = np.zeros((_LIMBS, len(chosen)), np.int64)
+        for t in np.flatnonzero(chosen & (tally.images > 0)):
+            share[:, t] = share_limbs(int(tally.images[t]))
+        return cls(edges=np.linspace(reach[0], reach[1], CURVE_POINTS), share=share, gammas=gammas)
+
+
+def share_limbs(images: int) -> list[int]:
+    """1 / images, rounded to ``_LIMBS`` · ``_BITS`` bits after the point; the highest first."""
+    one = 1 << _LIMBS * _BITS
+    share = (one + images // 2) // images
+    low = [share >> _BITS * limb & (1 << _BITS) - 1 for limb in range(_LIMBS - 1)]
+    return [share >> _BITS * (_LIMBS - 1), *reversed(low)]
+
+
+def value_of_limbs(limbs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The numbers that sums of limbs [_LIMBS, n] stand for [n]."""
+    one = 1 << _LIMBS * _BITS
+    exact = [
+        sum(int(limb) << _BITS * place for place, limb in enumerate(reversed(column)))
+        for column in limbs.T
+    ]
+    return np.array([whole / one for whole in exact])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,20 +88,31 @@ class Margins:
     difference of the two scores.
 
     Attributes:
-        edges: values of γ [P], ascending. share: 1 / images of each class, 0 outside the split [T].
-        gammas: a γ of special interest for each model, counted exactly.
-        seen, unseen: sums of shares by margin [P + 1]. at_gamma: right at γ by class [T].
+        seen, unseen: sums of shares by margin, as limbs [_LIMBS, P + 1].
+        at_gamma: right at γ by class [T].
     """
 
-    edges: NDArray[np.float64]
-    share: NDArray[np.float64]
-    gammas: Mapping[str, float] | None
-    seen: NDArray[np.float64]
-    unseen: NDArray[np.float64]
+    seen: NDArray[np.int64]
+    unseen: NDArray[np.int64]
     at_gamma: NDArray[np.int64]
 
+    @classmethod
+    def empty(cls, curve: Curve) -> Self:
+        """Nothing counted yet."""
+        shape = _LIMBS, len(curve.edges) + 1
+        return cls(
+            seen=np.zeros(shape, np.int64),
+            unseen=np.zeros(shape, np.int64),
+            at_gamma=np.zeros(curve.share.shape[1], np.int64),
+        )
+
     def add(
-        self, batch: PredictionBatch, is_seen: NDArray[np.bool_], model: str, applied: float
+        self,
+        curve: Curve,
+        batch: PredictionBatch,
+        is_seen: NDArray[np.bool_],
+        model: str,
+        applied: float,
     ) -> None:
         """Counts one batch of a model's predictions, from whose seen scores γ = ``applied`` went
         already; ``is_seen`` [T]."""
@@ -62,18 +122,22 @@ class Margins:
         margin = seen.score[known].astype(np.float64) - unseen.score[known] + applied
         of_seen = is_seen[y]
         right = np.where(of_seen, seen.classes[known] == y, unseen.classes[known] == y)
-        place = np.searchsorted(self.edges, margin, side="left")
+        place = np.searchsorted(curve.edges, margin, side="left")
         for total, group in ((self.seen, right & of_seen), (self.unseen, right & ~of_seen)):
-            total += np.bincount(place[group], self.share[y[group]], minlength=len(total))
-        if self.gammas is not None:
-            gamma = self.gammas[model]
+            for limb in range(_LIMBS):
+                # Exact: a batch has fewer than 2^27 rows, and a double holds 53 bits.
+                weights = curve.share[limb, y[group]].astype(np.float64)
+                sums = np.bincount(place[group], weights, minlength=total.shape[1])
+                total[limb] += sums.astype(np.int64)
+        if curve.gammas is not None:
+            gamma = curve.gammas[model]
             wins = np.where(of_seen, margin > gamma, margin <= gamma)
             self.at_gamma[:] += np.bincount(y[right & wins], minlength=len(self.at_gamma))
 
     def merge(self, other: Margins) -> None:
         """Adds the counts of another shard."""
-        for name in ("seen", "unseen", "at_gamma"):
-            getattr(self, name)[:] += getattr(other, name)
+        for item in fields(self):
+            getattr(self, item.name)[:] += getattr(other, item.name)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +167,7 @@ class EvaluateWorker:
     def __init__(self, table: ClassTable, applied: Mapping[str, float]) -> None:
         self._table, self._applied = table, applied
 
-    def __call__(self, task: ShardTask, shared: Margins | None) -> Any:
+    def __call__(self, task: ShardTask, shared: Curve | None) -> Any:
         return self._count(task) if shared is None else self._margins(task, shared)
 
     def _count(self, task: ShardTask) -> _Counted:
@@ -121,18 +185,11 @@ class EvaluateWorker:
                 reach[:] = min(reach[0], margin.min()), max(reach[1], margin.max())
         return _Counted(tally=tally, confusions=confusions, grouped=grouped, reach=reach)
 
-    def _margins(self, task: ShardTask, empty: Margins) -> Margins:
+    def _margins(self, task: ShardTask, curve: Curve) -> Margins:
         assert self._table.seen is not None, "groups exist only where the table says who is seen"
-        found = Margins(
-            edges=empty.edges,
-            share=empty.share,
-            gammas=empty.gammas,
-            seen=np.zeros_like(empty.seen),
-            unseen=np.zeros_like(empty.unseen),
-            at_gamma=np.zeros_like(empty.at_gamma),
-        )
+        found = Margins.empty(curve)
         for batch in predictions.read(task.shard.uri, self._table, size=task.shard.size):
-            found.add(batch, self._table.seen, task.model, self._applied[task.model])
+            found.add(curve, batch, self._table.seen, task.model, self._applied[task.model])
         return found
 
 
@@ -178,9 +235,9 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
         if table.seen is not None:
             result |= groups(tally, table.seen, chosen, grouped=grouped)
         if grouped and "H" in result:
-            empty = _empty_margins(tally, chosen, counted.reach, _gammas(job, version))
-            margins = _second_pass(gang, tasks, empty)
-            result["calibrated"] = calibrated(margins, tally, table, chosen)
+            curve = Curve.of(tally, chosen, counted.reach, _gammas(job, version))
+            margins = _second_pass(gang, tasks, curve)
+            result["calibrated"] = calibrated(curve, margins, tally, table, chosen)
     result["per_class"] = per_class(tally, table, chosen)
     result["confusions"] = counted.confusions.worst(table, chosen)
     return {**result, "run": record.told()}
@@ -238,36 +295,16 @@ def _first_pass(gang: Gang, tasks: list[ShardTask], table: ClassTable) -> _Count
     return total
 
 
-def _second_pass(gang: Gang, tasks: list[ShardTask], empty: Margins) -> Margins:
-    parts: dict[int, Margins] = {}
+def _second_pass(gang: Gang, tasks: list[ShardTask], curve: Curve) -> Margins:
+    total = Margins.empty(curve)
     failures: list[ShardFailure] = []
-    for outcome in gang.map(tasks, empty):
+    for outcome in gang.map(tasks, curve):
         if outcome.failure:
             failures.append(outcome.failure)
         else:
-            parts[outcome.index] = outcome.result
-    settle(failures, len(parts), "fail")
-    for index in sorted(parts):  # float sums: the order fixes the last bit
-        empty.merge(parts[index])
-    return empty
-
-
-def _empty_margins(
-    tally: Tally,
-    chosen: NDArray[np.bool_],
-    reach: NDArray[np.float64],
-    gammas: Mapping[str, float] | None,
-) -> Margins:
-    share = np.where(chosen & (tally.images > 0), 1.0 / np.maximum(tally.images, 1), 0.0)
-    edges = np.linspace(reach[0], reach[1], CURVE_POINTS)
-    return Margins(
-        edges=edges,
-        share=share,
-        gammas=gammas,
-        seen=np.zeros(CURVE_POINTS + 1),
-        unseen=np.zeros(CURVE_POINTS + 1),
-        at_gamma=np.zeros(len(share), np.int64),
-    )
+            total.merge(outcome.result)
+    settle(failures, len(tasks) - len(failures), "fail")
+    return total
 
 
 def harmonic(ts: float, tr: float) -> float:
@@ -302,7 +339,7 @@ def groups(
 
 
 def calibrated(
-    margins: Margins, tally: Tally, table: ClassTable, chosen: NDArray[np.bool_]
+    curve: Curve, margins: Margins, tally: Tally, table: ClassTable, chosen: NDArray[np.bool_]
 ) -> dict[str, Any]:
     """The seen-unseen curve: its area, its best H (an oracle), and H at the chosen γ.
 
@@ -311,22 +348,23 @@ def calibrated(
     assert table.seen is not None, "checked by the caller"
     has = chosen & (tally.images > 0)
     n_seen, n_unseen = int((has & table.seen).sum()), int((has & ~table.seen).sum())
+    by_seen, by_unseen = value_of_limbs(margins.seen), value_of_limbs(margins.unseen)
     # Under γ = edges[p], seen images with margin > γ are right, unseen ones with margin ≤ γ.
-    tr = (margins.seen.sum() - np.cumsum(margins.seen)[:-1]) / n_seen
-    ts = np.cumsum(margins.unseen)[:-1] / n_unseen
-    tr = np.concatenate([[margins.seen.sum() / n_seen], tr])
+    tr = (by_seen.sum() - np.cumsum(by_seen)[:-1]) / n_seen
+    ts = np.cumsum(by_unseen)[:-1] / n_unseen
+    tr = np.concatenate([[by_seen.sum() / n_seen], tr])
     ts = np.concatenate([[0.0], ts])
     H = np.array([harmonic(float(a), float(b)) for a, b in zip(ts, tr, strict=True)])
     best = int(np.argmax(H))
     found: dict[str, Any] = {
         "ausuc": float(np.sum(0.5 * (tr[1:] + tr[:-1]) * np.diff(ts))),
         "best_H": float(H[best]),
-        "best_gamma": float(margins.edges[max(best - 1, 0)]),
+        "best_gamma": float(curve.edges[max(best - 1, 0)]),
     }
-    if margins.gammas is not None:
+    if curve.gammas is not None:
         seen, unseen = has & table.seen, has & ~table.seen
-        values = set(margins.gammas.values())
-        found["gamma"] = values.pop() if len(values) == 1 else dict(margins.gammas)
+        values = set(curve.gammas.values())
+        found["gamma"] = values.pop() if len(values) == 1 else dict(curve.gammas)
         found["tr"] = class_mean(margins.at_gamma[seen], tally.images[seen])
         found["ts"] = class_mean(margins.at_gamma[unseen], tally.images[unseen])
         found["H"] = harmonic(found["ts"], found["tr"])

@@ -112,7 +112,10 @@ def merge(
 ) -> None:
     """Adds images to a group."""
     before = groups.get(name)
-    groups[name] = (count, total) if before is None else (before[0] + count, before[1] + total)
+    # A copy: it may be a view of shared memory.
+    groups[name] = (
+        (count, total.copy()) if before is None else (before[0] + count, before[1] + total)
+    )
 
 
 def line(
@@ -165,42 +168,37 @@ def infer_semantics(job: InferSemanticsJob, crew: Crew) -> dict[str, Any]:
     tasks = [ShardTask(shard=shard) for shard in stored_shards(job.codes, version)]
     stems = ["groups"] if job.by == "label" else [task.shard.stem for task in tasks]
     refuse_others(job.output, [f"{stem}.parquet" for stem in stems])
-    found: dict[int, Found] = {}
+    images = 0
+    lines: list[dict[str, Any]] = []
+    groups: dict[str, tuple[int, NDArray[np.float64]]] = {}
     failures: list[ShardFailure] = []
     with (
         crew.hire(InferWorker, model, V, ids, job) as gang,
         console.progress(len(tasks), "infer") as progress,
     ):
-        for outcome in gang.map(tasks):
+        for outcome in gang.map(tasks, ordered=True):  # float sums: the order fixes the last bit
             progress.done()
             if outcome.failure:
                 failures.append(outcome.failure)
-            else:
-                found[outcome.index] = outcome.result
-    settle(failures, len(found), job.on_bad_shard)
-    images = sum(one.images for one in found.values())
+                continue
+            found: Found = outcome.result
+            images += found.images
+            lines += found.lines[: _SHOWN - len(lines)]
+            for name, (count, total) in found.groups.items():
+                merge(groups, name, count, total)
+    settle(failures, len(tasks) - len(failures), job.on_bad_shard)
     if not images:
         wanted = f"an image labelled {', '.join(job.labels)}" if job.labels else "images"
         raise InputError(job.codes, expected=wanted, found="none")
-    parts = [found[index] for index in sorted(found)]
-    lines = [one for part in parts for one in part.lines]
     if job.by == "label":
-        lines = _groups(parts, ids, job)
+        lines = [
+            line(name, count, total / count, ids, job)
+            for name, (count, total) in sorted(groups.items())
+        ]
         with _writing(join(job.output, "groups.parquet")) as writer:
             writer.write_table(pa.Table.from_pylist(lines, SCHEMA))
     names = dict(zip(table.ids.to_pylist(), table.names, strict=True))
     return {"output": job.output, "images": images, "table": readable(lines, names)}
-
-
-def _groups(found: list[Found], names: list[str], job: InferSemanticsJob) -> list[dict[str, Any]]:
-    groups: dict[str, tuple[int, NDArray[np.float64]]] = {}
-    for part in found:
-        for name, (count, total) in part.groups.items():
-            merge(groups, name, count, total)
-    return [
-        line(name, count, total / count, names, job)
-        for name, (count, total) in sorted(groups.items())
-    ]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -26,7 +26,7 @@ from raypq.methods.base import Corpus, Model, ReductionMethod
 from raypq.methods.gradient import GradientMethod, Network, seeded, tensor_of
 from raypq.methods.pq import scale
 from raypq.stages.checkpoint import Checkpoints
-from raypq.stages.crew import Crew, in_order, settle
+from raypq.stages.crew import Crew, settle
 from raypq.stages.learner import Lesson, Note
 from raypq.stages.passes import Plan, TrainWorker, measure, run_pass, update
 from raypq.stages.sample import draw
@@ -61,6 +61,25 @@ class Look:
     moments: tuple[float, NDArray[np.float64], NDArray[np.float64]]
     X: NDArray[np.float32]
     y: NDArray[np.int32]
+
+
+@dataclass(kw_only=True, eq=False)
+class Looks:
+    """What the shards of a store gave, added up in shard order; as of ``Look``."""
+
+    shards: int = 0
+    count: NDArray[np.int64] | int = 0
+    moments: tuple[Any, ...] = (0, 0, 0)
+    X: list[NDArray[np.float32]] = field(default_factory=list)
+    y: list[NDArray[np.int32]] = field(default_factory=list)
+
+    def add(self, look: Look) -> None:
+        """Adds the next shard. Copies what it keeps, which may be views of shared memory."""
+        self.shards += 1
+        self.count = self.count + look.count
+        self.moments = tuple(a + b for a, b in zip(self.moments, look.moments, strict=True))
+        self.X.append(look.X.copy())
+        self.y.append(look.y.copy())
 
 
 class LookWorker:
@@ -158,20 +177,17 @@ def _prepare(
         if plan.unlabelled
         else None
     )
-    labelled, looks, failures = _look(job, labelled, crew, [*plan.failures])
+    labelled, looks, failures = _look(job, labelled, crew, [*plan.failures], Looks())
+    sums = looks.moments
     if unlabelled:
-        unlabelled, more, failures = _look(job, unlabelled, crew, failures)
-        looks_all = [*looks, *more]
-    else:
-        looks_all = looks
+        unlabelled, more, failures = _look(job, unlabelled, crew, failures, Looks(moments=sums))
+        sums = more.moments
     if plan.classes:
-        count = np.sum([look.count for look in looks], axis=0)
-        method.check_classes(count, corpus.names)
+        method.check_classes(np.asarray(looks.count), corpus.names)
     method.check(
         replace(corpus, N=labelled.rows + len(held_out)),
         1 if job.where.cluster == "none" else job.where.workers,
     )
-    sums = [sum(parts) for parts in zip(*(look.moments for look in looks_all), strict=True)]
     lesson = Lesson(
         method=method,
         corpus=corpus,
@@ -180,10 +196,7 @@ def _prepare(
         scale=scale(np.array(sums[0]), *sums[1:])
         if settings.normalise.startswith("zscore")
         else {},
-        validation=(
-            np.concatenate([look.X for look in looks]),
-            np.concatenate([look.y for look in looks]),
-        ),
+        validation=(np.concatenate(looks.X), np.concatenate(looks.y)),
         checkpoints=Checkpoints(
             _folder(job), _identity(job, method, corpus, plan), absent=_absent(method)
         ),
@@ -194,24 +207,23 @@ def _prepare(
 
 
 def _look(
-    job: TrainJob, source: Source, crew: Crew, failures: list[ShardFailure]
-) -> tuple[Source, list[Look], list[ShardFailure]]:
-    """One pass over a store: the store without its bad shards, what the good ones gave, and the
-    failures so far."""
-    looks: list[Look] = []
+    job: TrainJob, source: Source, crew: Crew, failures: list[ShardFailure], looks: Looks
+) -> tuple[Source, Looks, list[ShardFailure]]:
+    """One pass over a store: the store without its bad shards, ``looks`` with what the good ones
+    gave, and the failures so far."""
     failed: list[ShardFailure] = []
     args = (source.columns, source.width, source.classes, source.held_out)
     with (
         crew.hire(LookWorker, *args) as gang,
         console.progress(len(source.tasks), f"{job.method} look") as progress,
     ):
-        for outcome in in_order(gang.map(source.tasks)):
+        for outcome in gang.map(source.tasks, ordered=True):
             if outcome.failure:
                 failed.append(outcome.failure)
             else:
-                looks.append(outcome.result)
+                looks.add(outcome.result)
             progress.done()
-    settle(failures + failed, len(looks), job.on_bad_shard)
+    settle(failures + failed, looks.shards, job.on_bad_shard)
     bad = {failure.shard for failure in failed}
     tasks = [task for task in source.tasks if task.name not in bad]
     return replace(source, tasks=tasks), looks, failures + failed

@@ -240,7 +240,9 @@ class _Comparison:
     def effort(self) -> Effort:
         return self._gang.effort
 
-    def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
+    def map(
+        self, tasks: Sequence[Task], shared: Any = None, *, ordered: bool = False
+    ) -> Iterator[Outcome]:
         for index, task in enumerate(cast(Sequence[ShardTask], tasks)):
             found = self._compare()
             paths = tuple(one.path for one in found if one.path is not None)

@@ -16,7 +16,7 @@ from raypq.data.features import FeatureStore, survey
 from raypq.data.shard_stats import ShardStats
 from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.methods.base import Corpus, Method, Model, ReductionMethod, State, Stats, TrainBatch
-from raypq.stages.crew import Gang, in_order
+from raypq.stages.crew import Gang
 from raypq.stages.drift import Gauge
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
 
@@ -192,7 +192,7 @@ def run_pass(
     stats = Stats()
     failures = []
     with console.progress(len(tasks), label) as progress:
-        for outcome in in_order(gang.map(tasks, state.for_workers())):
+        for outcome in gang.map(tasks, state.for_workers(), ordered=True):
             if outcome.failure:
                 failures.append(outcome.failure)
             else:
@@ -211,5 +211,5 @@ def update(method: ReductionMethod, state: State, stats: Stats, where: ClusterSe
 def measure(gang: Gang, tasks: Sequence[TrainTask], model: Model) -> list[ShardStats]:
     """What some training shards look like to the model, evenly chosen; a pass at most."""
     some = [task for task in tasks[:: -(-len(tasks) // _BASELINE_SHARDS)] if task.rows]
-    found = [outcome.result for outcome in in_order(gang.map(some, model))]
+    found = [outcome.result for outcome in gang.map(some, model, ordered=True)]
     return [stats for stats in found if stats is not None]  # a shard that fails now is left out

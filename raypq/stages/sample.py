@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from raypq.config import Columns, TrainJob
 from raypq.errors import ShardFailure
-from raypq.stages.crew import Crew, in_order
+from raypq.stages.crew import Crew
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
 
 
@@ -50,7 +50,7 @@ def draw(
     X, y = [np.empty((0, width), np.float32)], [np.empty(0, np.int32)]
     failures: list[ShardFailure] = []
     with crew.hire(SampleWorker, rows, job.columns, width, classes) as gang:
-        for outcome in in_order(gang.map(tasks)):
+        for outcome in gang.map(tasks, ordered=True):
             if outcome.failure:
                 failures.append(outcome.failure)
             else:

@@ -246,7 +246,9 @@ class _Rounds:
     def effort(self) -> Effort:
         return self._gang.effort
 
-    def map(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
+    def map(
+        self, tasks: Sequence[Task], shared: Any = None, *, ordered: bool = False
+    ) -> Iterator[Outcome]:
         """One outcome for each query file."""
         files = cast(Sequence[ShardTask], tasks)
         waiting: dict[int, list[Piece]] = {}

@@ -22,7 +22,7 @@ from raypq.errors import ConfigError
 from raypq.kernels import topk_per_vector
 from raypq.methods import registry
 from raypq.methods.base import Corpus, Model
-from raypq.stages.crew import Crew, in_order, settle
+from raypq.stages.crew import Crew, settle
 from raypq.stages.evaluate import harmonic
 from raypq.stages.rehearse import fit_rows
 from raypq.stages.sample import draw
@@ -122,7 +122,7 @@ def tune(job: TrainJob, plan: Plan, crew: Crew) -> Tuned:
         crew.hire(TuneWorker, *args) as gang,
         console.progress(len(trials), "tune", unit="trials") as progress,
     ):
-        for outcome in in_order(gang.map(trials)):
+        for outcome in gang.map(trials, ordered=True):
             if outcome.failure:
                 raise ConfigError(str(outcome.failure))
             judged.append(outcome.result)

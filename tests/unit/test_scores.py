@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -14,8 +20,9 @@ from raypq.data.predictions import Best, PredictionBatch
 from raypq.data.storage import Shard
 from raypq.errors import InputError, JobError
 from raypq.kernels import merge_topk
+from raypq.stages.confusions import Confusions
 from raypq.stages.crew import LocalCrew
-from raypq.stages.evaluate import evaluate, harmonic
+from raypq.stages.evaluate import evaluate, harmonic, share_limbs, value_of_limbs
 from raypq.stages.tally import Tally
 
 
@@ -376,3 +383,118 @@ def test_scores_of_tables_against_their_definition():
         order = np.argsort(-(S + bias), axis=1)
         np.testing.assert_array_equal(index, order)
         np.testing.assert_allclose(score, np.take_along_axis(S + bias, order, 1), atol=1e-5)
+
+
+def counted(rng: np.random.Generator, T: int, n: int) -> tuple[PredictionBatch, Counter]:
+    """Predictions with a few of them wrong, and their confusions."""
+    y = rng.integers(-1, T, n).astype(np.int32)
+    first = np.where(rng.random(n) < 0.5, y, rng.integers(0, T, n))
+    first = np.where(first < 0, 0, first)
+    batch = PredictionBatch(score=np.zeros((n, 1)), classes=first[:, None], y=y, best={})
+    wrong = Counter((int(a), int(b)) for a, b in zip(y, first, strict=True) if a >= 0 and a != b)
+    return batch, wrong
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_confusions_are_the_same_in_any_order(write, seed):
+    T = 30
+    table, rng = make_table(write, T), np.random.default_rng(seed)
+    parts, wanted = [], Counter()
+    for _ in range(40):
+        batch, wrong = counted(rng, T, int(rng.choice([0, 1, 5, 200])))
+        part = Confusions()
+        part.add(batch, T)
+        parts.append(part)
+        wanted += wrong
+    found = []
+    for order in (np.arange(40), rng.permutation(40)):
+        total = Confusions()
+        for index in order:
+            total.merge(parts[index])
+        pairs, counts = total.counts()
+        assert dict(zip(zip(*divmod(pairs, T), strict=True), counts, strict=True)) == wanted
+        assert (np.diff(pairs) > 0).all()
+        found.append(total.worst(table, np.ones(T, bool)))
+    assert found[0] == found[1]
+    assert [one["images"] for one in found[0]] == [n for _, n in wanted.most_common(50)]
+
+
+def test_a_small_shard_does_not_sort_all_confusions_again():
+    """Many runs at most stay apart, and a long one is left as it is by a short one."""
+    T, total, rng = 21_841, Confusions(), np.random.default_rng(0)
+    many = np.unique(rng.integers(0, T * T, 200_000))
+    total.runs = [(many, np.ones(len(many), np.int64))]
+    for _ in range(100):
+        part = Confusions()
+        part.runs = [(np.unique(rng.integers(0, T * T, 50)), np.ones(50, np.int64))]
+        total.merge(part)
+        assert any(run[0] is many for run in total.runs)
+        assert len(total.runs) < 20
+    lengths = [len(run[0]) for run in total.runs]
+    assert all(a > 2 * b for a, b in pairwise(lengths))
+    assert sum(total.counts()[1]) == len(many) + 5000
+
+
+class Shuffled(LocalCrew):
+    """Results arrive in any order; notes how many of them are alive at once."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(2)
+        self._rng = np.random.default_rng(seed)
+        self.most = 0
+
+    @contextmanager
+    def hire(self, make, *args):
+        with super().hire(make, *args) as gang:
+            yield _ShuffledGang(gang, self)
+
+
+class _ShuffledGang:
+    def __init__(self, gang, crew: Shuffled) -> None:
+        self._gang, self._crew, self.effort = gang, crew, gang.effort
+
+    def map(self, tasks, shared=None, *, ordered=False):
+        assert not ordered
+        order = self._crew._rng.permutation(len(tasks))
+        alive = weakref.WeakSet()
+        for outcome in self._gang.map([tasks[index] for index in order], shared):
+            outcome = replace(outcome, index=int(order[outcome.index]))
+            alive.add(outcome.result)
+            self._crew.most = max(self._crew.most, len(alive))
+            yield outcome
+            del outcome
+
+
+def test_figures_do_not_depend_on_the_order_and_nothing_is_kept(write, tmp_path):
+    """Shares of a third and a seventh cannot be added as floats in any order."""
+    rng = np.random.default_rng(0)
+    seen = np.arange(8) < 5
+    store = Store(str(tmp_path / "p"), make_table(write, 8, seen), k=8, groups=True)
+    shards = []
+    for _ in range(40):
+        y = rng.integers(0, 8, int(rng.integers(1, 12)))
+        S = rng.standard_normal((len(y), 8)) + 1.5 * seen
+        S[np.arange(len(y)), y] += rng.random(len(y))
+        shards.append((S, y))
+    store.write(shards)
+    found = []
+    for seed in range(4):
+        crew = Shuffled(seed)
+        job = EvaluateJob(
+            predictions=store.root, classes=str(tmp_path / "classes.parquet"), calibration=0.7
+        )
+        figures = evaluate(job, crew)
+        del figures["run"]
+        found.append(figures)
+        assert crew.most <= 6, "results of shards are kept"
+    assert all(one == found[0] for one in found[1:])
+    assert 0 < found[0]["calibrated"]["ausuc"] < 1
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 7, 1000, 10**9 + 7, 10**11])
+def test_shares_of_a_class_add_up_to_one(images):
+    """As whole numbers, so also for a class of a hundred thousand million images."""
+    limbs = np.array(share_limbs(images))[:, None]
+    assert (limbs[1:] < 1 << 26).all()
+    assert limbs.min() >= 0
+    assert value_of_limbs(limbs * images)[0] == pytest.approx(1.0, abs=1e-12)

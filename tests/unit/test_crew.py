@@ -1,0 +1,238 @@
+"""How work is handed out in this process: order, how far tasks run ahead, what is tried again."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raypq.errors import ConfigError, InputError, ModelError
+from raypq.stages.crew import LocalCrew, Window, held_bytes, in_order
+from raypq.stages.retries import may_pass
+
+
+@dataclass(frozen=True)
+class Job:
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"job{self.number}"
+
+
+def jobs(n: int) -> list[Job]:
+    return [Job(number) for number in range(n)]
+
+
+class Turn:
+    """A worker that notes what was begun; the first task waits until nothing else can begin."""
+
+    def __init__(self, size: int, slow: int) -> None:
+        self.begun: list[int] = []
+        self._size, self._slow = size, slow
+
+    def __call__(self, job: Job, shared: Any) -> Any:
+        self.begun.append(job.number)
+        if job.number == self._slow:
+            count = -1
+            while count != len(self.begun):  # until the others stand still
+                count = len(self.begun)
+                time.sleep(0.1)
+        return np.broadcast_to(np.int8(job.number % 100), self._size)
+
+
+@pytest.mark.parametrize(
+    ("workers", "size", "most"),
+    # Small results may wait in greater number, and large ones as many as two a worker.
+    [(2, 8, 32), (3, 8, 48), (2, 1 << 27, 8), (2, 1 << 29, 4), (1, 1 << 40, 2)],
+)
+@pytest.mark.parametrize("slow", [0, 100])
+def test_tasks_do_not_run_far_ahead_of_a_slow_one(
+    workers: int, size: int, most: int, slow: int
+) -> None:
+    turn = Turn(size, slow)
+    seen = []
+    with LocalCrew(workers).hire(lambda: turn) as gang:
+        for outcome in gang.map(jobs(300), ordered=True):
+            if outcome.index == slow:
+                first = max(turn.begun) + 1 - slow
+            seen.append((outcome.index, int(outcome.result[0])))
+    assert seen == [(number, number % 100) for number in range(300)]
+    # Before any result there is, its size is not known.
+    assert first <= most if slow else first <= max(2 * workers, most)
+    assert first >= workers, "nobody has to wait for nothing"
+
+
+def test_an_unordered_pass_waits_for_nobody() -> None:
+    turn = Turn(8, 0)
+    with LocalCrew(2).hire(lambda: turn) as gang:
+        outcomes = [outcome.index for outcome in gang.map(jobs(300))]
+    assert sorted(outcomes) == list(range(300))
+    assert outcomes[-1] == 0, "all others overtook the slow one"
+
+
+def test_failures_do_not_hold_up_an_ordered_pass() -> None:
+    class Odd:
+        def __call__(self, job: Job, shared: Any) -> int:
+            if job.number % 3 == 0:
+                raise InputError(job.name, expected="good input", found="bad input")
+            if job.number % 7 == 0:
+                raise OSError(errno.EIO, "gone")
+            return job.number
+
+    with LocalCrew(4).hire(Odd) as gang:
+        outcomes = list(gang.map(jobs(200), ordered=True))
+    assert [outcome.index for outcome in outcomes] == list(range(200))
+    failed = {outcome.index for outcome in outcomes if outcome.failure}
+    assert failed == {n for n in range(200) if n % 3 == 0 or n % 7 == 0}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_window_always_admits_the_oldest(seed: int) -> None:
+    """Whatever order tasks finish in, and however large results turn out to be."""
+    rng = np.random.default_rng(seed)
+    window, left, running = Window(3, ordered=True), list(range(200)), []
+    while left or running:
+        while left and left[0] < window.end:
+            running.append(left.pop(0))
+        assert running, "a standstill"
+        assert max(running) - min(running) <= 48
+        index = running.pop(int(rng.integers(len(running))))
+        window.finished(index, np.broadcast_to(np.int8(0), int(rng.choice([1, 1 << 28, 1 << 40]))))
+
+
+def test_a_missing_outcome_is_an_error() -> None:
+    with LocalCrew(1).hire(lambda: lambda job, _: job) as gang:
+        outcomes = [one for one in gang.map(jobs(5)) if one.index != 2]
+    with pytest.raises(RuntimeError, match="no outcome of task 2"):
+        list(in_order(iter(outcomes)))
+
+
+def test_the_size_of_a_result() -> None:
+    @dataclass
+    class Result:
+        X: Any
+        parts: Any
+
+    X = np.zeros((10, 10), np.float32)
+    assert held_bytes(Result(X, {"a": [X, X], "b": (b"12345", "678"), "c": None, "d": 1.5})) == 1208
+    assert held_bytes(pa.array([1, 2, 3], pa.int64())) == 24
+    assert held_bytes(None) == 0
+
+
+class BotoError(Exception):
+    """As those of botocore, which are no OSError."""
+
+    __module__ = "botocore.exceptions"
+
+
+class NoCredentialsError(BotoError):
+    __module__ = "botocore.exceptions"
+
+
+def caused(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+PASSING = [
+    OSError(errno.EIO, "i/o"),
+    OSError(errno.ESTALE, "stale"),
+    OSError(errno.EBUSY, "slow down"),
+    OSError(errno.EMFILE, "too many open files"),
+    OSError("said by a library, without a number"),
+    TimeoutError("late"),
+    ConnectionResetError(errno.ECONNRESET, "reset"),
+    ConnectionError("lost"),
+    BrokenPipeError(),
+    InterruptedError(errno.EINTR, "a signal"),
+    MemoryError("for now"),
+    BotoError("read timed out"),
+    caused(RuntimeError("while reading"), OSError(errno.EIO, "i/o")),
+]
+LASTING = [
+    AssertionError("Torch not compiled with CUDA enabled"),
+    TypeError("t"),
+    ValueError("v"),
+    KeyError("k"),
+    IndexError("i"),
+    AttributeError("a"),
+    ZeroDivisionError("z"),
+    NotImplementedError("n"),
+    RuntimeError("r"),
+    ImportError("i"),
+    ModuleNotFoundError("No module named 'timm'"),
+    UnicodeDecodeError("utf-8", b"", 0, 1, "u"),
+    PermissionError(errno.EACCES, "rights"),
+    FileNotFoundError(errno.ENOENT, "no file"),
+    OSError(errno.ENOSPC, "full"),
+    OSError(errno.EROFS, "read-only"),
+    OSError(errno.ENAMETOOLONG, "long"),
+    caused(PermissionError(errno.EACCES, "403"), BotoError("AccessDenied")),
+    caused(ConnectionError(errno.EIO, "s3"), NoCredentialsError("no credentials")),
+    InputError("file", expected="a", found="b"),
+    ModelError("model", expected="a", found="b"),
+    ConfigError("device: no CUDA"),
+]
+
+
+def described(error: BaseException) -> str:
+    return f"{type(error).__name__}-{error}"
+
+
+@pytest.mark.parametrize("error", PASSING + LASTING, ids=described)
+def test_what_is_tried_again(error: Exception) -> None:
+    passing = any(error is one for one in PASSING)
+    tries = []
+
+    def work(job: Job, shared: Any) -> None:
+        tries.append(job)
+        raise error
+
+    with LocalCrew(1).hire(lambda: work) as gang:
+        (outcome,) = gang.map(jobs(1))
+        effort = gang.effort
+    assert may_pass(error) == passing
+    assert len(tries) == (3 if passing else 1)
+    assert outcome.failure
+    assert outcome.failure.tries == len(tries)
+    assert (effort.retries, effort.failed) == (len(tries) - 1, 1)
+    # Only the content of a shard makes it bad, so that it may be quarantined.
+    assert outcome.failure.bad_input == isinstance(error, InputError)
+    assert str(error) in outcome.failure.reason
+
+
+def test_what_passes_succeeds() -> None:
+    calls: dict[int, int] = {}
+    lock = threading.Lock()
+
+    def work(job: Job, shared: Any) -> int:
+        with lock:
+            calls[job.number] = calls.get(job.number, 0) + 1
+        if calls[job.number] < 3:
+            raise TimeoutError
+        return job.number
+
+    with LocalCrew(2).hire(lambda: work) as gang:
+        results = [outcome.result for outcome in gang.map(jobs(9), ordered=True)]
+    assert results == list(range(9))
+    assert set(calls.values()) == {3}
+
+
+def test_a_worker_that_cannot_be_made_is_made_once() -> None:
+    made = []
+
+    def make() -> Callable[..., Any]:
+        made.append(1)
+        raise ModuleNotFoundError("No module named 'timm'")
+
+    with pytest.raises(ModuleNotFoundError), LocalCrew(4).hire(make):
+        pass
+    assert made == [1]
