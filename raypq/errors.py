@@ -56,6 +56,11 @@ class ConflictError(RaypqError):
     """Another writer committed first and the two cannot be merged."""
 
 
+class IncompleteError(RaypqError, AssertionError):
+    """A version would lack a shard or hold one twice: a fault of raypq itself, kept from doing
+    harm. (An ``AssertionError`` too, as before; ``python -O`` does not remove this one.)"""
+
+
 class DriftError(RaypqError):
     """New shards are unlike the training data, and that was asked to count as a failure."""
 

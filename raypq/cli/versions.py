@@ -129,6 +129,7 @@ def snapshots_gc(store: str, keep: int | None, older_than_days: float, remove: b
                 "versions": list(found.versions),
                 "files": len(found.files),
                 "bytes": found.bytes,
-            }
+            },
+            **({"beside": list(found.beside)} if found.beside else {}),
         }
     )

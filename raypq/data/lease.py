@@ -21,27 +21,31 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Event, Thread
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from raypq import console
 from raypq.config import Settings
-from raypq.data.storage import create, delete, join, list_names, read_bytes
+from raypq.data.storage import create, delete, join, list_files, list_names, read_bytes
 from raypq.errors import ConflictError
 
+FOLDER = "lease"
 SECONDS = 60.0  # without a sign of life after which a holder counts as gone
 _BEATS = 4  # signs of life in that time: three may be lost
 _LOOKS = 40  # of a watcher in that time
-_NAME = re.compile(r"^(\d{12})-(\d{8}|end)\.json$")
+_NAME = re.compile(r"([0-9]{12})-([0-9]{8}|end)\.json")
+_LAST = 10**12 - 1  # term that a name can hold
 
 
 class Holder(Settings):
     """What a lease file says; its times are for people to read."""
+
+    model_config = ConfigDict(extra="ignore")  # of a newer raypq: what is known here still holds
 
     nonce: str
     who: str
@@ -60,6 +64,10 @@ class _Mark:
     @property
     def over(self) -> bool:
         return self.beat == "end"
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.term:012d}-"
 
 
 @dataclass(kw_only=True)
@@ -93,6 +101,11 @@ class Lease:
         if last and not last.over:
             last = self._watch(last)
         self.term = last.term + 1 if last else 1
+        if self.term > _LAST:
+            raise ConflictError(
+                f"{join(self.store, FOLDER, last.name if last else '')}: no run gave the lease "
+                "this number; remove the file"
+            )
         if not self._create(f"{0:08d}") or self._rank() != self.term:
             raise self._refusal(self._latest(), "came first")
         self._alive = self.now()
@@ -182,26 +195,55 @@ class Lease:
 
     def _tidy(self) -> None:
         """Removes the marks of earlier terms; a later term stands, so none comes back."""
-        for name in list_names(join(self.store, "lease")):
-            match = _NAME.match(name)
+        for name in list_names(join(self.store, FOLDER)):
+            match = _NAME.fullmatch(name)
             if match and int(match[1]) < self.term:
                 with suppress(OSError):
-                    delete(join(self.store, "lease", name))
+                    delete(join(self.store, FOLDER, name))
 
     def _rank(self) -> int:
         last = self._latest()
         return last.term if last else 0
 
     def _latest(self) -> _Mark | None:
-        names = (_NAME.match(name) for name in list_names(join(self.store, "lease")))
-        marks = [_Mark(int(match[1]), match[2], match[0]) for match in names if match]
-        return max(marks, key=lambda mark: mark.name, default=None)
+        return _latest_of(list_names(join(self.store, FOLDER)))
 
     def _holder(self, mark: _Mark) -> Holder | None:
-        return _read(join(self.store, "lease", mark.name))
+        return _read(join(self.store, FOLDER, mark.name))
 
     def _uri(self, term: int, beat: str) -> str:
-        return join(self.store, "lease", f"{term:012d}-{beat}.json")
+        return join(self.store, FOLDER, f"{term:012d}-{beat}.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A lease that was not given back, as its files tell; times are those of the storage.
+
+    Attributes:
+        began, last: when it was taken, and its last sign of life (seconds since 1970).
+        seconds: without a sign of life after which its holder counts as gone.
+    """
+
+    began: float
+    last: float
+    seconds: float
+    who: str
+
+
+def standing(store: str) -> Standing | None:
+    """The lease on a store, if one was taken and not given back."""
+    files = list_files(join(store, FOLDER))
+    mark = _latest_of(files)
+    if mark is None or mark.over:
+        return None
+    holder = _read(join(store, FOLDER, mark.name))
+    of_term = [listed.written for name, listed in files.items() if name.startswith(mark.prefix)]
+    return Standing(
+        began=min(of_term),
+        last=max(of_term),
+        seconds=holder.seconds if holder else SECONDS,
+        who=_name(holder),
+    )
 
 
 @contextmanager
@@ -230,6 +272,12 @@ def _keep_alive(lease: Lease, done: Event) -> None:
             lease.beat()
         except OSError as error:  # ``check`` tells, should it go on
             console.warn(f"{lease.store}: cannot renew the lease: {error}")
+
+
+def _latest_of(names: Iterable[str]) -> _Mark | None:
+    matches = (_NAME.fullmatch(name) for name in names)
+    marks = [_Mark(int(match[1]), match[2], match[0]) for match in matches if match]
+    return max(marks, key=lambda mark: mark.name, default=None)
 
 
 def _name(holder: Holder | None) -> str:

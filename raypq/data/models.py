@@ -18,6 +18,7 @@ from raypq.data.storage import exists, join, read_bytes, write_bytes
 from raypq.errors import ConfigError, ModelError
 
 FORMAT = 1
+FOLDER = "models"  # of a code store: each model that made some of its codes, by fingerprint
 
 
 def check_vacant(uri: str, *, overwrite: bool) -> None:

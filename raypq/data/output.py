@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypq.config import Settings
+from raypq.data.names import Id, InsidePath, Stem
 from raypq.data.shard_stats import ShardStats
 from raypq.data.storage import Shard, canonical, join, replacing
 
@@ -58,13 +59,13 @@ class Receipt(Settings):
         stats: how well the model fits the shard; of codes only, and not in early stores.
     """
 
-    shard: str
-    path: str
+    shard: Stem
+    path: InsidePath
     bytes: int
     rows: int
     sha256: str
-    model: str
-    work: str
+    model: Id
+    work: Id
     source: Source
     stats: ShardStats | None = None
 

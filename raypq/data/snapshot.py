@@ -12,6 +12,7 @@ import random
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -20,7 +21,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from raypq.config import Settings
-from raypq.data import sidecars
+from raypq.data import newer, sidecars
+from raypq.data.names import Id, Stem
 from raypq.data.output import Receipt, Source
 from raypq.data.sidecars import Sidecars
 from raypq.data.storage import (
@@ -35,10 +37,12 @@ from raypq.data.storage import (
     read_bytes,
     sync_folder,
 )
-from raypq.errors import ConflictError, InputError
+from raypq.errors import ConflictError, IncompleteError, InputError
 
 FORMAT: Literal[1] = 1
-_NAME = re.compile(r"^(\d{20})\.json$")
+FOLDER = "snapshots"
+_NAME = re.compile(r"([0-9]{20})\.json")
+_LAST = 10**20 - 1  # version that a name can hold
 _TRIES = 64  # version numbers that other writers may take before us; each is their progress
 _PAUSE = 0.005  # seconds, doubled up to 32 times, at random: writers that race get out of step
 
@@ -48,11 +52,11 @@ Kind = Literal["codes", "predictions", "search", "pairs"]
 class Quarantined(Settings):
     """A shard that was left out on request, and why; ``source`` and ``work`` say what was tried."""
 
-    shard: str
+    shard: Stem
     uri: str
     reason: str
     source: Source | None = None
-    work: str | None = None
+    work: Id | None = None
 
 
 class Snapshot(Settings):
@@ -88,13 +92,18 @@ class Snapshot(Settings):
         return sidecars.named(self.summary, _uri(store, self.version))
 
 
+def place(version: int) -> str:
+    """The path of a version's file below its store."""
+    return f"{FOLDER}/{version:020d}.json"
+
+
 def _uri(store: str, version: int) -> str:
-    return join(store, "snapshots", f"{version:020d}.json")
+    return join(store, place(version))
 
 
 def versions(store: str) -> list[int]:
     """The versions that a store has, oldest first."""
-    names = (_NAME.match(name) for name in list_names(join(store, "snapshots")))
+    names = (_NAME.fullmatch(name) for name in list_names(join(store, FOLDER)))
     return [int(match[1]) for match in names if match]
 
 
@@ -104,16 +113,24 @@ def read(store: str, version: int | None = None) -> Snapshot:
     Raises:
         InputError: no such store or version, a snapshot that cannot be read, an escaping path.
     """
-    known = versions(store)
-    if not known:
-        there = "an empty folder" if exists(store) else "no such store"
-        raise InputError(store, expected="a store with a snapshot", found=there)
-    if version is not None and version not in known:
-        raise InputError(store, expected=f"version {version}", found=f"versions {known[-5:]}")
-    number = version if version is not None else known[-1]
-    name = _uri(store, number)
+    for _ in range(_TRIES):
+        known = versions(store)
+        if not known:
+            there = "an empty folder" if exists(store) else "no such store"
+            raise InputError(store, expected="a store with a snapshot", found=there)
+        if version is not None and version not in known:
+            raise InputError(store, expected=f"version {version}", found=f"versions {known[-5:]}")
+        number = version if version is not None else known[-1]
+        name = _uri(store, number)
+        try:
+            content = read_bytes(name)
+            break
+        except FileNotFoundError:  # gc took it after it was listed
+            continue
+    else:
+        raise InputError(name, expected="a version that is listed", found="no such file")
     try:
-        document = json.loads(read_bytes(name))
+        document = json.loads(content)
         _check_format(name, document)
         snapshot = Snapshot(**document)
     except (ValidationError, TypeError, ValueError) as error:
@@ -128,11 +145,11 @@ def read(store: str, version: int | None = None) -> Snapshot:
 
 def _check_format(name: str, document: Any) -> None:
     found = document.get("format") if isinstance(document, dict) else None
-    if isinstance(found, int) and found > FORMAT:
+    if newer.is_newer(found, FORMAT):
         raise InputError(
             name,
             expected=f"a snapshot of format {FORMAT}",
-            found=f"key 'format': {found}; a newer raypq wrote it",
+            found=f"key 'format': {found}, {newer.ADVICE}",
         )
 
 
@@ -144,10 +161,7 @@ def _check_shards(store: str, name: str, snapshot: Snapshot) -> None:
         raise InputError(name, expected="each shard once", found=f"'{twice}' more than once")
     folders: dict[PurePosixPath, str] = {}
     for receipt in snapshot.shards:
-        place = PurePosixPath(receipt.path)
-        if place.is_absolute() or ".." in place.parts or "://" in receipt.path:
-            raise InputError(name, expected="paths inside the store", found=receipt.path)
-        folders.setdefault(place.parent, receipt.path)
+        folders.setdefault(PurePosixPath(receipt.path).parent, receipt.path)
     for items in snapshot.sidecars(store).values():
         for sidecar in items:
             folders.setdefault(PurePosixPath(sidecar.path).parent, sidecar.path)
@@ -163,8 +177,11 @@ def _check_shards(store: str, name: str, snapshot: Snapshot) -> None:
 
 def _what(error: Exception) -> str:
     if isinstance(error, ValidationError):
+        if unknown := newer.unknown_key(error):
+            return unknown
         first = error.errors()[0]
-        return f"key '{'.'.join(str(part) for part in first['loc'])}': {first['msg']}"
+        what = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
+        return f"key '{'.'.join(str(part) for part in first['loc'])}': {what}"
     return str(error).splitlines()[0]
 
 
@@ -198,6 +215,21 @@ def verify_content(store: str, snapshot: Snapshot) -> None:
             raise InputError(uri, expected=f"sha256 {receipt.sha256}", found=found)
 
 
+def _one_each(store: str, answered: Sequence[str], expected: Sequence[str]) -> None:
+    """Refuses a version that would lack a shard, or hold one twice."""
+    found, wanted = Counter(answered), Counter(expected)
+    if found == wanted:
+        return
+    faults = {
+        "without a receipt": sorted((wanted - found).keys()),
+        "with more receipts than one, or that nobody asked for": sorted((found - wanted).keys()),
+    }
+    named = "; ".join(
+        f"{len(shards)} {what}, such as {shards[0]!r}" for what, shards in faults.items() if shards
+    )
+    raise IncompleteError(f"{store}: nothing was committed: of {len(expected)} shards {named}")
+
+
 def commit(
     store: str,
     *,
@@ -218,16 +250,19 @@ def commit(
         guard: called just before each attempt; raises where the writer may no longer commit.
 
     Raises:
+        IncompleteError: not exactly one receipt, or one reason to leave it out, for each shard.
         ConflictError: other writers took every number that was tried, or the one that it had to
             be.
     """
     answered = [receipt.shard for receipt in receipts] + [item.shard for item in quarantined]
-    assert sorted(answered) == sorted(expected), "a shard without a receipt, or with two"
+    _one_each(store, answered, expected)
     nonce = uuid.uuid4().hex
     sync_folder(join(store, "data"))  # the files must outlive a power cut before anyone is told
     for attempt in range(_TRIES):
         known = versions(store)
         version = known[-1] + 1 if known else 1
+        if version > _LAST:
+            raise ConflictError(f"{_uri(store, known[-1])}: no run made this version; remove it")
         if follows is not None and version != follows + 1:
             raise ConflictError(
                 f"{store}: version {version - 1} was committed by another run while this one "

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from raypq.data.models import FOLDER
 from raypq.data.storage import exists, join
 from raypq.errors import ModelError
 from raypq.methods import registry
 from raypq.methods.base import Model
-
-FOLDER = "models"
 
 
 def place(store: str, fingerprint: str) -> str:

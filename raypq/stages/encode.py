@@ -192,6 +192,7 @@ def carry_out(
             on_bad_shard=job.on_bad_shard,
             reduce=reduce,
             summarise=summarise,
+            before=lambda: shelf.keep(job.output, model),
         )
 
 

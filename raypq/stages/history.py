@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raypq import console
-from raypq.data import lease, sidecars, snapshot
+from raypq.data import journal, lease, runs, sidecars, snapshot
+from raypq.data.models import FOLDER as MODELS
+from raypq.data.models import ModelFiles
 from raypq.data.snapshot import Snapshot
-from raypq.data.storage import delete, join, list_files, list_folders, now
-from raypq.errors import ConfigError, InputError
+from raypq.data.storage import Listed, delete, join, list_files, list_folders, now
+from raypq.errors import ConfigError, ConflictError, InputError, ModelError
 
 _DAY = 86_400.0
 _APART = 300.0  # seconds between clocks that are worth a warning
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.part|\.clock-[0-9a-f]{32}")
+_SWEPT = (snapshot.FOLDER, lease.FOLDER, journal.FOLDER, MODELS)  # of temporary files
 
 
 def listing(store: str) -> list[dict[str, Any]]:
@@ -38,12 +43,19 @@ def restore(store: str, version: int) -> Snapshot:
         InputError: no such version, or one whose files are not all there (``gc`` took them).
         ConflictError: a nightly run is at work on the store, or another writer committed.
     """
-    wanted = snapshot.read(store, version)
-    with lease.held(store) as mine:
+    snapshot.read(store, version)
+    with lease.held(store) as mine, runs.at_work(store, "restore"):
+        removed = runs.removed_by_gc(store)
+        wanted = snapshot.read(store, version)
         latest = snapshot.versions(store)[-1]
         if version == latest:
             console.say(f"nothing to do: {store} is at version {version}")
             return wanted
+        if going := sorted(removed & {snapshot.place(version), *wanted.files(store)}):
+            raise ConflictError(
+                f"{store}: gc is about to remove version {version} ({going[0]}); nothing was "
+                "restored"
+            )
         snapshot.verify_sizes(store, wanted)
         summary = {**wanted.summary, "restored": version}
         try:
@@ -82,7 +94,33 @@ def verify(store: str, version: int | None = None, *, content: bool = False) -> 
         snapshot.verify_sizes(store, found)
     sidecars.verify(store, found.sidecars(store), content=content)
     checked = "sha256" if content else "size"
-    return {"version": found.version, "files": len(found.shards), "verified": checked}
+    return {
+        "version": found.version,
+        "files": len(found.shards),
+        "models": _verify_models(store, found),
+        "verified": checked,
+    }
+
+
+def _verify_models(store: str, version: Snapshot) -> int:
+    """Checks, byte by byte, the models that the codes of a version need; how many they are.
+
+    Raises:
+        ModelError: one is not there, or is not the model that its place names.
+    """
+    kept = set(list_folders(join(store, MODELS)))
+    # What commits without a model (an early raypq, a tool) has neither of the two.
+    if version.kind != "codes" or not (kept or "fingerprint" in version.summary):
+        return 0
+    needed = sorted({receipt.model for receipt in version.shards})
+    for fingerprint in needed:
+        where = join(store, MODELS, fingerprint)
+        found = ModelFiles.load(where).fingerprint
+        if found != fingerprint:
+            raise ModelError(
+                where, expected=f"the model {fingerprint[:12]}", found=f"the model {found[:12]}"
+            )
+    return len(needed)
 
 
 def diff(store: str, old: int, new: int | None = None) -> dict[str, Any]:
@@ -109,61 +147,156 @@ def diff(store: str, old: int, new: int | None = None) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Garbage:
-    """What ``collect`` found: versions and files, and the bytes that they take."""
+    """What ``collect`` found: versions and files, and the bytes that they take.
+
+    Attributes:
+        beside: runs that were at work on the store, for which more was left.
+    """
 
     versions: Sequence[int]
     files: Sequence[str]
     bytes: int
+    beside: Sequence[str] = ()
 
 
 def collect(
     store: str, *, keep: int | None = None, older_than_days: float = 7.0, remove: bool = False
 ) -> Garbage:
-    """Finds, and on request removes, what no retained version names and that is old enough.
+    """Finds, and on request removes, what no retained version needs and that is old enough: data,
+    sidecars, journals, models, and what crashes left behind.
 
-    Young files may belong to a run that is still going on, so age protects them. Versions go
-    before their files: a reader never sees a version whose files are gone.
+    Young files may belong to a run that is still going on, so age protects them. Beside runs that
+    are known to be at work nothing goes that one of them may need (``raypq.data.runs``). Versions
+    go before their files: a reader never sees a version whose files are gone.
 
     Args:
         keep: how many of the latest versions to retain; None retains all.
 
     Raises:
         ConfigError: keep is less than one.
-        InputError: no such store.
+        InputError: no such store, or a version that cannot be read: what it needs is not known.
     """
     if keep is not None and keep < 1:
         raise ConfigError(f"keep: at least the latest version must stay, found {keep}")
     snapshot.read(store)  # there must be a store, or a wrong path would be swept
+    if not remove:
+        return _garbage(store, keep, older_than_days, now=time.time()).told()
+    with runs.at_work(store, "gc") as mine:
+        there = _now(store)
+        first = _garbage(store, keep, older_than_days, now=there)
+        mine.announce([*first.snapshots, *first.files])
+        # A run that left its mark before it could read the announcement is seen here.
+        found = _garbage(store, keep, older_than_days, now=there).both(first)
+        for path in [*found.snapshots, *found.in_order]:
+            mine.check()
+            delete(join(store, path))
+    return found.told()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Versions and files (with their bytes) that may go."""
+
+    versions: Sequence[int]
+    files: Mapping[str, int]
+    beside: Sequence[str]
+
+    @property
+    def snapshots(self) -> list[str]:
+        return [snapshot.place(version) for version in self.versions]
+
+    @property
+    def in_order(self) -> list[str]:
+        """The files; of a model first what makes its folder one."""
+        return sorted(self.files, key=lambda path: not path.endswith("/model.json"))
+
+    def both(self, other: _Found) -> _Found:
+        return replace(
+            self,
+            versions=[version for version in self.versions if version in other.versions],
+            files={path: size for path, size in self.files.items() if path in other.files},
+        )
+
+    def told(self) -> Garbage:
+        return Garbage(
+            versions=self.versions,
+            files=sorted(self.files),
+            bytes=sum(self.files.values()),
+            beside=self.beside,
+        )
+
+
+def _garbage(store: str, keep: int | None, older_than_days: float, *, now: float) -> _Found:
+    beside = runs.live(store, now)
+    cutoff = min([now - older_than_days * _DAY, *(run.began for run in beside)])
     known = snapshot.versions(store)
-    retained = known if keep is None else known[-keep:]
-    dropped = known[: len(known) - len(retained)]
-    named = {path for version in retained for path in snapshot.read(store, version).files(store)}
-    cutoff = _now(store, ask=remove) - older_than_days * _DAY
-    folders = [
-        "data",
-        sidecars.FOLDER,
-        *(f"journal/{name}" for name in list_folders(join(store, "journal"))),
-    ]
-    doomed = {
+    retained = known if keep is None or beside else known[-keep:]
+    journals = {
+        work: list_files(join(store, journal.FOLDER, work))
+        for work in list_folders(join(store, journal.FOLDER))
+    }
+    alive = {
+        work
+        for work, files in journals.items()
+        if beside or any(listed.written >= cutoff for listed in files.values())
+    }
+    held = [snapshot.read(store, version) for version in retained]
+    named = {path for version in held for path in version.files(store)}
+    named |= journal.files_named(store, sorted(alive))
+    models = {receipt.model for version in held for receipt in version.shards}
+    places = {
+        "data": list_files(join(store, "data")),
+        sidecars.FOLDER: list_files(join(store, sidecars.FOLDER)),
+        **{f"{journal.FOLDER}/{work}": journals[work] for work in journals if work not in alive},
+        **_models(store, models, cutoff, spared=bool(beside or alive)),
+        **{folder: _temporary(store, folder) for folder in _SWEPT},
+        runs.FOLDER: {**_temporary(store, runs.FOLDER), **runs.left_behind(store, now)},
+    }
+    files = {
         f"{folder}/{name}": listed.size
-        for folder in folders
-        for name, listed in list_files(join(store, folder)).items()
+        for folder, there in places.items()
+        for name, listed in there.items()
         if f"{folder}/{name}" not in named and listed.written < cutoff
     }
-    if remove:
-        for version in dropped:
-            delete(join(store, "snapshots", f"{version:020d}.json"))
-        for path in doomed:
-            delete(join(store, path))
-    return Garbage(versions=dropped, files=sorted(doomed), bytes=sum(doomed.values()))
+    return _Found(
+        versions=[version for version in known if version not in retained],
+        files=files,
+        beside=[run.what for run in beside],
+    )
 
 
-def _now(store: str, *, ask: bool) -> float:
+def _models(
+    store: str, needed: Collection[str], cutoff: float, *, spared: bool
+) -> dict[str, Mapping[str, Listed]]:
+    """The models that no retained version needs, each as old as a file must be; beside a run, or
+    receipts that a run may take over, all are spared."""
+    if spared:
+        return {}
+    found = {
+        name: list_files(join(store, MODELS, name))
+        for name in list_folders(join(store, MODELS))
+        if name not in needed
+    }
+    return {
+        f"{MODELS}/{name}": files
+        for name, files in found.items()
+        if all(listed.written < cutoff for listed in files.values())
+    }
+
+
+def _temporary(store: str, folder: str) -> dict[str, Listed]:
+    """The temporary files that crashes left in a folder."""
+    return {
+        name: listed
+        for name, listed in list_files(join(store, folder)).items()
+        if _TEMPORARY.fullmatch(name)
+    }
+
+
+def _now(store: str) -> float:
     """The time that files are dated by; asked of the storage before anything is removed."""
     here = time.time()
-    if not ask:
-        return here
-    there = now(join(store, "journal"))
+    there = now(join(store, journal.FOLDER))
     if abs(here - there) > _APART:
         console.warn(
             f"{store}: the clock here is {abs(here - there) / 3600:.1f} hours "

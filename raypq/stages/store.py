@@ -11,16 +11,16 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raypq import console
-from raypq.data import snapshot
+from raypq.data import runs, snapshot
 from raypq.data.journal import Journal, still_there
 from raypq.data.output import Receipt, Source
 from raypq.data.snapshot import Quarantined, Snapshot
 from raypq.data.storage import Shard, canonical, join, prepare
-from raypq.errors import InputError, ShardFailure
+from raypq.errors import ConflictError, InputError, ShardFailure
 from raypq.stages.crew import Gang, settle
 
 # What is going on, what was done, and the rows that come of it.
@@ -103,6 +103,7 @@ class StoreRun:
         tasks: every shard that the version will hold, each with its own model and work.
         latest: the version before, if any.
         kept: receipts of shards that need no work, by stem.
+        journals: by work, as far as they were read.
         put_aside: shards that stay out without being tried again.
         guard: for a run that must be alone: called just before its commit, which then must also
             follow ``latest`` directly.
@@ -115,6 +116,7 @@ class StoreRun:
     kept: Mapping[str, Receipt]
     put_aside: Sequence[Quarantined] = ()
     guard: Callable[[], None] | None = None
+    journals: Mapping[str, Journal] = field(default_factory=dict)
 
     @classmethod
     def plan(cls, *, kind: snapshot.Kind, store: str, tasks: Sequence[ShardTask]) -> StoreRun:
@@ -127,8 +129,9 @@ class StoreRun:
         if latest and latest.kind != kind:
             raise InputError(store, expected=f"a store of {kind}", found=f"one of {latest.kind}")
         known = list(latest.shards) if latest else []
-        for work in sorted({task.work for task in tasks}):
-            known += Journal(store, work).read()
+        journals = {work: Journal(store, work) for work in sorted({task.work for task in tasks})}
+        for journal in journals.values():
+            known += journal.read()
         stems = known_stems(latest, known)
         shards = under_known_stems([task.shard for task in tasks], stems)
         tasks = [replace(task, shard=shard) for task, shard in zip(tasks, shards, strict=True)]
@@ -143,7 +146,7 @@ class StoreRun:
         kept: dict[str, Receipt] = {}
         for receipt in still_there(store, usable):
             kept.setdefault(receipt.shard, receipt)  # what a version already holds comes first
-        return cls(kind=kind, store=store, tasks=tasks, latest=latest, kept=kept)
+        return cls(kind=kind, store=store, tasks=tasks, latest=latest, kept=kept, journals=journals)
 
     @property
     def run_id(self) -> str:
@@ -180,6 +183,7 @@ class StoreRun:
         reduce: Callable[[Any], Receipt],
         summarise: Callable[[Sequence[Receipt]], dict[str, Any]],
         recount: bool = False,
+        before: Callable[[], None] = lambda: None,
     ) -> Snapshot:
         """Does what is missing and commits the next version.
 
@@ -189,12 +193,39 @@ class StoreRun:
             summarise: what the snapshot says of the run, given every receipt before they are
                 committed; it may refuse them.
             recount: workers are also called for shards that are kept (with ``ShardTask.kept``).
+            before: called before the first shard, when gc knows of this run.
 
         Raises:
             JobError: shards failed. Nothing is committed; the finished ones are remembered.
+            ConflictError: a file that the version would name is gone.
         """
+        prepare(join(self.store, snapshot.FOLDER))  # or hours of work could not be committed
+        with runs.at_work(self.store, _VERBS[self.kind][0]):
+            before()
+            return self._seen_again()._execute(gang, on_bad_shard, reduce, summarise, recount)
+
+    def _seen_again(self) -> StoreRun:
+        """The run without what was taken away since it was planned, before gc knew of it."""
+        held = [*self.kept.values(), *(task.kept for task in self.tasks if task.kept)]
+        there = {receipt.path for receipt in still_there(self.store, held)}
+        return replace(
+            self,
+            kept={stem: receipt for stem, receipt in self.kept.items() if receipt.path in there},
+            tasks=[
+                task if task.kept is None or task.kept.path in there else replace(task, kept=None)
+                for task in self.tasks
+            ],
+        )
+
+    def _execute(
+        self,
+        gang: Gang,
+        on_bad_shard: str,
+        reduce: Callable[[Any], Receipt],
+        summarise: Callable[[Sequence[Receipt]], dict[str, Any]],
+        recount: bool,
+    ) -> Snapshot:
         start = time.monotonic()
-        prepare(join(self.store, "snapshots"))  # or hours of work could not be committed
         receipts = [] if recount else list(self.kept.values())
         failures: list[ShardFailure] = []
         tasks = [
@@ -202,7 +233,10 @@ class StoreRun:
             for task in self.tasks
             if recount or task.shard.stem not in self.kept
         ]
-        journals = {task.work: Journal(self.store, task.work) for task in self.tasks}
+        journals = {
+            task.work: self.journals.get(task.work) or Journal(self.store, task.work)
+            for task in self.tasks
+        }
         try:
             with console.progress(len(tasks), _VERBS[self.kind][0]) as progress:
                 for outcome in gang.map(tasks):
@@ -232,7 +266,7 @@ class StoreRun:
         summary |= {"worked": worked, "seconds": seconds}
         version = self._commit(receipts, failures, summary)
         for journal in journals.values():
-            journal.clear()
+            journal.clear(receipt.shard for receipt in version.shards)
         kept = f" ({len(self.kept)} shards kept)" if self.kept else ""
         _, done, rows = _VERBS[self.kind]
         console.say(
@@ -275,5 +309,35 @@ class StoreRun:
             quarantined=[*self.put_aside, *left_out],
             summary=summary,
             follows=None if self.guard is None else self.latest.version if self.latest else 0,
-            guard=self.guard,
+            guard=self._guarding(receipts),
+        )
+
+    def _guarding(self, receipts: Sequence[Receipt]) -> Callable[[], None]:
+        """What is asked just before the commit: is everything there, and is the lease ours?"""
+        sure = False
+
+        def guard() -> None:
+            nonlocal sure
+            if not sure:
+                verify_there(self.store, receipts)
+                sure = True  # other tries follow at once
+            if self.guard is not None:
+                self.guard()
+
+        return guard
+
+
+def verify_there(store: str, receipts: Sequence[Receipt]) -> None:
+    """Makes sure, by one listing, that a version names only what is there in full.
+
+    Raises:
+        ConflictError: naming a file that is gone.
+    """
+    there = {receipt.path for receipt in still_there(store, receipts)}
+    gone = [receipt.path for receipt in receipts if receipt.path not in there]
+    if gone:
+        raise ConflictError(
+            f"{store}: {len(gone)} of {len(receipts)} files that the version would name are gone "
+            f"or not whole, such as {gone[0]}; nothing was committed. Run it again: what is gone "
+            "is done anew. (A gc of an older raypq must not run beside it.)"
         )

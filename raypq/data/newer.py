@@ -1,0 +1,25 @@
+"""What to say of a file that a newer raypq wrote: which key, and what to do about it."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+ADVICE = "written by a newer raypq: upgrade raypq"
+
+
+def unknown_key(error: Exception) -> str | None:
+    """What was found where a file has a key that is not known here; None for any other error."""
+    if not isinstance(error, ValidationError):
+        return None
+    for item in error.errors():
+        if item["type"] == "extra_forbidden":
+            return f"key '{'.'.join(str(part) for part in item['loc'])}', {ADVICE}"
+    return None
+
+
+def is_newer(found: object, known: int) -> bool:
+    """Whether a format's number is above the one that is known here; text counts as it reads."""
+    try:
+        return int(str(found)) > known
+    except ValueError:
+        return False
