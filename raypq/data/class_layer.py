@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -24,6 +26,7 @@ from raypq.errors import ModelError
 
 Prototypes = tuple[NDArray[np.float32], NDArray[np.float64]]
 _NAME, _TENSORS = "classes.json", "classes.safetensors"
+_LOOKS, _PAUSE = 3, 0.1  # seconds
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,6 +87,14 @@ class ClassLayer:
         """
         if not exists(join(uri, _NAME)):
             return None
+        for _ in range(_LOOKS - 1):
+            with suppress(ModelError):
+                return cls._read(uri)
+            time.sleep(_PAUSE)  # another process may be writing: it is two files
+        return cls._read(uri)
+
+    @classmethod
+    def _read(cls, uri: str) -> Self:
         try:
             document = json.loads(read_bytes(join(uri, _NAME)))
             tensors = load_tensors(read_bytes(join(uri, _TENSORS)))

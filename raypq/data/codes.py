@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq.data import arrays
+from raypq.data import arrays, newer
 from raypq.data.storage import open_parquet, stream
 from raypq.errors import InputError
 
@@ -92,6 +92,7 @@ class CodeFile:
         """
         with open_parquet(uri, size=size) as file:
             metadata = file.schema_arrow.metadata or {}
+            newer.refuse_file(metadata, uri, what="code file", known=_FORMAT)
             if metadata.get(b"raypq.format") != _FORMAT.encode():
                 found = metadata.get(b"raypq.format", b"a Parquet file without raypq metadata")
                 raise InputError(

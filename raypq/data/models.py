@@ -14,10 +14,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from raypq.data import newer
 from raypq.data.storage import exists, join, read_bytes, write_bytes
 from raypq.errors import ConfigError, ModelError
 
 FORMAT = 1
+_KEYS = {"format", "fingerprint", "model", "record"}
 FOLDER = "models"  # of a code store: each model that made some of its codes, by fingerprint
 
 
@@ -74,6 +76,22 @@ class ModelFiles:
         return self.fingerprint
 
     @classmethod
+    def read_record(cls, uri: str) -> dict[str, Any]:
+        """The record alone, without a look at the arrays.
+
+        Raises:
+            ModelError: as ``load``.
+        """
+        name = join(uri, "model.json")
+        try:
+            document = json.loads(read_bytes(name))
+            _check(name, document)
+            return dict(document["record"])
+        except (KeyError, TypeError, ValueError) as error:
+            found = f"no key {error}" if isinstance(error, KeyError) else str(error)
+            raise ModelError(uri, expected="a raypq model", found=found) from None
+
+    @classmethod
     def load(cls, uri: str) -> ModelFiles:
         """Reads and verifies a model directory.
 
@@ -83,8 +101,7 @@ class ModelFiles:
         name = join(uri, "model.json")
         try:
             document = json.loads(read_bytes(name))
-            if document["format"] != FORMAT:
-                raise ModelError(name, expected=f"format {FORMAT}", found=str(document["format"]))
+            _check(name, document)
             tensors = load_tensors(read_bytes(join(uri, "model.safetensors")))
             files = cls(content=document["model"], tensors=tensors, record=document["record"])
             written = str(document["fingerprint"])
@@ -104,6 +121,23 @@ class ModelFiles:
                 found=f"{files.fingerprint[:12]} (the files were changed after training)",
             )
         return files
+
+
+def _check(name: str, document: Any) -> None:
+    """Refuses another format, and keys that this raypq does not know."""
+    if not isinstance(document, dict):
+        raise ModelError(name, expected="a raypq model", found=type(document).__name__)
+    found = document["format"]
+    if found != FORMAT:
+        told = f"{found}, {newer.ADVICE}" if newer.is_newer(found, FORMAT) else str(found)
+        raise ModelError(name, expected=f"format {FORMAT}", found=told)
+    for key in sorted(document.keys() - _KEYS):
+        raise ModelError(name, expected="a raypq model", found=f"key '{key}', {newer.ADVICE}")
+    for key in ("model", "record"):
+        if not isinstance(document[key], dict):
+            raise ModelError(
+                f"{name}, key '{key}'", expected="a mapping", found=type(document[key]).__name__
+            )
 
 
 def _canonical(content: Mapping[str, Any]) -> bytes:

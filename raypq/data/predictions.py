@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq.data import arrays
+from raypq.data import arrays, newer
 from raypq.data.classes import ClassTable
 from raypq.data.storage import open_parquet, stream
 from raypq.errors import InputError
@@ -107,6 +107,7 @@ def read(
         InputError: not a prediction file, or a class that the table does not have.
     """
     with open_parquet(uri, size=size) as file:
+        newer.refuse_file(file.schema_arrow.metadata, uri, what="prediction file", known=_FORMAT)
         names = file.schema_arrow.names
         if not {"class_id", "score"} <= set(names):
             raise InputError(uri, expected="a prediction file", found=f"columns {', '.join(names)}")

@@ -202,6 +202,12 @@ class Model(ABC):
         model.__dict__["_files"] = self._files
         return model
 
+    def with_record(self, record: Mapping[str, Any], layer: ClassLayer | None) -> Self:
+        """This model with another record and other classes beside it; its fingerprint stays."""
+        model = replace(self, record=record, layer=layer)
+        model.__dict__["_files"] = replace(self._files, record=record)
+        return model
+
     def _check_features(self, X: NDArray[np.float32]) -> None:
         if X.shape[1] != self.dx:
             raise ModelError(

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from raypq.data.class_layer import ClassLayer
 from raypq.data.models import ModelFiles
+from raypq.data.newer import ADVICE, unknown_key
+from raypq.data.storage import join
 from raypq.errors import ConfigError, ModelError
 from raypq.methods.base import Method, Model, ReductionMethod
 from raypq.methods.clusterable import Clusterable
@@ -23,6 +27,8 @@ from raypq.methods.vq import VQ
 METHODS: Mapping[str, type[Method]] = {
     cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ, DPQ, GPQ, ESZSL, SAE, PSR, Clusterable)
 }
+
+_CONTENT = {"method", "M", "K", "D", "dx", "da", "metric", "settings", "classes"}  # of model.json
 
 
 def find(name: str) -> type[Method]:
@@ -65,9 +71,28 @@ def load(uri: str) -> Model:
         ModelError: it cannot be read, or its method is not known here.
     """
     files = ModelFiles.load(uri)
-    name = str(files.content.get("method"))
+    name, where = str(files.content.get("method")), join(uri, "model.json")
     if name not in METHODS:
-        raise ModelError(uri, expected=f"a method among {', '.join(sorted(METHODS))}", found=name)
+        raise ModelError(
+            uri,
+            expected=f"a method among {', '.join(sorted(METHODS))}",
+            found=f"{name} (if a newer raypq has it: upgrade raypq)",
+        )
+    for key in sorted(files.content.keys() - _CONTENT):
+        raise ModelError(where, expected="a raypq model", found=f"key 'model.{key}', {ADVICE}")
     cls = METHODS[name]
-    settings = cls.settings_class.parse(files.content["settings"], origin=f"{uri}: settings")
-    return cls.model_class.from_files(files, settings, ClassLayer.load(uri))
+    try:
+        settings = cls.settings_class.model_validate(files.content["settings"])
+        return cls.model_class.from_files(files, settings, ClassLayer.load(uri))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ModelError(
+            f"{where}, settings",
+            expected=f"settings of {name}",
+            found=unknown_key(error) or f"key '{key}': {first['msg']}",
+        ) from None
+    except (KeyError, TypeError, AttributeError, IndexError) as error:  # not what ``save`` writes
+        raise ModelError(
+            where, expected=f"a model of {name}", found=f"{type(error).__name__}: {error}"
+        ) from None

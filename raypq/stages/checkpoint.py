@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from raypq.data import newer
 from raypq.data.storage import delete, exists, filesystem, join, read_bytes, write_bytes
 from raypq.errors import ConfigError, InputError
 
@@ -90,6 +91,12 @@ class Checkpoints:
         try:
             content = read_bytes(name)
             note = json.loads(_metadata(content)[_NOTE])
+            if newer.is_newer(note["format"], FORMAT):
+                raise InputError(
+                    name,
+                    expected=f"a checkpoint of format {FORMAT}",
+                    found=f"format {note['format']}, {newer.ADVICE}",
+                )
             tensors = load(content)
             progress, identity = Progress(**note["progress"]), note["identity"]
         except (SafetensorError, KeyError, TypeError, ValueError, struct.error) as error:

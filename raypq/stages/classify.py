@@ -214,8 +214,11 @@ class Plan:
     run: StoreRun
 
     @classmethod
-    def make(cls, job: ClassifyJob) -> Plan:
+    def make(cls, job: ClassifyJob, *, own: Model | None = None) -> Plan:
         """Loads models and classes, and looks at what is there already.
+
+        Args:
+            own: as of ``appoint``.
 
         Raises:
             ConfigError: neither or both of codes and features, an unknown split.
@@ -226,7 +229,7 @@ class Plan:
         codes = _codes(job)
         table = ClassTable.open(job.classes)
         candidates = Candidates(table=table, chosen=table.select(job.candidates))
-        judges = appoint(job, codes, candidates)
+        judges = appoint(job, codes, candidates, own=own)
         if codes is not None and job.codes is not None:
             shards = stored_shards(job.codes, codes)
             models = [receipt.model for receipt in codes.shards]

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq import kernels
+from raypq import console, kernels
 from raypq.config import ClassifyJob, Metric
 from raypq.data.classes import ClassTable
 from raypq.data.output import Receipt
@@ -98,15 +98,28 @@ class Judge:
         }
 
 
-def appoint(job: ClassifyJob, codes: Snapshot | None, candidates: Candidates) -> dict[str, Judge]:
+def appoint(
+    job: ClassifyJob,
+    codes: Snapshot | None,
+    candidates: Candidates,
+    *,
+    own: Model | None = None,
+) -> dict[str, Judge]:
     """The judges by fingerprint: the model that the job names, or those that made the codes.
+
+    Args:
+        own: the model of a nightly job, which is the one for its codes: its twin beside them may
+            not be tuned as it is. Others in the store, which wait to be encoded by it, are taken
+            as they are, tuned or not.
 
     Raises:
         ConfigError: features without a model, a calibration without seen classes.
         ModelError: codes of another model than the one named, a model that is not with its codes.
     """
     table = candidates.table
-    if job.model is not None:
+    if own is not None and codes is None:
+        models, places = {own.fingerprint: own}, {own.fingerprint: job.model or own.method}
+    elif job.model is not None:
         model = registry.load(job.model)
         if codes is not None:
             assert job.codes is not None, "the snapshot is read from it"
@@ -117,11 +130,14 @@ def appoint(job: ClassifyJob, codes: Snapshot | None, candidates: Candidates) ->
     else:
         models = shelf.load(job.codes, (receipt.model for receipt in codes.shards))
         places = {name: shelf.place(job.codes, name) for name in models}
+        if own is not None and own.fingerprint in models:
+            models[own.fingerprint] = own
     if job.calibration and table.seen is None:
         raise ConfigError(f"calibration: {job.classes} has no column 'seen' to calibrate by")
     judges = {}
     for name, model in models.items():
-        calibration = _calibration(job, model, places[name])
+        waits = own is not None and name != own.fingerprint
+        calibration = _calibration(job, model, places[name], needed=not waits)
         model = _with_table(model, table)
         # They must fit before any work starts.
         candidates.prototypes(model, candidates.chosen[: 1 if model.classes is None else None])
@@ -168,10 +184,16 @@ def _check_all(store: str, receipts: Sequence[Receipt], model: Model) -> None:
         )
 
 
-def _calibration(job: ClassifyJob, model: Model, place: str) -> float:
+def _calibration(job: ClassifyJob, model: Model, place: str, *, needed: bool) -> float:
     if job.calibration != "model":
         return float(job.calibration)
-    found = model.record.get("calibration")
+    found = model.record.get(shelf.CALIBRATION)
+    if found is None and not needed:
+        console.warn(
+            f"{place}: no calibration from training with --tune; the shards that it encoded are "
+            "classified without one until they are encoded anew"
+        )
+        return 0.0
     if found is None:
         raise ModelError(place, expected="a calibration from training with --tune", found="none")
     return float(found)

@@ -44,9 +44,9 @@ def reindex(job: ReindexJob, crew: Crew) -> dict[str, Any]:
     stores = [job.codes, *(answers.output for answers in job.classify)]
     if len(set(stores)) < len(stores):
         raise ConfigError(f"each store needs a place of its own, found {', '.join(sorted(stores))}")
-    model = registry.load(job.model)
+    model = shelf.completed(job.codes, registry.load(job.model))
     for section in job.classify:
-        _check(job, section)
+        _check(job, section, model)
     if job.dry_run:
         return _rehearse(job, model)
     with ExitStack() as stack:
@@ -57,7 +57,7 @@ def reindex(job: ReindexJob, crew: Crew) -> dict[str, Any]:
         record = RunRecord(job, crew)
         night = compare(job, model)
         codes = _encode(job, model, night, record, leases)
-        answers = [_classify(job, section, codes, crew, leases) for section in job.classify]
+        answers = [_classify(job, section, model, codes, crew, leases) for section in job.classify]
     return _report(job, night, codes, answers, time.monotonic() - start)
 
 
@@ -68,7 +68,7 @@ def _rehearse(job: ReindexJob, model: Model) -> dict[str, Any]:
     for section in job.classify:
         todo = images
         if night.latest:
-            plan = classify.Plan.make(_classify_job(job, section))
+            plan = classify.Plan.make(_classify_job(job, section), own=model)
             stay = {task.shard.stem for task in (*night.kept, *night.waiting)}
             missing = {task.shard.stem for task in plan.run.missing} & stay
             todo += sum(item.rows for item in night.latest.shards if item.shard in missing)
@@ -84,6 +84,8 @@ def _encode(
         console.say(
             f"no new, changed or removed shards: {job.codes} version {night.latest.version} stays"
         )
+        if model.fingerprint in {receipt.model for receipt in night.latest.shards}:
+            shelf.keep(job.codes, model)  # it may have been tuned since
         return night.latest
     console.say(
         f"{len(night.new)} new, {len(night.changed)} changed, {len(night.touched)} touched, "
@@ -105,7 +107,7 @@ def _encode(
     )
 
 
-def _check(job: ReindexJob, section: Answers) -> None:
+def _check(job: ReindexJob, section: Answers, model: Model) -> None:
     """Refuses classes that the model cannot serve, before hours go into codes.
 
     Raises:
@@ -115,7 +117,7 @@ def _check(job: ReindexJob, section: Answers) -> None:
     table = ClassTable.open(section.classes)
     candidates = judges.Candidates(table=table, chosen=table.select(section.candidates))
     task = ClassifyJob(model=job.model, features=job.features, **section.model_dump())
-    judges.appoint(task, None, candidates)
+    judges.appoint(task, None, candidates, own=model)
 
 
 def _classify_job(job: ReindexJob, section: Answers, version: int | None = None) -> ClassifyJob:
@@ -129,12 +131,17 @@ def _classify_job(job: ReindexJob, section: Answers, version: int | None = None)
 
 
 def _classify(
-    job: ReindexJob, section: Answers, codes: Snapshot, crew: Crew, leases: Mapping[str, Lease]
+    job: ReindexJob,
+    section: Answers,
+    model: Model,
+    codes: Snapshot,
+    crew: Crew,
+    leases: Mapping[str, Lease],
 ) -> tuple[Snapshot, bool]:
     """The version of the predictions that belongs to the codes, and whether it is new."""
     task = _classify_job(job, section, codes.version)
     record = RunRecord(task, crew)
-    plan = classify.Plan.make(task)
+    plan = classify.Plan.make(task, own=model)
     if found := plan.run.finished():
         return found, False
     run = replace(plan.run, guard=leases[section.output].check)

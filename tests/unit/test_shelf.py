@@ -58,3 +58,50 @@ def test_a_model_in_another_models_place_is_refused(tmp_path: Path, models: list
     ModelFiles.load(shelf.place(str(tmp_path), models[0].fingerprint)).save(other)
     with pytest.raises(ModelError, match="expected the model"):
         shelf.load(str(tmp_path), [models[1].fingerprint])
+
+
+def record_of(store: Path, model: Model) -> object:
+    return shelf.load(str(store), [model.fingerprint])[model.fingerprint].record.get("calibration")
+
+
+def tuned(model: Model, calibration: float | None) -> Model:
+    return model.with_record({} if calibration is None else {"calibration": calibration}, None)
+
+
+@pytest.mark.parametrize(
+    ("order", "kept"),
+    [
+        ([None, 0.5], 0.5),
+        ([0.5, None], 0.5),
+        ([0.5, 0.25], 0.25),
+        ([None, 0.5, None, 0.25], 0.25),
+        ([0.0, None], 0.0),
+    ],
+)
+def test_the_calibration_that_came_last_is_kept(
+    tmp_path: Path, models: list[Model], order: list[float | None], kept: float
+) -> None:
+    for calibration in order:
+        shelf.keep(str(tmp_path), tuned(models[0], calibration))
+    assert record_of(tmp_path, models[0]) == kept
+    assert shelf.completed(str(tmp_path), tuned(models[0], None)).record["calibration"] == kept
+    given = shelf.completed(str(tmp_path), tuned(models[0], 7.0))
+    assert given.record["calibration"] == 7.0
+    assert given.fingerprint == models[0].fingerprint
+
+
+def test_a_model_without_its_arrays_is_made_whole(tmp_path: Path, models: list[Model]) -> None:
+    shelf.keep(str(tmp_path), models[0])
+    where = Path(shelf.place(str(tmp_path), models[0].fingerprint))
+    (where / "model.safetensors").unlink()
+    shelf.keep(str(tmp_path), models[0])
+    assert shelf.load(str(tmp_path), [models[0].fingerprint])
+
+
+def test_what_is_there_is_not_written_again(tmp_path: Path, models: list[Model]) -> None:
+    shelf.keep(str(tmp_path), tuned(models[0], 0.5))
+    where = Path(shelf.place(str(tmp_path), models[0].fingerprint)) / "model.json"
+    before = where.stat().st_ino
+    for calibration in (0.5, None):
+        shelf.keep(str(tmp_path), tuned(models[0], calibration))
+    assert where.stat().st_ino == before
