@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from raypq.errors import InputError
 
 FLOATS = "a vector column (fixed_size_list, list, large_list, fixed_size_binary or tensor)"
+_EXACT = 1 << 24  # up to here float32 holds every integer
 
 
 def matrix(
@@ -20,8 +21,9 @@ def matrix(
     """A vector column as an array [n, width], without a copy where Arrow's layout allows.
 
     Args:
-        column: fixed_size_list, list or large_list of float16/32/64, fixed-shape tensor, or
-            fixed_size_binary of float16/float32 (then ``width`` must be known).
+        column: any list type of float16/32/64, or of integers that float32 holds exactly;
+            lists of one such list (1 × D); fixed-shape tensor; or bytes of float16/float32, of
+            fixed or of any size (then ``width`` must be known).
         width: the width that every row must have; None takes what the first row has.
         where: names the file and column in errors.
         row0: row of the file at which this batch starts, for errors.
@@ -32,15 +34,16 @@ def matrix(
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     kind = column.type
-    if pa.types.is_fixed_size_binary(kind):
+    if pa.types.is_fixed_size_binary(kind) or is_bytes(kind):
         return _from_binary(column, width, where, row0)
-    if not (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    ):
+    if not is_list(kind):
         raise InputError(where, expected=FLOATS, found=str(kind))
-    if not pa.types.is_floating(kind.value_type):
-        raise InputError(where, expected="float16, float32 or float64 values", found=str(kind))
-    _refuse_nulls(column, where, row0)
+    refuse_nulls(column, where, row0, expected="a vector")
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        column = column.cast(pa.large_list(kind.value_type))
+    if is_list(kind.value_type):
+        return matrix(_only_list(column, where, row0), width=width, where=where, row0=row0)
+    _check_values(kind, where)
     if not pa.types.is_fixed_size_list(kind):
         lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
         width = int(lengths[0]) if width is None and len(lengths) else width
@@ -62,38 +65,116 @@ def matrix(
     if values.null_count:
         row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]) // width
         raise InputError(f"{where}, row {row0 + row}", expected="no nulls", found="a null value")
-    return values.to_numpy(zero_copy_only=True).reshape(len(column), width)
+    X = values.to_numpy(zero_copy_only=True).reshape(len(column), width)
+    return _from_integers(X, where, row0) if pa.types.is_integer(kind.value_type) else X
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a type is one of Arrow's lists: of fixed or of any length, as offsets or as views."""
+    return bool(
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_list_view(kind)
+        or pa.types.is_large_list_view(kind)
+    )
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a type holds byte strings of any length."""
+    return bool(
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    )
+
+
+def _only_list(column: pa.Array, where: str, row0: int) -> pa.Array:
+    """The one list that each row of a nested column holds (vectors stored as 1 × D)."""
+    if pa.types.is_fixed_size_list(column.type):
+        lengths = np.full(len(column), column.type.list_size)
+    else:
+        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero(lengths != 1)
+    if len(wrong):
+        raise InputError(
+            f"{where}, row {row0 + wrong[0]}",
+            expected="a vector, or a list of one vector (1 × D)",
+            found=f"a list of {lengths[wrong[0]]} lists; write one flat list a row",
+        )
+    return column.flatten()
+
+
+def _check_values(kind: pa.DataType, where: str) -> None:
+    value = kind.value_type
+    if pa.types.is_floating(value) or pa.types.is_integer(value):
+        return
+    raise InputError(
+        where,
+        expected="float16, float32 or float64 values, or integers",
+        found=f"{kind}; cast the values to float32",
+    )
+
+
+def _from_integers(X: NDArray[Any], where: str, row0: int) -> NDArray[np.float32]:
+    """Integers [n, width] as float32, exactly."""
+    if X.dtype.itemsize > 2:
+        bad = np.flatnonzero(((X > _EXACT) | (X < -_EXACT)).any(axis=1))
+        if len(bad):
+            raise InputError(
+                f"{where}, row {row0 + bad[0]}",
+                expected="integers of at most 2²⁴, which float32 holds exactly",
+                found=f"larger ones ({len(bad)} such row(s) in this batch); "
+                "cast the values to float32",
+            )
+    return X.astype(np.float32)
 
 
 def _from_binary(
     column: pa.Array, width: int | None, where: str, row0: int
 ) -> NDArray[np.floating[Any]]:
-    size = column.type.byte_width
     if width is None:
         raise InputError(
             where,
-            expected="a width in the settings (columns.width) to read fixed_size_binary",
-            found=f"fixed_size_binary[{size}] and no width",
+            expected="a width in the settings (columns.width, --feature-width) to read "
+            f"{column.type}",
+            found=f"{column.type} and no width",
         )
+    refuse_nulls(column, where, row0, expected="a vector")
     dtypes = {2 * width: np.float16, 4 * width: np.float32}
-    if size not in dtypes:
+    if pa.types.is_fixed_size_binary(column.type):
+        size = column.type.byte_width
+        wrong = np.array([] if size in dtypes else [0])
+        sizes = np.array([size])
+        data = np.frombuffer(column.buffers()[1] or b"", np.uint8)
+        start = column.offset * size
+    else:
+        column = column.cast(pa.large_binary())
+        sizes = pc.binary_length(column).to_numpy(zero_copy_only=False)
+        size = int(sizes[0]) if len(sizes) and sizes[0] in dtypes else 4 * width
+        wrong = np.flatnonzero(sizes != size)
+        data = np.frombuffer(column.buffers()[2] or b"", np.uint8)
+        start = np.frombuffer(column.buffers()[1], np.int64)[column.offset] if len(column) else 0
+    if len(wrong):
         raise InputError(
-            where,
+            f"{where}, row {row0 + wrong[0]}",
             expected=f"{2 * width} or {4 * width} bytes for {width} float16 or float32 values",
-            found=f"fixed_size_binary[{size}]",
+            found=f"{sizes[wrong[0]]} bytes ({column.type})",
         )
-    _refuse_nulls(column, where, row0)
-    data = np.frombuffer(column.buffers()[1], np.uint8)
-    data = data[column.offset * size : (column.offset + len(column)) * size]
-    return data.view(dtypes[size]).reshape(len(column), width)
+    data = data[start : start + len(column) * size]
+    X = data.view(dtypes[size]).reshape(len(column), width)
+    return X if X.flags.aligned else X.copy()  # bytes may start anywhere in a buffer
 
 
-def _refuse_nulls(column: pa.Array, where: str, row0: int) -> None:
+def refuse_nulls(column: pa.Array, where: str, row0: int, *, expected: str) -> None:
+    """Refuses a column with nulls.
+
+    Raises:
+        InputError: naming the first such row.
+    """
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
         raise InputError(
             f"{where}, row {row0 + row}",
-            expected="a vector",
+            expected=expected,
             found=f"a null ({column.null_count} in this batch)",
         )
 
@@ -129,21 +210,80 @@ def any_float32(X: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         return np.ascontiguousarray(X, dtype=np.float32)
 
 
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """A column's type without its dictionary; a UUID's is text, which stands for it."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.string() if _is_uuid(kind) else kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a plain type holds text; bytes count, if all of them turn out to be UTF-8."""
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or is_bytes(kind)
+    )
+
+
 def strings(column: pa.Array, *, where: str, nulls: bool, row0: int = 0) -> pa.StringArray:
     """A column of names or integers as strings.
 
+    Integers become their decimal digits, UUIDs their canonical text (lower case, hyphens); bytes
+    are taken as UTF-8, which is how some writers store text.
+
     Raises:
-        InputError: another type, or a null where none may be.
+        InputError: another type, bytes that are not UTF-8, or a null where none may be.
     """
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
-    ):
-        raise InputError(where, expected="strings or integers", found=str(column.type))
-    if column.null_count and not nulls:
-        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-        raise InputError(f"{where}, row {row0 + row}", expected="no nulls", found="a null")
-    return column.cast(pa.string())
+    plain = plain_type(column.type)
+    if not (is_text(plain) or pa.types.is_integer(plain) or pa.types.is_null(plain)):
+        raise InputError(
+            where,
+            expected="strings or integers",
+            found=f"{column.type}; cast the column to text (VARCHAR) or to integers (BIGINT)",
+        )
+    if not nulls:
+        refuse_nulls(column, where, row0, expected="no nulls")
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if _is_uuid(column.type):
+        return _uuid_text(column.storage)
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowInvalid:
+        row, value = next((row, one.as_py()) for row, one in enumerate(column) if _no_text(one))
+        raise InputError(
+            f"{where}, row {row0 + row}",
+            expected="text, or bytes of UTF-8",
+            found=f"the bytes {value[:16].hex()}; write them as text, in hexadecimal",
+        ) from None
+
+
+def _is_uuid(kind: pa.DataType) -> bool:
+    return getattr(kind, "extension_name", "") == "arrow.uuid"
+
+
+def _uuid_text(stored: pa.FixedSizeBinaryArray) -> pa.StringArray:
+    """16 bytes a row as text: 8-4-4-4-12 hexadecimal digits."""
+    data = np.frombuffer(stored.buffers()[1], np.uint8)
+    data = data[16 * stored.offset : 16 * (stored.offset + len(stored))]
+    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
+    text = np.full((len(stored), 36), ord("-"), np.uint8)
+    place = np.delete(np.arange(36), [8, 13, 18, 23])
+    text[:, place[0::2]] = digits[data >> 4].reshape(-1, 16)
+    text[:, place[1::2]] = digits[data & 15].reshape(-1, 16)
+    offsets = np.arange(len(stored) + 1, dtype=np.int32) * 36
+    found = pa.StringArray.from_buffers(len(stored), pa.py_buffer(offsets), pa.py_buffer(text))
+    return pc.if_else(stored.is_valid(), found, None) if stored.null_count else found
+
+
+def _no_text(value: pa.Scalar) -> bool:
+    try:
+        value.cast(pa.string())
+    except pa.ArrowInvalid:
+        return True
+    return False
 
 
 def fixed_list(X: NDArray[Any], kind: pa.DataType | None = None) -> pa.FixedSizeListArray:

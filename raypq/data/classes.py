@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,12 +141,12 @@ class ClassTable:
             lines = [str(value) for value in wanted]
         else:
             try:
-                text = read_bytes(uri).decode("utf-8")
+                text = read_bytes(uri).decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 raise InputError(
                     uri, expected="class_ids in UTF-8, one a line", found=str(error)
                 ) from None
-            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            lines = [line.strip() for line in text.split("\n") if line.strip()]
         chosen = self.index(pa.array(lines, pa.string()), where=uri)
         if (chosen < 0).any():
             without = [line for line, at in zip(lines, chosen, strict=True) if at < 0]
@@ -245,10 +244,13 @@ def _column(table: pa.Table, name: str) -> pa.Array:
 
 
 def _names(table: pa.Table, ids: pa.StringArray) -> list[str]:
-    given: Sequence[str | None] = (
-        table.column("name").to_pylist() if "name" in table.column_names else [None] * len(ids)
-    )
-    return [str(name) if name else str(key) for name, key in zip(given, ids, strict=True)]
+    if "name" not in table.column_names:
+        return [str(key) for key in ids]
+    column = _column(table, "name")
+    if arrays.is_text(arrays.plain_type(column.type)):
+        column = arrays.strings(column, where="column 'name'", nulls=True)
+    pairs = zip(column.to_pylist(), ids, strict=True)
+    return [str(key) if name is None or name == "" else str(name) for name, key in pairs]
 
 
 def _embeddings(table: pa.Table, uri: str, ids: pa.StringArray) -> NDArray[np.float32] | None:
@@ -260,16 +262,25 @@ def _embeddings(table: pa.Table, uri: str, ids: pa.StringArray) -> NDArray[np.fl
 
 
 def _flags(table: pa.Table, name: str, uri: str) -> NDArray[np.bool_] | None:
+    """A column of booleans, or of numbers that are all 0 or 1."""
     if name not in table.column_names:
         return None
     column = _column(table, name)
-    if not pa.types.is_boolean(column.type) or column.null_count:
+    values = column.storage if isinstance(column, pa.ExtensionArray) else column
+    numbers = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
+    where = f"{uri}, column '{name}'"
+    if not (pa.types.is_boolean(values.type) or numbers) or values.null_count:
         raise InputError(
-            f"{uri}, column '{name}'",
-            expected="booleans without nulls",
-            found=f"{column.type} with {column.null_count} nulls",
+            where,
+            expected="booleans (or 0 and 1) without nulls",
+            found=f"{column.type} with {values.null_count} nulls; write it as "
+            f"CAST({name} AS BOOLEAN)",
         )
-    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.bool_)
+    found = values.to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero((found != 0) & (found != 1))
+    if len(wrong):
+        raise InputError(f"{where}, row {wrong[0]}", expected="0 or 1", found=str(found[wrong[0]]))
+    return np.asarray(found).astype(np.bool_)
 
 
 def _counts(table: pa.Table, uri: str) -> NDArray[np.int64] | None:
@@ -280,6 +291,10 @@ def _counts(table: pa.Table, uri: str) -> NDArray[np.int64] | None:
         raise InputError(
             f"{uri}, column 'image_count'",
             expected="integers without nulls",
-            found=f"{column.type} with {column.null_count} nulls",
+            found=f"{column.type} with {column.null_count} nulls; write it as "
+            "CAST(image_count AS BIGINT)",
         )
+    if pa.types.is_uint64(column.type) and len(column) and pc.max(column).as_py() >= 1 << 63:
+        found = str(pc.max(column))
+        raise InputError(f"{uri}, column 'image_count'", expected="int64 counts", found=found)
     return column.cast(pa.int64()).to_numpy()

@@ -121,6 +121,12 @@ class CodeFile:
                 label="label" in file.schema_arrow.names,
             )
 
+    def ids(self, rows: int) -> Iterator[pa.Array]:
+        """Streams the ids alone."""
+        with open_parquet(self.uri) as file:
+            for batch in stream(file, rows, columns=["id"]):
+                yield batch.column(0)
+
     def batches(self, rows: int, *, labels: bool = True) -> Iterator[CodeBatch]:
         """Streams the codes, with labels where there are any and they are wanted.
 

@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypq.config import Columns
-from raypq.data import arrays, images
+from raypq.data import arrays, ids, images
+from raypq.data.ids import IdRule
 from raypq.data.storage import Shard, list_shards, open_parquet, stream
 from raypq.errors import InputError, JobError, RaypqError, ShardFailure
 
 _BATCH_BYTES = 64 << 20  # one batch of float32 features; bounds a worker's memory
 _MAX_ROWS = 8192
+_LOOKED_AT = 16  # values of a column of bytes, to tell images from vectors
 WIDTH_NOTE = b"raypq.width"  # metadata of a fixed_size_binary feature field
 
 
@@ -133,21 +135,80 @@ def _try_footer(shard: Shard, columns: Columns) -> tuple[int, int] | RaypqError:
 
 def _footer(shard: Shard, columns: Columns) -> tuple[int, int]:
     with open_parquet(shard.uri) as file:
-        field = feature_field(file, columns.feature, shard.uri)
         rows = file.metadata.num_rows
-        kind = field.type.storage_type if isinstance(field.type, pa.ExtensionType) else field.type
-        if images.is_images(kind):
-            side = _side(columns, None, f"{shard.uri}, column '{columns.feature}'")
-            return rows, images.row_width(side)
-        if pa.types.is_fixed_size_list(kind):
-            return rows, kind.list_size
-        if pa.types.is_fixed_size_binary(kind):
-            return rows, columns.width or stored_width(field) or 0
-        if not rows:
-            return 0, 0
-        first = next(file.iter_batches(batch_size=1, columns=[columns.feature]))
         where = f"{shard.uri}, column '{columns.feature}'"
+        layout = _layout(file, columns, None, shard.uri)
+        if layout.side is not None:
+            return rows, images.row_width(layout.side)
+        if layout.width is not None or not rows or layout.sized:
+            return rows, layout.width or 0
+        first = next(file.iter_batches(batch_size=1, columns=[columns.feature]))
         return rows, arrays.matrix(first.column(0), width=columns.width, where=where).shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """What a feature column holds.
+
+    Attributes:
+        width: values of a vector, where that is known before a row is read.
+        side: pixels on a side, where it holds encoded images.
+        sized: whether the rows have one size in bytes, which does not tell the width.
+    """
+
+    width: int | None
+    side: int | None = None
+    sized: bool = False
+
+
+def _layout(file: pq.ParquetFile, columns: Columns, width: int | None, uri: str) -> _Layout:
+    """Looks at a feature column; ``width`` is what the model wants, if there is one.
+
+    Raises:
+        InputError: bytes of which nothing says whether they are images or vectors.
+    """
+    field = feature_field(file, columns.feature, uri)
+    where = f"{uri}, column '{columns.feature}'"
+    kind = field.type.storage_type if isinstance(field.type, pa.ExtensionType) else field.type
+    known = width or columns.width or stored_width(field)
+    if pa.types.is_fixed_size_binary(kind):
+        return _Layout(width=known, sized=True)
+    if arrays.is_bytes(kind):
+        if columns.width is not None or _are_vectors(file, columns, width, where):
+            return _Layout(width=known)
+        return _Layout(width=None, side=_side(columns, width, where))
+    if pa.types.is_fixed_size_list(kind):
+        nothing = pa.array([], kind)
+        return _Layout(width=arrays.matrix(nothing, width=width, where=where).shape[1])
+    return _Layout(width=known)
+
+
+def _are_vectors(file: pq.ParquetFile, columns: Columns, width: int | None, where: str) -> bool:
+    """Whether bytes of any length are vectors rather than encoded images.
+
+    Raises:
+        InputError: they are no images, and nothing says how wide the vectors would be.
+    """
+    if columns.image_size is not None or not file.metadata.num_rows:
+        return False
+    first = next(file.iter_batches(batch_size=_LOOKED_AT, columns=[columns.feature])).column(0)
+    values = [value for value in first.to_pylist() if value]
+    sizes = {len(value) for value in values}
+    if not values or len(sizes) > 1 or any(images.is_image(value) for value in values):
+        return False
+    size = sizes.pop()
+    if width is not None and size in (2 * width, 4 * width):
+        return True
+    if size % 4 or columns.bad_images:
+        return False
+    raise InputError(
+        where,
+        expected="encoded images"
+        if width is None
+        else f"encoded images, or vectors of width {width} ({4 * width} or {2 * width} bytes)",
+        found=f"{size} bytes a row that are no image; if they are {size // 4} float32 values, "
+        f"say so with --feature-width {size // 4} (columns.width)",
+    )
 
 
 def _side(columns: Columns, width: int | None, where: str) -> int:
@@ -188,7 +249,9 @@ class FeatureReader:
     """One open shard: what its footer says, and its rows as a stream.
 
     Attributes:
-        rows: rows of the shard. id_type: string or int64. label: whether labels are read.
+        rows: rows of the shard. id_type: string or int64; without a row, that of the store.
+        id_column: the type of the column in the file.
+        label: whether labels are read; not from a column of nothing but nulls.
     """
 
     def __init__(
@@ -199,28 +262,34 @@ class FeatureReader:
         width: int | None,
         labels: bool,
         finite: bool,
+        rule: IdRule | None,
     ) -> None:
         self._finite = finite
         self._file, self._columns, self._uri = file, columns, shard.uri
         self.rows: int = file.metadata.num_rows
-        feature_field(file, columns.id, shard.uri)
-        field = feature_field(file, columns.feature, shard.uri)
+        self.id_column: pa.DataType = feature_field(file, columns.id, shard.uri).type
         self._where = f"{shard.uri}, column '{columns.feature}'"
-        self._width = width or columns.width or stored_width(field)
-        if pa.types.is_fixed_size_list(field.type):
-            self._width = arrays.matrix(
-                pa.array([], field.type), width=width, where=self._where
-            ).shape[1]
+        layout = _layout(file, columns, width, shard.uri)
+        self._width = layout.width
         self._decoder: images.Decoder | None = None
-        if images.is_images(field.type):
-            side = _side(columns, width, self._where)
-            self._decoder = images.Decoder(side, columns.bad_images, self._where)
-            self._width = images.row_width(side)
-        id_type = file.schema_arrow.field(columns.id).type
-        self.id_type = id_type if pa.types.is_int64(id_type) else pa.string()
-        self.label = labels and columns.label in file.schema_arrow.names
-        if self.label:
-            feature_field(file, columns.label, shard.uri)
+        if layout.side is not None:
+            self._decoder = images.Decoder(layout.side, columns.bad_images, self._where)
+            self._width = images.row_width(layout.side)
+        self._id_kind = self._kind_of_ids(rule)
+        self.id_type = IdRule(kind=self._id_kind).type
+        self.label = labels and has_labels(file, columns, shard.uri)
+
+    def _kind_of_ids(self, rule: IdRule | None) -> ids.IdKind:
+        where = f"{self._uri}, column '{self._columns.id}'"
+        if not self.rows:  # whatever type a writer gives to nothing
+            whole = pa.types.is_integer(arrays.plain_type(self.id_column))
+            return rule.kind if rule else "int64" if whole else "string"
+        found = ids.kind_of(self.id_column, where=where, old=rule is not None and rule.old)
+        if found is None:  # nulls alone, which the first row is refused for
+            return "string" if rule is None else rule.kind
+        if rule is not None:
+            ids.check(found, rule, where=where, found=self.id_column)
+        return found
 
     def batches(self) -> Iterator[FeatureBatch]:
         """The rows, a batch at a time; memory is bounded by the batch, not by the shard.
@@ -245,31 +314,45 @@ class FeatureReader:
 
     def _convert(self, batch: pa.RecordBatch, row: int) -> FeatureBatch:
         columns = self._columns
-        ids = self._names(batch, columns.id, row, nulls=False)
-        labels = self._names(batch, columns.label, row, nulls=True) if self.label else None
+        names = ids.read(
+            batch.column(columns.id),
+            self._id_kind,
+            where=f"{self._uri}, column '{columns.id}'",
+            row0=row,
+        )
+        labels = None
+        if self.label:
+            where = f"{self._uri}, column '{columns.label}'"
+            labels = arrays.strings(batch.column(columns.label), where=where, nulls=True, row0=row)
         if self._decoder:
-            X, good = self._decoder.rows(batch.column(columns.feature), ids, row)
+            X, good = self._decoder.rows(batch.column(columns.feature), names, row)
             if not good.all():
                 keep = pa.array(good)
-                ids, labels = ids.filter(keep), None if labels is None else labels.filter(keep)
+                names, labels = names.filter(keep), None if labels is None else labels.filter(keep)
         else:
             raw = arrays.matrix(
                 batch.column(columns.feature), width=self._width, where=self._where, row0=row
             )
             self._width = raw.shape[1]
             X = (
-                arrays.finite_float32(raw, where=self._where, ids=ids, row0=row)
+                arrays.finite_float32(raw, where=self._where, ids=names, row0=row)
                 if self._finite
                 else arrays.any_float32(raw)
             )
-        return FeatureBatch(X=X, ids=ids, labels=labels, row=row, where=self._uri)
+        return FeatureBatch(X=X, ids=names, labels=labels, row=row, where=self._uri)
 
-    def _names(self, batch: pa.RecordBatch, name: str, row: int, *, nulls: bool) -> pa.Array:
-        column = batch.column(name)
-        if name == self._columns.id and pa.types.is_int64(column.type) and not column.null_count:
-            return column
-        where = f"{self._uri}, column '{name}'"
-        return arrays.strings(column, where=where, nulls=nulls, row0=row)
+
+def has_labels(file: pq.ParquetFile, columns: Columns, uri: str) -> bool:
+    """Whether a shard has labels; a column of the type null, which some writers give to nothing
+    but nulls, counts as none.
+
+    Raises:
+        InputError: several columns of that name.
+    """
+    if columns.label not in file.schema_arrow.names:
+        return False
+    kind = feature_field(file, columns.label, uri).type
+    return not pa.types.is_null(arrays.plain_type(kind))
 
 
 @contextmanager
@@ -280,6 +363,7 @@ def open_features(
     width: int | None,
     labels: bool = True,
     finite: bool = True,
+    rule: IdRule | None = None,
 ) -> Iterator[FeatureReader]:
     """Opens a shard for reading.
 
@@ -287,12 +371,13 @@ def open_features(
         width: dx that every row must have; None takes the shard's own.
         labels: read the label column where there is one.
         finite: refuse a shard with NaN or Inf in it; otherwise the caller looks at the rows.
+        rule: the type that its ids must have; None takes the shard's own.
 
     Raises:
         InputError: missing column, wrong type or width, a file that cannot be read.
     """
     with open_parquet(shard.uri) as file:
-        yield FeatureReader(file, shard, columns, width, labels, finite)
+        yield FeatureReader(file, shard, columns, width, labels, finite, rule)
 
 
 def read_batches(

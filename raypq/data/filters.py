@@ -6,17 +6,22 @@
                 | IS [NOT] NULL
     value      := 'text' ('' for a quote in it) | number
 
-Words in any case. As in SQL, a row whose test meets a null is not kept. The text is parsed here
-and becomes a pyarrow expression; nothing of it is ever evaluated as code.
+Words in any case. As in SQL, a row whose test meets a null is not kept; so does every test of a
+label in a file without labels. Numbers are compared with int64 ids as numbers, exactly, however
+large they are. Against text a whole number stands for its digits, and is only compared by =, != and
+IN; a text is never compared with int64 ids. The filter is parsed here and becomes a pyarrow
+expression; nothing of it is ever evaluated as code.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import reduce
 from typing import Any
 
@@ -32,10 +37,12 @@ from raypq.errors import ConfigError, InputError
 Expression = Callable[[pa.Schema, str], pc.Expression]  # the file's schema, and its name
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<text>'(?:[^']|'')*')|(?P<number>-?\d+(?:\.\d+)?)|(?P<word>[A-Za-z_]\w*)"
+    r"\s*(?:(?P<text>'(?:[^']|'')*')|(?P<number>-?[0-9]+(?:\.[0-9]+)?)|(?P<word>[A-Za-z_]\w*)"
     r"|(?P<sign><=|>=|!=|<>|[=<>(),]))"
 )
-_NUMBER = re.compile(r"-?\d{1,18}")
+_WHOLE = re.compile(r"0|-?[1-9][0-9]*")  # as an integer is written that stands for its digits
+_ID = re.compile(r"[+-]?[0-9]+")
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1  # of int64
 _COMPARE = {
     "=": operator.eq,
     "!=": operator.ne,
@@ -47,6 +54,22 @@ _COMPARE = {
 }
 _DEEPEST = 50  # NOTs and parentheses within each other
 _SHOWN = 200  # characters of an expression that an error repeats
+_NAMED = 5  # ids that a warning names
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A number as it is written in a filter."""
+
+    text: str
+
+    @property
+    def value(self) -> Decimal:
+        """Its exact value."""
+        return Decimal(self.text)
+
+
+Value = str | _Number
 
 
 @dataclass(frozen=True)
@@ -88,6 +111,10 @@ class _Parser:
         if self._now.kind != "end":
             raise self._unexpected("AND, OR or the end")
         return found
+
+    def names(self, column: str) -> bool:
+        """Whether the text has a word that is this column's name."""
+        return any(token.kind == "word" and token.text == column for token in self._tokens)
 
     @property
     def _now(self) -> _Token:
@@ -142,8 +169,7 @@ class _Parser:
             return lambda schema, uri: _field(schema, name, uri).is_null()
         if self._take("not", "in"):
             inside = self._inside(name)
-            # A null is neither in the list nor outside it.
-            return lambda schema, uri: ~inside(schema, uri) & _field(schema, name, uri).is_valid()
+            return lambda schema, uri: ~inside(schema, uri)
         if self._take("in"):
             return self._inside(name)
         sign = self._now.text
@@ -151,9 +177,7 @@ class _Parser:
             raise self._unexpected("=, !=, <, <=, >, >=, IN or IS")
         self._next += 1
         value = self._value()
-        return lambda schema, uri: _COMPARE[sign](
-            _field(schema, name, uri), _literal(schema, name, value)
-        )
+        return lambda schema, uri: _compared(schema, name, uri, sign, value)
 
     def _inside(self, name: str) -> Expression:
         self._require("(")
@@ -161,17 +185,15 @@ class _Parser:
         while self._take(","):
             values.append(self._value())
         self._require(")")
-        return lambda schema, uri: _field(schema, name, uri).isin(
-            pa.array([_literal(schema, name, value).as_py() for value in values])
-        )
+        return lambda schema, uri: _among(schema, name, uri, values)
 
-    def _value(self) -> str | int | float:
+    def _value(self) -> Value:
         token = self._now
         self._next += token.kind in ("text", "number")
         if token.kind == "text":
             return token.text[1:-1].replace("''", "'")
         if token.kind == "number":
-            return float(token.text) if "." in token.text else int(token.text)
+            return _Number(token.text)
         hint = f" (write '{token.text}' for a text)" if token.kind == "word" else ""
         raise self._error(token.at, "a value: 'text' or a number", token.text + hint)
 
@@ -203,57 +225,123 @@ def _field(schema: pa.Schema, name: str, uri: str) -> pc.Expression:
     return pc.field(name)
 
 
-def _literal(schema: pa.Schema, name: str, value: str | int | float) -> pa.Scalar:
-    """A value in the column's type; a number names a string id, but no text names a number."""
-    kind = schema.field(name).type
-    if pa.types.is_string(kind):
-        return pa.scalar(str(value))
-    if isinstance(value, str):
-        raise ConfigError(f"filter: column '{name}' holds {kind}, found the text {value!r}")
-    return pa.scalar(value)
+def _compared(schema: pa.Schema, name: str, uri: str, sign: str, value: Value) -> pc.Expression:
+    """A column compared with one value."""
+    field, test = _field(schema, name, uri), _COMPARE[sign]
+    if pa.types.is_string(schema.field(name).type):
+        if isinstance(value, _Number) and test not in (operator.eq, operator.ne):
+            raise ConfigError(
+                f"filter: column '{name}' holds text, which {sign} does not compare with the "
+                f"number {value.text[:_SHOWN]}; integer ids are compared as numbers where the "
+                "features have them as integers"
+            )
+        return test(field, _digits(name, value) if isinstance(value, _Number) else value)
+    number = _number(schema, name, value).value
+    # Beyond int64 only the side matters.
+    number = min(max(number, Decimal(_LEAST - 1)), Decimal(_MOST + 1))
+    below = math.floor(number)
+    if number == below and _LEAST <= below <= _MOST:
+        return test(field, pa.scalar(below, pa.int64()))
+    # No id equals the number; those up to ``below`` are less than it.
+    if test is operator.eq:
+        return _never(field)
+    if test is operator.ne:
+        return _always(field)
+    less = test in (operator.lt, operator.le)
+    if _LEAST <= below <= _MOST:
+        return (operator.le if less else operator.gt)(field, pa.scalar(below, pa.int64()))
+    return _always(field) if less == (below > _MOST) else _never(field)
+
+
+def _among(schema: pa.Schema, name: str, uri: str, values: Sequence[Value]) -> pc.Expression:
+    """Whether a column's value is one of several; of a null neither yes nor no."""
+    field = _field(schema, name, uri)
+    if pa.types.is_string(schema.field(name).type):
+        texts = [_digits(name, one) if isinstance(one, _Number) else one for one in values]
+        return field.isin(pa.array(texts, pa.string())) | _never(field)
+    numbers = [_number(schema, name, one).value for one in values]
+    whole = [int(one) for one in numbers if _LEAST <= one <= _MOST and one == math.floor(one)]
+    return field.isin(pa.array(whole, pa.int64())) | _never(field)
+
+
+def _always(field: pc.Expression) -> pc.Expression:
+    return field == field
+
+
+def _never(field: pc.Expression) -> pc.Expression:
+    return field != field
+
+
+def _number(schema: pa.Schema, name: str, value: Value) -> _Number:
+    if isinstance(value, _Number):
+        return value
+    raise ConfigError(
+        f"filter: column '{name}' holds {schema.field(name).type}, found the text "
+        f"{value[:_SHOWN]!r}; write numbers without quotes"
+    )
+
+
+def _digits(name: str, number: _Number) -> str:
+    """A whole number as text, where the column holds text."""
+    if _WHOLE.fullmatch(number.text):
+        return number.text
+    shown = number.text[:_SHOWN]
+    raise ConfigError(
+        f"filter: column '{name}' holds text, found the number {shown}; write '{shown}' for a text"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Filter:
-    """Rows that both an expression and a list of ids let pass; None lets all pass."""
+    """Rows that both an expression and a list of ids let pass; None lets all pass.
+
+    Attributes:
+        ids: of the store's type.
+    """
 
     text: str | None = None
-    ids: IdFile | None = None
+    ids: pa.Array | None = None
 
     @classmethod
-    def of(cls, text: str | None, ids_file: str | None) -> Filter | None:
+    def of(cls, text: str | None, ids: IdFile | None, id_type: pa.DataType) -> Filter | None:
         """The filter of a job's settings, or None where there is nothing to filter by.
 
         Raises:
-            ConfigError: an expression that cannot be read.
-            InputError: the list of ids cannot be read, or is empty.
+            ConfigError: an expression that cannot be read, a value that no column can hold.
+            InputError: a column that no code store has; ids that a store of this type cannot have.
         """
-        if text is None and ids_file is None:
+        if text is None and ids is None:
             return None
         if text is not None:
-            parse(text)
-        return cls(text=text, ids=None if ids_file is None else IdFile.read(ids_file))
+            parse(text)(_columns(id_type), "filter")
+        return cls(text=text, ids=None if ids is None else ids.of_type(id_type))
+
+    @property
+    def by_label(self) -> bool:
+        """Whether the expression asks for the label."""
+        return self.text is not None and _Parser(self.text).names("label")
 
     def fit(self, file: CodeFile) -> Callable[[CodeBatch], NDArray[np.bool_]]:
-        """What tells which rows of a batch of this file to keep.
+        """What tells which rows of a batch of this file to keep; without labels all are null.
 
         Raises:
-            InputError: a column that the file does not have.
             ConfigError: a value that no column of this type can hold.
         """
-        fields = [pa.field("id", file.id_type)]
-        schema = pa.schema([*fields, pa.field("label", pa.string())] if file.label else fields)
-        expression = parse(self.text)(schema, file.uri) if self.text is not None else None
-        wanted = None if self.ids is None else ids_of_type(self.ids.ids, file.id_type)
+        expression = None
+        if self.text is not None:
+            expression = parse(self.text)(_columns(file.id_type), file.uri)
 
         def keep(batch: CodeBatch) -> NDArray[np.bool_]:
             mask = np.ones(len(batch.B), bool)
-            if wanted is not None:
-                mask &= pc.is_in(batch.ids, wanted).to_numpy(zero_copy_only=False)
+            if self.ids is not None:
+                mask &= pc.is_in(batch.ids, self.ids).to_numpy(zero_copy_only=False)
             if expression is not None:
-                columns: dict[str, Any] = {"id": batch.ids, "row": np.arange(len(mask))}
-                if file.label:
-                    columns["label"] = batch.labels
+                none = pa.nulls(len(mask), pa.string())
+                columns: dict[str, Any] = {
+                    "id": batch.ids,
+                    "label": none if batch.labels is None else batch.labels,
+                    "row": np.arange(len(mask)),
+                }
                 kept = np.zeros(len(mask), bool)
                 kept[pa.table(columns).filter(expression).column("row").to_numpy()] = True
                 mask &= kept
@@ -262,12 +350,22 @@ class Filter:
         return keep
 
 
+def _columns(id_type: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field("id", id_type), pa.field("label", pa.string())])
+
+
 @dataclass(frozen=True, kw_only=True)
 class IdFile:
-    """The ids of a text file, one a line, and the sha256 of what they were read from."""
+    """The ids of a text file, one a line.
+
+    Attributes:
+        ids: without the spaces around them. lines: the number of each one's line.
+        digest: sha256 of what they were read from.
+    """
 
     uri: str
     ids: tuple[str, ...]
+    lines: tuple[int, ...]
     digest: str
 
     @classmethod
@@ -279,36 +377,46 @@ class IdFile:
         """
         try:
             content = read_bytes(uri)
-            lines = content.decode("utf-8").splitlines()
+            lines = content.decode("utf-8-sig").split("\n")
         except FileNotFoundError:
             raise InputError(
                 uri, expected="a file of ids, one a line", found="no such file"
             ) from None
         except UnicodeDecodeError as error:
             raise InputError(uri, expected="a file of ids, one a line", found=str(error)) from None
-        ids = tuple(line.strip() for line in lines if line.strip())
-        if not ids:
+        found = [(text, number) for number, line in enumerate(lines, 1) if (text := line.strip())]
+        if not found:
             raise InputError(uri, expected="at least one id", found="none")
-        return cls(uri=uri, ids=ids, digest=hashlib.sha256(content).hexdigest())
+        ids, places = zip(*found, strict=True)
+        return cls(uri=uri, ids=ids, lines=places, digest=hashlib.sha256(content).hexdigest())
 
     def of_type(self, id_type: pa.DataType) -> pa.Array:
-        """The ids in the type of a store.
+        """The ids in the type of a store; as int64, ``+5`` and ``005`` are the number 5.
 
         Raises:
-            InputError: one is no number, where the store has numbers.
+            InputError: one that int64 cannot hold, where the store has numbers.
         """
-        if pa.types.is_int64(id_type):
-            wrong = [text for text in self.ids if not _NUMBER.fullmatch(text)]
-            if wrong:
-                raise InputError(
-                    self.uri, expected="int64 ids, as the store has", found=repr(wrong[0])
-                )
-        return ids_of_type(self.ids, id_type)
+        if not pa.types.is_int64(id_type):
+            return pa.array(self.ids, pa.string())
+        places = zip(self.ids, self.lines, strict=True)
+        numbers = [_int64(text, f"{self.uri}, line {number}") for text, number in places]
+        return pa.array(numbers, pa.int64())
+
+    def content(self, id_type: pa.DataType) -> str:
+        """What names the ids in a work id: the digest, and a note where an earlier version did not
+        read them all (numbers of 19 digits), so that what it answered is not kept."""
+        long = pa.types.is_int64(id_type) and any(len(text.lstrip("-")) > 18 for text in self.ids)
+        return f"{self.digest}:19 digits" if long else self.digest
 
 
-def ids_of_type(ids: Sequence[str], id_type: pa.DataType) -> pa.Array:
-    """Ids as a store has them; what is no number names nothing in a store of numbers."""
-    if not pa.types.is_int64(id_type):
-        return pa.array(ids, pa.string())
-    numbers = [int(text) for text in ids if _NUMBER.fullmatch(text)]
-    return pa.array(numbers, pa.int64())
+def _int64(text: str, where: str) -> int:
+    if _ID.fullmatch(text) and len(text) <= _SHOWN and _LEAST <= int(text) <= _MOST:
+        return int(text)
+    raise InputError(where, expected="an int64 id, as the store has", found=repr(text[:_SHOWN]))
+
+
+def unknown_ids(uri: str, unknown: pa.Array, of: int, store: str) -> str:
+    """What to say of ids that a file lists and the store does not have."""
+    shown = ", ".join(repr(name) for name in unknown[:_NAMED].to_pylist())
+    more = ", …" if len(unknown) > _NAMED else ""
+    return f"{uri}: {len(unknown):,} of {of:,} ids are not in {store}: {shown}{more}"

@@ -34,9 +34,20 @@ _FORMATS = (
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
-def is_images(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds encoded images."""
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+
+
+def is_image(data: bytes) -> bool:
+    """Whether bytes are an encoded image, by their signature or by what Pillow makes of them."""
+    if data.startswith(_SIGNATURES):
+        return True
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)):
+            return True
+    except Exception:  # whatever a decoder makes of bytes that are none of its own
+        return False
 
 
 def row_width(side: int) -> int:

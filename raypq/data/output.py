@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypq.config import Settings
+from raypq.data.ids import IdKind
 from raypq.data.names import Id, InsidePath, Stem
 from raypq.data.shard_stats import ShardStats
 from raypq.data.storage import Shard, canonical, join, replacing
@@ -57,6 +58,8 @@ class Receipt(Settings):
         model: fingerprint of the model. work: names the model and all settings that the content
             depends on: the same work on the same source gives the same content.
         stats: how well the model fits the shard; of codes only, and not in early stores.
+        ids: the type of its ids; not in early stores, nor where they are integers that such a
+            store keeps as text.
     """
 
     shard: Stem
@@ -68,6 +71,7 @@ class Receipt(Settings):
     work: Id
     source: Source
     stats: ShardStats | None = None
+    ids: IdKind | None = None
 
 
 class HashingFile:

@@ -19,6 +19,7 @@ from raypq.data.ahead import ahead
 from raypq.data.classes import ClassTable
 from raypq.data.codes import CodeFile
 from raypq.data.features import FeatureStore, open_features
+from raypq.data.ids import IdKind, IdRule, receipt_kind
 from raypq.data.predictions import Best, PredictionBatch
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import join
@@ -27,6 +28,7 @@ from raypq.methods.base import Model
 from raypq.stages.crew import Crew
 from raypq.stages.judges import Candidates, Judge, appoint, told_of
 from raypq.stages.record import RunRecord
+from raypq.stages.shard_types import check_label_column, id_rule
 from raypq.stages.store import ShardTask, StoreRun, stored_shards
 from raypq.stages.tally import Tally
 from raypq.stages.work import classify_work
@@ -53,15 +55,21 @@ class _Rows:
     id_type: pa.DataType
     label: bool
     batches: Iterator[_Found]
+    noted: IdKind | None = None  # what a receipt says of the ids
 
 
 class ClassifyWorker:
     """Scans each shard with the tables of its own model, built on first use and kept."""
 
     def __init__(
-        self, judges: Mapping[str, Judge], candidates: Candidates, job: ClassifyJob
+        self,
+        judges: Mapping[str, Judge],
+        candidates: Candidates,
+        job: ClassifyJob,
+        rule: IdRule | None = None,
     ) -> None:
         self._judges, self._candidates, self._job = judges, candidates, job
+        self._rule = rule
         self._built: dict[str, dict[str, kernels.Tables]] = {}
         self._lock = Lock()
 
@@ -90,7 +98,7 @@ class ClassifyWorker:
                 batches=self._batches(rows.batches, schema, tally, task.shard.uri),
                 options=predictions.WRITE_OPTIONS,
             )
-        return receipt, tally
+        return receipt.model_copy(update={"ids": rows.noted}), tally
 
     @contextmanager
     def _open(self, task: ShardTask) -> Iterator[_Rows]:
@@ -104,12 +112,14 @@ class ClassifyWorker:
             )
             yield _Rows(id_type=file.id_type, label=file.label, batches=found)
             return
-        with open_features(task.shard, self._job.columns, width=model.dx) as reader:
+        rule = self._rule
+        with open_features(task.shard, self._job.columns, width=model.dx, rule=rule) as reader:
             found = (
                 _Found(b.ids, b.labels, self._score(model.embed(b.X), tables))
                 for b in ahead(reader.batches())
             )
-            yield _Rows(id_type=reader.id_type, label=reader.label, batches=found)
+            noted = receipt_kind(reader.id_column, rule) if rule else None
+            yield _Rows(id_type=reader.id_type, label=reader.label, batches=found, noted=noted)
 
     def _scan(self, B: NDArray[np.uint8], tables: Mapping[str, kernels.Tables]) -> dict[str, TopK]:
         """The best of each group for codes [n, M]; of the smaller one those that may be among the
@@ -276,6 +286,10 @@ def carry_out(job: ClassifyJob, plan: Plan, record: RunRecord) -> Snapshot:
         JobError: shards that could not be classified; every good one is finished.
     """
     table = plan.candidates.table
+    rule = None
+    if job.features is not None:
+        check_label_column([task.shard for task in plan.run.tasks], job.columns)
+        rule = id_rule(plan.run, job.columns)
     total = Tally.empty(len(table))
     only = next(iter(plan.judges.values())) if len(plan.judges) == 1 else None
     alike = only.describe() if only else {}
@@ -300,7 +314,7 @@ def carry_out(job: ClassifyJob, plan: Plan, record: RunRecord) -> Snapshot:
         result = total.summary(table)
         return {**summary, "models": models, "result": result, "run": record.told()}
 
-    with record.hire(ClassifyWorker, plan.judges, plan.candidates, job) as gang:
+    with record.hire(ClassifyWorker, plan.judges, plan.candidates, job, rule) as gang:
         return plan.run.execute(
             gang,
             on_bad_shard=job.on_bad_shard,

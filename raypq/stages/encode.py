@@ -14,6 +14,7 @@ from raypq.data import codes, output
 from raypq.data.ahead import ahead
 from raypq.data.duplicates import IdFile, find_duplicates
 from raypq.data.features import FeatureReader, FeatureStore, open_features
+from raypq.data.ids import IdRule, receipt_kind
 from raypq.data.output import Source
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import digest, join
@@ -23,6 +24,7 @@ from raypq.methods.base import Model
 from raypq.stages.crew import Crew
 from raypq.stages.drift import Gauge
 from raypq.stages.record import RunRecord
+from raypq.stages.shard_types import check_label_column, id_rule
 from raypq.stages.store import ShardTask, StoreRun
 from raypq.stages.work import encode_work
 
@@ -55,8 +57,9 @@ class EncodeWorker:
         device: str,
         precision: Precision,
         content: bool = False,
+        rule: IdRule | None = None,
     ) -> None:
-        self._model, self._columns, self._store = model, columns, store
+        self._model, self._columns, self._store, self._rule = model, columns, store, rule
         self._device, self._precision, self._content = device, precision, content
 
     def __call__(self, task: ShardTask, shared: None) -> Encoded:
@@ -72,7 +75,7 @@ class EncodeWorker:
     def _encode(self, task: ShardTask, source: Source) -> Encoded:
         model, shard = self._model, task.shard
         changed = Changed()
-        with open_features(shard, self._columns, width=model.dx) as reader:
+        with open_features(shard, self._columns, width=model.dx, rule=self._rule) as reader:
             schema = codes.schema(
                 fingerprint=model.fingerprint,
                 M=model.M,
@@ -90,7 +93,9 @@ class EncodeWorker:
                 batches=self._batches(reader, schema, changed, gauge),
                 options=codes.WRITE_OPTIONS,
             )
-            measured = receipt.model_copy(update={"stats": gauge.read(), "source": source})
+            kind = receipt_kind(reader.id_column, self._rule) if self._rule else None
+            noted = {"stats": gauge.read(), "source": source, "ids": kind}
+            measured = receipt.model_copy(update=noted)
             return Encoded(receipt=measured, changed=changed, left_out=reader.left_out)
 
     def _batches(
@@ -152,8 +157,11 @@ def carry_out(
         describe: what else the version says of itself, given the receipts of this run's shards.
 
     Raises:
+        InputError: no shard has the label column that was asked for by name.
         JobError: shards that could not be encoded; every good one is finished.
     """
+    check_label_column([task.shard for task in run.tasks], job.columns)
+    rule = id_rule(run, job.columns)
     summary = {
         "model": job.model,
         "fingerprint": model.fingerprint,
@@ -185,7 +193,7 @@ def carry_out(
             told["codes_changed_by_precision"] = total.different / total.codes
         return {**told, "run": record.told()}
 
-    args = (model, job.columns, job.output, job.where.device, job.precision, content)
+    args = (model, job.columns, job.output, job.where.device, job.precision, content, rule)
     with record.hire(EncodeWorker, *args) as gang:
         return run.execute(
             gang,

@@ -29,7 +29,7 @@ from raypq.methods.base import Array, Model, Normalise
 from raypq.methods.linear import LinearModel
 from raypq.methods.opq import OPQModel, OPQSettings
 from raypq.methods.pq import PQModel, PQSettings
-from raypq.stages.scan import Block, by_id, read_block
+from raypq.stages.scan import Block, by_id, id_type_of, read_block
 from raypq.stages.search import metric_of, models_for, open_store
 from raypq.stages.store import stored_shards
 
@@ -72,7 +72,8 @@ def export_faiss(job: ExportFaissJob) -> dict[str, Any]:
         for transform in reversed(chain):
             index.prepend_transform(transform)
     named = faiss.IndexIDMap(index)  # takes empty ones only
-    block = Block.join([read_block(shard) for shard in stored_shards(job.codes, version)])
+    id_type = id_type_of(job.codes, version)
+    block = Block.join([read_block(shard, id_type) for shard in stored_shards(job.codes, version)])
     block = block.take(by_id(block.ids))
     ids_file = None
     numbers = np.arange(len(block.B))

@@ -21,7 +21,7 @@ from raypq.data.answers import Ranked
 from raypq.errors import ConfigError, InputError
 from raypq.methods.base import Model
 from raypq.stages.questions import vectors
-from raypq.stages.scan import Block, by_id, read_block, topk
+from raypq.stages.scan import Block, by_id, id_type_of, read_block, topk
 from raypq.stages.search import metric_of, models_for, open_store
 from raypq.stages.store import stored_shards
 
@@ -42,15 +42,15 @@ class Index:
         self.models = models_for(codes, found, None)
         self.metric = metric_of(self.models, metric)
         held: dict[str, list[Block]] = {}
+        self._id_type = id_type_of(codes, found)
         for shard in stored_shards(codes, found):
-            block = read_block(shard)
+            block = read_block(shard, self._id_type)
             held.setdefault(block.fingerprint, []).append(block)
         # In the order of ids the kernel's ties are the right ones.
         joined = [Block.join(blocks) for blocks in held.values()]
         self._blocks = [block.take(by_id(block.ids)) for block in joined]
         ids = pa.concat_arrays([block.ids for block in self._blocks])
         self.ids = _plain(ids.take(pa.array(by_id(ids))))
-        self._id_type = ids.type
 
     @property
     def ntotal(self) -> int:

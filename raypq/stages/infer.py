@@ -54,8 +54,6 @@ class InferWorker:
     def __call__(self, task: ShardTask, shared: None) -> Found:
         file = CodeFile.open(task.shard.uri, size=task.shard.size)
         check_model(file, self._model)
-        if not file.label and (self._job.labels or self._job.by == "label"):
-            raise InputError(file.uri, expected="codes with labels", found="no column 'label'")
         groups: dict[str, tuple[int, NDArray[np.float64]]] = {}
         if self._job.by == "label":
             images = sum(self._add(groups, *one) for one in self._compared(file))
@@ -85,7 +83,8 @@ class InferWorker:
     def _chosen(self, batch: CodeBatch) -> NDArray[np.int64]:
         if not self._job.labels:
             return np.arange(len(batch.B))
-        assert batch.labels is not None, "checked before"
+        if batch.labels is None:  # a shard without labels has no image of any class
+            return np.empty(0, np.int64)
         wanted = set(self._job.labels)
         return np.flatnonzero([label in wanted for label in batch.labels.to_pylist()])
 
@@ -96,7 +95,8 @@ class InferWorker:
         keep: NDArray[np.int64],
         cosines: NDArray[np.float32],
     ) -> int:
-        assert batch.labels is not None, "checked before"
+        if batch.labels is None:
+            return 0
         labels = batch.labels.take(pa.array(keep)).to_pylist()
         for name in sorted({label for label in labels if label is not None}):
             rows = [index for index, label in enumerate(labels) if label == name]
@@ -188,7 +188,9 @@ def infer_semantics(job: InferSemanticsJob, crew: Crew) -> dict[str, Any]:
                 merge(groups, name, count, total)
     settle(failures, len(tasks) - len(failures), job.on_bad_shard)
     if not images:
-        wanted = f"an image labelled {', '.join(job.labels)}" if job.labels else "images"
+        wanted = "images with labels" if job.by == "label" else "images"
+        if job.labels:
+            wanted = f"an image labelled {', '.join(job.labels)}"
         raise InputError(job.codes, expected=wanted, found="none")
     if job.by == "label":
         lines = [

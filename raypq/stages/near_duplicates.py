@@ -26,7 +26,7 @@ from raypq.kernels.symmetric import SymmetricTables
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew, Effort, Gang, Outcome, Task, settle
 from raypq.stages.record import RunRecord
-from raypq.stages.scan import Block, groups, read_block
+from raypq.stages.scan import Block, groups, id_type_of, read_block
 from raypq.stages.search import metric_of, models_for, open_store
 from raypq.stages.store import ShardTask, StoreRun, stored_shards
 from raypq.stages.work import duplicates_work
@@ -38,10 +38,15 @@ _ASKING, _ASKED = 512, 1 << 16
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairPlan:
-    """What holds for a whole run. Attributes: most: pairs that are allowed in all."""
+    """What holds for a whole run.
+
+    Attributes:
+        most: pairs that are allowed in all. id_type: of the store.
+    """
 
     store: str
     model: Model
+    id_type: pa.DataType
     metric: Metric
     threshold: float
     most: int
@@ -68,7 +73,6 @@ class JoinTask:
     shard: Shard
     work: str
     paths: tuple[str, ...]
-    id_type: pa.DataType
 
     @property
     def name(self) -> str:
@@ -82,7 +86,6 @@ class Found:
 
     path: str | None
     count: int
-    id_type: pa.DataType
 
 
 class PairWorker:
@@ -97,14 +100,9 @@ class PairWorker:
 
     def _compare(self, task: PairTask) -> Found:
         plan = self._plan
-        one = Block.join([read_block(shard) for shard in task.one])
-        other = one
+        one = other = self._read(task.one)
         if task.other is not None:
-            other = Block.join([read_block(shard) for shard in task.other])
-        if one.ids.type != other.ids.type:
-            raise InputError(
-                task.name, expected="ids of one type in the store", found="string and int64"
-            )
+            other = self._read(task.other)
         parts: list[pa.Table] = []
         count = 0
         for i, j, score in self._within(one, other, same=task.other is None):
@@ -114,9 +112,12 @@ class PairWorker:
             if count > plan.most:
                 raise too_many(plan.most)
         if not count:
-            return Found(path=None, count=0, id_type=one.ids.type)
+            return Found(path=None, count=0)
         path = partial.write(plan.store, pa.concat_tables(parts))
-        return Found(path=path, count=count, id_type=one.ids.type)
+        return Found(path=path, count=count)
+
+    def _read(self, shards: Sequence[Shard]) -> Block:
+        return Block.join([read_block(shard, self._plan.id_type) for shard in shards])
 
     def _within(
         self, one: Block, other: Block, *, same: bool
@@ -148,8 +149,8 @@ class PairWorker:
             "raypq.metric": plan.metric,
             "raypq.threshold": repr(plan.threshold),
         }
-        schema = pairs.schema(task.id_type, metadata)
-        found = pairs.ordered(parts, task.id_type).cast(schema)
+        schema = pairs.schema(plan.id_type, metadata)
+        found = pairs.ordered(parts, plan.id_type).cast(schema)
         return output.write_shard(
             plan.store,
             task.shard,
@@ -195,6 +196,7 @@ def duplicates(job: DuplicatesJob, crew: Crew) -> Snapshot:
     plan = PairPlan(
         store=job.output,
         model=model,
+        id_type=id_type_of(job.codes, version),
         metric=metric,
         threshold=job.threshold,
         most=job.max_pairs,
@@ -246,9 +248,7 @@ class _Comparison:
         for index, task in enumerate(cast(Sequence[ShardTask], tasks)):
             found = self._compare()
             paths = tuple(one.path for one in found if one.path is not None)
-            join_task = JoinTask(
-                shard=task.shard, work=task.work, paths=paths, id_type=found[0].id_type
-            )
+            join_task = JoinTask(shard=task.shard, work=task.work, paths=paths)
             for outcome in self._gang.map([join_task]):
                 yield Outcome(index, result=outcome.result, failure=outcome.failure)
             for path in paths:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from raypq import console
 from raypq.config import Columns, Distance
 from raypq.data.features import open_features
+from raypq.data.ids import IdRule
 from raypq.data.storage import Shard
 from raypq.errors import RaypqError, ShardFailure
 from raypq.methods.base import Array, Model
@@ -106,10 +107,16 @@ class Reader:
     """
 
     def __init__(
-        self, models: Mapping[str, Model], columns: Columns, *, distance: Distance, size: int
+        self,
+        models: Mapping[str, Model],
+        columns: Columns,
+        *,
+        distance: Distance,
+        size: int,
+        rule: IdRule | None,
     ) -> None:
         self._models, self._columns, self._distance = models, columns, distance
-        self._size = size
+        self._size, self._rule = size, rule
         self._X: list[NDArray[np.float32]] = []
         self._now = Questions()
         self.refused: list[str] = []
@@ -120,7 +127,12 @@ class Reader:
         for task, shard in enumerate(shards):
             try:
                 with open_features(
-                    shard, self._columns, width=width, labels=False, finite=False
+                    shard,
+                    self._columns,
+                    width=width,
+                    labels=False,
+                    finite=False,
+                    rule=self._rule,
                 ) as reader:
                     for batch in reader.batches():
                         yield from self._add(task, batch.X, batch.ids, shard.uri, batch.row)

@@ -21,6 +21,8 @@ from raypq import console, kernels
 from raypq.config import Columns
 from raypq.data import answers, arrays
 from raypq.data.features import FeatureStore, feature_field, stored_width
+from raypq.data.ids import IdKind
+from raypq.data.ids import read as read_ids
 from raypq.data.output import Receipt
 from raypq.data.storage import Shard, canonical, open_parquet
 from raypq.errors import InputError
@@ -172,9 +174,9 @@ def _score(
 
 
 def _same_ids(shard: Shard, found: pa.Array, wanted: pa.Array, rows: NDArray[np.int64]) -> None:
-    differ = np.flatnonzero(
-        np.asarray(found.cast(wanted.type)) != np.asarray(wanted)  # objects, for strings
-    )
+    kind: IdKind = "string" if pa.types.is_string(wanted.type) else "int64"
+    found = read_ids(found, kind, where=shard.uri)
+    differ = np.flatnonzero(np.asarray(found) != np.asarray(wanted))  # objects, for strings
     if len(differ):
         first = int(differ[0])
         raise InputError(

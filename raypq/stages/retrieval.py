@@ -40,6 +40,7 @@ from raypq.stages.questions import unfit, vectors
 from raypq.stages.ranking import LEVELS
 from raypq.stages.record import RunRecord
 from raypq.stages.retrieval_worker import ExactTask, Figures, QueryTask, RetrievalWorker
+from raypq.stages.scan import id_type_of
 from raypq.stages.search import metric_of, models_for, open_store
 from raypq.stages.store import stored_shards
 
@@ -84,7 +85,8 @@ def evaluate(job: RetrievalJob, crew: Crew) -> dict[str, Any]:
     asked = _read(job, next(iter(models.values())).dx)
     X, labels = np.concatenate(asked.X), pa.concat_arrays(asked.labels)
     shards = stored_shards(job.codes, version)
-    with record.hire(RetrievalWorker, shards, models, metric, at, job.columns) as gang:
+    id_type = id_type_of(job.codes, version)
+    with record.hire(RetrievalWorker, shards, id_type, models, metric, at, job.columns) as gang:
         figures = _rank(gang, list(_tasks(job, models, X, labels)))
         exact = _exact(gang, job, X, at[-1]) if job.features is not None else None
     return {

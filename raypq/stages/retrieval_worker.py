@@ -23,6 +23,7 @@ from raypq.config import Columns, Metric
 from raypq.data import answers
 from raypq.data.answers import Ranked
 from raypq.data.features import FeatureBatch, open_features
+from raypq.data.ids import IdRule
 from raypq.data.storage import Shard
 from raypq.errors import InputError
 from raypq.methods.base import Model
@@ -80,12 +81,14 @@ class RetrievalWorker:
     def __init__(
         self,
         shards: Sequence[Shard],
+        id_type: pa.DataType,
         models: Mapping[str, Model],
         metric: Metric,
         at: Sequence[int],
         columns: Columns,
     ) -> None:
         self._shards, self._models, self._metric = shards, models, metric
+        self._id_type = id_type
         self._at, self._columns = at, columns
         self._lock = threading.Lock()
         self._store: _Held | None = None
@@ -96,7 +99,7 @@ class RetrievalWorker:
             return self._exact(task, shared)
         with self._lock:
             if self._store is None:
-                self._store = _Held.read(self._shards)
+                self._store = _Held.read(self._shards, self._id_type)
         return self._rank(task, self._store)
 
     def _rank(self, task: QueryTask, held: _Held) -> Figures:
@@ -148,7 +151,11 @@ class RetrievalWorker:
         V = steady(X, model.embed)
         tables = model.tables(V, None, self._metric)
         k = max(self._at)
-        with open_features(task.shard, self._columns, width=model.dx, labels=False) as reader:
+        text = pa.types.is_string(self._id_type)
+        rule = IdRule(kind="string" if text else "int64", origin="the code store", old=text)
+        with open_features(
+            task.shard, self._columns, width=model.dx, labels=False, rule=rule
+        ) as reader:
             best = Ranked.empty(len(V), reader.id_type)
             for batch in reader.batches():
                 best = answers.merge([best, _nearest(model, tables, batch, k)], k)
@@ -200,16 +207,16 @@ class _Held:
     places: list[NDArray[np.int64]]
 
     @classmethod
-    def read(cls, shards: Sequence[Shard]) -> _Held:
+    def read(cls, shards: Sequence[Shard], id_type: pa.DataType) -> _Held:
         held: dict[str, list[Block]] = {}
         for shard in shards:
-            block = read_block(shard, labels=True)
-            if block.labels is None:
-                raise InputError(shard.uri, expected="a column 'label'", found="codes without one")
+            block = read_block(shard, id_type, labels=True)
             held.setdefault(block.fingerprint, []).append(block)
         blocks = [Block.join(parts) for parts in held.values()]
         ids = pa.concat_arrays([block.ids for block in blocks])
         labels = pa.concat_arrays([block.labels for block in blocks])
+        if labels.null_count == len(labels):
+            raise InputError("the code store", expected="rows with labels", found="none")
         order = by_id(ids)
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))

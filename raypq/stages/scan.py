@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.data.answers import Ranked
-from raypq.data.codes import CodeFile
+from raypq.data.codes import CodeBatch, CodeFile
 from raypq.data.filters import Filter
+from raypq.data.snapshot import Snapshot
 from raypq.data.storage import Shard
-from raypq.errors import ModelError
+from raypq.errors import InputError, ModelError
+from raypq.stages.store import stored_shards
 
 GROUP_ROWS = 1 << 19  # rows that are scanned in one go: beginning anew costs each query some time
 _BATCH = 1 << 17
@@ -36,7 +38,7 @@ class Block:
     Attributes:
         B: codes [n, M]. ids: n values.
         place: file and row of each, ``index << PLACE_BITS | row`` [n] int64.
-        labels: strings or null, where they were asked for and are there.
+        labels: strings or null, where they were asked for; in a file without labels all are null.
     """
 
     fingerprint: str
@@ -51,7 +53,7 @@ class Block:
         first = blocks[0]
         if len(blocks) == 1:
             return first
-        labelled = all(block.labels is not None for block in blocks)
+        labelled = first.labels is not None
         return cls(
             fingerprint=first.fingerprint,
             B=np.concatenate([block.B for block in blocks]),
@@ -72,13 +74,24 @@ class Block:
         )
 
 
-def read_block(shard: Shard, keep: Filter | None = None, *, labels: bool = False) -> Block:
+def read_block(
+    shard: Shard, id_type: pa.DataType, keep: Filter | None = None, *, labels: bool = False
+) -> Block:
     """The rows of one code file that the filter keeps.
 
+    Args:
+        id_type: of the store (``id_type_of``); a file without rows may name another one.
+
     Raises:
-        InputError: the file is damaged or lacks a column of the filter.
+        InputError: the file is damaged, or has ids of another type.
     """
     file = CodeFile.open(shard.uri, size=shard.size)
+    if file.rows and file.id_type != id_type:
+        raise InputError(
+            shard.uri,
+            expected=f"ids of one type in a store, {id_type} as in its first file",
+            found=f"{file.id_type}; encode it again from features whose ids are all of one type",
+        )
     chosen = None if keep is None else keep.fit(file)
     parts: list[Block] = []
     row = 0
@@ -88,30 +101,44 @@ def read_block(shard: Shard, keep: Filter | None = None, *, labels: bool = False
             B=batch.B,
             ids=batch.ids,
             place=np.arange(row, row + len(batch.B)) | shard.index << PLACE_BITS,
-            labels=batch.labels if labels else None,
+            labels=_labels(batch) if labels else None,
         )
         row += len(batch.B)
         parts.append(block if chosen is None else block.take(np.flatnonzero(chosen(batch))))
-    if not parts:
-        nothing = np.empty((0, file.M), np.uint8)
-        no_label = pa.array([], pa.string()) if labels and file.label else None
+    if not parts or not file.rows:
         return Block(
             fingerprint=file.fingerprint,
-            B=nothing,
-            ids=pa.array([], file.id_type),
+            B=np.empty((0, file.M), np.uint8),
+            ids=pa.array([], id_type),
             place=np.empty(0, np.int64),
-            labels=no_label,
+            labels=pa.array([], pa.string()) if labels else None,
         )
     return Block.join(parts)
 
 
+def _labels(batch: CodeBatch) -> pa.StringArray:
+    return pa.nulls(len(batch.B), pa.string()) if batch.labels is None else batch.labels
+
+
+def id_type_of(store: str, version: Snapshot) -> pa.DataType:
+    """The type of the ids in a version of a code store: that of its first file with rows.
+
+    Raises:
+        InputError: that file is damaged.
+    """
+    for shard, receipt in zip(stored_shards(store, version), version.shards, strict=True):
+        if receipt.rows:
+            return CodeFile.open(shard.uri, size=shard.size).id_type
+    return pa.string()
+
+
 def blocks_of(
-    shards: Iterable[Shard], keep: Filter | None = None, *, labels: bool = False
+    shards: Iterable[Shard], id_type: pa.DataType, keep: Filter | None = None
 ) -> Iterator[Block]:
     """The rows of several files, joined by model up to ``GROUP_ROWS`` at a time."""
     held: dict[str, list[Block]] = {}
     for shard in shards:
-        block = read_block(shard, keep, labels=labels)
+        block = read_block(shard, id_type, keep)
         waiting = held.setdefault(block.fingerprint, [])
         waiting.append(block)
         if sum(len(part.B) for part in waiting) >= GROUP_ROWS:
@@ -127,9 +154,9 @@ def groups(
     of its own."""
     most = most or GROUP_ROWS
     found: list[list[Shard]] = []
-    held = most
+    held = 0
     for shard, count in zip(shards, rows, strict=True):
-        if held + count > most:
+        if not found or held + count > most:
             found.append([])
             held = 0
         found[-1].append(shard)

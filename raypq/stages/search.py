@@ -23,7 +23,8 @@ from raypq.data import answers, snapshot
 from raypq.data.answers import Ranked
 from raypq.data.codes import CodeFile
 from raypq.data.features import FeatureStore
-from raypq.data.filters import Filter, IdFile
+from raypq.data.filters import Filter, IdFile, unknown_ids
+from raypq.data.ids import IdRule
 from raypq.data.output import Receipt
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import Shard, delete, join
@@ -34,8 +35,9 @@ from raypq.stages import rerank
 from raypq.stages.crew import Crew, Effort, Gang, Outcome, Task, settle
 from raypq.stages.questions import Questions, Reader, Segment, round_size
 from raypq.stages.record import RunRecord
-from raypq.stages.scan import groups
+from raypq.stages.scan import groups, id_type_of
 from raypq.stages.search_worker import (
+    CountTask,
     FindTask,
     MergeTask,
     Piece,
@@ -44,6 +46,7 @@ from raypq.stages.search_worker import (
     SearchWorker,
     WriteTask,
 )
+from raypq.stages.shard_types import id_rule
 from raypq.stages.store import ShardTask, StoreRun, stored_shards
 from raypq.stages.work import search_work
 
@@ -124,16 +127,17 @@ def search(job: SearchJob, crew: Crew) -> Snapshot:
     version = open_store(job.codes, job.version)
     models = models_for(job.codes, version, job.model)
     metric = metric_of(models, job.metric)
-    plan = _plan(job, version, models, metric)
+    listed = None if job.ids is None else IdFile.read(job.ids)
     asked = None if job.query_ids is None else IdFile.read(job.query_ids)
+    plan = _plan(job, version, models, metric, listed)
     originals = rerank.sources(version.shards, job.features, job.columns) if job.features else []
     work = search_work(
         plan.metadata["raypq.model"],
         job,
         metric=metric,
         codes=[receipt.sha256 for receipt in version.shards],
-        ids=plan.keep.ids.digest if plan.keep and plan.keep.ids else None,
-        query_ids=asked.digest if asked else None,
+        ids=listed.content(plan.id_type) if listed else None,
+        query_ids=asked.content(plan.id_type) if asked else None,
         originals=originals,
     )
     tasks = [
@@ -155,7 +159,8 @@ def search(job: SearchJob, crew: Crew) -> Snapshot:
         "filter": job.filter,
     }
     with record.hire(SearchWorker, plan) as gang:
-        rounds = _Rounds(job, version, plan, gang, asked, originals)
+        rule = id_rule(run, job.columns) if job.queries is not None else None
+        rounds = _Rounds(job, version, plan, gang, rule, asked, originals)
 
         def reduce(receipt: Receipt) -> Receipt:
             record.finished(receipt.rows)
@@ -163,7 +168,8 @@ def search(job: SearchJob, crew: Crew) -> Snapshot:
 
         def summarise(_: Sequence[Receipt]) -> dict[str, Any]:
             record.end_of_work("search")
-            return {**summary, "refused": rounds.refused, "run": record.told()}
+            unknown = {"ids_not_stored": rounds.unknown} if rounds.unknown else {}
+            return {**summary, "refused": rounds.refused, **unknown, "run": record.told()}
 
         return run.execute(
             rounds, on_bad_shard=job.on_bad_shard, reduce=reduce, summarise=summarise
@@ -186,13 +192,18 @@ def _check(job: SearchJob) -> None:
 
 
 def _plan(
-    job: SearchJob, version: Snapshot, models: dict[str, Model], metric: Metric
+    job: SearchJob,
+    version: Snapshot,
+    models: dict[str, Model],
+    metric: Metric,
+    listed: IdFile | None,
 ) -> SearchPlan:
-    keep = Filter.of(job.filter, job.ids)
-    first = next(shard for shard in stored_shards(job.codes, version))
-    file = CodeFile.open(first.uri, size=first.size)
-    if keep is not None:
-        keep.fit(file)  # an unknown column is found before any work starts
+    id_type = id_type_of(job.codes, version)
+    keep = Filter.of(job.filter, listed, id_type)
+    if keep is not None and keep.by_label and not _has_labels(job.codes, version):
+        raise InputError(
+            job.codes, expected="a column 'label' to filter by", found="codes without labels"
+        )
     metadata = {
         "raypq.model": ",".join(sorted(models)),
         "raypq.metric": metric,
@@ -204,7 +215,7 @@ def _plan(
         store=job.output,
         models=models,
         metric=metric,
-        id_type=file.id_type,
+        id_type=id_type,
         k=job.top_k,
         depth=job.rerank or job.top_k,
         keep=keep,
@@ -212,6 +223,11 @@ def _plan(
         columns=job.columns,
         metadata=metadata,
     )
+
+
+def _has_labels(codes: str, version: Snapshot) -> bool:
+    """Whether any code file has labels; mostly the first one says it."""
+    return any(CodeFile.open(one.uri, size=one.size).label for one in stored_shards(codes, version))
 
 
 def _query_shards(job: SearchJob) -> Sequence[Shard]:
@@ -230,10 +246,12 @@ class _Rounds:
         version: Snapshot,
         plan: SearchPlan,
         gang: Gang,
+        rule: IdRule | None,
         asked: IdFile | None,
         originals: Sequence[Shard],
     ) -> None:
-        self._job, self._plan, self._gang, self._asked = job, plan, gang, asked
+        self._job, self._plan, self._gang = job, plan, gang
+        self._rule, self._asked = rule, asked
         self._shards = stored_shards(job.codes, version)
         rows = [receipt.rows for receipt in version.shards]
         self._groups = groups(self._shards, rows)
@@ -241,6 +259,7 @@ class _Rounds:
         self._makers = [receipt.model for receipt in version.shards]
         self._size = round_size(plan.depth)
         self.refused: list[str] = []
+        self.unknown = ""
 
     @property
     def effort(self) -> Effort:
@@ -253,6 +272,8 @@ class _Rounds:
         files = cast(Sequence[ShardTask], tasks)
         waiting: dict[int, list[Piece]] = {}
         partial: list[str] = []
+        if self._job.ids is not None and self._plan.keep is not None:
+            self._keep_groups_with(self._plan.keep.ids)
         for questions in self._questions(files):
             yield from (Outcome(task, failure=failure) for task, failure in questions.failures)
             paths = self._answer(questions)
@@ -265,6 +286,16 @@ class _Rounds:
                     delete(join(self._plan.store, path))
                 partial = []
 
+    def _keep_groups_with(self, ids: pa.Array) -> None:
+        """Leaves only groups that hold one of the ids to be scanned; names ids that none holds."""
+        found = self._pass([CountTask(shards=group) for group in self._groups])
+        stored = [np.unpackbits(bits, count=len(ids)).astype(bool) for bits in found]
+        self._groups = [group for group, has in zip(self._groups, stored, strict=True) if has.any()]
+        unknown = ids.filter(pa.array(~np.any(stored, axis=0)))
+        if len(unknown):
+            self.unknown = unknown_ids(str(self._job.ids), unknown, len(ids), self._job.codes)
+            console.warn(self.unknown)
+
     def _questions(self, files: Sequence[ShardTask]) -> Iterator[Questions]:
         if self._asked is not None:
             ids = self._asked.of_type(self._plan.id_type)
@@ -276,24 +307,25 @@ class _Rounds:
             self._job.columns,
             distance=self._job.distance,
             size=self._size,
+            rule=self._rule,
         )
         yield from reader.rounds([task.shard for task in files])
         self.refused = reader.refused
 
     def _stored(self, ids: pa.Array, *, last: bool) -> Questions:
         """A round of stored codes, each decoded by the model that made it."""
-        names = tuple(str(name) for name in ids.to_pylist())
         codes: dict[Any, tuple[str, bytes]] = {}
-        for found in self._pass([FindTask(shards=group, ids=names) for group in self._groups]):
+        for found in self._pass([FindTask(shards=group, ids=ids) for group in self._groups]):
             for fingerprint, held, B in found:
                 for name, code in zip(held.to_pylist(), B, strict=True):
                     one = fingerprint, code.tobytes()
                     # Of an id that is there twice always the same one, whatever the shards.
                     codes[name] = min(codes.get(name, one), one)
         asked = np.array([name in codes for name in ids.to_pylist()])
-        for name in ids.filter(pa.array(~asked)).to_pylist():
-            message = f"{self._job.query_ids}: id {name!r} is not in {self._job.codes}"
-            console.warn(f"{message}; this query has no answer")
+        unknown = ids.filter(pa.array(~asked))
+        if len(unknown):
+            message = unknown_ids(str(self._job.query_ids), unknown, len(ids), self._job.codes)
+            console.warn(f"{message}; these queries have no answer")
             self.refused.append(message)
         wanted = [codes[name] for name in ids.to_pylist() if name in codes]
         v = [self._decoded(fingerprint, code) for fingerprint, code in wanted]

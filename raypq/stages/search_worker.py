@@ -20,12 +20,15 @@ from raypq import kernels
 from raypq.config import Columns, Metric
 from raypq.data import answers, output
 from raypq.data.answers import Ranked
-from raypq.data.filters import Filter, ids_of_type
+from raypq.data.codes import CodeFile
+from raypq.data.filters import Filter
 from raypq.data.storage import Shard
-from raypq.errors import InputError, ModelError
+from raypq.errors import ModelError
 from raypq.methods.base import Model
 from raypq.stages import rerank
 from raypq.stages.scan import Block, blocks_of, topk
+
+_IDS = 1 << 17  # that are looked through at once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,11 +64,16 @@ class ScanTask:
         return self.shards[0].uri
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FindTask(ScanTask):
     """Code shards to look stored ids up in."""
 
-    ids: tuple[str, ...]
+    ids: pa.Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountTask(ScanTask):
+    """Code shards in which to look for the ids that the filter lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +137,8 @@ class SearchWorker:
             return self._put(answers.merge(parts, self._plan.depth))
         if isinstance(task, FindTask):
             return self._find(task)
+        if isinstance(task, CountTask):
+            return self._listed(task)
         assert shared is not None, "the other tasks need the round's queries"
         if isinstance(task, rerank.RescoreTask):
             return rerank.rescore(task, self._plan.store, self._round_tables(shared))
@@ -138,7 +148,7 @@ class SearchWorker:
         """The best rows of a group; None where it has none."""
         plan = self._plan
         best: Ranked | None = None
-        for block in blocks_of(task.shards, plan.keep):
+        for block in blocks_of(task.shards, plan.id_type, plan.keep):
             if not len(block.B):
                 continue
             found = topk(block, self._table(block, V), plan.depth, device=plan.device)
@@ -151,12 +161,6 @@ class SearchWorker:
                 f"codes of model {block.fingerprint[:12]}",
                 expected=f"models {', '.join(sorted(name[:12] for name in V))}",
                 found="a file of another one",
-            )
-        if block.ids.type != self._plan.id_type:
-            raise InputError(
-                "the code store",
-                expected=f"ids of one type, {self._plan.id_type}",
-                found=f"a file with {block.ids.type}",
             )
         return self._round_tables(V)[block.fingerprint]
 
@@ -175,14 +179,26 @@ class SearchWorker:
 
     def _find(self, task: FindTask) -> list[tuple[str, pa.Array, NDArray[np.uint8]]]:
         """Fingerprint, ids and codes of the rows with the ids looked for."""
-        wanted = ids_of_type(task.ids, self._plan.id_type)
         found = []
-        for block in blocks_of(task.shards):
-            rows = np.flatnonzero(pc.is_in(block.ids, wanted).to_numpy(zero_copy_only=False))
+        for block in blocks_of(task.shards, self._plan.id_type):
+            rows = np.flatnonzero(pc.is_in(block.ids, task.ids).to_numpy(zero_copy_only=False))
             if len(rows):
                 some = block.take(rows)
                 found.append((some.fingerprint, some.ids, some.B))
         return found
+
+    def _listed(self, task: CountTask) -> NDArray[np.uint8]:
+        """Which of the filter's ids the shards have, as bits."""
+        keep = self._plan.keep
+        assert keep is not None, "only a filter lists ids"
+        assert keep.ids is not None, "only a filter that lists ids is looked through"
+        has = np.zeros(len(keep.ids), bool)
+        for shard in task.shards:
+            file = CodeFile.open(shard.uri, size=shard.size)
+            for ids in file.ids(_IDS) if file.rows else ():
+                place = pc.index_in(keep.ids, value_set=ids.unique())
+                has |= place.is_valid().to_numpy(zero_copy_only=False)
+        return np.packbits(has)
 
     def _write(self, task: WriteTask) -> output.Receipt:
         plan = self._plan

@@ -300,10 +300,19 @@ def ids_that_are_floats_in_one_shard(place):
     return place.encode()
 
 
-@case(1, "part-1.parquet", "column 'feature'", "float16, float32 or float64", "int32")
-def features_that_are_integers_in_one_shard(place):
+@case(1, "part-1.parquet", "column 'feature', row 7", "2²⁴", "cast the values to float32")
+def features_that_are_integers_beyond_float32_in_one_shard(place):
     X = place.vectors("test/part-1.parquet").astype(np.int32)
+    X[7, 3] = 2**24 + 1
     place.set("test/part-1.parquet", "feature", arrays.fixed_list(X))
+    return place.encode()
+
+
+@case(1, "part-1.parquet", "column 'feature'", "float16, float32 or float64", "decimal")
+def features_that_are_decimals_in_one_shard(place):
+    X = place.vectors("test/part-1.parquet").astype(np.int32)
+    rows = pa.array(X.tolist(), pa.list_(pa.decimal128(12, 2)))
+    place.set("test/part-1.parquet", "feature", rows)
     return place.encode()
 
 

@@ -96,6 +96,11 @@ def test_a_file_of_ids(table, tmp_path):
     assert chosen(table, str(path)) == "ad", "in table order"
 
 
+def test_a_file_of_ids_as_windows_writes_it(table, tmp_path):
+    (tmp_path / "some.txt").write_bytes(b"\xef\xbb\xbfd\r\n a \r\n\r\n")
+    assert chosen(table, str(tmp_path / "some.txt")) == "ad"
+
+
 def test_a_parquet_file_of_ids(table, write):
     assert chosen(table, write("some.parquet", class_id=["f", "b"])) == "bf"
 
@@ -158,6 +163,48 @@ def test_ids_of_every_type(write, ids):
     assert table.ids.to_pylist() == [str(key) for key in ids.to_pylist()]
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([1, 1, 0, 0, 0, 0], pa.int8()),
+        pa.array([1, 1, 0, 0, 0, 0], pa.uint64()),
+        pa.array([1.0, 1.0, 0.0, 0.0, -0.0, 0.0]),
+        pa.array([1, 1, 0, 0, 0, 0], pa.bool8()),
+    ],
+)
+def test_flags_as_zero_and_one(write, values):
+    changed = COLUMNS | {"seen": values, "in_3hops": values}
+    found = ClassTable.open(write("classes.parquet", **changed))
+    np.testing.assert_array_equal(found.seen, COLUMNS["seen"])
+    np.testing.assert_array_equal(found.hops["in_3hops"], COLUMNS["seen"])
+    assert found.seen.dtype == np.bool_
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (pa.nulls(6), IDS),
+        (pa.array([7, None, 0, 1, 2, 3]), ["7", "b", "0", "1", "2", "3"]),
+        (pa.array([b"A", None, b"", b"D", b"E", b"F"]), ["A", "b", "c", "D", "E", "F"]),
+        (pa.array(["A", None, "", "D", "E", "F"]).dictionary_encode(), [*"AbcDEF"]),
+    ],
+)
+def test_names_of_every_type(write, names, told):
+    found = ClassTable.open(write("classes.parquet", **COLUMNS, name=names))
+    assert found.names == told
+
+
+@pytest.mark.parametrize("kind", [pa.int16(), pa.uint64(), pa.string(), pa.string_view()])
+def test_classes_and_labels_meet_by_their_text(write, kind):
+    ids = pa.array(["0", "7", "10", "3", "4", "5"])
+    ids = ids.cast(kind) if kind == pa.string_view() else ids.cast(pa.int64()).cast(kind)
+    table = ClassTable.open(write("classes.parquet", **COLUMNS | {"class_id": ids}))
+    labels = arrays.strings(pa.array([10, None, 7], pa.int32()), where="x", nulls=True)
+    assert table.index(labels, where="x").tolist() == [2, -1, 1]
+    with pytest.raises(InputError, match="'007'"):
+        table.index(pa.array(["007"]), where="x")
+
+
 def test_many_row_groups(write):
     path = write("c.parquet", row_group=2, **COLUMNS)
     np.testing.assert_array_equal(ClassTable.open(path).embeddings, E)
@@ -170,8 +217,16 @@ def test_many_row_groups(write):
         ({"class_id": ["a", None, "c", "d", "e", "f"]}, "'class_id', row 1: expected no nulls"),
         ({"class_id": [0.5] * 6}, "strings or integers"),
         ({"class_id": None}, "a column 'class_id', found columns embedding"),
-        ({"seen": [1, 0] * 3}, "'seen': expected booleans"),
-        ({"seen": [True, None] * 3}, "booleans without nulls, found bool with 3 nulls"),
+        ({"seen": [True, None] * 3}, r"booleans .or 0 and 1. without nulls, found bool with 3"),
+        ({"seen": ["true", "false"] * 3}, r"found string with 0 nulls.*CAST.seen AS BOOLEAN"),
+        ({"seen": [0, 1, 2] * 2}, r"'seen', row 2: expected 0 or 1, found 2"),
+        ({"seen": [0.0, 1.0, np.nan] * 2}, r"'seen', row 2: expected 0 or 1, found nan"),
+        ({"in_2hops": [0, 1, -1] * 2}, r"'in_2hops', row 2: expected 0 or 1"),
+        ({"seen": pa.nulls(6)}, r"found null with 6 nulls"),
+        ({"image_count": [1.0] * 6}, r"integers without nulls, found double.*BIGINT"),
+        ({"image_count": pa.array([2**63] * 6, pa.uint64())}, r"int64 counts"),
+        ({"class_id": [0.5] * 6}, r"strings or integers, found double"),
+        ({"class_id": [True] * 6}, r"strings or integers, found bool"),
         ({"image_count": [0.5] * 6}, "'image_count': expected integers"),
         ({"in_2hops": ["yes"] * 6}, "'in_2hops': expected booleans"),
         ({"embedding": ["x"] * 6}, "'embedding': expected a vector column"),

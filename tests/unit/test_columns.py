@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 
 from raypq.config import Columns
 from raypq.data import arrays
-from raypq.data.features import FeatureStore, batch_rows, read_batches, survey
+from raypq.data.features import FeatureStore, batch_rows, open_features, read_batches, survey
+from raypq.data.ids import IdRule
 from raypq.data.storage import list_shards
 from raypq.errors import InputError, JobError
 
@@ -24,6 +27,10 @@ LAYOUTS = [
 # Exact in float16, so that every type holds the same values.
 X = (np.arange(40, dtype=np.float32).reshape(10, 4) - 20) / 8
 IDS = [f"i{row}" for row in range(10)]
+INTEGERS = [
+    pa.int8(), pa.int16(), pa.int32(), pa.int64(),
+    pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64(),
+]  # fmt: skip
 
 
 def read(path: str, *, width: int | None = None, columns: Columns | None = None) -> list:
@@ -82,13 +89,49 @@ def test_lists_share_arrows_memory(column):
         (pa.array(IDS, pa.large_string()), pa.string()),
         (pa.array(IDS).dictionary_encode(), pa.string()),
         (pa.array(range(10), pa.int64()), pa.int64()),
-        (pa.array(range(10), pa.int32()), pa.string()),
+        *((pa.array(range(10), kind), pa.int64()) for kind in INTEGERS),
+        (pa.array(range(10), pa.uint8()).dictionary_encode(), pa.int64()),
+        (pa.array(IDS, pa.string_view()), pa.string()),
+        (pa.array([name.encode() for name in IDS], pa.binary()), pa.string()),
+        (pa.array([name.encode() for name in IDS], pa.binary_view()), pa.string()),
     ],
 )
 def test_ids(write, ids, kind):
     (batch,) = read(write("x.parquet", id=ids, feature=X))
     assert batch.ids.type == kind
-    assert [str(key) for key in batch.ids.to_pylist()] == [str(key) for key in ids.to_pylist()]
+    told = [key.decode() if isinstance(key, bytes) else key for key in ids.to_pylist()]
+    assert batch.ids.to_pylist() == told
+
+
+def test_uuids_are_their_canonical_text(write):
+    several = [uuid.UUID(int=(7 << 120) + 11 * row) for row in range(10)]
+    ids = pa.array([one.bytes for one in several], pa.uuid())
+    (batch,) = read(write("x.parquet", id=ids, feature=X, label=ids))
+    assert batch.ids.to_pylist() == [str(one) for one in several]
+    assert batch.labels.to_pylist() == [str(one) for one in several]
+    nulls = pa.array([None, *(one.bytes for one in several[1:])], pa.uuid())
+    found = arrays.strings(nulls.slice(0, 3), where="x", nulls=True)
+    assert found.to_pylist() == [None, str(several[1]), str(several[2])]
+    assert arrays.strings(nulls.slice(1, 2), where="x", nulls=True).to_pylist() == [
+        str(several[1]),
+        str(several[2]),
+    ]
+
+
+@pytest.mark.parametrize("least", [-(2**63), 2**63 - 10, 1_812_345_678_901_234_000])
+def test_every_int64_is_an_id(write, least):
+    ids = pa.array(range(least, least + 10), pa.int64())
+    assert read(write("x.parquet", id=ids, feature=X))[0].ids == ids
+
+
+def test_uint64_ids_must_fit_into_int64(write):
+    large = [*range(9), 2**63 - 1]
+    (batch,) = read(write("x.parquet", id=pa.array(large, pa.uint64()), feature=X))
+    assert batch.ids.to_pylist() == large
+    large[6] = 2**63
+    path = write("y.parquet", id=pa.array(large, pa.uint64()), feature=X)
+    with pytest.raises(InputError, match=rf"'id', row 6: .*int64.*found {2**63}.*VARCHAR"):
+        read(path)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +142,9 @@ def test_ids(write, ids, kind):
         pa.array(["1", "2"] * 5, pa.large_string()),
         pa.array(["1", "2"] * 5).dictionary_encode(),
         pa.array([1, 2] * 5).dictionary_encode(),
+        pa.array([1, 2] * 5, pa.uint64()),
+        pa.array(["1", "2"] * 5, pa.string_view()),
+        pa.array([b"1", b"2"] * 5),
     ],
 )
 def test_labels_are_strings(write, labels):
@@ -111,6 +157,16 @@ def test_a_missing_label_stays_null(write):
     labels = pa.array(["a", None] * 5)
     (batch,) = read(write("x.parquet", id=IDS, feature=X, label=labels))
     assert batch.labels.to_pylist() == ["a", None] * 5
+
+
+@pytest.mark.parametrize("kind", [pa.null(), pa.dictionary(pa.int32(), pa.null())])
+def test_labels_of_nothing_but_nulls_count_as_none(kind):
+    assert pa.types.is_null(arrays.plain_type(kind))
+
+
+def test_a_label_column_of_the_type_null_counts_as_none(write):
+    (batch,) = read(write("x.parquet", id=IDS, feature=X, label=pa.nulls(10)))
+    assert batch.labels is None
 
 
 def test_columns_of_other_names(write):
@@ -272,14 +328,94 @@ def test_binary_needs_a_width(write, column):
     ("feature", "says"),
     [
         (pa.array(["x"] * 10), "vector column"),
-        (pa.array([[1, 2]] * 10, pa.list_(pa.int32())), "float16, float32 or float64"),
         (pa.array([1.5] * 10), "vector column"),
+        (pa.array([["x"] * 4] * 10), "cast the values to float32"),
+        (pa.array([[True] * 4] * 10), "cast the values to float32"),
+        (pa.array([[1] * 4] * 10, pa.list_(pa.decimal128(9, 2))), "cast the values to float32"),
+        (pa.array([[1, 2, 3, 2**24 + 1]] * 10), "2²⁴"),
+        (pa.array([[[1.0, 2.0], [3.0, 4.0]]] * 10), "1 × D.*a list of 2 lists"),
+        (pa.array([[]] * 10, pa.list_(pa.list_(pa.float32()))), "a list of 0 lists"),
+        (pa.array([[None]] * 10, pa.list_(pa.list_(pa.float32()))), "a vector, found a null"),
     ],
 )
 def test_columns_of_other_types(write, feature, says):
     path = write("x.parquet", id=IDS, feature=feature)
     with pytest.raises(InputError, match=says):
         read(path, width=4)
+
+
+NESTED = [
+    lambda X: pa.array([[row] for row in X.tolist()], pa.list_(pa.list_(pa.float32()))),
+    lambda X: pa.array([[row] for row in X.tolist()], pa.list_(pa.list_(pa.float32(), 4), 1)),
+    lambda X: pa.array([[row] for row in X.tolist()], pa.large_list(pa.list_(pa.float64(), 4))),
+    lambda X: pa.array([[[row]] for row in X.tolist()], pa.list_(pa.list_(pa.list_(pa.float32())))),
+    lambda X: pa.array(X.tolist(), pa.list_view(pa.float32())),
+    lambda X: pa.array(X.tolist(), pa.large_list_view(pa.float64())),
+]
+
+
+@pytest.mark.parametrize("made", NESTED)
+def test_vectors_within_one_list_and_as_views(write, made):
+    path = write("x.parquet", id=IDS, feature=made(X))
+    for width in (None, 4):
+        np.testing.assert_array_equal(read(path, width=width)[0].X, X)
+    assert survey(FeatureStore.open([path])).width == 4
+    part = arrays.matrix(made(X).slice(3, 5), width=4, where="x")
+    np.testing.assert_array_equal(part, X[3:8])
+
+
+@pytest.mark.parametrize("kind", INTEGERS)
+@pytest.mark.parametrize("layout", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 4)])
+def test_integers_that_float32_holds(write, kind, layout):
+    whole = np.arange(40).reshape(10, 4) + (87 if kind.bit_width == 8 else 0)
+    if kind.bit_width >= 32:
+        whole[3, 1] = 2**24
+    if not pa.types.is_unsigned_integer(kind):
+        whole[5, 2] = -1
+    path = write("x.parquet", id=IDS, feature=pa.array(whole.tolist(), layout(kind)))
+    (batch,) = read(path, width=4)
+    assert batch.X.dtype == np.float32
+    np.testing.assert_array_equal(batch.X, whole)
+
+
+def test_integers_that_float32_cannot_hold_are_named(write):
+    whole = np.ones((10, 4), np.int64)
+    whole[7, 0] = -(2**24) - 1
+    with pytest.raises(InputError, match=r"row 7: .*2²⁴.*cast the values to float32"):
+        read(write("x.parquet", id=IDS, feature=whole), width=4)
+
+
+BYTES = [pa.binary(), pa.large_binary(), pa.binary_view()]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("kind", BYTES)
+def test_bytes_are_vectors_where_the_width_fits(write, kind, dtype):
+    feature = pa.array([row.astype(dtype).tobytes() for row in X], kind)
+    path = write("x.parquet", id=IDS, feature=feature)
+    for width, columns in ((4, None), (None, Columns(width=4)), (4, Columns(width=4))):
+        np.testing.assert_array_equal(read(path, width=width, columns=columns)[0].X, X)
+    assert survey(FeatureStore.open([path], Columns(width=4))).width == 4
+    part = arrays.matrix(feature.slice(3, 5), width=4, where="x")
+    np.testing.assert_array_equal(part, X[3:8].astype(dtype))
+
+
+@pytest.mark.parametrize("kind", BYTES)
+def test_bytes_that_are_neither_images_nor_vectors_of_a_known_width(write, kind):
+    path = write("x.parquet", id=IDS, feature=pa.array([row.tobytes() for row in X], kind))
+    for width in (None, 12):
+        with pytest.raises(InputError, match=r"column 'feature'.*no image.*--feature-width 4"):
+            read(path, width=width)
+    with pytest.raises(JobError, match="--feature-width 4"):
+        survey(FeatureStore.open([path]))
+
+
+def test_bytes_of_another_width_name_the_row(write):
+    rows = [row.tobytes() for row in X]
+    rows[6] = rows[6][:-1]
+    path = write("x.parquet", id=IDS, feature=pa.array(rows))
+    with pytest.raises(InputError, match=r"row 6: expected 8 or 16 bytes.*found 15 bytes"):
+        read(path, columns=Columns(width=4))
 
 
 @pytest.mark.parametrize("name", ["id", "feature"])
@@ -303,7 +439,19 @@ def test_two_columns_of_one_name(tmp_path):
     [
         (pa.array([*IDS[:9], None]), "row 9: expected no nulls"),
         (pa.array([*range(9), None], pa.int64()), "row 9: expected no nulls"),
-        (pa.array([0.5] * 10), "strings or integers, found double"),
+        (pa.nulls(10), "row 0: expected no nulls"),
+        (pa.nulls(10, pa.int32()), "row 0: expected no nulls"),
+        *(
+            (
+                pa.array([1] * 10, pa.int64()).cast(kind),
+                rf"strings or integers, found {re.escape(str(kind))}.*CAST",
+            )
+            for kind in (pa.float64(), pa.bool_(), pa.decimal128(20, 0))
+        ),
+        (pa.array([0] * 10, pa.date32()), "strings or integers, found date32.*CAST"),
+        (pa.array([[1]] * 10), "strings or integers, found list.*CAST"),
+        (pa.array([b"0123456789abcdef"] * 10, pa.binary(16)), "found fixed_size_binary.*CAST"),
+        (pa.array([b"ok", *[b"\xff\xfe"] * 9]), "row 1: expected text.*fffe.*hexadecimal"),
     ],
 )
 def test_bad_ids(write, ids, says):
@@ -311,6 +459,51 @@ def test_bad_ids(write, ids, says):
         read(write("x.parquet", id=ids, feature=X))
 
 
-def test_a_label_of_another_type(write):
-    with pytest.raises(InputError, match=r"column 'label'.*strings or integers"):
-        read(write("x.parquet", id=IDS, feature=X, label=[0.5] * 10))
+@pytest.mark.parametrize("labels", [[0.5] * 10, [True] * 10, [["a", "b"]] * 10])
+def test_a_label_of_another_type(write, labels):
+    with pytest.raises(InputError, match=r"column 'label'.*strings or integers.*cast"):
+        read(write("x.parquet", id=IDS, feature=X, label=labels))
+
+
+@pytest.mark.parametrize("kind", [pa.null(), pa.string(), pa.float64(), pa.int16()])
+@pytest.mark.parametrize("rule", [None, "int64", "string"])
+def test_a_shard_without_rows_follows_the_others(write, kind, rule):
+    path = write("x.parquet", id=pa.array([], kind), feature=X[:0], label=pa.array([], kind))
+    expected = rule or ("int64" if pa.types.is_integer(kind) else "string")
+    shard = list_shards([path])[0]
+    with open_features(
+        shard, Columns(), width=4, rule=rule and IdRule(kind=rule, origin="y")
+    ) as reader:
+        assert str(reader.id_type) == expected
+        assert list(reader.batches()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "old", "found"),
+    [
+        (pa.int32(), "int64", False, pa.int64()),
+        (pa.int32(), "string", False, None),
+        (pa.int32(), "string", True, pa.string()),  # as stores of earlier versions have them
+        (pa.uint64(), "string", True, pa.string()),
+        (pa.int64(), "string", True, None),
+        (pa.string(), "string", True, pa.string()),
+        (pa.string(), "int64", False, None),
+    ],
+)
+def test_ids_of_another_type_than_the_stores(write, kind, rule, old, found):
+    path = write("x.parquet", id=pa.array(range(10), pa.int64()).cast(kind), feature=X)
+    told = IdRule(kind=rule, origin="y.parquet", old=old)
+    shard = list_shards([path])[0]
+    if found is None:
+        with (
+            pytest.raises(
+                InputError, match=rf"of one type.*{rule}, as in y\.parquet, found {kind}"
+            ),
+            open_features(shard, Columns(), width=4, rule=told),
+        ):
+            pass
+        return
+    with open_features(shard, Columns(), width=4, rule=told) as reader:
+        (batch,) = reader.batches()
+    assert batch.ids.type == reader.id_type == found
+    assert [str(name) for name in batch.ids.to_pylist()] == [str(row) for row in range(10)]

@@ -1,0 +1,117 @@
+"""Ids of rows: int64 or text, one of the two throughout a store.
+
+Every integer type is int64, every text type is text, a UUID is its canonical text. Other types
+are refused: a float or a decimal may have lost digits already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypq.data import arrays
+from raypq.errors import InputError
+
+IdKind = Literal["int64", "string"]  # as receipts name the types
+
+INT64, TEXT = pa.int64(), pa.string()
+_TYPES: dict[IdKind, pa.DataType] = {"int64": INT64, "string": TEXT}
+_REMEDY = "write the column as integers or as text, such as CAST(id AS VARCHAR)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdRule:
+    """The type that all ids of a store have.
+
+    Attributes:
+        kind: the type. origin: a file whose ids have it, for errors.
+        old: the store was written when only int64 counted as integers: narrower and unsigned
+            integers are text in it, and stay so.
+    """
+
+    kind: IdKind
+    origin: str = ""
+    old: bool = False
+
+    @property
+    def type(self) -> pa.DataType:
+        """The Arrow type."""
+        return _TYPES[self.kind]
+
+
+def kind_of(column: pa.DataType, *, where: str, old: bool = False) -> IdKind | None:
+    """The type of ids that a column of this type holds; None where it holds nothing but nulls.
+
+    Args:
+        where: names the file and column in errors. old: see ``IdRule``.
+
+    Raises:
+        InputError: a type that ids cannot have.
+    """
+    plain = arrays.plain_type(column)
+    if pa.types.is_null(plain):
+        return None
+    if pa.types.is_integer(plain):
+        return "string" if old and plain != INT64 else "int64"
+    if arrays.is_text(plain):
+        return "string"
+    raise InputError(where, expected="strings or integers", found=f"{column}; {_REMEDY}")
+
+
+def receipt_kind(column: pa.DataType, rule: IdRule) -> IdKind | None:
+    """What a receipt says of a shard's ids; None of integers that an old store keeps as text, so
+    that the store stays known as old."""
+    if rule.old and pa.types.is_integer(arrays.plain_type(column)) and rule.kind == "string":
+        return None
+    return rule.kind
+
+
+def read(column: pa.Array, kind: IdKind, *, where: str, row0: int = 0) -> pa.Array:
+    """A column of ids as int64 or as strings.
+
+    Args:
+        kind: int64 takes integers alone, string takes integers, too, as their decimal digits.
+        row0: row of the file at which the column starts, for errors.
+
+    Raises:
+        InputError: a null, a value beyond int64, bytes that are no text, naming the row.
+    """
+    if kind == "string":
+        return arrays.strings(column, where=where, nulls=False, row0=row0)
+    arrays.refuse_nulls(column, where, row0, expected="no nulls")
+    if column.type == INT64:
+        return column
+    if isinstance(column.type, pa.DictionaryType):
+        column = column.dictionary_decode()
+    if not pa.types.is_integer(column.type):
+        raise InputError(where, expected="int64 ids", found=str(column.type))
+    if pa.types.is_uint64(column.type):
+        large = pc.greater(column, pa.scalar((1 << 63) - 1, pa.uint64()))
+        bad = np.flatnonzero(large.to_numpy(zero_copy_only=False))
+        if len(bad):
+            row = int(bad[0])
+            raise InputError(
+                f"{where}, row {row0 + row}",
+                expected="integers that int64 holds (at most 9223372036854775807)",
+                found=f"{column[row].as_py()} ({len(bad)} such row(s) in this batch); "
+                "write the ids of all shards as text: CAST(id AS VARCHAR)",
+            )
+    return column.cast(INT64)
+
+
+def check(kind: IdKind, rule: IdRule, *, where: str, found: pa.DataType) -> None:
+    """Refuses a shard whose ids are not of the type that the store has.
+
+    Raises:
+        InputError: naming both, and a file of each.
+    """
+    if kind != rule.kind:
+        raise InputError(
+            where,
+            expected=f"ids of one type in a store: {rule.kind}, as in {rule.origin}",
+            found=f"{found}; write all shards alike, such as CAST(id AS VARCHAR)",
+        )
