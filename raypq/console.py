@@ -1,12 +1,16 @@
-"""What people see while work goes on: a bar on a terminal, plain or JSON lines elsewhere.
+"""What people see: results on stdout; a bar on a terminal, plain or JSON lines elsewhere on stderr.
 
-Results go to stdout, everything here to stderr.
+Where the encoding of a stream lacks a character (Latin-1, ASCII, the code page of a console), a
+plain one or its escape is printed in its place: what a name in the data looks like ends no run.
 """
 
 from __future__ import annotations
 
+import codecs
+import errno
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +19,80 @@ from typing import Any, Self
 
 _LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
+_ERRORS = "raypq"  # the name of what is done where an encoding lacks a character
+_PLAIN = {
+    "─": "-", "━": "-", "−": "-", "–": "-", "—": "-", "→": "->", "×": "x", "·": "*", "‖": "||",
+    "…": "...", "±": "+/-", "∞": "inf", "≤": "<=", "≥": ">=", "≈": "~", "✓": "yes", "✗": "no",
+    "²": "^2", "³": "^3", "½": "1/2", "γ": "gamma", "λ": "lambda", "τ": "tau", "α": "alpha",
+    "β": "beta", "δ": "delta", "ε": "epsilon",
+}  # fmt: skip
+
 log = logging.getLogger("raypq")
+
+
+class OutputClosedError(BrokenPipeError):
+    """Whoever read what is printed has gone, as ``head`` does."""
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """A codec error handler: the character in plain ones, or its escape."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    escaped = (_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text)
+    return "".join(escaped), error.end
+
+
+def open_streams() -> None:
+    """Makes stdout and stderr take any text; for processes that are raypq's own.
+
+    A stream that is closed is opened to nothing, or the next file would have its number, and what
+    a library prints would go into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    codecs.register_error(_ERRORS, _plain)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for good
+        elif reconfigure := getattr(getattr(sys, name), "reconfigure", None):
+            reconfigure(errors=_ERRORS)
+
+
+def emit(text: str) -> None:
+    """Prints a result to stdout.
+
+    Raises:
+        OutputClosedError: nobody reads it any more.
+        OSError: it cannot be written; a full disk, say.
+    """
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        _give_up()
+        raise OutputClosedError(*error.args) from None
+    except OSError as error:
+        _give_up()
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), "<stdout>") from None
+
+
+def note(text: str) -> None:
+    """Prints a line for people to stderr, whatever the level of the log."""
+    sys.stderr.write(f"{text}\n")
+
+
+def _give_up() -> None:
+    """Sends what is left for stdout to nothing, so that the end of the process is quiet."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, sys.stdout.fileno())
+    except (OSError, ValueError):  # no file behind it
+        pass
+    finally:
+        os.close(nothing)
 
 
 class _JsonLines(logging.Formatter):
@@ -27,6 +104,7 @@ class _JsonLines(logging.Formatter):
 
 def set_up(*, quiet: bool = False, as_json: bool = False, debug: bool = False) -> None:
     """Points raypq's log to stderr; called by the command line only."""
+    open_streams()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(message)s"))
     log.handlers = [handler]

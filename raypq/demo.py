@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from raypq import api, console
@@ -221,5 +222,5 @@ def _story(
             else []
         ),
     ):
-        printer.print(f"  {root / name}  [dim]{what}[/dim]", soft_wrap=True)
+        printer.print(f"  {escape(str(root / name))}  [dim]{what}[/dim]", soft_wrap=True)
     return text.getvalue()

@@ -25,6 +25,8 @@ def told(*, debug: bool, passing: tuple[type[BaseException], ...] = ()) -> Itera
         yield
     except passing:
         raise
+    except console.OutputClosedError:  # as after ``| head``: the reader has all that it wants
+        sys.exit(0)
     except KeyboardInterrupt:
         console.fail("interrupted; finished shards are kept, run it again to go on")
         sys.exit(_INTERRUPTED)

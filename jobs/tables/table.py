@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         table = Table.parse(read_mapping(given.table), origin=given.table)
         run(table, Path(given.table).stem, given)
     except RaypqError as error:
-        print(f"raypq: {error}", file=sys.stderr)  # noqa: T201
+        console.fail(str(error))
         sys.exit(error.exit_code)
 
 
@@ -82,7 +82,7 @@ def run(table: Table, name: str, given: argparse.Namespace) -> None:
             continue
         folder = Path(given.output) / f"{name}-{number}"
         found[title] = run_row(row, extra, Path(given.data), folder, given.seeds)
-    print(markdown(table.title, found, given.seeds))  # noqa: T201
+    console.emit(markdown(table.title, found, given.seeds))
     (Path(given.output) / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
 
 

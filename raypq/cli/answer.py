@@ -92,7 +92,7 @@ def evaluate() -> None:
     show_default=True,
     help="Judge only images of these classes (as --candidates).",
 )
-@click.option("--calibration", type=float, help="γ for calibrated stacking. [default: the model's]")
+@click.option("--calibration", type=float, help="For calibrated stacking. [default: the model's]")
 @figures.json_file
 @cluster
 @verb

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from raypq import console
+
 if TYPE_CHECKING:
     from raypq.config import UserSettings
 
@@ -34,11 +36,11 @@ def tell(result: dict[str, Any], to: str | None, table: Callable[[dict[str, Any]
     from raypq.data import result_file
 
     if to == "-":
-        click.echo(result_file.text_of(result))
+        console.emit(result_file.text_of(result))
         return
     if to:
         result_file.write(to, result)
-    click.echo(table(result))
+    console.emit(table(result))
 
 
 def classification(result: dict[str, Any]) -> str:
@@ -135,5 +137,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     for row in rows:
         table.add_row(*row)
     text = io.StringIO()
-    Console(file=text, width=_WIDTH).print(table)
+    Console(file=text, width=_WIDTH, markup=False, emoji=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from raypq import console
 from raypq.cli.options import (
     assigned,
     bad_shard,
@@ -154,4 +155,4 @@ def ablation(assignments: tuple[str, ...], **options: Any) -> None:
         "where": where,
         "columns": columns,
     }
-    click.echo(bench.run(job(AblationJob, options))[1])
+    console.emit(bench.run(job(AblationJob, options))[1])

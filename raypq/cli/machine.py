@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from raypq import console
 from raypq.cli.options import cluster, show, verb, where_of
 
 
@@ -65,7 +66,7 @@ def bench(
     from raypq.bench import report
 
     if show:
-        click.echo(report.markdown(name, show, goals=goals))
+        console.emit(report.markdown(name, show, goals=goals))
         return
     if goals:
         raise click.UsageError("--goals goes with --show")
@@ -125,4 +126,4 @@ def demo(**options: Any) -> None:
     from raypq import demo as story
 
     where = where_of(options)
-    click.echo(story.run(story.DemoSettings(**options), where))
+    console.emit(story.run(story.DemoSettings(**options), where))

@@ -173,4 +173,4 @@ def told(version: Any, store: str) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Prints a result."""
-    click.echo(json.dumps(result, indent=2, default=str))
+    console.emit(json.dumps(result, indent=2, default=str))

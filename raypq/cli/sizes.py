@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from raypq import console
 from raypq.cli.options import job, show, verb
 
 if TYPE_CHECKING:
@@ -113,9 +114,9 @@ def plan(form: str, rates_file: str | None, **options: Any) -> None:
     if form == "json":
         show({"rates": origin, "stages": [asdict(item) for item in stages]})
     else:
-        click.echo(_table([*stages, sizing.total(stages)], priced=stages[-1].cost > 0))
+        console.emit(_table([*stages, sizing.total(stages)], priced=stages[-1].cost > 0))
         uncounted = "" if rates.start is not None else "; the start of Ray was not measured"
-        click.echo(f"\nRates: {origin}{uncounted}.")
+        console.emit(f"\nRates: {origin}{uncounted}.")
 
 
 def _table(stages: list[Stage], *, priced: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from raypq import console
 from raypq.cli.options import verb
 
 
@@ -24,4 +25,4 @@ def report(places: tuple[str, ...], output: str, title: str) -> None:
     from raypq import api
 
     figures = api.report(places, output, title=title)
-    click.echo(f"{output}: {figures} figures")
+    console.emit(f"{output}: {figures} figures")

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from raypq import console
 from raypq.cli.options import show, told, verb
 
 
@@ -32,7 +33,7 @@ def snapshots_list(store: str) -> None:
     from raypq.stages import history
 
     for line in history.listing(store):
-        click.echo(json.dumps(line))
+        console.emit(json.dumps(line))
 
 
 @snapshots.command("show")

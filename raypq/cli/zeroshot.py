@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from raypq import console
 from raypq.cli import figures
 from raypq.cli.answer import evaluate
 from raypq.cli.options import (
@@ -88,7 +89,7 @@ def infer_semantics(**given: Any) -> None:
     given["where"] = where_of(given)
     result = api.infer_semantics(job(InferSemanticsJob, given))
     for line in result.pop("table"):
-        click.echo(line, err=True)
+        console.note(line)
     show(result)
 
 

@@ -72,10 +72,11 @@ def _said(
     path, annotation, metadata = _follow(cls, loc)
     key = names.get(path[0] if path else "") or f"key '{'.'.join(path)}'"
     if kind == "value_error":  # a validator's own words
-        return path, f"{key}: {item['ctx']['error']}"
+        return path, f"{key}: {item['ctx']['error']}" if path else str(item["ctx"]["error"])
     found = shown(item["input"])
     if kind == "invalid_key" or "[key]" in loc:
-        return path, f"expected text as a key, found {found}"
+        inside = f"{key}: " if path else ""
+        return path, f"{inside}expected text as a key, found {found}"
     if annotation is None:
         return path, f"{item['msg']}, found {found}"
     expected = expectation(annotation, metadata)

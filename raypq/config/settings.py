@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import operator
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -117,7 +116,7 @@ def _read(value: Any, annotation: Any) -> Any:
         return [one] if plain and not fixed else _refused(value)
     if isinstance(value, str):
         return _read_text(value, kinds)
-    if isinstance(value, numbers.Number) or hasattr(value, "__index__"):
+    if isinstance(value, numbers.Number) or _is_bool(value):
         return _read_number(value, kinds)
     if isinstance(value, bytes | bytearray):
         return Refused(value)
@@ -151,12 +150,16 @@ def _read_text(text: str, kinds: list[Any]) -> Any:
 
 
 def _read_number(value: Any, kinds: list[Any]) -> Any:
-    if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):  # NumPy's too
+    if _is_bool(value):
         return bool(value) if bool in kinds else Refused(value)
     if bool in kinds and value not in (0, 1):
         return Refused(value)
     if type(value) in (int, float):
         return value
-    if hasattr(value, "__index__"):
-        return operator.index(value)
-    return float(value) if isinstance(value, numbers.Real) else value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else Refused(value)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # NumPy's too

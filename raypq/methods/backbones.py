@@ -34,7 +34,8 @@ class TrunkSettings(GradientSettings):
     @classmethod
     def _pictures_as_they_are(cls, values: Any) -> Any:
         """Pictures are centred and scaled by the network, and by nothing else."""
-        if not isinstance(values, Mapping) or values.get("backbone", "mlp") == "mlp":
+        backbone = values.get("backbone", "mlp") if isinstance(values, Mapping) else "mlp"
+        if not isinstance(backbone, str) or backbone == "mlp":
             return values
         if values.get("normalise", "none") != "none":
             raise ValueError("normalise is for features; a backbone for images takes 'none'")

@@ -1,0 +1,106 @@
+"""A value of another type is refused in plain words, in every field of every job."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raypq import config
+from raypq.config import ClusterSettings, Columns, UserSettings
+from raypq.errors import ConfigError
+from raypq.methods import registry
+
+CLASSES: list[type[UserSettings]] = [
+    *(value for name, value in vars(config).items() if name.endswith("Job") and name != "Job"),
+    config.Answers, config.Columns, config.ClusterSettings, config.DriftLimits,
+    *(method.settings_class for method in registry.METHODS.values()),
+]  # fmt: skip
+REQUIRED: dict[str, Any] = {
+    "model": "m", "features": ["f"], "output": "o", "classes": "c", "codes": "s", "method": "pq",
+    "predictions": "p", "queries": ["q"], "images": ["i"], "backbone": "b", "protocol": 1,
+    "name": "n", "train": ["t"], "threshold": 1.0, "index": "x", "source": "y",
+}  # fmt: skip
+WRONG: list[Any] = [
+    True, False, 3, 2.5, -1, math.nan, math.inf, "", "text", "1_0", "0x10", " 3 ", b"bytes", None,
+    [], [None], [["x"]], [True], ["x", 3], {}, {"a": 1}, {1: 2}, object(), (1, 2, 3), 1j,
+    np.float32(0.5), np.int64(-1), np.bool_(True), np.zeros(2), Path("x"), [b"x"], {"where": "x"},
+    10**400, print,
+]  # fmt: skip
+RAW = ("Input should", "validation error", "pydantic", "type=", "Refused", "<class")
+
+
+def required(cls: type[UserSettings]) -> dict[str, Any]:
+    return {name: REQUIRED[name] for name, field in cls.model_fields.items() if field.is_required()}
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_what_is_refused_is_told_in_plain_words(cls: type[UserSettings]) -> None:
+    for name in cls.model_fields:
+        refused = 0
+        for wrong in WRONG:
+            values = {**required(cls), name: wrong}
+            for build in (lambda v: cls(**v), lambda v: cls.parse(v, origin="n.yaml")):
+                try:
+                    build(values)
+                except ConfigError as error:
+                    message = str(error)
+                    refused += 1
+                    assert name in message
+                    for line in message.splitlines():
+                        said = "expected" in line and "found" in line
+                        assert said or "unknown key" in line or "is required" in line, message
+                    assert not any(part in message for part in RAW), message
+                    assert message.startswith(("n.yaml: ", f"{cls.__name__}: "))
+        assert refused, f"{cls.__name__}.{name} takes anything"
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_missing_and_unknown_keys_are_named(cls: type[UserSettings]) -> None:
+    for name in required(cls):
+        values = {key: value for key, value in required(cls).items() if key != name}
+        with pytest.raises(ConfigError, match=f"{cls.__name__}: key '{name}' is required"):
+            cls(**values)
+    with pytest.raises(ConfigError, match=f"{cls.__name__}: unknown key 'no_such'; allowed: "):
+        cls(**required(cls), no_such=1)
+
+
+class _Odd(os.PathLike[str]):
+    def __fspath__(self) -> str:
+        return "odd"
+
+
+@pytest.mark.parametrize(
+    "cls", [cls for cls in CLASSES if cls.__name__.endswith("Job")], ids=lambda cls: cls.__name__
+)
+def test_every_path_may_be_a_path(cls: type[UserSettings]) -> None:
+    for name, field in cls.model_fields.items():
+        for note in config.places.notes(field.annotation, field.metadata):
+            if isinstance(note, config.places.NoPlace):
+                continue
+            for given in (Path("odd"), _Odd(), "odd"):
+                found = getattr(cls(**{**required(cls), name: given}), name)
+                assert found in ("odd", ["odd"])
+            if found == ["odd"]:
+                several = cls(**{**required(cls), name: (Path("a"), "b", _Odd())})
+                assert getattr(several, name) == ["a", "b", "odd"]
+
+
+def test_numbers_are_taken_as_they_read() -> None:
+    assert Columns(width=np.int64(3)).width == 3
+    assert ClusterSettings(workers=2.0).workers == 2
+    assert ClusterSettings(workers="2").workers == 2
+    assert ClusterSettings(gpus_per_worker=np.float32(0.5)).gpus_per_worker == 0.5
+    assert config.RetrievalJob(codes="c", queries="q", at=10).at == (10,)
+    assert config.InferSemanticsJob(
+        model="m", codes="c", classes="k", output="o", labels="x"
+    ).labels == ("x",)
+    for wrong in (True, 2.5, "2.5", "two", "1_0"):
+        with pytest.raises(ConfigError, match="'workers': expected a whole number"):
+            ClusterSettings(workers=wrong)
+    with pytest.raises(ConfigError, match=r"'labels\.1': expected text, found 3; put it in quotes"):
+        config.InferSemanticsJob(model="m", codes="c", classes="k", output="o", labels=["x", 3])
