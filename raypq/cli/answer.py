@@ -8,6 +8,7 @@ import click
 
 from raypq.cli import figures
 from raypq.cli.options import (
+    Number,
     bad_shard,
     cluster,
     columns,
@@ -92,7 +93,9 @@ def evaluate() -> None:
     show_default=True,
     help="Judge only images of these classes (as --candidates).",
 )
-@click.option("--calibration", type=float, help="For calibrated stacking. [default: the model's]")
+@click.option(
+    "--calibration", type=Number(), help="For calibrated stacking. [default: the model's]"
+)
 @figures.json_file
 @cluster
 @verb

@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from raypq.cli.options import (
+    PLACE,
+    Number,
     assigned,
     bad_shard,
     cluster,
@@ -35,9 +37,7 @@ features = click.option(
 )
 @click.option("--classes", help="Class table (Parquet).")
 @click.option("--output", required=True, help="Model directory to write.")
-@click.option(
-    "--config", type=click.Path(), help="YAML file of method settings; --set counts over it."
-)
+@click.option("--config", type=PLACE, help="YAML file of method settings; --set counts over it.")
 @click.option(
     "--set",
     "assignments",
@@ -49,7 +49,7 @@ features = click.option(
 @click.option("--tune", is_flag=True, help="Choose settings on held-out training classes first.")
 @click.option(
     "--cache-gb",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=4.0,
     show_default=True,
     help="Features that a worker keeps in memory.",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raypq import console
+from raypq.cli.options import PLACE
 
 if TYPE_CHECKING:
     from raypq.config import UserSettings
@@ -19,7 +20,7 @@ _WIDTH = 100  # of a table, as everything else that is printed
 json_file = click.option(
     "--json",
     "json_file",
-    type=click.Path(allow_dash=True),
+    type=PLACE,
     help="Write everything here as JSON; - prints that instead of the table.",
 )
 

@@ -8,6 +8,8 @@ import click
 
 from raypq import console
 from raypq.cli.options import (
+    PLACE,
+    Number,
     assigned,
     bad_shard,
     cluster,
@@ -70,7 +72,7 @@ def extract(**options: Any) -> None:
 )
 @click.option(
     "--share",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     default=0.75,
     show_default=True,
     help="Of the classes whose labels are known, protocol 2.",
@@ -132,7 +134,7 @@ def split(**options: Any) -> None:
     help="A method setting for every variant, such as epochs=8.",
 )
 @click.option(
-    "--json", "json_file", type=click.Path(), help="Write the figures here; what it has is kept."
+    "--json", "json_file", type=PLACE, help="Write the figures here; what it has is kept."
 )
 @columns
 @cluster

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from raypq import console
-from raypq.cli.options import cluster, show, verb, where_of
+from raypq.cli.options import PLACE, cluster, show, verb, where_of
 
 
 @click.command()
@@ -35,11 +35,11 @@ from raypq.cli.options import cluster, show, verb, where_of
     show_default=True,
     help="Of everything that runs.",
 )
-@click.option("--classes", help="Class table for the pipeline bench. [default: generated]")
-@click.option("--json", "json_file", type=click.Path(), help="Write the figures here too.")
 @click.option(
-    "--show", type=click.Path(), help="Run nothing: print this result file as Markdown tables."
+    "--classes", type=PLACE, help="Class table for the pipeline bench. [default: generated]"
 )
+@click.option("--json", "json_file", type=PLACE, help="Write the figures here too.")
+@click.option("--show", type=PLACE, help="Run nothing: print this result file as Markdown tables.")
 @click.option("--goals", is_flag=True, help="With --show: only what has a goal, in one table.")
 @click.option(
     "--processor-time",

@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
-from raypq.cli.options import show, verb
+from raypq.cli.options import PLACE, Number, show, verb
 
 
 @click.command()
-@click.option("--config", required=True, type=click.Path(), help="YAML file, such as nightly.yaml.")
+@click.option("--config", required=True, type=PLACE, help="YAML file, such as nightly.yaml.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and its estimated time; do nothing.")
 @click.option(
     "--rollout",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     help="Share of the shards to move to a new model tonight. [default: the config's, or all]",
 )
 @click.option(

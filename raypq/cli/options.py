@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from functools import wraps
@@ -30,6 +31,34 @@ def options(*several: Callable[[Command], Command]) -> Callable[[Command], Comma
     return decorate
 
 
+class Place(click.types.StringParamType):
+    """A path or URI; an empty one is that of a variable that was not set."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(super().convert(value, param, ctx))
+        if not text.strip():
+            self.fail(f"expected a path or URI, found {text!r}.", param, ctx)
+        return text
+
+
+class Number(click.FloatRange):
+    """A number in a range; NaN and infinity are in none."""
+
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+PLACE = Place()
+
 cluster = options(
     click.option(
         "--cluster", default="local", show_default=True, help="none, local, or a Ray address."
@@ -44,7 +73,7 @@ cluster = options(
     ),
     click.option(
         "--gpus-per-worker",
-        type=click.FloatRange(0),
+        type=Number(0),
         default=0.0,
         show_default=True,
         help="GPUs that Ray keeps for a worker; a part of one, such as 0.5, shares it.",

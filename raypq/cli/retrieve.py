@@ -9,6 +9,7 @@ import click
 from raypq.cli import figures
 from raypq.cli.answer import evaluate
 from raypq.cli.options import (
+    Number,
     bad_shard,
     cluster,
     columns,
@@ -88,7 +89,7 @@ def search(filter_: str | None, **values: Any) -> None:
 @codes
 @click.option(
     "--threshold",
-    type=float,
+    type=Number(),
     required=True,
     help="Largest squared distance (l2) or smallest score (cosine, dot) of a pair.",
 )

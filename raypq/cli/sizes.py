@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raypq import console
-from raypq.cli.options import job, show, verb
+from raypq.cli.options import PLACE, Number, job, show, verb
 
 if TYPE_CHECKING:
     from raypq.sizing import Stage
@@ -72,18 +72,14 @@ if TYPE_CHECKING:
 @click.option("--gpus", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--cluster", type=click.Choice(["none", "ray"]), default="ray", show_default=True)
 @click.option(
-    "--bandwidth", type=click.FloatRange(0, min_open=True), help="MB/s that storage gives a worker."
+    "--bandwidth", type=Number(0, min_open=True), help="MB/s that storage gives a worker."
 )
-@click.option(
-    "--worker-hour", type=click.FloatRange(0), default=0.0, help="Price of a worker for an hour."
-)
-@click.option(
-    "--gpu-hour", type=click.FloatRange(0), default=0.0, help="Price of a GPU for an hour."
-)
+@click.option("--worker-hour", type=Number(0), default=0.0, help="Price of a worker for an hour.")
+@click.option("--gpu-hour", type=Number(0), default=0.0, help="Price of a GPU for an hour.")
 @click.option(
     "--rates",
     "rates_file",
-    type=click.Path(),
+    type=PLACE,
     help="Result file of raypq bench rates. [default: this machine's, measured now if need be]",
 )
 @click.option(

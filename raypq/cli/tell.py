@@ -5,12 +5,18 @@ from __future__ import annotations
 import click
 
 from raypq import console
-from raypq.cli.options import verb
+from raypq.cli.options import PLACE, verb
 
 
 @click.command()
-@click.argument("places", nargs=-1, required=True)
-@click.option("--output", default="report.html", show_default=True, help="HTML file to write.")
+@click.argument("places", nargs=-1, required=True, type=PLACE)
+@click.option(
+    "--output",
+    default="report.html",
+    show_default=True,
+    type=PLACE,
+    help="HTML file to write.",
+)
 @click.option("--title", default="raypq report", show_default=True)
 @verb
 def report(places: tuple[str, ...], output: str, title: str) -> None:

@@ -7,7 +7,7 @@ import json
 import click
 
 from raypq import console
-from raypq.cli.options import show, told, verb
+from raypq.cli.options import PLACE, Number, show, told, verb
 
 
 @click.group()
@@ -21,7 +21,7 @@ def snapshots() -> None:
 
 
 @snapshots.command("list")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @verb
 def snapshots_list(store: str) -> None:
     """One line for each version of STORE, oldest first.
@@ -37,7 +37,7 @@ def snapshots_list(store: str) -> None:
 
 
 @snapshots.command("show")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @click.option("--version", type=click.IntRange(1), help="[default: latest]")
 @verb
 def snapshots_show(store: str, version: int | None) -> None:
@@ -53,7 +53,7 @@ def snapshots_show(store: str, version: int | None) -> None:
 
 
 @snapshots.command("verify")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @click.option("--version", type=click.IntRange(1), help="[default: latest]")
 @click.option("--sha256", is_flag=True, help="Read every byte, not only the sizes.")
 @verb
@@ -70,7 +70,7 @@ def snapshots_verify(store: str, version: int | None, sha256: bool) -> None:
 
 
 @snapshots.command("diff")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @click.argument("old", type=click.IntRange(1))
 @click.argument("new", type=click.IntRange(1), required=False)
 @verb
@@ -87,7 +87,7 @@ def snapshots_diff(store: str, old: int, new: int | None) -> None:
 
 
 @snapshots.command("restore")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @click.argument("version", type=click.IntRange(1))
 @verb
 def snapshots_restore(store: str, version: int) -> None:
@@ -103,11 +103,11 @@ def snapshots_restore(store: str, version: int) -> None:
 
 
 @snapshots.command("gc")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @click.option("--keep", type=click.IntRange(1), help="Latest versions to retain. [default: all]")
 @click.option(
     "--older-than-days",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=7.0,
     show_default=True,
     help="Younger files may belong to a run that is not finished.",

@@ -12,6 +12,7 @@ from raypq.cli import figures
 from raypq.cli.answer import evaluate
 from raypq.cli.options import (
     Command,
+    Number,
     bad_shard,
     cluster,
     columns,
@@ -66,7 +67,7 @@ def add_classes(workers: int | None, **given: Any) -> None:
 )
 @click.option(
     "--tau",
-    type=click.FloatRange(-1, 1),
+    type=Number(-1, 1),
     default=0.0,
     show_default=True,
     help="Similar from this cosine on.",

@@ -140,6 +140,8 @@ def expectation(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         keys = ", ".join(sorted(known.model_fields))
         return f"a mapping with keys of {keys}"
     word = _WORDS.get(known, getattr(known, "__name__", str(known)))
+    if known is str and bounds.get("min_length"):
+        return "text that is not empty"
     limits = [f"{words} {bounds[name]}" for name, words in _BOUNDS if name in bounds]
     return " ".join([word, " and ".join(limits)]) if limits else word
 

@@ -9,13 +9,15 @@ from pydantic import Field
 
 from raypq.config.settings import Positive, UserSettings
 
+Name = Annotated[str, Field(min_length=1)]
+
 
 class Columns(UserSettings):
     """Names of the columns in feature files."""
 
-    id: str = "id"
-    feature: str = "feature"
-    label: str = "label"
+    id: Name = "id"
+    feature: Name = "feature"
+    label: Name = "label"
     width: Positive | None = Field(
         None, description="feature width; needed for fixed_size_binary where no model tells it"
     )
@@ -30,7 +32,7 @@ class Columns(UserSettings):
 class ClusterSettings(UserSettings):
     """Where the work runs."""
 
-    cluster: str = Field("local", description="none, local, or the address of a Ray cluster")
+    cluster: Name = Field("local", description="none, local, or the address of a Ray cluster")
     workers: Positive = Field(default_factory=lambda: max(1, os.cpu_count() or 1))
     threads: Positive = Field(1, description="CPU threads of one worker; also its num_cpus on Ray")
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0

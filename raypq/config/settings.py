@@ -128,24 +128,16 @@ def _refused(value: Any) -> Any:
     return value if isinstance(value, Mapping) else Refused(value)
 
 
-def _texts(kinds: list[Any]) -> bool:
-    return str in kinds or any(
-        isinstance(part, str)
-        for kind in kinds
-        if get_origin(kind) is Literal
-        for part in get_args(kind)
-    )
-
-
 def _read_text(text: str, kinds: list[Any]) -> Any:
-    if str in kinds:
+    named = {part for kind in kinds if get_origin(kind) is Literal for part in get_args(kind)}
+    if str in kinds or text in named:
         return text
     if bool in kinds:
         return _SWITCHES.get(text.lower(), Refused(text))
-    if (int in kinds or float in kinds) and _NUMBER.fullmatch(text):
-        return int(text) if _INTEGER.fullmatch(text) else float(text)
     if int in kinds or float in kinds:
-        return text if _texts(kinds) else Refused(text)
+        if not _NUMBER.fullmatch(text):
+            return Refused(text)
+        return int(text) if _INTEGER.fullmatch(text) else float(text)
     return text
 
 

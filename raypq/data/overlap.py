@@ -20,10 +20,15 @@ from pydantic import BaseModel
 
 from raypq.config import places
 from raypq.config.places import Place, Reads, Writes
+from raypq.data import journal, lease, models, runs, sidecars, snapshot
 from raypq.data.storage import is_local, local_path
 from raypq.errors import ConfigError
 
-_STORE = ("data", "snapshots", "journal", "lease", "models")  # the folders that a store owns
+# The folders of a store.
+_STORE = (
+    "data",
+    *(part.FOLDER for part in (snapshot, journal, lease, runs, sidecars, models)),
+)
 _MODEL = ("model.json", "model.safetensors", "classes.json", "classes.safetensors")
 _TRAINING = "training"  # below a model: checkpoints, until it is saved
 _PARTS = ("labelled", "unlabelled", "queries", "other")
@@ -203,7 +208,9 @@ class _Output:
         at = self.at
         if self.kind == "store":
             # Its models are written where they lack only, so that one of them may be an input.
-            yield from (_Files(at=at / name, shape="tree") for name in _STORE if name != "models")
+            yield from (
+                _Files(at=at / name, shape="tree") for name in _STORE if name != models.FOLDER
+            )
         elif self.kind == "model":
             yield _Files(at=at, shape="folder", names=frozenset(_MODEL))
             yield _Files(at=at / _TRAINING, shape="tree")

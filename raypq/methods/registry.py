@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,12 +65,13 @@ def create_reduction(name: str, settings: Mapping[str, Any]) -> ReductionMethod:
     return method
 
 
-def load(uri: str) -> Model:
+def load(uri: str | os.PathLike[str]) -> Model:
     """Reads a model directory of any method.
 
     Raises:
         ModelError: it cannot be read, or its method is not known here.
     """
+    uri = os.fspath(uri)
     files = ModelFiles.load(uri)
     name, where = str(files.content.get("method")), join(uri, "model.json")
     if name not in METHODS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -22,27 +23,30 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.part|\.clock-[0-9a-f]{32}")
 _SWEPT = (snapshot.FOLDER, lease.FOLDER, journal.FOLDER, MODELS)  # of temporary files
 
 
-def listing(store: str) -> list[dict[str, Any]]:
+def listing(store: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """One line a version, oldest first."""
+    store = os.fspath(store)
     return [_line(snapshot.read(store, version)) for version in snapshot.versions(store)]
 
 
-def show(store: str, version: int | None = None) -> dict[str, Any]:
+def show(store: str | os.PathLike[str], version: int | None = None) -> dict[str, Any]:
     """Everything that a version says of itself.
 
     Raises:
         InputError: no such store or version.
     """
+    store = os.fspath(store)
     return snapshot.read(store, version).model_dump(mode="json")
 
 
-def restore(store: str, version: int) -> Snapshot:
+def restore(store: str | os.PathLike[str], version: int) -> Snapshot:
     """Makes a new version that holds what an old one does; nothing is copied, nothing is lost.
 
     Raises:
         InputError: no such version, or one whose files are not all there (``gc`` took them).
         ConflictError: a nightly run is at work on the store, or another writer committed.
     """
+    store = os.fspath(store)
     snapshot.read(store, version)
     with lease.held(store) as mine, runs.at_work(store, "restore"):
         removed = runs.removed_by_gc(store)
@@ -81,12 +85,15 @@ def restore(store: str, version: int) -> Snapshot:
     return made
 
 
-def verify(store: str, version: int | None = None, *, content: bool = False) -> dict[str, Any]:
+def verify(
+    store: str | os.PathLike[str], version: int | None = None, *, content: bool = False
+) -> dict[str, Any]:
     """Checks the files of a version: their sizes, or on request every byte.
 
     Raises:
         InputError: naming the first file that is not as it was written.
     """
+    store = os.fspath(store)
     found = snapshot.read(store, version)
     if content:
         snapshot.verify_content(store, found)
@@ -123,12 +130,13 @@ def _verify_models(store: str, version: Snapshot) -> int:
     return len(needed)
 
 
-def diff(store: str, old: int, new: int | None = None) -> dict[str, Any]:
+def diff(store: str | os.PathLike[str], old: int, new: int | None = None) -> dict[str, Any]:
     """The shards that two versions do not share, by stem.
 
     Raises:
         InputError: no such store or version.
     """
+    store = os.fspath(store)
     before, after = snapshot.read(store, old), snapshot.read(store, new)
     was = {receipt.shard: receipt for receipt in before.shards}
     now = {receipt.shard: receipt for receipt in after.shards}
@@ -160,7 +168,11 @@ class Garbage:
 
 
 def collect(
-    store: str, *, keep: int | None = None, older_than_days: float = 7.0, remove: bool = False
+    store: str | os.PathLike[str],
+    *,
+    keep: int | None = None,
+    older_than_days: float = 7.0,
+    remove: bool = False,
 ) -> Garbage:
     """Finds, and on request removes, what no retained version needs and that is old enough: data,
     sidecars, journals, models, and what crashes left behind.
@@ -176,6 +188,7 @@ def collect(
         ConfigError: keep is less than one.
         InputError: no such store, or a version that cannot be read: what it needs is not known.
     """
+    store = os.fspath(store)
     if keep is not None and keep < 1:
         raise ConfigError(f"keep: at least the latest version must stay, found {keep}")
     snapshot.read(store)  # there must be a store, or a wrong path would be swept

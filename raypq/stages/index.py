@@ -9,6 +9,7 @@ limit and gives the same answers.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,14 @@ class Index:
         ids: of all rows, ascending; int64, or object where they are strings. version: of the store.
     """
 
-    def __init__(self, codes: str, *, version: int | None = None, metric: Metric | None = None):
+    def __init__(
+        self,
+        codes: str | os.PathLike[str],
+        *,
+        version: int | None = None,
+        metric: Metric | None = None,
+    ):
+        codes = os.fspath(codes)
         found = open_store(codes, version)
         self.version = found.version
         self.models = models_for(codes, found, None)
@@ -133,7 +141,9 @@ def _plain(ids: pa.Array) -> NDArray[Any]:
     return ids.to_numpy(zero_copy_only=False)
 
 
-def open_index(codes: str, *, version: int | None = None, metric: Metric | None = None) -> Index:
+def open_index(
+    codes: str | os.PathLike[str], *, version: int | None = None, metric: Metric | None = None
+) -> Index:
     """Reads a code store (``raypq.open``): all of its codes, with the models it keeps.
 
     Raises:

@@ -181,3 +181,88 @@ def test_elsewhere_it_is_plain_lines(caplog: pytest.LogCaptureFixture) -> None:
     (record,) = caplog.records
     assert "encode: 2/2 shards" in record.getMessage()
     assert record.__dict__["fields"]["images"] == 1000
+
+
+def parameters() -> Iterator[tuple[tuple[str, ...], click.Command, click.Parameter]]:
+    for words in VERBS:
+        command: click.Command = main
+        for word in words:
+            assert isinstance(command, click.Group)
+            command = command.commands[word]
+        for parameter in command.params:
+            yield words, command, parameter
+
+
+PARAMETERS = list(parameters())
+
+
+def refused(command: click.Command, parameter: click.Parameter, text: str) -> str | None:
+    """What the command says of a value of an option, and of nothing else."""
+    context = click.Context(command)
+    try:
+        parameter.type_cast_value(context, (text,) if parameter.multiple else text)
+    except click.UsageError as error:
+        return error.format_message()
+    return None
+
+
+@pytest.mark.parametrize(
+    ("words", "command", "parameter"),
+    [row for row in PARAMETERS if isinstance(row[2].type, click.types.FloatParamType)],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else getattr(value, "name", ""),
+)
+def test_no_number_is_nan(
+    words: tuple[str, ...], command: click.Command, parameter: click.Parameter
+) -> None:
+    for text in ("nan", "inf", "-inf", "1e999", "one", ""):
+        message = refused(command, parameter, text)
+        assert message is not None
+        assert parameter.opts[0] in message
+
+
+def test_bounds_are_told_with_the_option() -> None:
+    for words, command, parameter in PARAMETERS:
+        if isinstance(parameter.type, click.IntRange) and parameter.type.min is not None:
+            message = refused(command, parameter, str(parameter.type.min - 1))
+            assert message is not None, words
+            assert parameter.opts[-1].lower() in message.lower()
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_no_path_on_the_command_line_is_empty(text: str) -> None:
+    """As ``--output "$OUTPUT"`` gives where the variable is not set."""
+    for words, given in {
+        ("train", "pq"): ["--features", text, "--output", "m"],
+        ("train", "sae"): ["--features", "f", "--output", text],
+        ("train", "opq"): ["--features", "f", "--output", "m", "--config", text],
+        ("encode",): ["--model", text, "--features", "f", "--output", "c"],
+        ("classify",): ["--codes", text, "--classes", "c", "--output", "p"],
+        ("evaluate", "classification"): ["--predictions", "p", "--classes", "c", "--json", text],
+        ("evaluate", "retrieval"): ["--codes", "c", "--queries", text],
+        ("search",): ["--codes", "c", "--queries", "q", "--output", text],
+        ("reindex",): ["--config", text],
+        ("snapshots", "list"): [text],
+        ("snapshots", "gc"): [text, "--delete"],
+        ("report",): [text],
+        ("bench", "pipeline"): ["--classes", text],
+        ("bench", "all"): ["--show", text],
+        ("plan",): ["--images", "9", "--rates", text],
+        ("demo",): ["--output", text],
+        ("import-faiss",): [text, "--output", "m"],
+    }.items():
+        result = CliRunner().invoke(main, [*words, *given])
+        assert result.exit_code == 2, (words, result.output)
+        assert "expected a path or URI, found" in result.output, words
+
+
+def test_a_wrong_option_is_named_as_it_is_written() -> None:
+    result = CliRunner().invoke(main, ["encode", "--model", "m", "--features", "", "--output", "o"])
+    assert "command line: --features: expected a path or URI" in result.output
+    result = CliRunner().invoke(
+        main, ["classify", "--codes", "c", "--classes", "k", "--output", "o", "--calibration", "x"]
+    )
+    assert "command line: --calibration: expected a finite number or 'model'" in result.output
+    result = CliRunner().invoke(
+        main, ["encode", "--model", "m", "--features", "f", "--output", "o", "--id-column", ""]
+    )
+    assert "command line: --id-column: expected text that is not empty" in result.output
