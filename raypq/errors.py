@@ -73,6 +73,18 @@ class DriftError(RaypqError):
         return f"{len(self.shards)} shard(s) drifted (everything is committed):\n{lines}"
 
 
+class QuarantineError(RaypqError):
+    """Shards are left out of a version, and that was asked to count as a failure."""
+
+    def __init__(self, shards: Sequence[str]) -> None:
+        super().__init__(shards)
+        self.shards = list(shards)
+
+    def __str__(self) -> str:
+        lines = "\n".join(f"  {shard}" for shard in self.shards)
+        return f"{len(self.shards)} shard(s) are left out (everything else is committed):\n{lines}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardFailure:
     """One shard that could not be processed, and why.

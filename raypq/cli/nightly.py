@@ -20,6 +20,11 @@ from raypq.cli.options import PLACE, Number, show, verb
 @click.option(
     "--fail-on-drift", is_flag=True, help="Exit with 1 if new shards drifted; all is committed."
 )
+@click.option(
+    "--fail-on-quarantined",
+    is_flag=True,
+    help="Exit with 1 if shards are left out; everything else is committed.",
+)
 @click.option("--cluster", help="none, local, or a Ray address. [default: the config's]")
 @click.option("--workers", type=click.IntRange(1), help="[default: the config's]")
 @verb

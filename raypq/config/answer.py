@@ -94,6 +94,9 @@ class ReindexJob(Job):
     )
     drift: DriftLimits = DriftLimits()
     fail_on_drift: bool = False
+    fail_on_quarantined: bool = Field(
+        False, description="an error, after the commit, where shards are left out"
+    )
     lease_seconds: Annotated[float, Field(ge=1)] = Field(
         60.0, description="a run without a sign of life for so long counts as crashed"
     )

@@ -260,7 +260,9 @@ class Plan:
             ShardTask(shard=shard, model=model, work=works[model])
             for shard, model in zip(shards, models, strict=True)
         ]
-        run = StoreRun.plan(kind="predictions", store=job.output, tasks=tasks)
+        run = StoreRun.plan(
+            kind="predictions", store=job.output, tasks=tasks, on_bad_shard=job.on_bad_shard
+        )
         return cls(judges=judges, candidates=candidates, run=run)
 
 

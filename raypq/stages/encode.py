@@ -130,7 +130,7 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
     work = encoding_work(model, job)
     shards = FeatureStore.open(job.features, job.columns).shards
     tasks = [ShardTask(shard=shard, model=model.fingerprint, work=work) for shard in shards]
-    run = StoreRun.plan(kind="codes", store=job.output, tasks=tasks)
+    run = StoreRun.plan(kind="codes", store=job.output, tasks=tasks, on_bad_shard=job.on_bad_shard)
     shelf.keep(job.output, model)  # before any version can name it
     if finished := run.finished():
         return finished

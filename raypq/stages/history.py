@@ -16,6 +16,7 @@ from raypq.data.models import ModelFiles
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import Listed, delete, join, list_files, list_folders, now
 from raypq.errors import ConfigError, ConflictError, InputError, ModelError
+from raypq.stages import quarantine
 
 _DAY = 86_400.0
 _APART = 300.0  # seconds between clocks that are worth a warning
@@ -150,6 +151,18 @@ def diff(store: str | os.PathLike[str], old: int, new: int | None = None) -> dic
         ),
         "kept": sum(now[name].path == was[name].path for name in now.keys() & was.keys()),
         "images": {"old": before.rows, "new": after.rows},
+        "quarantined": _left_out(before, after),
+    }
+
+
+def _left_out(before: Snapshot, after: Snapshot) -> dict[str, Any]:
+    """The shards that two versions lack: those of one alone, and of both."""
+    was, now = ({item.shard for item in version.quarantined} for version in (before, after))
+    return {
+        "added": sorted(now - was),
+        "removed": sorted(was - now),
+        "kept": sorted(now & was),
+        "since": quarantine.since(after),
     }
 
 
@@ -327,6 +340,7 @@ def _line(version: Snapshot) -> dict[str, Any]:
         "images": version.rows,
         "shards": len(version.shards),
         "quarantined": len(version.quarantined),
+        **({"left_out": quarantine.told_of(version)} if version.quarantined else {}),
         "bytes": sum(receipt.bytes for receipt in version.shards),
         "models": sorted({receipt.model[:12] for receipt in version.shards}),
     }

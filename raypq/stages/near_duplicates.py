@@ -206,7 +206,7 @@ def duplicates(job: DuplicatesJob, crew: Crew) -> Snapshot:
     work = duplicates_work(model.fingerprint, job, metric=metric, codes=codes)
     shard = Shard(index=0, uri=job.codes, stem="pairs", size=0, modified="")
     task = ShardTask(shard=shard, model=model.fingerprint, work=work)
-    run = StoreRun.plan(kind="pairs", store=job.output, tasks=[task])
+    run = StoreRun.plan(kind="pairs", store=job.output, tasks=[task], on_bad_shard=job.on_bad_shard)
     if finished := run.finished():
         return finished
     stored = stored_shards(job.codes, version)

@@ -91,7 +91,7 @@ def compare(job: ReindexJob, model: Model) -> Night:
         task = ShardTask(shard=shard, model=model.fingerprint, work=work)
         receipt = known.receipts.get(shard.stem)
         if receipt is None:
-            _place_new(night, known, task)
+            _place_new(night, known, task, retry=job.on_bad_shard == "fail")
         elif shard.stem not in there:
             night.lost.append(task)
         elif not receipt.source.same_file(Source.of(shard)):
@@ -165,10 +165,11 @@ def _refuse_a_vanished_source(job: ReindexJob, night: Night) -> None:
     )
 
 
-def _place_new(night: Night, known: _Known, task: ShardTask) -> None:
+def _place_new(night: Night, known: _Known, task: ShardTask, *, retry: bool) -> None:
     aside = known.aside.get(task.shard.stem)
     source = Source.of(task.shard)
-    if aside and aside.work == task.work and aside.source and aside.source.same_file(source):
+    same = aside and aside.work == task.work and aside.source and aside.source.same_file(source)
+    if aside and same and not retry:
         night.put_aside.append(aside)  # it was bad, and nothing about it has changed
     else:
         night.new.append(task)

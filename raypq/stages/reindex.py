@@ -22,7 +22,7 @@ from raypq.data.snapshot import Snapshot
 from raypq.errors import ConfigError, DriftError
 from raypq.methods import registry, shelf
 from raypq.methods.base import Model
-from raypq.stages import classify, encode, forecast, judges
+from raypq.stages import classify, encode, forecast, judges, quarantine
 from raypq.stages.crew import Crew
 from raypq.stages.drift import Drifted, judge, known_baseline
 from raypq.stages.night import Night, compare, encode_job
@@ -39,6 +39,7 @@ def reindex(job: ReindexJob, crew: Crew) -> dict[str, Any]:
         InputError: the source is empty, or lost too many shards.
         JobError: shards that could not be done; every good one is finished.
         DriftError: on request, after everything is committed: new shards drifted.
+        QuarantineError: on request, after everything is committed: shards are left out.
     """
     start = time.monotonic()
     stores = [job.codes, *(answers.output for answers in job.classify)]
@@ -190,8 +191,14 @@ def _report(
     seconds: float,
 ) -> dict[str, Any]:
     nothing = night.idle and not any(new for _, new in answers)
+    outputs = [section.output for section in job.classify]
+    versions = [(job.codes, codes), *zip(outputs, (one for one, _ in answers), strict=True)]
+    left_out = sum(len(version.quarantined) for _, version in versions)
     if nothing:
-        console.say(f"nothing to do: everything is up to date ({seconds:.1f} s)")
+        but = f" but {left_out} shard(s) that are left out" if left_out else ""
+        console.say(f"nothing to do: everything is up to date{but} ({seconds:.1f} s)")
+    if night.idle:
+        quarantine.tell(job.codes, codes)
     rollout = _rollout(night)
     if night.waiting:
         console.say(f"roll-out: {rollout['done']} of {rollout['of']} shards are on {job.model}")
@@ -203,6 +210,8 @@ def _report(
     _warn(drifted, drift["judged"])
     if drifted and job.fail_on_drift:
         raise DriftError([str(item) for item in drifted])
+    if job.fail_on_quarantined:
+        quarantine.refuse(versions)
     found = {} if night.idle else codes.summary.get("duplicate_ids")
     return {
         "nothing_to_do": nothing,
@@ -226,6 +235,7 @@ def _told(version: Snapshot, *, new: bool) -> dict[str, Any]:
         "images": version.rows,
         "shards": len(version.shards),
         "quarantined": len(version.quarantined),
+        **({"left_out": quarantine.told_of(version)} if version.quarantined else {}),
     }
 
 

@@ -144,7 +144,7 @@ def search(job: SearchJob, crew: Crew) -> Snapshot:
         ShardTask(shard=shard, model=plan.metadata["raypq.model"], work=work)
         for shard in _query_shards(job)
     ]
-    run = StoreRun.plan(kind="search", store=job.output, tasks=tasks)
+    run = StoreRun.plan(kind="search", store=job.output, tasks=tasks, on_bad_shard=job.on_bad_shard)
     if finished := run.finished():
         return finished
     summary = {

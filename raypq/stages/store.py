@@ -21,6 +21,7 @@ from raypq.data.output import Receipt, Source
 from raypq.data.snapshot import Quarantined, Snapshot
 from raypq.data.storage import Shard, canonical, join, prepare
 from raypq.errors import ConflictError, InputError, ShardFailure
+from raypq.stages import quarantine
 from raypq.stages.crew import Gang, settle
 
 # What is going on, what was done, and the rows that come of it.
@@ -119,8 +120,19 @@ class StoreRun:
     journals: Mapping[str, Journal] = field(default_factory=dict)
 
     @classmethod
-    def plan(cls, *, kind: snapshot.Kind, store: str, tasks: Sequence[ShardTask]) -> StoreRun:
+    def plan(
+        cls,
+        *,
+        kind: snapshot.Kind,
+        store: str,
+        tasks: Sequence[ShardTask],
+        on_bad_shard: str = "fail",
+    ) -> StoreRun:
         """Looks at what is there.
+
+        Args:
+            on_bad_shard: with ``quarantine``, a shard that was bad and has not changed stays out
+                without being tried again.
 
         Raises:
             InputError: the store is of another kind.
@@ -135,6 +147,12 @@ class StoreRun:
         stems = known_stems(latest, known)
         shards = under_known_stems([task.shard for task in tasks], stems)
         tasks = [replace(task, shard=shard) for task, shard in zip(tasks, shards, strict=True)]
+        put_aside: list[Quarantined] = []
+        if latest and on_bad_shard == "quarantine":
+            tried = {task.shard.stem: (Source.of(task.shard), task.work) for task in tasks}
+            aside = quarantine.unchanged(latest, tried)
+            put_aside = [item for item in latest.quarantined if item.shard in aside]
+            tasks = [task for task in tasks if task.shard.stem not in aside]
         by_stem = {task.shard.stem: task for task in tasks}
         usable = [
             receipt
@@ -146,7 +164,15 @@ class StoreRun:
         kept: dict[str, Receipt] = {}
         for receipt in still_there(store, usable):
             kept.setdefault(receipt.shard, receipt)  # what a version already holds comes first
-        return cls(kind=kind, store=store, tasks=tasks, latest=latest, kept=kept, journals=journals)
+        return cls(
+            kind=kind,
+            store=store,
+            tasks=tasks,
+            latest=latest,
+            kept=kept,
+            put_aside=put_aside,
+            journals=journals,
+        )
 
     @property
     def run_id(self) -> str:
@@ -164,7 +190,7 @@ class StoreRun:
 
     def finished(self) -> Snapshot | None:
         """The latest version, if it is what this run would make."""
-        if self.latest is None or self.latest.quarantined:
+        if self.latest is None or {*self.latest.quarantined} != {*self.put_aside}:
             return None
         held = {receipt.shard: receipt for receipt in self.latest.shards}
         if held != dict(self.kept) or len(held) != len(self.tasks):
@@ -173,6 +199,7 @@ class StoreRun:
             f"nothing to do: {self.store} version {self.latest.version} holds all "
             f"{len(self.tasks)} shards as they are"
         )
+        quarantine.tell(self.store, self.latest)
         return self.latest
 
     def execute(
@@ -273,6 +300,8 @@ class StoreRun:
             f"{done} {version.rows:,} {rows} in {seconds:.1f} s{kept}: "
             f"{self.store} version {version.version}"
         )
+        tried = {task.shard.stem for task in self.tasks}  # those were warned of just now
+        quarantine.tell(self.store, version, but=tried)
         return version
 
     def _journal(self, journals: dict[str, Journal], work: str) -> Journal:
@@ -307,7 +336,7 @@ class StoreRun:
             ],
             receipts=receipts,
             quarantined=[*self.put_aside, *left_out],
-            summary=summary,
+            summary=summary | quarantine.noted(self.latest, [*self.put_aside, *left_out]),
             follows=None if self.guard is None else self.latest.version if self.latest else 0,
             guard=self._guarding(receipts),
         )
