@@ -16,6 +16,7 @@ from raypq.cli.options import (
     job,
     show,
     told,
+    unknown_labels,
     verb,
     where_of,
 )
@@ -51,6 +52,7 @@ from raypq.cli.options import (
     show_default=True,
     help="Taken off seen classes' scores: a number, or 'model'.",
 )
+@unknown_labels
 @click.option("--output", required=True, help="Prediction store to write a version of.")
 @bad_shard
 @columns
@@ -70,7 +72,9 @@ def classify(**options: Any) -> None:
     where, columns = where_of(options), columns_of(options)
     options |= {"features": list(options["features"]) or None, "where": where, "columns": columns}
     version = api.classify(job(ClassifyJob, options))
-    show(told(version, options["output"]) | {"accuracy": version.summary["result"]["accuracy"]})
+    result = version.summary["result"]
+    few = {key: result[key] for key in ("accuracy", "unknown_labels") if key in result}
+    show(told(version, options["output"]) | few)
 
 
 @click.group()
@@ -96,6 +100,7 @@ def evaluate() -> None:
 @click.option(
     "--calibration", type=Number(), help="For calibrated stacking. [default: the model's]"
 )
+@unknown_labels
 @figures.json_file
 @cluster
 @verb

@@ -93,6 +93,13 @@ bad_shard = click.option(
     show_default=True,
     help="Fail after all good shards are done, or leave bad ones out and record them.",
 )
+unknown_labels = click.option(
+    "--unknown-labels",
+    type=click.Choice(["report", "refuse"]),
+    default="report",
+    show_default=True,
+    help="Labels that the class table lacks: count and warn, or fail.",
+)
 columns = options(
     click.option("--id-column", default="id", show_default=True),
     click.option("--feature-column", default="feature", show_default=True),

@@ -12,6 +12,7 @@ from raypq.config.answer import (
     EncodeJob,
     EvaluateJob,
     ReindexJob,
+    UnknownLabels,
 )
 from raypq.config.build import AblationJob, ExtractJob, RepackJob, SplitJob, TrainJob
 from raypq.config.job import ClusterSettings, Columns, Job
@@ -74,6 +75,7 @@ __all__ = [
     "Space",
     "SplitJob",
     "TrainJob",
+    "UnknownLabels",
     "UserSettings",
     "parse_assignments",
     "read_mapping",

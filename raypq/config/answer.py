@@ -15,6 +15,10 @@ DuplicateIds = Annotated[
     Literal["report", "refuse", "ignore"],
     Field(description="ids that are there more than once, within a shard or across shards"),
 ]
+UnknownLabels = Annotated[
+    Literal["report", "refuse"],
+    Field(description="labels that the class table lacks: count and warn, or an error"),
+]
 
 
 class EncodeJob(Job):
@@ -37,6 +41,7 @@ class Answers(UserSettings):
     top_k: Positive = 10
     metric: Metric | None = None
     calibration: float | Literal["model"] = 0.0
+    unknown_labels: UnknownLabels = "report"
     output: NewStore
 
 
@@ -60,6 +65,7 @@ class EvaluateJob(Job):
     classes: InputFile
     split: Split = "all"
     calibration: float | None = None
+    unknown_labels: UnknownLabels = "report"
 
 
 class DriftLimits(UserSettings):

@@ -56,25 +56,50 @@ class ClassTable:
             raise InputError(self.uri, expected="a column 'embedding'", found="none")
         return self.E
 
-    def index(self, labels: pa.StringArray, *, where: str, row0: int = 0) -> NDArray[np.int32]:
+    def find(self, labels: pa.StringArray) -> tuple[NDArray[np.int32], pa.StringArray]:
+        """Class index of each label [n], and the labels that the table does not have.
+
+        The index is -1 where the label is null, of an excluded class, or unknown.
+        """
+        found, unknown = self._find(labels)
+        return found, labels.filter(pa.array(unknown))
+
+    def index(
+        self,
+        labels: pa.StringArray,
+        *,
+        where: str,
+        row0: int = 0,
+        remedy: str = "add the class to the table, or take it out of this file",
+    ) -> NDArray[np.int32]:
         """Class index of each label [n]; -1 where the label is null or of an excluded class.
+
+        Args:
+            where, row0: the labels' file and the row of the first one, for errors.
+            remedy: what the error advises.
 
         Raises:
             InputError: a label that the table does not have, naming it and its row.
         """
-        found = pc.index_in(labels, value_set=self.ids)
-        unknown = pc.and_(pc.is_null(found), pc.is_valid(labels)).to_numpy(zero_copy_only=False)
-        if self.excluded:
-            known = pc.is_in(labels, value_set=pa.array(self.excluded, pa.string()))
-            unknown = unknown & ~known.to_numpy(zero_copy_only=False)
+        found, unknown = self._find(labels)
         if unknown.any():
             row = int(np.flatnonzero(unknown)[0])
             raise InputError(
                 f"{where}, row {row0 + row}",
                 expected=f"a label among the {len(self)} class_ids of {self.uri}",
-                found=f"{labels[row].as_py()!r} ({int(unknown.sum())} such row(s) in this batch)",
+                found=f"{labels[row].as_py()!r} ({int(unknown.sum())} such row(s) in this batch); "
+                f"{remedy}",
             )
-        return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+        return found
+
+    def _find(self, labels: pa.StringArray) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        found = pc.index_in(labels, value_set=self.ids)
+        unknown = pc.and_(pc.is_null(found), pc.is_valid(labels)).to_numpy(zero_copy_only=False)
+        if self.excluded:
+            known = pc.is_in(labels, value_set=pa.array(self.excluded, pa.string()))
+            unknown = unknown & ~known.to_numpy(zero_copy_only=False)
+        index = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+        return index, unknown
 
     def select(self, spec: str) -> NDArray[np.int64]:
         """Indices of the classes that a split names, in table order (see ``SPLITS``).

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import numpy as np
@@ -20,23 +20,30 @@ from numpy.typing import NDArray
 
 from raypq.data.storage import open_parquet
 
-_IN_MEMORY = 4 << 20  # entries of 16 bytes that are sorted at once, beside 16 more each
-_COMPARED = 10_000  # rows whose ids are compared; beyond that a collision changes nothing
+IN_MEMORY = 2 << 20  # entries of 16 bytes that are sorted at once, beside 32 more each
+COMPARED = 10_000  # rows whose ids are compared; beyond that a collision changes nothing
+PIECE = 65_536  # ids or entries that are handed on at once
 _SHOWN = 5
-_BATCH = 65_536  # ids
-_ENTRY = np.dtype([("hash", "<u8"), ("file", "<u4"), ("row", "<u4")])
+_MOST_PARTS = 256  # temporary files at once
+ENTRY = np.dtype([("hash", "<u8"), ("file", "<u4"), ("row", "<u4")])
 _PRIME = 0x100000001B3  # odd, so that powers of it keep all 64 bits apart
 
 Entries = NDArray[Any]
+Place = tuple[int, int]  # file and row
 
 
 @dataclass(frozen=True, kw_only=True)
 class IdFile:
-    """A file with a column ``id``, and what its rows are called in messages."""
+    """A file with a column ``id``, and what its rows are called in messages.
+
+    Attributes:
+        path: below the store; names the content, since a stored file never changes.
+    """
 
     uri: str
     name: str
     rows: int
+    path: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,34 +66,35 @@ class Duplicates:
         return f"{self.rows:,} row(s) with an id that is there before: {shown}"
 
 
-def find_duplicates(files: Sequence[IdFile], *, in_memory: int = _IN_MEMORY) -> Duplicates | None:
+def find_duplicates(files: Sequence[IdFile], *, in_memory: int = IN_MEMORY) -> Duplicates | None:
     """Looks through the ids of all files; None where each is there once.
 
     Args:
         in_memory: entries of 16 bytes to hold and sort at once.
     """
-    total = sum(file.rows for file in files)
-    parts = max(1, -(-total // in_memory))
-    repeated: list[Entries] = []
-    with ExitStack() as stack:
-        for part in _parts(_entries(files), parts, stack):
-            order = np.argsort(part["hash"])  # of numbers: entries take four times as long
-            ordered = part["hash"][order]
-            same = ordered[1:] == ordered[:-1]
-            if not same.any():
-                continue
-            member = np.zeros(len(part), np.bool_)
-            member[1:] |= same
-            member[:-1] |= same
-            repeated.append(np.sort(part[order[member]], order=("hash", "file", "row")))
-    return _compare(files, np.concatenate(repeated)) if repeated else None
+    found = RepeatedHashes()
+    for entries in repeated(sorted_entries(list(enumerate(files)), in_memory)):
+        found.add(entries)
+    return found.compare(files, {})
 
 
-def _entries(files: Sequence[IdFile]) -> Iterator[Entries]:
-    for number, file in enumerate(files):
+def sorted_entries(files: Sequence[tuple[int, IdFile]], in_memory: int) -> Iterator[Entries]:
+    """The entries of files in order of their hashes, in pieces of up to ``in_memory``.
+
+    No hash is in two pieces, except where one hash alone fills more than a piece.
+
+    Args:
+        files: each with the number that its entries get.
+    """
+    total = sum(file.rows for _, file in files)
+    yield from _sorted(_entries(files), total, in_memory, (0, (1 << 64) - 1))
+
+
+def _entries(files: Iterable[tuple[int, IdFile]]) -> Iterator[Entries]:
+    for number, file in files:
         row = 0
         for ids in _ids(file):
-            found = np.empty(len(ids), _ENTRY)
+            found = np.empty(len(ids), ENTRY)
             found["hash"], found["file"] = hashes(ids), number
             found["row"] = np.arange(row, row + len(ids))
             row += len(ids)
@@ -94,32 +102,192 @@ def _entries(files: Sequence[IdFile]) -> Iterator[Entries]:
 
 
 def _ids(file: IdFile) -> Iterator[pa.Array]:
+    if not file.rows:
+        return
     with open_parquet(file.uri) as opened:
-        for batch in opened.iter_batches(batch_size=_BATCH, columns=["id"]):
+        for batch in opened.iter_batches(batch_size=PIECE, columns=["id"]):
             yield batch.column(0)
 
 
-def _parts(batches: Iterable[Entries], parts: int, stack: ExitStack) -> Iterator[Entries]:
-    """All entries, split by the first bits of their hashes."""
-    if parts == 1:
+def _sorted(
+    batches: Iterable[Entries], total: int, in_memory: int, span: tuple[int, int]
+) -> Iterator[Entries]:
+    """Entries whose hashes lie within ``span`` (both ends included), sorted by hash."""
+    if total <= in_memory + in_memory // 4:  # parts are not quite of one size
         found = list(batches)
         if found:
-            yield np.concatenate(found)
+            yield by_hash(found[0] if len(found) == 1 else np.concatenate(found))
         return
-    spill: list[IO[bytes]] = [
-        stack.enter_context(tempfile.TemporaryFile(prefix="raypq-ids-"))  # noqa: SIM115
-        for _ in range(parts)
+    low, high = span
+    if low == high:  # one id, or one hash, very many times
+        yield from batches
+        return
+    with ExitStack() as stack:
+        for part in _parts(batches, min(-(-total // in_memory), _MOST_PARTS), span, stack):
+            if part.entries:
+                whole = part.entries <= in_memory + in_memory // 4
+                rows = part.entries if whole else PIECE
+                yield from _sorted(part.read(rows), part.entries, in_memory, part.span)
+
+
+@dataclass(kw_only=True)
+class _Part:
+    """Entries with hashes of a range, in a temporary file."""
+
+    file: IO[bytes]
+    entries: int = 0
+    low: int = (1 << 64) - 1
+    high: int = 0
+
+    @property
+    def span(self) -> tuple[int, int]:
+        return self.low, self.high
+
+    def add(self, entries: Entries) -> None:
+        self.file.write(entries.tobytes())
+        self.entries += len(entries)
+        self.low = min(self.low, int(entries["hash"].min()))
+        self.high = max(self.high, int(entries["hash"].max()))
+
+    def read(self, rows: int) -> Iterator[Entries]:
+        self.file.seek(0)
+        while len(found := np.fromfile(self.file, ENTRY, rows)):
+            yield found
+        self.file.close()
+
+
+def _parts(
+    batches: Iterable[Entries], count: int, span: tuple[int, int], stack: ExitStack
+) -> list[_Part]:
+    """All entries, split into ranges of hashes of one width."""
+    parts = [
+        _Part(file=stack.enter_context(tempfile.TemporaryFile(prefix="raypq-ids-")))  # noqa: SIM115
+        for _ in range(count)
     ]
+    low, high = span
+    width = np.uint64((high - low) // count + 1)
     for batch in batches:
-        place = (batch["hash"] >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32)
+        place = (batch["hash"] - np.uint64(low)) // width
         order = np.argsort(place, kind="stable")
-        ends = np.searchsorted(place[order], np.arange(parts + 1))
-        for part, (low, high) in enumerate(itertools.pairwise(ends)):
-            if high > low:
-                spill[part].write(batch[order[low:high]].tobytes())
-    for file in spill:
-        file.seek(0)
-        yield np.frombuffer(file.read(), _ENTRY).copy()
+        ends = np.searchsorted(place[order], np.arange(count + 1).astype(np.uint64))
+        for number, (first, last) in enumerate(itertools.pairwise(ends)):
+            if last > first:
+                parts[number].add(batch[order[first:last]])
+    for part in parts:
+        part.file.flush()
+    return parts
+
+
+def by_hash(entries: Entries) -> Entries:
+    """Entries in order of their hashes."""
+    return entries[np.argsort(entries["hash"])]  # of numbers: entries take four times as long
+
+
+def merged(streams: Iterable[Iterator[Entries]]) -> Iterator[Entries]:
+    """One stream of several that are each in order of their hashes."""
+    held = [(first, stream) for stream in streams if (first := _more(stream)) is not None]
+    while held:
+        end = min(entries["hash"][-1] for entries, _ in held)
+        pieces, rest = [], []
+        for entries, stream in held:
+            cut = int(np.searchsorted(entries["hash"], end, side="right"))
+            pieces.append(entries[:cut])
+            left = entries[cut:] if cut < len(entries) else _more(stream)
+            if left is not None:
+                rest.append((left, stream))
+        held = rest
+        pieces = [piece for piece in pieces if len(piece)]
+        yield pieces[0] if len(pieces) == 1 else by_hash(np.concatenate(pieces))
+
+
+def _more(stream: Iterator[Entries]) -> Entries | None:
+    return next((entries for entries in stream if len(entries)), None)
+
+
+def repeated(stream: Iterable[Entries]) -> Iterator[Entries]:
+    """Of entries in order of their hashes those whose hash another one has too."""
+    last, chosen = np.empty(0, ENTRY), False  # its next one decides
+    for piece in stream:
+        for start in range(0, len(piece), PIECE):
+            entries = np.concatenate([last, piece[start : start + PIECE]])
+            same = entries["hash"][1:] == entries["hash"][:-1]
+            member = np.zeros(len(entries), np.bool_)
+            member[1:] |= same
+            member[:-1] |= same
+            member[0] |= chosen
+            if member[:-1].any():
+                yield entries[:-1][member[:-1]]
+            last, chosen = entries[-1:], bool(member[-1])
+    if chosen:
+        yield last
+
+
+@dataclass(kw_only=True, eq=False)
+class RepeatedHashes:
+    """Entries that share their hash with another one: how many, and the first of them.
+
+    Attributes:
+        entries: entries in all. groups: different hashes.
+        first: the first entries by hash, file and row; all of them, up to ``COMPARED``.
+    """
+
+    entries: int = 0
+    groups: int = 0
+    first: Entries = field(default_factory=lambda: np.empty(0, ENTRY))
+    _last: int | None = None
+
+    def add(self, entries: Entries) -> None:
+        """Takes the next entries in order of their hashes."""
+        found = entries["hash"]
+        self.groups += 1 + int((found[1:] != found[:-1]).sum()) - (int(found[0]) == self._last)
+        self._last = int(found[-1])
+        self.entries += len(entries)
+        if len(self.first) < COMPARED or int(self.first["hash"][-1]) == int(found[0]):
+            both = np.concatenate([self.first, entries])
+            self.first = np.sort(both, order=("hash", "file", "row"))[:COMPARED]
+
+    def compare(self, files: Sequence[IdFile], known: Mapping[Place, Any]) -> Duplicates | None:
+        """What of it is ids that are equal, not just their hashes; None where nothing is.
+
+        Args:
+            files: by the numbers that the entries have.
+            known: ids by file and row that need not be read.
+        """
+        ids = self.ids(files, known)
+        by_id: dict[Any, list[Place]] = {}
+        for place, value in ids.items():
+            by_id.setdefault(value, []).append(place)
+        real = {value: sorted(places) for value, places in by_id.items() if len(places) > 1}
+        if not real:
+            return None
+        extra = self.entries - self.groups
+        if self.entries == len(self.first):
+            extra = sum(len(places) - 1 for places in real.values())
+        shown = sorted(real.items(), key=lambda item: item[1])[:_SHOWN]
+        return Duplicates(
+            rows=extra,
+            examples=[
+                Repeated(
+                    id=str(value),
+                    rows=[f"{files[file].name}, row {row}" for file, row in places[:_SHOWN]],
+                )
+                for value, places in shown
+            ],
+        )
+
+    def ids(self, files: Sequence[IdFile], known: Mapping[Place, Any]) -> dict[Place, Any]:
+        """The ids of the first entries; those that are not known are read from their files."""
+        places = zip(self.first["file"].tolist(), self.first["row"].tolist(), strict=True)
+        ids = {place: known.get(place) for place in places}
+        unread = sorted(place for place, value in ids.items() if value is None)
+        for number, group in itertools.groupby(unread, key=lambda place: place[0]):
+            wanted, row = np.array([at for _, at in group]), 0
+            for batch in _ids(files[number]):
+                here = wanted[(wanted >= row) & (wanted < row + len(batch))]
+                values = batch.take(pa.array(here - row)).to_pylist() if len(here) else []
+                ids |= {(number, int(at)): value for at, value in zip(here, values, strict=True)}
+                row += len(batch)
+        return ids
 
 
 def hashes(ids: pa.Array) -> NDArray[np.uint64]:
@@ -146,41 +314,3 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
-
-
-def _compare(files: Sequence[IdFile], found: Entries) -> Duplicates | None:
-    """Reads the ids behind equal hashes (the first of them, where there are very many)."""
-    groups = np.concatenate([[0], np.flatnonzero(np.diff(found["hash"])) + 1, [len(found)]])
-    extra = len(found) - (len(groups) - 1)
-    cut = int(np.searchsorted(groups, _COMPARED))
-    compared = found[: groups[min(cut, len(groups) - 1)]]
-    ids: dict[tuple[int, int], Any] = {}
-    for number in np.unique(compared["file"]):
-        wanted, row = np.sort(compared["row"][compared["file"] == number]), 0
-        for batch in _ids(files[number]):
-            here = wanted[(wanted >= row) & (wanted < row + len(batch))]
-            if len(here):
-                values = batch.take(pa.array(here - row)).to_pylist()
-                ids |= {
-                    (int(number), int(at)): value for at, value in zip(here, values, strict=True)
-                }
-            row += len(batch)
-    by_id: dict[Any, list[tuple[int, int]]] = {}
-    for place, value in ids.items():
-        by_id.setdefault(value, []).append(place)
-    real = {value: sorted(places) for value, places in by_id.items() if len(places) > 1}
-    if not real:
-        return None
-    if len(compared) == len(found):
-        extra = sum(len(places) - 1 for places in real.values())
-    first = sorted(real.items(), key=lambda item: item[1])[:_SHOWN]
-    return Duplicates(
-        rows=extra,
-        examples=[
-            Repeated(
-                id=str(value),
-                rows=[f"{files[file].name}, row {row}" for file, row in places[:_SHOWN]],
-            )
-            for value, places in first
-        ],
-    )

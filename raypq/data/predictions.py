@@ -60,14 +60,19 @@ class PredictionBatch:
 
     Attributes:
         score, classes: [n, k], best first.
-        y: index of the label [n], −1 where there is none.
+            −1 stands for one that the table lacks.
+        y: index of the label [n], −1 where there is none, or one that the table lacks.
         best: by group, or empty.
+        unknown_labels, unknown_classes: the names among labels and answers that the table lacks,
+            each as often as it is there.
     """
 
     score: NDArray[np.float32]
     classes: NDArray[np.int64]
     y: NDArray[np.int32]
     best: dict[str, Best]
+    unknown_labels: pa.StringArray | None = None
+    unknown_classes: pa.StringArray | None = None
 
 
 def record_batch(
@@ -104,7 +109,7 @@ def read(
     """Streams a prediction file (of ``size`` bytes) with its classes as indices into ``table``.
 
     Raises:
-        InputError: not a prediction file, or a class that the table does not have.
+        InputError: not a prediction file.
     """
     with open_parquet(uri, size=size) as file:
         newer.refuse_file(file.schema_arrow.metadata, uri, what="prediction file", known=_FORMAT)
@@ -126,19 +131,23 @@ def read(
             best = {
                 group: Best(
                     score=batch.column(f"{group}_score").to_numpy(),
-                    classes=_index(table, batch.column(f"{group}_class_id"), uri),
+                    classes=table.find(batch.column(f"{group}_class_id"))[0].astype(np.int64),
                 )
                 for group in GROUPS
                 if f"{group}_score" in names
             }
-            labelled = "label" in names
+            answers = chosen.flatten()
+            classes, _ = table.find(answers)
+            y, unknown_labels = np.full(n, -1, np.int32), None
+            if "label" in names:
+                y, unknown_labels = table.find(batch.column("label"))
             yield PredictionBatch(
                 score=batch.column("score").flatten().to_numpy().reshape(n, k),
-                classes=_index(table, chosen.flatten(), uri).reshape(n, k),
-                y=table.index(batch.column("label"), where=uri, row0=row)
-                if labelled
-                else np.full(n, -1, np.int32),
+                classes=classes.astype(np.int64).reshape(n, k),
+                y=y,
                 best=best,
+                unknown_labels=unknown_labels,
+                unknown_classes=answers.filter(pa.array(classes < 0)),
             )
             row += n
 
@@ -156,7 +165,3 @@ def _depth(chosen: pa.ListArray, score: pa.ListArray, where: str) -> int:
             found="other numbers of them",
         )
     return int(lengths[0])
-
-
-def _index(table: ClassTable, names: pa.StringArray, uri: str) -> NDArray[np.int64]:
-    return table.index(names, where=f"{uri}, column 'class_id'").astype(np.int64)

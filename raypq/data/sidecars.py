@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
@@ -76,20 +78,27 @@ def told(sidecars: Sidecars) -> dict[str, Any]:
     return {KEY: plain} if plain else {}
 
 
-def write(
-    store: str, kind: str, suffix: str, fill: Callable[[HashingFile], Mapping[str, Any]]
-) -> Sidecar:
-    """Writes a new sidecar.
+@dataclass(kw_only=True)
+class Draft:
+    """A sidecar that is being written; ``about`` may be filled until it is done."""
 
-    Args:
-        fill: writes the content and returns what the sidecar is about.
-    """
+    file: HashingFile
+    path: str
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def sidecar(self) -> Sidecar:
+        """What a version names, once the writing is over."""
+        digest = self.file.digest.hexdigest()
+        return Sidecar(path=self.path, bytes=self.file.bytes, sha256=digest, about=self.about)
+
+
+@contextmanager
+def writing(store: str, kind: str, suffix: str) -> Iterator[Draft]:
+    """A new sidecar to write; nothing is left of it where the context fails."""
     path = f"{FOLDER}/{kind}-{uuid.uuid4().hex}.{suffix}"
     with replacing(join(store, path)) as file:
-        sink = HashingFile(file)
-        about = fill(sink)
+        yield Draft(file=HashingFile(file), path=path)
     sync_folder(join(store, FOLDER))  # before a version names it
-    return Sidecar(path=path, bytes=sink.bytes, sha256=sink.digest.hexdigest(), about=dict(about))
 
 
 def read(store: str, sidecar: Sidecar) -> bytes:
@@ -131,3 +140,12 @@ def verify(store: str, sidecars: Sidecars, *, content: bool = False) -> None:
             raise InputError(uri, expected=f"{sidecar.bytes} bytes", found=f"{listed.size} bytes")
         if content and (found := digest(uri)) != sidecar.sha256:
             raise InputError(uri, expected=f"sha256 {sidecar.sha256}", found=found)
+
+
+def still_there(store: str, sidecars: Sidecars) -> Sidecars:
+    """The sidecars, if all of them are in the store in full; else none."""
+    try:
+        verify(store, sidecars)
+    except InputError:
+        return {}
+    return sidecars

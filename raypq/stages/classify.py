@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.config import ClassifyJob
-from raypq.data import output, predictions, snapshot
+from raypq.data import output, predictions, sidecars, snapshot
 from raypq.data.ahead import ahead
 from raypq.data.classes import ClassTable
 from raypq.data.codes import CodeFile
@@ -25,14 +25,17 @@ from raypq.data.snapshot import Snapshot
 from raypq.data.storage import join
 from raypq.errors import ConfigError, InputError, ModelError
 from raypq.methods.base import Model
+from raypq.stages import counts
 from raypq.stages.crew import Crew
 from raypq.stages.judges import Candidates, Judge, appoint, told_of
 from raypq.stages.record import RunRecord
 from raypq.stages.shard_types import check_label_column, id_rule
 from raypq.stages.store import ShardTask, StoreRun, stored_shards
 from raypq.stages.tally import Tally
+from raypq.stages.unknown import check_labels
 from raypq.stages.work import classify_work
 
+_REMEDY = "add the class to the table, correct the label, or set unknown_labels: report"
 _CODE_ROWS = 65_536  # a tile of tables is read once for all of them
 
 
@@ -152,11 +155,15 @@ class ClassifyWorker:
             placed = {name: (score, groups[name][at]) for name, (score, at) in found.best.items()}
             score, classes = kernels.merge_topk(list(placed.values()), self._job.top_k)
             n = len(found.ids)
-            y = np.full(n, -1, np.int32)
-            if found.labels is not None:
-                y = table.index(found.labels, where=where, row0=row)
+            y, unknown = np.full(n, -1, np.int32), None
+            if found.labels is not None and self._job.unknown_labels == "refuse":
+                y = table.index(found.labels, where=where, row0=row, remedy=_REMEDY)
+            elif found.labels is not None:
+                y, unknown = table.find(found.labels)
             best = {name: Best(score=s[:, 0], classes=c[:, 0]) for name, (s, c) in placed.items()}
-            batch = PredictionBatch(score=score, classes=classes, y=y, best=best)
+            batch = PredictionBatch(
+                score=score, classes=classes, y=y, best=best, unknown_labels=unknown
+            )
             tally.add(batch)
             row += n
             yield predictions.record_batch(schema, table, batch, ids=found.ids, labels=found.labels)
@@ -278,7 +285,19 @@ def classify(job: ClassifyJob, crew: Crew) -> Snapshot:
     """
     record = RunRecord(job, crew)
     plan = Plan.make(job)
-    return plan.run.finished() or carry_out(job, plan, record)
+    return finished(job, plan) or carry_out(job, plan, record)
+
+
+def finished(job: ClassifyJob, plan: Plan) -> Snapshot | None:
+    """The latest version, if it is what the job would make.
+
+    Raises:
+        InputError: it has labels that the class table lacks, and the job refuses them.
+    """
+    found = plan.run.finished()
+    if found is not None:
+        check_labels(job, job.output, found.summary.get("result") or {})
+    return found
 
 
 def carry_out(job: ClassifyJob, plan: Plan, record: RunRecord) -> Snapshot:
@@ -314,7 +333,14 @@ def carry_out(job: ClassifyJob, plan: Plan, record: RunRecord) -> Snapshot:
         record.end_of_work("classify")
         models = told_of(plan.judges, receipts)
         result = total.summary(table)
-        return {**summary, "models": models, "result": result, "run": record.told()}
+        check_labels(job, job.output, result)
+        noted = sidecars.told(counts.write(job.output, table, receipts, total))
+        return {**summary, "models": models, "result": result, **noted, "run": record.told()}
+
+    def read_again(run: StoreRun) -> Collection[str]:
+        nonlocal total
+        total, stems = counts.begin(gang, run, table)
+        return stems
 
     with record.hire(ClassifyWorker, plan.judges, plan.candidates, job, rule) as gang:
         return plan.run.execute(
@@ -322,7 +348,7 @@ def carry_out(job: ClassifyJob, plan: Plan, record: RunRecord) -> Snapshot:
             on_bad_shard=job.on_bad_shard,
             reduce=reduce,
             summarise=summarise,
-            recount=True,
+            read_again=read_again,
         )
 
 

@@ -30,11 +30,11 @@ class Confusions:
     runs: list[Run] = field(default_factory=list)
 
     def add(self, batch: PredictionBatch, T: int) -> None:
-        """Counts the wrong answers of a batch."""
+        """Counts the wrong answers of a batch, except those that the table lacks."""
         if not len(batch.y):
             return
         y, first = batch.y.astype(np.int64), batch.classes[:, 0]
-        wrong = (y >= 0) & (first != y)
+        wrong = (y >= 0) & (first >= 0) & (first != y)
         self._push(np.unique(y[wrong] * T + first[wrong], return_counts=True))
 
     def merge(self, other: Confusions) -> None:

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from raypq import console
 from raypq.config import Columns, EncodeJob, Precision
-from raypq.data import codes, output
+from raypq.data import codes, id_index, output, sidecars
 from raypq.data.ahead import ahead
-from raypq.data.duplicates import IdFile, find_duplicates
+from raypq.data.duplicates import Duplicates, IdFile
 from raypq.data.features import FeatureReader, FeatureStore, open_features
 from raypq.data.ids import IdRule, receipt_kind
 from raypq.data.output import Source
@@ -184,7 +184,7 @@ def carry_out(
 
     def summarise(receipts: Sequence[output.Receipt]) -> dict[str, Any]:
         record.end_of_work("encode")
-        found = check_ids(job, receipts)
+        found = check_ids(job, receipts, run.latest)
         record.lap("check ids")
         told = {**summary, **describe(fresh), **found}
         if left_out:
@@ -204,22 +204,38 @@ def carry_out(
         )
 
 
-def check_ids(job: EncodeJob, receipts: Sequence[output.Receipt]) -> dict[str, Any]:
-    """Reports ids that the code files hold more than once, or refuses them.
+def check_ids(
+    job: EncodeJob, receipts: Sequence[output.Receipt], latest: Snapshot | None
+) -> dict[str, Any]:
+    """What a version says of ids that its code files hold more than once, or refuses them.
+
+    New ids are looked up in the index that the version before names; the new version's index is
+    named in what is returned.
 
     Raises:
         InputError: they are to be refused; the finished shards are kept for a rerun.
     """
-    if job.duplicate_ids == "ignore":
-        return {}
+    before = latest.sidecars(job.output) if latest else {}
+    if job.duplicate_ids == "ignore":  # what the index says of older files stays true
+        return sidecars.told(sidecars.still_there(job.output, before))
     files = [
-        IdFile(uri=join(job.output, item.path), name=item.source.uri, rows=item.rows)
+        IdFile(
+            uri=join(job.output, item.path),
+            name=item.source.uri,
+            rows=item.rows,
+            path=item.path,
+        )
         for item in sorted(receipts, key=lambda item: item.shard)
     ]
-    found = find_duplicates(files)
+    if latest and latest.shards and id_index.REPEATED not in before:
+        console.say(f"{job.output}: reading all ids once, for an index of them")
+
+    def accept(found: Duplicates | None) -> None:
+        if found and job.duplicate_ids == "refuse":
+            raise InputError(job.output, expected="every id once", found=str(found))
+
+    found, noted = id_index.update(job.output, files, before, accept=accept)
     if found is None:
-        return {}
-    if job.duplicate_ids == "refuse":
-        raise InputError(job.output, expected="every id once", found=str(found))
+        return sidecars.told(noted)
     console.warn(f"duplicate ids: {found}", rows=found.rows)
-    return {"duplicate_ids": {"rows": found.rows, "examples": str(found)}}
+    return {"duplicate_ids": {"rows": found.rows, "examples": str(found)}, **sidecars.told(noted)}

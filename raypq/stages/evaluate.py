@@ -26,6 +26,7 @@ from raypq.stages.crew import Crew, Gang, settle
 from raypq.stages.record import RunRecord
 from raypq.stages.store import ShardTask, stored_shards
 from raypq.stages.tally import Tally, class_mean
+from raypq.stages.unknown import check_labels
 
 CURVE_POINTS = 2048  # values of γ on the seen-unseen curve
 _LIMBS, _BITS = 3, 26  # of shares: 78 bits after the point
@@ -197,7 +198,8 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
     """Figures of a prediction store, as plain values.
 
     Raises:
-        InputError: no labels, or a store that is not one of predictions.
+        InputError: no labels, a store that is not one of predictions, or labels that the class
+            table lacks, where the job refuses them.
         JobError: shards that could not be read.
     """
     record = RunRecord(job, crew)
@@ -217,6 +219,8 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
     with record.hire(EvaluateWorker, table, applied) as gang:
         counted = _first_pass(gang, tasks, table)
         tally, grouped = counted.tally, counted.grouped
+        unknown = tally.unknown()
+        check_labels(job, job.predictions, unknown)
         if not tally.images.any():
             raise InputError(
                 job.predictions, expected="predictions with labels", found="no labelled image"
@@ -230,6 +234,7 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
             "metric": version.summary.get("metric"),
             "models": dict(version.summary.get("models", {})),
             "images": int(tally.rows[0]),
+            **unknown,
             "top1": tally.accuracy(chosen),
         }
         if table.seen is not None:

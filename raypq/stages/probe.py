@@ -14,6 +14,7 @@ from raypq import console, kernels
 from raypq.config import ClusterabilityJob, FewShotJob, ProbeJob, Space
 from raypq.data.classes import ClassTable
 from raypq.data.features import FeatureStore, open_features
+from raypq.data.unknown_names import UnknownNames, examples
 from raypq.errors import ConfigError, InputError
 from raypq.methods import registry
 from raypq.methods.base import Model
@@ -42,11 +43,15 @@ class Labelled:
         if job.model is None and job.space != "raw":
             raise ConfigError(f"space {job.space!r} is of a model: pass --model, or --space raw")
         model = registry.load(job.model) if job.model else None
-        wanted = _wanted(job)
+        table = ClassTable.open(job.classes) if job.classes is not None else None
+        wanted = _wanted(table, job.split)
+        unknown = UnknownNames()
         parts, labels = [], []
         for shard in FeatureStore.open(job.features, job.columns).shards:
             with open_features(shard, job.columns, width=model.dx if model else None) as reader:
                 for batch in reader.batches():
+                    if table is not None and batch.labels is not None:
+                        unknown.add(table.find(batch.labels)[1])
                     known = (
                         [None] * len(batch) if batch.labels is None else batch.labels.to_pylist()
                     )
@@ -57,6 +62,12 @@ class Labelled:
                     ]
                     parts.append(in_space(batch.X[keep], model, job.space))
                     labels += [known[index] for index in keep]
+        if unknown.rows:
+            console.warn(
+                f"{job.classes}: {unknown.rows:,} row(s) with a label that is none of its "
+                f"class_ids, such as {examples(unknown.summary())}; they are left out",
+                rows=unknown.rows,
+            )
         if not labels:
             raise InputError(
                 job.features[0], expected=f"labelled rows of {job.split!r} classes", found="none"
@@ -65,11 +76,10 @@ class Labelled:
         return cls(X=np.concatenate(parts), y=y.astype(np.int64), names=names.tolist())
 
 
-def _wanted(job: ProbeJob) -> set[str] | None:
-    if job.classes is None:
+def _wanted(table: ClassTable | None, split: str) -> set[str] | None:
+    if table is None:
         return None
-    table = ClassTable.open(job.classes)
-    return {table.ids[int(index)].as_py() for index in table.select(job.split)}
+    return {table.ids[int(index)].as_py() for index in table.select(split)}
 
 
 def in_space(X: NDArray[np.float32], model: Model | None, space: Space) -> NDArray[np.float32]:

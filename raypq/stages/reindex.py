@@ -22,7 +22,7 @@ from raypq.data.snapshot import Snapshot
 from raypq.errors import ConfigError, DriftError
 from raypq.methods import registry, shelf
 from raypq.methods.base import Model
-from raypq.stages import classify, encode, forecast, judges, quarantine
+from raypq.stages import classify, encode, forecast, judges, quarantine, unknown
 from raypq.stages.crew import Crew
 from raypq.stages.drift import Drifted, judge, known_baseline
 from raypq.stages.night import Night, compare, encode_job
@@ -143,7 +143,7 @@ def _classify(
     task = _classify_job(job, section, codes.version)
     record = RunRecord(task, crew)
     plan = classify.Plan.make(task, own=model)
-    if found := plan.run.finished():
+    if found := classify.finished(task, plan):
         return found, False
     run = replace(plan.run, guard=leases[section.output].check)
     return classify.carry_out(task, replace(plan, run=run), record), True
@@ -221,7 +221,7 @@ def _report(
         "rollout": rollout,
         "drift": drift,
         "predictions": [
-            {"store": section.output, **_told(version, new=new)}
+            {"store": section.output, **_told(version, new=new), **unknown.told_of(version)}
             for section, (version, new) in zip(job.classify, answers, strict=True)
         ],
         "seconds": seconds,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -94,6 +94,9 @@ def under_known_stems(shards: Sequence[Shard], stems: Mapping[str, str]) -> list
 
 def _hash(text: str) -> str:
     return hashlib.sha256(f"again:{text}".encode()).hexdigest()[:12]
+
+
+ReadAgain = Callable[["StoreRun"], Collection[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +212,7 @@ class StoreRun:
         on_bad_shard: str,
         reduce: Callable[[Any], Receipt],
         summarise: Callable[[Sequence[Receipt]], dict[str, Any]],
-        recount: bool = False,
+        read_again: ReadAgain = lambda _: (),
         before: Callable[[], None] = lambda: None,
     ) -> Snapshot:
         """Does what is missing and commits the next version.
@@ -219,7 +222,8 @@ class StoreRun:
                 must not depend on the order.
             summarise: what the snapshot says of the run, given every receipt before they are
                 committed; it may refuse them.
-            recount: workers are also called for shards that are kept (with ``ShardTask.kept``).
+            read_again: given the run as it is when gc knows of it, the stems of kept shards for
+                which workers are called too (with ``ShardTask.kept``).
             before: called before the first shard, when gc knows of this run.
 
         Raises:
@@ -229,7 +233,8 @@ class StoreRun:
         prepare(join(self.store, snapshot.FOLDER))  # or hours of work could not be committed
         with runs.at_work(self.store, _VERBS[self.kind][0]):
             before()
-            return self._seen_again()._execute(gang, on_bad_shard, reduce, summarise, recount)
+            run = self._seen_again()
+            return run._execute(gang, on_bad_shard, reduce, summarise, read_again(run))
 
     def _seen_again(self) -> StoreRun:
         """The run without what was taken away since it was planned, before gc knew of it."""
@@ -250,15 +255,15 @@ class StoreRun:
         on_bad_shard: str,
         reduce: Callable[[Any], Receipt],
         summarise: Callable[[Sequence[Receipt]], dict[str, Any]],
-        recount: bool,
+        read_again: Collection[str],
     ) -> Snapshot:
         start = time.monotonic()
-        receipts = [] if recount else list(self.kept.values())
+        receipts = [item for stem, item in self.kept.items() if stem not in read_again]
         failures: list[ShardFailure] = []
         tasks = [
             replace(task, kept=self.kept.get(task.shard.stem, task.kept))
             for task in self.tasks
-            if recount or task.shard.stem not in self.kept
+            if task.shard.stem in read_again or task.shard.stem not in self.kept
         ]
         journals = {
             task.work: self.journals.get(task.work) or Journal(self.store, task.work)

@@ -84,7 +84,7 @@ ENCODE = Fields(
 CLASSIFY = Fields(
     always=("candidates", "top_k", "columns"),
     apart=frozenset({"model", "classes", "metric", "calibration", "where"}),
-    none=frozenset({"codes", "version", "features", "output", "on_bad_shard"}),
+    none=frozenset({"codes", "version", "features", "output", "on_bad_shard", "unknown_labels"}),
 )
 SEARCH = Fields(
     always=("top_k", "distance", "filter", "rerank", "features", "columns"),

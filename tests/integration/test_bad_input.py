@@ -173,7 +173,10 @@ def only_empty_shards_to_train_on(place):
 # ---- labels and classes --------------------------------------------------------------------
 
 
-@case(1, "part-1.parquet", "row 4", "'unheard-of'", "12 class_ids of", "classes.parquet")
+@case(
+    1, "part-1.parquet", "row 4", "'unheard-of'", "12 class_ids of", "classes.parquet",
+    "add the class to the table, or take it out",
+)  # fmt: skip
 def an_unknown_label_in_training(place):
     labels = pq.read_table(place.train / "part-1.parquet").column("label").to_pylist()
     labels[4] = "unheard-of"
@@ -203,13 +206,13 @@ def no_labels_in_training(place):
     return place.fit()
 
 
-@case(1, "row 4", "'unheard-of'", "12 class_ids of")
-def an_unknown_label_when_classifying(place):
+@case(1, "row 4", "'unheard-of'", "12 class_ids of", "unknown_labels: report")
+def an_unknown_label_that_is_refused_when_classifying(place):
     labels = pq.read_table(place.test / "part-1.parquet").column("label").to_pylist()
     labels[4] = "unheard-of"
     place.set("test/part-1.parquet", "label", pa.array(labels))
     place.run(*place.encode())
-    return place.classify()
+    return [*place.classify(), "--unknown-labels", "refuse"]
 
 
 @case(1, "classes.parquet", "column 'embedding'", "none")

@@ -62,7 +62,7 @@ def test_equal_hashes_of_unequal_ids_are_no_duplicates(files, monkeypatch):
 
 
 def test_very_many(files, monkeypatch):
-    monkeypatch.setattr(duplicates, "_COMPARED", 100)
+    monkeypatch.setattr(duplicates, "COMPARED", 100)
     found = find_duplicates(files([f"id{i}" for i in range(2000)], [f"id{i}" for i in range(2000)]))
     assert found.rows == 2000
     assert len(found.examples) == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections import Counter
 from contextlib import contextmanager
@@ -14,11 +15,11 @@ import pytest
 
 from raypq import kernels
 from raypq.config import EvaluateJob
-from raypq.data import output, predictions, snapshot
+from raypq.data import output, predictions, snapshot, unknown_names
 from raypq.data.classes import ClassTable
 from raypq.data.predictions import Best, PredictionBatch
 from raypq.data.storage import Shard
-from raypq.errors import InputError, JobError
+from raypq.errors import InputError
 from raypq.kernels import merge_topk
 from raypq.stages.confusions import Confusions
 from raypq.stages.crew import LocalCrew
@@ -167,6 +168,69 @@ def test_tallies_add_up_in_any_order():
             total.merge(parts[index])
         for name in ("rows", "k", "predicted", "images", "hits", "group_hits"):
             np.testing.assert_array_equal(getattr(total, name), getattr(whole, name))
+
+
+def random_tally(rng: np.random.Generator, T: int = 6) -> Tally:
+    """Counts of a few batches, with labels and answers that the table lacks."""
+    tally = Tally.empty(T)
+    for _ in range(rng.integers(4)):
+        n, k = rng.integers(5), rng.integers(1, T)
+        batch = batch_of(rng.standard_normal((n, T)), rng.integers(-1, T, n), k, None)
+        names = [f"x{i}" for i in rng.integers(0, 30, rng.integers(20))]
+        tally.add(replace(batch, unknown_labels=pa.array(names, pa.string())))
+    return tally
+
+
+@pytest.mark.parametrize("kept", [1000, 7])
+def test_what_was_added_can_be_subtracted(write, monkeypatch, kept):
+    """Any sequence of shards that come and go: as long as it says that it is exact, the summary is
+    that of a recount; and it is exact unless many more names went than are kept."""
+    monkeypatch.setattr(unknown_names, "KEPT", kept)
+    table, exact = make_table(write, 6), 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        total, held = Tally.empty(6), []
+        for _ in range(30):
+            if held and rng.random() < 0.45:
+                total.subtract(held.pop(rng.integers(len(held))))
+            else:
+                held.append(random_tally(rng))
+                total.merge(held[-1])
+            again = Tally.empty(6)
+            for part in held:
+                again.merge(part)
+            assert total.valid
+            if not total.exact:
+                break
+            exact += 1
+            assert total.summary(table) == again.summary(table)
+            assert total.k == again.k
+            total = Tally.of_plain(json.loads(json.dumps(total.plain())), 6)
+    assert exact == 1800 if kept == 1000 else exact > 600
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda plain: plain.pop("hits"),
+        lambda plain: plain["predicted"].append(0),
+        lambda plain: plain["images"].__setitem__(0, -1),
+        lambda plain: plain["images"].__setitem__(0, 1 << 80),
+        lambda plain: plain["rows"].__setitem__(0, 99),
+        lambda plain: plain.__setitem__("widths", {"4": 8}),
+        lambda plain: plain.__setitem__("widths", []),
+        lambda plain: plain.__setitem__("unknown_labels", {"rows": 1, "counts": {"a": 2}}),
+        lambda plain: plain.__setitem__("unknown_labels", 7),
+    ],
+)
+def test_counts_that_contradict_each_other_are_refused(damage):
+    tally = Tally.empty(4)
+    tally.add(batch_of(scores(RANKS), LABELS, 4, SEEN))
+    plain = json.loads(json.dumps(tally.plain()))
+    Tally.of_plain(plain, 4)
+    damage(plain)
+    with pytest.raises(ValueError, match=r"."):
+        Tally.of_plain(plain, 4)
 
 
 def test_the_summary_lists_predicted_classes_by_how_often(write):
@@ -333,12 +397,38 @@ def test_a_store_of_codes_is_refused(write, tmp_path):
         Store(str(tmp_path / "c"), table, k=1, groups=False).evaluate()
 
 
-def test_a_class_table_that_lacks_a_class(write, tmp_path):
+@pytest.mark.parametrize("groups", [False, True])
+def test_a_class_table_that_lacks_a_class(write, tmp_path, caplog, groups):
+    """A newer table without class 3: its label counts nowhere, and as an answer it is wrong."""
+    seen = SEEN if groups else None
+    store = Store(str(tmp_path / "p"), make_table(write, 4, seen), k=4, groups=groups)
+    store.write([(scores(RANKS), LABELS)])
+    newer = {"class_id": ["c0", "c1", "c2"], **({"seen": SEEN[:3]} if groups else {})}
+    store.table = ClassTable.open(write("other.parquet", **newer))
+    with caplog.at_level("WARNING", "raypq"):
+        found = store.evaluate()
+    assert found["unknown_labels"] == {"rows": 1, "names": {"c3": 1}}
+    assert found["unknown_classes"] == {"rows": 8, "names": {"c3": 8}}
+    assert "1 row(s) with a label that is none of its class_ids, such as 'c3' (1)" in caplog.text
+    assert "8 prediction(s) of a class that is none of" in caplog.text
+    assert [(one["class_id"], one["images"]) for one in found["per_class"]] == [
+        ("c0", 3), ("c1", 1), ("c2", 2),
+    ]  # fmt: skip
+    assert found["top1"]["hit@1"] == pytest.approx((1 / 3 + 1 + 1 / 2) / 3)
+    assert {one["answer_id"] for one in found["confusions"]} <= {"c0", "c1", "c2"}
+    with pytest.raises(InputError, match=r"unknown_labels: refuse.*such as 'c3' \(1\)"):
+        store.evaluate(unknown_labels="refuse")
+
+
+def test_an_answer_whose_class_has_no_embedding_any_more_is_wrong(write, tmp_path):
     store = Store(str(tmp_path / "p"), make_table(write, 4), k=4, groups=False)
     store.write([(scores(RANKS), LABELS)])
-    store.table = ClassTable.open(write("other.parquet", class_id=["c0", "c1", "c2"]))
-    with pytest.raises(JobError, match=r"among the 3 class_ids.*found 'c3'"):
-        store.evaluate()
+    vectors = pa.array([None, [1.0], [2.0], [3.0]], pa.list_(pa.float32()))
+    names = ["c0", "c1", "c2", "c3"]
+    store.table = ClassTable.open(write("other.parquet", class_id=names, embedding=vectors))
+    found = store.evaluate()
+    assert found["unknown_classes"] == {"rows": 8, "names": {"c0": 8}}
+    assert [one["class_id"] for one in found["per_class"]] == ["c1", "c2", "c3"]
 
 
 def test_predictions_read_back(write, tmp_path):

@@ -24,11 +24,10 @@ def store(tmp_path: Path) -> str:
 
 
 def made(store: str, content: bytes = b"{}") -> Sidecar:
-    def fill(file: Any) -> dict[str, Any]:
-        file.write(content)
-        return {"entries": len(content)}
-
-    sidecar = sidecars.write(store, "counts", "json", fill)
+    with sidecars.writing(store, "counts", "json") as draft:
+        draft.file.write(content)
+        draft.about["entries"] = len(content)
+    sidecar = draft.sidecar()
     os.utime(Path(store) / sidecar.path, (OLD, OLD))
     return sidecar
 
@@ -49,6 +48,17 @@ def test_what_was_written_is_read(store: str) -> None:
     assert sidecars.read(store, sidecar) == b"what was counted"
     assert sidecar.about == {"entries": 16}
     assert "sidecars" not in commit(store).summary, "a version without any says nothing"
+
+
+def test_nothing_is_left_of_one_that_was_not_finished(store: str) -> None:
+    def half() -> None:
+        with sidecars.writing(store, "counts", "json") as draft:
+            draft.file.write(b"half")
+            raise RuntimeError("something went wrong on the way")
+
+    with pytest.raises(RuntimeError, match="on the way"):
+        half()
+    assert os.listdir(Path(store) / "sidecars") == []
 
 
 @pytest.mark.parametrize("damage", ["gone", "short", "flipped"])

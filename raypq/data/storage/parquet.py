@@ -27,7 +27,12 @@ _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96
 
 @contextmanager
 def open_parquet(
-    uri: str, *, size: int | None = None, content: bytes | None = None
+    uri: str,
+    *,
+    size: int | None = None,
+    content: bytes | None = None,
+    block: int = _BLOCK,
+    blocks: int = _BLOCKS,
 ) -> Iterator[pq.ParquetFile]:
     """Opens a Parquet file for reading in a stream, page checksums verified.
 
@@ -37,6 +42,7 @@ def open_parquet(
     Args:
         size: bytes that the file must have, where a snapshot says it.
         content: of the file, where it is read already.
+        block, blocks: of an object so many bytes are fetched at once, and so many of these kept.
 
     Raises:
         InputError: the file is missing, empty, truncated, of another size or not Parquet.
@@ -44,11 +50,13 @@ def open_parquet(
     with ExitStack() as stack:
         if not is_local(uri):
             stack.enter_context(answering(uri))
-        yield stack.enter_context(_open(uri, size, content))
+        yield stack.enter_context(_open(uri, size, content, block, blocks))
 
 
 @contextmanager
-def _open(uri: str, size: int | None, content: bytes | None) -> Iterator[pq.ParquetFile]:
+def _open(
+    uri: str, size: int | None, content: bytes | None, block: int, blocks: int
+) -> Iterator[pq.ParquetFile]:
     source: Any = None
     try:
         found = file_size(uri) if content is None else len(content)
@@ -60,8 +68,10 @@ def _open(uri: str, size: int | None, content: bytes | None) -> Iterator[pq.Parq
             )
         if content is not None:
             source = pa.BufferReader(content)
+        elif is_local(uri):
+            source = pa.OSFile(str(local_path(uri)), "rb")
         else:
-            source = pa.OSFile(str(local_path(uri)), "rb") if is_local(uri) else _open_object(uri)
+            source = _open_object(uri, block, blocks)
         file = pq.ParquetFile(
             source,
             pre_buffer=False,
@@ -117,14 +127,14 @@ def _stored_bytes(footer: pq.FileMetaData, columns: Sequence[str] | None) -> int
     )
 
 
-def _open_object(uri: str) -> Any:
+def _open_object(uri: str, block: int, blocks: int) -> Any:
     fs, path = filesystem(uri)
     return fs.open(
         path,
         "rb",
-        block_size=_BLOCK,
+        block_size=block,
         cache_type="blockcache",
-        cache_options={"maxblocks": _BLOCKS},
+        cache_options={"maxblocks": blocks},
     )
 
 

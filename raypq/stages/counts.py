@@ -1,0 +1,111 @@
+"""The counts of a prediction version, carried from one version to the next.
+
+A version keeps the sum of its shards' counts in a sidecar. The next version takes off what the
+shards that went counted and adds what the new ones count, so only these are read. The result is
+exactly what counting all shards gives: the counts are integers. Where the sidecar is missing,
+damaged, of other classes or of other shards, all shards are counted again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+
+from raypq import console
+from raypq.data import sidecars
+from raypq.data.classes import ClassTable
+from raypq.data.output import Receipt
+from raypq.data.sidecars import Sidecar
+from raypq.data.snapshot import Snapshot
+from raypq.data.storage import Shard
+from raypq.errors import InputError
+from raypq.stages.crew import Gang
+from raypq.stages.store import ShardTask, StoreRun
+from raypq.stages.tally import Tally
+
+_KIND = "counts"
+_FORMAT = 1
+
+
+def write(
+    store: str, table: ClassTable, receipts: Sequence[Receipt], total: Tally
+) -> dict[str, list[Sidecar]]:
+    """Writes the counts of these shards as a sidecar for the version that will hold them."""
+
+    document = {
+        "format": _FORMAT,
+        "classes": table.digest,
+        "shards": _digest(receipts),
+        "counts": total.plain(),
+    }
+    with sidecars.writing(store, _KIND, "json") as draft:
+        draft.file.write(json.dumps(document).encode())
+    return {_KIND: [draft.sidecar()]}
+
+
+def begin(gang: Gang, run: StoreRun, table: ClassTable) -> tuple[Tally, frozenset[str]]:
+    """The counts to begin a run with, and the stems of kept shards that must be counted again.
+
+    Counts of shards that the next version lacks are taken off; their files are read for that.
+    """
+    everything = Tally.empty(len(table)), frozenset(run.kept)
+    if run.latest is None or not run.kept:
+        return everything
+    kept = {receipt.path for receipt in run.kept.values()}
+    gone = [receipt for receipt in run.latest.shards if receipt.path not in kept]
+    stay = [receipt for receipt in run.latest.shards if receipt.path in kept]
+    if _rows(gone) > _rows(stay):  # counting those that stay reads less
+        return everything
+    total = _read(run.store, run.latest, table)
+    if total is None or not _take_off(gang, gone, total, rows=_rows(stay)):
+        return everything
+    counted = {receipt.path for receipt in stay}
+    more = {stem for stem, receipt in run.kept.items() if receipt.path not in counted}
+    return total, frozenset(more)  # an earlier run made these and did not come to commit them
+
+
+def _read(store: str, latest: Snapshot, table: ClassTable) -> Tally | None:
+    found = latest.sidecars(store).get(_KIND)
+    if not found:
+        console.say(f"{store}: version {latest.version} has no counts of its own; all its shards "
+                    "are counted once")  # fmt: skip
+        return None
+    try:
+        document = json.loads(sidecars.read(store, found[0]))
+        if document["format"] != _FORMAT or document["shards"] != _digest(latest.shards):
+            return None
+        if document["classes"] != table.digest:
+            return None
+        return Tally.of_plain(document["counts"], len(table))
+    except (InputError, ValueError, KeyError, TypeError) as error:
+        console.warn(f"counts cannot be used, so all shards are counted again: {error}")
+        return None
+
+
+def _take_off(gang: Gang, gone: Sequence[Receipt], total: Tally, *, rows: int) -> bool:
+    """Whether the counts of these shards could be taken off, which leaves so many rows."""
+    tasks = [ShardTask(shard=_shard(item), model=item.model, kept=item) for item in gone]
+    for outcome in gang.map(tasks):
+        if outcome.failure:
+            console.say(f"all shards are counted again: {outcome.failure}")
+            return False
+        total.subtract(outcome.result[1])
+    return total.valid and total.exact and int(total.rows[0]) == rows
+
+
+def _shard(receipt: Receipt) -> Shard:
+    source = receipt.source
+    return Shard(
+        index=0, uri=source.uri, stem=receipt.shard, size=source.size, modified=source.modified
+    )
+
+
+def _rows(receipts: Iterable[Receipt]) -> int:
+    return sum(receipt.rows for receipt in receipts)
+
+
+def _digest(receipts: Iterable[Receipt]) -> str:
+    """Names a set of shard files."""
+    names = "\n".join(sorted(receipt.path for receipt in receipts))
+    return hashlib.sha256(names.encode()).hexdigest()

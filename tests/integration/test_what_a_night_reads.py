@@ -1,0 +1,313 @@
+"""What a night reads grows with what changed; what it says is what looking at everything says."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raypq import api
+from raypq.config import EncodeJob, ReindexJob
+from raypq.data import predictions, snapshot
+from raypq.data.classes import ClassTable
+from raypq.data.duplicates import IdFile, find_duplicates
+from raypq.data.storage import Storage, replaced
+from raypq.errors import InputError, JobError
+from raypq.stages import history
+from raypq.stages.tally import Tally
+
+SHARDS = 40
+
+
+class Watched(Storage):
+    """Notes the stored files that are opened: each is asked for its size first."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+        self._lock = threading.Lock()
+
+    def file_size(self, uri: str) -> int:
+        with self._lock:
+            self.opened.append(uri)
+        return super().file_size(uri)
+
+    def of(self, store: str) -> int:
+        """Shard files of a store that were opened, each counted once."""
+        return len({uri for uri in self.opened if uri.startswith(f"{store}/data/")})
+
+
+class Nights:
+    """A store of many small shards with one prediction store."""
+
+    def __init__(self, home: Any) -> None:
+        self.home = home
+        self.features = Path(home("many"))
+        self.features.mkdir()
+        self.template = pq.read_table(home.shard(0))
+        self.next = 0
+        for _ in range(SHARDS):
+            self.add()
+
+    def shard(self, number: int) -> Path:
+        return self.features / f"part-{number:05d}.parquet"
+
+    def add(self, ids: list[str] | None = None, labels: list[str] | None = None) -> int:
+        """A new shard of ten images."""
+        number, self.next = self.next, self.next + 1
+        self.write(number, ids=ids, labels=labels)
+        return number
+
+    def write(
+        self, number: int, *, ids: list[str] | None = None, labels: list[str] | None = None
+    ) -> None:
+        rng = np.random.default_rng([number, self.next])
+        table = self.template.take(rng.integers(0, len(self.template), 10))
+        names = ids or [f"{number}-{row}" for row in range(10)]
+        table = table.set_column(0, "id", pa.array(names))
+        if labels:
+            table = table.set_column(1, "label", pa.array(labels))
+        pq.write_table(table, self.shard(number))
+
+    def job(self, **more: Any) -> ReindexJob:
+        values = {
+            "model": self.home("old"),
+            "features": [str(self.features)],
+            "codes": self.home("codes"),
+            "classify": {"classes": self.home("classes.parquet"), "output": self.home("p")},
+            "where": self.home.where,
+        }
+        return ReindexJob.parse(values | more)
+
+    def run(self, **more: Any) -> dict[str, Any]:
+        return api.reindex(self.job(**more))
+
+    def recount(self, classes: str | None = None) -> dict[str, Any]:
+        """What the latest predictions add up to, from their files."""
+        store = self.home("p")
+        table = ClassTable.open(classes or self.home("classes.parquet"))
+        total = Tally.empty(len(table))
+        for receipt in snapshot.read(store).shards:
+            for batch in predictions.read(f"{store}/{receipt.path}", table):
+                total.add(batch)
+        return total.summary(table)
+
+    def same_ids(self) -> dict[str, Any] | None:
+        """What looking through all ids of the latest codes finds."""
+        store = self.home("codes")
+        files = [
+            IdFile(uri=f"{store}/{item.path}", name=item.source.uri, rows=item.rows)
+            for item in snapshot.read(store).shards
+        ]
+        found = find_duplicates(files)
+        return {"rows": found.rows, "examples": str(found)} if found else None
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the latest predictions say that they add up to."""
+        return dict(snapshot.read(self.home("p")).summary["result"])
+
+
+@pytest.fixture
+def nights(home: Any) -> Nights:
+    return Nights(home)
+
+
+def opened(nights: Nights, action: Callable[[], Any]) -> tuple[int, int]:
+    """Code files and prediction files that an action opens."""
+    watched = Watched()
+    with replaced(watched):
+        action()
+    return watched.of(nights.home("codes")), watched.of(nights.home("p"))
+
+
+def test_a_night_opens_what_changed(nights: Nights) -> None:
+    nights.run()
+    nights.add()
+    codes, answers = opened(nights, nights.run)
+    assert (codes, answers) == (1, 0), "the codes of the new shard, and nothing else"
+    nights.add()
+    nights.write(3)
+    nights.shard(5).unlink()
+    codes, answers = opened(nights, nights.run)
+    assert answers == 2, "the predictions of the changed and of the removed shard are taken off"
+    assert codes == 2
+    assert nights.result == nights.recount()
+    assert opened(nights, nights.run) == (0, 0)
+    nights.add()
+    assert opened(nights, lambda: nights.run(dry_run=True)) == (0, 0)
+    assert opened(nights, lambda: history.listing(nights.home("codes"))) == (0, 0)
+
+
+def test_verbs_by_hand_open_what_changed(nights: Nights) -> None:
+    where = {"where": nights.home.where}
+    encode = {"model": nights.home("old"), "features": [str(nights.features)]}
+
+    def both() -> None:
+        api.encode(EncodeJob(**encode, output=nights.home("codes"), **where))
+        nights.home.classify(output="p")
+
+    both()
+    nights.add()
+    assert opened(nights, both) == (1, 0)
+    assert nights.result == nights.recount()
+    assert opened(nights, both) == (0, 0)
+
+
+def test_a_roll_out_opens_what_it_moves(nights: Nights) -> None:
+    nights.run()
+    codes, answers = opened(nights, lambda: nights.run(model=nights.home("new"), rollout=0.1))
+    assert (codes, answers) == (4, 4)
+    assert nights.result == nights.recount()
+    codes, answers = opened(nights, lambda: nights.run(model=nights.home("new")))
+    assert codes == 36
+    assert answers <= 4, "counting those that stay is less work than taking off those that go"
+    assert nights.result == nights.recount()
+
+
+def test_duplicate_ids_are_told_by_every_night_that_makes_a_version(nights: Nights) -> None:
+    first = nights.run()
+    assert "duplicate_ids" not in first
+    nights.add(ids=["7-3", "x"] * 5)
+    told = nights.run()["duplicate_ids"]
+    assert told == nights.same_ids()
+    assert told["rows"] == 9
+    nights.add()
+    watched = Watched()
+    with replaced(watched):
+        assert nights.run()["duplicate_ids"] == told
+    assert watched.of(nights.home("codes")) == 1, "ids that are there twice are not read again"
+    for choice, more in (("ignore", None), ("report", told)):
+        nights.add()
+        assert nights.run(duplicate_ids=choice).get("duplicate_ids") == more
+    nights.add()
+    with pytest.raises(InputError, match="every id once"):
+        nights.run(duplicate_ids="refuse")
+
+
+def test_on_an_object_store(nights: Nights, bucket: str) -> None:
+    places = {
+        "codes": f"{bucket}/codes",
+        "classify": {"classes": nights.home("classes.parquet"), "output": f"{bucket}/p"},
+    }
+    nights.run(**places)
+    number = nights.add(ids=["7-3", "x"] * 5, labels=["odd"] * 10)
+    watched = Watched()
+    with replaced(watched):
+        told = nights.run(**places)
+    assert (watched.of(f"{bucket}/codes"), watched.of(f"{bucket}/p")) == (2, 0)
+    assert told["duplicate_ids"]["rows"] == 9
+    assert told["predictions"][0]["unknown_labels"]["rows"] == 10
+    nights.shard(number).unlink()
+    with replaced(watched):
+        told = nights.run(**places)
+    assert watched.of(f"{bucket}/p") == 1
+    assert "duplicate_ids" not in told
+    for store in ("codes", "p"):
+        history.verify(f"{bucket}/{store}", content=True)
+    assert not history.collect(f"{bucket}/codes", keep=1).files, "all of it is young"
+
+
+def test_labels_that_the_class_table_lacks_are_counted_from_night_to_night(
+    nights: Nights, caplog: pytest.LogCaptureFixture
+) -> None:
+    nights.run()
+    assert "unknown_labels" not in nights.result
+    odd = nights.add(labels=["retired", "gone"] * 5)
+    with caplog.at_level("WARNING", "raypq"):
+        told = nights.run()
+    assert told["predictions"][0]["unknown_labels"]["rows"] == 10
+    warned = [line for line in caplog.messages if "class_ids" in line]
+    assert len(warned) == 1
+    assert "10 row(s) with a label" in warned[0]
+    assert "'gone' (5), 'retired' (5)" in warned[0]
+    nights.add()
+    assert opened(nights, nights.run) == (1, 0)
+    assert nights.result["unknown_labels"] == {"rows": 10, "names": {"gone": 5, "retired": 5}}
+    assert nights.result == nights.recount()
+    nights.shard(odd).unlink()
+    nights.run()
+    assert "unknown_labels" not in nights.result
+
+
+@pytest.mark.parametrize("damage", ["gone", "flipped", "old store", "another file gone"])
+def test_without_its_sidecar_a_version_is_counted_again(nights: Nights, damage: str) -> None:
+    nights.run()
+    store = nights.home("p")
+    latest = snapshot.read(store)
+    (sidecar,) = latest.sidecars(store)["counts"]
+    path = Path(store, sidecar.path)
+    if damage == "gone":
+        path.unlink()
+    elif damage == "flipped":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(bytes(content))
+    elif damage == "another file gone":  # whose counts are to be taken off
+        Path(store, latest.shards[5].path).unlink()
+        nights.write(5)
+    else:
+        place = Path(store, "snapshots", f"{latest.version:020d}.json")
+        plain = latest.model_dump(mode="json")
+        del plain["summary"]["sidecars"]
+        place.write_text(snapshot.Snapshot(**plain).model_dump_json())
+    nights.add()
+    _, answers = opened(nights, nights.run)
+    assert answers == SHARDS if damage != "another file gone" else answers >= SHARDS - 1
+    assert nights.result == nights.recount()
+    nights.add()
+    assert opened(nights, nights.run) == (1, 0), "and the next night has it again"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_history_says_what_looking_at_everything_says(
+    nights: Nights, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(seed)
+    model, there = "old", set(range(SHARDS))
+    other = pq.read_table(nights.home("classes.parquet"))
+    pq.write_table(other.slice(1), nights.home("fewer.parquet"))
+    classes = nights.home("classes.parquet")
+    nights.run()
+    for _ in range(12):
+        move = rng.choice(["add", "add", "change", "remove", "roll", "classes", "restore", "crash"])
+        more: dict[str, Any] = {}
+        if move == "add":
+            ids = [f"{rng.randrange(60)}-{rng.randrange(10)}" for _ in range(10)]
+            odd = ["odd"] * 10
+            there.add(nights.add(ids=rng.choice([None, ids]), labels=rng.choice([None, odd])))
+        elif move == "change":
+            nights.write(rng.choice(sorted(there)))
+        elif move == "remove":
+            there.remove(gone := rng.choice(sorted(there)))
+            nights.shard(gone).unlink()
+        elif move == "roll":
+            model = "new" if model == "old" else "old"
+            more = {"rollout": rng.choice([0.2, 1.0])}
+        elif move == "classes":
+            classes = nights.home(rng.choice(["classes.parquet", "fewer.parquet"]))
+        elif move == "restore":
+            history.restore(nights.home("p"), rng.choice(snapshot.versions(nights.home("p"))))
+            history.restore(
+                nights.home("codes"), rng.choice(snapshot.versions(nights.home("codes")))
+            )
+        elif move == "crash":
+            there.update(nights.add() for _ in range(3))
+            bad = nights.add()
+            nights.shard(bad).write_bytes(b"not a Parquet file")
+            with pytest.raises(JobError):
+                nights.run(model=nights.home(model))
+            nights.shard(bad).unlink()
+        more["classify"] = {"classes": classes, "output": nights.home("p")}
+        if rng.random() < 0.2:
+            nights.run(model=nights.home(model), duplicate_ids="ignore", **more)
+        elif nights.run(model=nights.home(model), **more)["codes"]["new"]:
+            told = snapshot.read(nights.home("codes")).summary.get("duplicate_ids")
+            assert told == nights.same_ids(), move
+        assert nights.result == nights.recount(classes), move
