@@ -18,6 +18,7 @@ import pytest
 from broken import Place, Table, check, raypq
 
 from raypq.data import arrays, snapshot
+from raypq.data.storage import stem_of
 
 TABLE = Table()
 case = TABLE.case
@@ -506,6 +507,11 @@ def break_two_of_five(place: Place) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
+def stems(place, *parts):
+    """What a store calls the shards of these numbers."""
+    return [stem_of(str(place.test / f"part-{part}.parquet")) for part in parts]
+
+
 def test_bad_shards_among_good_ones_are_all_listed(place):
     break_two_of_five(place)
     result = raypq(*place.encode())
@@ -516,7 +522,7 @@ def test_bad_shards_among_good_ones_are_all_listed(place):
     assert "part-2.parquet" not in result.stderr
     assert snapshot.versions(place("codes")) == [], "no version without every shard"
     finished = {path.name.split(".")[0] for path in Path(place("codes"), "data").iterdir()}
-    assert finished >= {"part-0", "part-2", "part-4"}, "every good shard is finished"
+    assert finished >= set(stems(place, 0, 2, 4)), "every good shard is finished"
 
 
 def test_quarantine_records_what_is_left_out(place):
@@ -531,8 +537,8 @@ def test_quarantine_records_what_is_left_out(place):
     assert "part-3.parquet" in told["quarantined"][1]
     assert result.stderr.count("quarantined") == 2, "warned of each once"
     version = snapshot.read(place("codes"))
-    assert [item.shard for item in version.shards] == ["part-0", "part-2", "part-4"]
-    assert [item.shard for item in version.quarantined] == ["part-1", "part-3"]
+    assert [item.shard for item in version.shards] == stems(place, 0, 2, 4)
+    assert [item.shard for item in version.quarantined] == stems(place, 1, 3)
     assert version.rows == rows_of(place("codes")) == 180
 
 
@@ -547,7 +553,7 @@ def test_quarantine_of_every_shard_is_a_failure(place):
 
 def test_quarantine_when_classifying(place):
     place.run(*place.encode())
-    bad = next(Path(place("codes"), "data").glob("part-1.*"))
+    bad = next(Path(place("codes"), "data").glob(f"{stems(place, 1)[0]}.*"))
     bad.write_bytes(bad.read_bytes()[:-10])
     assert raypq(*place.classify()).exit_code == 1
     told = json.loads(place.run(*place.classify("--on-bad-shard", "quarantine")).stdout)
@@ -591,14 +597,14 @@ def test_nothing_is_dropped(place):
     """Rows in are rows out, in their order, through every step."""
     place.run(*place.encode())
     place.run(*place.classify())
-    names = [f"part-{part}" for part in (0, 1)]
+    names = stems(place, 0, 1)
     for store in ("codes", "predictions"):
         version = snapshot.read(place(store))
         assert [item.shard for item in version.shards] == names
         assert version.rows == rows_of(place(store)) == 120
-        for item in version.shards:
+        for part, item in enumerate(version.shards):
             found = pq.read_table(Path(place(store)) / item.path)
-            wanted = pq.read_table(place.test / f"{item.shard}.parquet")
+            wanted = pq.read_table(place.test / f"part-{part}.parquet")
             assert found.column("id").to_pylist() == wanted.column("id").to_pylist()
             assert found.column("label").to_pylist() == wanted.column("label").to_pylist()
     told = json.loads(place.run(*place.evaluate("--json", "-")).stdout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypq import meter
+from raypq.data.storage.footer import Chunk, Footer, FooterError, parse
 from raypq.data.storage.objects import answering
 from raypq.data.storage.operations import file_size
 from raypq.data.storage.place import filesystem, is_local, local_path
@@ -18,11 +19,72 @@ from raypq.data.storage.settings import StorageSettings
 from raypq.errors import InputError
 
 # What Arrow raises for a damaged file.
-_UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError)
+_UNREADABLE = (
+    pa.ArrowInvalid,
+    pa.ArrowNotImplementedError,
+    UnicodeDecodeError,
+    FooterError,
+    OSError,
+)
+_MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
+_FOOTER = 256 << 20  # bytes; Arrow makes some hundred times as much of it
 _READ_BUFFER = 1 << 20  # bytes; bounds what a column reader holds beside its page
 _BLOCK, _BLOCKS = 8 << 20, 8  # of an object kept at hand: columns are read in turn
 _SMALL = 64 << 20  # bytes; a column that decodes to less is no danger, however well it packs
-_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}  # bytes
+
+
+class CheckedFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
+    """A Parquet file that gives every row that its footer tells of, or an error.
+
+    Arrow passes over a page whose header was damaged to say that it is of another kind; a page's
+    checksum does not cover its header.
+    """
+
+    uri: str
+    footer: Footer
+
+    def iter_batches(
+        self,
+        batch_size: int = 65536,
+        row_groups: Sequence[int] | None = None,
+        columns: Sequence[str] | None = None,
+        **more: Any,
+    ) -> Iterator[pa.RecordBatch]:
+        """As in ``pyarrow``; text is checked to be UTF-8.
+
+        Raises:
+            InputError: there are fewer or more rows than the footer says.
+        """
+        rows = 0
+        for batch in super().iter_batches(batch_size, row_groups, columns, **more):
+            _check_texts(batch.columns)
+            rows += len(batch)
+            yield batch
+        chosen = range(len(self.footer.groups)) if row_groups is None else row_groups
+        self._check_rows(rows, sum(self.footer.groups[group][0] for group in chosen))
+
+    def read(self, columns: Sequence[str] | None = None, **more: Any) -> pa.Table:
+        """As in ``pyarrow``, with the same checks.
+
+        Raises:
+            InputError: there are fewer or more rows than the footer says.
+        """
+        table = super().read(columns, **more)
+        _check_texts(table.columns)
+        self._check_rows(len(table), self.footer.rows)
+        return table
+
+    def _check_rows(self, found: int, expected: int) -> None:
+        if found != expected:
+            raise InputError(
+                self.uri, expected=f"{expected} rows, as its footer says", found=f"{found} in all"
+            )
+
+
+def _check_texts(columns: Iterable[pa.Array | pa.ChunkedArray]) -> None:
+    for column in columns:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            column.validate(full=True)  # or every later reader would stumble over it
 
 
 @contextmanager
@@ -33,7 +95,7 @@ def open_parquet(
     content: bytes | None = None,
     block: int = _BLOCK,
     blocks: int = _BLOCKS,
-) -> Iterator[pq.ParquetFile]:
+) -> Iterator[CheckedFile]:
     """Opens a Parquet file for reading in a stream, page checksums verified.
 
     Local files are read through small buffers rather than a memory map: mapped pages count as
@@ -56,7 +118,7 @@ def open_parquet(
 @contextmanager
 def _open(
     uri: str, size: int | None, content: bytes | None, block: int, blocks: int
-) -> Iterator[pq.ParquetFile]:
+) -> Iterator[CheckedFile]:
     source: Any = None
     try:
         found = file_size(uri) if content is None else len(content)
@@ -72,13 +134,20 @@ def _open(
             source = pa.OSFile(str(local_path(uri)), "rb")
         else:
             source = _open_object(uri, block, blocks)
-        file = pq.ParquetFile(
+        footer = _read_footer(source, uri, found)
+        if footer is not None:
+            _check_footer(footer, uri, found)
+        file = CheckedFile(
             source,
             pre_buffer=False,
             buffer_size=_READ_BUFFER,
             page_checksum_verification=True,
         )
-        _check_footer(file.metadata, uri, found)
+        if footer is None:
+            raise FooterError("no footer")
+        if file.metadata.num_columns != len(footer.leaves):
+            raise FooterError(f"{len(footer.leaves)} columns, or {file.metadata.num_columns}")
+        file.uri, file.footer = uri, footer
     except FileNotFoundError:
         raise InputError(uri, expected="a Parquet file", found="no such file") from None
     except _UNREADABLE as error:
@@ -94,6 +163,12 @@ def _open(
     except _UNREADABLE as error:
         if isinstance(error, OSError) and not _is_arrows(error):
             raise
+        if footer.encrypted and "decrypt" in str(error):
+            raise InputError(
+                uri,
+                expected="columns that are not encrypted, for raypq holds no keys",
+                found=f"encrypted {', '.join(footer.encrypted)}",
+            ) from None
         raise InputError(
             uri, expected="readable Parquet pages", found=_first_line(error)
         ) from error
@@ -103,28 +178,54 @@ def _open(
 
 
 def stream(
-    file: pq.ParquetFile, rows: int, columns: Sequence[str] | None = None
+    file: CheckedFile, rows: int, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Batches of up to ``rows`` rows of some columns (all by default), counted by the meter."""
-    size = _stored_bytes(file.metadata, columns) / max(file.metadata.num_rows, 1)
+    size = _stored_bytes(file.footer, columns) / max(file.footer.rows, 1)
     for batch in file.iter_batches(batch_size=rows, columns=columns):
         meter.add(len(batch), size * len(batch))
         yield batch
 
 
-def _stored_bytes(footer: pq.FileMetaData, columns: Sequence[str] | None) -> int:
+def _stored_bytes(footer: Footer, columns: Sequence[str] | None) -> int:
     """Bytes of these columns in the file; ``a`` takes ``a.list.element`` along."""
-    chosen = [
-        number
-        for number in range(footer.num_columns)
-        if columns is None
-        or any(f"{footer.schema.column(number).path}.".startswith(f"{name}.") for name in columns)
-    ]
     return sum(
-        int(footer.row_group(group).column(number).total_compressed_size)
-        for group in range(footer.num_row_groups)
-        for number in chosen
+        chunk.stored
+        for _, chunks in footer.groups
+        for chunk in chunks
+        if columns is None or any(f"{chunk.path}.".startswith(f"{name}.") for name in columns)
     )
+
+
+def _read_footer(source: Any, uri: str, size: int) -> Footer | None:
+    """The footer of an open file; None where there is none, which Arrow tells best.
+
+    Raises:
+        InputError: the file is encrypted as a whole, or its footer is too large.
+        FooterError: it is damaged.
+    """
+
+    def read(start: int, n: int) -> bytes:
+        source.seek(start)
+        return bytes(source.read(n))
+
+    tail = read(max(size - 8, 0), 8)
+    if tail[-4:] == _ENCRYPTED:
+        raise InputError(
+            uri,
+            expected="a file that is not encrypted, for raypq holds no keys",
+            found="an encrypted footer",
+        )
+    length = int.from_bytes(tail[:4], "little")
+    if tail[-4:] != _MAGIC or length > size - 12:
+        return None
+    if length > _FOOTER:
+        raise InputError(
+            uri,
+            expected=f"a footer of at most {_FOOTER >> 20} MiB",
+            found=f"{length >> 20} MiB; write larger row groups or fewer columns",
+        )
+    return parse(read(size - 8 - length, length))
 
 
 def _open_object(uri: str, block: int, blocks: int) -> Any:
@@ -138,50 +239,50 @@ def _open_object(uri: str, block: int, blocks: int) -> Any:
     )
 
 
-def _check_footer(footer: pq.FileMetaData, uri: str, size: int) -> None:
+def _check_footer(footer: Footer, uri: str, size: int) -> None:
     """Refuses a file that asks for more than it can hold, before a page of it is decoded.
 
     A page is decompressed whole, and it is no larger than its column's share of the row group.
-    A column that packs beyond what data does (``StorageSettings.expansion``) is a bomb.
+    A column that packs beyond what data does (``StorageSettings.expansion``) is a bomb. Of an
+    encrypted column nothing is known; it cannot be read either.
 
     Raises:
         InputError: naming the row group and column, what it asks for and the bound.
     """
     bounds = StorageSettings.current()
-    rows = 0
-    for index in range(footer.num_row_groups):
-        group = footer.row_group(index)
-        rows += group.num_rows
-        for number in range(group.num_columns):
-            column = group.column(number)
-            where = f"{uri}, row group {index}, column '{column.path_in_schema}'"
-            stored, plain = column.total_compressed_size, column.total_uncompressed_size
-            if min(stored, plain, group.num_rows, column.num_values) < 0 or stored > size:
+    for index, (rows, chunks) in enumerate(footer.groups):
+        for chunk, leaf in zip(chunks, footer.leaves, strict=True):
+            stored, plain = chunk.stored, chunk.plain
+            if min(stored, plain, chunk.values) < 0 or stored > size:
                 raise InputError(
-                    where,
+                    _place(uri, index, chunk),
                     expected=f"sizes that fit a file of {size} bytes",
-                    found=f"{stored} bytes stored, {plain} decompressed, {group.num_rows} rows",
+                    found=f"{stored} bytes stored, {plain} decompressed, {rows} rows",
                 )
             if plain > bounds.row_group_bytes:
                 raise InputError(
-                    where,
+                    _place(uri, index, chunk),
                     expected=f"at most {bounds.row_group_mib} MiB in one row group "
                     "(RAYPQ_STORAGE_ROW_GROUP_MIB)",
                     found=f"{plain >> 20} MiB; write smaller row groups",
                 )
-            width = _WIDTHS.get(column.physical_type) or footer.schema.column(number).length or 1
-            decoded = max(plain, column.num_values * width)
+            decoded = max(plain, chunk.values * (leaf.width or 1))
             if decoded > max(_SMALL, bounds.expansion * stored):
                 raise InputError(
-                    where,
+                    _place(uri, index, chunk),
                     expected=f"data that grows at most {bounds.expansion} times when it is read "
                     "(RAYPQ_STORAGE_EXPANSION)",
                     found=f"{stored} bytes that ask for {decoded >> 20} MiB",
                 )
-    if rows != footer.num_rows:
+    rows = sum(rows for rows, _ in footer.groups)
+    if rows != footer.rows:
         raise InputError(
-            uri, expected=f"{footer.num_rows} rows, as its footer says", found=f"{rows} in all"
+            uri, expected=f"{footer.rows} rows, as its footer says", found=f"{rows} in all"
         )
+
+
+def _place(uri: str, group: int, chunk: Chunk) -> str:
+    return f"{uri}, row group {group}, column '{chunk.path}'"
 
 
 def _is_arrows(error: OSError) -> bool:
