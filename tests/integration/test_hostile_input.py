@@ -196,7 +196,7 @@ def predictions_of_uneven_length(place):
 # ---- manifests and models edited by hand ---------------------------------------------------
 
 
-@case(1, "snapshots/00000000000000000001.json", "key 'format': 7; a newer raypq wrote it")
+@case(1, "snapshots/00000000000000000001.json", "key 'format': 7, written by a newer raypq")
 def a_snapshot_of_a_future_format(place):
     manifest(place, format=7, invented="tomorrow")
     return place.classify()
@@ -216,7 +216,7 @@ def a_snapshot_that_says_another_version(place):
     return place.classify()
 
 
-@case(1, "snapshots/00000000000000000001.json", "key 'note'", "not permitted")
+@case(1, "snapshots/00000000000000000001.json", "key 'note'", "written by a newer raypq")
 def a_snapshot_with_a_key_of_its_own(place):
     manifest(place, note="by hand")
     return place.classify()
