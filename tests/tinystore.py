@@ -56,9 +56,10 @@ def encode(root: Path, features: str, output: str = "codes", **changes: Any) -> 
 
 
 def rows_of(store: Path | str, version: Snapshot | None = None) -> pa.Table:
-    """All rows of a version, in the order of its shards."""
+    """All rows of a version, in the order of its shards; labels are null where a file has none."""
     version = version or snapshot.read(str(store))
-    return pa.concat_tables(pq.read_table(join(str(store), one.path)) for one in version.shards)
+    tables = [pq.read_table(join(str(store), one.path)) for one in version.shards]
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def search(codes: Path | str, output: Path | str, **settings: Any) -> pa.Table:

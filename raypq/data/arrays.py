@@ -80,6 +80,17 @@ def is_list(kind: pa.DataType) -> bool:
     )
 
 
+def width_of(kind: pa.DataType) -> int:
+    """Values of a vector, where its type alone tells; else 0."""
+    if isinstance(kind, pa.ExtensionType):
+        kind = kind.storage_type
+    size = 0
+    while is_list(kind):
+        size = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
+        kind = kind.value_type
+    return size
+
+
 def is_bytes(kind: pa.DataType) -> bool:
     """Whether a type holds byte strings of any length."""
     return bool(

@@ -103,7 +103,7 @@ def read(column: pa.Array, kind: IdKind, *, where: str, row0: int = 0) -> pa.Arr
     return column.cast(INT64)
 
 
-def check(kind: IdKind, rule: IdRule, *, where: str, found: pa.DataType) -> None:
+def check(kind: IdKind, rule: IdRule, *, where: str, found: object) -> None:
     """Refuses a shard whose ids are not of the type that the store has.
 
     Raises:

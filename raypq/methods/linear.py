@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from raypq.config import Precision
 from raypq.data.ahead import ahead
 from raypq.methods.base import Model, Normalise
+
+# Features come from Arrow without a copy, so they cannot be written to; a product only reads them.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 _TINY = 1e-12
 _PART_BYTES = 16 << 20  # of features that cross to a CUDA device at once

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from raypq import console
 from raypq.config import ExtractJob
-from raypq.data import arrays
+from raypq.data import arrays, images
 from raypq.data.ahead import ahead
 from raypq.data.features import (
     FeatureBatch,
@@ -23,12 +23,14 @@ from raypq.data.features import (
     feature_schema,
     open_features,
 )
+from raypq.data.ids import IdRule
 from raypq.data.storage import exists, join, read_bytes, replacing
-from raypq.errors import ConfigError, InputError, ShardFailure
+from raypq.errors import ConfigError, ShardFailure
 from raypq.methods import registry
 from raypq.methods.backbones import named, package_of
 from raypq.stages.crew import Crew, settle
 from raypq.stages.plain import refuse_others
+from raypq.stages.shard_types import check_label_column, rule_of
 from raypq.stages.store import ShardTask
 
 Backbone = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -48,17 +50,23 @@ class Extracted:
 class ExtractWorker:
     """Turns shards of images into shards of features."""
 
-    def __init__(self, job: ExtractJob) -> None:
-        self._columns, self._output = job.columns, job.output
+    def __init__(self, job: ExtractJob, rule: IdRule | None) -> None:
+        self._columns, self._output, self._rule = job.columns, job.output, rule
         self._backbone = load_backbone(job)
 
+    @property
+    def _width(self) -> int:
+        """Width of the features, by one black image: for a shard without any."""
+        side = self._columns.image_size
+        assert side is not None, "checked before"
+        return self._backbone(np.zeros((1, images.row_width(side)), np.float32)).shape[1]
+
     def __call__(self, task: ShardTask, shared: None) -> Extracted:
-        with open_features(task.shard, self._columns, width=None) as reader:
+        rule = self._rule
+        with open_features(task.shard, self._columns, width=None, rule=rule) as reader:
             batches = self._batches(reader)
             first = next(batches, None)
-            if first is None:
-                raise InputError(task.shard.uri, expected="at least one image", found="none")
-            width = first[1].shape[1]
+            width = self._width if first is None else first[1].shape[1]
             schema = feature_schema(id_type=reader.id_type, label=reader.label, width=width)
             rows = 0
             with (
@@ -73,7 +81,7 @@ class ExtractWorker:
                     write_page_checksum=True,
                 ) as writer,
             ):
-                for batch, F in _with(first, batches):
+                for batch, F in _with(first, batches) if first else ():
                     writer.write_batch(_record(batch, F, schema))
                     rows += len(batch)
         return Extracted(rows=rows, width=width, left_out=reader.left_out)
@@ -176,12 +184,14 @@ def extract(job: ExtractJob, crew: Crew) -> dict[str, Any]:
         raise ConfigError("extract needs the size of the images: pass --image-size")
     load_backbone(job)  # a wrong name is told at once, and once
     store = FeatureStore.open(job.images, job.columns)
+    check_label_column(store.shards, job.columns)
+    rule = rule_of(store.shards, job.columns)
     tasks = [ShardTask(shard=shard) for shard in store.shards]
     refuse_others(job.output, [f"{shard.stem}.parquet" for shard in store.shards])
     done: list[Extracted] = []
     failures: list[ShardFailure] = []
     with (
-        crew.hire(ExtractWorker, job) as gang,
+        crew.hire(ExtractWorker, job, rule) as gang,
         console.progress(len(tasks), "extract") as progress,
     ):
         for outcome in gang.map(tasks):

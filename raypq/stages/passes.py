@@ -18,6 +18,7 @@ from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.methods.base import Corpus, Method, Model, ReductionMethod, State, Stats, TrainBatch
 from raypq.stages.crew import Gang
 from raypq.stages.drift import Gauge
+from raypq.stages.shard_types import check_label_column
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
 
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -142,6 +143,7 @@ class Plan:
         """
         classes = _classes(job, method)
         found = Listed.open(job.features, job.columns)
+        check_label_column([task.shard for task in found.tasks], job.columns)
         unlabelled = _unlabelled(job, method, found.width)
         others = classes.others if classes else None
         corpus = Corpus(

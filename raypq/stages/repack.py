@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from raypq import console
 from raypq.config import Columns, RepackJob
-from raypq.data import arrays
+from raypq.data import arrays, ids
 from raypq.data.features import WIDTH_NOTE, FeatureStore, batch_rows, feature_field, stored_width
+from raypq.data.ids import IdRule
 from raypq.data.storage import (
     join,
     open_parquet,
@@ -32,6 +33,7 @@ from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.stages.crew import Crew, settle
 from raypq.stages.plain import parquet_files, refuse_others
 from raypq.stages.record import RunRecord
+from raypq.stages.shard_types import rule_of
 from raypq.stages.store import ShardTask
 
 SUMMARY = "_repack.json"  # other readers of Parquet folders pass over names like this
@@ -49,20 +51,26 @@ class Repacked:
 class RepackWorker:
     """Rewrites feature shards."""
 
-    def __init__(self, columns: Columns, output: str, dtype: str) -> None:
+    def __init__(
+        self, columns: Columns, output: str, dtype: str, rule: IdRule | None = None
+    ) -> None:
         self._columns, self._output, self._dtype = columns, output, np.dtype(dtype)
+        self._rule = rule
 
     def __call__(self, task: ShardTask, shared: None) -> Repacked:
         shard, name = task.shard, self._columns.feature
         rows = 0
         with open_parquet(shard.uri) as file:
             field = feature_field(file, name, shard.uri)
+            self._check_ids(file, shard.uri)
             width = self._columns.width or stored_width(field)
             batches = self._convert(file, shard.uri, width)
             first = next(batches, None)
             if first is None:
-                width = width or int(getattr(field.type, "list_size", 0))
-                schema = self._schema(file.schema_arrow, name, width)
+                width = width or arrays.width_of(field.type)
+                schema = file.schema_arrow  # which stays where it tells no width
+                if width:
+                    schema = self._schema(schema, name, width)
             else:
                 size = first.schema.field(name).type.byte_width
                 schema = self._schema(file.schema_arrow, name, size // self._dtype.itemsize)
@@ -82,6 +90,16 @@ class RepackWorker:
                         writer.write_table(batch, len(batch))
                         rows += len(batch)
         return Repacked(rows=rows, bytes_before=shard.size)
+
+    def _check_ids(self, file: pq.ParquetFile, uri: str) -> None:
+        """Refuses ids of another type than the first shard has, where there is such a column."""
+        name = self._columns.id
+        if self._rule is None or not file.metadata.num_rows or name not in file.schema_arrow.names:
+            return
+        found, where = file.schema_arrow.field(name).type, f"{uri}, column '{name}'"
+        kind = ids.kind_of(found, where=where)
+        if kind is not None:
+            ids.check(kind, self._rule, where=where, found=found)
 
     def _schema(self, schema: pa.Schema, name: str, width: int) -> pa.Schema:
         kind = pa.binary(width * self._dtype.itemsize)
@@ -151,10 +169,11 @@ def repack(job: RepackJob, crew: Crew) -> dict[str, Any]:
     store = FeatureStore.open(job.features, job.columns)
     tasks = [ShardTask(shard=shard) for shard in store.shards]
     refuse_others(job.output, [f"{shard.stem}.parquet" for shard in store.shards])
+    rule = rule_of(store.shards, job.columns)
     rows = 0
     failures: list[ShardFailure] = []
     with (
-        record.hire(RepackWorker, job.columns, job.output, job.dtype) as gang,
+        record.hire(RepackWorker, job.columns, job.output, job.dtype, rule) as gang,
         console.progress(len(tasks), "repack") as progress,
     ):
         for outcome in gang.map(tasks):

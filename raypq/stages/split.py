@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypq import console
 from raypq.config import Columns, SplitJob
+from raypq.data import arrays, ids
 from raypq.data.features import FeatureStore, feature_field
+from raypq.data.ids import IdRule
 from raypq.data.storage import Shard, join, open_parquet, replacing
 from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.stages.crew import Crew, settle
@@ -32,10 +33,15 @@ _GROUP = 4096  # rows that are held at once
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """Ids and labels of one shard, both [n] strings, and which of the two stores it is of."""
+    """Ids and labels of one shard, both [n] strings, and which of the two stores it is of.
+
+    Attributes:
+        kind: the type of the ids in the file; None without rows.
+    """
 
     shard: Shard
     ids: pa.Array
+    kind: ids.IdKind | None
     labels: pa.Array
     test: bool
 
@@ -93,6 +99,7 @@ def split(job: SplitJob, crew: Crew) -> dict[str, Any]:
     if job.test:
         stores.append((FeatureStore.open(job.test, job.columns), True))
     rows = [_read(shard, job.columns, test) for store, test in stores for shard in store.shards]
+    _check_ids(rows, job.columns)
     label = np.concatenate([one.labels.to_numpy(zero_copy_only=False) for one in rows])
     test = np.concatenate([np.full(len(one.ids), one.test) for one in rows])
     draw = _Draw(seed=job.seed, ids=[str(name) for one in rows for name in one.ids.to_pylist()])
@@ -134,6 +141,21 @@ def split(job: SplitJob, crew: Crew) -> dict[str, Any]:
         for name, chosen in parts.items()
     }
     return {"output": job.output, "protocol": job.protocol, "parts": told}
+
+
+def _check_ids(rows: Sequence[Rows], columns: Columns) -> None:
+    """Refuses ids of two types: the parts would mix them.
+
+    Raises:
+        InputError: naming a shard of each.
+    """
+    rule: IdRule | None = None
+    for one in rows:
+        if one.kind is None:
+            continue
+        rule = rule or IdRule(kind=one.kind, origin=one.shard.uri)
+        where = f"{one.shard.uri}, column '{columns.id}'"
+        ids.check(one.kind, rule, where=where, found=one.kind)
 
 
 Mask = NDArray[np.bool_]
@@ -216,7 +238,14 @@ def _read(shard: Shard, columns: Columns, test: bool) -> Rows:
                 found=f"no {' and no '.join(sorted(missing))}",
             )
         table = file.read(columns=[columns.id, columns.label])
-    labels = pc.cast(table.column(columns.label), pa.string()).combine_chunks()
+        names = table.column(columns.id)
+        where = f"{shard.uri}, column '{columns.id}'"
+        kind = ids.kind_of(names.type, where=where) if len(names) else None
+    labels = arrays.strings(
+        _whole(table.column(columns.label)),
+        where=f"{shard.uri}, column '{columns.label}'",
+        nulls=True,
+    )
     if labels.null_count:
         row = int(np.flatnonzero(labels.is_null())[0])
         raise InputError(
@@ -224,5 +253,10 @@ def _read(shard: Shard, columns: Columns, test: bool) -> Rows:
             expected="a label",
             found=f"none ({labels.null_count} such row(s))",
         )
-    ids = pc.cast(table.column(columns.id), pa.string()).combine_chunks()
-    return Rows(shard=shard, ids=ids, labels=labels, test=test)
+    text = arrays.strings(_whole(names), where=where, nulls=False)
+    return Rows(shard=shard, ids=text, kind=kind, labels=labels, test=test)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    found = column.combine_chunks()
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found

@@ -168,7 +168,8 @@ class RowStream:
         """This worker's run of rows in the order of one pass, without those held out."""
         source, seat = self._source, self._seat
         rng = np.random.default_rng([*self._seed, epoch, again])
-        tasks = [source.tasks[index] for index in rng.permutation(len(source.tasks))]
+        filled = [task for task in source.tasks if task.rows]  # the order depends on these alone
+        tasks = [filled[index] for index in rng.permutation(len(filled))]
         starts = np.cumsum([0, *(task.rows for task in tasks)])
         low, high = (int(starts[-1]) * place // seat.world for place in (seat.rank, seat.rank + 1))
         for task, (start, end) in zip(tasks, pairwise(starts), strict=True):
