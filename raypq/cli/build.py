@@ -69,8 +69,12 @@ def train(
     """
     from raypq import api
     from raypq.config import TrainJob, read_mapping
+    from raypq.stages.train import check_settings
 
-    settings = {**(read_mapping(config) if config else {}), **assigned(assignments)}
+    settings = assigned(assignments)
+    if config:
+        settings = read_mapping(config).below(settings)
+    check_settings(method, settings)
     where, columns = where_of(options), columns_of(options)
     options |= {
         "method": method,

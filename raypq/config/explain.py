@@ -40,19 +40,18 @@ def explain(
     origin: str,
     *,
     names: Mapping[str, str] | None = None,
-    lines: Mapping[tuple[str, ...], int] | None = None,
+    where: Mapping[tuple[str, ...], str] | None = None,
 ) -> str:
     """One line for each key that is wrong: what was expected, and what was found.
 
     Args:
         names: what a key is called where it comes from.
-        lines: the line of each path of keys, where the values come from a file.
+        where: the file and line of each path of keys that comes from a file.
     """
     told: dict[str, None] = {}
     for item in error.errors(include_url=False):
         path, said = _said(cls, item, names or {})
-        line = (lines or {}).get(path)
-        told[f"{origin}{f', line {line}' if line else ''}: {said}"] = None
+        told[f"{(where or {}).get(path, origin)}: {said}"] = None
     return "\n".join(told)
 
 

@@ -6,11 +6,14 @@ field of text in a job has one of the types below; a test demands it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, Field
+
+_VARIABLE = re.compile(r"\$\{\w+\}")
 
 ReadKind = Literal["parquet", "store", "model", "file", "split", "backbone", "xlsa17", "results"]
 WriteKind = Literal["store", "model", "shards", "parts", "xlsa17", "file", "index", "demo"]
@@ -49,6 +52,10 @@ def _uri(text: str) -> str:
         raise ValueError(f"expected a path or URI, found {text!r} (an empty text)")
     if "\0" in text:
         raise ValueError(f"expected a path or URI, found {text!r} (with a NUL byte in it)")
+    if _VARIABLE.search(text):
+        raise ValueError(
+            f"expected a path or URI, found {text!r}: variables are not filled in; write it out"
+        )
     if text[:1] in "\r\n" or text[-1:] in "\r\n":
         raise ValueError(f"expected a path or URI, found {text!r} (with a line break at its end)")
     return text

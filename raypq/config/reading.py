@@ -31,9 +31,15 @@ _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 
 
 class FromFile(dict[str, Any]):
-    """The mapping of a config file; ``lines`` has the line of each path of keys."""
+    """The mapping of a config file; ``where`` has the file and line of each path of keys."""
 
-    lines: Mapping[tuple[str, ...], int]
+    where: Mapping[tuple[str, ...], str]
+
+    def below(self, over: Mapping[str, Any]) -> FromFile:
+        """What comes of it where the values of ``over`` count first."""
+        found = FromFile({**self, **over})
+        found.where = {path: line for path, line in self.where.items() if path[0] not in over}
+        return found
 
 
 def read_mapping(path: str | os.PathLike[str]) -> FromFile:
@@ -68,7 +74,7 @@ def read_mapping(path: str | os.PathLike[str]) -> FromFile:
             f"{where}: expected a mapping, found {type(values).__name__}; write 'key: value' lines"
         )
     found = FromFile(values)
-    found.lines = lines
+    found.where = {path: f"{where}, line {line}" for path, line in lines.items()}
     return found
 
 

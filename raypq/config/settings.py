@@ -60,8 +60,8 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            lines = getattr(values, "lines", {})
-            raise ConfigError(explain(cls, error, origin, names=names or {}, lines=lines)) from None
+            where = getattr(values, "where", {})
+            raise ConfigError(explain(cls, error, origin, names=names or {}, where=where)) from None
 
 
 class _Explained(ModelMetaclass):

@@ -247,7 +247,7 @@ class _Output:
             return "same" if self.root and self.root.is_same(item.at) else None
         for written in self.files:
             if why := _clash(written, item):
-                return why
+                return "same" if why == "below" and self.at.is_same(item.at) else why
         return None
 
 

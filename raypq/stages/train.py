@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,15 @@ class Trained:
     model: Model
     quarantined: Sequence[ShardFailure]
     summary: dict[str, Any]
+
+
+def check_settings(method: str, settings: Mapping[str, Any]) -> None:
+    """Refuses settings that a method does not have, by the file and line that they come from.
+
+    Raises:
+        ConfigError: an unknown method or key, or a value of another kind.
+    """
+    registry.create(method, settings)
 
 
 def train(job: TrainJob, crew: Crew) -> Trained:

@@ -12,6 +12,7 @@ import pytest
 from raypq.config import EncodeJob, ReindexJob, parse_assignments, read_mapping
 from raypq.data.storage import StorageSettings
 from raypq.errors import ConfigError
+from raypq.methods import registry
 from raypq.methods.pq import PQSettings
 
 
@@ -208,6 +209,18 @@ def test_errors_name_the_line(tmp_path: Path):
     assert lines[0].startswith(f"{path}, line 9: key 'where.workers': expected a whole number")
     assert lines[1].startswith(f"{path}, line 10: key 'where.threads': expected a whole number")
     assert lines[2].startswith(f"{path}, line 7: unknown key 'classify.0.topk'; allowed: ")
+
+
+def test_errors_of_a_method_name_the_line_too(tmp_path: Path):
+    path = tmp_path / "s.yaml"
+    path.write_text("K: 16\nM: many\nseed: -1\n")
+    settings = read_mapping(path).below({"seed": 1.5, "alpha": 1})
+    with pytest.raises(ConfigError) as caught:
+        registry.create("pq", settings)
+    first, second, third = str(caught.value).splitlines()
+    assert first.startswith(f"{path}, line 2: key 'M': expected a whole number")
+    assert second.startswith("pq settings: key 'seed': expected a whole number")
+    assert third.startswith("pq settings: unknown key 'alpha'; allowed: K, M")
 
 
 def test_switches_read_as_people_write_them():

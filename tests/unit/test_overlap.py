@@ -378,7 +378,7 @@ def test_commands_refuse_before_any_work(words: tuple[str, str], tmp_path: Path)
     assert {path: path.stat().st_mtime_ns for path in tree(tmp_path)} == before
 
 
-@pytest.mark.parametrize("text", ["", "  ", "x\n", "\nx", "a\0b"])
+@pytest.mark.parametrize("text", ["", "  ", "x\n", "\nx", "a\0b", "s3://b/${DAY}/x"])
 @pytest.mark.parametrize("name", JOBS)
 def test_no_path_is_empty(name: str, text: str, tmp_path: Path) -> None:
     job = example(name, tmp_path)
