@@ -34,7 +34,7 @@ from raypq.config import (
     TrainJob,
     read_mapping,
 )
-from raypq.config.places import Place, Reads
+from raypq.config.places import Place, Reads, path_of
 from raypq.data import overlap
 from raypq.data.snapshot import Snapshot
 from raypq.stages.crew import Crew, Gang, LocalCrew, Worker
@@ -234,8 +234,8 @@ def report(
     from raypq.reporting import page
 
     several = [places] if isinstance(places, str | os.PathLike) else places
-    read = [os.fspath(place) for place in several]
-    to = os.fspath(output)
+    read = [path_of(place) for place in several]
+    to = path_of(output)
     named = [Place(field="places", uri=uri, use=Reads("results")) for uri in read]
     written = overlap.written_file("output", to)
     overlap.refuse_places([*named, *([written] if written else [])])

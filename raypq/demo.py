@@ -33,6 +33,10 @@ from raypq.errors import ConfigError
 _SPEED_T, _SPEED_D, _SPEED_M = 21_841, 400, (5, 10, 25, 50)  # as many classes as ImageNet-21K
 
 
+_MARK = "_raypq-demo"
+_NAMES = ("features", "classes.parquet", "model", "codes", "predictions", "results", "smaller")
+
+
 class DemoSettings(UserSettings):
     """How large the generated world is, and where it goes."""
 
@@ -49,6 +53,7 @@ def run(settings: DemoSettings, where: ClusterSettings) -> str:
     """Generates, trains, encodes, classifies, evaluates and reports; returns the story to print."""
     overlap.refuse(settings)
     root = local_path(settings.output).absolute()
+    claim(root)
     times: dict[str, float] = {}
     with _timed(times, "generate"):
         _generate(root, settings)
@@ -146,6 +151,22 @@ def _report(root: Path) -> int | None:
     except ConfigError as error:
         console.warn(str(error))
         return None
+
+
+def claim(root: Path) -> None:
+    """Marks a folder as the demo's, which a later demo may write over.
+
+    Raises:
+        ConfigError: it holds something of the demo's names that no demo made.
+    """
+    taken = [name for name in _NAMES if (root / name).exists()]
+    if taken and not (root / _MARK).exists() and not (root / "results" / "speed.json").exists():
+        raise ConfigError(
+            f"output: {root} holds {', '.join(taken)}, which the demo would write over; "
+            "name another folder"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    (root / _MARK).write_text("raypq demo writes over this folder\n", encoding="utf-8")
 
 
 class _timed:  # noqa: N801 - reads as a verb

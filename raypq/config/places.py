@@ -6,6 +6,7 @@ field of text in a job has one of the types below; a test demands it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, Field
 
+from raypq.errors import ConfigError
+
+# pathlib, and some shells, make one slash of the two after a scheme.
+_ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 _VARIABLE = re.compile(r"\$\{\w+\}")
 
 ReadKind = Literal["parquet", "store", "model", "file", "split", "backbone", "xlsa17", "results"]
@@ -47,6 +52,21 @@ class NoPlace:
     """A field of text that names no path."""
 
 
+def path_of(place: str | os.PathLike[str]) -> str:
+    """The path or URI that a place names, as text.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    text: Any = os.fspath(place) if isinstance(place, os.PathLike) else place
+    if not isinstance(text, str):
+        raise ConfigError(f"expected a path or URI, found {place!r} ({type(place).__name__})")
+    try:
+        return _uri(text)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def _uri(text: str) -> str:
     if not text.strip():
         raise ValueError(f"expected a path or URI, found {text!r} (an empty text)")
@@ -55,6 +75,11 @@ def _uri(text: str) -> str:
     if _VARIABLE.search(text):
         raise ValueError(
             f"expected a path or URI, found {text!r}: variables are not filled in; write it out"
+        )
+    if scheme := _ONE_SLASH.match(text):
+        raise ValueError(
+            f"expected a path or URI, found {text!r}: write {scheme[1]}:// as text (pathlib takes "
+            "away a slash)"
         )
     if text[:1] in "\r\n" or text[-1:] in "\r\n":
         raise ValueError(f"expected a path or URI, found {text!r} (with a line break at its end)")

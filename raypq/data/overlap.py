@@ -22,6 +22,8 @@ from raypq.config import places
 from raypq.config.places import Place, Reads, Writes
 from raypq.data import journal, lease, models, runs, sidecars, snapshot
 from raypq.data.storage import is_local, local_path
+from raypq.data.storage.shards import SUFFIXES
+from raypq.data.storage.walk import hidden
 from raypq.errors import ConfigError
 
 # The folders of a store.
@@ -34,7 +36,6 @@ _TRAINING = "training"  # below a model: checkpoints, until it is saved
 _PARTS = ("labelled", "unlabelled", "queries", "other")
 _XLSA17 = ("res101.mat", "att_splits.mat")
 _SPLITS = ("train", "test_seen", "test_unseen")
-_PARQUET = (".parquet", ".parq", ".pq")
 _SAME = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs", "local": "file"}
 
 
@@ -129,15 +130,18 @@ class _Spot:
         return posixpath.basename(self.path)
 
     @cached_property
-    def _inode(self) -> tuple[int, int] | None:
-        """Tells a place that is mounted twice, or a file that has two names."""
+    def _inode(self) -> tuple[int, ...] | None:
+        """Tells a place that is mounted twice, or a file that has two names. Numbers of inodes
+        are not unique on every storage, but with their times they are."""
         if self.scheme != "file":
             return None
         try:
             about = os.stat(self.path)
         except OSError:
             return None
-        return (about.st_dev, about.st_ino) if about.st_ino else None
+        if not (about.st_ino and about.st_mtime_ns):
+            return None
+        return about.st_dev, about.st_ino, about.st_mtime_ns, about.st_ctime_ns
 
     def is_same(self, other: _Spot) -> bool:
         if self == other:
@@ -275,27 +279,29 @@ def _clash(written: _Files, item: _Input) -> str | None:
 def _reads(item: _Input, written: _Files) -> bool:
     """True if a listing would come upon what is written."""
     steps = written.at.steps_below(item.at)
-    if steps is None or any(step[0] in "._" for step in steps if step):
+    if steps is None:
         return False
     if written.shape == "file":
-        wanted = (".json",) if item.kind == "results" else _PARQUET
+        wanted = (".json",) if item.kind == "results" else SUFFIXES
         if not written.at.name.lower().endswith(wanted):
             return False
     # A folder of outputs below features is refused whatever its files are called.
-    return item.kind != "glob" or _matched(item.pattern, steps, written)
+    if item.kind == "glob":
+        return _matched(item.pattern, steps, written)
+    return not any(map(hidden, steps))
 
 
 def _matched(pattern: Sequence[str], steps: Sequence[str], written: _Files) -> bool:
     """True if a pattern matches a folder on the way to what is written, or may match a file."""
-    if not pattern:
-        return True  # a folder that matches is read with all that is below it
+    if not pattern:  # a folder that matches is read with all that is below it
+        return not any(map(hidden, steps))
     first, *rest = pattern
     if first == "**":
-        return _matched(rest, steps, written) or (
-            _matched(pattern, steps[1:], written) if steps else written.shape != "file"
-        )
+        deeper = not hidden(steps[0]) and _matched(pattern, steps[1:], written) if steps else False
+        return deeper or _matched(rest or ["*"], steps, written)
     if steps:
-        return fnmatchcase(steps[0], first) and _matched(rest, steps[1:], written)
+        asked = not hidden(steps[0]) or first[0] == steps[0][0]
+        return asked and fnmatchcase(steps[0], first) and _matched(rest, steps[1:], written)
     if written.shape != "folder":
         return written.shape == "tree"
     if rest:
@@ -321,6 +327,7 @@ def _inputs(place: Place) -> Iterator[_Input]:
     elif kind == "backbone":
         if uri.partition(":")[0] not in ("torchvision", "timm"):
             yield _Input(at=at, kind="file")
+            yield _Input(at=at, kind="root")
             yield from (_Input(at=at / name, kind="file") for name in _MODEL)
     elif kind == "xlsa17":
         yield from (_Input(at=at / name, kind="file") for name in _XLSA17)
@@ -352,13 +359,13 @@ def _listed(uri: str, at: _Spot) -> Iterator[_Input]:
         yield _Input(at=at, kind="listing")
     else:  # a folder or a file: only the server knows
         yield _Input(at=at, kind="listing")
-        if at.name.lower().endswith(_PARQUET):
+        if at.name.lower().endswith(SUFFIXES):
             yield _Input(at=at, kind="listed")
 
 
 def _there(path: str) -> Iterator[_Input]:
     at = _Spot.of(path)
-    if os.path.isfile(path) or path.lower().endswith(_PARQUET):
+    if os.path.isfile(path) or path.lower().endswith(SUFFIXES):
         yield _Input(at=at, kind="listed")
     if os.path.isfile(path):
         return
@@ -368,7 +375,7 @@ def _there(path: str) -> Iterator[_Input]:
     while folders:
         try:
             with os.scandir(folders.pop()) as entries:
-                visible = [entry for entry in entries if entry.name[0] not in "._"]
+                visible = [entry for entry in entries if not hidden(entry.name)]
         except OSError:  # the listing itself will tell
             continue
         for entry in visible:
@@ -379,7 +386,7 @@ def _there(path: str) -> Iterator[_Input]:
                         seen.add(linked.path)
                         folders.append(linked.path)
                         yield _Input(at=linked, kind="listing")
-                elif entry.name.lower().endswith(_PARQUET):
+                elif entry.name.lower().endswith(SUFFIXES):
                     yield _Input(at=linked, kind="listed")
             elif entry.is_dir():
                 folders.append(entry.path)

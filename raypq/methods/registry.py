@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raypq.config.places import path_of
 from raypq.data.class_layer import ClassLayer
 from raypq.data.models import ModelFiles
 from raypq.data.newer import ADVICE, unknown_key
@@ -71,7 +72,7 @@ def load(uri: str | os.PathLike[str]) -> Model:
     Raises:
         ModelError: it cannot be read, or its method is not known here.
     """
-    uri = os.fspath(uri)
+    uri = path_of(uri)
     files = ModelFiles.load(uri)
     name, where = str(files.content.get("method")), join(uri, "model.json")
     if name not in METHODS:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raypq import console
+from raypq.config.places import path_of
 from raypq.data import journal, lease, runs, sidecars, snapshot
 from raypq.data.models import FOLDER as MODELS
 from raypq.data.models import ModelFiles
@@ -26,7 +27,7 @@ _SWEPT = (snapshot.FOLDER, lease.FOLDER, journal.FOLDER, MODELS)  # of temporary
 
 def listing(store: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """One line a version, oldest first."""
-    store = os.fspath(store)
+    store = path_of(store)
     return [_line(snapshot.read(store, version)) for version in snapshot.versions(store)]
 
 
@@ -36,7 +37,7 @@ def show(store: str | os.PathLike[str], version: int | None = None) -> dict[str,
     Raises:
         InputError: no such store or version.
     """
-    store = os.fspath(store)
+    store = path_of(store)
     return snapshot.read(store, version).model_dump(mode="json")
 
 
@@ -47,7 +48,7 @@ def restore(store: str | os.PathLike[str], version: int) -> Snapshot:
         InputError: no such version, or one whose files are not all there (``gc`` took them).
         ConflictError: a nightly run is at work on the store, or another writer committed.
     """
-    store = os.fspath(store)
+    store = path_of(store)
     snapshot.read(store, version)
     with lease.held(store) as mine, runs.at_work(store, "restore"):
         removed = runs.removed_by_gc(store)
@@ -94,7 +95,7 @@ def verify(
     Raises:
         InputError: naming the first file that is not as it was written.
     """
-    store = os.fspath(store)
+    store = path_of(store)
     found = snapshot.read(store, version)
     if content:
         snapshot.verify_content(store, found)
@@ -137,7 +138,7 @@ def diff(store: str | os.PathLike[str], old: int, new: int | None = None) -> dic
     Raises:
         InputError: no such store or version.
     """
-    store = os.fspath(store)
+    store = path_of(store)
     before, after = snapshot.read(store, old), snapshot.read(store, new)
     was = {receipt.shard: receipt for receipt in before.shards}
     now = {receipt.shard: receipt for receipt in after.shards}
@@ -201,7 +202,7 @@ def collect(
         ConfigError: keep is less than one.
         InputError: no such store, or a version that cannot be read: what it needs is not known.
     """
-    store = os.fspath(store)
+    store = path_of(store)
     if keep is not None and keep < 1:
         raise ConfigError(f"keep: at least the latest version must stay, found {keep}")
     snapshot.read(store)  # there must be a store, or a wrong path would be swept

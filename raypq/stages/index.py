@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq.config import Distance, Metric
+from raypq.config.places import path_of
 from raypq.data import answers
 from raypq.data.answers import Ranked
 from raypq.errors import ConfigError, InputError
@@ -44,7 +45,7 @@ class Index:
         version: int | None = None,
         metric: Metric | None = None,
     ):
-        codes = os.fspath(codes)
+        codes = path_of(codes)
         found = open_store(codes, version)
         self.version = found.version
         self.models = models_for(codes, found, None)

@@ -37,6 +37,7 @@ def test_every_help_has_an_example(words: tuple[str, ...]) -> None:
     result = CliRunner().invoke(main, [*words, "--help"])
     assert result.exit_code == 0
     assert "Example:" in result.output
+    assert result.output.isascii()  # click prints it as it is
     example = result.output.partition("Example:")[2].split("\n\n")[0]
     assert f"raypq {' '.join(words)}" in example
 

@@ -241,6 +241,9 @@ HARMLESS = [
     ("EncodeJob", {"features": "a/part-0.parquet", "output": "a"}),
     ("EncodeJob", {"features": "a/b", "model": "a/models/m", "output": "a"}),
     ("RepackJob", {"features": "a/b", "output": "a"}),
+    ("RepackJob", {"features": "a/**/x.parquet", "output": "a/_b"}),
+    ("RepackJob", {"features": "a/*/*.parquet", "output": "a/_b"}),
+    ("RepackJob", {"features": "a/*", "output": "a/b/_c"}),
     ("TrainJob", {"features": "a/part-0.parquet", "classes": "a/classes.parquet", "output": "a"}),
     ("ClassifyJob", {"codes": "a", "classes": "a/c.parquet", "output": "a/found"}),
     ("SearchJob", {"codes": "a", "queries": "q", "output": "a/found"}),
@@ -257,6 +260,10 @@ HARMFUL = [
     ("RepackJob", {"features": "a/part-0.parquet", "output": "a"}),
     ("RepackJob", {"features": "a/*.parquet", "output": "a"}),
     ("RepackJob", {"features": "a/**/part-*.parquet", "output": "a/b/c"}),
+    ("RepackJob", {"features": "a/**", "output": "a/b"}),
+    ("RepackJob", {"features": "a/_*/*.parquet", "output": "a/_b"}),
+    ("RepackJob", {"features": "a/*/_b/x*", "output": "a/c/_b"}),
+    ("RepackJob", {"features": "a", "output": "a/_day=3/x"}),
     ("SplitJob", {"features": "a/labelled", "output": "a"}),
     ("SplitJob", {"features": "b", "test": "a", "output": "a/parts"}),
     ("ClassifyJob", {"codes": "a", "output": "a/data"}),
@@ -378,7 +385,7 @@ def test_commands_refuse_before_any_work(words: tuple[str, str], tmp_path: Path)
     assert {path: path.stat().st_mtime_ns for path in tree(tmp_path)} == before
 
 
-@pytest.mark.parametrize("text", ["", "  ", "x\n", "\nx", "a\0b", "s3://b/${DAY}/x"])
+@pytest.mark.parametrize("text", ["", "  ", "x\n", "\nx", "a\0b", "s3://b/${DAY}/x", "s3:/b/x"])
 @pytest.mark.parametrize("name", JOBS)
 def test_no_path_is_empty(name: str, text: str, tmp_path: Path) -> None:
     job = example(name, tmp_path)
@@ -386,3 +393,42 @@ def test_no_path_is_empty(name: str, text: str, tmp_path: Path) -> None:
         if "." not in place.field:
             with pytest.raises(RaypqError, match=f"'{place.field}.*expected a path or URI"):
                 type(job).parse({**dict(job), place.field: text})
+
+
+def test_a_demo_writes_over_no_data(tmp_path: Path) -> None:
+    """Refused at once where a folder has things of its names; not where a demo made them."""
+    from raypq import demo
+
+    for name in ("features", "model", "classes.parquet"):
+        root = tmp_path / f"of-{name}"
+        (root / name).mkdir(parents=True)
+        result = CliRunner().invoke(main, ["demo", "--output", str(root)])
+        assert result.exit_code == 2
+        assert f"holds {name}, which the demo would write over" in result.output
+        assert [path.name for path in root.iterdir()] == [name]
+    demo.claim(tmp_path / "new")
+    (tmp_path / "new" / "features").mkdir()
+    demo.claim(tmp_path / "new")
+
+
+def test_every_function_takes_a_path(tmp_path: Path) -> None:
+    """And says the same of a path as of a text; a URI that pathlib cut is named."""
+    import raypq
+    from raypq.stages import history
+
+    calls: list[Callable[[Any], Any]] = [
+        raypq.load_model, raypq.open, history.listing, history.show, history.verify,
+        lambda at: history.restore(at, 1), lambda at: history.diff(at, 1), history.collect,
+        lambda at: raypq.report(at, tmp_path / "r.html"), lambda at: raypq.report([at], "r.html"),
+    ]  # fmt: skip
+    for call in calls:
+        said = []
+        for given in (str(tmp_path / "none"), tmp_path / "none"):
+            try:
+                said.append(str(call(given)))
+            except RaypqError as error:
+                said.append(str(error))
+        assert said[0] == said[1]
+        for wrong in (Path("s3://b/x"), "", 3):
+            with pytest.raises((ConfigError, TypeError)):
+                call(wrong)
