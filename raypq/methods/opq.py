@@ -78,7 +78,8 @@ class OPQ(PQ):
 
 def advance_and_polish(method: PQ, state: State, iterations: int, polish: int) -> State:
     """On to the next pass: ``iterations`` that move the embedding too, then ``polish`` that move
-    the codebooks alone. Each part ends early when what it lowers stops falling.
+    the codebooks alone. Each part ends early when what it lowers stops falling, the second one not
+    while empty codewords find rows.
 
     Codewords follow a moving embedding one pass behind, so without the polish they would not be
     the means of the rows that the final embedding gives them, and re-seeded ones could miss.
@@ -87,9 +88,22 @@ def advance_and_polish(method: PQ, state: State, iterations: int, polish: int) -
     if iteration < iterations:
         settled = method.stalled(state, "objective")
         return replace(state, iteration=iterations if settled else iteration)
-    settled = state.iteration >= iterations and method.stalled(state, "quantization_error")
+    settled = (
+        state.iteration >= iterations
+        and method.stalled(state, "quantization_error")
+        and not _refilling(state, iterations)
+    )
     over = iteration >= iterations + polish or settled
     return replace(state, phase="done" if over else state.phase, iteration=iteration)
+
+
+def _refilling(state: State, iterations: int) -> bool:
+    """Whether codewords without rows, which each pass seeds anew, may have rows after the next.
+
+    The first pass of the polish says nothing of that: the embedding stood still only after it.
+    """
+    before, now = [0, *(int(note["empty"]) for note in state.history)][-2:]
+    return now > 0 and (state.iteration == iterations or now < before)
 
 
 def gram(X: NDArray[np.float32]) -> NDArray[np.float64]:
