@@ -106,6 +106,12 @@ def train(
     show_default=True,
     help="Ids that are there more than once: warn, make no version, or do not look.",
 )
+@click.option(
+    "--append",
+    is_flag=True,
+    help="Keep the shards of the last version that are not among these features, as they are; "
+    "otherwise the new version holds these features alone.",
+)
 @bad_shard
 @columns
 @cluster
@@ -116,6 +122,7 @@ def encode(**options: Any) -> None:
     \b
     Example:
       raypq encode --model model --features 'features/*.parquet' --output codes
+      raypq encode --model model --features features/day=2 --output codes --append
     """
     from raypq import api
     from raypq.config import EncodeJob
@@ -125,7 +132,7 @@ def encode(**options: Any) -> None:
     version = api.encode(job(EncodeJob, options))
     changed = {
         key: version.summary[key]
-        for key in ("codes_changed_by_precision", "duplicate_ids", "images_left_out")
+        for key in ("codes_changed_by_precision", "dropped", "duplicate_ids", "images_left_out")
         if key in version.summary
     }
     show(told(version, options["output"]) | changed)

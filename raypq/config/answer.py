@@ -29,6 +29,9 @@ class EncodeJob(Job):
     output: NewStore
     precision: Precision = Field("fp32", description="of the projection; bf16 changes some codes")
     duplicate_ids: DuplicateIds = "report"
+    append: bool = Field(
+        False, description="keep the shards of the last version that are not among the features"
+    )
     columns: Columns = Columns()
 
 

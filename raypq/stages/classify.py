@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq import kernels
+from raypq import console, kernels
 from raypq.config import ClassifyJob
 from raypq.data import output, predictions, sidecars, snapshot
 from raypq.data.ahead import ahead
@@ -285,7 +285,16 @@ def classify(job: ClassifyJob, crew: Crew) -> Snapshot:
     """
     record = RunRecord(job, crew)
     plan = Plan.make(job)
-    return finished(job, plan) or carry_out(job, plan, record)
+    if found := finished(job, plan):
+        return found
+    if job.features is not None and plan.run.latest and (others := plan.run.dropped):
+        console.warn(
+            f"{job.output}: {len(others)} shards of version {plan.run.latest.version} are not "
+            f"among these features, such as {others[0].source.uri}, and the next version will "
+            "lack them; use another output to keep both",
+            shards=len(others),
+        )
+    return carry_out(job, plan, record)
 
 
 def finished(job: ClassifyJob, plan: Plan) -> Snapshot | None:

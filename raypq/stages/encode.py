@@ -28,6 +28,8 @@ from raypq.stages.shard_types import check_label_column, id_rule
 from raypq.stages.store import ShardTask, StoreRun
 from raypq.stages.work import encode_work
 
+_NAMED = 5  # shards that a version names as dropped
+
 
 @dataclass(kw_only=True)
 class Changed:
@@ -58,8 +60,10 @@ class EncodeWorker:
         precision: Precision,
         content: bool = False,
         rule: IdRule | None = None,
+        work: str | None = None,
     ) -> None:
         self._model, self._columns, self._store, self._rule = model, columns, store, rule
+        self._work = work
         self._device, self._precision, self._content = device, precision, content
 
     def __call__(self, task: ShardTask, shared: None) -> Encoded:
@@ -75,6 +79,12 @@ class EncodeWorker:
     def _encode(self, task: ShardTask, source: Source) -> Encoded:
         model, shard = self._model, task.shard
         changed = Changed()
+        if self._work is not None and task.work != self._work:
+            raise InputError(
+                shard.uri,
+                expected="its codes under an earlier model or settings, which were to be kept",
+                found="none: they were removed while this run was at work; run it again",
+            )
         with open_features(shard, self._columns, width=model.dx, rule=self._rule) as reader:
             schema = codes.schema(
                 fingerprint=model.fingerprint,
@@ -121,7 +131,12 @@ def encoding_work(model: Model, job: EncodeJob) -> str:
 def encode(job: EncodeJob, crew: Crew) -> Snapshot:
     """Encodes a feature store under a model; returns the new version of the code store.
 
+    The version holds these features alone, and a warning says what of the last version it lacks;
+    with ``append`` it holds the other shards of the last version too, as they are.
+
     Raises:
+        ConflictError: with ``append``, another run made a version meanwhile.
+        InputError: with ``append``, the store lacks a file of its last version.
         ModelError: the model cannot be read.
         JobError: shards that could not be encoded; every good one is finished.
     """
@@ -130,11 +145,35 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
     work = encoding_work(model, job)
     shards = FeatureStore.open(job.features, job.columns).shards
     tasks = [ShardTask(shard=shard, model=model.fingerprint, work=work) for shard in shards]
-    run = StoreRun.plan(kind="codes", store=job.output, tasks=tasks, on_bad_shard=job.on_bad_shard)
+    run = StoreRun.plan(
+        kind="codes",
+        store=job.output,
+        tasks=tasks,
+        on_bad_shard=job.on_bad_shard,
+        append=job.append,
+    )
     shelf.keep(job.output, model)  # before any version can name it
     if finished := run.finished():
         return finished
-    return carry_out(job, model, run, record)
+    dropped = _dropped(job, run)
+    return carry_out(job, model, run, record, describe=lambda _: dropped)
+
+
+def _dropped(job: EncodeJob, run: StoreRun) -> dict[str, Any]:
+    """What the next version says of shards that the last one has and it lacks; warns of them."""
+    gone = sorted(receipt.source.uri for receipt in run.dropped)
+    if not gone or run.latest is None:
+        return {}
+    before = run.latest.version
+    console.warn(
+        f"{job.output}: {len(gone)} of the {len(run.latest.shards)} shards of version {before} are "
+        f"not among these features, such as {gone[0]}, and the next version will lack them. "
+        "--append (append: true) keeps them; "
+        f"'raypq snapshots restore {job.output} {before}' brings version {before} back",
+        shards=len(gone),
+    )
+    told = {"shards": len(gone), "of_version": before, "examples": gone[:_NAMED]}
+    return {"dropped": told}
 
 
 Describe = Callable[[Sequence[output.Receipt]], dict[str, Any]]
@@ -160,7 +199,8 @@ def carry_out(
         InputError: no shard has the label column that was asked for by name.
         JobError: shards that could not be encoded; every good one is finished.
     """
-    check_label_column([task.shard for task in run.tasks], job.columns)
+    work = encoding_work(model, job)
+    check_label_column([task.shard for task in run.tasks if task.work == work], job.columns)
     rule = id_rule(run, job.columns)
     summary = {
         "model": job.model,
@@ -193,8 +233,8 @@ def carry_out(
             told["codes_changed_by_precision"] = total.different / total.codes
         return {**told, "run": record.told()}
 
-    args = (model, job.columns, job.output, job.where.device, job.precision, content, rule)
-    with record.hire(EncodeWorker, *args) as gang:
+    how = (job.columns, job.output, job.where.device, job.precision, content, rule, work)
+    with record.hire(EncodeWorker, model, *how) as gang:
         return run.execute(
             gang,
             on_bad_shard=job.on_bad_shard,

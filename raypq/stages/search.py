@@ -147,6 +147,12 @@ def search(job: SearchJob, crew: Crew) -> Snapshot:
     run = StoreRun.plan(kind="search", store=job.output, tasks=tasks, on_bad_shard=job.on_bad_shard)
     if finished := run.finished():
         return finished
+    if run.latest and (others := run.dropped):
+        console.say(
+            f"{job.output}: the next version holds the results of these queries alone; version "
+            f"{run.latest.version} has those of {len(others)} other file(s), such as "
+            f"{others[0].source.uri}"
+        )
     summary = {
         "codes": job.codes,
         "codes_version": version.version,

@@ -67,6 +67,32 @@ def stored_shards(store: str, version: Snapshot) -> list[Shard]:
     ]
 
 
+def not_among(latest: Snapshot, shards: Sequence[Shard]) -> list[Receipt]:
+    """The shards of a version that were made of other files than these."""
+    given = {canonical(shard.uri) for shard in shards}
+    return [item for item in latest.shards if canonical(item.source.uri) not in given]
+
+
+def _kept_task(receipt: Receipt) -> ShardTask:
+    """The task of a shard that stays as it is."""
+    source = receipt.source
+    shard = Shard(
+        index=0, uri=source.uri, stem=receipt.shard, size=source.size, modified=source.modified
+    )
+    return ShardTask(shard=shard, model=receipt.model, work=receipt.work)
+
+
+def _check_there(store: str, latest: Snapshot | None, receipts: Sequence[Receipt]) -> None:
+    there = {receipt.path for receipt in still_there(store, receipts)}
+    for receipt in receipts:
+        if latest and receipt.path not in there:
+            raise InputError(
+                join(store, receipt.path),
+                expected=f"a file of version {latest.version}, to be kept (--append)",
+                found=f"none, or not all of it; encode {receipt.source.uri} again, too",
+            )
+
+
 def known_stems(latest: Snapshot | None, receipts: Iterable[Receipt] = ()) -> dict[str, str]:
     """The stem that a store has for each canonical source URI.
 
@@ -111,6 +137,7 @@ class StoreRun:
         put_aside: shards that stay out without being tried again.
         guard: for a run that must be alone: called just before its commit, which then must also
             follow ``latest`` directly.
+        appends: the version holds what ``latest`` holds, too, so it must follow it directly.
     """
 
     kind: snapshot.Kind
@@ -121,6 +148,7 @@ class StoreRun:
     put_aside: Sequence[Quarantined] = ()
     guard: Callable[[], None] | None = None
     journals: Mapping[str, Journal] = field(default_factory=dict)
+    appends: bool = False
 
     @classmethod
     def plan(
@@ -130,20 +158,26 @@ class StoreRun:
         store: str,
         tasks: Sequence[ShardTask],
         on_bad_shard: str = "fail",
+        append: bool = False,
     ) -> StoreRun:
         """Looks at what is there.
 
         Args:
             on_bad_shard: with ``quarantine``, a shard that was bad and has not changed stays out
                 without being tried again.
+            append: shards of the last version that none of the tasks is about stay as they are,
+                under the model and the work that they have.
 
         Raises:
-            InputError: the store is of another kind.
+            InputError: the store is of another kind, or lacks a file that is to be kept.
         """
         latest = snapshot.read(store) if snapshot.versions(store) else None
         if latest and latest.kind != kind:
             raise InputError(store, expected=f"a store of {kind}", found=f"one of {latest.kind}")
         known = list(latest.shards) if latest else []
+        others = not_among(latest, [task.shard for task in tasks]) if latest and append else []
+        _check_there(store, latest, others)
+        tasks = [*tasks, *(_kept_task(receipt) for receipt in others)]
         journals = {work: Journal(store, work) for work in sorted({task.work for task in tasks})}
         for journal in journals.values():
             known += journal.read()
@@ -151,10 +185,13 @@ class StoreRun:
         shards = under_known_stems([task.shard for task in tasks], stems)
         tasks = [replace(task, shard=shard) for task, shard in zip(tasks, shards, strict=True)]
         put_aside: list[Quarantined] = []
+        if latest and append:
+            given = {canonical(task.shard.uri) for task in tasks}
+            put_aside = [item for item in latest.quarantined if canonical(item.uri) not in given]
         if latest and on_bad_shard == "quarantine":
             tried = {task.shard.stem: (Source.of(task.shard), task.work) for task in tasks}
             aside = quarantine.unchanged(latest, tried)
-            put_aside = [item for item in latest.quarantined if item.shard in aside]
+            put_aside += [item for item in latest.quarantined if item.shard in aside]
             tasks = [task for task in tasks if task.shard.stem not in aside]
         by_stem = {task.shard.stem: task for task in tasks}
         usable = [
@@ -175,7 +212,17 @@ class StoreRun:
             kept=kept,
             put_aside=put_aside,
             journals=journals,
+            appends=append,
         )
+
+    @property
+    def dropped(self) -> list[Receipt]:
+        """Shards of the last version that this run is not about, so that its version lacks them."""
+        if self.latest is None:
+            return []
+        aside = {canonical(item.uri) for item in self.put_aside}
+        found = not_among(self.latest, [task.shard for task in self.tasks])
+        return [receipt for receipt in found if canonical(receipt.source.uri) not in aside]
 
     @property
     def run_id(self) -> str:
@@ -331,6 +378,7 @@ class StoreRun:
             )
             for item in sorted(failures, key=lambda item: item.shard)
         ]
+        alone = self.appends or self.guard is not None
         return snapshot.commit(
             self.store,
             kind=self.kind,
@@ -342,7 +390,7 @@ class StoreRun:
             receipts=receipts,
             quarantined=[*self.put_aside, *left_out],
             summary=summary | quarantine.noted(self.latest, [*self.put_aside, *left_out]),
-            follows=None if self.guard is None else self.latest.version if self.latest else 0,
+            follows=(self.latest.version if self.latest else 0) if alone else None,
             guard=self._guarding(receipts),
         )
 

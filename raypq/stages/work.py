@@ -79,7 +79,7 @@ WHERE = Fields(
 ENCODE = Fields(
     always=("precision", "columns"),
     apart=frozenset({"model", "where"}),
-    none=frozenset({"features", "output", "duplicate_ids", "on_bad_shard"}),
+    none=frozenset({"features", "output", "duplicate_ids", "append", "on_bad_shard"}),
 )
 CLASSIFY = Fields(
     always=("candidates", "top_k", "columns"),
