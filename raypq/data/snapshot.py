@@ -41,6 +41,7 @@ from raypq.errors import ConflictError, IncompleteError, InputError
 
 FORMAT: Literal[1] = 1
 FOLDER = "snapshots"
+IDS = "ids"  # of a summary
 _NAME = re.compile(r"([0-9]{20})\.json")
 _LAST = 10**20 - 1  # version that a name can hold
 _TRIES = 64  # version numbers that other writers may take before us; each is their progress
@@ -132,7 +133,7 @@ def read(store: str, version: int | None = None) -> Snapshot:
     try:
         document = json.loads(content)
         _check_format(name, document)
-        snapshot = Snapshot(**document)
+        snapshot = Snapshot(**_with_ids(document))
     except (ValidationError, TypeError, ValueError) as error:
         raise InputError(
             name, expected=f"a snapshot of format {FORMAT}", found=_what(error)
@@ -173,6 +174,39 @@ def _check_shards(store: str, name: str, snapshot: Snapshot) -> None:
                 raise InputError(
                     name, expected="paths inside the store", found=f"{path}, which is in {there}"
                 )
+
+
+# A key that an earlier raypq does not know keeps it from reading a version, and nobody could go
+# back to it. So what receipts say since then of the type of ids stands in the summary, whose keys
+# are free: the one type that a store has, and the shards of which it is not known.
+
+
+def _ids_of(receipts: Sequence[Receipt]) -> dict[str, Any]:
+    kinds = {receipt.ids for receipt in receipts} - {None}
+    if len(kinds) != 1:
+        return {}
+    unknown = [receipt.shard for receipt in receipts if receipt.ids is None]
+    return {IDS: {"type": kinds.pop(), **({"unknown": unknown} if unknown else {})}}
+
+
+def _written(snapshot: Snapshot) -> bytes:
+    document = json.loads(snapshot.model_dump_json())
+    for receipt in document["shards"]:
+        if receipt["ids"] is None or IDS in snapshot.summary:
+            del receipt["ids"]
+    return json.dumps(document, indent=1, ensure_ascii=False).encode()
+
+
+def _with_ids(document: Any) -> Any:
+    summary = document.get("summary") if isinstance(document, dict) else None
+    noted = summary.get(IDS) if isinstance(summary, dict) else None
+    if not isinstance(noted, dict) or not isinstance(document.get("shards"), list):
+        return document
+    unknown = set(noted.get("unknown", ()))
+    for receipt in document["shards"]:
+        if isinstance(receipt, dict) and receipt.get("shard") not in unknown:
+            receipt.setdefault("ids", noted.get("type"))
+    return document
 
 
 def _what(error: Exception) -> str:
@@ -256,6 +290,8 @@ def commit(
     """
     answered = [receipt.shard for receipt in receipts] + [item.shard for item in quarantined]
     _one_each(store, answered, expected)
+    held = tuple(sorted(receipts, key=lambda receipt: receipt.shard))
+    told = {key: value for key, value in (summary or {}).items() if key != IDS}
     nonce = uuid.uuid4().hex
     sync_folder(join(store, "data"))  # the files must outlive a power cut before anyone is told
     for attempt in range(_TRIES):
@@ -277,11 +313,11 @@ def commit(
             nonce=nonce,
             run_id=run_id,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            shards=tuple(sorted(receipts, key=lambda receipt: receipt.shard)),
+            shards=held,
             quarantined=tuple(quarantined),
-            summary=summary or {},
+            summary={**told, **_ids_of(held)},
         )
-        if create_once(_uri(store, version), snapshot.model_dump_json(indent=1).encode()):
+        if create_once(_uri(store, version), _written(snapshot)):
             return snapshot
         time.sleep(random.uniform(0, _PAUSE * min(2**attempt, 32)))  # noqa: S311 - no secret
     raise ConflictError(f"{store}: {_TRIES} version numbers in a row were taken by other writers")

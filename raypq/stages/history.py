@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,16 @@ from raypq.data import journal, lease, runs, sidecars, snapshot
 from raypq.data.models import FOLDER as MODELS
 from raypq.data.models import ModelFiles
 from raypq.data.snapshot import Snapshot
-from raypq.data.storage import Listed, delete, join, list_files, list_folders, now
+from raypq.data.storage import (
+    Listed,
+    delete,
+    is_local,
+    join,
+    list_files,
+    list_folders,
+    local_path,
+    now,
+)
 from raypq.errors import ConfigError, ConflictError, InputError, ModelError
 from raypq.stages import quarantine
 
@@ -279,6 +288,7 @@ def _garbage(store: str, keep: int | None, older_than_days: float, *, now: float
         **{folder: _temporary(store, folder) for folder in _SWEPT},
         runs.FOLDER: {**_temporary(store, runs.FOLDER), **runs.left_behind(store, now)},
     }
+    _inside(store, places)
     files = {
         f"{folder}/{name}": listed.size
         for folder, there in places.items()
@@ -290,6 +300,23 @@ def _garbage(store: str, keep: int | None, older_than_days: float, *, now: float
         files=files,
         beside=[run.what for run in beside],
     )
+
+
+def _inside(store: str, folders: Iterable[str]) -> None:
+    """Refuses to sweep a folder that a link leads to: what is there may not be the store's.
+
+    Raises:
+        InputError: naming the link.
+    """
+    if not is_local(store):
+        return
+    root = local_path(store).resolve()
+    for folder in folders:
+        there = (root / folder).resolve()
+        if not there.is_relative_to(root):
+            raise InputError(
+                join(store, folder), expected="a folder inside the store", found=f"one in {there}"
+            )
 
 
 def _models(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
 
-from raypq.data import lease, snapshot
+from raypq.data import lease, runs, snapshot
 from raypq.data.output import Receipt, Source
 from raypq.errors import ConfigError, ConflictError, InputError
 from raypq.stages import history
@@ -139,3 +141,133 @@ def test_a_store_that_a_night_is_at_work_on_is_not_restored(store: Path) -> None
     with lease.held(str(store), seconds=1), pytest.raises(ConflictError, match="is at work"):
         history.restore(str(store), 1)
     assert snapshot.versions(str(store)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("folder", ["journal/w", "models/f", "sidecars", "runs", "lease"])
+def test_gc_does_not_follow_a_link_out_of_the_store(
+    tmp_path: Path, store: Path, folder: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / f".{'0' * 32}.part").write_text("years of work")
+    os.utime(victim / f".{'0' * 32}.part", (OLD, OLD))
+    (store / folder).parent.mkdir(parents=True, exist_ok=True)
+    (store / folder).symlink_to(victim)
+    with pytest.raises(InputError, match=f"{folder}: expected a folder inside the store"):
+        history.collect(str(store), older_than_days=0)
+    assert len(list(victim.iterdir())) == 1
+
+
+def test_gc_takes_models_that_no_version_needs(store: Path) -> None:
+    for name, age in (("m" * 64, OLD), ("old", OLD), ("young", None)):
+        for file in ("model.json", "model.safetensors"):
+            path = store / "models" / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+            if age:
+                os.utime(path, (age, age))
+    (store / "models" / "young" / "model.json").touch()
+    found = history.collect(str(store), remove=True).files
+    assert [path for path in found if path.startswith("models")] == [
+        "models/old/model.json", "models/old/model.safetensors",
+    ]  # fmt: skip
+    kept = {path.parent.name for path in (store / "models").rglob("*.json")}
+    assert kept == {"m" * 64, "young"}
+
+
+def test_gc_takes_old_temporary_files_everywhere(store: Path) -> None:
+    for folder in ("data", "snapshots", "lease", "runs", "journal", "models", "journal/w"):
+        for name in (f".{'0' * 32}.part", f".clock-{'1' * 32}"):
+            path = store / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+            os.utime(path, (OLD, OLD))
+    keep = store / "snapshots" / "notes.txt"
+    keep.write_text("not ours")
+    os.utime(keep, (OLD, OLD))
+    history.collect(str(store), remove=True)
+    assert not list(store.rglob("*.part"))
+    assert not list(store.rglob(".clock-*"))
+    assert keep.exists()
+
+
+@pytest.mark.parametrize("damage", ["json", "tensors", "folder", "all", "swapped"])
+@pytest.mark.parametrize("content", [False, True])
+def test_verify_looks_at_the_models(store: Path, damage: str, content: bool) -> None:
+    """Of a version of codes: each that made some of them, byte by byte."""
+    import shutil
+
+    import numpy as np
+
+    from raypq.data.models import ModelFiles
+    from raypq.errors import ModelError
+
+    files = ModelFiles(content={"method": "pq"}, tensors={"C": np.ones(3)}, record={})
+    other = ModelFiles(content={"method": "pq"}, tensors={"C": np.ones(4)}, record={})
+    path = store / "data" / "z.0.parquet"
+    path.write_bytes(b"PAR1")
+    made = Receipt(
+        shard="z", path="data/z.0.parquet", bytes=4, rows=1, model=files.fingerprint, work="w",
+        sha256=hashlib.sha256(b"PAR1").hexdigest(),
+        source=Source(uri="/in/z", size=1, modified="1"),
+    )  # fmt: skip
+    where = store / "models" / files.fingerprint
+    files.save(str(where))
+    snapshot.commit(
+        str(store), kind="codes", run_id="r", expected=["z"], receipts=[made],
+        summary={"fingerprint": files.fingerprint},
+    )  # fmt: skip
+    assert history.verify(str(store), content=content)["models"] == 1
+    if damage == "json":
+        (where / "model.json").unlink()
+    elif damage == "tensors":
+        (where / "model.safetensors").unlink()
+    elif damage == "folder":
+        shutil.rmtree(where)
+    elif damage == "all":
+        shutil.rmtree(where.parent)
+    else:
+        other.save(str(where))
+    with pytest.raises(ModelError, match=files.fingerprint):
+        history.verify(str(store), content=content)
+
+
+def test_gc_beside_a_run_leaves_what_it_may_need(store: Path) -> None:
+    old = store / "journal" / "w" / "1.json"
+    old.parent.mkdir(parents=True)
+    old.write_text(json.dumps([receipt(store, "orphan", 7).model_dump()]))
+    os.utime(old, (OLD, OLD))
+    receipt(store, "lost", 8)
+    with runs.at_work(str(store), "encode"):
+        found = history.collect(str(store), keep=1, older_than_days=-1, remove=True)
+        assert found.versions == []
+        assert found.files == ["data/lost.8.parquet"], "neither journals nor what they name"
+        assert "encode (process" in found.beside[0]
+    found = history.collect(str(store), keep=1, remove=True)
+    assert (found.versions, len(found.files), list(found.beside)) == ([1, 2], 4, [])
+    assert not list((store / "runs").iterdir())
+
+
+def test_a_run_that_is_long_silent_counts_as_gone(store: Path) -> None:
+    with runs.at_work(str(store), "encode") as mine:
+        for path in (store / "runs").iterdir():
+            os.utime(path, (OLD, OLD))
+        assert not history.collect(str(store)).beside
+        mine.beat()
+        assert len(history.collect(str(store)).beside) == 1
+
+
+def test_a_night_of_an_older_raypq_is_told_by_its_lease(store: Path) -> None:
+    with lease.held(str(store)):
+        assert "a nightly run" in history.collect(str(store), keep=1).beside[0]
+    assert not history.collect(str(store), keep=1).beside
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"nonce": 1}', b"\xff"])
+def test_a_mark_that_cannot_be_read_protects_all_the_same(
+    store: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (store / "runs").mkdir()
+    (store / "runs" / f"run-{'0' * 32}.json").write_bytes(content)
+    assert history.collect(str(store), keep=1).versions == []
+    assert "unreadable" in caplog.text

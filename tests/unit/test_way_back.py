@@ -1,0 +1,82 @@
+"""What is written can be read by the commit that wrote ``tests/stores/d7bb8bc``: it refuses keys
+that it does not know, so nobody could go back to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raypq.data import snapshot
+from raypq.data.output import Receipt, Source
+from raypq.data.snapshot import Quarantined
+
+KNOWN = {
+    "snapshot": {"format", "kind", "version", "parent", "nonce", "run_id", "created", "shards",
+                 "quarantined", "summary"},
+    "receipt": {"shard", "path", "bytes", "rows", "sha256", "model", "work", "source", "stats"},
+    "source": {"uri", "size", "modified", "sha256"},
+    "quarantined": {"shard", "uri", "reason", "source", "work"},
+}  # fmt: skip
+
+
+def receipt(name: str, ids: str | None) -> Receipt:
+    return Receipt(
+        shard=name, path=f"data/{name}.0.parquet", bytes=1, rows=1, sha256="0", model="m", work="w",
+        source=Source(uri=f"/in/{name}", size=1, modified="1"), ids=ids,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [("string", "string"), ("int64", "int64"), (None, "string"), ("int64", None), (None, None)],
+)
+def test_no_key_is_new(tmp_path: Path, kinds: tuple[str | None, ...]) -> None:
+    source = Source(uri="/in/x", size=1, modified="1")
+    receipts = [receipt(name, kind) for name, kind in zip("äb", kinds, strict=True)]
+    made = snapshot.commit(
+        str(tmp_path), kind="codes", run_id="r", expected=["ä", "b", "x"], receipts=receipts,
+        quarantined=[Quarantined(shard="x", uri="/in/x", reason="NaN", source=source, work="w")],
+        summary={"fingerprint": "m", "share": float("nan"), "ids": {"type": "stale"}},
+    )  # fmt: skip
+    document = json.loads((tmp_path / snapshot.place(1)).read_text("utf-8"))
+    assert document.keys() == KNOWN["snapshot"]
+    for item in document["shards"]:
+        assert item.keys() <= KNOWN["receipt"]
+        assert item["source"].keys() == KNOWN["source"]
+    assert document["quarantined"][0].keys() == KNOWN["quarantined"]
+    back = snapshot.read(str(tmp_path))
+    assert back.shards == made.shards
+    assert {item.shard: item.ids for item in back.shards} == dict(zip("äb", kinds, strict=True))
+
+
+def test_every_key_is_decided() -> None:
+    """A field more, in any of these, keeps that commit from reading a version: put what it says
+    into the summary, as ``ids`` is."""
+    assert set(snapshot.Snapshot.model_fields) == KNOWN["snapshot"]
+    assert set(Receipt.model_fields) - {"ids"} == KNOWN["receipt"]
+    assert set(Source.model_fields) == KNOWN["source"]
+    assert set(Quarantined.model_fields) == KNOWN["quarantined"]
+
+
+@pytest.mark.parametrize(
+    "noted", [None, 3, [], {}, {"type": "float"}, {"type": "string", "unknown": 3}]
+)
+def test_a_summary_that_makes_no_sense_is_an_error_or_says_nothing(
+    tmp_path: Path, noted: object
+) -> None:
+    from raypq.errors import InputError
+
+    snapshot.commit(
+        str(tmp_path), kind="codes", run_id="r", expected=["a"], receipts=[receipt("a", None)]
+    )
+    path = tmp_path / snapshot.place(1)
+    document = json.loads(path.read_text())
+    document["summary"]["ids"] = noted
+    path.write_text(json.dumps(document))
+    if isinstance(noted, dict) and noted:
+        with pytest.raises(InputError):
+            snapshot.read(str(tmp_path))
+    else:
+        assert snapshot.read(str(tmp_path)).shards[0].ids is None
