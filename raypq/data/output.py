@@ -48,7 +48,8 @@ class Source(Settings):
         if self.modified == _UNKNOWN or (self.size, self.modified) != (other.size, other.modified):
             return False
         by_content = not self.modified or _SHA256.fullmatch(self.modified)
-        return bool(by_content) or canonical(self.uri) == canonical(other.uri)
+        same = self.uri == other.uri or canonical(self.uri) == canonical(other.uri)
+        return same or bool(by_content)
 
 
 class Receipt(Settings):

@@ -278,3 +278,37 @@ def test_splitting_over_other_files_is_refused(days: Days) -> None:
             shutil.copy(days("f/part-0.parquet"), days("s/other/part-0.parquet"))
         with pytest.raises(ConfigError, match="that this run does not write"):
             split(str(source), **changed)
+
+
+def test_a_release_that_is_switched_by_a_link_is_done_again(days: Days) -> None:
+    """``current`` leads to another folder: the URIs stay, sizes or times tell."""
+    for seed, release in enumerate("ab"):
+        os.utime(days.write(f"{release}/part-0.parquet", seed, prefix=release), (seed, seed))
+    current = Path(days("f"))
+    current.symlink_to("a")
+    days.encode()
+    days.night("night")
+    current.unlink()
+    current.symlink_to("b")
+    assert ids(days("codes"), days.encode())[0] == "b0000"
+    assert days.night("night")["shards"]["changed"] == 1
+
+
+def test_a_source_that_can_no_longer_be_listed_removes_nothing(
+    days: Days, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where a night may let every shard go."""
+    for day in (1, 2):
+        days.write(f"f/day={day}/part-0.parquet", day, prefix=str(day))
+    days.night()
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("day=2"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=r"day=2.*Permission denied"):
+        days.night(max_removed=1)
+    assert len(snapshot.read(days("codes")).shards) == 2

@@ -41,7 +41,8 @@ def canonical(uri: str) -> str:
     Links stay as they are named, except below a ``..``, which means the parent of what a link
     leads to. Other URIs are given back as they are: ``a//b`` and ``a/b`` are two objects.
     """
-    if not is_local(uri):
+    plain = uri[:1] == "/" and uri[-1:] != "/" and "//" not in uri and "/." not in uri
+    if plain or not is_local(uri):  # most are, and a night asks for tens of thousands
         return uri
     path = str(local_path(uri))
     if not path.startswith("/"):
