@@ -30,10 +30,12 @@ class Reads:
 
     ``parquet``: folders, files or globs of Parquet; ``split``: classes by name or by files;
     ``backbone``: a network by name, file or model; ``xlsa17``: a folder of the published files;
-    ``results``: files, stores and models, or folders of them.
+    ``results``: files, stores and models, or folders of them. ``in_place``: it is read whole before
+    anything is written, so that the output may be the same place.
     """
 
     kind: ReadKind
+    in_place: bool = False
 
 
 @dataclass(frozen=True)

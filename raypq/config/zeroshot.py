@@ -26,7 +26,7 @@ from raypq.config.settings import Positive, UserSettings
 class AddClassesJob(Job):
     """``raypq add-classes``."""
 
-    model: ModelFolder
+    model: Annotated[Uri, Reads("model", in_place=True)]
     classes: InputFile
     output: NewModel
     overwrite: bool = Field(False, description="replace a model that is there already")

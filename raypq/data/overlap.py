@@ -79,6 +79,8 @@ def refuse_places(named: Iterable[Place]) -> None:
         if isinstance(place.use, Reads):
             for item in _inputs(place):
                 for output in outputs:
+                    if place.use.in_place and output.at.is_same(_Spot.of(place.uri)):
+                        continue
                     if why := output.clash(item):
                         raise ConfigError(_message(output, place, why))
 

@@ -130,7 +130,7 @@ def test_an_output_that_is_an_input_is_refused(name: str, tmp_path: Path) -> Non
         for given in used(job, Reads):
             if name == "ImportXlsa17Job":  # its files have names of their own
                 continue
-            if given.uri == "all":  # no path, but the name of a split
+            if given.uri == "all" or given.use.in_place:  # a split's name; read whole before
                 continue
             if "." in output.field:
                 answers = [{**job.classify[0].model_dump(), "output": given.uri}]
@@ -251,6 +251,7 @@ HARMLESS = [
         "classes": "a/classes.parquet", "output": "a/predictions"}}),
     ("ReindexJob", {"codes": "b/_codes", "model": "b/model", "features": "b"}),
     ("ImportXlsa17Job", {"source": "a", "output": "a"}),
+    ("AddClassesJob", {"model": "a", "output": "./a/"}),
     ("InferSemanticsJob", {"classes": "a/classes.parquet", "output": "a"}),
 ]  # fmt: skip
 HARMFUL = [
@@ -350,7 +351,7 @@ COMMANDS = {
     ("duplicates", "--output"): "--codes S --threshold -0.5 --output S/data/x",
     ("export-faiss", "--output"): "--codes S --output S/snapshots/x",
     ("import-faiss", "--output"): "M/model.json --output M",
-    ("add-classes", "--output"): "--model M --classes C --output M --overwrite",
+    ("add-classes", "--output"): "--model M --classes M/model.json --output M --overwrite",
     ("infer-semantics", "--output"): "--model M --codes S --classes C --output S/data",
     ("import-xlsa17", "--output"): "F --output C",
     ("report", "--output"): "C --output C",
