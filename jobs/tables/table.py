@@ -32,6 +32,8 @@ from raypq.config import (
     parse_assignments,
     read_mapping,
 )
+from raypq.config.places import Place, Reads, Writes
+from raypq.data import overlap
 from raypq.errors import RaypqError
 
 FIGURES = ("zsl", "ts", "tr", "H", "H calibrated", "best H")
@@ -67,6 +69,10 @@ def main(argv: list[str] | None = None) -> None:
     console.set_up()
     try:
         table = Table.parse(read_mapping(given.table), origin=given.table)
+        data = [str(Path(given.data) / part) for part in ("train", "test_seen", "test_unseen")]
+        read = [Place(field="--data", uri=uri, use=Reads("parquet")) for uri in data]
+        written = Place(field="--output", uri=given.output, use=Writes("shards"))
+        overlap.refuse_places([*read, written])
         run(table, Path(given.table).stem, given)
     except RaypqError as error:
         console.fail(str(error))

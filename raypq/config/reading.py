@@ -52,7 +52,7 @@ def read_mapping(path: str | os.PathLike[str]) -> FromFile:
     where = os.fspath(path)
     try:
         # With or without the mark that some editors put before the text.
-        text = Path(where).expanduser().read_text(encoding="utf-8-sig")
+        text = Path(os.path.expanduser(where)).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{where}: cannot read the config: {error.strerror}") from None
     except UnicodeDecodeError as error:

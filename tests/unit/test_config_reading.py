@@ -276,3 +276,13 @@ def test_one_path_is_a_list_of_one():
     for given in ("x", Path("x"), ["x"], (Path("x"),), iter([Path("x")])):
         assert EncodeJob(model=Path("m"), features=given, output="o").features == ["x"]
     assert os.fspath(Path("m")) == EncodeJob(model=Path("m"), features="x", output="o").model
+
+
+def test_a_tilde_is_read_as_a_shell_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("M: 4\n")
+    (tmp_path / "~nobody-here").mkdir()
+    (tmp_path / "~nobody-here" / "c.yaml").write_text("M: 5\n")
+    assert read_mapping("~/c.yaml") == {"M": 4}
+    assert read_mapping("~nobody-here/c.yaml") == {"M": 5}
