@@ -120,9 +120,11 @@ def bits(cifar) -> dict[str, dict[str, float]]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_dpq_figures(bits):
-    assert best(bits["12"], "database") >= 0.89
-    assert best(bits["32"], "database") >= 0.90
-    assert best(bits["48"], "database") >= 0.88
+    """The goals, and the means over three seeds that docs/results.md has (0.004 from seed to seed)."""
+    for name, goal, page in (("12", 0.89, 0.9116), ("32", 0.90, 0.9131), ("48", 0.88, 0.9127)):
+        found = best(bits[name], "database")
+        assert found >= goal
+        assert found == pytest.approx(page, abs=0.01)
 
 
 @pytest.mark.slow
@@ -158,6 +160,9 @@ def test_two_workers_reach_what_one_does(cifar, bits, tmp_path):
 def test_gpq_figures(cifar):
     found = table(cifar, "gpq-bits", seeds=3)
     assert min(best(figures, "database") for figures in found.values()) >= 0.83
+    for name, figures in found.items():
+        page = 0.8405 if name.startswith("32") else 0.8453  # docs/results.md, the same three seeds
+        assert best(figures, "database") == pytest.approx(page, abs=0.01)
 
 
 @pytest.mark.slow
