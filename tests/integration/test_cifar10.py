@@ -120,7 +120,7 @@ def bits(cifar) -> dict[str, dict[str, float]]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_dpq_figures(bits):
-    """The goals, and the means over three seeds that docs/results.md has (0.004 from seed to seed)."""
+    """The goals, and the means over three seeds that docs/results.md has."""
     for name, goal, page in (("12", 0.89, 0.9116), ("32", 0.90, 0.9131), ("48", 0.88, 0.9127)):
         found = best(bits[name], "database")
         assert found >= goal
