@@ -53,17 +53,19 @@ class PairPlan:
     device: str
 
 
+Groups = Sequence[tuple[Shard, ...]]  # of shards that are compared together
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairTask:
-    """Two groups of shards; or one and None, for the pairs within it."""
+    """Two groups of shards, by number; or one and None, for the pairs within it.
 
-    one: tuple[Shard, ...]
-    other: tuple[Shard, ...] | None
+    The groups themselves are shared: a store has N² / 2 tasks.
+    """
 
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-        return self.one[0].uri
+    name: str
+    one: int
+    other: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +97,17 @@ class PairWorker:
         self._plan = plan
         self._symmetric = SymmetricTables(plan.model.C, plan.metric)
 
-    def __call__(self, task: PairTask | JoinTask, shared: None) -> Any:
-        return self._join(task) if isinstance(task, JoinTask) else self._compare(task)
+    def __call__(self, task: PairTask | JoinTask, shared: Groups | None) -> Any:
+        if isinstance(task, JoinTask):
+            return self._join(task)
+        assert shared is not None, "pairs are of groups"
+        return self._compare(task, shared)
 
-    def _compare(self, task: PairTask) -> Found:
+    def _compare(self, task: PairTask, groups: Groups) -> Found:
         plan = self._plan
-        one = other = self._read(task.one)
+        one = other = self._read(groups[task.one])
         if task.other is not None:
-            other = self._read(task.other)
+            other = self._read(groups[task.other])
         parts: list[pa.Table] = []
         count = 0
         for i, j, score in self._within(one, other, same=task.other is None):
@@ -235,7 +240,7 @@ def duplicates(job: DuplicatesJob, crew: Crew) -> Snapshot:
 class _Comparison:
     """To ``StoreRun`` a gang that makes one file, by two passes of another."""
 
-    def __init__(self, plan: PairPlan, blocks: Sequence[tuple[Shard, ...]], gang: Gang) -> None:
+    def __init__(self, plan: PairPlan, blocks: Groups, gang: Gang) -> None:
         self._plan, self._blocks, self._gang = plan, blocks, gang
 
     @property
@@ -262,14 +267,14 @@ class _Comparison:
             InputError: more pairs than allowed.
         """
         tasks = [
-            PairTask(one=one, other=None if i == j else other)
-            for i, one in enumerate(self._blocks)
-            for j, other in enumerate(self._blocks[i:], i)
+            PairTask(name=block[0].uri, one=i, other=None if i == j else j)
+            for i, block in enumerate(self._blocks)
+            for j in range(i, len(self._blocks))
         ]
         found: dict[int, Found] = {}
         failures: list[ShardFailure] = []
         count = 0
-        for outcome in self._gang.map(tasks):
+        for outcome in self._gang.map(tasks, self._blocks):
             if outcome.failure:
                 failures.append(outcome.failure)
                 continue

@@ -40,11 +40,11 @@ class RescoreTask:
 
     Attributes:
         path: the partial answer with all candidates. shards: number of the code file, the feature
-            file and the model, of each.
+            file and the fingerprint of the model, of each.
     """
 
     path: str
-    shards: tuple[tuple[int, Shard, Model], ...]
+    shards: tuple[tuple[int, Shard, str], ...]
     columns: Columns
 
     @property
@@ -126,6 +126,7 @@ def _ends(paths: Mapping[str, tuple[str, ...]], length: int) -> dict[tuple[str, 
 def rescore(
     task: RescoreTask,
     store: str,
+    models: Mapping[str, Model],
     tables: Mapping[str, kernels.Tables],
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Which of the candidates [T·k] come from the task's files, and their exact scores."""
@@ -133,12 +134,12 @@ def rescore(
     assert answer.place is not None, "the scan keeps places where a rerank follows"
     place = answer.place.reshape(-1)
     parts = [(np.empty(0, np.int64), np.empty(0, np.float32))]
-    for index, shard, model in task.shards:
+    for index, shard, fingerprint in task.shards:
         flat = np.flatnonzero(place >> PLACE_BITS == index)
         if len(flat):
             rows = place[flat] & ((1 << PLACE_BITS) - 1)
             ids = answer.ids.take(pa.array(flat))
-            of = tables[model.fingerprint]
+            model, of = models[fingerprint], tables[fingerprint]
             score = _score(shard, task.columns, model, of, rows, flat // answer.k, ids)
             parts.append((flat, score))
     flats, scores = zip(*parts, strict=True)

@@ -294,10 +294,15 @@ class _Rounds:
 
     def _keep_groups_with(self, ids: pa.Array) -> None:
         """Leaves only groups that hold one of the ids to be scanned; names ids that none holds."""
-        found = self._pass([CountTask(shards=group) for group in self._groups])
-        stored = [np.unpackbits(bits, count=len(ids)).astype(bool) for bits in found]
-        self._groups = [group for group, has in zip(self._groups, stored, strict=True) if has.any()]
-        unknown = ids.filter(pa.array(~np.any(stored, axis=0)))
+        stored = np.zeros(-(-len(ids) // 8), np.uint8)  # bits
+        holding: set[int] = set()
+        for outcome in self._arriving([CountTask(shards=group) for group in self._groups]):
+            stored |= outcome.result
+            if outcome.result.any():
+                holding.add(outcome.index)
+        self._groups = [group for index, group in enumerate(self._groups) if index in holding]
+        known = np.unpackbits(stored, count=len(ids)).astype(bool)
+        unknown = ids.filter(pa.array(~known))
         if len(unknown):
             self.unknown = unknown_ids(str(self._job.ids), unknown, len(ids), self._job.codes)
             console.warn(self.unknown)
@@ -321,7 +326,7 @@ class _Rounds:
     def _stored(self, ids: pa.Array, *, last: bool) -> Questions:
         """A round of stored codes, each decoded by the model that made it."""
         codes: dict[Any, tuple[str, bytes]] = {}
-        for found in self._pass([FindTask(shards=group, ids=ids) for group in self._groups]):
+        for found in self._pass([FindTask(shards=group) for group in self._groups], ids):
             for fingerprint, held, B in found:
                 for name, code in zip(held.to_pylist(), B, strict=True):
                     one = fingerprint, code.tobytes()
@@ -372,7 +377,7 @@ class _Rounds:
         store = self._plan.store
         for path in paths:
             files = [
-                (index, shard, self._plan.models[maker])
+                (index, shard, maker)
                 for index, (shard, maker) in enumerate(
                     zip(self._sources, self._makers, strict=True)
                 )
@@ -392,21 +397,26 @@ class _Rounds:
         return []
 
     def _pass(self, tasks: Sequence[Task], shared: Any = None) -> list[Any]:
-        """All results in task order; they are small. A failed task fails the search: an answer from
-        a part of the store would look like one from all of it."""
-        results: dict[int, Any] = {}
+        """All results in task order; they are small."""
+        results = {outcome.index: outcome.result for outcome in self._arriving(tasks, shared)}
+        return [results[index] for index in sorted(results)]
+
+    def _arriving(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
+        """Results as they arrive. A failed task fails the search: an answer from a part of the store
+        would look like one from all of it."""
+        done = 0
         failures: list[ShardFailure] = []
         told = time.monotonic()
         for outcome in self._gang.map(tasks, shared):
             if time.monotonic() - told > _SECONDS:
                 told = time.monotonic()
-                console.say(f"search: {len(results)}/{len(tasks)} groups of code shards")
+                console.say(f"search: {done}/{len(tasks)} groups of code shards")
             if outcome.failure:
                 failures.append(outcome.failure)
             else:
-                results[outcome.index] = outcome.result
-        settle(failures, len(results), "fail")
-        return [results[index] for index in sorted(results)]
+                done += 1
+                yield outcome
+        settle(failures, done, "fail")
 
     def _write(
         self, files: Sequence[ShardTask], questions: Questions, waiting: dict[int, list[Piece]]

@@ -66,9 +66,7 @@ class ScanTask:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FindTask(ScanTask):
-    """Code shards to look stored ids up in."""
-
-    ids: pa.Array
+    """Code shards to look the round's ids up in, which are shared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,19 +127,22 @@ class SearchWorker:
         self._of: Vectors | None = None
         self._tables: dict[str, kernels.Tables] = {}
 
-    def __call__(self, task: Any, shared: Vectors | None) -> Any:
+    def __call__(self, task: Any, shared: Vectors | pa.Array | None) -> Any:
         if isinstance(task, WriteTask):
             return self._write(task)
         if isinstance(task, MergeTask):
             parts = [answers.read_partial(self._plan.store, path) for path in task.paths]
             return self._put(answers.merge(parts, self._plan.depth))
         if isinstance(task, FindTask):
-            return self._find(task)
+            assert isinstance(shared, pa.Array), "the ids that are looked for"
+            return self._find(task, shared)
         if isinstance(task, CountTask):
             return self._listed(task)
         assert shared is not None, "the other tasks need the round's queries"
         if isinstance(task, rerank.RescoreTask):
-            return rerank.rescore(task, self._plan.store, self._round_tables(shared))
+            return rerank.rescore(
+                task, self._plan.store, self._plan.models, self._round_tables(shared)
+            )
         return self._scan(task, shared)
 
     def _scan(self, task: ScanTask, V: Vectors) -> str | None:
@@ -177,11 +178,11 @@ class SearchWorker:
             answer = Ranked(score=answer.score, ids=answer.ids)
         return answers.write_partial(self._plan.store, answer)
 
-    def _find(self, task: FindTask) -> list[tuple[str, pa.Array, NDArray[np.uint8]]]:
+    def _find(self, task: FindTask, ids: pa.Array) -> list[tuple[str, pa.Array, NDArray[np.uint8]]]:
         """Fingerprint, ids and codes of the rows with the ids looked for."""
         found = []
         for block in blocks_of(task.shards, self._plan.id_type):
-            rows = np.flatnonzero(pc.is_in(block.ids, task.ids).to_numpy(zero_copy_only=False))
+            rows = np.flatnonzero(pc.is_in(block.ids, ids).to_numpy(zero_copy_only=False))
             if len(rows):
                 some = block.take(rows)
                 found.append((some.fingerprint, some.ids, some.B))
