@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
-from raypq import console, exits
+from raypq import console, exits, kernels, machine
 from raypq.config import (
     AddClassesJob,
     ClassifyJob,
@@ -63,8 +63,11 @@ def _checked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
 @contextmanager
 def open_crew(where: ClusterSettings) -> Iterator[Crew]:
     """Threads of this process (``none``), a local Ray, or the cluster at an address."""
+    if where.cluster in ("none", "local"):
+        kernels.check_device(where.device)  # elsewhere the workers look for themselves
     if where.cluster == "none":
-        yield LocalCrew(where.workers, where.threads)
+        memory = int((where.memory_per_worker or 0) * machine.GIB) * where.workers
+        yield LocalCrew(where.workers, where.threads, memory)
         return
     from raypq.distributed.pool import connect
 
@@ -85,8 +88,14 @@ class _OnDemand:
             self._crew = self._stack.enter_context(open_crew(self._where))
         return self._crew
 
-    def hire(self, make: Callable[..., Worker], *args: Any) -> AbstractContextManager[Gang]:
-        return self._called().hire(make, *args)
+    @property
+    def worker_memory(self) -> int:
+        return self._called().worker_memory
+
+    def hire(
+        self, make: Callable[..., Worker], *args: Any, cache: int = 0
+    ) -> AbstractContextManager[Gang]:
+        return self._called().hire(make, *args, cache=cache)
 
     def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
         self._called().learn(lesson, tell)

@@ -48,8 +48,12 @@ class _Standing:
         self._crew, self._stack = crew, stack
         self._gang: Gang | None = None
 
+    @property
+    def worker_memory(self) -> int:
+        return self._crew.worker_memory
+
     @contextmanager
-    def hire(self, make: Callable[..., Worker], *args: Any) -> Iterator[Gang]:
+    def hire(self, make: Callable[..., Worker], *args: Any, cache: int = 0) -> Iterator[Gang]:
         if self._gang is None:
             self._gang = self._stack.enter_context(self._crew.hire(make, *args))
         yield self._gang

@@ -50,16 +50,18 @@ features = click.option(
 @click.option(
     "--cache-gb",
     type=Number(0),
-    default=4.0,
-    show_default=True,
-    help="Features that a worker keeps in memory.",
+    help="GiB of features that a worker keeps. [default: what its memory leaves, 4 at most]",
 )
 @bad_shard
 @columns
 @cluster
 @verb
 def train(
-    method: str, config: str | None, assignments: tuple[str, ...], cache_gb: float, **options: Any
+    method: str,
+    config: str | None,
+    assignments: tuple[str, ...],
+    cache_gb: float | None,
+    **options: Any,
 ) -> None:
     """Train METHOD (pq, opq, pqzsl, vq, dpq, gpq, psr, clusterable, eszsl, sae) and save its model.
 
@@ -81,7 +83,7 @@ def train(
         "settings": settings,
         "features": list(options["features"]),
         "unlabelled": list(options["unlabelled"]),
-        "cache_bytes": int(cache_gb * 2**30),
+        "cache_bytes": None if cache_gb is None else int(cache_gb * 2**30),
         "where": where,
         "columns": columns,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -63,7 +62,11 @@ cluster = options(
     click.option(
         "--cluster", default="local", show_default=True, help="none, local, or a Ray address."
     ),
-    click.option("--workers", type=click.IntRange(1), help="Workers. [default: CPU cores]"),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        help="Workers. [default: what CPUs and memory allow (raypq doctor)]",
+    ),
     click.option(
         "--threads",
         type=click.IntRange(1),
@@ -84,6 +87,18 @@ cluster = options(
         default="cpu",
         show_default=True,
         help="What a worker computes on.",
+    ),
+    click.option(
+        "--memory-per-worker",
+        type=Number(0, min_open=True),
+        help="GiB of a worker, which Ray keeps for it. [default: its part of a node, 5 at most]",
+    ),
+    click.option(
+        "--start-timeout",
+        type=Number(0, min_open=True),
+        default=300.0,
+        show_default=True,
+        help="Seconds to wait for a first worker on Ray.",
     ),
 )
 bad_shard = click.option(
@@ -141,10 +156,18 @@ def where_of(options: dict[str, Any]) -> ClusterSettings:
 
     values = {
         name: options.pop(name)
-        for name in ("cluster", "workers", "threads", "gpus_per_worker", "device")
+        for name in (
+            "cluster",
+            "workers",
+            "threads",
+            "gpus_per_worker",
+            "device",
+            "memory_per_worker",
+            "start_timeout",
+        )
     }
-    values["workers"] = values["workers"] or os.cpu_count() or 1
-    return ClusterSettings.parse(values, origin="command line", names=_names())
+    given = {name: value for name, value in values.items() if value is not None}
+    return ClusterSettings.parse(given, origin="command line", names=_names())
 
 
 def columns_of(options: dict[str, Any]) -> Columns:

@@ -32,8 +32,10 @@ class TrainJob(Job):
     output: NewModel
     settings: dict[str, Any] = Field(default_factory=dict)
     columns: Columns = Columns()
-    cache_bytes: Annotated[int, Field(ge=0)] = Field(
-        4 << 30, description="features are kept in the workers' memory up to this many bytes each"
+    cache_bytes: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="features are kept in the workers' memory up to this many bytes each; by "
+        "default what a worker's memory leaves, 4 GiB at most",
     )
     tune: bool = False
     overwrite: bool = Field(False, description="replace a model that is there already")

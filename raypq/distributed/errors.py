@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ray.exceptions import RayTaskError
 
+from raypq import machine
 from raypq.errors import RaypqError
 
 
@@ -20,3 +23,11 @@ def reason_of(error: BaseException) -> str:
         return lines[-1]  # the end of a traceback
     telling = [line for line in lines if line.startswith("The actor is dead because")]
     return (telling or lines)[0][:300]
+
+
+def described(resources: Mapping[str, float]) -> str:
+    """Resources for people: ``4 CPU and 2.5 GiB of memory``."""
+    return " and ".join(
+        f"{count / machine.GIB:.4g} GiB of memory" if name == "memory" else f"{count:g} {name}"
+        for name, count in resources.items()
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from raypq import console
-from raypq.distributed.errors import ClusterError, reason_of
+from raypq.distributed.errors import ClusterError, described, reason_of
 from raypq.distributed.metrics import Meters
 from raypq.distributed.seat import Answer, Refusal
 from raypq.errors import ShardFailure
@@ -32,8 +32,8 @@ _POLL = 1.0  # seconds
 _SLACK = 0.1  # seconds of work that waits at a worker, so that it need not wait for the driver
 _LONG = 2.0  # seconds; tasks that take longer are handed out one at a time
 _MOST_AHEAD = 8  # tasks that a worker holds beside the one it is at
-_START_TIMEOUT = 300.0  # seconds for the first worker of a gang to be there
-_START_WARNING = 15.0
+_START_WARNING = 15.0  # seconds without a worker
+_FEW_WARNING = 60.0  # seconds with some of them
 _LONGEST_PAUSE = 8.0  # seconds before the next try where every worker died as it started
 _BURIAL = 10.0  # seconds for the calls of a dead actor to fail, after the first one has
 
@@ -55,8 +55,13 @@ class _Member:
 class RayGang:
     """The actors of one job; passes run over them one after another."""
 
-    def __init__(self, spawn: Callable[[], Any], workers: int, stage: str) -> None:
+    def __init__(
+        self, spawn: Callable[[], Any], workers: int, stage: str, *, timeout: float, asked: str
+    ) -> None:
+        """``timeout``: seconds for a first worker. ``asked``: of a node by each, for people."""
         self._spawn, self._wanted = spawn, workers
+        self.timeout, self.asked = timeout, asked
+        self.born, self.told_of_few = time.monotonic(), False
         self.meters = Meters(stage)
         self.starting: dict[Any, _Member] = {}  # ready() reference -> member
         self.ready: list[_Member] = []
@@ -97,6 +102,22 @@ class RayGang:
             ray.kill(member.actor)
         self.ready, self.starting, self.homes = [], {}, {}
         self.meters.standing(workers=0, queue=0)
+
+    @property
+    def wanted(self) -> int:
+        """Workers that were asked for."""
+        return self._wanted
+
+    def tell_of_few(self) -> None:
+        """Says once that only some of the workers found room."""
+        missing = len(self.starting)
+        if self.told_of_few or not missing or time.monotonic() - self.born < _FEW_WARNING:
+            return
+        self.told_of_few = True
+        console.warn(
+            f"{len(self.ready)} of {self._wanted} workers have started; the others wait for room: "
+            f"each asks for {self.asked}"
+        )
 
     def _fill(self) -> None:
         for _ in range(self._wanted - len(self.ready) - len(self.starting)):
@@ -215,19 +236,26 @@ class _Run:
 
     def _check_alone(self) -> None:
         """Does not wait for ever for a first worker that no node has room for."""
-        if self._gang.ready:
+        gang, now = self._gang, time.monotonic()
+        if gang.ready:
             self._alone_since = None
+            gang.tell_of_few()
             return
-        now = time.monotonic()
         self._alone_since = self._alone_since or now
-        if now - self._alone_since > _START_TIMEOUT:
+        if now - self._alone_since > gang.timeout:
             raise ClusterError(
-                f"no worker started within {_START_TIMEOUT:.0f} s; is the cluster full? "
-                f"It has {ray.cluster_resources()} in all"
+                f"no worker started within {gang.timeout:g} s. Each of {gang.wanted} asks for "
+                f"{gang.asked}; the cluster has {_counted(ray.cluster_resources())} in all, of "
+                f"which {_counted(ray.available_resources())} are free. Wait for other jobs to "
+                "end, ask for less (--threads, --gpus-per-worker, --memory-per-worker), or wait "
+                "longer (--start-timeout)"
             )
-        if now - self._alone_since > _START_WARNING and not self._warned:
+        if now - self._alone_since > min(_START_WARNING, gang.timeout / 2) and not self._warned:
             self._warned = True
-            console.warn("no worker has started yet; waiting for room in the cluster")
+            console.warn(
+                "no worker has started yet; waiting for room in the cluster, "
+                f"{gang.timeout:g} s at most (--start-timeout)"
+            )
 
     def _assign(self) -> None:
         ahead = self._ahead()
@@ -369,3 +397,8 @@ def _before(end: int, own: Sequence[int]) -> int:
     if not own or own[-1] < end:
         return len(own)
     return sum(1 for _ in takewhile(lambda index: index < end, own))
+
+
+def _counted(resources: Mapping[str, float]) -> str:
+    names = {"CPU": 0.0, "GPU": 0.0, "memory": 0.0}
+    return described({name: resources.get(name, 0.0) for name in names})

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -20,8 +21,9 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError
 
+from raypq import console, machine
 from raypq.config import ClusterSettings
-from raypq.distributed.errors import ClusterError, reason_of
+from raypq.distributed.errors import ClusterError, described, reason_of
 from raypq.distributed.gang import RayGang
 from raypq.distributed.seat import Seat
 from raypq.errors import ConfigError
@@ -35,6 +37,11 @@ __all__ = ["ClusterError", "RayCrew", "connect"]
 _VERSION = metadata.version("raypq")
 _DIAL_TIMEOUT = 4.0  # seconds for the head node to accept a connection
 _ANSWER_TIMEOUT = 9.0  # seconds for it to answer as Ray does
+_MEMORY = 0.95  # of what a node tells that it has: it may be counted a little otherwise
+# Bytes of the folder: below it comes ray/session_<date>_<time>_<µs>_<pid>/sockets/plasma_store.0,
+# and a socket's path has 107 in all.
+_LONGEST = 107 - 70
+_SHORT = "/tmp"  # noqa: S108 - what Ray itself falls back on
 _CLIENT_PORT = 10001  # of ray://
 # Ray tells both sides' versions in its error, and in no other way before a connection stands.
 _VERSIONS = re.compile(
@@ -54,26 +61,31 @@ class RayCrew:
         self._settings = settings
 
     @contextmanager
-    def hire(self, make: Callable[..., Worker], *args: Any) -> Iterator[Gang]:
+    def hire(self, make: Callable[..., Worker], *args: Any, cache: int = 0) -> Iterator[Gang]:
         """Starts the actors, each makes its worker by ``make(*args)``.
 
         Raises:
             ClusterError: no node could ever hold such a worker.
         """
         settings = self._settings
-        check_resources(settings)
+        wanted = check_resources(settings)
+        if memory := self._memory(cache):
+            wanted["memory"] = memory
         actor = ray.remote(
             num_cpus=settings.threads,
             num_gpus=settings.gpus_per_worker,
+            memory=memory,
             max_restarts=0,
             max_task_retries=0,
         )(Seat)
         # Models and class tables go to the object store once, not once a worker.
         refs = [ray.put(arg) for arg in args]
         gang = RayGang(
-            lambda: actor.remote(_VERSION, settings.threads, make, *refs),
+            lambda: actor.remote(_VERSION, settings.threads, settings.device, make, *refs),
             settings.workers,
             stage_of(make),
+            timeout=settings.start_timeout,
+            asked=described(wanted),
         )
         try:
             yield gang
@@ -88,29 +100,90 @@ class RayCrew:
         """
         from raypq.distributed import trainer
 
-        check_resources(self._settings)
-        trainer.learn(lesson, self._settings, tell)
+        settings = self._settings
+        if settings.device == "cuda" and not settings.gpus_per_worker:
+            settings = settings.model_copy(update={"gpus_per_worker": 1.0})  # Ray Train would
+        wanted = check_resources(settings)
+        if memory := self._memory(lesson.kept_bytes + lesson.shuffle_bytes):
+            wanted["memory"] = memory
+        trainer.learn(lesson, settings, wanted, tell)
+
+    @property
+    def worker_memory(self) -> int:
+        """Bytes that Ray keeps for a worker; 0 where the nodes do not tell what they have."""
+        return self._memory(0)
+
+    def _memory(self, cache: int) -> int:
+        """As ``worker_memory``, where a worker keeps so many bytes beside what it needs.
+
+        By default no more than the worker's part of the smallest node, so that memory never has a
+        node hold fewer workers than its CPUs would; but a cache that was asked for is given its
+        room, by fewer workers if need be.
+        """
+        settings = self._settings
+        if settings.memory_per_worker is not None:
+            return int(settings.memory_per_worker * machine.GIB)
+        fitting = [node for node in _nodes() if _fits(node, _asked(settings))]
+        if not fitting or any(not node.get("memory") for node in fitting):
+            return 0  # kinds of node that an autoscaler may add, whose memory nobody has told it
+        part = min(
+            int(_MEMORY * node["memory"] * settings.threads / node["CPU"]) for node in fitting
+        )
+        usual = min(part, machine.memory_for(machine.CACHE))
+        wanted = max(usual, machine.memory_for(cache) if cache else 0)
+        # All workers of a local Ray shall start: there, a part is all that one may have.
+        most = (
+            part
+            if settings.cluster == "local"
+            else min(int(_MEMORY * node["memory"]) for node in fitting)
+        )
+        if wanted > most:
+            console.warn(
+                f"a worker that keeps {cache / machine.GIB:.3g} GiB would need "
+                f"{wanted / machine.GIB:.3g} GiB of memory, and {most / machine.GIB:.3g} are there "
+                "for it; it may run out of memory (--cache-gb or --workers: fewer)"
+            )
+        return min(wanted, most)
 
 
-def check_resources(settings: ClusterSettings) -> None:
+def _asked(settings: ClusterSettings) -> dict[str, float]:
+    """What Ray is asked for by every worker, and not by default."""
+    wanted = {"CPU": float(settings.threads), "GPU": settings.gpus_per_worker}
+    if settings.memory_per_worker is not None:
+        wanted["memory"] = settings.memory_per_worker * machine.GIB
+    return {name: count for name, count in wanted.items() if count}
+
+
+def _fits(node: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
+    return all(node.get(name, 0.0) >= count for name, count in wanted.items())
+
+
+def check_resources(settings: ClusterSettings) -> dict[str, float]:
     """Says at once what no node could ever give, instead of waiting for it.
+
+    Returns:
+        What a worker was asked to have.
 
     Raises:
         ClusterError: naming what was asked for and what there is.
     """
-    wanted = {"CPU": float(settings.threads), "GPU": settings.gpus_per_worker}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes += _nodes_to_come()
-    if any(all(node.get(name, 0.0) >= wanted[name] for name in wanted) for node in nodes):
-        return
-    asked = " and ".join(f"{count:g} {name}" for name, count in wanted.items() if count)
+    wanted = _asked(settings)
+    nodes = _nodes()
+    if any(_fits(node, wanted) for node in nodes):
+        return wanted
+    names = {"CPU": 0, "GPU": 0, **wanted}
     there = "; ".join(
-        sorted({", ".join(f"{node.get(name, 0.0):g} {name}" for name in wanted) for node in nodes})
+        sorted({described({name: node.get(name, 0.0) for name in names}) for node in nodes})
     )
     raise ClusterError(
-        f"a worker needs {asked}, but no node has that; the nodes have: {there}. Ask for less "
-        "(--threads, --gpus-per-worker), or add nodes that have it"
+        f"a worker needs {described(wanted)}, but no node has that; the nodes have: {there}. Ask "
+        "for less (--threads, --gpus-per-worker, --memory-per-worker), or add nodes that have it"
     )
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Resources of every node that is there, or that an autoscaler may add."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]] + _nodes_to_come()
 
 
 def _nodes_to_come() -> list[dict[str, float]]:
@@ -136,12 +209,15 @@ def connect(settings: ClusterSettings) -> Iterator[RayCrew]:
         yield RayCrew(settings)
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    place: str | None = None
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if settings.cluster == "local":
+        place = _folder()
         options |= {
             "address": "local",
             "num_cpus": settings.workers * settings.threads,
             "include_dashboard": False,
+            **({"_temp_dir": f"{place}/ray"} if place else {}),
         }
     else:
         check_address(settings.cluster)
@@ -150,7 +226,7 @@ def connect(settings: ClusterSettings) -> Iterator[RayCrew]:
         ray.init(**options)
     except Exception as error:  # Ray 2.60 raises bare ones, too
         if settings.cluster == "local":
-            raise _not_started(error) from error
+            raise _not_started(error, place) from error
         raise _not_joined(settings.cluster, error) from error
     try:
         yield RayCrew(settings)
@@ -158,7 +234,7 @@ def connect(settings: ClusterSettings) -> Iterator[RayCrew]:
         ray.shutdown()
 
 
-def _not_started(error: Exception) -> ClusterError:
+def _not_started(error: Exception, place: str | None) -> ClusterError:
     """Why no Ray could be started here, and what to try."""
     if isinstance(error, AuthenticationError):
         return ClusterError(
@@ -166,13 +242,45 @@ def _not_started(error: Exception) -> ClusterError:
             "for a token: make one (ray get-auth-token --generate) and name it by RAY_AUTH_TOKEN "
             "or RAY_AUTH_TOKEN_PATH, or set RAY_AUTH_MODE=disabled"
         )
-    folder = os.environ.get("RAY_TMPDIR", "/tmp")  # noqa: S108 - what Ray itself falls back on
+    folder = place or _default_folder()
     return ClusterError(
         f"cannot start a local Ray: {reason_of(error)}\n"
         f"Check that {folder} can be written to and has room (RAY_TMPDIR names another one, whose "
         "path must be short), and that memory is free (fewer --workers). Ray's own logs "
         f"are in {folder}/ray/session_latest/logs. --cluster none does the same without Ray"
     )
+
+
+def _default_folder() -> str:
+    """Below which folder Ray itself would put its files (2.60)."""
+    names = ["RAY_TMPDIR", *(["TMPDIR"] if sys.platform.startswith("linux") else [])]
+    return next((os.environ[name] for name in names if name in os.environ), _SHORT)
+
+
+def _folder() -> str | None:
+    """Where Ray puts its files if not where it would itself: in a folder whose path is short.
+
+    The path of a socket has at most 107 bytes. ``TMPDIR`` was set for others, so its place is
+    taken by /tmp; what ``RAY_TMPDIR`` names was meant.
+
+    Raises:
+        ClusterError: RAY_TMPDIR is too long.
+    """
+    folder = _default_folder()
+    length = len(os.fsencode(os.path.abspath(folder)))
+    if length <= _LONGEST:
+        return None
+    if "RAY_TMPDIR" in os.environ:
+        raise ClusterError(
+            f"cannot start a local Ray: RAY_TMPDIR={folder} has {length} bytes; its path must be "
+            f"short, at most {_LONGEST}, for the names of Ray's sockets. Name another folder, such "
+            f"as RAY_TMPDIR={_SHORT}. --cluster none does the same without Ray"
+        )
+    console.say(
+        f"TMPDIR has {length} bytes, too many for the names of Ray's sockets: its files go to "
+        f"{_SHORT}/ray (RAY_TMPDIR names another folder)"
+    )
+    return _SHORT
 
 
 def _not_joined(address: str, error: Exception) -> ClusterError:

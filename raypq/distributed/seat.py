@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import ray
 
 from raypq import kernels, meter
-from raypq.errors import RaypqError
+from raypq.errors import ConfigError, RaypqError
 from raypq.meter import Reading
 from raypq.stages.crew import Task, Worker, attempt
 from raypq.stages.retries import may_pass
@@ -43,8 +44,11 @@ class Answer:
 class Seat:
     """The actor: runs in a worker process, makes the worker once, then calls it."""
 
-    def __init__(self, version: str, threads: int, make: Callable[..., Worker], *args: Any) -> None:
-        self._version, self._threads, self._make, self._args = version, threads, make, args
+    def __init__(
+        self, version: str, threads: int, device: str, make: Callable[..., Worker], *args: Any
+    ) -> None:
+        self._version, self._threads, self._device = version, threads, device
+        self._make, self._args = make, args
         self._worker: Worker | None = None
         self._shared_key: bytes | None = None
         self._shared: Any = None
@@ -58,6 +62,8 @@ class Seat:
                     "version everywhere (an image, or setup_commands)",
                     final=True,
                 )
+            if problem := device_problem(self._device):
+                return Refusal(problem, final=True)
             try:
                 kernels.set_threads(self._threads)
                 self._worker = self._make(*self._args)
@@ -80,3 +86,15 @@ class Seat:
             self._shared_key = key
         result = attempt(self._worker, task, self._shared)
         return Answer(result, time.monotonic() - start, meter.read().since(before))
+
+
+def device_problem(device: str) -> str | None:
+    """Why a worker cannot compute on a device here, and what to do; None if it can."""
+    try:
+        kernels.check_device(device)
+    except ConfigError as error:
+        return (
+            f"{error} (node {socket.gethostname()}; --gpus-per-worker 1, or a part of one, has Ray "
+            "put workers on nodes with GPUs)"
+        )
+    return None

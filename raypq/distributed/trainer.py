@@ -8,6 +8,7 @@ another path than the one without Ray.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,9 +27,12 @@ from raypq.distributed.errors import ClusterError, reason_of
 from raypq.errors import RaypqError
 from raypq.stages.crew import TRIES
 from raypq.stages.learner import Learner, Lesson, Note
+from raypq.stages.retries import may_pass
 from raypq.stages.stream import Seat
 
 _POLL = 0.5  # seconds between looks at what the workers say
+_STARTS = 3  # times that a group of workers is waited for, each a part of the time for it
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _RUN = "ray"  # below the checkpoints: what Ray Train itself writes
 
 
@@ -57,8 +61,13 @@ class Board:
         return notes
 
 
-def learn(lesson: Lesson, settings: ClusterSettings, tell: Callable[[Note], None]) -> None:
-    """Trains to the last checkpoint.
+def learn(
+    lesson: Lesson,
+    settings: ClusterSettings,
+    resources: dict[str, float],
+    tell: Callable[[Note], None],
+) -> None:
+    """Trains to the last checkpoint, by workers that have these ``resources`` each.
 
     Raises:
         RaypqError: what a worker raised on purpose.
@@ -75,19 +84,24 @@ def learn(lesson: Lesson, settings: ClusterSettings, tell: Callable[[Note], None
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=gpu,
-            resources_per_worker=_resources(settings),
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=f"train-{time.time_ns()}",
             storage_path=path,
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
-            failure_config=FailureConfig(max_failures=TRIES),
+            failure_config=FailureConfig(
+                max_failures=TRIES,
+                controller_failure_limit=_STARTS - 1,  # type: ignore[call-arg]  # of version 2
+            ),
         ),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     over = Event()
     listener = Thread(target=_listen, args=(board, tell, over), name="raypq-board", daemon=True)
     listener.start()
+    # Ray Train has no setting for it but this variable, which it hands on.
+    os.environ[_START_TIMEOUT] = str(settings.start_timeout / _STARTS)
     try:
         trainer.fit()
     except Exception as error:  # Ray Train wraps what a worker raised in errors of its own
@@ -96,6 +110,7 @@ def learn(lesson: Lesson, settings: ClusterSettings, tell: Callable[[Note], None
     else:
         _raise_fatal(board)  # the workers were started anew, and did nothing more
     finally:
+        os.environ.pop(_START_TIMEOUT, None)
         over.set()
         listener.join()
         with suppress(RayError):
@@ -109,13 +124,6 @@ def _raise_fatal(board: Any) -> None:
     fatal: RaypqError | None = ray.get(board.fatal.remote())
     if fatal is not None:
         raise fatal from None
-
-
-def _resources(settings: ClusterSettings) -> dict[str, float]:
-    wanted: dict[str, float] = {"CPU": settings.threads}
-    if settings.gpus_per_worker:
-        wanted["GPU"] = settings.gpus_per_worker
-    return wanted
 
 
 def _listen(board: Any, tell: Callable[[Note], None], over: Event) -> None:
@@ -143,6 +151,7 @@ def _work(config: dict[str, Any]) -> None:
     lesson: Lesson = ray.get(config["lesson"])
     device = str(get_device()) if lesson.device == "cuda" else "cpu"
     try:
+        kernels.check_device(lesson.device)
         Learner(
             lesson=lesson,
             seat=seat,
@@ -151,4 +160,8 @@ def _work(config: dict[str, Any]) -> None:
         ).run()
     except RaypqError as error:
         ray.get(board.fail.remote(error))
+        raise
+    except Exception as error:
+        if not may_pass(error):  # the same would come of another start
+            ray.get(board.fail.remote(ClusterError(f"{type(error).__name__}: {error}")))
         raise

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raypq import machine
+from raypq.errors import ConfigError
 from raypq.kernels import native, reference
 from raypq.kernels.tables import Tables, build_tables, decode, merge_topk
 
@@ -25,6 +27,7 @@ __all__ = [
     "accumulate",
     "active",
     "build_tables",
+    "check_device",
     "decode",
     "encode",
     "heed_threads",
@@ -115,6 +118,7 @@ def topk_per_vector(
     U: NDArray[np.float32], tables: Tables, k: int, *, device: str = "cpu"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """As ``topk_per_code`` for vectors that were not compressed: the exact peer of the codes."""
+    check_device(device)
     from raypq.kernels import torch as fast
 
     return fast.topk_per_vector(U, tables, k, device=device)
@@ -184,13 +188,13 @@ def native_threads(threads: int) -> Iterator[None]:
 
 
 def threads() -> int:
-    """The CPU threads that kernels use: as set, or all that this process may run on."""
+    """The CPU threads that kernels use: as set, or as many as this process has CPUs."""
     here: int | None = getattr(_here, "threads", None)
     if here is not None:
         return here
     if _threads is not None:
         return _threads
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return machine.usable().cpus
 
 
 def active() -> dict[str, Any]:
@@ -212,7 +216,34 @@ def active() -> dict[str, Any]:
     }
 
 
+def check_device(device: str) -> None:
+    """Says at once that a device cannot be used here.
+
+    Raises:
+        ConfigError: torch finds no CUDA; why, and what to do.
+    """
+    if not device.startswith("cuda") or _cuda():
+        return
+    import torch
+
+    if torch.version.cuda is None:
+        why = f"torch {torch.__version__} was built without CUDA: install a build with it"
+    else:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        limited = "" if visible is None else f", which CUDA_VISIBLE_DEVICES={visible!r} may hide"
+        why = f"torch {torch.__version__} finds no GPU{limited}: nvidia-smi must list one"
+    raise ConfigError(f"device: {device} cannot be used here; {why}, or use --device cpu")
+
+
+@cache
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _use_native(device: str) -> bool:
+    check_device(device)
     return device == "cpu" and (native.available() or _warn())
 
 

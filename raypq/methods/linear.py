@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from raypq.config import Precision
 from raypq.data.ahead import ahead
+from raypq.kernels import check_device
 from raypq.methods.base import Model, Normalise
 
 # Features come from Arrow without a copy, so they cannot be written to; a product only reads them.
@@ -120,6 +121,7 @@ class LinearModel(Model):
     ) -> NDArray[np.uint8]:
         if device == "cpu":
             return super().encode(X, precision=precision)
+        check_device(device)
         return encode_on(
             device, self._normalised(X), self._projection_on(device), self.C, precision
         )

@@ -55,6 +55,7 @@ class NetworkModel(Model):
         """The trained network on a device, ready for inference."""
         known: dict[str, Network] = self.__dict__.setdefault("_networks", {})
         if device not in known:
+            kernels.check_device(device)
             with seeded(0):
                 network = self.blank()
             weights = {

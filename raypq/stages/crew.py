@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
-from raypq import console, kernels, meter
+from raypq import console, kernels, machine, meter
 from raypq.errors import InputError, JobError, RaypqError, ShardFailure
 from raypq.stages.retries import may_pass
 
@@ -102,8 +102,18 @@ class Crew(Protocol):
 
     workers: int
 
-    def hire(self, make: Callable[..., Worker], *args: Any) -> AbstractContextManager[Gang]:
-        """Makes the workers, each by ``make(*args)``; they go when the context ends."""
+    @property
+    def worker_memory(self) -> int:
+        """Bytes that a worker may use; 0 where that is not known."""
+
+    def hire(
+        self, make: Callable[..., Worker], *args: Any, cache: int = 0
+    ) -> AbstractContextManager[Gang]:
+        """Makes the workers, each by ``make(*args)``; they go when the context ends.
+
+        Args:
+            cache: bytes that each keeps, where a user asked for so many.
+        """
 
     def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
         """Trains by gradient to the last checkpoint; ``tell`` hears of every epoch."""
@@ -135,12 +145,17 @@ def attempt(worker: Worker, task: Task, shared: Any) -> Any | ShardFailure:
 class LocalCrew:
     """Threads of this process; each computes with ``threads`` CPU threads of its own."""
 
-    def __init__(self, workers: int = 1, threads: int = 1) -> None:
+    def __init__(self, workers: int = 1, threads: int = 1, memory: int = 0) -> None:
         self.workers = workers
-        self._threads = threads
+        self._threads, self._memory = threads, memory
+
+    @property
+    def worker_memory(self) -> int:
+        """Bytes that the one worker of all threads may use."""
+        return self._memory or machine.usable().worker_memory(1)
 
     @contextmanager
-    def hire(self, make: Callable[..., Worker], *args: Any) -> Iterator[Gang]:
+    def hire(self, make: Callable[..., Worker], *args: Any, cache: int = 0) -> Iterator[Gang]:
         """Makes one worker, which all threads share; it goes when the context ends."""
         kernels.set_threads(self._threads)
         with ThreadPoolExecutor(self.workers, "raypq", kernels.heed_threads) as pool:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypq import console
+from raypq import console, machine
 from raypq.config import Columns, TrainJob
 from raypq.data.shard_stats import ShardStats
 from raypq.data.storage import is_local, join, local_path
@@ -28,7 +28,7 @@ from raypq.methods.pq import scale
 from raypq.stages.checkpoint import Checkpoints
 from raypq.stages.crew import Crew, settle
 from raypq.stages.learner import Lesson, Note
-from raypq.stages.passes import Plan, TrainWorker, measure, run_pass, update
+from raypq.stages.passes import Plan, TrainWorker, cache_of, measure, run_pass, update
 from raypq.stages.sample import draw
 from raypq.stages.stream import Source
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
@@ -200,7 +200,9 @@ def _prepare(
         checkpoints=Checkpoints(
             _folder(job), _identity(job, method, corpus, plan), absent=_absent(method)
         ),
-        cache_bytes=job.cache_bytes,
+        # What training depends on does not follow the machine.
+        shuffle_bytes=(machine.CACHE if job.cache_bytes is None else job.cache_bytes) // 2,
+        kept_bytes=cache_of(job, crew) // 2,
         device=job.where.device,
     )
     return lesson, failures
@@ -314,8 +316,8 @@ def _follow_up(
     width = embed(np.zeros((1, plan.corpus.dx), np.float32)).shape[1]
     rows = sum(task.rows for task in source.tasks)
     state = follower.begin(replace(plan.corpus, N=rows, dx=width))
-    args = (follower, source.columns, source.width, source.classes, job.cache_bytes, embed)
-    with crew.hire(TrainWorker, *args) as gang:
+    args = (follower, source.columns, source.width, source.classes, cache_of(job, crew), embed)
+    with crew.hire(TrainWorker, *args, cache=job.cache_bytes or 0) as gang:
         while not state.done:
             label = f"{job.method} codebooks {state.phase} {state.iteration}"
             stats, failed = run_pass(gang, source.tasks, state, label)

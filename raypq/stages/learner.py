@@ -52,7 +52,8 @@ class Lesson:
     Attributes:
         scale: ``mean`` and ``inverse_std`` [dx] where features are z-scored.
         validation: rows held out, X [n, dx] as read and y [n]; none where n = 0.
-        cache_bytes: for shuffling and for shards kept in memory, half of it each.
+        shuffle_bytes: of rows that are shuffled together; training depends on it. kept_bytes: of
+            shards that are kept in memory; nothing depends on it but time.
     """
 
     method: GradientMethod
@@ -62,7 +63,8 @@ class Lesson:
     scale: Mapping[str, NDArray[np.float32]]
     validation: tuple[NDArray[np.float32], NDArray[np.int32]]
     checkpoints: Checkpoints
-    cache_bytes: int
+    shuffle_bytes: int
+    kept_bytes: int
     device: str
 
     @property
@@ -110,8 +112,8 @@ class Learner:
 
     def _open_streams(self) -> None:
         lesson, settings = self.lesson, self.lesson.method.settings
-        shelf = Shelf(lesson.cache_bytes // 2)
-        buffer = min(settings.shuffle, lesson.cache_bytes // 2 // (4 * lesson.corpus.dx))
+        shelf = Shelf(lesson.kept_bytes)
+        buffer = min(settings.shuffle, lesson.shuffle_bytes // (4 * lesson.corpus.dx))
         self._streams = [
             RowStream(source, self.seat, seed=(settings.seed, 20 + at), buffer=buffer, shelf=shelf)
             for at, source in enumerate((lesson.labelled, lesson.unlabelled))

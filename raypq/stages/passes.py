@@ -10,13 +10,13 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq import console, kernels
+from raypq import console, kernels, machine
 from raypq.config import ClusterSettings, Columns, TrainJob
 from raypq.data.features import FeatureStore, survey
 from raypq.data.shard_stats import ShardStats
 from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.methods.base import Corpus, Method, Model, ReductionMethod, State, Stats, TrainBatch
-from raypq.stages.crew import Gang
+from raypq.stages.crew import Crew, Gang
 from raypq.stages.drift import Gauge
 from raypq.stages.shard_types import check_label_column
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
@@ -185,6 +185,23 @@ def _unlabelled(job: TrainJob, method: Method, width: int) -> Listed | None:
             found=str(found.width),
         )
     return found
+
+
+def cache_of(job: TrainJob, crew: Crew) -> int:
+    """Bytes of features that each worker keeps: what the job says, or what its memory leaves.
+
+    Raises:
+        ConfigError: more than the memory of a worker.
+    """
+    if job.cache_bytes is None:
+        return machine.cache_bytes(crew.worker_memory)
+    memory = job.where.memory_per_worker
+    if memory is not None and job.cache_bytes > memory * machine.GIB:
+        raise ConfigError(
+            f"cache_bytes: {job.cache_bytes / machine.GIB:g} GiB are more than memory_per_worker, "
+            f"{memory:g} GiB, which must hold them"
+        )
+    return job.cache_bytes
 
 
 def run_pass(

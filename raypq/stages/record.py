@@ -37,12 +37,17 @@ class RunRecord:
         self._timeline: list[tuple[float, int]] = []
         self._images, self._every, self._count = 0, 1, 0
 
+    @property
+    def worker_memory(self) -> int:
+        """As of the crew."""
+        return self._crew.worker_memory
+
     @contextmanager
-    def hire(self, make: Callable[..., Worker], *args: Any) -> Iterator[Gang]:
+    def hire(self, make: Callable[..., Worker], *args: Any, cache: int = 0) -> Iterator[Gang]:
         """Hires from the crew. Before it is the phase ``plan``, the wait for the first worker
         ``start``, and the rest is called as ``stage_of(make)``."""
         self.lap("plan")
-        with self._crew.hire(make, *args) as gang:
+        with self._crew.hire(make, *args, cache=cache) as gang:
             spell = _Spell(gang)
             self._spells.append(spell)
             try:
@@ -109,6 +114,7 @@ class RunRecord:
         offered = self.workers * sum(spell.seconds or 0.0 for spell in self._spells)
         return {
             "asked": self.workers,
+            "memory": self._crew.worker_memory if self._spells else 0,
             "most": max((effort.workers for effort in efforts), default=0),
             "busy_seconds": round(busy, 4),
             "utilisation": round(min(busy / offered, 1.0), 4) if offered else None,

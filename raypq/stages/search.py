@@ -402,8 +402,8 @@ class _Rounds:
         return [results[index] for index in sorted(results)]
 
     def _arriving(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
-        """Results as they arrive. A failed task fails the search: an answer from a part of the store
-        would look like one from all of it."""
+        """Results as they arrive. A failed task fails the search: an answer from a part of the
+        store would look like one from all of it."""
         done = 0
         failures: list[ShardFailure] = []
         told = time.monotonic()

@@ -20,7 +20,7 @@ from raypq.methods.gradient import GradientMethod
 from raypq.stages.crew import Crew, settle
 from raypq.stages.drift import baseline_of
 from raypq.stages.learn import Fitted, learn
-from raypq.stages.passes import Plan, TrainWorker, measure, run_pass, update
+from raypq.stages.passes import Plan, TrainWorker, cache_of, measure, run_pass, update
 from raypq.stages.record import RunRecord
 from raypq.stages.tune import tune
 
@@ -112,8 +112,8 @@ def _reduce(job: TrainJob, method: ReductionMethod, plan: Plan, crew: Crew) -> F
     failures: list[ShardFailure] = []
     footers = list(plan.failures)
     state = method.begin(plan.corpus)
-    args = (method, job.columns, plan.corpus.dx, plan.classes, job.cache_bytes)
-    with crew.hire(TrainWorker, *args) as gang:
+    args = (method, job.columns, plan.corpus.dx, plan.classes, cache_of(job, crew))
+    with crew.hire(TrainWorker, *args, cache=job.cache_bytes or 0) as gang:
         while not state.done:
             label = f"{job.method} {state.phase} {state.iteration}"
             stats, failed = run_pass(gang, tasks, state, label)

@@ -62,7 +62,7 @@ class Fields:
         found = {name: _plain(settings, name) for name in self.always}
         left_out = {*self.always, *self.apart, *self.none}
         for name, about in type(settings).model_fields.items():
-            default = about.get_default(call_default_factory=True)
+            default = about.get_default(call_default_factory=True, validated_data={})
             if name not in left_out and getattr(settings, name) != default:
                 found[name] = _plain(settings, name)
         return found
@@ -74,7 +74,16 @@ COLUMNS = Fields(always=("id", "feature", "label", "width", "image_size", "bad_i
 WHERE = Fields(
     always=(),
     later=frozenset({"device"}),  # another device rounds otherwise
-    none=frozenset({"cluster", "workers", "threads", "gpus_per_worker"}),
+    none=frozenset(
+        {
+            "cluster",
+            "workers",
+            "threads",
+            "gpus_per_worker",
+            "memory_per_worker",
+            "start_timeout",
+        }
+    ),
 )
 ENCODE = Fields(
     always=("precision", "columns"),

@@ -6,6 +6,8 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,16 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 def encode(home: Any, *words: str, memory: int | None = None, **environment: str) -> str:
     """stderr of an encode on a local Ray that does not start."""
-    done = subprocess.run(
+    done = run(home, *words, memory=memory, **environment)
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stderr
+
+
+def run(
+    home: Any, *words: str, memory: int | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """An encode on a local Ray."""
+    return subprocess.run(
         [
             sys.executable, "-m", "raypq", "encode", "--model", home("old"), "--features",
             home("features"), "--output", home("codes"), "--workers", "1", *words,
@@ -26,8 +37,6 @@ def encode(home: Any, *words: str, memory: int | None = None, **environment: str
         text=True,
         preexec_fn=None if memory is None else lambda: limit(memory),
     )  # fmt: skip
-    assert done.returncode == 1, done.stdout + done.stderr
-    return done.stderr
 
 
 def limit(memory: int) -> None:
@@ -43,9 +52,16 @@ def told(said: str) -> str:
     return said
 
 
-def test_a_folder_that_cannot_be_written_to(home: Any, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    folder = str(tmp_path / "file")
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder with a short path."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        yield Path(name)
+
+
+def test_a_folder_that_cannot_be_written_to(home: Any, short: Path) -> None:
+    (short / "file").write_text("")
+    folder = str(short / "file")
     said = told(encode(home, RAY_TMPDIR=folder))
     assert f"Check that {folder} can be written to" in said
     assert "--cluster none does the same without Ray" in said
@@ -54,10 +70,21 @@ def test_a_folder_that_cannot_be_written_to(home: Any, tmp_path: Path) -> None:
     assert "ray.init(" in whole, "what Ray was at is not lost"
 
 
-@pytest.mark.slow
 def test_a_path_that_is_too_long(home: Any, tmp_path: Path) -> None:
-    said = told(encode(home, RAY_TMPDIR=str(tmp_path / ("long" * 20))))
+    folder = str(tmp_path / ("long" * 20))
+    said = told(encode(home, RAY_TMPDIR=folder))
     assert "path must be short" in said
+    assert f"RAY_TMPDIR={folder} has {len(folder)} bytes" in said
+    assert "such as RAY_TMPDIR=/tmp" in said
+
+
+def test_a_long_tmpdir_is_no_obstacle(home: Any, tmp_path: Path) -> None:
+    """It is long on clusters with a folder for each job, and macOS; a socket has 107 bytes."""
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    done = run(home, TMPDIR=str(folder))
+    assert done.returncode == 0, done.stderr
+    assert "its files go to /tmp/ray" in done.stderr
 
 
 def test_a_token_that_is_not_there(home: Any, tmp_path: Path) -> None:

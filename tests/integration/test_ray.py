@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -250,7 +252,11 @@ def test_a_small_cache_gives_the_same_model(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "told"),
-    [({"gpus_per_worker": 1.0}, "1 CPU and 1 GPU"), ({"threads": 4096}, "4096 CPU")],
+    [
+        ({"gpus_per_worker": 1.0}, "1 CPU and 1 GPU"),
+        ({"threads": 4096}, "4096 CPU"),
+        ({"memory_per_worker": 5000}, "1 CPU and 5000 GiB of memory"),
+    ],
 )
 def test_what_no_node_has_is_said_at_once(asked: dict[str, Any], told: str) -> None:
     from raypq.distributed.pool import ClusterError, RayCrew
@@ -260,6 +266,47 @@ def test_what_no_node_has_is_said_at_once(asked: dict[str, Any], told: str) -> N
     with pytest.raises(ClusterError, match=f"needs {told}, but no node has that"), crew.hire(dict):
         pass
     assert time.monotonic() - start < 2
+
+
+TASK = SimpleNamespace(name="a task")
+IDLE = partial, isinstance  # makes a worker that every process can import
+
+
+def test_memory_is_kept_for_workers_and_all_of_them_fit() -> None:
+    """By default as much as all workers of the node can have; more for a cache, on request."""
+    import ray
+
+    from raypq.distributed.pool import RayCrew
+
+    (node,) = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    crew = RayCrew(ClusterSettings(cluster="local", workers=4))
+    assert 0 < 4 * crew.worker_memory <= node["memory"]
+    one = RayCrew(ClusterSettings(cluster="auto", workers=1))
+    own = RayCrew(ClusterSettings(cluster="local", workers=1, memory_per_worker=0.25))
+    for hired, cache, least in (
+        (own, 0, 1 << 28),
+        (one, 6 << 30, min(6 << 30, node["memory"] / 2)),
+    ):
+        with hired.hire(*IDLE, cache=cache) as gang:
+            list(gang.map([TASK]))
+            kept = node["memory"] - ray.available_resources()["memory"]
+        assert kept >= least * 0.99
+
+
+def test_the_wait_for_a_first_worker_is_a_setting_and_says_what_for() -> None:
+    from raypq.distributed.pool import ClusterError, RayCrew
+
+    full = RayCrew(ClusterSettings(cluster="local", workers=1, threads=4))
+    late = RayCrew(ClusterSettings(cluster="local", workers=2, threads=2, start_timeout=3))
+    with full.hire(*IDLE) as gang:
+        list(gang.map([TASK]))
+        with pytest.raises(ClusterError) as caught, late.hire(*IDLE) as waiting:
+            list(waiting.map([TASK]))
+    said = str(caught.value)
+    assert "no worker started within 3 s. Each of 2 asks for 2 CPU and " in said
+    assert "the cluster has 4 CPU and 0 GPU and " in said
+    assert "of which 0 CPU" in said
+    assert "--start-timeout" in said
 
 
 def test_an_address_where_nothing_listens_is_told_within_seconds() -> None:
