@@ -534,8 +534,8 @@ class Shuffled(LocalCrew):
         self.most = 0
 
     @contextmanager
-    def hire(self, make, *args):
-        with super().hire(make, *args) as gang:
+    def hire(self, make, *args, cache=0):
+        with super().hire(make, *args, cache=cache) as gang:
             yield _ShuffledGang(gang, self)
 
 
