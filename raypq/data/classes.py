@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from raypq import console
 from raypq.data import arrays
 from raypq.data.storage import exists, open_parquet, read_bytes
+from raypq.data.unknown_names import short
 from raypq.errors import ConfigError, InputError
 
 SPLITS = (
@@ -87,8 +88,8 @@ class ClassTable:
             raise InputError(
                 f"{where}, row {row0 + row}",
                 expected=f"a label among the {len(self)} class_ids of {self.uri}",
-                found=f"{labels[row].as_py()!r} ({int(unknown.sum())} such row(s) in this batch); "
-                f"{remedy}",
+                found=f"{short(labels[row].as_py())!r} ({int(unknown.sum())} such row(s) in this "
+                f"batch); {remedy}",
             )
         return found
 

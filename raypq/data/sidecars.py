@@ -96,8 +96,14 @@ class Draft:
 def writing(store: str, kind: str, suffix: str) -> Iterator[Draft]:
     """A new sidecar to write; nothing is left of it where the context fails."""
     path = f"{FOLDER}/{kind}-{uuid.uuid4().hex}.{suffix}"
-    with replacing(join(store, path)) as file:
-        yield Draft(file=HashingFile(file), path=path)
+    uri = join(store, path)
+    try:
+        with replacing(uri) as file:
+            yield Draft(file=HashingFile(file), path=path)
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, uri) from error  # a full disk names no file
     sync_folder(join(store, FOLDER))  # before a version names it
 
 

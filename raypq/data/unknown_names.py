@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 KEPT = 1000  # names that are counted one by one
 SHOWN = 5  # names in messages and summaries
+_LONG = 60  # characters of a name in a message
 
 
 @dataclass(kw_only=True, eq=False)
@@ -80,4 +81,9 @@ class UnknownNames:
 
 def examples(summary: Mapping[str, Any]) -> str:
     """The names of a summary as text: ``'a' (1,200), 'b' (3)``."""
-    return ", ".join(f"{name!r} ({rows:,})" for name, rows in summary["names"].items())
+    return ", ".join(f"{short(name)!r} ({rows:,})" for name, rows in summary["names"].items())
+
+
+def short(name: str) -> str:
+    """A name as messages show it: what is very long is cut off."""
+    return name if len(name) <= _LONG else f"{name[:_LONG]}…"

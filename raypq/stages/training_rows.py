@@ -72,7 +72,8 @@ class TrainingClasses:
                 f"{batch.where}, row {batch.row + row}",
                 expected="the label of a seen class",
                 found=f"{'no label' if label is None else f'{kind} {label!r}'} "
-                f"({len(bad)} such row(s) in this batch)",
+                f"({len(bad)} such row(s) in this batch); leave such rows out of the features to "
+                "train on",
             )
         return y
 

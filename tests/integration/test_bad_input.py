@@ -185,7 +185,9 @@ def an_unknown_label_in_training(place):
     return place.fit()
 
 
-@case(1, "part-1.parquet", "row 4", "label of a seen class", "unseen class 'c09'")
+@case(
+    1, "part-1.parquet", "row 4", "label of a seen class", "unseen class 'c09'", "leave such rows"
+)
 def the_label_of_an_unseen_class_in_training(place):
     labels = pq.read_table(place.train / "part-1.parquet").column("label").to_pylist()
     labels[4] = "c09"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypq import api
-from raypq.config import EncodeJob, ReindexJob
+from raypq.config import ClusterabilityJob, EncodeJob, FewShotJob, ReindexJob
 from raypq.data import predictions, snapshot
 from raypq.data.classes import ClassTable
 from raypq.data.duplicates import IdFile, find_duplicates
@@ -263,6 +267,189 @@ def test_without_its_sidecar_a_version_is_counted_again(nights: Nights, damage: 
     assert nights.result == nights.recount()
     nights.add()
     assert opened(nights, nights.run) == (1, 0), "and the next night has it again"
+
+
+def test_a_store_that_was_copied_elsewhere(nights: Nights) -> None:
+    nights.run()
+    for name in ("codes", "p"):
+        shutil.copytree(nights.home(name), nights.home(f"copies/{name}"))
+        shutil.rmtree(nights.home(name))
+    copies = {
+        "codes": nights.home("copies/codes"),
+        "classify": {"classes": nights.home("classes.parquet"), "output": nights.home("copies/p")},
+    }
+    nights.add(ids=["7-3"] * 10)
+    watched = Watched()
+    with replaced(watched):
+        told = nights.run(**copies)
+    assert watched.of(copies["codes"]) == 2, "of the new shard, and of the one with an equal id"
+    assert watched.of(nights.home("copies/p")) == 0
+    assert told["duplicate_ids"]["rows"] == 10
+
+
+def test_another_writer_in_between(nights: Nights) -> None:
+    """Versions by hand that begin from the same one, and versions of a raypq without sidecars."""
+    nights.run()
+    kept = snapshot.read(nights.home("codes"))
+    nights.add(ids=["7-3", "x"] * 5)
+    nights.run()
+    for store in ("codes", "p"):
+        old = snapshot.read(nights.home(store), 1)
+        summary = {key: value for key, value in old.summary.items() if key != "sidecars"}
+        snapshot.commit(
+            nights.home(store), kind=old.kind, run_id="old", receipts=old.shards, summary=summary,
+            expected=[receipt.shard for receipt in old.shards],
+        )  # fmt: skip
+    assert nights.run()["duplicate_ids"] == nights.same_ids()
+    assert nights.result == nights.recount()
+    # The same index as before, though two versions have gone on from it since.
+    snapshot.commit(
+        nights.home("codes"), kind="codes", run_id="late", receipts=kept.shards,
+        summary=kept.summary, expected=[receipt.shard for receipt in kept.shards],
+    )  # fmt: skip
+    nights.add(ids=["8-3"] * 10)
+    assert nights.run()["duplicate_ids"] == nights.same_ids()
+    assert nights.result == nights.recount()
+
+
+def test_gc_leaves_what_the_next_night_needs(nights: Nights) -> None:
+    nights.run()
+    for number in range(4):
+        nights.add()
+        nights.write(number)
+        nights.run()
+    stores = [nights.home("codes"), nights.home("p")]
+    for store in stores:
+        for folder in ("data", "sidecars"):
+            for path in Path(store, folder).iterdir():
+                os.utime(path, (1, 1))
+        found = history.collect(store, keep=1, remove=True)
+        assert any(path.startswith("sidecars/") for path in found.files)
+        history.verify(store, content=True)
+    nights.add()
+    assert opened(nights, nights.run) == (1, 0)
+    assert nights.result == nights.recount()
+
+
+def test_shards_that_cannot_be_classified_count_nothing(nights: Nights) -> None:
+    nights.run()
+    nights.add()
+    encode = EncodeJob(
+        model=nights.home("old"), features=[str(nights.features)], output=nights.home("codes"),
+        where=nights.home.where,
+    )  # fmt: skip
+    new = {item.path for item in api.encode(encode).shards}
+    new -= {item.path for item in snapshot.read(nights.home("codes"), 1).shards}
+    path = Path(nights.home("codes"), new.pop())
+    content = path.read_bytes()
+    path.write_bytes(content[:50] + bytes(100) + content[150:])
+    nights.run(on_bad_shard="quarantine")
+    assert len(snapshot.read(nights.home("p")).quarantined) == 1
+    assert nights.result == nights.recount()
+    path.write_bytes(content)
+    nights.add()
+    nights.run(on_bad_shard="fail")
+    assert len(snapshot.read(nights.home("p")).shards) == SHARDS + 2
+    assert nights.result == nights.recount()
+
+
+@pytest.mark.parametrize("store", ["codes", "p"])
+def test_a_sidecar_that_cannot_be_written_is_named(nights: Nights, store: str) -> None:
+    nights.run()
+
+    class Full(Storage):
+        @contextmanager
+        def replacing(self, uri: str) -> Iterator[IO[bytes]]:
+            if f"/{store}/sidecars/" in uri:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            with super().replacing(uri) as file:
+                yield file
+
+    nights.add()
+    with replaced(Full()), pytest.raises(OSError, match=rf"No space left.*{store}/sidecars/"):
+        nights.run()
+    nights.run()
+    assert nights.result == nights.recount()
+    history.verify(nights.home(store), content=True)
+
+
+@pytest.mark.parametrize("store", ["codes", "p"])
+def test_a_storage_that_answers_errors_is_not_one_without_the_file(
+    nights: Nights, store: str
+) -> None:
+    nights.run()
+
+    class Broken(Storage):
+        def file_size(self, uri: str) -> int:
+            self.refuse(uri)
+            return super().file_size(uri)
+
+        def read_bytes(self, uri: str) -> bytes:
+            self.refuse(uri)
+            return super().read_bytes(uri)
+
+        @staticmethod
+        def refuse(uri: str) -> None:
+            if f"/{store}/sidecars/" in uri:
+                raise PermissionError(errno.EACCES, "Permission denied", uri)
+
+    nights.add()
+    with replaced(Broken()), pytest.raises(PermissionError):
+        nights.run()
+    assert opened(nights, nights.run)[1] == 0
+
+
+@pytest.mark.parametrize("of", ["codes", "features"])
+def test_unknown_labels_may_be_refused(nights: Nights, of: str) -> None:
+    number = nights.add(labels=["x" * 500] * 10)
+    classes = nights.home("classes.parquet")
+    source = {"codes": None, "features": [str(nights.features)], "model": nights.home("old")}
+    if of == "codes":
+        nights.run(classify=[])
+        source = {}
+    refusing = {"unknown_labels": "refuse", **source}
+    with pytest.raises(JobError, match=r"(?s)1 shard.*class_ids of .*unknown_labels: report"):
+        nights.home.classify(output="p", **refusing)
+    found = nights.home.classify(output="p", on_bad_shard="quarantine", **refusing)
+    assert [Path(item.uri).name.split(".")[0] for item in found.quarantined] or of == "codes"
+    assert len(found.shards) == SHARDS
+    found = nights.home.classify(output="p", **source)
+    assert found.rows == (SHARDS + 1) * 10
+    assert found.summary["result"]["unknown_labels"]["rows"] == 10
+    assert found.summary["result"] == nights.recount(classes)
+    # What is there already is refused as well, and nothing is classified again for it.
+    watched = Watched()
+    with (
+        replaced(watched),
+        pytest.raises(InputError, match=r"10 row\(s\) with a label.*add the classes"),
+    ):
+        nights.home.classify(output="p", **refusing)
+    assert watched.of(nights.home("p")) == 0
+    nights.shard(number).unlink()
+    if of == "codes":
+        nights.run(classify=[])
+    assert nights.home.classify(output="p", **refusing).rows == SHARDS * 10
+
+
+@pytest.mark.parametrize("verb", ["fewshot", "clusterability"])
+def test_figures_of_a_space_say_which_rows_they_leave_out(
+    nights: Nights, verb: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    nights.add(labels=["retired"] * 10)
+    job = {
+        "features": [str(nights.features)],
+        "classes": nights.home("classes.parquet"),
+        "space": "raw",
+        "split": "all",
+    }
+    with caplog.at_level("WARNING", "raypq"):
+        if verb == "fewshot":
+            api.fewshot(FewShotJob(**job, shots=(1,), episodes=2))
+        else:
+            api.clusterability(ClusterabilityJob(**job, restarts=1))
+    (line,) = [line for line in caplog.messages if "class_ids" in line]
+    assert "10 row(s) with a label" in line
+    assert "'retired' (10); they are left out" in line
 
 
 @pytest.mark.parametrize("seed", range(3))
