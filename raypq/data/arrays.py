@@ -254,10 +254,10 @@ def strings(column: pa.Array, *, where: str, nulls: bool, row0: int = 0) -> pa.S
             expected="strings or integers",
             found=f"{column.type}; cast the column to text (VARCHAR) or to integers (BIGINT)",
         )
+    if pa.types.is_dictionary(column.type):  # first, as a null may be among its values
+        column = column.dictionary_decode()
     if not nulls:
         refuse_nulls(column, where, row0, expected="no nulls")
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
     if _is_uuid(column.type):
         return _uuid_text(column.storage)
     try:

@@ -82,11 +82,11 @@ def read(column: pa.Array, kind: IdKind, *, where: str, row0: int = 0) -> pa.Arr
     """
     if kind == "string":
         return arrays.strings(column, where=where, nulls=False, row0=row0)
+    if isinstance(column.type, pa.DictionaryType):  # first, as a null may be among its values
+        column = column.dictionary_decode()
     arrays.refuse_nulls(column, where, row0, expected="no nulls")
     if column.type == INT64:
         return column
-    if isinstance(column.type, pa.DictionaryType):
-        column = column.dictionary_decode()
     if not pa.types.is_integer(column.type):
         raise InputError(where, expected="int64 ids", found=str(column.type))
     if pa.types.is_uint64(column.type):

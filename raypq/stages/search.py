@@ -224,6 +224,7 @@ def _plan(
         id_type=id_type,
         k=job.top_k,
         depth=job.rerank or job.top_k,
+        reranked=job.rerank is not None,
         keep=keep,
         device=job.where.device,
         columns=job.columns,

@@ -37,7 +37,7 @@ class SearchPlan:
 
     Attributes:
         models: by fingerprint. id_type: of the stored ids. k: results wanted. depth: rows that the
-            codes are asked for, k or the candidates of a rerank.
+            codes are asked for, k or the candidates of a rerank. reranked: whether one follows.
     """
 
     store: str
@@ -46,6 +46,7 @@ class SearchPlan:
     id_type: pa.DataType
     k: int
     depth: int
+    reranked: bool
     keep: Filter | None
     device: str
     columns: Columns
@@ -174,7 +175,7 @@ class SearchWorker:
             return self._tables
 
     def _put(self, answer: Ranked) -> str:
-        if self._plan.depth == self._plan.k:  # nobody will ask where the rows stand
+        if not self._plan.reranked:  # nobody will ask where the rows stand
             answer = Ranked(score=answer.score, ids=answer.ids)
         return answers.write_partial(self._plan.store, answer)
 

@@ -181,6 +181,18 @@ def test_all_shards_written_anew_may_change_the_type(tmp_path):
     assert rows_of(tmp_path / "codes").schema.field("id").type == pa.string()
 
 
+@pytest.mark.parametrize("ids", [NUMBERS, TEXTS])
+def test_a_store_of_empty_shards_takes_the_type_of_the_first_rows(tmp_path, ids):
+    features = mixed(tmp_path, [TEXTS[:0], NUMBERS[:0]])
+    encode(tmp_path, features)
+    shard(tmp_path / "features" / "p2.parquet", vectors(40), ids)
+    reindex(tmp_path)
+    query = [f"{features}/p2.parquet"]
+    found = search(tmp_path / "codes", tmp_path / "out", queries=query, top_k=3)
+    assert found.schema.field("id").type.value_type == ids.type
+    assert raypq.open(str(tmp_path / "codes")).ids.tolist() == sorted(ids.to_pylist())
+
+
 def as_of_old(store: Path) -> None:
     """Receipts as an earlier version wrote them, which did not name the type of ids."""
     for name in (store / "snapshots").iterdir():

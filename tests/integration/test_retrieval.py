@@ -225,6 +225,7 @@ UNCOMPRESSED, SAMPLE = 0.431, 0.007
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("bits", PAGE)
 def test_cifar10(cifar: dict[str, str], bits: int) -> None:
     M = bits // 8

@@ -202,8 +202,9 @@ def test_one_answer_for_any_shards_and_workers(
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize(("k", "R"), [(5, 40), (40, 40)])
 def test_reranked_by_the_original_vectors(
-    make: Make, queries: tuple[str, np.ndarray], tmp_path: Path
+    make: Make, queries: tuple[str, np.ndarray], tmp_path: Path, k: int, R: int
 ) -> None:
     rng = np.random.default_rng(4)
     stored = make("s", [120, 0, 300, 33])
@@ -225,7 +226,6 @@ def test_reranked_by_the_original_vectors(
             where=ALONE,
         )
     )
-    k, R = 5, 40
     table = run(
         stored, tmp_path / "out", queries=[queries[0]], top_k=k, rerank=R,
         features=[stored.features],

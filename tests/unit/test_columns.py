@@ -15,6 +15,7 @@ from raypq.config import Columns
 from raypq.data import arrays
 from raypq.data.features import FeatureStore, batch_rows, open_features, read_batches, survey
 from raypq.data.ids import IdRule
+from raypq.data.ids import read as read_ids
 from raypq.data.storage import list_shards
 from raypq.errors import InputError, JobError
 
@@ -476,6 +477,14 @@ def test_a_shard_without_rows_follows_the_others(write, kind, rule):
     ) as reader:
         assert str(reader.id_type) == expected
         assert list(reader.batches()) == []
+
+
+def test_a_null_among_the_values_of_a_dictionary():
+    for values in (pa.array(["a", None]), pa.array([1, None])):
+        ids = pa.DictionaryArray.from_arrays(pa.array([0, 0, 1]), values)
+        for kind in ("string", "int64") if pa.types.is_integer(values.type) else ("string",):
+            with pytest.raises(InputError, match="row 2: expected no nulls"):
+                read_ids(ids, kind, where="x")
 
 
 @pytest.mark.parametrize(
