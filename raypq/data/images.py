@@ -32,6 +32,7 @@ _FORMATS = (
     "TIFF", "WEBP",
 )  # fmt: skip
 _ORIENTATION = 0x0112  # the EXIF tag
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 
 
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
@@ -87,7 +88,7 @@ def decode(data: bytes, side: int, *, most_pixels: int | None = None) -> NDArray
     """
     most = StorageSettings().image_pixels if most_pixels is None else most_pixels
     with _opened(data) as picture:
-        width, height = picture.size
+        width, height = _decoded(picture)
         if width * height > most:
             raise ValueError(
                 f"{width} x {height} pixels, more than {most / 1e6:g} million may be decoded "
@@ -99,6 +100,13 @@ def decode(data: bytes, side: int, *, most_pixels: int | None = None) -> NDArray
             picture = _fitted(picture, side)
         pixels = np.asarray(picture, dtype=np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)).reshape(-1) / np.float32(255)
+
+
+def _decoded(picture: Picture) -> tuple[int, int]:
+    """Width and height of what is decoded at once: the picture, or a larger tile of a TIFF."""
+    tags = getattr(picture, "tag_v2", {})
+    tile = int(tags.get(_TILE_WIDTH, 0)), int(tags.get(_TILE_LENGTH, 0))
+    return max(picture.size, tile, key=lambda size: size[0] * size[1])
 
 
 def _opened(data: bytes) -> Picture:

@@ -141,6 +141,26 @@ def png(width: int, height: int, *more: bytes, rows: int = 0) -> bytes:
     return header(width, height) + b"".join([*more, chunk(b"IDAT", data), chunk(b"IEND", b"")])
 
 
+def tiled_tiff(tile: int) -> bytes:
+    """A TIFF of 8 x 8 pixels in one tile that is larger than they are."""
+    pixels = zlib.compress(bytes(1000))
+    tags = {
+        256: 8,
+        257: 8,
+        258: 8,
+        259: 8,
+        262: 1,
+        277: 1,
+        322: tile,
+        323: tile,
+        324: 134,
+        325: len(pixels),
+    }
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return head + fields + bytes(4) + pixels
+
+
 PACKED = zlib.compress(bytes(80 << 20), 9)  # 80 MB in 80 KB
 GREY = Image.new("L", (40, 40), 7)
 HOSTILE = {
@@ -148,6 +168,7 @@ HOSTILE = {
     "a thin one": (png(1, 1001), "1 x 1001 pixels"),
     "jpeg": (encoded(GREY, "JPEG"), "40 x 40 pixels"),
     "tiff": (encoded(GREY, "TIFF"), "40 x 40 pixels"),
+    "a tile of tiff": (tiled_tiff(16_000), "16000 x 16000 pixels"),
     "gif": (encoded(GREY, "GIF"), "40 x 40 pixels"),
     "webp": (encoded(GREY, "WEBP"), "40 x 40 pixels"),
     "bmp": (encoded(GREY, "BMP"), "40 x 40 pixels"),
