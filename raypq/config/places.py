@@ -74,6 +74,10 @@ def _uri(text: str) -> str:
         raise ValueError(f"expected a path or URI, found {text!r} (an empty text)")
     if "\0" in text:
         raise ValueError(f"expected a path or URI, found {text!r} (with a NUL byte in it)")
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(
+            f"expected a path or URI in UTF-8, found {text!r} (with other bytes; rename it)"
+        )
     if _VARIABLE.search(text):
         raise ValueError(
             f"expected a path or URI, found {text!r}: variables are not filled in; write it out"

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache
 from glob import glob, has_magic
 from typing import Literal
 
@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from raypq.config import places
 from raypq.config.places import Place, Reads, Writes
 from raypq.data import journal, lease, models, runs, sidecars, snapshot
-from raypq.data.storage import is_local, local_path
+from raypq.data.storage import is_local
 from raypq.data.storage.shards import SUFFIXES
 from raypq.data.storage.walk import hidden
 from raypq.errors import ConfigError
@@ -60,6 +60,8 @@ def written_file(field: str, uri: str | None) -> Place | None:
 
 def refuse_places(named: Iterable[Place]) -> None:
     """As ``refuse``, of places one by one."""
+    for remembered in (_real_folder, _inode_of):
+        remembered.cache_clear()
     several = list(named)
     outputs = [_Output(place) for place in several if isinstance(place.use, Writes)]
     if not outputs:
@@ -75,14 +77,22 @@ def refuse_places(named: Iterable[Place]) -> None:
                     f"{one.named} and {other.named} share files: each output needs a place of "
                     "its own"
                 )
+    met: set[_Spot] = set()
+    one_by_one = any(files.shape == "file" for output in outputs for files in output.files)
     for place in several:
-        if isinstance(place.use, Reads):
-            for item in _inputs(place):
-                for output in outputs:
-                    if place.use.in_place and output.at.is_same(_Spot.of(place.uri)):
-                        continue
-                    if why := output.clash(item):
-                        raise ConfigError(_message(output, place, why))
+        if not isinstance(place.use, Reads):
+            continue
+        for item in _inputs(place):
+            if item.kind == "listed" and not one_by_one:
+                # Where only folders are written, one file of a folder stands for all of them.
+                if item.at.parent in met:
+                    continue
+                met.add(item.at.parent)
+            for output in outputs:
+                if place.use.in_place and output.at.is_same(_Spot.of(place.uri)):
+                    continue
+                if why := output.clash(item):
+                    raise ConfigError(_message(output, place, why))
 
 
 def _message(output: _Output, place: Place, why: str) -> str:
@@ -103,6 +113,38 @@ def _message(output: _Output, place: Place, why: str) -> str:
     )
 
 
+@cache
+def _real_folder(path: str) -> str:
+    return os.path.realpath(path)
+
+
+def _local(uri: str) -> str:
+    # As ``local_path``, for many files: pathlib takes most of the time.
+    return os.path.expanduser(uri.removeprefix("local://").removeprefix("file://"))
+
+
+def _real(path: str) -> str:
+    """``os.path.realpath``, of many files of a folder in a short time."""
+    head, name = os.path.split(path)
+    if name in ("", ".", ".."):
+        return _real_folder(path)
+    real = os.path.join(_real_folder(head), name)
+    return os.path.realpath(real) if os.path.islink(real) else real
+
+
+@cache
+def _inode_of(path: str) -> tuple[int, ...] | None:
+    """Tells a place that is mounted twice, or a file that has two names. Numbers of inodes are not
+    unique on every storage, but with their times they are."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return None
+    if not (about.st_ino and about.st_mtime_ns):
+        return None
+    return about.st_dev, about.st_ino, about.st_mtime_ns, about.st_ctime_ns
+
+
 @dataclass(frozen=True)
 class _Spot:
     """A path without what could hide that it is another's: links, ``..``, aliases of schemes."""
@@ -114,14 +156,14 @@ class _Spot:
     def of(cls, uri: str) -> _Spot:
         uri = uri.rsplit("::", 1)[-1]  # what a cache stands before
         if is_local(uri) or uri.startswith("local://"):
-            return cls("file", os.path.realpath(local_path(uri.removeprefix("local://"))))
+            return cls("file", _real(_local(uri)))
         scheme, _, path = uri.partition("://")
         scheme = _SAME.get(scheme.lower(), scheme.lower())
         return cls(scheme, posixpath.normpath(f"/{path}").replace("//", "/"))
 
     def __truediv__(self, name: str) -> _Spot:
         path = posixpath.join(self.path, name)
-        return _Spot(self.scheme, os.path.realpath(path) if self.scheme == "file" else path)
+        return _Spot(self.scheme, _real(path) if self.scheme == "file" else path)
 
     @property
     def parent(self) -> _Spot:
@@ -131,19 +173,9 @@ class _Spot:
     def name(self) -> str:
         return posixpath.basename(self.path)
 
-    @cached_property
+    @property
     def _inode(self) -> tuple[int, ...] | None:
-        """Tells a place that is mounted twice, or a file that has two names. Numbers of inodes
-        are not unique on every storage, but with their times they are."""
-        if self.scheme != "file":
-            return None
-        try:
-            about = os.stat(self.path)
-        except OSError:
-            return None
-        if not (about.st_ino and about.st_mtime_ns):
-            return None
-        return about.st_dev, about.st_ino, about.st_mtime_ns, about.st_ctime_ns
+        return _inode_of(self.path) if self.scheme == "file" else None
 
     def is_same(self, other: _Spot) -> bool:
         if self == other:
@@ -346,9 +378,9 @@ def _inputs(place: Place) -> Iterator[_Input]:
 def _listed(uri: str, at: _Spot) -> Iterator[_Input]:
     """A listing of Parquet, and where links in it lead."""
     if at.scheme == "file":
-        plain = os.path.abspath(local_path(uri.removeprefix("local://")))
+        plain = _local(uri)
         if has_magic(plain) and not os.path.exists(plain):
-            base, pattern = _taken_apart(plain)
+            base, pattern = _taken_apart(os.path.abspath(plain))
             yield _Input(at=_Spot.of(base), kind="glob", pattern=pattern)
             found = glob(plain, recursive=True)
         else:
@@ -366,10 +398,11 @@ def _listed(uri: str, at: _Spot) -> Iterator[_Input]:
 
 
 def _there(path: str) -> Iterator[_Input]:
-    at = _Spot.of(path)
-    if os.path.isfile(path) or path.lower().endswith(SUFFIXES):
+    at = _Spot("file", _real(path))
+    file = os.path.isfile(path)
+    if file or path.lower().endswith(SUFFIXES):
         yield _Input(at=at, kind="listed")
-    if os.path.isfile(path):
+    if file:
         return
     yield _Input(at=at, kind="listing")  # or it will be, should it come to be there
     seen = {at.path}

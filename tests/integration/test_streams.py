@@ -119,9 +119,12 @@ def test_json_stays_json(
 
 
 def test_an_error_about_a_name_is_told_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
-    code, _, err = run(["snapshots", "show", "/nowhere/雪 → \udcff"], "ascii", monkeypatch)
+    code, _, err = run(["snapshots", "show", "/nowhere/雪 → é"], "ascii", monkeypatch)
     assert code == 1
-    assert r"\u96ea -> \udcff: expected a store" in err
+    assert r"\u96ea -> \xe9: expected a store" in err
+    code, _, err = run(["snapshots", "show", "/nowhere/\udcff"], "utf-8", monkeypatch)
+    assert code == 2
+    assert r"expected a path or URI in UTF-8, found '/nowhere/\udcff'" in err
 
 
 def shell(script: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -386,7 +386,9 @@ def test_commands_refuse_before_any_work(words: tuple[str, str], tmp_path: Path)
     assert {path: path.stat().st_mtime_ns for path in tree(tmp_path)} == before
 
 
-@pytest.mark.parametrize("text", ["", "  ", "x\n", "\nx", "a\0b", "s3://b/${DAY}/x", "s3:/b/x"])
+@pytest.mark.parametrize(
+    "text", ["", "  ", "x\n", "\nx", "a\0b", "s3://b/${DAY}/x", "s3:/b/x", "b\udcff"]
+)
 @pytest.mark.parametrize("name", JOBS)
 def test_no_path_is_empty(name: str, text: str, tmp_path: Path) -> None:
     job = example(name, tmp_path)
