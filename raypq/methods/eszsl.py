@@ -21,7 +21,14 @@ from raypq.config import Metric
 from raypq.errors import ConfigError
 from raypq.methods.base import Array, MethodSettings, State
 from raypq.methods.linear import LinearModel
-from raypq.methods.moments import Matrix, Moments, MomentsPQ, SpanSettings, balanced_axes
+from raypq.methods.moments import (
+    Matrix,
+    Moments,
+    MomentsPQ,
+    SpanSettings,
+    balanced_axes,
+    solve_ridge,
+)
 from raypq.methods.pq import PQModel
 
 
@@ -69,9 +76,8 @@ class ESZSL(MomentsPQ):
         # Targets are 1 for an image's own class and ``negative`` for the others.
         everything = data.S.sum(axis=1, keepdims=True)
         targets = (1 - settings.negative) * data.S + settings.negative * everything
-        left = data.G + settings.gamma * np.eye(len(data.G))
-        right = data.A @ data.A.T + settings.lam * np.eye(len(data.A))
         try:
-            return np.linalg.solve(left, np.linalg.solve(right, data.A @ targets.T).T)
+            inner = solve_ridge(data.A @ data.A.T, settings.lam, data.A @ targets.T)
+            return solve_ridge(data.G, settings.gamma, inner.T)
         except np.linalg.LinAlgError:
             raise ConfigError("gamma, lam: XXᵀ or AAᵀ is singular; set both above 0") from None

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from raypq.config import Precision
 from raypq.data.ahead import ahead
+from raypq.errors import InputError
 from raypq.kernels import check_device
 from raypq.methods.base import Model, Normalise
 
 # Features come from Arrow without a copy, so they cannot be written to; a product only reads them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
-_TINY = 1e-12
+_FAINT = 1e-30  # a sum of squares below which float32 has lost some of them
+_LONGEST = 1.8e19  # about the largest length whose square float32 can hold
 _PART_BYTES = 16 << 20  # of features that cross to a CUDA device at once
 
 
@@ -28,15 +30,52 @@ def normalise(
     mean: NDArray[np.float32] | None = None,
     inverse_std: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Features [n, dx] after z-scoring and/or scaling to unit length; a zero row stays zero."""
+    """Features [n, dx] after z-scoring and/or scaling to unit length; a zero row stays zero.
+
+    Computed in float32, and again in float64 for the rows that leave float32's range on the way.
+    """
     if how.startswith("zscore"):
         assert mean is not None, "z-scoring needs the mean"
         assert inverse_std is not None, "z-scoring needs 1/std"
-        X = (X - mean) * inverse_std
+        with np.errstate(over="ignore"):
+            scored = (X - mean) * inverse_std
+        far = ~np.isfinite(scored).all(axis=1)
+        if far.any():
+            scored[far] = (X[far].astype(np.float64) - mean) * inverse_std
+        X = scored
     if how.endswith("unit"):
-        length = np.sqrt(np.einsum("nd,nd->n", X, X))[:, None]
-        X = X / np.maximum(length, np.float32(_TINY))
+        with np.errstate(over="ignore", under="ignore"):
+            squares = np.einsum("nd,nd->n", X, X)
+        far = ~((squares > _FAINT) & np.isfinite(squares))
+        length: NDArray[np.float32] = np.sqrt(squares)
+        length[far] = 1.0
+        unit: NDArray[np.float32] = X / length[:, None]
+        if far.any():
+            wide = X[far].astype(np.float64)
+            exact = np.sqrt(np.einsum("nd,nd->n", wide, wide))[:, None]
+            unit[far] = wide / np.where(exact > 0, exact, 1.0)
+        X = unit
     return X
+
+
+def check_range(U: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows U [n, D] as they are, if their distances can be told apart in float32.
+
+    Raises:
+        InputError: the squared length of a row is more than float32 can hold, or not a number.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("nd,nd->n", U, U)
+    bad = np.flatnonzero(~np.isfinite(squares))
+    if len(bad):
+        largest = float(np.abs(U[bad[0]].astype(np.float64)).max())
+        raise InputError(
+            "features, as they are embedded",
+            expected=f"rows no longer than {_LONGEST:.2g}, whose squares float32 can hold",
+            found=f"{len(bad)} longer row(s) in a batch, one with a value of {largest:.3g}; scale "
+            "the features down, or train with normalise=unit or zscore",
+        )
+    return U
 
 
 def product(
@@ -77,6 +116,8 @@ def encode_on(
         if P is not None:
             bf16 = precision == "bf16"
             u = (x.bfloat16() @ P.bfloat16().T).float() if bf16 else x @ P.T
+        if not torch.isfinite((u * u).sum(dim=1)).all():
+            check_range(u.float().cpu().numpy())
         codes.append(kernels.encode(u, C, device=device))
     return np.concatenate(codes)
 
@@ -114,7 +155,7 @@ class LinearModel(Model):
         self, X: NDArray[np.float32], *, precision: Precision = "fp32"
     ) -> NDArray[np.float32]:
         X = self._normalised(X)
-        return product(X, self.tensors["P"], precision) if "P" in self.tensors else X
+        return check_range(product(X, self.tensors["P"], precision) if "P" in self.tensors else X)
 
     def encode(
         self, X: NDArray[np.float32], *, device: str = "cpu", precision: Precision = "fp32"

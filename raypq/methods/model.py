@@ -232,8 +232,12 @@ class Model(ABC):
 
     def cosines(self, q: NDArray[np.float32], V: NDArray[np.float32]) -> NDArray[np.float32]:
         """How like images q [n, D], as decoded, and prototypes V [T, D] are: [n, T] in [−1, 1]."""
-        length = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(V, axis=1)
-        return (q @ V.T) / np.maximum(length, 1e-12)
+        wide, V64 = q.astype(np.float64), V.astype(np.float64)  # squares may leave float32's range
+        length = np.linalg.norm(wide, axis=1)[:, None] * np.linalg.norm(V64, axis=1)
+        found: NDArray[np.float32] = ((wide @ V64.T) / np.where(length > 0, length, 1.0)).astype(
+            np.float32
+        )
+        return found
 
     def mapped(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """Features [n, dx] in the space that the method learns; the common space by default."""

@@ -160,6 +160,19 @@ def solve_sylvester(
     return left @ np.where(divisor > floor, wanted / np.maximum(divisor, floor), 0.0) @ right.T
 
 
+def solve_ridge(A: Matrix, ridge: float, B: Matrix) -> Matrix:
+    """(A + ridge·I)⁻¹ B for a symmetric A [n, n] without negative eigenvalues and B [n, b].
+
+    Raises:
+        LinAlgError: the matrix is singular up to rounding, so that any answer would be noise.
+    """
+    left = A + ridge * np.eye(len(A))
+    noise = len(A) * np.finfo(np.float64).eps * float(np.trace(left))
+    if ridge <= noise and np.linalg.eigvalsh(left)[0] <= noise:
+        raise np.linalg.LinAlgError("singular")
+    return np.linalg.solve(left, B)
+
+
 def balanced_axes(covariance: Matrix, M: int, rank: int | None = None) -> Matrix:
     """Principal axes [D, r] of a second moment [r, r], dealt out to M equal parts.
 

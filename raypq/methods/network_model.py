@@ -16,7 +16,7 @@ from raypq.config import Precision
 from raypq.data.class_layer import ClassLayer
 from raypq.data.models import ModelFiles
 from raypq.errors import ModelError
-from raypq.methods.linear import normalise
+from raypq.methods.linear import check_range, normalise
 from raypq.methods.model import MethodSettings, Model
 from raypq.methods.network import Network, array_of, autocast, seeded, tensor_of
 
@@ -115,13 +115,13 @@ class NetworkModel(Model):
                 elif what == "codes":
                     yield found.to(torch.uint8).cpu().numpy()
                 else:
-                    yield found.float().cpu().numpy()
+                    yield check_range(found.float().cpu().numpy())
 
     def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         self._check_features(X)
         tensors = self.tensors
         how = self.settings.normalise
-        return normalise(X, how, tensors.get("mean"), tensors.get("inverse_std"))
+        return check_range(normalise(X, how, tensors.get("mean"), tensors.get("inverse_std")))
 
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         self._check_embeddings(E)

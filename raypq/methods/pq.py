@@ -16,7 +16,7 @@ from pydantic import Field
 
 from raypq import kernels
 from raypq.config import Positive
-from raypq.errors import ConfigError
+from raypq.errors import ConfigError, InputError
 from raypq.methods import codebooks
 from raypq.methods.base import (
     Array,
@@ -28,10 +28,10 @@ from raypq.methods.base import (
     TrainBatch,
     check_rows,
 )
-from raypq.methods.linear import LinearModel, normalise, product
+from raypq.methods.linear import LinearModel, check_range, normalise, product
 
 _PRODUCT_ROWS = 1024  # rows whose product is formed in float32 before float64 takes over
-
+_SMALLEST = 1e-16  # of the largest value of a sample, so that squares of differences stay normal
 
 # Of the arrays of a finished training, those that the model keeps.
 TENSORS = ("C", "P", "Q", "W", "mean", "inverse_std", "class_mean", "class_inverse_std")
@@ -85,7 +85,7 @@ class PQ(ReductionMethod):
             X = batch.X.astype(np.float64)
             n = np.array(float(len(X)))
             return Stats(sums={"n": n, "x": X.sum(axis=0), "xx": (X * X).sum(axis=0)})
-        X32 = self._normalised(state, batch.X)
+        X32 = check_range(self._normalised(state, batch.X))
         if state.phase == "sample":
             return self._accumulate_sample(state, batch, X32)
         return self._accumulate_assign(state, X32)
@@ -110,7 +110,7 @@ class PQ(ReductionMethod):
         return stats
 
     def _project(self, state: State, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        return product(X, state.arrays["P"]) if "P" in state.arrays else X
+        return check_range(product(X, state.arrays["P"])) if "P" in state.arrays else X
 
     def _moves_projection(self, state: State) -> bool:
         """Whether this pass must also give Σ q(u) xᵀ."""
@@ -128,6 +128,14 @@ class PQ(ReductionMethod):
     def _seeded(self, state: State, sample: NDArray[np.float32], *, stream: int) -> State:
         """On to the assignment, with codebooks seeded from a sample as it is embedded now."""
         U = self._project(state, sample)
+        largest = float(np.abs(U).max())
+        if 0 < largest < _SMALLEST:
+            raise InputError(
+                "features, as they are embedded",
+                expected=f"values of {_SMALLEST:g} and more, whose squares float32 can hold",
+                found=f"none above {largest:.3g}; scale the features up, or train with "
+                "normalise=unit or zscore",
+            )
         rng = np.random.default_rng([self.settings.seed, stream])
         C = codebooks.seed(U, self.settings.M, self.settings.K, rng)
         return state.then({"C": C}, phase="assign")
@@ -193,11 +201,23 @@ class PQ(ReductionMethod):
 
 
 def scale(n: Array, x: Array, xx: Array) -> dict[str, Array]:
-    """Mean and 1/std (1 for a constant dimension) from n, Σx and Σx²; float32 [dx]."""
+    """Mean and 1/std (1 for a constant dimension) from n, Σx and Σx²; float32 [dx].
+
+    Raises:
+        InputError: a dimension varies by so little that float32 cannot hold 1/std.
+    """
     mean = x / n
     variance = np.maximum(xx / n - mean**2, 0.0)
     constant = variance <= 1e-12 * np.maximum(mean**2, 1e-300)
     inverse = 1.0 / np.sqrt(np.where(constant, 1.0, variance))
+    faint = np.flatnonzero(inverse > np.finfo(np.float32).max)
+    if len(faint):
+        raise InputError(
+            f"dimension {faint[0]} of the features or class embeddings",
+            expected="a standard deviation of at least 3e-39, to z-score in float32",
+            found=f"{1 / inverse[faint[0]]:.3g} ({len(faint)} such dimension(s)); scale the values "
+            "up, or use normalise=unit or none",
+        )
     return {"mean": mean.astype(np.float32), "inverse_std": inverse.astype(np.float32)}
 
 
@@ -206,5 +226,9 @@ def outer(A: NDArray[np.float32], X: NDArray[np.float32]) -> NDArray[np.float64]
     total = np.zeros((A.shape[1], X.shape[1]))
     for start in range(0, len(X), _PRODUCT_ROWS):
         rows = slice(start, start + _PRODUCT_ROWS)
-        total += A[rows].T @ X[rows]
+        with np.errstate(over="ignore", invalid="ignore"):
+            part = A[rows].T @ X[rows]
+        if not np.isfinite(part).all():  # the sum left float32's range
+            part = A[rows].astype(np.float64).T @ X[rows].astype(np.float64)
+        total += part
     return total

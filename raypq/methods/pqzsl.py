@@ -27,7 +27,7 @@ from torch.nn import functional
 from raypq.config import Metric, Positive
 from raypq.errors import ConfigError
 from raypq.methods.base import Array, Corpus, MethodSettings, State, Stats, TrainBatch
-from raypq.methods.linear import LinearModel, product
+from raypq.methods.linear import LinearModel, normalise, product
 from raypq.methods.moments import (
     Matrix,
     Moments,
@@ -35,11 +35,14 @@ from raypq.methods.moments import (
     MomentsSettings,
     balanced_axes,
     moments,
+    solve_ridge,
     solve_sylvester,
 )
 from raypq.methods.opq import advance_and_polish
 from raypq.methods.pq import PQ, PQModel
 from raypq.methods.subspace import code_width, mixtures, weighed
+
+_SHORT = 1e-15  # a length whose square float32 holds in full
 
 
 class PQZSLSettings(MomentsSettings):
@@ -174,7 +177,7 @@ def solve_p(target: Matrix, G: Matrix, ridge: float) -> Matrix:
         ConfigError: G is singular and there is no ridge.
     """
     try:
-        return np.linalg.solve(G + ridge * np.eye(len(G)), target.T).T
+        return solve_ridge(G, ridge, target.T).T
     except np.linalg.LinAlgError:
         raise ConfigError("ridge: XXᵀ is singular without a ridge; set ridge > 0") from None
 
@@ -194,7 +197,9 @@ class PQZSLModel(PQModel):
         if "W" not in self.tensors:
             return V, bias
         if self.settings.metric == "cosine":  # within one image its own length changes no order
-            V = V / np.maximum(np.linalg.norm(V, axis=1, keepdims=True), np.float32(1e-12))
+            length = np.linalg.norm(V, axis=1, keepdims=True)
+            plain = np.isfinite(length).all() and float(length.min(initial=1.0)) > _SHORT
+            V = V / length if plain else normalise(V, "unit")
         return product(V, self.tensors["W"]), bias
 
 
