@@ -43,6 +43,7 @@ FORMAT: Literal[1] = 1
 FOLDER = "snapshots"
 IDS = "ids"  # of a summary
 _NAME = re.compile(r"([0-9]{20})\.json")
+_SECTIONS = ("drift", "night", "result", "rollout", "run", "worked")  # of a summary
 _LAST = 10**20 - 1  # version that a name can hold
 _TRIES = 64  # version numbers that other writers may take before us; each is their progress
 _PAUSE = 0.005  # seconds, doubled up to 32 times, at random: writers that race get out of step
@@ -140,6 +141,7 @@ def read(store: str, version: int | None = None) -> Snapshot:
         ) from None
     if snapshot.version != number:
         raise InputError(name, expected=f"version {number}", found=f"version {snapshot.version}")
+    _check_summary(name, snapshot)
     _check_shards(store, name, snapshot)
     return snapshot
 
@@ -152,6 +154,23 @@ def _check_format(name: str, document: Any) -> None:
             expected=f"a snapshot of format {FORMAT}",
             found=f"key 'format': {found}, {newer.ADVICE}",
         )
+
+
+def _check_summary(name: str, snapshot: Snapshot) -> None:
+    """What other parts of raypq look into must be a section; the rest of a summary is free."""
+    summary = snapshot.summary
+    sections = {key: summary[key] for key in _SECTIONS if summary.get(key) is not None}
+    if snapshot.kind == "predictions" and isinstance(models := summary.get("models"), dict):
+        sections |= {f"models.{key}": value for key, value in models.items()}
+    elif snapshot.kind == "predictions" and models is not None:
+        sections["models"] = models
+    for key, value in sections.items():
+        if not isinstance(value, dict):
+            raise InputError(
+                f"{name}, key 'summary.{key}'",
+                expected="a section of keys and values",
+                found=type(value).__name__,
+            )
 
 
 def _check_shards(store: str, name: str, snapshot: Snapshot) -> None:

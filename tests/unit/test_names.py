@@ -102,3 +102,14 @@ def test_a_snapshot_of_a_newer_raypq_is_told(
     with pytest.raises(InputError, match="written by a newer raypq: upgrade raypq") as caught:
         snapshot.read(str(tmp_path))
     assert f"key '{key}'" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["worked", "drift", "result", "run"])
+@pytest.mark.parametrize("value", ["x", 3, [], [1]])
+def test_a_section_of_a_summary_that_is_none(tmp_path: Path, key: str, value: Any) -> None:
+    place = stored(tmp_path)
+    content = json.loads(place.read_text())
+    content["summary"][key] = value
+    place.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"key 'summary.{key}': expected a section"):
+        snapshot.read(str(tmp_path))
