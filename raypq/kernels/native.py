@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq.kernels.tables import Tables, squared_norms
+from raypq.kernels.tables import Tables, check_codebooks, squared_norms
 
 try:
     from raypq.kernels import _native
@@ -54,6 +54,7 @@ def encode(
     """Codes [n, M] of vectors U [n, M·d]; equal to ``reference.encode``."""
     C = np.ascontiguousarray(C, dtype=np.float32)
     U = np.ascontiguousarray(U, dtype=np.float32)
+    check_codebooks(C)
     M, K, d = C.shape
     norms = squared_norms(C.reshape(-1, d)).reshape(M, K)
     B = np.empty((len(U), M), np.uint8)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq.kernels.tables import LANES, Tables, decode, squared_norms
+from raypq.kernels.tables import LANES, Tables, check_codebooks, decode, squared_norms
 
 _BLOCK = 1 << 22  # float64 values in one intermediate array
 
@@ -21,6 +21,7 @@ def encode(U: NDArray[np.floating], C: NDArray[np.floating]) -> NDArray[np.uint8
     """Codes [n, M] of vectors U [n, M·d] under codebooks C [M, K, d]."""
     C = np.ascontiguousarray(C, dtype=np.float32)
     U = np.ascontiguousarray(U, dtype=np.float32)
+    check_codebooks(C)
     M, K, d = C.shape
     B = np.empty((len(U), M), np.uint8)
     half = 0.5 * squared_norms(C.reshape(-1, d)).reshape(M, K)
@@ -134,21 +135,27 @@ def spread(
 
     The first is row ``first[m]``. Each further one is drawn by its squared distance to the nearest
     so far: the row at which the running sum of these reaches ``aims[m, k - 1]`` of their total.
+    A part whose squares would overflow or vanish in float32 is first scaled by a power of two.
     """
     M, K = len(first), aims.shape[1] + 1
     d = U.shape[1] // M
     C = np.empty((M, K, d), np.float32)
     for m in range(M):
-        part = np.ascontiguousarray(U[:, m * d : (m + 1) * d].T, dtype=np.float32)
-        C[m, 0] = part[:, first[m]]
+        given = np.ascontiguousarray(U[:, m * d : (m + 1) * d].T, dtype=np.float32)
+        exponent = int(np.frexp(np.abs(given).max())[1])
+        part = given
+        if not -40 <= exponent <= 50:
+            part = (given * np.ldexp(1.0, -exponent)).astype(np.float32)
+        row = int(first[m])
+        C[m, 0] = given[:, row]
         nearest = np.full(len(U), np.inf, np.float32)
         for k in range(1, K):
             squared = np.zeros(len(U), np.float32)
             for j in range(d):  # in order, as the native kernel does
-                delta = part[j] - C[m, k - 1, j]
+                delta = part[j] - part[j, row]
                 squared += delta * delta
             np.minimum(nearest, squared, out=nearest)
             mass = np.cumsum(nearest, dtype=np.float64)
-            row = int(np.searchsorted(mass, aims[m, k - 1] * mass[-1]))
-            C[m, k] = part[:, min(row, len(U) - 1)]
+            row = min(int(np.searchsorted(mass, aims[m, k - 1] * mass[-1])), len(U) - 1)
+            C[m, k] = given[:, row]
     return C

@@ -95,6 +95,7 @@ def build_tables(
     """
     C = np.ascontiguousarray(C, dtype=np.float32)
     V = np.ascontiguousarray(V, dtype=np.float32)
+    check_codebooks(C)
     M, _, d = C.shape
     if V.ndim != 2 or V.shape[1] != M * d:
         raise ValueError(f"V must be [T, {M * d}] for codebooks of {M} × {d}, found {V.shape}")
@@ -106,6 +107,8 @@ def build_tables(
             raise ValueError(f"{name} must be finite")
     squared = squared_norms(V)
     if metric == "l2":
+        if np.abs(V).max(initial=0.0) > np.finfo(np.float32).max / 2:
+            raise ValueError("V must be at most 1.7e38 for l2, whose weights are 2·V")
         W, extra = 2 * V, extra - squared
     elif metric == "cosine":
         norm = np.sqrt(squared)
@@ -118,6 +121,16 @@ def build_tables(
         raise ValueError(f"metric must be l2, cosine or dot, found {metric!r}")
     norms = squared_norms(C.reshape(-1, d)).reshape(C.shape[:2])
     return Tables(C=C, W=W, bias=extra, norms=norms, metric=metric)
+
+
+def check_codebooks(C: NDArray[np.floating]) -> None:
+    """Refuses what is no codebooks [M, K, d], or has more codewords than a byte can name.
+
+    Raises:
+        ValueError: the shape.
+    """
+    if C.ndim != 3 or 0 in C.shape or C.shape[1] > 256:
+        raise ValueError(f"C must be [M, K, d], K at most 256 and none of them 0, found {C.shape}")
 
 
 def decode(B: NDArray[np.uint8], C: NDArray[np.float32]) -> NDArray[np.float32]:

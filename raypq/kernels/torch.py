@@ -1,7 +1,8 @@
 """The kernels on any torch device: matrix products as the filter, exact scores for what it keeps.
 
 A float32 product is off by at most γ·‖q‖·‖w‖ (γ = n·ε over n terms), so whatever is further than
-twice that below the k-th best cannot be among the k best. The rest is scored again exactly.
+twice that below the k-th best cannot be among the k best. The rest is scored again exactly. Where a
+product may leave float32's range the bound is infinite, and all is scored exactly.
 """
 
 from __future__ import annotations
@@ -13,12 +14,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypq.kernels.tables import LANES, Tables, decode, merge_topk, squared_norms
+from raypq.kernels.tables import (
+    LANES,
+    Tables,
+    check_codebooks,
+    decode,
+    merge_topk,
+    squared_norms,
+)
 
 _BUDGET = 128 << 20  # bytes of one intermediate array
 _CACHE = 8 << 20  # bytes of a block of scores that a CPU core still holds
 _PAD = 8  # candidates kept beyond k before a row counts as doubtful
+_TOGETHER = 256  # doubtful rows that are scored together
 _EPS = 2.0**-23  # twice the unit roundoff of float32: room for the bound's own rounding
+_TINY = 2.0**-126  # what a float32 product may lose below the normal numbers
+_HUGE = 2.0**126  # a sum of products that is bounded by it is sure to be finite
 
 
 def encode(
@@ -31,6 +42,7 @@ def encode(
     C = np.ascontiguousarray(C, dtype=np.float32)
     if not isinstance(U, torch.Tensor):
         U = torch.from_numpy(np.ascontiguousarray(U, dtype=np.float32))
+    check_codebooks(C)
     M, K, d = C.shape
     book = torch.from_numpy(C).to(device)
     exact = book.double()
@@ -39,7 +51,7 @@ def encode(
         half += exact[:, :, j] ** 2
     half *= 0.5
     half32 = half.float()[:, None, :]
-    largest = (2 * half.amax(1)).sqrt().float()[:, None]  # max_k ‖c_mk‖, [M, 1]
+    largest = (2 * half.amax(1)).sqrt()[:, None]  # max_k ‖c_mk‖, [M, 1]
     B = np.empty((len(U), M), np.uint8)
     step = max(1, min(128, _CACHE // (4 * M * K))) if device == "cpu" else 8192
     for start in range(0, len(U), step):
@@ -47,10 +59,14 @@ def encode(
         score = torch.baddbmm(half32, u, book.transpose(1, 2), beta=-1.0)  # [M, n, K]
         top, code = score.amax(2), score.argmax(2)
         second = score.scatter_(2, code[:, :, None], -torch.inf).amax(2)
-        error = (d + 4) * _EPS * (u.norm(dim=2) * largest + largest**2)
-        close = second >= top - 2 * error
-        m, i = close.nonzero(as_tuple=True)
-        if len(m):
+        length = torch.linalg.vector_norm(u, dim=2, dtype=torch.float64)
+        size = length * largest + largest**2
+        error = (d + 4) * (_EPS * size + _TINY)
+        # "not below" rather than "at least": where float32 overflows a score is not a number.
+        close = ~((second < top - 2 * error) & (size < _HUGE))
+        pairs = close.nonzero()
+        for some in torch.split(pairs, max(1, _BUDGET // (8 * K))):
+            m, i = some.unbind(1)
             part = torch.zeros((len(m), K), dtype=torch.float64, device=device)
             for j in range(d):
                 part += u[m, i, j].double()[:, None] * exact[m, :, j]
@@ -60,9 +76,11 @@ def encode(
 
 
 def _first_max(score: torch.Tensor) -> torch.Tensor:
-    # torch does not promise which of several equal maxima it names; NumPy names the first.
+    # torch does not promise which of several equal maxima it names; NumPy names the first, and the
+    # first that is not a number before any that is.
     at = torch.arange(score.shape[1], device=score.device)
-    best = score == score.amax(1, keepdim=True)
+    best = (score == score.amax(1, keepdim=True)) | score.isnan()
+    best &= score.isnan() | ~score.isnan().any(1, keepdim=True)
     return torch.where(best, at, score.shape[1]).amin(1)
 
 
@@ -85,17 +103,23 @@ def topk_per_query(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k best codes of each query; equal to ``reference.topk_per_query``."""
     T, D = tables.W.shape
+    if not T or not len(B) or k < 1:
+        shape = T, min(k, len(B))
+        return np.empty(shape, np.float32), np.empty(shape, np.int64)
     best = np.empty((T, 0), np.float32), np.empty((T, 0), np.int64)
-    if not T or k < 1:
-        return best
     W = torch.from_numpy(tables.W).to(device)
     bias = torch.from_numpy(tables.bias).to(device)[:, None]
     norm = torch.from_numpy(np.sqrt(squared_norms(tables.W))).to(device)
     for rows in _blocks(len(B), 4 * D):
         squared = tables.squared_norms(B[rows])
         scale, offset = (_column(term, device).T for term in tables.row_terms(squared))
-        reach = scale * _column(np.sqrt(squared), device).T
-        error = _error(D, norm * reach.max(), offset.abs().max(), bias[:, 0].abs())
+        length = _column(np.sqrt(squared), device).T
+        error = _error(
+            D,
+            norm * length.max(),
+            scale.max(),
+            norm * (scale * length).max() + offset.abs().max() + bias[:, 0].abs(),
+        )
         q = torch.from_numpy(decode(B[rows], tables.C)).to(device)
         score, row = _topk(W, q, _Terms(scale, offset, bias), error, k)
         best = merge_topk([best, (score, row + rows.start)], k)
@@ -115,13 +139,8 @@ def within(
         squared = tables.squared_norms(B[rows])
         scale, offset = (_column(term, device).T for term in tables.row_terms(squared))
         terms = _Terms(scale, offset, torch.from_numpy(tables.bias).to(device)[:, None])
-        reach = scale * _column(np.sqrt(squared), device).T
-        error = _error(
-            D,
-            norm[:, None] * reach,
-            offset.abs(),
-            torch.from_numpy(tables.bias).abs().to(device)[:, None],
-        )
+        product = norm[:, None] * _column(np.sqrt(squared), device).T
+        error = _error(D, product, scale, product * scale + offset.abs() + terms.bias.abs())
         q = torch.from_numpy(decode(B[rows], tables.C)).to(device)
         # "not below" rather than "at least": where float32 overflows a score is not a number.
         near = ~(terms.rough(W @ q.T) < (limit - 2 * error).float())
@@ -172,9 +191,15 @@ def _column(term: NDArray[np.float64], device: str) -> torch.Tensor:
     return torch.from_numpy(term).to(device)[:, None]
 
 
-def _error(D: int, reach: torch.Tensor, offset: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """How far a float32 score of D products may be off; reach bounds scale·‖q‖·‖w‖."""
-    return (D + 8) * _EPS * (reach + offset + bias) + D * 2.0**-126
+def _error(D: int, product: torch.Tensor, scale: torch.Tensor, parts: torch.Tensor) -> torch.Tensor:
+    """How far a float32 score of D products may be off.
+
+    Infinite where float32 may overflow on the way. ``product`` bounds ‖q‖·‖w‖, ``parts`` the sum of
+    the magnitudes of a score's parts.
+    """
+    error = (D + 8) * _EPS * parts + D * _TINY * (1 + scale)
+    fits = (product < _HUGE) & (scale < _HUGE) & (parts < _HUGE)
+    return torch.where(fits, error, torch.inf)
 
 
 def _topk_rows(
@@ -188,8 +213,8 @@ def _topk_rows(
     bias = torch.from_numpy(tables.bias).to(device)[None, :]
     scale, offset = (_column(term, device) for term in tables.row_terms(squared))
     wide = float(np.sqrt(squared_norms(tables.W).max()))
-    reach = (scale * _column(np.sqrt(squared), device) * wide)[:, 0]
-    error = _error(D, reach, offset[:, 0].abs(), bias.abs().max())
+    product = wide * _column(np.sqrt(squared), device)
+    error = _error(D, product, scale, product * scale + offset.abs() + bias.abs().max())[:, 0]
     x = torch.from_numpy(np.ascontiguousarray(q, dtype=np.float32))
     return _topk(x, W, _Terms(scale, offset, bias), error, k)
 
@@ -225,9 +250,13 @@ def _groups(
     doubtful = (~enough).nonzero()[:, 0]
     if len(doubtful):
         # "not below" rather than "at least": where float32 overflows the floor is not a number.
-        needed = (~(score[doubtful] < floor[doubtful, None])).sum(1)
-        for row, count in zip(doubtful, needed.tolist(), strict=True):
-            yield row[None], max(width, int(count))
+        needed = (~(score[doubtful] < floor[doubtful, None])).sum(1).clamp_min(width).cpu()
+        # To a power of two, so that many rows share their width.
+        whole = (2 ** needed.double().log2().ceil().long()).clamp_max(score.shape[1])
+        for several in np.unique(whole.numpy()).tolist():
+            alike = doubtful[(whole == several).to(doubtful.device)]
+            for rows in torch.split(alike, _TOGETHER):
+                yield rows, several
 
 
 def _rescore(x: torch.Tensor, W: torch.Tensor, found: torch.Tensor) -> torch.Tensor:

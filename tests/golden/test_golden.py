@@ -96,20 +96,34 @@ def test_the_fingerprint_is_as_stored(stored):
     assert model.fingerprint == wanted["fingerprint"]
 
 
+# What training magnifies of a last bit, where prototypes are trained anew each time and so may
+# differ between machines: in parts of the largest value.
+MAGNIFIED = 0.01
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_prototypes_and_predictions_are_as_stored(stored):
     model, wanted = stored
     found = answers(model)
-    if model.joint_classes:  # trained anew each time: equal to rounding that training magnifies
-        scale = np.abs(wanted["prototypes"]).max()
-        np.testing.assert_allclose(found["prototypes"], wanted["prototypes"], atol=0.01 * scale)
-        return
-    np.testing.assert_allclose(found["prototypes"], wanted["prototypes"], rtol=1e-5, atol=1e-6)
+
+    def close(one: Any, other: Any) -> None:
+        atol = MAGNIFIED * np.abs(other).max() if model.joint_classes else 1e-6
+        np.testing.assert_allclose(one, other, rtol=0 if model.joint_classes else 1e-5, atol=atol)
+
+    close(found["prototypes"], wanted["prototypes"])
+    compared = []
     for metric in ("l2", "cosine", "dot"):
-        assert found[metric]["classes"] == wanted[metric]["classes"]
-        np.testing.assert_allclose(
-            found[metric]["scores"], wanted[metric]["scores"], rtol=1e-5, atol=1e-6
-        )
+        score = np.array(wanted[metric]["scores"])
+        close(found[metric]["scores"], score)
+        same = np.array(found[metric]["classes"]) == np.array(wanted[metric]["classes"])
+        sure = np.ones_like(same)
+        if model.joint_classes:  # those that no such difference can move to another place
+            sure[:, :-1] = score[:, :-1] - score[:, 1:] > 2 * MAGNIFIED * np.abs(score).max()
+            sure[:, 1:] &= sure[:, :-1]
+            sure[:, -1] = False  # what would come next is not stored
+        assert same[sure].all(), metric
+        compared.append(sure[:, 0].mean())
+    assert max(compared) > 0.5, "few answers are told apart by more than their tolerance"
 
 
 def test_every_stored_model_is_of_a_method():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,10 @@ few = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+fewer = settings(few, max_examples=6)
+
+LARGEST = float(np.finfo(np.float32).max)
+THREADS = (1, 2, 3, 7, 300)
 
 
 def run(path: str, name: str, *args: Any, threads: int = 2) -> Any:
@@ -38,38 +43,74 @@ def same(found: tuple[NDArray[Any], ...], wanted: tuple[NDArray[Any], ...]) -> N
         np.testing.assert_array_equal(a, b)
 
 
+def magnitudes(draw: st.DrawFn, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """Factors over all of float32's range, denormals included: one for all, or mixed in a row."""
+    how = draw(st.sampled_from(["ordinary", "one", "rows", "mixed"]))
+    if how == "ordinary":
+        return 1.0
+    centre = draw(st.floats(-45, 38))
+    if how == "one":
+        return 10.0**centre
+    width = draw(st.sampled_from([1.0, 8.0, 80.0]))
+    exponents = rng.uniform(centre - width, centre + width, shape if how == "mixed" else shape[:1])
+    return 10.0 ** np.clip(exponents, -45, 38).reshape(
+        *exponents.shape, *[1] * (2 - exponents.ndim)
+    )
+
+
+def vectors(draw: st.DrawFn, rng: np.random.Generator, rows: int, width: int) -> Any:
+    """Finite float32 vectors of any magnitude, many of them equal."""
+    values = draw(st.sampled_from(["normal", "integers", "few rows", "zero"]))
+    x = rng.standard_normal((rows, width))
+    if values == "integers":  # many equal sums
+        x = np.round(x)
+    x = x * magnitudes(draw, rng, (rows, width))
+    if values == "few rows" and rows:
+        x = x[rng.integers(0, min(3, rows), rows)]
+    if values == "zero":
+        x[:] = 0
+    return np.clip(x, -LARGEST / 2, LARGEST / 2).astype(np.float32)  # l2's weights are 2·v
+
+
+def case_of(
+    draw: st.DrawFn, M: int, K: int, d: int, N: int, T: int, ks: list[int]
+) -> dict[str, Any]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    C = vectors(draw, rng, K, M * d).reshape(K, M, d).transpose(1, 0, 2)
+    bias = draw(st.sampled_from(["none", "constant", "normal", "any"]))
+    size = 1.0 if bias == "normal" else 0.0
+    if bias == "any":  # of float64's range
+        size = 10.0 ** draw(st.floats(-300, 300))
+    return {
+        "C": np.ascontiguousarray(C),
+        "U": vectors(draw, rng, N, M * d),
+        "B": rng.integers(0, K, (N, M)).astype(np.uint8),
+        "V": vectors(draw, rng, T, M * d),
+        "bias": None if bias == "none" else rng.standard_normal(T) * size + 0.7,
+        "k": draw(st.sampled_from(ks)),
+        "threads": draw(st.sampled_from(THREADS)),
+    }
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> dict[str, Any]:
-    """Sizes around every edge of the kernels, values of every magnitude, many of them equal."""
+    """Sizes around every edge of the kernels."""
     M = draw(st.sampled_from([1, 2, 3, 7, 16, 17, 50, 64, 65, 128, 129]))
     d = draw(st.sampled_from([1, 2, 3, 8, 20, 64] if M <= 17 else [1, 3, 8]))
     K = draw(st.sampled_from([1, 2, 5, 16, 255, 256] if M * d <= 200 else [1, 3, 16]))
-    N = draw(st.sampled_from([0, 1, 2, 13, 97, 257]))
-    T = draw(st.sampled_from([1, 2, 63, 64, 65, 131]))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    values = draw(st.sampled_from(["normal", "integers", "few rows", "zero"]))
+    N = draw(st.sampled_from([0, 1, 2, 13, 97, *([257] if M * d <= 200 else [])]))
+    T = draw(st.sampled_from([0, 1, 2, 63, 64, 65, 131, *([577] if M * d <= 64 else [])]))
+    return case_of(draw, M, K, d, N, T, [1, 2, 10, 64, 1000])
 
-    def sample(rows: int) -> NDArray[np.float32]:
-        x = rng.standard_normal((rows, M * d))
-        if values == "integers":  # many equal sums
-            x = np.round(x)
-        if values == "few rows" and rows:
-            x = x[rng.integers(0, min(3, rows), rows)]
-        if values == "zero":
-            x[:] = 0
-        return (x * draw(st.sampled_from([1e-18, 1.0, 1e18]))).astype(np.float32)
 
-    C = sample(K).reshape(K, M, d).transpose(1, 0, 2)
-    bias = draw(st.sampled_from(["none", "constant", "normal", "huge"]))
-    size = {"none": 0.0, "constant": 0.0, "normal": 1.0, "huge": 1e30}[bias]
-    return {
-        "C": np.ascontiguousarray(C),
-        "U": sample(N),
-        "B": rng.integers(0, K, (N, M)).astype(np.uint8),
-        "V": sample(T),
-        "bias": None if bias == "none" else rng.standard_normal(T) * size + 0.7,
-        "k": draw(st.sampled_from([1, 2, 10, 64, 1000])),
-    }
+@st.composite
+def large_cases(draw: st.DrawFn) -> dict[str, Any]:
+    """Many rows, or many classes, or lists as long as there are classes or rows."""
+    M, K, d = draw(st.sampled_from([(1, 2, 1), (2, 16, 1), (3, 5, 3), (130, 2, 1)]))
+    N, T = draw(
+        st.sampled_from([(8_300, 512), (8_192, 131), (9_001, 3), (300, 3_000), (9, 40_001)])
+    )
+    return case_of(draw, M, K, d, N, T, [1, 100, 513, 2_043, 4_091, 50_000])
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +136,111 @@ def test_topk(path: str, metric: Metric, case: dict[str, Any]) -> None:
     tables = kernels.build_tables(case["C"], case["V"], case["bias"], metric)
     for name in ("topk_per_code", "topk_per_query"):
         wanted = getattr(reference, name)(case["B"], tables, case["k"])
-        same(run(path, name, case["B"], tables, case["k"]), wanted)
+        same(run(path, name, case["B"], tables, case["k"], threads=case["threads"]), wanted)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("path", native.isas())
+@fewer
+@given(case=large_cases())
+def test_topk_of_many(path: str, metric: Metric, case: dict[str, Any]) -> None:
+    tables = kernels.build_tables(case["C"], case["V"], case["bias"], metric)
+    for name in ("topk_per_code", "topk_per_query"):
+        # Of long answers some are compared; all are computed.
+        B, k, threads = case["B"], case["k"], case["threads"]
+        score, index = run(path, name, B, tables, k, threads=threads)
+        if name == "topk_per_code":
+            some = np.arange(0, len(B), max(1, len(B) * tables.T // 500_000))
+            same((score[some], index[some]), reference.topk_per_code(B[some], tables, k))
+        else:
+            some = np.arange(0, tables.T, max(1, len(B) * tables.T // 500_000))
+            part = replace(tables, W=tables.W[some], bias=tables.bias[some])
+            same((score[some], index[some]), reference.topk_per_query(B, part, k))
+
+
+@pytest.mark.parametrize("path", native.isas())
+@pytest.mark.parametrize(
+    ("k", "threads"),
+    [
+        (2_060, 1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2_043, 1), (4_091, 2)]),
+    ],
+)
+def test_long_lists_of_many_rows(path: str, k: int, threads: int) -> None:
+    # Lists so long that a block has room for fewer rows than are classified first on their own.
+    rng = np.random.default_rng(14)
+    T, N = k + 500, 8_192
+    C = rng.standard_normal((2, 16, 2)).astype(np.float32)
+    V = rng.standard_normal((T, 4)).astype(np.float32)
+    B = rng.integers(0, 16, (N, 2)).astype(np.uint8)
+    tables = kernels.build_tables(C, V, None, "dot")
+    score, index = run(path, "topk_per_code", B, tables, k, threads=threads)
+    some = np.arange(0, N, 256)
+    same((score[some], index[some]), reference.topk_per_code(B[some], tables, k))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("M", "d"), [(7, 20), (8, 2)])
+@pytest.mark.parametrize("exponent", [-12, -8, -7, -6, -5])
+@pytest.mark.parametrize("k", [1, 10])
+def test_l2_where_classes_are_small_beside_codes(
+    path: str, M: int, d: int, exponent: int, k: int
+) -> None:
+    # Far fewer scores than classes differ once they are rounded to float32: what was found to be
+    # among the best must stay, and of what ties the lower class wins.
+    rng = np.random.default_rng(4)
+    C = rng.standard_normal((M, 16, d)).astype(np.float32)
+    V = (rng.standard_normal((2_000, M * d)) * 10.0**exponent).astype(np.float32)
+    B = rng.integers(0, 16, (100, M)).astype(np.uint8)
+    tables = kernels.build_tables(C, V, None, "l2")
+    same(run(path, "topk_per_code", B, tables, k), reference.topk_per_code(B, tables, k))
+    same(run(path, "topk_per_query", B, tables, k), reference.topk_per_query(B, tables, k))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("rows", [[np.nan, 0.0], [np.inf, -np.inf], [np.nan, np.inf]])
+def test_encode_of_what_is_not_finite(path: str, rows: list[float]) -> None:
+    rng = np.random.default_rng(15)
+    C = rng.standard_normal((3, 16, 2)).astype(np.float32)
+    C[:, 3] = 0
+    U = rng.standard_normal((20, 6)).astype(np.float32)
+    U[::3, 2], U[::3, 3] = rows
+    np.testing.assert_array_equal(run(path, "encode", U, C), reference.encode(U, C))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("N", "T"), [(0, 0), (0, 3), (3, 0), (1, 1)])
+@pytest.mark.parametrize("k", [0, 1, 5])
+def test_nothing_in_nothing_out(path: str, metric: Metric, N: int, T: int, k: int) -> None:
+    C = np.ones((1, 1, 1), np.float32)
+    B = np.zeros((N, 1), np.uint8)
+    tables = kernels.build_tables(C, np.ones((T, 1), np.float32), None, metric)
+    for name in ("topk_per_code", "topk_per_query"):
+        wanted = getattr(reference, name)(B, tables, k)
+        for threads in THREADS:
+            same(run(path, name, B, tables, k, threads=threads), wanted)
+    found = run(path, "within", B, tables, -10.0)
+    same(found, reference.within(B, tables, -10.0))
+    assert run(path, "encode", np.ones((N, 1), np.float32), C).shape == (N, 1)
+
+
+@pytest.mark.parametrize("path", [*PATHS, "reference"])
+@pytest.mark.parametrize("shape", [(0, 4, 2), (2, 0, 2), (2, 4, 0), (2, 257, 1)])
+def test_codebooks_without_values_are_refused(path: str, shape: tuple[int, int, int]) -> None:
+    C = np.ones(shape, np.float32)
+    U = np.ones((3, shape[0] * shape[2]), np.float32)
+    with pytest.raises(ValueError, match="C must be"):
+        reference.encode(U, C) if path == "reference" else run(path, "encode", U, C)
+    with pytest.raises(ValueError, match="C must be"):
+        kernels.build_tables(C, U, None, "dot")
+
+
+def test_weights_that_overflow_are_refused() -> None:
+    C, V = np.ones((1, 2, 1), np.float32), np.full((1, 1), 2e38, np.float32)
+    with pytest.raises(ValueError, match=r"at most 1\.7e38"):
+        kernels.build_tables(C, V, None, "l2")
+    kernels.build_tables(C, V, None, "cosine")
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -108,7 +253,7 @@ def test_within(path: str, metric: Metric, case: dict[str, Any], after: bool, ra
     occurring = np.sort(reference.topk_per_query(case["B"], tables, 41)[0].ravel())[::-1]
     least = float(occurring[min(rank, len(occurring) - 1)]) if len(occurring) else 0.0
     found = (torch_path if path == "torch" else native).within
-    more = {} if path == "torch" else {"isa": path, "threads": 2}
+    more = {} if path == "torch" else {"isa": path, "threads": case["threads"]}
     wanted = reference.within(case["B"], tables, least, after=after)
     same(found(case["B"], tables, least, after=after, **more), wanted)
 
@@ -121,7 +266,8 @@ def test_scores(path: str, metric: Metric, case: dict[str, Any]) -> None:
     tables = kernels.build_tables(case["C"], case["V"], case["bias"], metric)
     q, B = kernels.decode(case["B"], tables.C), case["B"]
     wanted = reference.scores(q, tables.squared_norms(B), tables).T
-    np.testing.assert_array_equal(native.scores(B, tables, threads=2, isa=path), wanted)
+    found = native.scores(B, tables, threads=case["threads"], isa=path)
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("path", native.isas())

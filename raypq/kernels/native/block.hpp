@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
 
 #include "candidates.hpp"
 #include "forecast.hpp"
@@ -30,15 +31,18 @@ enum class Begin { kLow, kForecast, kKnown };
 // again.
 class Block {
  public:
+  // Makes room for ``rows`` rows.
   Block(const ScanTables& tables, size_t rows, size_t k)
-      : t_(tables), k_(k), list_(tables.isa, rows, k), forecast_(tables, rows), rescore_(tables),
-        terms_(rows), factor_(rows), settled_(rows), hits_(2 * (kChunk + kAhead)) {
+      : t_(tables), rows_(rows), k_(k), list_(tables.isa, rows, k, tables.source.T),
+        forecast_(tables, rows), rescore_(tables), terms_(rows), factor_(rows), settled_(rows),
+        hits_{Array<Hit>(kHits), Array<Hit>(kHits)} {
     for (double x : t_.extra) biased_ |= x != 0;
   }
 
-  // Answers rows codes [n, M]. kForecast: by ``trend``. kKnown: the answer has what is known of the
-  // k-th best scores.
+  // Answers rows codes [n, M], n at most what there is room for. kForecast: by ``trend``. kKnown:
+  // the answer has what is known of the k-th best scores.
   void run(const uint8_t* codes, size_t n, Begin begin, const Trend& trend, const Answer& answer) {
+    if (n > rows_) throw std::length_error("more rows than a block has room for");
     codes_ = codes, n_ = n;
     failed.clear(), observed.clear();
     start(begin, trend, answer);
@@ -88,7 +92,7 @@ class Block {
       const RowTerms& row = terms_[i];
       const double largest =
           row.scale * std::sqrt(row.squared) * t_.widest + std::fabs(row.offset) + t_.strongest;
-      const double slack = row.factor > 0 ? rounding_slack(largest) * row.factor * t_.down
+      const double slack = row.factor > 0 ? t_.slack(largest, row.factor)
                                           : std::numeric_limits<double>::infinity();
       double target = Candidates::kLowest;
       if (begin == Begin::kForecast)
@@ -121,7 +125,7 @@ class Block {
       t_.isa.thresholds(list_.target() + first, factor_.data() + first, n, t_.tile_extra[tile + i],
                         t_.tile_base[tile + i] + t_.tile_error[tile + i],
                         1.0 / t_.unit[(tile + i) * kLanes], t_.limit, threshold[i]);
-    Hit* const hits[2] = {hits_.data(), hits_.data() + kChunk + kAhead};
+    Hit* const hits[2] = {hits_[0].data(), hits_[1].data()};
     size_t found[2];
     const int32_t* start = t_.start.data() + tile * kLanes;
     if (count == 2) {
@@ -132,7 +136,7 @@ class Block {
                                   hits[0]);
     }
     if (all && t_.lanes(0) == kLanes && list_.fits(first, kLanes) && shape.M <= kNarrow)
-      keep_all(first, found[0]);
+      keep_all(first, hits[0], found[0]);
     else
       for (size_t i = 0; i < count; ++i) keep(tile + i, first, hits[i], found[i]);
     return count;
@@ -164,7 +168,7 @@ class Block {
   }
 
   // A block's first tile, of which every row takes all: the same in a loop that vectors can take.
-  void keep_all(size_t first, size_t found) {
+  void keep_all(size_t first, const Hit* hits, size_t found) {
     double base[kLanes], extra[kLanes];
     uint32_t lane[kLanes];
     for (size_t i = 0; i < kLanes; ++i) {
@@ -174,11 +178,11 @@ class Block {
     }
     const double unit = t_.unit[0];
     for (size_t h = 0; h < found; ++h) {
-      const size_t row = first + hits_[h].row;
+      const size_t row = first + hits[h].row;
       const double factor = factor_[row];
       Candidates::Kept* const kept = list_.end(row);
       for (size_t i = 0; i < kLanes; ++i)
-        kept[i] = {float(base[i] + unit * hits_[h].narrow[i] + extra[i] * factor), lane[i]};
+        kept[i] = {float(base[i] + unit * hits[h].narrow[i] + extra[i] * factor), lane[i]};
       list_.grow(row, kLanes);
     }
   }
@@ -191,7 +195,9 @@ class Block {
     return left;
   }
 
-  // The k best of a row that has too many candidates; what they score is a lower bound now.
+  // The k best of a row that has too many candidates; their scores take the place of their lower
+  // bounds. As they are: rounded to float32 they may be too high, which the slack covers, but with
+  // it taken off their upper bounds would be too low where it is more than a tile's reach.
   void resolve(size_t row) {
     Candidates::Kept* const kept = list_.begin(row);
     std::vector<std::pair<Candidate, uint32_t>> exact(list_.count(row));
@@ -199,13 +205,12 @@ class Block {
       exact[c] = {rescored(row, t_.order[kept[c].lane]), kept[c].lane};
     std::nth_element(exact.begin(), exact.begin() + (k_ - 1), exact.end(),
                      [](const auto& a, const auto& b) { return better(a.first, b.first); });
-    const double slack = list_.slack(row), target = list_.target()[row];
+    const double target = list_.target()[row];
     for (size_t c = 0; c < k_; ++c) {
-      // An infinite slack excludes nothing, whatever the bound. A bound that rounding leaves below
-      // the target is raised to it: the k-th best was at least that, or the row will be scanned
-      // again.
-      const double lower = std::max(in_units(row, exact[c].first.value) - slack, target);
-      kept[c] = {std::isinf(slack) ? 0.0f : round_up(lower), exact[c].second};
+      // An infinite slack excludes nothing, whatever the bound. What lies below the target is raised
+      // to it, and so stays: the target was forecast too high, and the row will be scanned again.
+      const double lower = std::max(in_units(row, exact[c].first.value), target);
+      kept[c] = {std::isinf(list_.slack(row)) ? 0.0f : round_up(lower), exact[c].second};
     }
   }
 
@@ -255,11 +260,12 @@ class Block {
       answer.scores[row * k_ + j] = best_[j].value;
       answer.classes[row * k_ + j] = best_[j].other;
     }
-    const double target = list_.target()[row];
     const bool full = best_.size() >= k_;
     if (!full) answer.scores[(row + 1) * k_ - 1] = -std::numeric_limits<float>::infinity();
     if (sampled_) observed.push_back(forecast_.observed(row, length(row), least));
-    return full && !(least < target);
+    // What was left out lies below the target. Half the slack is four times what rounding may have
+    // added to that, or taken from the k-th best: so far below it ties with nothing.
+    return full && !(least + 0.5 * list_.slack(row) < list_.target()[row]);
   }
 
   // The k best first; what the k-th of them excludes lies below the result.
@@ -294,10 +300,11 @@ class Block {
   // before it is used a place for a candidate is asked for.
   static constexpr size_t kTileBytes = size_t(640) << 10, kPairBytes = size_t(384) << 10;
   static constexpr size_t kAhead = 8;
+  static constexpr size_t kHits = kChunk + kAhead;  // of a tile and a chunk, and those ahead of them
 
   const ScanTables& t_;
   const uint8_t* codes_ = nullptr;
-  size_t n_ = 0, k_;
+  size_t n_ = 0, rows_, k_;
   Candidates list_;
   Forecast forecast_;
   bool sampled_ = false, biased_ = false;
@@ -308,7 +315,7 @@ class Block {
   std::vector<double> factor_;
   std::vector<Candidates::Settled> settled_;
   const double* dots_ = nullptr;
-  std::vector<Hit> hits_;
+  Array<Hit> hits_[2];  // of one tile each
   std::vector<Candidate> best_, ranked_;
 };
 

@@ -37,12 +37,15 @@ class Candidates {
     uint32_t lane;
   };
 
-  // Room for a row's candidates: bounded, however many tie.
-  static size_t room(size_t k) { return (6 * k + 32 + 31) / 32 * 32; }
-  static size_t bytes(size_t k) { return room(k) * sizeof(Kept); }
+  // Room for a row's candidates: bounded, however many of the T classes tie. In whole blocks of
+  // kWhole, more than there are classes, so that it is never full where it holds them all.
+  static size_t room(size_t k, size_t T) {
+    return (std::min(6 * k + kWhole - 1, T) / kWhole + 1) * kWhole;
+  }
+  static size_t bytes(size_t k, size_t T) { return room(k, T) * sizeof(Kept); }
 
-  Candidates(const Isa& isa, size_t rows, size_t k)
-      : isa_(isa), k_(k), room_(room(k)), count_(rows), left_(rows), kept_(rows * room_),
+  Candidates(const Isa& isa, size_t rows, size_t k, size_t T)
+      : isa_(isa), k_(k), room_(room(k, T)), count_(rows), left_(rows), kept_(rows * room_),
         target_(rows, kLowest), slack_(rows), values_(room_) {}
 
   // reach[tile]: how far an upper bound may lie above a lower one.
@@ -139,6 +142,7 @@ class Candidates {
 
  private:
   static constexpr size_t kFew = 3;  // not worth a look
+  static constexpr size_t kWhole = 32;  // kth_largest reads whole blocks of that many
 
   // The k-th best lower bound.
   double theta(size_t row) {

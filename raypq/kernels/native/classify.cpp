@@ -9,8 +9,8 @@ namespace raypq {
 
 namespace {
 
-// Rows that a tile stays in the cache for: many, because a tile is read anew for every block; but
-// the candidates of a block must stay at some MB.
+// The most rows of a block: many, because a tile is read anew for every block; but the candidates of
+// a block must stay at some MB.
 constexpr size_t kRows = 65536, kCandidateBytes = size_t(48) << 20;
 
 // Rows that are classified first where no trend is known, if there are many more.
@@ -23,15 +23,15 @@ class Call {
   Call(const ScanTables& tables, const uint8_t* B, size_t N, size_t k, size_t threads,
        const Answer& answer)
       : t_(tables), B_(B), N_(N), k_(k), answer_(answer), blocks_(threads) {
-    const size_t fit = kCandidateBytes / Candidates::bytes(k);
-    const size_t most = std::clamp<size_t>(fit, 64, kRows) * threads;
-    rows_ = share(N, (N + most - 1) / most * threads);
+    const size_t fit = kCandidateBytes / Candidates::bytes(k, tables.source.T);
+    const size_t most = std::clamp<size_t>(fit, 1, kRows) * threads;
+    rows_ = share(N, share(N, most) * threads);
   }
 
   void run() {
     const size_t first = Forecast::possible(t_) && !trend().k && N_ >= kMany ? kPilot : 0;
-    if (first) scan(0, first, share(first, blocks_.size()));
-    scan(first, N_, rows_);
+    if (first) scan(0, first);
+    scan(first, N_);
     scan_again();
   }
 
@@ -49,8 +49,13 @@ class Call {
     return *blocks_[thread];
   }
 
-  // Rows [first, last), so many at a time.
-  void scan(size_t first, size_t last, size_t rows) {
+  // Of n rows, those that a thread takes at a time: as many as a block has room for, or fewer, so
+  // that every thread gets some.
+  size_t together(size_t n) const { return std::min(rows_, share(n, blocks_.size())); }
+
+  // Rows [first, last).
+  void scan(size_t first, size_t last) {
+    const size_t rows = together(last - first);
     const Trend trend = this->trend();
     parallel(share(last - first, rows), blocks_.size(), [&](size_t thread, size_t task) {
       const size_t at = first + task * rows, n = std::min(rows, last - at);
@@ -75,7 +80,7 @@ class Call {
     if (failed_.empty()) return;
     t_.rescans += failed_.size();
     const size_t M = t_.source.shape.M;
-    const size_t rows = std::min(rows_, share(failed_.size(), blocks_.size()));
+    const size_t rows = together(failed_.size());
     parallel(share(failed_.size(), rows), blocks_.size(), [&](size_t thread, size_t task) {
       const size_t at = task * rows, n = std::min(rows, failed_.size() - at);
       const uint32_t* row = failed_.data() + at;
@@ -98,7 +103,7 @@ class Call {
   const uint8_t* B_;
   const size_t N_, k_;
   const Answer answer_;
-  size_t rows_;  // of a block
+  size_t rows_;  // that a block has room for
   std::vector<std::unique_ptr<Block>> blocks_;  // by thread
   std::mutex guard_;
   std::vector<uint32_t> failed_;

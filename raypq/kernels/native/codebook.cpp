@@ -48,6 +48,14 @@ Packed pack(const Isa& isa, const Shape& s, const float* C, const double* norms)
   return p;
 }
 
+// The power of two that brings a part of which ``most`` is the largest magnitude to where squares
+// neither overflow nor vanish in float32; 0 where they do neither. As ``reference.spread`` has it.
+int shift_of(float most) {
+  int exponent = 0;
+  if (most > 0) std::frexp(most, &exponent);
+  return exponent < -40 || exponent > 50 ? -exponent : 0;
+}
+
 }  // namespace
 
 void encode(const Isa& isa, const Shape& shape, const float* C, const double* norms,
@@ -58,7 +66,7 @@ void encode(const Isa& isa, const Shape& shape, const float* C, const double* no
   std::vector<Array<float>> scratch(threads);
   parallel((n + rows - 1) / rows, threads, [&](size_t thread, size_t task) {
     if (!scratch[thread].size())
-      scratch[thread] = Array<float>(kRowBlock * shape.d * encode_panel(shape));
+      scratch[thread] = Array<float>(encode_floats(shape, kRowBlock));
     const size_t first = task * rows;
     isa.encode(p.book, U + first * shape.D(), std::min(rows, n - first), scratch[thread].data(),
                B + first * shape.M);
@@ -92,13 +100,22 @@ void spread(const Shape& s, const float* U, size_t n, const int64_t* first, cons
   constexpr size_t kBlock = 512;  // rows whose sums stay in the L1 cache
   parallel(s.M, threads, [&](size_t, size_t m) {
     std::vector<float> part(n * s.d), nearest(n, std::numeric_limits<float>::infinity());
+    float most = 0;
     for (size_t i = 0; i < n; ++i)
-      for (size_t j = 0; j < s.d; ++j) part[j * n + i] = U[(i * s.M + m) * s.d + j];
+      for (size_t j = 0; j < s.d; ++j) {
+        const float x = part[j * n + i] = U[(i * s.M + m) * s.d + j];
+        most = std::max(most, std::fabs(x));
+      }
+    if (const int shift = shift_of(most)) {
+      const double by = std::ldexp(1.0, shift);
+      for (float& x : part) x = float(x * by);
+    }
     std::vector<double> mass(n);
+    std::vector<float> c(s.d);
     for (size_t k = 0, row = size_t(first[m]);; ++k) {
-      float* c = C + (m * s.K + k) * s.d;
-      for (size_t j = 0; j < s.d; ++j) c[j] = part[j * n + row];
+      std::copy_n(U + (row * s.M + m) * s.d, s.d, C + (m * s.K + k) * s.d);
       if (k + 1 == s.K) break;
+      for (size_t j = 0; j < s.d; ++j) c[j] = part[j * n + row];
       for (size_t at = 0; at < n; at += kBlock) {
         float squared[kBlock] = {};
         const size_t count = std::min(kBlock, n - at);

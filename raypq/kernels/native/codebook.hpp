@@ -17,7 +17,8 @@ void accumulate(const Shape& shape, const float* C, const float* U, const uint8_
 
 // k-means++ in every sub-space of U [n, M·d]: C [M, K, d] begins with row first[m], and each further
 // codeword is the row at which the running sum of squared distances to the nearest one so far
-// reaches aims[m, k − 1] of its total. Squares are summed over j in order, in float32.
+// reaches aims[m, k − 1] of its total. Squares are summed over j in order, in float32, of values that
+// are first scaled by a power of two where their squares would overflow or vanish.
 void spread(const Shape& shape, const float* U, size_t n, const int64_t* first, const double* aims,
             size_t threads, float* C);
 

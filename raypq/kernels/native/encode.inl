@@ -17,6 +17,7 @@ constexpr size_t kRowRegs = 4;  // 16 sums, 4 rows and a codeword in 32 register
 constexpr size_t kRowRegs = 3;  // 12 + 3 + 1 in 16
 #endif
 constexpr size_t kRows = kRowRegs * kFloats;
+static_assert(kRows <= kRowBlock);
 
 struct Best {
   F32 first[kRowRegs], second[kRowRegs];
@@ -143,7 +144,7 @@ inline void encode_part(const Book& book, size_t m, const float* u, const float*
 void encode(const Book& book, const float* U, size_t n, float* scratch, uint8_t* B) {
   const Shape& s = book.shape;
   const size_t D = s.D(), panel = encode_panel(s);
-  memset(scratch, 0, panel * s.d * kRows * sizeof(float));
+  memset(scratch, 0, encode_floats(s, kRows) * sizeof(float));
   for (size_t start = 0; start < n; start += kRows) {
     const size_t rows = n - start < kRows ? n - start : kRows;
     const float* block = U + start * D;

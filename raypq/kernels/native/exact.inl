@@ -50,12 +50,11 @@ inline void dots(const float* q, size_t stride, const float* w, size_t D, Double
   for (size_t r = 0; r < kRows; ++r) sums[r] = sum[r];
 }
 
-// Long parts need no copy of the row: the codewords are read where they are, in steps of eight that
-// begin at a lane 0 of the whole row. What a step reads before and after its part is multiplied
+// Long parts (of kLongPart and more) need no copy of the row: the codewords are read where they are,
+// in steps of eight that begin at a lane 0 of the whole row. What a step reads before and after its part is multiplied
 // by a zero, which leaves the sums as they are.
-constexpr size_t kLongPart = 16;
-
-// w as float64, part by part, each with zeros in front (d·m mod 8 of them) and behind.
+// w as float64, part by part, each with zeros in front (d·m mod 8 of them) and behind: at most
+// seven each, as weight_doubles counts them.
 inline void spread_weights(const Shape& shape, const float* w, double* out) {
   const size_t d = shape.d, whole = d & ~size_t(7);
   for (size_t m = 0; m < shape.M; ++m, w += d) {
@@ -92,7 +91,7 @@ inline void part_dots(const Shape& shape, const float* C, const uint8_t* const* 
 inline void long_parts(const Shape& shape, const float* C, const uint8_t* codes, size_t stride,
                        const uint32_t* rows, size_t n, const float* w, double* scratch,
                        Double8* sums) {
-  constexpr size_t kRows = 4, kAhead = 16;
+  constexpr size_t kRows = kDecoded, kAhead = 16;
   spread_weights(shape, w, scratch);
   for (size_t i = 0; i < n; i += kRows) {
     const size_t count = n - i < kRows ? n - i : kRows;
@@ -111,8 +110,8 @@ inline void long_parts(const Shape& shape, const float* C, const uint8_t* codes,
 inline void short_parts(const Shape& shape, const float* C, const uint8_t* codes, size_t stride,
                         const uint32_t* rows, size_t n, const float* w, float* scratch,
                         Double8* sums) {
-  constexpr size_t kRows = 4;
-  const size_t D = shape.D(), room = D + kCodePad;
+  constexpr size_t kRows = kDecoded;
+  const size_t D = shape.D(), room = decoded_floats(shape);
   for (size_t i = 0; i < n; i += kRows) {
     const size_t count = n - i < kRows ? n - i : kRows;
     for (size_t r = 0; r < count; ++r)

@@ -37,7 +37,7 @@ class Forecast {
     const size_t whole = t_.source.T / kLanes;
     const size_t count = std::clamp<size_t>(whole / kApart, 1, kMost);
     for (size_t i = 0; i < count; ++i) tiles_.push_back((2 * i + 1) * whole / (2 * count));
-    mean_.resize(rows), variance_.resize(rows), hits_.resize(kChunk + 1), threshold_.resize(kChunk);
+    mean_.resize(rows), variance_.resize(rows), hits_.resize(kChunk), threshold_.resize(kChunk);
   }
 
   // Samples rows codes [n, M].

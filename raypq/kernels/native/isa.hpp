@@ -19,10 +19,14 @@ constexpr size_t kMostCounted = 128;  // values that kth_largest takes
 constexpr size_t kMostRanked = 64;    // keys for which ranks are faster than a sort
 constexpr size_t kCodePad = 64;     // floats after a codebook that a decode may read
 
+// Of functions that several builds of isa.cpp share: inlined, so that the linker never has to choose
+// one of them.
+#define RAYPQ_SHARED [[gnu::always_inline]] inline
+
 // Sub-codebook sizes.
 struct Shape {
   size_t M, K, d;
-  size_t D() const { return M * d; }
+  RAYPQ_SHARED size_t D() const { return M * d; }
 };
 
 // A row of which some lanes reached their threshold: which (bit l is lane l), and all its sums
@@ -37,10 +41,10 @@ struct Hit {
   };
 
   // Where a lane's sum stands.
-  static size_t place(size_t lane, bool is_wide) {
+  RAYPQ_SHARED static size_t place(size_t lane, bool is_wide) {
     return is_wide ? lane : lane % 2 * (kLanes / 2) + lane / 2;
   }
-  uint32_t sum(size_t lane, bool is_wide) const {
+  RAYPQ_SHARED uint32_t sum(size_t lane, bool is_wide) const {
     return is_wide ? wide[lane] : narrow[place(lane, false)];
   }
 };
@@ -49,7 +53,7 @@ struct Hit {
 struct alignas(64) Lanes {
   double lane[8];
 
-  __attribute__((always_inline)) double total() const {
+  RAYPQ_SHARED double total() const {
     const double* s = lane;
     return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
   }
@@ -66,15 +70,30 @@ struct Book {
   const float* C;           // as given [M, K, d]
 };
 
-// Sub-spaces that are transposed together in encode, and the most rows.
-inline size_t encode_panel(const Shape& shape) { return shape.d < 128 ? 256 / shape.d : 1; }
+// Sub-spaces that are transposed together in encode, the most rows, and the floats that takes.
+RAYPQ_SHARED size_t encode_panel(const Shape& shape) { return shape.d < 128 ? 256 / shape.d : 1; }
 constexpr size_t kRowBlock = 64;
+RAYPQ_SHARED size_t encode_floats(const Shape& shape, size_t rows) {
+  return encode_panel(shape) * shape.d * rows;
+}
+
+// What scores need of memory. Rows that are decoded together, and the floats of each, of which a
+// decode may write some beyond D; or the weights of long parts as float64, each part with zeros
+// around it that fill it up to whole steps of eight.
+constexpr size_t kDecoded = 4, kLongPart = 16;
+RAYPQ_SHARED size_t decoded_floats(const Shape& shape) { return shape.D() + kCodePad; }
+RAYPQ_SHARED size_t weight_doubles(const Shape& shape) { return shape.M * (shape.d + 14); }
+RAYPQ_SHARED size_t score_floats(const Shape& shape) {
+  const size_t decoded = kDecoded * decoded_floats(shape);
+  const size_t weights = shape.d >= kLongPart ? 2 * weight_doubles(shape) : 0;
+  return decoded > weights ? decoded : weights;
+}
 
 struct Isa {
   const char* name;
   size_t codeword_tile;
 
-  // B [n, M] of U [n, D]; exact (see encode.inl). scratch: kRowBlock·d·encode_panel, aligned.
+  // B [n, M] of U [n, D]; exact (see encode.inl). scratch: encode_floats of kRowBlock rows, aligned.
   void (*encode)(const Book& book, const float* U, size_t n, float* scratch, uint8_t* B);
 
   // float32 ⟨c_mk, w⟩ − fold_mk of 64 weights w [D][64] → lut [M][K][64], its minima and maxima
@@ -92,7 +111,7 @@ struct Isa {
 
   // Rows of codes [n, M], n ≤ kChunk, against one tile: every lane whose start + Σ_m table entry
   // reaches threshold[row] (scan_rows) or threshold[lane] (scan_lanes); returns the number of hits,
-  // at most n. scan_rows may write one hit more.
+  // at most n. What lies beyond them, below n, may be written too.
   size_t (*scan_rows)(const Shape& shape, int top, const uint8_t* table, const int32_t* start,
                       const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits);
   size_t (*scan_lanes)(const Shape& shape, int top, const uint8_t* table, const uint8_t* codes,
@@ -119,7 +138,7 @@ struct Isa {
   void (*moments)(const Hit* hits, size_t n, bool wide, const float* offset, float* mean,
                   float* variance);
 
-  // ⟨q_i, w⟩ of the rows listed, in the canonical order, float64. scratch: 4·(D + kCodePad).
+  // ⟨q_i, w⟩ of the rows listed, in the canonical order, float64. scratch: score_floats.
   void (*rescore)(const Shape& shape, const float* C, const uint8_t* codes, const uint32_t* rows,
                   size_t n, const float* w, float* scratch, double* out);
 

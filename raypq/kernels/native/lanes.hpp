@@ -28,8 +28,7 @@ class LaneScan {
   static constexpr size_t kRows = 16384;
 
   LaneScan(const ScanTables& tables, const uint8_t* B)
-      : t_(tables), B_(B), hits_(kChunk),
-        scratch_(4 * (tables.source.shape.D() + kCodePad)) {}
+      : t_(tables), B_(B), hits_(kChunk), scratch_(score_floats(tables.source.shape)) {}
 
   // How far below a query's limit a score may lie and still count, in the tables' units.
   double slack(size_t query) const {
@@ -41,8 +40,8 @@ class LaneScan {
     }
     const double reach = s.metric == Metric::kCosine ? 1.0 : t_.longest;
     const double offset = s.metric == Metric::kL2 ? t_.longest * t_.longest : 0.0;
-    return t_.down * rounding_slack(reach * std::sqrt(squared) * (1 + 0x1p-40) + offset +
-                                    std::fabs(s.bias[query]));
+    return t_.slack(reach * std::sqrt(squared) * (1 + 0x1p-40) + offset + std::fabs(s.bias[query]),
+                    1.0);
   }
 
   // Store rows [at, at + n), n ≤ kRows; valid until the next call.
@@ -100,11 +99,12 @@ class LaneScan {
   // one set of thresholds serves a chunk.
   void sort_by_norm(Rows& rows) {
     const size_t M = t_.source.shape.M;
-    std::vector<uint64_t> by_norm(rows.n);  // a norm's bits, which sort as it does, and the row
+    // The upper half of a norm's bits, which sort as it does whatever its magnitude, and the row.
+    std::vector<uint64_t> by_norm(rows.n);
     std::vector<RowTerms> terms(rows.n);
     for (size_t i = 0; i < rows.n; ++i) {
       terms[i] = row_terms(t_.source, rows.codes + i * M);
-      by_norm[i] = uint64_t(std::bit_cast<uint32_t>(float(terms[i].factor))) << 32 | i;
+      by_norm[i] = std::bit_cast<uint64_t>(terms[i].factor) >> 32 << 32 | i;
     }
     std::sort(by_norm.begin(), by_norm.end());
     codes_.resize(rows.n * M), names_.resize(rows.n), terms_.resize(rows.n);
@@ -121,9 +121,9 @@ class LaneScan {
   void set_thresholds(size_t tile, const Rows& rows, size_t first, size_t n, Target& target,
                       int32_t* threshold) {
     double least = 1, most = 1;
-    if (rows.terms)  // sorted as float32, so the ends are an ulp of that off at most
-      least = rows.terms[first].factor * (1 - 0x1p-22),
-      most = rows.terms[first + n - 1].factor * (1 + 0x1p-22);
+    if (rows.terms)  // sorted by 20 bits of the mantissa, so the ends are off by one of them at most
+      least = rows.terms[first].factor * (1 - 0x1p-20),
+      most = rows.terms[first + n - 1].factor * (1 + 0x1p-20);
     for (size_t lane = 0; lane < kLanes; ++lane) {
       const size_t at = tile * kLanes + lane;
       threshold[lane] = t_.limit;

@@ -26,7 +26,21 @@ void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
 }
 
-Shape shape_of(const In<float, 3>& C) { return {C.shape(0), C.shape(1), C.shape(2)}; }
+// Rows, classes and lanes are numbered in 32 bits, and sums of M table entries are kept in 32.
+constexpr size_t kMostRows = size_t(1) << 32, kMostClasses = size_t(1) << 31;
+constexpr size_t kMostParts = size_t(1) << 20;
+// More threads than any machine has; buffers are counted by them.
+constexpr size_t kMostThreads = 4096;
+
+template <class Codebooks>  // [M, K, d], to read or to write
+Shape shape_of(const Codebooks& C) {
+  const Shape shape{C.shape(0), C.shape(1), C.shape(2)};
+  require(shape.M && shape.K && shape.d, "C must be [M, K, d], none of them 0");
+  require(shape.M <= kMostParts && shape.K <= 256, "C must be [M, K, d], K at most 256");
+  return shape;
+}
+
+size_t some_threads(size_t threads) { return std::clamp<size_t>(threads, 1, kMostThreads); }
 
 void check_codes(const In<uint8_t, 2>& B, const Shape& shape) {
   require(B.shape(1) == shape.M, "B must be [N, M]");
@@ -50,6 +64,7 @@ void make_tables(Tables* self, In<float, 3> C, In<float, 2> W, In<double, 1> bia
                  const std::string& isa, size_t threads) {
   const Shape shape = shape_of(C);
   require(W.shape(1) == shape.D() && bias.shape(0) == W.shape(0), "W must be [T, D], bias [T]");
+  require(W.shape(0) < kMostClasses, "T is too large");
   require(norms.shape(0) == shape.M && norms.shape(1) == shape.K, "norms must be [M, K]");
   const Metric kind = metric == "l2"       ? Metric::kL2
                       : metric == "cosine" ? Metric::kCosine
@@ -57,7 +72,8 @@ void make_tables(Tables* self, In<float, 3> C, In<float, 2> W, In<double, 1> bia
   const Source source{shape, W.shape(0), kind, C.data(), W.data(), bias.data(), norms.data()};
   new (self) Tables{C, W, bias, norms, nullptr};
   nb::gil_scoped_release release;
-  self->made = std::make_unique<ScanTables>(source, across_rows, choose_isa(isa), threads);
+  self->made =
+      std::make_unique<ScanTables>(source, across_rows, choose_isa(isa), some_threads(threads));
 }
 
 void scan(const Tables& tables, In<uint8_t, 2> B, size_t threads, Out<float, 2> scores,
@@ -67,19 +83,20 @@ void scan(const Tables& tables, In<uint8_t, 2> B, size_t threads, Out<float, 2> 
   check_codes(B, t.source.shape);
   require(scores.shape(0) == names.shape(0) && k == names.shape(1), "outputs must be alike");
   require(scores.shape(0) == (t.across_rows ? t.source.T : N), "outputs must fit the input");
-  require(k <= (t.across_rows ? N : t.source.T) && N < (size_t(1) << 32), "k or N is too large");
+  require(k <= (t.across_rows ? N : t.source.T) && N < kMostRows, "k or N is too large");
   nb::gil_scoped_release release;
-  (t.across_rows ? topk_per_query : topk_per_code)(t, B.data(), N, k, threads, scores.data(),
-                                                   names.data());
+  (t.across_rows ? topk_per_query : topk_per_code)(t, B.data(), N, k, some_threads(threads),
+                                                   scores.data(), names.data());
 }
 
 void score_all(const Tables& tables, In<uint8_t, 2> B, size_t threads, Out<float, 2> scores) {
   const ScanTables& t = *tables.made;
   check_codes(B, t.source.shape);
-  require(t.across_rows && B.shape(0) < (size_t(1) << 32), "tables must be made across rows");
+  require(t.across_rows, "tables must be made across rows");
+  require(B.shape(0) < kMostRows, "N is too large");
   require(scores.shape(0) == t.source.T && scores.shape(1) == B.shape(0), "scores must be [T, N]");
   nb::gil_scoped_release release;
-  all_scores(t, B.data(), B.shape(0), threads, scores.data());
+  all_scores(t, B.data(), B.shape(0), some_threads(threads), scores.data());
 }
 
 // Three columns: queries, rows, scores.
@@ -87,7 +104,8 @@ nb::tuple find_within(const Tables& tables, In<uint8_t, 2> B, float least, bool 
                       size_t threads) {
   const ScanTables& t = *tables.made;
   check_codes(B, t.source.shape);
-  require(t.across_rows && B.shape(0) < (size_t(1) << 32), "tables must be made across rows");
+  require(t.across_rows, "tables must be made across rows");
+  require(B.shape(0) < kMostRows, "N is too large");
   struct Columns {
     std::vector<int64_t> query, row;
     std::vector<float> score;
@@ -95,7 +113,7 @@ nb::tuple find_within(const Tables& tables, In<uint8_t, 2> B, float least, bool 
   auto columns = std::make_unique<Columns>();
   {
     nb::gil_scoped_release release;
-    for (auto& tile : within(t, B.data(), B.shape(0), least, after, threads)) {
+    for (auto& tile : within(t, B.data(), B.shape(0), least, after, some_threads(threads))) {
       for (const Within& one : tile) {
         columns->query.push_back(one.query);
         columns->row.push_back(one.row);
@@ -115,11 +133,12 @@ nb::tuple find_within(const Tables& tables, In<uint8_t, 2> B, float least, bool 
 void assign(In<float, 2> U, In<float, 3> C, In<double, 2> norms, const std::string& isa,
             size_t threads, Out<uint8_t, 2> B) {
   const Shape shape = shape_of(C);
-  require(U.shape(1) == shape.D() && shape.K <= 256, "U must be [N, D], K at most 256");
+  require(U.shape(1) == shape.D(), "U must be [N, D]");
   require(norms.shape(0) == shape.M && norms.shape(1) == shape.K, "norms must be [M, K]");
   require(B.shape(0) == U.shape(0) && B.shape(1) == shape.M, "B must be [N, M]");
   nb::gil_scoped_release release;
-  encode(choose_isa(isa), shape, C.data(), norms.data(), U.data(), U.shape(0), threads, B.data());
+  encode(choose_isa(isa), shape, C.data(), norms.data(), U.data(), U.shape(0),
+         some_threads(threads), B.data());
 }
 
 void add_up(In<float, 2> U, In<uint8_t, 2> B, In<float, 3> C, size_t threads, Out<double, 2> count,
@@ -131,21 +150,21 @@ void add_up(In<float, 2> U, In<uint8_t, 2> B, In<float, 3> C, size_t threads, Ou
               total.size() == C.size(),
           "outputs must fit C");
   nb::gil_scoped_release release;
-  accumulate(shape, C.data(), U.data(), B.data(), U.shape(0), threads, count.data(), total.data(),
-             error.data());
+  accumulate(shape, C.data(), U.data(), B.data(), U.shape(0), some_threads(threads), count.data(),
+             total.data(), error.data());
 }
 
 void seed(In<float, 2> U, In<int64_t, 1> first, In<double, 2> aims, size_t threads,
           Out<float, 3> C) {
-  const Shape shape{C.shape(0), C.shape(1), C.shape(2)};
+  const Shape shape = shape_of(C);
   const size_t n = U.shape(0);
-  require(n && shape.K && U.shape(1) == shape.D(), "U must be [n, D] with rows, C [M, K, d]");
+  require(n && U.shape(1) == shape.D(), "U must be [n, D] with rows, C [M, K, d]");
   require(first.shape(0) == shape.M && aims.shape(0) == shape.M && aims.shape(1) + 1 == shape.K,
           "first must be [M], aims [M, K - 1]");
   for (size_t m = 0; m < shape.M; ++m)
     require(first.data()[m] >= 0 && size_t(first.data()[m]) < n, "first must be rows of U");
   nb::gil_scoped_release release;
-  spread(shape, U.data(), n, first.data(), aims.data(), threads, C.data());
+  spread(shape, U.data(), n, first.data(), aims.data(), some_threads(threads), C.data());
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ namespace raypq {
 class Rescore {
  public:
   explicit Rescore(const ScanTables& tables)
-      : t_(tables), sums_(kBatch), scratch_(4 * (tables.source.shape.D() + kCodePad)) {
+      : t_(tables), sums_(kBatch), scratch_(score_floats(tables.source.shape)) {
     const Shape& s = t_.source.shape;
     const size_t bytes = s.M * s.K * s.d * sizeof(float);
     const size_t passes = (bytes + kPassBytes - 1) / kPassBytes;

@@ -32,13 +32,6 @@ struct Within {
 std::vector<std::vector<Within>> within(const ScanTables& tables, const uint8_t* B, size_t N,
                                         float least, bool after, size_t threads);
 
-// How far below the k-th best a score may lie and still tie with it once both are rounded to
-// float32, given the largest magnitude of the parts of a score. Infinite where float32 overflows.
-inline double rounding_slack(double largest) {
-  if (!(largest < 0x1p126)) return std::numeric_limits<double>::infinity();
-  return largest * 0x1p-21 + 0x1p-146;
-}
-
 // Reads a tile in order, so that it comes in at the memory's full speed, before random access.
 inline void touch(const uint8_t* data, size_t bytes) {
   for (size_t i = 0; i < bytes; i += 64) (void)*static_cast<const volatile uint8_t*>(data + i);

@@ -1,4 +1,5 @@
 #include <memory>
+#include <stdexcept>
 
 #include "lanes.hpp"
 #include "shortlist.hpp"
@@ -10,11 +11,11 @@ namespace {
 // Queries are searched together as long as their candidates stay at some MB.
 constexpr size_t kCandidateBytes = size_t(64) << 20;
 
-// The k best rows of the queries of tiles [first, last).
+// The k best of N rows for the queries of tiles [first, last).
 class Search {
  public:
-  Search(const ScanTables& tables, const uint8_t* B, size_t first, size_t last, size_t k)
-      : list(tables.isa, std::min(last * kLanes, tables.source.T) - first * kLanes, k),
+  Search(const ScanTables& tables, const uint8_t* B, size_t first, size_t last, size_t k, size_t N)
+      : list(tables.isa, std::min(last * kLanes, tables.source.T) - first * kLanes, k, N),
         lanes_(tables, B), first_(first), last_(last) {
     for (size_t q = 0; q < list.owners(); ++q) list.reset(q, lanes_.slack(first * kLanes + q));
   }
@@ -48,18 +49,24 @@ class Search {
   size_t first_, last_;  // query tiles
 };
 
+// Rows of one thread's share of N.
+size_t share_of(size_t N, size_t threads) {
+  return std::max<size_t>(1024, (N + threads - 1) / threads);
+}
+
 // Queries of tiles [first, last), the rows shared out among the threads.
 void search_tiles(const ScanTables& tables, const uint8_t* B, size_t N, size_t k, size_t threads,
                   size_t first, size_t last, float* scores, int64_t* rows) {
-  const size_t share = std::max<size_t>(1024, (N + threads - 1) / threads);
+  const size_t share = share_of(N, threads);
   const size_t parts = (N + share - 1) / share;
   std::vector<std::unique_ptr<Search>> found(parts);
   parallel(parts, threads, [&](size_t, size_t part) {
-    found[part] = std::make_unique<Search>(tables, B, first, last, k);
-    found[part]->run(part * share, std::min(N, (part + 1) * share));
+    const size_t from = part * share, to = std::min(N, from + share);
+    found[part] = std::make_unique<Search>(tables, B, first, last, k, to - from);
+    found[part]->run(from, to);
   });
   parallel(last - first, threads, [&](size_t, size_t tile) {
-    Search worker(tables, B, first + tile, first + tile + 1, k);
+    Search worker(tables, B, first + tile, first + tile + 1, k, N);
     std::vector<Candidate> best;
     for (size_t lane = 0; lane < worker.list.owners(); ++lane) {
       Shortlist& list = worker.list;
@@ -70,6 +77,7 @@ void search_tiles(const ScanTables& tables, const uint8_t* B, size_t N, size_t k
       best.resize(list.count(lane));
       for (size_t i = 0; i < best.size(); ++i)
         best[i] = {list.uppers(lane)[i], list.others(lane)[i]};
+      if (best.size() < k) throw std::logic_error("fewer candidates than results");
       std::partial_sort(best.begin(), best.begin() + k, best.end(), better);
       const size_t t = (first + tile) * kLanes + lane;
       for (size_t j = 0; j < k; ++j) {
@@ -85,7 +93,7 @@ void search_tiles(const ScanTables& tables, const uint8_t* B, size_t N, size_t k
 void topk_per_query(const ScanTables& tables, const uint8_t* B, size_t N, size_t k, size_t threads,
                     float* scores, int64_t* rows) {
   if (!N || !k) return;
-  const size_t tile = kLanes * Shortlist::bytes(k) * threads;
+  const size_t tile = kLanes * Shortlist::bytes(k, share_of(N, threads)) * threads;
   const size_t together = std::max<size_t>(1, kCandidateBytes / tile);
   for (size_t first = 0; first < tables.tiles(); first += together)
     search_tiles(tables, B, N, k, threads, first, std::min(first + together, tables.tiles()), scores,

@@ -34,12 +34,15 @@ class Shortlist {
  public:
   static constexpr double kLowest = -std::numeric_limits<double>::infinity();
 
-  // Room for an owner's candidates: bounded, however many tie.
-  static size_t room(size_t k) { return (6 * k + 2 * kWhole) / kWhole * kWhole; }
-  static size_t bytes(size_t k) { return room(k) * kParts * sizeof(float); }
+  // Room for an owner's candidates: bounded, however many of the N rows tie. In whole blocks, more
+  // than there are rows, so that it is never full where it holds them all.
+  static size_t room(size_t k, size_t N) {
+    return (std::min(6 * k + kWhole, N) / kWhole + 1) * kWhole;
+  }
+  static size_t bytes(size_t k, size_t N) { return room(k, N) * kParts * sizeof(float); }
 
-  Shortlist(const Isa& isa, size_t owners, size_t k)
-      : isa_(isa), k_(k), room_(room(k)), few_(std::max<size_t>(1, k / 2)), state_(owners),
+  Shortlist(const Isa& isa, size_t owners, size_t k, size_t N)
+      : isa_(isa), k_(k), room_(room(k, N)), few_(std::max<size_t>(1, k / 2)), state_(owners),
         kept_(owners * room_ * kParts), target_(owners, kLowest) {}
 
   // Forgets an owner's candidates.

@@ -1,18 +1,24 @@
 // Memory, threads and the choice of the instruction set.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <new>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #endif
 
 #include "isa.hpp"
@@ -26,12 +32,16 @@ class Array {
  public:
   Array() = default;
   explicit Array(size_t size) : size_(size) {
+    if (size > std::numeric_limits<size_t>::max() / 2 / sizeof(T)) throw std::bad_alloc();
     const size_t align = size * sizeof(T) >= kHuge ? kHuge : 64;
     const size_t bytes = (size * sizeof(T) + align - 1) / align * align;
     data_ = static_cast<T*>(std::aligned_alloc(align, bytes ? bytes : align));
     if (!data_) throw std::bad_alloc();
 #if defined(__linux__)
     if (align == kHuge) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+#if defined(__SANITIZE_ADDRESS__)  // else the rounding up would hide what goes beyond the end
+    ASAN_POISON_MEMORY_REGION(data_ + size, (bytes ? bytes : align) - size * sizeof(T));
 #endif
   }
   Array(Array&& other) noexcept { swap(other); }
@@ -55,11 +65,12 @@ class Array {
   size_t size_ = 0;
 };
 
-// Runs work(thread, task) for every task on at most ``threads`` threads; a thread takes the next
-// task when it is done with one. The first exception is thrown again here.
+// Runs work(thread, task) for every task on at most ``threads`` threads, fewer where the system
+// gives no more; a thread takes the next task when it is done with one. The first exception is
+// thrown again here.
 template <class Work>
 void parallel(size_t tasks, size_t threads, Work work) {
-  threads = threads < tasks ? threads : tasks;
+  threads = std::min(threads, tasks);
   std::atomic<size_t> next{0};
   std::exception_ptr failure;
   std::mutex guard;
@@ -73,8 +84,11 @@ void parallel(size_t tasks, size_t threads, Work work) {
     }
   };
   std::vector<std::thread> others;
-  for (size_t thread = 1; thread < threads; ++thread) others.emplace_back(loop, thread);
-  if (threads) loop(0);
+  try {
+    for (size_t thread = 1; thread < threads; ++thread) others.emplace_back(loop, thread);
+  } catch (const std::system_error&) {  // those that did start do all of the work
+  }
+  loop(0);
   for (auto& other : others) other.join();
   if (failure) std::rethrow_exception(failure);
 }

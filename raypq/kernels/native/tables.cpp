@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <numeric>
 
 namespace raypq {
@@ -18,6 +19,13 @@ int exponent_of(const float* x, size_t n) {
   return exponent;
 }
 
+// For a product of these its exponents add up, which cannot overflow.
+int exponent_of(double x) {
+  int exponent = -4096;
+  if (x > 0) std::frexp(x, &exponent);
+  return exponent;
+}
+
 double squared_norm(const float* x, size_t n) {
   double sum = 0;
   for (size_t i = 0; i < n; ++i) sum += double(x[i]) * double(x[i]);
@@ -29,6 +37,18 @@ double squared_norm(const float* x, size_t n) {
 constexpr double kLeastUnit = 0x1p-100;
 
 }  // namespace
+
+// What a thread needs to build a tile: values of its 64 lanes side by side.
+struct ScanTables::Scratch {
+  explicit Scratch(const Shape& s)
+      : w(s.D() * kLanes), lut(s.M * s.K * kLanes), low(s.M * kLanes), high(s.M * kLanes),
+        inverse(kLanes) {}
+
+  Array<float> w;          // [D][64]
+  Array<float> lut;        // [M][K][64]
+  Array<float> low, high;  // [M][64]
+  Array<float> inverse;    // [64]
+};
 
 ScanTables::ScanTables(const Source& given, bool across, const Isa& chosen, size_t threads)
     : source(given), isa(chosen), across_rows(across) {
@@ -69,35 +89,34 @@ ScanTables::ScanTables(const Source& given, bool across, const Isa& chosen, size
   limit = s.M <= kNarrow ? kNever : std::numeric_limits<int32_t>::max() / 2;
   data_ = Array<uint8_t>(tiles() * tile_bytes());
   widest *= 1 + 0x1p-40;
-  compact = fit();
+  compact = fit(-a - b);
 
-  const size_t floats = kLanes * (entries + s.D() + 2 * s.M + 1);
-  std::vector<Array<float>> scratch(std::min(threads, std::max<size_t>(tiles(), 1)));
+  std::vector<std::unique_ptr<Scratch>> scratch(threads);
   parallel(tiles(), threads, [&](size_t thread, size_t tile) {
-    if (!scratch[thread].size()) scratch[thread] = Array<float>(floats);
-    float* w = scratch[thread].data() + kLanes * entries;
+    if (!scratch[thread]) scratch[thread] = std::make_unique<Scratch>(s);
+    const Array<float>& w = scratch[thread]->w;
     for (size_t lane = 0; lane < kLanes; ++lane) {
       const bool real = lane < lanes(tile);
       const float* from = real ? source.W + order[tile * kLanes + lane] * s.D() : nullptr;
       for (size_t j = 0; j < s.D(); ++j)
         w[j * kLanes + lane] = real ? float(from[j] * shrink_W) : 0.0f;
     }
-    build(tile, scaled.data(), folded ? fold.data() : nullptr, parts.data(),
-          scratch[thread].data());
+    build(tile, scaled.data(), folded ? fold.data() : nullptr, parts.data(), *scratch[thread]);
     if (!across_rows) set_starts(tile);
   });
   down *= compact;
 }
 
-// A power of two by which scores in table units fit a float32, as candidates are kept: 1, unless
-// biases or norms are of another magnitude than the inner products.
-double ScanTables::fit() const {
-  const bool cosine = source.metric == Metric::kCosine;
-  const double largest = std::max(longest, cosine ? 1.0 : 0.0) * widest + longest * longest +
-                         strongest * std::max(longest, 1.0);
-  int exponent = 0;
-  std::frexp(largest * down, &exponent);
-  return std::ldexp(1.0, -std::max(0, exponent - 100));
+// A power of two by which scores in table units (2^units) fit a float32, as candidates are kept: 1,
+// unless biases or norms are of another magnitude than the inner products. A bias that overflows
+// float32 counts as the least that does: where it takes part nothing is excluded.
+double ScanTables::fit(int units) const {
+  const double row = source.metric == Metric::kCosine ? std::max(longest, 1.0) : longest;
+  const int product = exponent_of(row) + exponent_of(widest);
+  const int bias = exponent_of(std::min(strongest, kOverflow)) +
+                   exponent_of(std::max(longest, 1.0));
+  const int largest = std::max({product, 2 * exponent_of(longest), bias}) + 2;  // of their sum
+  return std::ldexp(1.0, -std::max(0, largest + units - 100));
 }
 
 // Lanes of a tile share a unit and a bias bound, so classes alike in them stand together: by bias
@@ -123,15 +142,14 @@ void ScanTables::sort_lanes() {
                    [&](uint32_t x, uint32_t y) { return key[x] > key[y]; });
 }
 
-// scratch: lut [M][K][64], w [D][64] (filled), low and high [M][64], inverse [64].
+// scratch.w is filled.
 void ScanTables::build(size_t tile, const float* scaled, const float* fold, const double* parts,
-                       float* scratch) {
+                       const Scratch& scratch) {
   const Shape& s = source.shape;
   const bool cosine = source.metric == Metric::kCosine;
-  float* lut = scratch;
-  const float* w = lut + kLanes * s.M * s.K;
-  float* low = const_cast<float*>(w) + kLanes * s.D();
-  float *high = low + kLanes * s.M, *inverse = high + kLanes * s.M;
+  const float* w = scratch.w.data();
+  float *lut = scratch.lut.data(), *low = scratch.low.data(), *high = scratch.high.data();
+  float* inverse = scratch.inverse.data();
   isa.lut(s, scaled, w, fold, lut, low, high);
 
   double range[kLanes] = {}, shared = kLeastUnit * top;
@@ -154,11 +172,13 @@ void ScanTables::build(size_t tile, const float* scaled, const float* fold, cons
       arithmetic += parts[m] * (std::sqrt(squared) + (fold ? parts[m] : 0.0)) + 0x1p-120;
     }
     error[at] = double(s.M) * unit[at] * (0.5 + 0x1p-10) + double(s.d + 6) * 0x1p-23 * arithmetic;
-    if (lane >= lanes(tile)) continue;
-    (cosine || across_rows ? extra : base)[at] += source.bias[order[at]] * down;
   }
-  for (size_t at = tile * kLanes; at < (tile + 1) * kLanes; ++at)
-    for (auto* values : {&base, &unit, &error, &extra}) (*values)[at] *= compact;
+  for (size_t at = tile * kLanes; at < (tile + 1) * kLanes; ++at) {
+    for (auto* values : {&base, &unit, &error}) (*values)[at] *= compact;
+    if (at >= tile * kLanes + lanes(tile)) continue;
+    const double bias = source.bias[order[at]] * (down * compact);
+    (cosine || across_rows ? extra : base)[at] += std::clamp(bias, -0x1p120, 0x1p120);
+  }
   isa.quantise(s, lut, low, inverse, top, data_.data() + tile * tile_bytes());
 }
 

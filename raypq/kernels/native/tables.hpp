@@ -9,6 +9,7 @@
 // whole units, and float32 arithmetic while the table was made.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "isa.hpp"
@@ -51,6 +52,14 @@ class ScanTables {
   }
   size_t bytes() const { return data_.size(); }
 
+  // How far apart two scores may lie, in the tables' units, and still tie once they are rounded to
+  // float32, as are the bounds that are kept of them. ``largest`` bounds the parts of a score;
+  // ``factor`` takes it to the units, beside ``down``. Infinite where float32 overflows.
+  double slack(double largest, double factor) const {
+    if (!(largest < kOverflow)) return std::numeric_limits<double>::infinity();
+    return (largest * 0x1p-21 + 0x1p-146) * factor * down + 0x1p-146;
+  }
+
   Source source;
   const Isa& isa;
   bool across_rows;
@@ -73,12 +82,14 @@ class ScanTables {
   mutable Trend trend;       // of the rows classified last
 
  private:
-  double fit() const;
+  static constexpr double kOverflow = 0x1p126;  // a score below it is sure to fit float32
+  struct Scratch;
+  double fit(int units) const;
   void sort_lanes();
   void build(size_t tile, const float* scaled, const float* fold, const double* parts,
-             float* scratch);
+             const Scratch& scratch);
   void set_starts(size_t tile);
-  double compact = 1;
+  double compact = 1;  // what ``down`` is multiplied by once the tables are made
   Array<uint8_t> data_;
 };
 
