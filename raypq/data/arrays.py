@@ -40,7 +40,7 @@ def matrix(
         raise InputError(where, expected=FLOATS, found=str(kind))
     refuse_nulls(column, where, row0, expected="a vector")
     if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
-        column = column.cast(pa.large_list(kind.value_type))
+        column = _without_views(column)
     if is_list(kind.value_type):
         return matrix(_only_list(column, where, row0), width=width, where=where, row0=row0)
     _check_values(kind, where)
@@ -67,6 +67,13 @@ def matrix(
         raise InputError(f"{where}, row {row0 + row}", expected="no nulls", found="a null value")
     X = values.to_numpy(zero_copy_only=True).reshape(len(column), width)
     return _from_integers(X, where, row0) if pa.types.is_integer(kind.value_type) else X
+
+
+def _without_views(column: pa.Array) -> pa.LargeListArray:
+    """A column of list views, without nulls, as lists; pyarrow 26's cast loses the last offset."""
+    ends = np.zeros(len(column) + 1, np.int64)
+    np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False), out=ends[1:])
+    return pa.LargeListArray.from_arrays(pa.array(ends), column.flatten())
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -226,6 +233,18 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.string() if _is_uuid(kind) else kind
+
+
+def without_views(schema: pa.Schema) -> pa.Schema:
+    """A schema with strings and bytes in place of their views, which pyarrow cannot filter."""
+    fields = []
+    for field in schema:
+        if pa.types.is_string_view(field.type):
+            field = field.with_type(pa.string())
+        elif pa.types.is_binary_view(field.type):
+            field = field.with_type(pa.binary())
+        fields.append(field)
+    return pa.schema(fields, metadata=schema.metadata)
 
 
 def is_text(kind: pa.DataType) -> bool:

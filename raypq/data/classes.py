@@ -198,6 +198,7 @@ class ClassTable:
             raise InputError(uri, expected="a Parquet file", found="no such file") from None
         with open_parquet(uri, content=content) as file:
             table = file.read()
+            table = table.cast(arrays.without_views(table.schema))
         if "class_id" not in table.column_names:
             raise InputError(
                 uri,

@@ -158,7 +158,8 @@ def _score(
     """Exact scores of pairs (row, query) [n]."""
     out = np.empty(len(rows), np.float32)
     order = np.argsort(rows, kind="stable")
-    for found, X, names in read_rows(shard, columns, model.dx, np.unique(rows)):
+    kind: IdKind = "string" if pa.types.is_string(ids.type) else "int64"
+    for found, X, names in read_rows(shard, columns, model.dx, np.unique(rows), kind):
         U = steady(X, model.embed)
         low, high = np.searchsorted(rows[order], [found[0], found[-1] + 1])
         pairs = order[low:high]
@@ -175,8 +176,6 @@ def _score(
 
 
 def _same_ids(shard: Shard, found: pa.Array, wanted: pa.Array, rows: NDArray[np.int64]) -> None:
-    kind: IdKind = "string" if pa.types.is_string(wanted.type) else "int64"
-    found = read_ids(found, kind, where=shard.uri)
     differ = np.flatnonzero(np.asarray(found) != np.asarray(wanted))  # objects, for strings
     if len(differ):
         first = int(differ[0])
@@ -188,9 +187,9 @@ def _same_ids(shard: Shard, found: pa.Array, wanted: pa.Array, rows: NDArray[np.
 
 
 def read_rows(
-    shard: Shard, columns: Columns, width: int, rows: NDArray[np.int64]
+    shard: Shard, columns: Columns, width: int, rows: NDArray[np.int64], kind: IdKind
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], pa.Array]]:
-    """Some rows (ascending) of a feature file: their numbers, vectors [n, dx] and ids.
+    """Some rows (ascending) of a feature file: their numbers, vectors [n, dx] and ids of a type.
 
     Raises:
         InputError: a row beyond the file's end, a wrong width or type, NaN or Inf.
@@ -211,13 +210,13 @@ def read_rows(
             ):
                 here = mine[(mine >= start) & (mine < start + len(batch))]
                 if len(here):
-                    some = batch.take(pa.array(here - start))
-                    raw = arrays.matrix(some.column(columns.feature), width=known, where=where)
-                    yield (
-                        here,
-                        _finite(arrays.any_float32(raw), where, here),
-                        some.column(columns.id),
-                    )
+                    # Converted before rows are taken, which pyarrow cannot do of every type.
+                    column = batch.column(columns.feature)
+                    raw = arrays.matrix(column, width=known, where=where, row0=start)
+                    names = read_ids(batch.column(columns.id), kind, where=shard.uri, row0=start)
+                    rows_here = here - start
+                    X = _finite(arrays.any_float32(raw[rows_here]), where, here)
+                    yield here, X, names.take(pa.array(rows_here))
                 start += len(batch)
                 if start > mine[-1]:
                     break

@@ -76,14 +76,16 @@ class SplitWorker:
             with (
                 open_parquet(task.shard.uri) as file,
                 replacing(place) as sink,
-                pq.ParquetWriter(sink, file.schema_arrow, write_page_checksum=True) as writer,
+                pq.ParquetWriter(
+                    sink, arrays.without_views(file.schema_arrow), write_page_checksum=True
+                ) as writer,
             ):
                 row = 0
                 for batch in file.iter_batches(batch_size=_GROUP):
                     keep = chosen[row : row + len(batch)]
                     row += len(batch)
                     if keep.any():
-                        writer.write_batch(batch.filter(pa.array(keep)))
+                        writer.write_batch(batch.cast(writer.schema).filter(pa.array(keep)))
 
 
 def split(job: SplitJob, crew: Crew) -> dict[str, Any]:

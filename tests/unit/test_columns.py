@@ -363,6 +363,10 @@ def test_vectors_within_one_list_and_as_views(write, made):
     assert survey(FeatureStore.open([path])).width == 4
     part = arrays.matrix(made(X).slice(3, 5), width=4, where="x")
     np.testing.assert_array_equal(part, X[3:8])
+    rows = [7, 2, 2, 9]
+    np.testing.assert_array_equal(
+        arrays.matrix(made(X).take(pa.array(rows)), width=4, where="x"), X[rows]
+    )
 
 
 @pytest.mark.parametrize("kind", INTEGERS)
