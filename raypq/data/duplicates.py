@@ -151,7 +151,8 @@ class _Part:
 
     def read(self, rows: int) -> Iterator[Entries]:
         self.file.seek(0)
-        while len(found := np.fromfile(self.file, ENTRY, rows)):
+        size = rows * ENTRY.itemsize
+        while len(found := np.frombuffer(self.file.read(size), ENTRY)):
             yield found
         self.file.close()
 

@@ -104,7 +104,8 @@ def _pq_index(faiss: Any, model: Model, metric: Metric) -> Any:
     bits = 4 if model.K <= 16 else 8  # as the codes are stored
     kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
     index = faiss.IndexPQ(model.D, model.M, bits, kind)
-    # FAISS wants 2^bits codewords; no code names the copies of the last one that fill up.
+    # FAISS wants 2^bits codewords: copies of the last one fill up. No stored code names a copy, but
+    # FAISS may, of a vector that is added there (by its SIMD level); they stand for the same.
     words = np.minimum(np.arange(1 << bits), model.K - 1)
     faiss.copy_array_to_vector(model.C[:, words].astype(np.float32).ravel(), index.pq.centroids)
     index.is_trained = True

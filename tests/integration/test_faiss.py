@@ -156,9 +156,10 @@ def test_export(tmp_path: Path, how: str, K: int, project: bool, metric: Metric)
     # New vectors get the same codes there.
     inner = faiss.downcast_index(faiss.downcast_index(index).index)
     B = inner.sa_encode(X[:50])
-    from raypq.data.codes import pack
+    from raypq.data.codes import unpack
 
-    assert (pack(model.encode(X[:50]), K) == B).mean() > 0.99
+    # Copies of the last codeword fill FAISS's codebook up; which of equals it names is its choice.
+    assert (model.encode(X[:50]) == np.minimum(unpack(B, model.M, K), K - 1)).mean() > 0.99
 
     # And in again: the same codes, up to rounding in the transforms.
     command("import-faiss", str(tmp_path / "i.faiss"), "--output", str(tmp_path / "in"))
