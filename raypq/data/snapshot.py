@@ -15,7 +15,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -179,12 +178,9 @@ def _check_shards(store: str, name: str, snapshot: Snapshot) -> None:
     if len(set(stems)) != len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
         raise InputError(name, expected="each shard once", found=f"'{twice}' more than once")
-    folders: dict[PurePosixPath, str] = {}
-    for receipt in snapshot.shards:
-        folders.setdefault(PurePosixPath(receipt.path).parent, receipt.path)
-    for items in snapshot.sidecars(store).values():
-        for sidecar in items:
-            folders.setdefault(PurePosixPath(sidecar.path).parent, sidecar.path)
+    folders: dict[str, str] = {}
+    for path in snapshot.files(store):
+        folders.setdefault(path.rpartition("/")[0], path)
     if is_local(store):
         root = local_path(store).resolve()
         for folder, path in folders.items():
