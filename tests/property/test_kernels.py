@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +20,14 @@ from raypq.kernels import torch as torch_path
 METRICS: tuple[Metric, ...] = ("l2", "cosine", "dot")
 PATHS = [*native.isas(), "torch"]
 
+EXAMPLES = int(os.environ.get("RAYPQ_EXAMPLES", "30"))
 few = settings(
-    max_examples=30,
+    max_examples=EXAMPLES,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-fewer = settings(few, max_examples=6)
+fewer = settings(few, max_examples=max(1, EXAMPLES // 5))
 
 LARGEST = float(np.finfo(np.float32).max)
 THREADS = (1, 2, 3, 7, 300)

@@ -65,6 +65,7 @@ def run(kernels: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         "ASAN_OPTIONS": "detect_leaks=0:exitcode=99",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:exitcode=99",
         "PYTHONMALLOC": "malloc",  # so that arrays of NumPy end where they end
+        "RAYPQ_EXAMPLES": "10",
     }
     return subprocess.run(
         [sys.executable, "-c", LAUNCHER, str(kernels), *arguments],
@@ -79,7 +80,8 @@ def run(kernels: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_no_kernel_leaves_its_buffers(kernels: Path) -> None:
     """Every property test of every instruction set that this CPU has."""
     tests = "tests/property/test_kernels.py"
-    options = ["-x", "-q", "-k", "not torch", "-o", "timeout=0", "-p", "no:cacheprovider"]
+    # Uncaptured (-s): a report goes to the real stderr, and the process ends at once.
+    options = ["-x", "-q", "-s", "-k", "not torch", "-o", "timeout=0", "-p", "no:cacheprovider"]
     found = run(kernels, *options, tests)
     report = found.stdout[-5000:] + found.stderr[-5000:]
     assert found.returncode == 0, report
