@@ -194,12 +194,12 @@ def _are_vectors(file: pq.ParquetFile, columns: Columns, width: int | None, wher
     first = next(file.iter_batches(batch_size=_LOOKED_AT, columns=[columns.feature])).column(0)
     values = [value for value in first.to_pylist() if value]
     sizes = {len(value) for value in values}
-    if not values or len(sizes) > 1 or any(images.is_image(value) for value in values):
+    if not values or len(sizes) > 1:
         return False
     size = sizes.pop()
     if width is not None and size in (2 * width, 4 * width):
-        return True
-    if size % 4 or columns.bad_images:
+        return not any(images.is_image(value, signed=True) for value in values)
+    if size % 4 or columns.bad_images or any(images.is_image(value) for value in values):
         return False
     raise InputError(
         where,

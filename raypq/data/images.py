@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
@@ -35,20 +36,16 @@ _ORIENTATION = 0x0112  # the EXIF tag
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 
 
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+_SIGNED = tuple(name for name in _FORMATS if name not in ("DIB", "PCX", "TGA"))  # by first bytes
 
 
-def is_image(data: bytes) -> bool:
-    """Whether bytes are an encoded image, by their signature or by what Pillow makes of them."""
-    if data.startswith(_SIGNATURES):
-        return True
-    from PIL import Image
-
+def is_image(data: bytes, *, signed: bool = False) -> bool:
+    """Whether bytes are an encoded image; ``signed`` only by formats that no vector looks like."""
     try:
-        with Image.open(io.BytesIO(data)):
+        with _opened(data, _SIGNED if signed else _FORMATS):
             return True
-    except Exception:  # whatever a decoder makes of bytes that are none of its own
-        return False
+    except Exception as error:  # whatever a decoder makes of bytes that are none of its own
+        return type(error).__name__ == "DecompressionBombError"
 
 
 def row_width(side: int) -> int:
@@ -109,10 +106,10 @@ def _decoded(picture: Picture) -> tuple[int, int]:
     return max(picture.size, tile, key=lambda size: size[0] * size[1])
 
 
-def _opened(data: bytes) -> Picture:
+def _opened(data: bytes, formats: Sequence[str] = _FORMATS) -> Picture:
     pillow = _pillow()
     try:
-        return pillow.open(io.BytesIO(data), formats=_FORMATS)
+        return pillow.open(io.BytesIO(data), formats=formats)
     except pillow.UnidentifiedImageError:
         formats = ", ".join(_FORMATS)
         raise ValueError(f"cannot identify the format; read are {formats}") from None

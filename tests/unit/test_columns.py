@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import uuid
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from raypq.config import Columns
-from raypq.data import arrays
+from raypq.data import arrays, images
 from raypq.data.features import FeatureStore, batch_rows, open_features, read_batches, survey
 from raypq.data.ids import IdRule
 from raypq.data.ids import read as read_ids
@@ -413,6 +415,27 @@ def test_bytes_that_are_neither_images_nor_vectors_of_a_known_width(write, kind)
             read(path, width=width)
     with pytest.raises(JobError, match="--feature-width 4"):
         survey(FeatureStore.open([path]))
+
+
+@pytest.mark.parametrize("name", ["PNG", "BMP", "TGA", "JPEG", "WEBP"])
+@pytest.mark.parametrize("kind", BYTES)
+def test_bytes_of_images_are_images_though_all_of_one_size(write, kind, name):
+    content = io.BytesIO()
+    Image.fromarray(np.full((2, 2, 3), 255, np.uint8)).save(content, name)
+    path = write("x.parquet", id=IDS, feature=pa.array([content.getvalue()] * 10, kind))
+    for width, columns in ((12, None), (None, Columns(image_size=2))):
+        (batch,) = read(path, width=width, columns=columns)
+        np.testing.assert_allclose(batch.X, 1, atol=0.02)
+    with pytest.raises(InputError, match="--image-size"):
+        read(path)
+
+
+def test_vectors_are_no_images():
+    rng = np.random.default_rng(0)
+    for width in (4, 12, 64, 513):
+        for X in (rng.standard_normal((50, width)), rng.integers(0, 3, (50, width))):
+            rows = [row.tobytes() for kind in ("f2", "f4") for row in X.astype(kind)]
+            assert not any(images.is_image(row, signed=True) for row in rows)
 
 
 def test_bytes_of_another_width_name_the_row(write):
