@@ -154,7 +154,7 @@ def test_another_version_of_ray_is_named(address: str, encode: Encode) -> None:
 def test_another_version_of_raypq_is_named() -> None:
     from raypq.distributed.seat import Seat
 
-    refusal = Seat("0.0.0", 1, dict).ready()
+    refusal = Seat("0.0.0", 1, "cpu", dict).ready()
     assert refusal is not None
     assert refusal.final
     assert "raypq 0.0.0 asks" in refusal.reason
