@@ -31,6 +31,7 @@ from raypq.config import (
 )
 from raypq.data import arrays, snapshot
 from raypq.data.features import FeatureStore, survey
+from raypq.data.storage import stem_of
 from raypq.errors import JobError
 from raypq.methods import registry
 from raypq.methods.base import Corpus
@@ -170,8 +171,8 @@ def test_bad_shards_fail_after_the_good_ones_and_all_are_named(
     assert all(failure.bad_input for failure in caught.value.failures)
     assert "NaN or Inf" in str(caught.value)
     assert not snapshot.versions(str(output)), "a failed job made a version"
-    good = {path.name.split(".")[0] for path in (output / "data").glob("part-*.parquet")}
-    assert {f"part-{part}" for part in range(len(ROWS))} <= good
+    good = {path.name.split(".")[0] for path in (output / "data").glob("*.parquet")}
+    assert good == {stem_of(str(damaged / f"part-{part}.parquet")) for part in range(len(ROWS))}
 
 
 def test_bad_shards_can_be_set_aside(damaged: Path, model: str, tmp_path: Path) -> None:
@@ -184,7 +185,8 @@ def test_bad_shards_can_be_set_aside(damaged: Path, model: str, tmp_path: Path) 
     )
     version = raypq.encode(job)
     assert version.rows == sum(ROWS)
-    assert [item.shard for item in version.quarantined] == ["part-1b", "part-3b"]
+    bad = [Path(item.uri).name for item in version.quarantined]
+    assert bad == ["part-1b.parquet", "part-3b.parquet"]
     assert "part-3b.parquet" in version.quarantined[1].reason
 
 
