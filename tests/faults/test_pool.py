@@ -78,7 +78,11 @@ def calls(folder: Path, ending: str = "") -> dict[str, list[str]]:
     """The process of each call (finished ones alone: ``.done``), by name."""
     found: dict[str, list[str]] = {}
     for mark in sorted(folder.glob(f"*{ending}")):
-        found.setdefault(mark.name.split(".")[0], []).append(mark.read_text())
+        try:
+            process = mark.read_text()
+        except FileNotFoundError:  # finished since it was listed
+            process = mark.with_name(f"{mark.name}.done").read_text()
+        found.setdefault(mark.name.split(".")[0], []).append(process)
     return found
 
 
