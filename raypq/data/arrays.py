@@ -228,6 +228,12 @@ def any_float32(X: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         return np.ascontiguousarray(X, dtype=np.float32)
 
 
+def whole(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece; of an extension type ``combine_chunks`` leaves a piece in a list."""
+    found = column.combine_chunks()
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+
+
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """A column's type without its dictionary; a UUID's is text, which stands for it."""
     if pa.types.is_dictionary(kind):

@@ -205,7 +205,7 @@ class ClassTable:
                 expected="a column 'class_id'",
                 found=f"columns {', '.join(table.column_names)}",
             )
-        ids = _column(table, "class_id")
+        ids = arrays.whole(table.column("class_id"))
         ids = arrays.strings(ids, where=f"{uri}, column 'class_id'", nulls=False)
         counts = pc.value_counts(ids)
         twice = [item["values"].as_py() for item in counts if item["counts"].as_py() > 1]
@@ -251,7 +251,7 @@ def _with_embeddings(
     """The classes that have an embedding, and the class_ids of those whose embedding is null."""
     if "embedding" not in table.column_names or not table.column("embedding").null_count:
         return table, ids, ()
-    has = pc.is_valid(_column(table, "embedding"))
+    has = pc.is_valid(arrays.whole(table.column("embedding")))
     excluded = tuple(ids.filter(pc.invert(has)).to_pylist())
     if len(excluded) == len(ids):
         raise InputError(
@@ -265,15 +265,10 @@ def _with_embeddings(
     return table.filter(has), ids.filter(has), excluded
 
 
-def _column(table: pa.Table, name: str) -> pa.Array:
-    column = table.column(name).combine_chunks()
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
 def _names(table: pa.Table, ids: pa.StringArray) -> list[str]:
     if "name" not in table.column_names:
         return [str(key) for key in ids]
-    column = _column(table, "name")
+    column = arrays.whole(table.column("name"))
     if arrays.is_text(arrays.plain_type(column.type)):
         column = arrays.strings(column, where="column 'name'", nulls=True)
     pairs = zip(column.to_pylist(), ids, strict=True)
@@ -284,7 +279,7 @@ def _embeddings(table: pa.Table, uri: str, ids: pa.StringArray) -> NDArray[np.fl
     if "embedding" not in table.column_names:
         return None
     where = f"{uri}, column 'embedding'"
-    raw = arrays.matrix(_column(table, "embedding"), width=None, where=where)
+    raw = arrays.matrix(arrays.whole(table.column("embedding")), width=None, where=where)
     return arrays.finite_float32(raw, where=where, ids=ids)
 
 
@@ -292,7 +287,7 @@ def _flags(table: pa.Table, name: str, uri: str) -> NDArray[np.bool_] | None:
     """A column of booleans, or of numbers that are all 0 or 1."""
     if name not in table.column_names:
         return None
-    column = _column(table, name)
+    column = arrays.whole(table.column(name))
     values = column.storage if isinstance(column, pa.ExtensionArray) else column
     numbers = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
     where = f"{uri}, column '{name}'"
@@ -313,7 +308,7 @@ def _flags(table: pa.Table, name: str, uri: str) -> NDArray[np.bool_] | None:
 def _counts(table: pa.Table, uri: str) -> NDArray[np.int64] | None:
     if "image_count" not in table.column_names:
         return None
-    column = _column(table, "image_count")
+    column = arrays.whole(table.column("image_count"))
     if not pa.types.is_integer(column.type) or column.null_count:
         raise InputError(
             f"{uri}, column 'image_count'",

@@ -75,7 +75,7 @@ def find_duplicates(files: Sequence[IdFile], *, in_memory: int = IN_MEMORY) -> D
     found = RepeatedHashes()
     for entries in repeated(sorted_entries(list(enumerate(files)), in_memory)):
         found.add(entries)
-    return found.compare(files, {})
+    return found.compare(files, found.ids(files, {}))
 
 
 def sorted_entries(files: Sequence[tuple[int, IdFile]], in_memory: int) -> Iterator[Entries]:
@@ -247,14 +247,13 @@ class RepeatedHashes:
             both = np.concatenate([self.first, entries])
             self.first = np.sort(both, order=("hash", "file", "row"))[:COMPARED]
 
-    def compare(self, files: Sequence[IdFile], known: Mapping[Place, Any]) -> Duplicates | None:
+    def compare(self, files: Sequence[IdFile], ids: Mapping[Place, Any]) -> Duplicates | None:
         """What of it is ids that are equal, not just their hashes; None where nothing is.
 
         Args:
             files: by the numbers that the entries have.
-            known: ids by file and row that need not be read.
+            ids: of the first entries (``ids``).
         """
-        ids = self.ids(files, known)
         by_id: dict[Any, list[Place]] = {}
         for place, value in ids.items():
             by_id.setdefault(value, []).append(place)
@@ -277,7 +276,12 @@ class RepeatedHashes:
         )
 
     def ids(self, files: Sequence[IdFile], known: Mapping[Place, Any]) -> dict[Place, Any]:
-        """The ids of the first entries; those that are not known are read from their files."""
+        """The ids of the first entries; those that are not known are read from their files.
+
+        Args:
+            files: by the numbers that the entries have.
+            known: ids by file and row that need not be read.
+        """
         places = zip(self.first["file"].tolist(), self.first["row"].tolist(), strict=True)
         ids = {place: known.get(place) for place in places}
         unread = sorted(place for place, value in ids.items() if value is None)

@@ -150,8 +150,7 @@ class _Update:
             for entries in repeated(self._entries(run)):
                 found.add(entries)
                 state.add(entries)
-            known = self._known_ids()
-            ids = found.ids(self._files, known)
+            ids = found.ids(self._files, self._state.ids(self._number) if self._state else {})
             duplicates = found.compare(self._files, ids)
             state.add_ids(found.first, ids)
             accept(duplicates)
@@ -184,9 +183,6 @@ class _Update:
             # Of a new hash the runs tell every old entry, those that were repeated before too.
             yield from merged([_pieces(entries), before.up_to(done, without=wanted), *others])
         yield from before.up_to(None, without=np.empty(0, np.uint64))
-
-    def _known_ids(self) -> Mapping[Place, Any]:
-        return self._state.ids(self._number) if self._state else {}
 
     def _tidied(self) -> list[_Run]:
         """The runs to be named: the last ones merged, or all where half of it is stale."""

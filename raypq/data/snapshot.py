@@ -205,7 +205,7 @@ def _ids_of(receipts: Sequence[Receipt]) -> dict[str, Any]:
 
 
 def _written(snapshot: Snapshot) -> bytes:
-    document = json.loads(snapshot.model_dump_json())
+    document = snapshot.model_dump(mode="json")
     for receipt in document["shards"]:
         if receipt["ids"] is None or IDS in snapshot.summary:
             del receipt["ids"]

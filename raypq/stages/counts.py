@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from raypq import console
 from raypq.data import sidecars
@@ -18,10 +19,9 @@ from raypq.data.classes import ClassTable
 from raypq.data.output import Receipt
 from raypq.data.sidecars import Sidecar
 from raypq.data.snapshot import Snapshot
-from raypq.data.storage import Shard
 from raypq.errors import InputError
 from raypq.stages.crew import Gang
-from raypq.stages.store import ShardTask, StoreRun
+from raypq.stages.store import StoreRun, kept_task
 from raypq.stages.tally import Tally
 
 _KIND = "counts"
@@ -32,7 +32,6 @@ def write(
     store: str, table: ClassTable, receipts: Sequence[Receipt], total: Tally
 ) -> dict[str, list[Sidecar]]:
     """Writes the counts of these shards as a sidecar for the version that will hold them."""
-
     document = {
         "format": _FORMAT,
         "classes": table.digest,
@@ -85,20 +84,13 @@ def _read(store: str, latest: Snapshot, table: ClassTable) -> Tally | None:
 
 def _take_off(gang: Gang, gone: Sequence[Receipt], total: Tally, *, rows: int) -> bool:
     """Whether the counts of these shards could be taken off, which leaves so many rows."""
-    tasks = [ShardTask(shard=_shard(item), model=item.model, kept=item) for item in gone]
+    tasks = [replace(kept_task(item), kept=item) for item in gone]
     for outcome in gang.map(tasks):
         if outcome.failure:
             console.say(f"all shards are counted again: {outcome.failure}")
             return False
         total.subtract(outcome.result[1])
     return total.valid and total.exact and int(total.rows[0]) == rows
-
-
-def _shard(receipt: Receipt) -> Shard:
-    source = receipt.source
-    return Shard(
-        index=0, uri=source.uri, stem=receipt.shard, size=source.size, modified=source.modified
-    )
 
 
 def _rows(receipts: Iterable[Receipt]) -> int:

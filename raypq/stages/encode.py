@@ -123,11 +123,6 @@ class EncodeWorker:
             yield codes.record_batch(schema, ids=batch.ids, stored=stored, labels=batch.labels)
 
 
-def encoding_work(model: Model, job: EncodeJob) -> str:
-    """Names what encoding a shard under this job is."""
-    return encode_work(model.fingerprint, job)
-
-
 def encode(job: EncodeJob, crew: Crew) -> Snapshot:
     """Encodes a feature store under a model; returns the new version of the code store.
 
@@ -142,7 +137,7 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
     """
     record = RunRecord(job, crew)
     model = registry.load(job.model)
-    work = encoding_work(model, job)
+    work = encode_work(model.fingerprint, job)
     shards = FeatureStore.open(job.features, job.columns).shards
     tasks = [ShardTask(shard=shard, model=model.fingerprint, work=work) for shard in shards]
     run = StoreRun.plan(
@@ -199,7 +194,7 @@ def carry_out(
         InputError: no shard has the label column that was asked for by name.
         JobError: shards that could not be encoded; every good one is finished.
     """
-    work = encoding_work(model, job)
+    work = encode_work(model.fingerprint, job)
     check_label_column([task.shard for task in run.tasks if task.work == work], job.columns)
     rule = id_rule(run, job.columns)
     summary = {

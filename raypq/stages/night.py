@@ -14,8 +14,9 @@ from raypq.data.snapshot import Quarantined, Snapshot
 from raypq.data.storage import Shard, list_shards
 from raypq.errors import EmptySourceError, InputError
 from raypq.methods.base import Model
-from raypq.stages.encode import encoding_work
+from raypq.stages import quarantine
 from raypq.stages.store import ShardTask, StoreRun, known_stems, under_known_stems
+from raypq.stages.work import encode_work
 
 
 @dataclass(kw_only=True, eq=False)
@@ -84,7 +85,7 @@ def compare(job: ReindexJob, model: Model) -> Night:
         put_aside=[], removed=[receipt for receipt in before if receipt.shard not in seen],
     )  # fmt: skip
     _refuse_a_vanished_source(job, night)
-    work = encoding_work(model, encode_job(job))
+    work = encode_work(model.fingerprint, encode_job(job))
     there = {receipt.shard for receipt in still_there(job.codes, before)}
     stale = []
     for shard in shards:
@@ -167,9 +168,7 @@ def _refuse_a_vanished_source(job: ReindexJob, night: Night) -> None:
 
 def _place_new(night: Night, known: _Known, task: ShardTask, *, retry: bool) -> None:
     aside = known.aside.get(task.shard.stem)
-    source = Source.of(task.shard)
-    same = aside and aside.work == task.work and aside.source and aside.source.same_file(source)
-    if aside and same and not retry:
+    if aside and not retry and quarantine.is_unchanged(aside, Source.of(task.shard), task.work):
         night.put_aside.append(aside)  # it was bad, and nothing about it has changed
     else:
         night.new.append(task)

@@ -19,6 +19,11 @@ KEY = "quarantined_since"  # of a version's summary
 _NAMED = 20  # shards that are named one by one
 
 
+def is_unchanged(item: Quarantined, source: Source, work: str | None) -> bool:
+    """Whether a shard that was left out is as it was when it was tried, by the same work."""
+    return bool(item.source and item.work == work and item.source.same_file(source))
+
+
 def unchanged(latest: Snapshot | None, tried: Mapping[str, tuple[Source, str]]) -> set[str]:
     """Shards that the last version lacks and that are as they were when they were tried.
 
@@ -28,7 +33,7 @@ def unchanged(latest: Snapshot | None, tried: Mapping[str, tuple[Source, str]]) 
     found = set()
     for item in latest.quarantined if latest else ():
         source, work = tried.get(item.shard, (None, None))
-        if source and item.source and work == item.work and item.source.same_file(source):
+        if source and is_unchanged(item, source, work):
             found.add(item.shard)
     return found
 

@@ -244,7 +244,7 @@ def _read(shard: Shard, columns: Columns, test: bool) -> Rows:
         where = f"{shard.uri}, column '{columns.id}'"
         kind = ids.kind_of(names.type, where=where) if len(names) else None
     labels = arrays.strings(
-        _whole(table.column(columns.label)),
+        arrays.whole(table.column(columns.label)),
         where=f"{shard.uri}, column '{columns.label}'",
         nulls=True,
     )
@@ -255,10 +255,5 @@ def _read(shard: Shard, columns: Columns, test: bool) -> Rows:
             expected="a label",
             found=f"none ({labels.null_count} such row(s))",
         )
-    text = arrays.strings(_whole(names), where=where, nulls=False)
+    text = arrays.strings(arrays.whole(names), where=where, nulls=False)
     return Rows(shard=shard, ids=text, kind=kind, labels=labels, test=test)
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    found = column.combine_chunks()
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found

@@ -73,8 +73,8 @@ def not_among(latest: Snapshot, shards: Sequence[Shard]) -> list[Receipt]:
     return [item for item in latest.shards if canonical(item.source.uri) not in given]
 
 
-def _kept_task(receipt: Receipt) -> ShardTask:
-    """The task of a shard that stays as it is."""
+def kept_task(receipt: Receipt) -> ShardTask:
+    """The task of a shard as its receipt has it."""
     source = receipt.source
     shard = Shard(
         index=0, uri=source.uri, stem=receipt.shard, size=source.size, modified=source.modified
@@ -82,15 +82,10 @@ def _kept_task(receipt: Receipt) -> ShardTask:
     return ShardTask(shard=shard, model=receipt.model, work=receipt.work)
 
 
-def _check_there(store: str, latest: Snapshot | None, receipts: Sequence[Receipt]) -> None:
+def _gone(store: str, receipts: Sequence[Receipt]) -> list[Receipt]:
+    """The receipts whose files are not in the store in full; by one listing."""
     there = {receipt.path for receipt in still_there(store, receipts)}
-    for receipt in receipts:
-        if latest and receipt.path not in there:
-            raise InputError(
-                join(store, receipt.path),
-                expected=f"a file of version {latest.version}, to be kept (--append)",
-                found=f"none, or not all of it; encode {receipt.source.uri} again, too",
-            )
+    return [receipt for receipt in receipts if receipt.path not in there]
 
 
 def known_stems(latest: Snapshot | None, receipts: Iterable[Receipt] = ()) -> dict[str, str]:
@@ -176,8 +171,13 @@ class StoreRun:
             raise InputError(store, expected=f"a store of {kind}", found=f"one of {latest.kind}")
         known = list(latest.shards) if latest else []
         others = not_among(latest, [task.shard for task in tasks]) if latest and append else []
-        _check_there(store, latest, others)
-        tasks = [*tasks, *(_kept_task(receipt) for receipt in others)]
+        if latest and (gone := _gone(store, others)):
+            raise InputError(
+                join(store, gone[0].path),
+                expected=f"a file of version {latest.version}, to be kept (--append)",
+                found=f"none, or not all of it; encode {gone[0].source.uri} again, too",
+            )
+        tasks = [*tasks, *(kept_task(receipt) for receipt in others)]
         journals = {work: Journal(store, work) for work in sorted({task.work for task in tasks})}
         for journal in journals.values():
             known += journal.read()
@@ -286,12 +286,12 @@ class StoreRun:
     def _seen_again(self) -> StoreRun:
         """The run without what was taken away since it was planned, before gc knew of it."""
         held = [*self.kept.values(), *(task.kept for task in self.tasks if task.kept)]
-        there = {receipt.path for receipt in still_there(self.store, held)}
+        gone = {receipt.path for receipt in _gone(self.store, held)}
         return replace(
             self,
-            kept={stem: receipt for stem, receipt in self.kept.items() if receipt.path in there},
+            kept={stem: item for stem, item in self.kept.items() if item.path not in gone},
             tasks=[
-                task if task.kept is None or task.kept.path in there else replace(task, kept=None)
+                replace(task, kept=None) if task.kept and task.kept.path in gone else task
                 for task in self.tasks
             ],
         )
@@ -415,11 +415,9 @@ def verify_there(store: str, receipts: Sequence[Receipt]) -> None:
     Raises:
         ConflictError: naming a file that is gone.
     """
-    there = {receipt.path for receipt in still_there(store, receipts)}
-    gone = [receipt.path for receipt in receipts if receipt.path not in there]
-    if gone:
+    if gone := _gone(store, receipts):
         raise ConflictError(
             f"{store}: {len(gone)} of {len(receipts)} files that the version would name are gone "
-            f"or not whole, such as {gone[0]}; nothing was committed. Run it again: what is gone "
-            "is done anew. (A gc of an older raypq must not run beside it.)"
+            f"or not whole, such as {gone[0].path}; nothing was committed. Run it again: what is "
+            "gone is done anew. (A gc of an older raypq must not run beside it.)"
         )

@@ -18,9 +18,9 @@ from raypq.data import snapshot
 from raypq.data.output import Receipt, Source
 from raypq.data.storage import Shard, list_shards
 from raypq.stages.classify import Plan
-from raypq.stages.encode import encoding_work
 from raypq.stages.night import encode_job
 from raypq.stages.reindex import _classify_job
+from raypq.stages.work import encode_work
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "reindex.py"
 SHARDS = 10_000
@@ -73,7 +73,7 @@ def many(home: Any) -> dict[str, Any]:
     api.reindex(ReindexJob.parse(config))
     links(Path(home("many")), file, lambda n: f"part-{n:05d}.parquet")
     job = ReindexJob.parse(config | {"features": [home("many")]})
-    work = encoding_work(registry.load(job.model), encode_job(job))
+    work = encode_work(registry.load(job.model).fingerprint, encode_job(job))
     multiply(home("codes"), snapshot.read(home("codes")).shards[0], list_shards(job.features), work)
     plan = Plan.make(_classify_job(job, job.classify[0]))
     template = snapshot.read(home("predictions")).shards[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import struct
 import zlib
 
@@ -114,7 +113,6 @@ def test_an_undecodable_image_is_named(shard):
 
 def test_so_many_may_be_left_out(shard, caplog):
     some = COLUMNS.model_copy(update={"bad_images": 2})
-    logging.getLogger("raypq").propagate = True
     (batch,) = read(shard, some)
     assert batch.ids.to_pylist() == ["i0", "i1", "i3", "i4", "i6", "i7"]
     assert batch.labels.to_pylist() == ["c0", "c1", "c3", "c4", "c6", "c7"]
