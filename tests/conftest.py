@@ -35,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups for tests that run side by side: one Ray at a time, and a file's fixtures once."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)

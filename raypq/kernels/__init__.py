@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from raypq import machine
 from raypq.errors import ConfigError
 from raypq.kernels import native, reference
-from raypq.kernels.tables import Tables, build_tables, decode, merge_topk
+from raypq.kernels.tables import Tables, build_tables, check_scores, decode, merge_topk
 
 __all__ = [
     "Tables",
@@ -28,6 +28,7 @@ __all__ = [
     "active",
     "build_tables",
     "check_device",
+    "check_scores",
     "decode",
     "encode",
     "heed_threads",
@@ -61,12 +62,18 @@ def encode(
 def topk_per_code(
     B: NDArray[np.uint8], tables: Tables, k: int, *, device: str = "cpu"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The k best classes of each code: scores and classes [N, min(k, T)], ties to the lower."""
-    if _use_native(device):
-        return native.topk_per_code(B, tables, k, threads=threads())
-    from raypq.kernels import torch as fast
+    """The k best classes of each code: scores and classes [N, min(k, T)], ties to the lower.
 
-    return fast.topk_per_code(B, tables, k, device=device)
+    Raises:
+        InputError: scores beyond float32's range, here and in all that gives scores.
+    """
+    if _use_native(device):
+        score, index = native.topk_per_code(B, tables, k, threads=threads())
+    else:
+        from raypq.kernels import torch as fast
+
+        score, index = fast.topk_per_code(B, tables, k, device=device)
+    return check_scores(score), index
 
 
 def topk_per_query(
@@ -83,15 +90,16 @@ def topk_per_query(
         from raypq.kernels import torch as fast
 
         score, row = fast.topk_per_query(B, tables, k, device=device)
-    return score, row + row0
+    return check_scores(score), row + row0
 
 
 def scores(B: NDArray[np.uint8], tables: Tables) -> NDArray[np.float32]:
     """Every score [T, N] of codes B [N, M]: for what needs whole rankings."""
     if _use_native("cpu"):
-        return native.scores(B, tables, threads=threads())
-    all_of_them = reference.scores(decode(B, tables.C), tables.squared_norms(B), tables)
-    return np.ascontiguousarray(all_of_them.T)
+        return check_scores(native.scores(B, tables, threads=threads()))
+    with np.errstate(over="ignore"):  # is told below
+        all_of_them = reference.scores(decode(B, tables.C), tables.squared_norms(B), tables)
+    return check_scores(np.ascontiguousarray(all_of_them.T))
 
 
 def within(
@@ -108,10 +116,12 @@ def within(
     whose number is above the query's, for pairs among the codes themselves.
     """
     if _use_native(device):
-        return native.within(B, tables, least, after=after, threads=threads())
-    from raypq.kernels import torch as fast
+        query, row, score = native.within(B, tables, least, after=after, threads=threads())
+    else:
+        from raypq.kernels import torch as fast
 
-    return fast.within(B, tables, least, after=after, device=device)
+        query, row, score = fast.within(B, tables, least, after=after, device=device)
+    return query, row, check_scores(score)
 
 
 def topk_per_vector(
@@ -121,7 +131,8 @@ def topk_per_vector(
     check_device(device)
     from raypq.kernels import torch as fast
 
-    return fast.topk_per_vector(U, tables, k, device=device)
+    score, index = fast.topk_per_vector(U, tables, k, device=device)
+    return check_scores(score), index
 
 
 def accumulate(

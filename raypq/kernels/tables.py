@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq.config import Metric
+from raypq.errors import InputError
 
 LANES = 8
 _ROWS = 1024  # whose norms are summed together
@@ -131,6 +132,23 @@ def check_codebooks(C: NDArray[np.floating]) -> None:
     """
     if C.ndim != 3 or 0 in C.shape or C.shape[1] > 256:
         raise ValueError(f"C must be [M, K, d], K at most 256 and none of them 0, found {C.shape}")
+
+
+def check_scores(score: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores as they are, if all of them are numbers: what overflows would tie with the rest of it.
+
+    Raises:
+        InputError: some are beyond float32's range.
+    """
+    if not np.isfinite(score).all():
+        beyond = score.size - int(np.isfinite(score).sum())
+        raise InputError(
+            "scores",
+            expected="values that float32 can hold, up to 3.4e38",
+            found=f"{beyond} of {score.size} beyond it; scale the features (and the prototypes or "
+            "queries) down, or train with normalise=unit or zscore, or compare by cosine",
+        )
+    return score
 
 
 def decode(B: NDArray[np.uint8], C: NDArray[np.float32]) -> NDArray[np.float32]:

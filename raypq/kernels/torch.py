@@ -150,7 +150,7 @@ def within(
             i, j = query[part], row[part]
             dot = _lanes(W[i], q[j])
             pair = (dot * scale[0, j] + offset[0, j]) + terms.bias[i, 0]
-            value[part] = pair.cpu().numpy().astype(np.float32)
+            value[part] = _float32(pair)
         at, where = query.cpu().numpy(), row.cpu().numpy() + rows.start
         keep = (value >= np.float32(least)) & (~np.bool_(after) | (where > at))
         found.append((at[keep], where[keep], value[keep]))
@@ -286,9 +286,14 @@ def _lanes(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def _first_k(
     value: torch.Tensor, found: torch.Tensor, k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    score, index = value.cpu().numpy().astype(np.float32), found.cpu().numpy()
+    score, index = _float32(value), found.cpu().numpy()
     order = np.lexsort((index, -score), axis=1)[:, :k]
     return np.take_along_axis(score, order, 1), np.take_along_axis(index, order, 1)
+
+
+def _float32(score: torch.Tensor) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # beyond float32's range is infinite, as everywhere
+        return score.cpu().numpy().astype(np.float32)
 
 
 def _blocks(n: int, row_bytes: int) -> Iterator[slice]:

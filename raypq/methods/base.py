@@ -175,7 +175,7 @@ def check_embeddings(A: NDArray[np.float32]) -> None:
     Raises:
         InputError: they are all the same.
     """
-    if len(A) > 1 and np.ptp(A, axis=0).max() <= 1e-6 * np.abs(A).max():
+    if len(A) > 1 and np.ptp(A.astype(np.float64), axis=0).max() <= 1e-6 * np.abs(A).max():
         raise InputError(
             "class embeddings", expected="classes that differ", found="all of them alike"
         )

@@ -20,8 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional as F
 
 from raypq import kernels
 from raypq.config import Metric, Positive
@@ -37,6 +35,7 @@ from raypq.methods.gradient import (
     Schedule,
     tensor_of,
 )
+from raypq.methods.layers import unit
 from raypq.methods.softmax import Fit, fit_on_axes, fit_softmax
 from raypq.methods.subspace import code_width, codebook_method, mixtures
 
@@ -234,5 +233,4 @@ def attributes(E: NDArray[np.float32], settings: ClusterableSettings) -> NDArray
     """Class embeddings [T, da] as the generator takes them."""
     if settings.attributes == "none":
         return E
-    unit: Tensor = F.normalize(tensor_of(E), dim=1)
-    return unit.numpy()
+    return unit(tensor_of(E)).numpy()

@@ -18,7 +18,6 @@ import numpy as np
 from pydantic import Field
 
 from raypq.config import Metric
-from raypq.errors import ConfigError
 from raypq.methods.base import Array, MethodSettings, State
 from raypq.methods.linear import LinearModel
 from raypq.methods.moments import (
@@ -70,14 +69,16 @@ class ESZSL(MomentsPQ):
         """W [dx, da].
 
         Raises:
-            ConfigError: XXᵀ or AAᵀ is singular and its ridge is zero.
+            ConfigError: XXᵀ or AAᵀ is singular and its ridge is too small.
         """
         settings = self.settings
         # Targets are 1 for an image's own class and ``negative`` for the others.
         everything = data.S.sum(axis=1, keepdims=True)
         targets = (1 - settings.negative) * data.S + settings.negative * everything
-        try:
-            inner = solve_ridge(data.A @ data.A.T, settings.lam, data.A @ targets.T)
-            return solve_ridge(data.G, settings.gamma, inner.T)
-        except np.linalg.LinAlgError:
-            raise ConfigError("gamma, lam: XXᵀ or AAᵀ is singular; set both above 0") from None
+        inner = solve_ridge(
+            data.A @ data.A.T, settings.lam, data.A @ targets.T, setting="lam", of="AAᵀ"
+        )
+        images = float(data.n.sum())
+        return solve_ridge(
+            data.G, settings.gamma, inner.T, setting="gamma", of="XXᵀ", images=images
+        )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raypq.errors import DivergenceError
+from raypq.errors import ConfigError, DivergenceError
 from raypq.methods.gradient import Batch, Network
 from raypq.methods.subspace import Axes
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from raypq.methods.clusterable import ClusterableSettings
 
 GAUSSIAN, CVAE = "gaussian", "cvae"  # the phases
+_BLURRED = 0.01  # of their length: how much rows may lose in float16
 _COLLAPSED = 0.01  # nats of z an image, below which z tells nothing of it
 
 
@@ -135,8 +136,19 @@ class ClusterableNetwork(Network):
         return self.generate(z.to(a.device), a.repeat_interleave(n, dim=0))
 
     def remember(self, x: Tensor, y: NDArray[np.int32]) -> None:
-        """Keeps embedded rows of each class; again from the first where a class has few."""
+        """Keeps embedded rows of each class; again from the first where a class has few.
+
+        Raises:
+            ConfigError: rows of a magnitude that float16 cannot hold.
+        """
         u = self.embed(x)
+        kept = u.half().float()  # as memory holds them
+        if not torch.isfinite(kept).all() or (kept - u).norm() > _BLURRED * u.norm():
+            raise ConfigError(
+                "normalise: rows are kept in float16, which cannot hold these: their values go up "
+                f"to {float(u.abs().max()):.3g} as they are embedded; scale the features to about "
+                "1, or set normalise to unit or zscore"
+            )
         for label in range(len(self.A)):
             rows = np.flatnonzero(y == label)
             if len(rows):

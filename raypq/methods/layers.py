@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _TINY = 1e-6
+_FAINT, _FAR = 1e-12, 1e15  # between them squares are sure to fit float32
 
 
 class Trunk(nn.Module):
@@ -45,7 +46,20 @@ class Parts(nn.Module):
 
 def intra_normalise(x: Tensor) -> Tensor:
     """Each part [..., d] at unit length (Arandjelović and Zisserman, "All about VLAD")."""
-    return F.normalize(x, dim=-1, eps=_TINY)
+    return F.normalize(_squarable(x, least=0.0), dim=-1, eps=_TINY)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows [..., d] at unit length, whatever their magnitude; a zero row stays zero."""
+    return F.normalize(_squarable(x, least=_FAINT), dim=-1)
+
+
+def _squarable(x: Tensor, least: float) -> Tensor:
+    """Rows [..., d] as they are; those whose squares would overflow, or vanish where the largest
+    value is below ``least``, in parts of their largest value."""
+    largest = x.detach().abs().amax(dim=-1, keepdim=True)
+    far = (largest > _FAR) | ((largest < least) & (largest > 0))
+    return x / largest.where(far, 1.0)
 
 
 def one_hot_of(p: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from raypq import kernels
 from raypq.config import Metric, Positive, Precision, UserSettings
 from raypq.data.class_layer import ClassLayer
 from raypq.data.models import ModelFiles
-from raypq.errors import ModelError
+from raypq.errors import InputError, ModelError
 
 Array = NDArray[Any]
 Normalise = Literal["none", "unit", "zscore", "zscore-unit"]
@@ -193,6 +193,7 @@ class Model(ABC):
         Codes and fingerprint stay as they are.
         """
         V, bias = self.prototypes(E)
+        self._check_magnitudes(V, bias, self.class_metric)
         layer = ClassLayer(ids=tuple(ids), E=np.ascontiguousarray(E), V=V, bias=bias)
         return self._with_layer(layer)
 
@@ -260,5 +261,37 @@ class Model(ABC):
         bias: NDArray[np.floating] | None = None,
         metric: Metric | None = None,
     ) -> kernels.Tables:
-        """Prototypes V [T, D] with bias [T] (None: zero) made ready to scan this model's codes."""
-        return kernels.build_tables(self.C, V, bias, metric or self.metric)
+        """Prototypes V [T, D] with bias [T] (None: zero) made ready to scan this model's codes.
+
+        Raises:
+            InputError: values of a magnitude that scores in float32 cannot tell.
+        """
+        metric = metric or self.metric
+        self._check_magnitudes(V, bias, metric)
+        return kernels.build_tables(self.C, V, bias, metric)
+
+    def _check_magnitudes(
+        self, V: NDArray[np.float32], bias: NDArray[np.floating] | None, metric: Metric
+    ) -> None:
+        most = float(np.finfo(np.float32).max) / (2 if metric == "l2" else 1)
+        largest = max(float(V.max(initial=0.0)), -float(V.min(initial=0.0)))
+        if not largest <= most:  # not a number neither
+            raise InputError(
+                "prototypes or queries, as they are embedded",
+                expected=f"values up to {most:.2g} in magnitude for {metric}",
+                found=f"{largest:.3g}; scale the class embeddings or queries down, or train with "
+                "normalise=unit or zscore",
+            )
+        if metric == "cosine":
+            return
+        words = max(float(self.C.max()), -float(self.C.min()))
+        parts = words * largest if metric == "dot" else words**2 + largest**2
+        parts = self.D * parts + (float(np.abs(bias).max(initial=0.0)) if bias is not None else 0.0)
+        if 0 < parts < float(np.finfo(np.float32).tiny):
+            raise InputError(
+                "prototypes or queries, as they are embedded",
+                expected=f"values whose scores float32 can tell apart by {metric}",
+                found=f"none above {largest:.3g}, with codewords up to {words:.3g}: no score is "
+                f"more than {parts:.3g}; scale the features up, or train with normalise=unit or "
+                "zscore",
+            )

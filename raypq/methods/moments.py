@@ -28,10 +28,11 @@ from raypq.methods.base import (
 )
 from raypq.methods.linear import normalise
 from raypq.methods.opq import allocate, fix_signs, gram
-from raypq.methods.pq import PQ, PQSettings, scale
+from raypq.methods.pq import PQ, PRODUCT_ROWS, PQSettings, scale
 
 Matrix = NDArray[Any]  # float64; NumPy types its linear algebra only loosely
 _FLOOR = 1e-10  # of the largest divisor
+_GRAM_NOISE = 4e-9  # of the trace: what float32 products leave where there should be nothing
 
 
 class MomentsSettings(PQSettings):
@@ -160,17 +161,36 @@ def solve_sylvester(
     return left @ np.where(divisor > floor, wanted / np.maximum(divisor, floor), 0.0) @ right.T
 
 
-def solve_ridge(A: Matrix, ridge: float, B: Matrix) -> Matrix:
+def solve_ridge(
+    A: Matrix, ridge: float, B: Matrix, *, setting: str, of: str, images: float | None = None
+) -> Matrix:
     """(A + ridge·I)⁻¹ B for a symmetric A [n, n] without negative eigenvalues and B [n, b].
 
+    Args:
+        setting: what the ridge is called. of: what A is called.
+        images: rows whose products were summed for A in float32 blocks (``gram``); None: float64.
+
     Raises:
-        LinAlgError: the matrix is singular up to rounding, so that any answer would be noise.
+        ConfigError: the matrix is singular up to rounding, so that any answer would be noise.
     """
     left = A + ridge * np.eye(len(A))
-    noise = len(A) * np.finfo(np.float64).eps * float(np.trace(left))
-    if ridge <= noise and np.linalg.eigvalsh(left)[0] <= noise:
-        raise np.linalg.LinAlgError("singular")
-    return np.linalg.solve(left, B)
+    rounding = len(A) * np.finfo(np.float64).eps
+    if images is not None:
+        # Measured: where A has no rank left its eigenvalues are up to 2e-9 of the trace for one
+        # block; the errors of blocks cancel as they add up. Features of real images with three
+        # rows a dimension have 1e-8.
+        rounding = max(rounding, _GRAM_NOISE / max(1.0, images / PRODUCT_ROWS) ** 0.5)
+    noise = rounding * float(np.trace(left))
+    try:
+        if ridge <= noise and np.linalg.eigvalsh(left)[0] <= noise:
+            raise np.linalg.LinAlgError
+        return np.linalg.solve(left, B)
+    except np.linalg.LinAlgError:
+        raise ConfigError(
+            f"{setting}: {of} is singular up to rounding with {setting} = {ridge:g}, as where "
+            "there are fewer rows than dimensions or dimensions repeat each other; set a larger "
+            f"{setting}"
+        ) from None
 
 
 def balanced_axes(covariance: Matrix, M: int, rank: int | None = None) -> Matrix:

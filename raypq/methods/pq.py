@@ -30,7 +30,7 @@ from raypq.methods.base import (
 )
 from raypq.methods.linear import LinearModel, check_range, normalise, product
 
-_PRODUCT_ROWS = 1024  # rows whose product is formed in float32 before float64 takes over
+PRODUCT_ROWS = 1024  # rows whose product is formed in float32 before float64 takes over
 _SMALLEST = 1e-16  # of the largest value of a sample, so that squares of differences stay normal
 
 # Of the arrays of a finished training, those that the model keeps.
@@ -224,8 +224,8 @@ def scale(n: Array, x: Array, xx: Array) -> dict[str, Array]:
 def outer(A: NDArray[np.float32], X: NDArray[np.float32]) -> NDArray[np.float64]:
     """Aᵀ X [a, x] over the rows, products in float32 blocks, their sum in float64."""
     total = np.zeros((A.shape[1], X.shape[1]))
-    for start in range(0, len(X), _PRODUCT_ROWS):
-        rows = slice(start, start + _PRODUCT_ROWS)
+    for start in range(0, len(X), PRODUCT_ROWS):
+        rows = slice(start, start + PRODUCT_ROWS)
         with np.errstate(over="ignore", invalid="ignore"):
             part = A[rows].T @ X[rows]
         if not np.isfinite(part).all():  # the sum left float32's range

@@ -83,7 +83,7 @@ class Embedding:
         zeros = np.zeros((L, data.G.shape[0]))
         start = cls(P=zeros, Q=np.zeros((L, len(data.A))), Z=Z, F=zeros, H=Z)
         Q = start.solve_q(data, settings)
-        return replace(start, Q=Q, P=solve_p(Z @ data.S.T, data.G, settings.ridge))
+        return replace(start, Q=Q, P=solve_p(Z @ data.S.T, data, settings.ridge))
 
     def balanced(self, data: Moments, M: int) -> Self:
         """The same embedding turned so that its parts are easy to quantize, and padded to D.
@@ -145,7 +145,7 @@ class Embedding:
         now = replace(now, Z=now.solve_z(data))
         now = replace(now, Q=now.solve_q(data, settings))
         target = (qx + settings.alpha * now.zs_x(data)) / (1 + settings.alpha)
-        return replace(now, P=solve_p(target, data.G, settings.ridge))
+        return replace(now, P=solve_p(target, data, settings.ridge))
 
     def losses(self, data: Moments, settings: PQZSLSettings) -> dict[str, float]:
         """What the updates lower beside the quantization, weighted: the terms of eq. 15, the
@@ -170,16 +170,14 @@ class Embedding:
         }
 
 
-def solve_p(target: Matrix, G: Matrix, ridge: float) -> Matrix:
+def solve_p(target: Matrix, data: Moments, ridge: float) -> Matrix:
     """Eq. 16: target (G + ridge·I)⁻¹.
 
     Raises:
-        ConfigError: G is singular and there is no ridge.
+        ConfigError: G is singular and the ridge is too small.
     """
-    try:
-        return solve_ridge(G, ridge, target.T).T
-    except np.linalg.LinAlgError:
-        raise ConfigError("ridge: XXᵀ is singular without a ridge; set ridge > 0") from None
+    images = float(data.n.sum())
+    return solve_ridge(data.G, ridge, target.T, setting="ridge", of="XXᵀ", images=images).T
 
 
 class PQZSLModel(PQModel):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raypq.config import Metric, Positive
-from raypq.errors import ConfigError
+from raypq.errors import ConfigError, InputError
 from raypq.methods.base import Corpus, Normalise, check_embeddings
 from raypq.methods.gradient import (
     Batch,
@@ -38,7 +38,10 @@ from raypq.methods.gradient import (
     Schedule,
     tensor_of,
 )
+from raypq.methods.layers import unit
 from raypq.methods.subspace import Axes, code_width, codebook_method, mixtures
+
+_LEAST_SPREAD = 1e-32  # of which a part may be 1e-6, whose inverse float32 still holds
 
 Attributes = Literal["centre", "zscore"]
 
@@ -92,14 +95,20 @@ class PSRNetwork(Network):
         mean = raw.mean(dim=0)
         spread = raw.std(dim=0, unbiased=False)
         whole = (raw - mean).square().mean().sqrt()
+        if not float(whole) > _LEAST_SPREAD:
+            raise InputError(
+                "class embeddings",
+                expected=f"values that differ by {_LEAST_SPREAD:g} and more, to scale in float32",
+                found=f"a standard deviation of {float(whole):.3g}; scale the embeddings up",
+            )
         flat = spread <= 1e-6 * whole
         scale = spread.where(~flat, 1.0) if self.settings.attributes == "zscore" else whole
         self.class_mean.copy_(mean)
         self.class_scale.copy_(1 / scale)
         with torch.no_grad():
             self.register_buffer("A", self.normalised(tensor_of(A)))
-            unit = F.normalize(self.A)
-            self.register_buffer("delta", unit @ unit.T)
+            a = unit(self.A)
+            self.register_buffer("delta", a @ a.T)
 
     def normalised(self, e: Tensor) -> Tensor:
         """Class embeddings [T, da] as the encoder takes them."""
@@ -114,7 +123,7 @@ class PSRNetwork(Network):
         if settings.baseline == "B1":
             terms["regression"] = (f[place] - batch.x).square().sum(dim=1).mean()
         else:
-            terms |= self._relations(F.normalize(f), classes, place, F.normalize(batch.x))
+            terms |= self._relations(unit(f), classes, place, unit(batch.x))
         lam2 = 0.0 if settings.baseline == "B3" else settings.lam2
         if lam2:
             wrong = (self.decoder(f) - self.A[classes]).square().sum(dim=1)
@@ -140,11 +149,11 @@ class PSRNetwork(Network):
     def fit_axes(self, x: Tensor) -> None:
         """Chooses the axes from the classes, mixtures of them, and a sample of rows [n, dx]."""
         with torch.no_grad():
-            V = F.normalize(self.encoder(torch.cat([self.A, mixtures(self.A)])))
-            self.axes.fit(V, F.normalize(x), self.settings.M)
+            V = unit(self.encoder(torch.cat([self.A, mixtures(self.A)])))
+            self.axes.fit(V, unit(x), self.settings.M)
 
     def embed(self, x: Tensor) -> Tensor:
-        return self.axes(F.normalize(x))
+        return self.axes(unit(x))
 
     def codes(self, x: Tensor) -> Tensor | None:
         return None
@@ -153,7 +162,7 @@ class PSRNetwork(Network):
         return None
 
     def project(self, e: Tensor) -> Tensor | None:
-        return self.axes.prototypes(F.normalize(self.encoder(self.normalised(e))))
+        return self.axes.prototypes(unit(self.encoder(self.normalised(e))))
 
 
 def _perceptron(a: int, hidden: Sequence[int], b: int) -> nn.Sequential:

@@ -26,7 +26,10 @@ def fit_softmax(
     x: Tensor, y: Tensor, weight: Tensor, T: int, how: Fit, random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """V [T, a] and bias [T] of a classifier for rows x [n, a], y [n], each of its weight [n]."""
-    unit = x.square().mean().sqrt().clamp_min(1e-12)
+    unit = x.square().mean().sqrt()
+    if not 1e-12 < float(unit) < 1e15:  # squares may have left float32's range
+        unit = x.double().square().mean().sqrt().float()
+        unit = unit if float(unit) else torch.ones(())
     x = x / unit
     V = torch.zeros(T, x.shape[1], requires_grad=True)
     bias = torch.zeros(T, requires_grad=True)

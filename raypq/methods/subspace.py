@@ -21,6 +21,7 @@ from raypq.methods.pq import PQ, PQSettings
 _MIXTURES = 1024
 _NOISE = 0.5  # of the spread of each attribute, beside the mixture
 _FLOOR = 0.01  # of the mean eigenvalue: how little an axis may count
+_NOTHING = 1e-150  # an eigenvalue where all prototypes are zero: no division by that
 
 
 class Axes(nn.Module):
@@ -61,7 +62,7 @@ def weighed(V: Tensor, D: int) -> tuple[Tensor, Tensor]:
     R = (V.double().T @ V.double()) / len(V)
     weight, axes = torch.linalg.eigh(R)
     weight, axes = weight.flip(0)[:D], axes.flip(1)[:, :D].T  # axes: [D, dx]
-    root = (weight + _FLOOR * weight.mean()).clamp_min(1e-12).sqrt()[:, None]
+    root = (weight + _FLOOR * weight.mean()).clamp_min(_NOTHING).sqrt()[:, None]
     return root * axes, axes / root
 
 

@@ -30,7 +30,6 @@ _CODED = 2048  # rows whose codes are counted
 _OPTIMISM = 3.0
 _COUNTABLE = 4  # rows for each codeword, below which entropy says nothing
 _FEW = 64  # rows, below which a shard's means are too noisy to judge
-_TINY = 1e-30
 
 
 class Gauge:
@@ -196,4 +195,4 @@ def _allowed(matters: float, level: Level, rows: int, limits: DriftLimits) -> fl
 
 
 def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / max(whole, _TINY):.0f}%"
+    return f"{100 * part / whole:.0f}%" if whole else "no part"

@@ -123,8 +123,15 @@ def _transforms(faiss: Any, model: Model) -> list[Any]:
     chain = []
     how, tensors = model.settings.normalise, model.tensors
     if how.startswith("zscore"):
-        inverse = tensors["inverse_std"]
-        chain.append(_linear(faiss, np.diag(inverse), -tensors["mean"] * inverse))
+        inverse = tensors["inverse_std"].astype(np.float64)
+        bias = -tensors["mean"] * inverse
+        if not np.abs(bias).max() < np.finfo(np.float32).max:
+            raise ModelError(
+                f"{model.method} model",
+                expected="mean/std that float32 can hold, as FAISS has it",
+                found=f"{np.abs(bias).max():.3g}; scale the features, or train with normalise=unit",
+            )
+        chain.append(_linear(faiss, np.diag(inverse), bias))
     if how.endswith("unit"):
         chain.append(faiss.NormalizationTransform(model.dx, 2.0))
     if "P" in tensors:
@@ -132,7 +139,7 @@ def _transforms(faiss: Any, model: Model) -> list[Any]:
     return chain
 
 
-def _linear(faiss: Any, A: NDArray[np.float32], b: NDArray[np.float32] | None) -> Any:
+def _linear(faiss: Any, A: NDArray[np.floating], b: NDArray[np.floating] | None) -> Any:
     """x → A x + b for A [out, in]."""
     transform = faiss.LinearTransform(A.shape[1], A.shape[0], b is not None)
     faiss.copy_array_to_vector(np.ascontiguousarray(A, np.float32).ravel(), transform.A)
@@ -277,6 +284,13 @@ def _scaling(
     if not inverse.all():
         raise _no_model(uri, transforms)
     mean = -b / inverse
+    for name, values in (("mean", mean), ("1/std", inverse)):
+        if not np.abs(values).max() < np.finfo(np.float32).max:
+            raise ModelError(
+                uri,
+                expected=f"a scaling whose {name} float32 can hold",
+                found=f"{np.abs(values).max():.3g}",
+            )
     return {"mean": mean.astype(np.float32), "inverse_std": inverse.astype(np.float32)}
 
 

@@ -18,6 +18,7 @@ from raypq.data.unknown_names import UnknownNames, examples
 from raypq.errors import ConfigError, InputError
 from raypq.methods import registry
 from raypq.methods.base import Model
+from raypq.methods.layers import unit
 
 _STEPS, _RATE = 100, 0.1  # of the classifiers of episodes, by Adam
 _TOGETHER = 50  # episodes at a time
@@ -100,7 +101,7 @@ def fewshot(job: FewShotJob) -> dict[str, Any]:
     """
     kernels.set_threads(kernels.threads())
     rows = Labelled.read(job)
-    X = F.normalize(torch.from_numpy(rows.X))
+    X = unit(torch.from_numpy(rows.X))
     found: dict[str, Any] = {"space": job.space, "ways": job.ways, "episodes": job.episodes}
     for shots in job.shots:
         places = [np.flatnonzero(rows.y == label) for label in range(len(rows.names))]
@@ -191,7 +192,9 @@ def clusterability(job: ClusterabilityJob) -> dict[str, Any]:
 
 def kmeans(X: NDArray[np.float32], k: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """The cluster of each row of X [n, a]: k-means++, then Lloyd's algorithm to its end."""
-    x = torch.from_numpy(X)
+    # At unit scale by a power of two, which changes no distance but in its range.
+    exponent = np.frexp(np.abs(X).max(initial=0.0))[1]
+    x = torch.from_numpy(np.ldexp(X.astype(np.float64), -exponent).astype(np.float32))
     centres = x[int(rng.integers(len(X)))][None]
     nearest = torch.full((len(X),), torch.inf)
     for _ in range(1, k):

@@ -171,8 +171,9 @@ def _score(
             u, w = U[at[part]].astype(np.float64), tables.W[query[pairs[part]]]
             dot = np.einsum("nd,nd->n", u, w.astype(np.float64))
             value = (dot * scale[at[part]] + offset[at[part]]) + tables.bias[query[pairs[part]]]
-            out[pairs[part]] = value.astype(np.float32)
-    return out
+            with np.errstate(over="ignore"):  # is told below
+                out[pairs[part]] = value.astype(np.float32)
+    return kernels.check_scores(out)
 
 
 def _same_ids(shard: Shard, found: pa.Array, wanted: pa.Array, rows: NDArray[np.int64]) -> None:

@@ -174,7 +174,9 @@ def _nearest(model: Model, tables: kernels.Tables, batch: FeatureBatch, k: int) 
     for start in range(0, len(tables.W), step):
         part = slice(start, start + step)
         dot = tables.W[part].astype(np.float64) @ U64.T
-        score = (dot * scale + offset + tables.bias[part, None]).astype(np.float32)
+        with np.errstate(over="ignore"):  # is told at once
+            score = (dot * scale + offset + tables.bias[part, None]).astype(np.float32)
+        kernels.check_scores(score)
         keys = np.sort(np.partition(sort_keys(score, place), k - 1, axis=1)[:, :k], axis=1)
         rows.append((keys & _ROW).astype(np.int64))
         scores.append(np.take_along_axis(score, rows[-1], axis=1))

@@ -34,12 +34,16 @@ def retrieval_score(network: Network, x: Tensor, y: NDArray[np.integer], metric:
             q.append(torch.stack([C[m, B[:, m]] for m in range(len(C))], dim=1).flatten(1))
     asked, stored = torch.cat(U), torch.cat(q)
 
-    def score(part: slice) -> NDArray[np.floating]:
-        found = asked[part] @ stored.T
+    def compared(u: Tensor, q: Tensor) -> Tensor:
+        found = u @ q.T
         if metric == "l2":
-            found = found - 0.5 * stored.square().sum(dim=1)
-        elif metric == "cosine":
-            found = found / stored.norm(dim=1).clamp(min=1e-12)
+            return found - 0.5 * q.square().sum(dim=1)
+        return found / q.norm(dim=1).clamp(min=1e-12) if metric == "cosine" else found
+
+    def score(part: slice) -> NDArray[np.floating]:
+        found = compared(asked[part], stored)
+        if not torch.isfinite(found).all():
+            found = compared(asked[part].double(), stored.double())
         return found.cpu().numpy()
 
     return mean_average_precision(score, y[:queries], y[queries:])

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from raypq.errors import ConfigError, InputError
+from raypq import kernels
+from raypq.errors import ConfigError, InputError, ModelError
 from raypq.methods import registry
 from raypq.methods.base import Corpus, Model
+from raypq.methods.layers import intra_normalise, unit
 from raypq.methods.linear import normalise
 from raypq.methods.pq import outer, scale
+from raypq.methods.softmax import Fit, fit_softmax
+from raypq.stages import faiss_exchange, probe
 from raypq.stages.drift import Gauge
 from raypq.stages.rehearse import fit_rows
 
@@ -142,3 +147,119 @@ def test_a_singular_solve_names_the_setting(name, settings):
     method = registry.create(name, {"M": 4, "K": 16, "iterations": 2, **settings})
     with pytest.raises(ConfigError, match="singular"):
         fit_rows(method, corpus, X, y)
+
+
+@pytest.mark.parametrize("n", [24, 90, 99, 100])
+@pytest.mark.parametrize("name", ["pqzsl", "eszsl"])
+def test_a_solve_of_no_full_rank_is_refused_up_to_the_last_row(name, n):
+    """n rows of 100 dimensions, the last of which is the sum of two others."""
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((n, 100)).astype(np.float32)
+    X[:, 99] = X[:, 0] + X[:, 1]
+    A = rng.standard_normal((8, 12)).astype(np.float32)
+    corpus = Corpus(N=n, dx=100, A=A, names=tuple("abcdefgh"))
+    y = (np.arange(n) % 8).astype(np.int32)
+    setting = {"pqzsl": "ridge", "eszsl": "gamma"}[name]
+    method = registry.create(name, {"M": 4, "K": 8, "iterations": 2, setting: 0.0})
+    with pytest.raises(ConfigError, match=f"^{setting}: XXᵀ is singular .* set a larger {setting}"):
+        fit_rows(method, corpus, X, y)
+
+
+def test_a_solve_of_full_rank_needs_no_ridge():
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((600, 20)).astype(np.float32)
+    A = rng.standard_normal((8, 6)).astype(np.float32)
+    corpus = Corpus(N=600, dx=20, A=A, names=tuple("abcdefgh"))
+    method = registry.create("pqzsl", {"M": 4, "K": 8, "iterations": 2, "ridge": 0.0})
+    model = fit_rows(method, corpus, X, (np.arange(600) % 8).astype(np.int32))
+    assert len(np.unique(model.encode(X), axis=0)) > 100
+
+
+def far_tables(
+    metric: str, of_codes: float, of_prototypes: float
+) -> tuple[np.ndarray, kernels.Tables]:
+    rng = np.random.default_rng(0)
+    C = (rng.standard_normal((4, 16, 3)) * of_codes).astype(np.float32)
+    V = (rng.standard_normal((20, 12)) * of_prototypes).astype(np.float32)
+    B = rng.integers(0, 16, (50, 4), dtype=np.uint8)
+    return B, kernels.build_tables(C, V, None, metric)
+
+
+@pytest.mark.parametrize("path", ["native", "torch"])
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+@pytest.mark.parametrize(("of_codes", "of_prototypes"), [(1e20, 1e20), (1e3, 1e37), (1e20, 1.0)])
+def test_scores_beyond_float32_are_refused(metric, of_codes, of_prototypes, path, monkeypatch):
+    """What overflows is equal to all that overflows: any order of it would be made up."""
+    if path == "torch":
+        monkeypatch.setattr(kernels, "_use_native", lambda device: False)
+    B, tables = far_tables(metric, of_codes, of_prototypes)
+    if metric == "dot" and of_prototypes == 1.0:
+        found, _ = kernels.topk_per_code(B, tables, 5)
+        assert np.isfinite(found).all()
+        return
+    for search in (
+        lambda: kernels.topk_per_code(B, tables, 5),
+        lambda: kernels.topk_per_query(B, tables, 5),
+        lambda: kernels.scores(B, tables),
+    ):
+        with pytest.raises(InputError, match="beyond it; scale the features"):
+            search()
+
+
+@pytest.mark.parametrize("how", ["none", "unit"])
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_prototypes_that_no_score_can_tell_apart_are_refused(metric, how):
+    model = fitted(rows(1.0), "unit" if metric == "dot" else how, metric)
+    V = model.embed(rows(1.0)[:5])
+    with pytest.raises(InputError, match="as they are embedded"):
+        model.tables(np.full_like(V, np.inf))
+    if metric == "dot":
+        with pytest.raises(InputError, match="float32 can tell apart"):
+            model.tables((V * np.float32(1e-42)).astype(np.float32))
+
+
+@pytest.mark.parametrize("size", [1e37, 1e20, 1.0, 1e-20, 1e-36])
+def test_layers_of_unit_length(size):
+    x = torch.from_numpy(rows(size))
+    exact = x.double() / x.double().norm(dim=1, keepdim=True)
+    assert torch.allclose(unit(x), exact.float(), atol=3e-7)
+    assert not unit(torch.zeros(2, 3)).any()
+    if size >= 1:
+        assert torch.allclose(intra_normalise(x), exact.float(), atol=3e-7)
+
+
+@pytest.mark.parametrize("size", [1e30, 1e20, 1e-20, 1e-30])
+def test_a_classifier_and_clusters_at_every_magnitude(size):
+    X, plain = rows(size), rows(1.0)
+    y = torch.from_numpy((plain[:, 0] > 0).astype(np.int64))
+    how = Fit(epochs=5, rate=0.1, decay=0.0)
+    weight = torch.ones(N)
+
+    def classified(x: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(x)
+        V, bias = fit_softmax(x, y, weight, 2, how, torch.Generator().manual_seed(0))
+        return (x.double() @ V.double().T + bias).argmax(dim=1).numpy()
+
+    assert np.mean(classified(X) == classified(plain)) > 0.99
+    left = probe.kmeans(X, 5, np.random.default_rng(0))
+    right = probe.kmeans(plain, 5, np.random.default_rng(0))
+    assert np.array_equal(left, right)
+
+
+def test_embeddings_too_faint_for_psr_are_named(fit):
+    rng = np.random.default_rng(0)
+    A = (rng.standard_normal((4, 6)) * 1e-36).astype(np.float32)
+    y = np.arange(N) % 4
+    settings = {"M": 2, "K": 8, "hidden": [8], "epochs": 1}
+    with pytest.raises(InputError, match="class embeddings: expected values that differ"):
+        fit(registry.create("psr", settings), rows(1.0), y=y, A=A)
+
+
+def test_a_scaling_that_faiss_cannot_hold_is_refused():
+    faiss = pytest.importorskip("faiss")
+
+    model = fitted(rows(1.0), "zscore")
+    model.tensors["mean"] = np.full(DX, 1e30, np.float32)
+    model.tensors["inverse_std"] = np.full(DX, 1e30, np.float32)
+    with pytest.raises(ModelError, match="mean/std that float32 can hold"):
+        faiss_exchange._transforms(faiss, model)
