@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 # What `make demo` needs, and on top of it what working on raypq needs.
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
-# Tests side by side: a process a core, and files as a whole (tests/conftest.py).
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+# Tests side by side: one process a core, each file as a whole for its shared fixtures.
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-all lint docs reference clean
 
