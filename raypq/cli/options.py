@@ -53,6 +53,11 @@ class Number(click.FloatRange):
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
+        if isinstance(value, str) and not number:
+            from raypq.config.reading import lost
+
+            if problem := lost(value, number):
+                self.fail(f"{problem}.", param, ctx)
         return number
 
 

@@ -136,12 +136,21 @@ def _scalar(text: str, fail: Callable[[str], NoReturn]) -> Any:
             fail(f"a number of {len(text)} digits; put it in quotes if it is text")
     if _FLOAT.fullmatch(text):
         number = float(text)
-        if math.isinf(number):
-            fail(f"{text} is larger than any number here; put it in quotes if it is text")
+        if problem := lost(text, number):
+            fail(f"{problem}; put it in quotes if it is text")
         return number
     if _SPECIAL.fullmatch(text):
         return float(text.replace(".", "", 1))
     return text
+
+
+def lost(text: str, number: float) -> str | None:
+    """What is wrong where a decimal became infinity, or 0 though it is written otherwise."""
+    if math.isinf(number):
+        return f"{text} is larger than any number here"
+    if not number and re.search("[1-9]", re.split("[eE]", text)[0]):
+        return f"{text} is smaller than any number here but 0; write 0 if that is meant"
+    return None
 
 
 def _read_yaml(text: str, where: str, lines: dict[tuple[str, ...], int] | None = None) -> Any:
@@ -320,6 +329,6 @@ def _constant(text: str) -> NoReturn:
 
 def _number(text: str) -> float:
     value = float(text)
-    if math.isinf(value):
-        raise _UnreadableError(f"{text} is larger than any number here")
+    if problem := lost(text, value):
+        raise _UnreadableError(problem)
     return value

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, cast, 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raypq.config.explain import Refused, explain, options
+from raypq.config.reading import lost
 from raypq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -137,7 +138,9 @@ def _read_text(text: str, kinds: list[Any]) -> Any:
     if int in kinds or float in kinds:
         if not _NUMBER.fullmatch(text):
             return Refused(text)
-        return int(text) if _INTEGER.fullmatch(text) else float(text)
+        if _INTEGER.fullmatch(text):
+            return int(text)
+        return Refused(text) if lost(text, float(text)) else float(text)
     return text
 
 

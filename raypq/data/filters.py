@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raypq.data.codes import CodeBatch, CodeFile
+from raypq.data.codes import CodeBatch
 from raypq.data.storage import read_bytes
 from raypq.errors import ConfigError, InputError
 
@@ -321,15 +321,19 @@ class Filter:
         """Whether the expression asks for the label."""
         return self.text is not None and _Parser(self.text).names("label")
 
-    def fit(self, file: CodeFile) -> Callable[[CodeBatch], NDArray[np.bool_]]:
-        """What tells which rows of a batch of this file to keep; without labels all are null.
+    def fit(self, id_type: pa.DataType, uri: str) -> Callable[[CodeBatch], NDArray[np.bool_]]:
+        """What tells which rows of a batch to keep; without labels all are null.
+
+        Args:
+            id_type: of the store; a file without rows may name another one.
+            uri: names the file in errors.
 
         Raises:
             ConfigError: a value that no column of this type can hold.
         """
         expression = None
         if self.text is not None:
-            expression = parse(self.text)(_columns(file.id_type), file.uri)
+            expression = parse(self.text)(_columns(id_type), uri)
 
         def keep(batch: CodeBatch) -> NDArray[np.bool_]:
             mask = np.ones(len(batch.B), bool)

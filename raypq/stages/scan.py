@@ -92,7 +92,15 @@ def read_block(
             expected=f"ids of one type in a store, {id_type} as in its first file",
             found=f"{file.id_type}; encode it again from features whose ids are all of one type",
         )
-    chosen = None if keep is None else keep.fit(file)
+    if not file.rows:
+        return Block(
+            fingerprint=file.fingerprint,
+            B=np.empty((0, file.M), np.uint8),
+            ids=pa.array([], id_type),
+            place=np.empty(0, np.int64),
+            labels=pa.array([], pa.string()) if labels else None,
+        )
+    chosen = None if keep is None else keep.fit(id_type, file.uri)
     parts: list[Block] = []
     row = 0
     for batch in file.batches(_BATCH, labels=labels or keep is not None):
@@ -105,14 +113,6 @@ def read_block(
         )
         row += len(batch.B)
         parts.append(block if chosen is None else block.take(np.flatnonzero(chosen(batch))))
-    if not parts or not file.rows:
-        return Block(
-            fingerprint=file.fingerprint,
-            B=np.empty((0, file.M), np.uint8),
-            ids=pa.array([], id_type),
-            place=np.empty(0, np.int64),
-            labels=pa.array([], pa.string()) if labels else None,
-        )
     return Block.join(parts)
 
 

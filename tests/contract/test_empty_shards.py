@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tinystore import ALONE, DX, encode, model_at, rows_of, search, vectors
+from tinystore import ALONE, DX, encode, model_at, rows_of, search, shard, vectors
 
 import raypq
 from raypq import api
@@ -441,3 +441,47 @@ def test_a_store_without_rows(worlds, tmp_path, name, typed):
     with pytest.raises(RaypqError) as caught:
         VERBS[name](world)
     assert any(word in str(caught.value) for word in WORDS), caught.value
+
+
+NOTHING_YET = {"text": pa.string(), "whole numbers": pa.int64(), "the type null": pa.null()}
+OF_IDS: dict[str, tuple[Callable[[range], list[Any]], list[str]]] = {
+    "whole numbers": (list, ["id < 150", "id IN (3, 77)", "id = 5 OR label = 'c1'"]),
+    "text": (lambda rows: [f"r{row:03d}" for row in rows], ["id < 'r150'", "id IN ('r003')"]),
+}
+
+
+def one_day(root: Path, day: str, ids: pa.Array, **changes: Any) -> None:
+    """A day of features, encoded or met by a night."""
+    at, name = slice(0, len(ids)), f"features/{day}.parquet"
+    labels = pa.array([f"c{row % 3}" for row in range(len(ids))], pa.string())
+    shard(root / name, vectors(2 * N)[at], ids, labels)
+    if "night" not in changes:
+        encode(root, str(root / name), append=(root / "codes").exists())
+        return
+    api.reindex(
+        ReindexJob(
+            model=model_at(root), features=[str(root / "features")], codes=str(root / "codes"),
+            where=ALONE,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("how", [{}, {"night": True}], ids=["encode", "reindex"])
+@pytest.mark.parametrize("kind", OF_IDS)
+@pytest.mark.parametrize("before", NOTHING_YET)
+def test_an_empty_day_before_all_others_does_not_say_what_ids_are(tmp_path, before, kind, how):
+    named, filters = OF_IDS[kind]
+    ids = pa.array(named(range(2 * N)))
+    one_day(tmp_path / "a", "day1", pa.array([], NOTHING_YET[before]), **how)
+    for root in (tmp_path / "a", tmp_path / "b"):
+        one_day(root, "day2", ids, **how)
+    (tmp_path / "ids.txt").write_text("\n".join(str(name) for name in ids[:5].to_pylist()))
+    queries = shard(tmp_path / "queries.parquet", vectors(2), pa.array([0, 1]))
+    asked = [{"filter": text} for text in filters] + [{"ids": str(tmp_path / "ids.txt")}]
+    for number, settings in enumerate(asked):
+        found = [
+            search(root / "codes", root / f"o{number}", queries=[queries], top_k=50, **settings)
+            for root in (tmp_path / "a", tmp_path / "b")
+        ]
+        assert found[0].equals(found[1])
+        assert len(found[0]["id"][0].as_py()) > 0

@@ -7,9 +7,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from raypq.config import EncodeJob, ReindexJob, parse_assignments, read_mapping
+from raypq.cli.options import Number
+from raypq.config import ClusterSettings, EncodeJob, ReindexJob, parse_assignments, read_mapping
 from raypq.data.storage import StorageSettings
 from raypq.errors import ConfigError
 from raypq.methods import registry
@@ -73,7 +75,35 @@ def test_scalars_are_read_as_they_look(tmp_path: Path, text: str, value: Any):
         assert type(found) is type(value)
 
 
-@pytest.mark.parametrize("text", ["010", "-010", "+07", "0_1", "00", "1e999", "9" * 5000])
+VANISHING = ["1e-400", "-1e-400", "+.5E-9999", "0.0001e-330", f"0.{'0' * 400}1"]
+
+
+@pytest.mark.parametrize("text", VANISHING)
+def test_a_number_that_would_become_0_is_refused(tmp_path: Path, text: str):
+    json_text = text.replace("+.5", "0.5")
+    with pytest.raises(ConfigError, match=r"c\.json, line 1: .*smaller than any number.*write 0"):
+        read(tmp_path, f'{{"k": [{json_text}]}}', "c.json")
+    with pytest.raises(ConfigError, match=r"--set k.*smaller than any number"):
+        parse_assignments([f"k=[1, {text}]"])
+    with pytest.raises(ConfigError, match="gpus_per_worker"):
+        ClusterSettings(gpus_per_worker=text)
+    with pytest.raises(click.BadParameter, match="smaller than any number"):
+        Number(0).convert(text.lstrip("-"), None, None)
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "-0.0", "0e-400", "0.000E9", "1e-320", "5e-324"])
+def test_zero_and_the_smallest_numbers_are_read(tmp_path: Path, text: str):
+    for found in (
+        read(tmp_path, f"k: {text}\n")["k"],
+        read(tmp_path, f'{{"k": {text}}}', "c.json")["k"],
+    ):
+        assert found == float(text)
+    assert Number(0).convert(text, None, None) == float(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["010", "-010", "+07", "0_1", "00", "1e999", "9" * 5000, *VANISHING]
+)
 def test_numbers_that_read_in_two_ways_are_refused(tmp_path: Path, text: str):
     with pytest.raises(ConfigError, match=r"c\.yaml, line 2: .*quotes"):
         read(tmp_path, f"a: 1\nk: {text}\n")

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raypq.data.codes import CodeBatch, CodeFile
+from raypq.data.codes import CodeBatch
 from raypq.data.filters import Filter, IdFile
 from raypq.errors import ConfigError, InputError
 
@@ -31,9 +31,6 @@ LABELS = [None if row % 4 == 0 else f"c{row % 3}" for row in range(len(IDS))]
 
 def kept(text: str, ids: Any, kind: pa.DataType, labels: list[str | None] | None) -> list[Any]:
     """The ids that a filter keeps."""
-    file = CodeFile(
-        uri="x", rows=len(ids), fingerprint="", M=1, K=16, id_type=kind, label=labels is not None
-    )
     batch = CodeBatch(
         B=np.zeros((len(ids), 1), np.uint8),
         ids=pa.array(ids, kind),
@@ -41,7 +38,7 @@ def kept(text: str, ids: Any, kind: pa.DataType, labels: list[str | None] | None
     )
     chosen = Filter.of(text, None, kind)
     assert chosen is not None
-    return batch.ids.filter(pa.array(chosen.fit(file)(batch))).to_pylist()
+    return batch.ids.filter(pa.array(chosen.fit(kind, "x")(batch))).to_pylist()
 
 
 def value(number: str) -> Fraction:
