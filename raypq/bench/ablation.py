@@ -11,7 +11,6 @@ looked at on the test rows.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +25,10 @@ from numpy.typing import NDArray
 from raypq import api, console, kernels
 from raypq.bench.measure import machine
 from raypq.config import AblationJob, Columns, SplitJob, TrainJob
-from raypq.data import overlap, result_file
+from raypq.data import json_text, overlap, result_file
 from raypq.data.features import FeatureStore, read_batches
 from raypq.data.storage import join
+from raypq.errors import InputError
 from raypq.methods.base import Model
 from raypq.methods.gpq import AS_PUBLISHED as GPQ_AS_PUBLISHED
 from raypq.stages.ranking import mean_average_precision
@@ -142,7 +142,14 @@ def run(job: AblationJob) -> tuple[list[dict[str, Any]], str]:
 def _known(file: str | None) -> list[dict[str, Any]]:
     if not file or not Path(file).exists():
         return []
-    rows: list[dict[str, Any]] = json.loads(Path(file).read_text(encoding="utf-8"))["rows"]
+    try:
+        rows: list[dict[str, Any]] = json_text.parse(Path(file).read_bytes())["rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            file,
+            expected="rows of an ablation before, to go on from (or name a new file)",
+            found=f"no key {error}" if isinstance(error, KeyError) else str(error),
+        ) from None
     return rows
 
 

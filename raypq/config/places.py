@@ -18,6 +18,8 @@ from raypq.errors import ConfigError
 
 # pathlib, and some shells, make one slash of the two after a scheme.
 _ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
+_NAME = r"[A-Za-z][A-Za-z0-9+.-]*"
+_SCHEME = re.compile(rf"(?:^(?:{_NAME}::)*|(?<=::)){_NAME}://")  # in a chain, too
 _VARIABLE = re.compile(r"\$\{\w+\}")
 
 ReadKind = Literal["parquet", "store", "model", "file", "split", "backbone", "xlsa17", "results"]
@@ -89,7 +91,8 @@ def _uri(text: str) -> str:
         )
     if text[:1] in "\r\n" or text[-1:] in "\r\n":
         raise ValueError(f"expected a path or URI, found {text!r} (with a line break at its end)")
-    return text
+    # Schemes are the same in any case (RFC 3986); fsspec knows them in lower case alone.
+    return _SCHEME.sub(lambda scheme: scheme[0].lower(), text)
 
 
 Uri = Annotated[str, AfterValidator(_uri)]

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from raypq.data import json_text
 from raypq.data.storage import exists, join, read_bytes, write_bytes
 from raypq.errors import ModelError
 
@@ -96,7 +97,7 @@ class ClassLayer:
     @classmethod
     def _read(cls, uri: str) -> Self:
         try:
-            document = json.loads(read_bytes(join(uri, _NAME)))
+            document = json_text.parse(read_bytes(join(uri, _NAME)))
             tensors = load_tensors(read_bytes(join(uri, _TENSORS)))
             layer = cls(
                 ids=tuple(document["ids"]),

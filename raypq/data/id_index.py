@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypq import console
-from raypq.data import sidecars
+from raypq.data import json_text, sidecars
 from raypq.data.arrays import strings
 from raypq.data.duplicates import (
     ENTRY,
@@ -522,7 +522,7 @@ def _checked(file: int, numbers: Numbers, uri: str) -> int:
 
 def _value(name: str, uri: str) -> Any:
     try:
-        return json.loads(name)
+        return json_text.parse(name)
     except ValueError as error:
         raise _UnusableError(f"{uri}: {error}") from None
 

@@ -24,7 +24,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from raypq import console
-from raypq.data import names, newer, runs
+from raypq.data import json_text, names, newer, runs
 from raypq.data.output import Receipt
 from raypq.data.storage import create_once, delete, join, list_files, list_names, read_bytes
 from raypq.errors import ConflictError, InputError
@@ -95,7 +95,7 @@ class Journal:
     def _receipts(self, name: str, content: bytes) -> list[Receipt] | None:
         uri = join(self._folder, name)
         try:
-            return [Receipt(**entry) for entry in json.loads(content)]
+            return [Receipt(**entry) for entry in json_text.parse(content)]
         except (ValueError, TypeError, ValidationError) as error:
             # What it recorded is done again; nothing else is lost.
             console.warn(f"{uri}: unreadable journal file, its shards are done again: "
@@ -142,7 +142,7 @@ def files_named(store: str, works: Iterable[str]) -> set[str]:
 
 def _paths(_: str, content: bytes) -> set[str] | None:
     try:
-        return {str(entry["path"]) for entry in json.loads(content)}
+        return {str(entry["path"]) for entry in json_text.parse(content)}
     except (ValueError, TypeError, KeyError):
         return set(re.findall(r"data/[^\"]+", content.decode("utf-8", errors="replace")))
 

@@ -15,7 +15,6 @@ so no term is given twice.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -31,6 +30,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from raypq import console
 from raypq.config import Settings
+from raypq.data import json_text
 from raypq.data.storage import create, delete, join, list_files, list_names, read_bytes
 from raypq.errors import ConflictError
 
@@ -291,6 +291,6 @@ def _read(uri: str) -> Holder | None:
         OSError: it could not be read. It may promise more time than any guess.
     """
     try:
-        return Holder(**json.loads(read_bytes(uri)))
+        return Holder(**json_text.parse(read_bytes(uri)))
     except (FileNotFoundError, ValueError, TypeError, ValidationError):
         return None

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from raypq.data import newer
+from raypq.data import json_text, newer
 from raypq.data.storage import exists, join, read_bytes, write_bytes
 from raypq.errors import ConfigError, ModelError
 
@@ -84,7 +84,7 @@ class ModelFiles:
         """
         name = join(uri, "model.json")
         try:
-            document = json.loads(read_bytes(name))
+            document = json_text.parse(read_bytes(name))
             _check(name, document)
             return dict(document["record"])
         except (KeyError, TypeError, ValueError) as error:
@@ -100,7 +100,7 @@ class ModelFiles:
         """
         name = join(uri, "model.json")
         try:
-            document = json.loads(read_bytes(name))
+            document = json_text.parse(read_bytes(name))
             _check(name, document)
             tensors = load_tensors(read_bytes(join(uri, "model.safetensors")))
             files = cls(content=document["model"], tensors=tensors, record=document["record"])

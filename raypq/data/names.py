@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 _ID = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.,-]*)?")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]")  # and what UTF-8 cannot write
 _OUTSIDE = re.compile(r"[./]*|/.*|(?:.*/)?\.\.(?:/.*)?|.*://.*", re.DOTALL)
 
 

@@ -6,10 +6,11 @@ import hashlib
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from raypq.config import Settings
 from raypq.data.ids import IdKind
@@ -18,6 +19,8 @@ from raypq.data.shard_stats import ShardStats
 from raypq.data.storage import Shard, canonical, join, replacing
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_MOST = 2**63 - 1  # rows, or bytes, that a file can have
+Count = Annotated[int, Field(ge=0, le=_MOST)]
 _UNKNOWN = "None"  # what early stores say of files that no tag was read of
 ROW_GROUP = 1 << 17  # rows; large enough to compress, small enough to hold
 
@@ -65,8 +68,8 @@ class Receipt(Settings):
 
     shard: Stem
     path: InsidePath
-    bytes: int
-    rows: int
+    bytes: Count
+    rows: Count
     sha256: str
     model: Id
     work: Id

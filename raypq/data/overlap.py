@@ -36,7 +36,7 @@ _TRAINING = "training"  # below a model: checkpoints, until it is saved
 _PARTS = ("labelled", "unlabelled", "queries", "other")
 _XLSA17 = ("res101.mat", "att_splits.mat")
 _SPLITS = ("train", "test_seen", "test_unseen")
-_SAME = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs", "local": "file"}
+_SAME = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs"}
 
 
 def refuse(job: BaseModel, **more: Place | None) -> None:
@@ -55,7 +55,7 @@ def written_file(field: str, uri: str | None) -> Place | None:
     """The place of a file that a command writes; None where there is none, or it is stdout."""
     if uri is None or uri == "-":
         return None
-    return Place(field=field, uri=uri, use=Writes("file"))
+    return Place(field=field, uri=places.path_of(uri), use=Writes("file"))
 
 
 def refuse_places(named: Iterable[Place]) -> None:
@@ -155,7 +155,7 @@ class _Spot:
     @classmethod
     def of(cls, uri: str) -> _Spot:
         uri = uri.rsplit("::", 1)[-1]  # what a cache stands before
-        if is_local(uri) or uri.startswith("local://"):
+        if is_local(uri):
             return cls("file", _real(_local(uri)))
         scheme, _, path = uri.partition("://")
         scheme = _SAME.get(scheme.lower(), scheme.lower())

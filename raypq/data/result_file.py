@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from raypq.config.places import path_of
 from raypq.data.storage import is_local, local_path, write_bytes
 
 
@@ -16,7 +17,7 @@ def text_of(document: Mapping[str, Any]) -> str:
 
 def write(uri: str, document: Mapping[str, Any]) -> None:
     """Writes a result file, and the folder that it is to be in."""
-    text = f"{text_of(document)}\n"
+    uri, text = path_of(uri), f"{text_of(document)}\n"
     if is_local(uri):  # in place: it may be a device, which must not be replaced
         path = local_path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)

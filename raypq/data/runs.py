@@ -13,7 +13,6 @@ until it is silent for ``GONE`` seconds by the clock of the storage.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -29,7 +28,7 @@ from pydantic import ConfigDict, ValidationError
 
 from raypq import console
 from raypq.config import Settings
-from raypq.data import lease
+from raypq.data import json_text, lease
 from raypq.data.storage import (
     Listed,
     create_once,
@@ -199,7 +198,7 @@ def removed_by_gc(store: str) -> frozenset[str]:
 def _read(uri: str) -> Mark | None:
     """What a mark says; None where its run has just ended, or nobody can read it."""
     try:
-        return Mark(**json.loads(read_bytes(uri)))
+        return Mark(**json_text.parse(read_bytes(uri)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, ValidationError) as error:

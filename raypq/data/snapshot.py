@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from raypq.config import Settings
-from raypq.data import newer, sidecars
+from raypq.data import json_text, newer, sidecars
 from raypq.data.names import Id, Stem
 from raypq.data.output import Receipt, Source
 from raypq.data.sidecars import Sidecars
@@ -33,6 +33,7 @@ from raypq.data.storage import (
     list_files,
     list_names,
     local_path,
+    open_parquet,
     read_bytes,
     sync_folder,
 )
@@ -131,7 +132,7 @@ def read(store: str, version: int | None = None) -> Snapshot:
     else:
         raise InputError(name, expected="a version that is listed", found="no such file")
     try:
-        document = json.loads(content)
+        document = json_text.parse(content)
         _check_format(name, document)
         snapshot = Snapshot(**_with_ids(document))
     except (ValidationError, TypeError, ValueError) as error:
@@ -173,11 +174,16 @@ def _check_summary(name: str, snapshot: Snapshot) -> None:
 
 
 def _check_shards(store: str, name: str, snapshot: Snapshot) -> None:
-    """Every shard once, and every path inside the store, links followed."""
-    stems = [receipt.shard for receipt in snapshot.shards]
-    if len(set(stems)) != len(stems):
-        twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise InputError(name, expected="each shard once", found=f"'{twice}' more than once")
+    """Every shard and every file once, and every path inside the store, links followed."""
+    for what, several in (
+        ("shard", [receipt.shard for receipt in snapshot.shards]),
+        ("file", [receipt.path for receipt in snapshot.shards]),
+    ):
+        twice = [item for item, times in Counter(several).items() if times > 1]
+        if twice:
+            raise InputError(
+                name, expected=f"each {what} once", found=f"'{twice[0]}' more than once"
+            )
     folders: dict[str, str] = {}
     for path in snapshot.files(store):
         folders.setdefault(path.rpartition("/")[0], path)
@@ -251,7 +257,7 @@ def verify_sizes(store: str, snapshot: Snapshot) -> None:
 
 
 def verify_content(store: str, snapshot: Snapshot) -> None:
-    """Reads every file of a snapshot and checks its sha256.
+    """Reads every file of a snapshot and checks its sha256 and its number of rows.
 
     Raises:
         InputError: naming the file.
@@ -262,6 +268,14 @@ def verify_content(store: str, snapshot: Snapshot) -> None:
         found = digest(uri)
         if found != receipt.sha256:
             raise InputError(uri, expected=f"sha256 {receipt.sha256}", found=found)
+        with open_parquet(uri, size=receipt.bytes) as file:
+            rows = file.metadata.num_rows
+        if rows != receipt.rows:
+            raise InputError(
+                uri,
+                expected=f"{receipt.rows} rows, as {place(snapshot.version)} says",
+                found=f"{rows} rows",
+            )
 
 
 def _one_each(store: str, answered: Sequence[str], expected: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from raypq import console
-from raypq.data import snapshot
+from raypq.data import json_text, snapshot
 from raypq.data.codes import bytes_per_code
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import (
@@ -196,7 +195,7 @@ def _take_file(found: Findings, where: str) -> None:
 
 def _read(where: str) -> dict[str, Any]:
     try:
-        content = json.loads(read_bytes(where))
+        content = json_text.parse(read_bytes(where))
     except ValueError as error:
         raise InputError(where, expected="JSON", found=str(error)) from None
     if not isinstance(content, dict):

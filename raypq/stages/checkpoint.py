@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from raypq.data import newer
+from raypq.data import json_text, newer
 from raypq.data.storage import delete, exists, filesystem, join, read_bytes, write_bytes
 from raypq.errors import ConfigError, InputError
 
@@ -90,7 +90,7 @@ class Checkpoints:
             return None
         try:
             content = read_bytes(name)
-            note = json.loads(_metadata(content)[_NOTE])
+            note = json_text.parse(_metadata(content)[_NOTE])
             if newer.is_newer(note["format"], FORMAT):
                 raise InputError(
                     name,
@@ -136,7 +136,7 @@ class Checkpoints:
 def _metadata(content: bytes) -> dict[str, str]:
     """The metadata in the header of a safetensors file."""
     (size,) = struct.unpack("<Q", content[:8])
-    return json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    return json_text.parse(content[8 : 8 + size]).get("__metadata__", {})
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from raypq import console
-from raypq.data import sidecars
+from raypq.data import json_text, sidecars
 from raypq.data.classes import ClassTable
 from raypq.data.output import Receipt
 from raypq.data.sidecars import Sidecar
@@ -71,7 +71,7 @@ def _read(store: str, latest: Snapshot, table: ClassTable) -> Tally | None:
                     "are counted once")  # fmt: skip
         return None
     try:
-        document = json.loads(sidecars.read(store, found[0]))
+        document = json_text.parse(sidecars.read(store, found[0]))
         if document["format"] != _FORMAT or document["shards"] != _digest(latest.shards):
             return None
         if document["classes"] != table.digest:

@@ -202,8 +202,11 @@ class StoreRun:
             and receipt.source.same_file(Source.of(task.shard))
         ]
         kept: dict[str, Receipt] = {}
-        for receipt in still_there(store, usable):
-            kept.setdefault(receipt.shard, receipt)  # what a version already holds comes first
+        files: set[str] = set()
+        for receipt in still_there(store, usable):  # what a version already holds comes first
+            if receipt.shard not in kept and receipt.path not in files:
+                kept[receipt.shard] = receipt
+                files.add(receipt.path)
         return cls(
             kind=kind,
             store=store,

@@ -280,10 +280,13 @@ def test_splitting_over_other_files_is_refused(days: Days) -> None:
             split(str(source), **changed)
 
 
-def test_a_release_that_is_switched_by_a_link_is_done_again(days: Days) -> None:
-    """``current`` leads to another folder: the URIs stay, sizes or times tell."""
-    for seed, release in enumerate("ab"):
-        os.utime(days.write(f"{release}/part-0.parquet", seed, prefix=release), (seed, seed))
+@pytest.mark.parametrize("times", [(0, 1), (7, 7)], ids=["times differ", "times are the same"])
+def test_a_release_that_is_switched_by_a_link_is_done_again(
+    days: Days, times: tuple[int, int]
+) -> None:
+    """``current`` leads to another folder: the URIs stay, and sizes and times may stay, too."""
+    for seed, (release, time) in enumerate(zip("ab", times, strict=True)):
+        os.utime(days.write(f"{release}/part-0.parquet", seed, prefix=release), (time, time))
     current = Path(days("f"))
     current.symlink_to("a")
     days.encode()

@@ -8,6 +8,8 @@ import os
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raypq.data import lease, runs, snapshot
@@ -205,10 +207,11 @@ def test_verify_looks_at_the_models(store: Path, damage: str, content: bool) -> 
     files = ModelFiles(content={"method": "pq"}, tensors={"C": np.ones(3)}, record={})
     other = ModelFiles(content={"method": "pq"}, tensors={"C": np.ones(4)}, record={})
     path = store / "data" / "z.0.parquet"
-    path.write_bytes(b"PAR1")
+    pq.write_table(pa.table({"id": [1]}), path)
+    content_of = path.read_bytes()
     made = Receipt(
-        shard="z", path="data/z.0.parquet", bytes=4, rows=1, model=files.fingerprint, work="w",
-        sha256=hashlib.sha256(b"PAR1").hexdigest(),
+        shard="z", path="data/z.0.parquet", bytes=len(content_of), rows=1, work="w",
+        model=files.fingerprint, sha256=hashlib.sha256(content_of).hexdigest(),
         source=Source(uri="/in/z", size=1, modified="1"),
     )  # fmt: skip
     where = store / "models" / files.fingerprint

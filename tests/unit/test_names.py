@@ -14,7 +14,7 @@ from raypq.data.snapshot import Quarantined
 from raypq.errors import InputError
 
 OUTSIDE = ["../x", "a/../../x", "/etc/passwd", "a/b", "..", ".", ".hidden", "s3://bucket/x",
-           "file:///x", "a\0b", "a\nb", "a\x7fb", "..\\x", "a\\..\\b"]  # fmt: skip
+           "file:///x", "a\0b", "a\nb", "a\x7fb", "..\\x", "a\\..\\b", "a\ud800b"]  # fmt: skip
 ODD = ["date=2026-01-01--part-0", "möwen & co--part 0", "a..b", "hour=12:00", "100%", "~", "日本語",
        "x" * 200, "a--b-0123456789ab", "[1]", "'quoted'", "-rf"]  # fmt: skip
 

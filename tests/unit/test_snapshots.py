@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from lossy import LossyFileSystem, emptied
@@ -15,6 +17,7 @@ from lossy import LossyFileSystem, emptied
 from raypq.data import snapshot
 from raypq.data.output import Receipt, Source
 from raypq.data.snapshot import Quarantined
+from raypq.data.storage import digest
 from raypq.errors import ConflictError, InputError
 
 
@@ -209,3 +212,36 @@ def test_sizes_are_verified(store):
         snapshot.verify_sizes(store, made)
     file.write_bytes(b"123")
     snapshot.verify_sizes(store, made)
+
+
+@pytest.mark.parametrize("key", ["rows", "bytes"])
+@pytest.mark.parametrize("value", [-1, 2**63, 10**30, 0.5, "many", None])
+def test_a_number_that_no_file_can_have(store, key, value):
+    commit(store, "a")
+    content = json.loads(document(store).read_text())
+    content["shards"][0][key] = value
+    document(store).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"'shards\.0\.{key}'"):
+        snapshot.read(store)
+
+
+def test_a_file_belongs_to_one_shard(store):
+    commit(store, "a", "b")
+    content = json.loads(document(store).read_text())
+    content["shards"][1]["path"] = content["shards"][0]["path"]
+    document(store).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"each file once, found 'data/a\.0\.parquet' more"):
+        snapshot.read(store)
+
+
+@pytest.mark.parametrize("rows", [0, 4, 6, 2**62])
+def test_rows_are_verified(store, rows):
+    file = Path(store, "data", "a.0.parquet")
+    file.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"id": [1, 2, 3, 4, 5]}), file)
+    told = receipt("a", size=file.stat().st_size).model_copy(update={"sha256": digest(str(file))})
+    made = snapshot.commit(store, kind="codes", run_id="r", expected=["a"], receipts=[told])
+    snapshot.verify_content(store, made)
+    false = made.model_copy(update={"shards": (told.model_copy(update={"rows": rows}),)})
+    with pytest.raises(InputError, match=rf"a\.0\.parquet: expected {rows} rows, .* found 5 rows"):
+        snapshot.verify_content(store, false)

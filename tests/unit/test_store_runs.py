@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from raypq.data import output, snapshot
+from raypq.data.journal import Journal
 from raypq.data.output import Receipt, Source
 from raypq.data.storage import Shard
 from raypq.errors import ConflictError, RaypqError
@@ -91,3 +92,15 @@ def test_one_receipt_for_each_shard(tmp_path: Path, receipts: str, says: str) ->
     with pytest.raises(RaypqError, match=says):
         snapshot.commit(str(tmp_path), kind="codes", run_id="r", expected=["a", "b"], receipts=held)
     assert snapshot.versions(str(tmp_path)) == []
+
+
+def test_a_file_that_a_journal_gives_to_two_shards_is_made_anew(tmp_path: Path) -> None:
+    execute(planned(tmp_path, "a"))
+    (held,) = snapshot.read(str(tmp_path)).shards
+    source = Source(uri="/in/b", size=1, modified="1")
+    journal = Journal(str(tmp_path), "w")
+    journal.add(held.model_copy(update={"shard": "b", "source": source}))
+    journal.flush()
+    made = execute(planned(tmp_path, "ab"))
+    assert len({receipt.path for receipt in made.shards}) == 2
+    assert snapshot.read(str(tmp_path)) == made

@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from raypq.config.places import path_of
 from raypq.data.output import Source
 from raypq.data.storage import Shard, canonical, list_shards
 from raypq.data.storage.place import uri_of
@@ -89,7 +90,8 @@ def test_local_uris_have_one_spelling(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "real" / "deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to("real/deep")
     for uri in ("a/b", "./a//b", "a/./b/", "x/../a/b", "~/a/b", f"file://{tmp_path}/a/b",
-                f"/{tmp_path}//a/b", f"{tmp_path}/a/b/c/.."):  # fmt: skip
+                f"local://{tmp_path}/a/b", f"/{tmp_path}//a/b",
+                f"{tmp_path}/a/b/c/.."):  # fmt: skip
         assert canonical(uri) == f"{tmp_path}/a/b", uri
     assert canonical("link/x") == f"{tmp_path}/link/x", "a link stays as it is named"
     assert canonical("link/../x") == f"{tmp_path}/real/x", "as the system goes"
@@ -127,3 +129,25 @@ def test_a_source_says_what_its_shard_does(tmp_path: Path) -> None:
     assert Source.of(shard).same_file(Source.of(replace(shard, stem="another")))
     assert shard == Shard(index=0, uri=f"{tmp_path}/a.parquet", stem=shard.stem, size=5,
                           modified=str(os.stat(shard.uri).st_mtime))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("FILE:///X/a", "file:///X/a"), ("Local:///X", "local:///X"), ("S3://Bucket/K", "s3://Bucket/K"),
+        ("GS://b", "gs://b"), ("SimpleCache::S3://B/x", "simplecache::s3://B/x"),
+        ("ZIP://A.pq::FILE:///X.zip", "zip://A.pq::file:///X.zip"), ("/X/FILE://x", "/X/FILE://x"),
+        ("A::b", "A::b"), ("X/S3", "X/S3"),
+    ],
+)  # fmt: skip
+def test_schemes_are_the_same_in_any_case(given: str, meant: str) -> None:
+    assert path_of(given) == meant
+
+
+@pytest.mark.parametrize("scheme", ["", "file://", "FILE://", "local://", "LOCAL://", "Local://"])
+def test_local_files_are_one_file_however_their_scheme_is_written(
+    tmp_path: Path, scheme: str
+) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"12345")
+    (tmp_path / "b.parquet").symlink_to("a.parquet")
+    assert list_shards([path_of(f"{scheme}{tmp_path}")]) == list_shards([str(tmp_path)])

@@ -14,6 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from raypq.data.storage.settings import StorageSettings
 from raypq.errors import InputError
 
+_LOCAL = ("file://", "local://")
 _S3 = ("s3://", "s3a://")
 # s3fs tries again around botocore, which does so already: once more covers what botocore cannot
 # see, a connection lost while the body of an answer is read.
@@ -26,13 +27,13 @@ _SIGNED = re.compile(
 
 
 def is_local(uri: str) -> bool:
-    """True for plain paths and ``file://`` URIs."""
-    return "://" not in uri or uri.startswith("file://")
+    """True for plain paths, ``file://`` and ``local://`` URIs."""
+    return "://" not in uri or uri.startswith(_LOCAL)
 
 
 def local_path(uri: str) -> Path:
     """The path that a local URI names."""
-    return Path(os.path.expanduser(uri.removeprefix("file://")))
+    return Path(os.path.expanduser(uri.removeprefix("file://").removeprefix("local://")))
 
 
 def canonical(uri: str) -> str:

@@ -8,6 +8,7 @@ error that names it.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -22,6 +23,7 @@ from raypq.data.storage.tags import version_tag
 from raypq.errors import InputError
 
 _MAGIC = frozenset("*?[")
+_DIGITS = 16  # of a tag that tell where a link leads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,8 +201,17 @@ class LocalWalk(Walk):
             real=real,
             folder=folder,
             size=about.st_size if plain else None,
-            tag=str(about.st_mtime) if plain else None,
+            tag=_local_tag(path, real, about) if plain else None,
         )
+
+
+def _local_tag(path: str, real: str, about: os.stat_result) -> str:
+    """The time of change; behind a link also where it leads, for a link may come to lead to another
+    file of the same size and time."""
+    moment = str(about.st_mtime)
+    if path == real:
+        return moment
+    return f"{moment}@{hashlib.sha256(os.fsencode(real)).hexdigest()[:_DIGITS]}"
 
 
 @dataclass
