@@ -40,6 +40,10 @@ class EmptySourceError(InputError):
     """A place where shards are looked for holds none; it can be listed, and there is no error."""
 
 
+class MissingSourceError(InputError):
+    """Nothing is at a place where shards are looked for: a typo, or a disk that is not mounted."""
+
+
 class ModelError(InputError):
     """A model that does not fit the data it is used with, or that cannot be read."""
 

@@ -118,7 +118,7 @@ unknown_labels = click.option(
     type=click.Choice(["report", "refuse"]),
     default="report",
     show_default=True,
-    help="Labels that the class table lacks: count and warn, or fail.",
+    help="Labels, and candidates in a file, that the class table lacks: warn, or fail.",
 )
 columns = options(
     click.option("--id-column", default="id", show_default=True),

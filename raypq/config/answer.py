@@ -17,7 +17,9 @@ DuplicateIds = Annotated[
 ]
 UnknownLabels = Annotated[
     Literal["report", "refuse"],
-    Field(description="labels that the class table lacks: count and warn, or an error"),
+    Field(
+        description="labels, and listed candidates, that the class table lacks: warn, or an error"
+    ),
 ]
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from raypq import console
 from raypq.data import arrays
+from raypq.data.class_list import Chosen, Lacking, Unknown, check_distinct, read_lines
 from raypq.data.storage import exists, open_parquet, read_bytes
 from raypq.data.unknown_names import short
 from raypq.errors import ConfigError, InputError
@@ -102,27 +103,45 @@ class ClassTable:
         index = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
         return index, unknown
 
-    def select(self, spec: str) -> NDArray[np.int64]:
-        """Indices of the classes that a split names, in table order (see ``SPLITS``).
+    def select(self, spec: str, *, unknown: Unknown = "report") -> NDArray[np.int64]:
+        """As ``choose``, and class_ids of a file that the table lacks are warned of or refused."""
+        chosen = self.choose(spec)
+        if unknown == "refuse":
+            chosen.refuse()
+        chosen.warn()
+        return chosen.index
+
+    def choose(self, spec: str) -> Chosen:
+        """The classes that a split names, in table order (see ``SPLITS``).
 
         Raises:
             ConfigError: an unknown split.
-            InputError: the table lacks the column that the split needs, or nothing is selected.
+            InputError: the table lacks the column that the split needs, none of the class_ids that
+                a file lists, or nothing is selected.
         """
-        chosen = np.unique(np.concatenate([self._select(part) for part in _parts(spec)]))
+        parts = [self._select(part) for part in _parts(spec)]
+        chosen = np.unique(np.concatenate([part.index for part in parts]))
         if not len(chosen):
             raise InputError(self.uri, expected=f"at least one class in '{spec}'", found="none")
-        return chosen
+        lacking = [item for part in parts for item in part.lacking]
+        return Chosen(index=chosen, table=self.uri, lacking=lacking)
 
     def digest_of(self, spec: str, chosen: NDArray[np.int64]) -> str | None:
-        """sha256 of the class_ids that ``select`` chose, where a file had a say in that; a split
+        """sha256 of the class_ids that ``choose`` chose, where a file had a say in that; a split
         that has a name is told by it, and by the table's own digest."""
         if all(_is_named(part) for part in _parts(spec)):
             return None
         names = "\n".join(self.ids.take(pa.array(chosen)).to_pylist())
         return hashlib.sha256(names.encode()).hexdigest()
 
-    def _select(self, spec: str) -> NDArray[np.int64]:
+    def _select(self, spec: str) -> Chosen:
+        if not _is_named(spec):
+            if exists(spec):
+                return self._from_file(spec)
+            raise ConfigError(f"unknown split {spec!r}; expected {SPLITS}")
+        return Chosen(index=self._by_name(spec), table=self.uri)
+
+    def _by_name(self, spec: str) -> NDArray[np.int64]:
         everything = np.arange(len(self), dtype=np.int64)
         if spec == "all":
             return everything
@@ -135,13 +154,9 @@ class ClassTable:
                     self.uri, expected=f"a column '{column}' for '{spec}'", found="none"
                 )
             return everything[self.hops[column]]
-        if _is_named(spec):
-            kind, _, count = spec.partition("-")
-            n = int(count.upper().removesuffix("K")) * (1000 if count.upper().endswith("K") else 1)
-            return self._by_population(n, most=kind == "most", spec=spec)
-        if exists(spec):
-            return self._from_file(spec)
-        raise ConfigError(f"unknown split {spec!r}; expected {SPLITS}")
+        kind, _, count = spec.partition("-")
+        n = int(count.upper().removesuffix("K")) * (1000 if count.upper().endswith("K") else 1)
+        return self._by_population(n, most=kind == "most", spec=spec)
 
     def _seen(self, spec: str) -> NDArray[np.bool_]:
         if self.seen is None:
@@ -161,29 +176,31 @@ class ClassTable:
         order = np.lexsort((unseen, -count if most else count))
         return np.sort(unseen[order[:n]])
 
-    def _from_file(self, uri: str) -> NDArray[np.int64]:
+    def _from_file(self, uri: str) -> Chosen:
         if uri.endswith(".parquet"):
-            wanted = list(ClassTable.open(uri).ids)
-            lines = [str(value) for value in wanted]
+            ids = ClassTable.open(uri).ids.to_pylist()
+            listed = [(f"row {row}", str(class_id)) for row, class_id in enumerate(ids)]
         else:
-            try:
-                text = read_bytes(uri).decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    uri, expected="class_ids in UTF-8, one a line", found=str(error)
-                ) from None
-            lines = [line.strip() for line in text.split("\n") if line.strip()]
-        chosen = self.index(pa.array(lines, pa.string()), where=uri)
-        if (chosen < 0).any():
-            without = [line for line, at in zip(lines, chosen, strict=True) if at < 0]
+            listed = list(read_lines(uri))
+        check_distinct(uri, listed)
+        found = pc.index_in(pa.array([name for _, name in listed], pa.string()), value_set=self.ids)
+        lacking = [
+            Lacking(uri=uri, place=place, class_id=class_id, why=self._why_not(class_id))
+            for (place, class_id), at in zip(listed, found.to_pylist(), strict=True)
+            if at is None
+        ]
+        if listed and len(lacking) == len(listed):
             raise InputError(
                 uri,
-                expected=f"class_ids with an embedding in {self.uri}",
-                found=f"{without[0]!r} without ({len(without)} in all)",
+                expected=f"at least one class_id of {self.uri}",
+                found=f"{len(listed)} that it lacks: {lacking[0]}",
             )
-        if len(np.unique(chosen)) != len(chosen):
-            raise InputError(uri, expected="each class_id once", found="a repeated class_id")
-        return np.sort(chosen.astype(np.int64))
+        index = found.drop_null().to_numpy().astype(np.int64)
+        return Chosen(index=np.sort(index), table=self.uri, lacking=lacking)
+
+    def _why_not(self, class_id: str) -> str:
+        what = "has no embedding in" if class_id in self.excluded else "is not in"
+        return f"{what} {self.uri}"
 
     @classmethod
     def open(cls, uri: str) -> ClassTable:

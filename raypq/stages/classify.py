@@ -245,7 +245,8 @@ class Plan:
             raise ConfigError("classify reads either codes or features: pass exactly one of them")
         codes = _codes(job)
         table = ClassTable.open(job.classes)
-        candidates = Candidates(table=table, chosen=table.select(job.candidates))
+        candidates = Candidates.of(job, table)
+        candidates.named.warn()
         judges = appoint(job, codes, candidates, own=own)
         if codes is not None and job.codes is not None:
             shards = stored_shards(job.codes, codes)
@@ -329,6 +330,7 @@ def carry_out(job: ClassifyJob, plan: Plan, record: RunRecord) -> Snapshot:
         **{name: alike.get(name) for name in ("metric", "calibration", "model_calibration")},
         "classes": job.classes,
         "candidates": job.candidates,
+        **plan.candidates.named.told(),
         "compressed": job.codes is not None,
     }
 

@@ -214,7 +214,7 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
         )
     ]
     chosen = np.zeros(len(table), bool)
-    chosen[table.select(job.split)] = True
+    chosen[table.select(job.split, unknown=job.unknown_labels)] = True
     applied = {name: value or 0.0 for name, value in of_models(version, "calibration").items()}
     with record.hire(EvaluateWorker, table, applied) as gang:
         counted = _first_pass(gang, tasks, table)

@@ -19,7 +19,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import console, kernels
-from raypq.config import ClassifyJob, Metric
+from raypq.config import Answers, ClassifyJob, Metric
+from raypq.data.class_list import Chosen
 from raypq.data.classes import ClassTable
 from raypq.data.output import Receipt
 from raypq.data.snapshot import Snapshot
@@ -31,10 +32,32 @@ from raypq.methods.base import Model
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Candidates:
-    """The classes to choose among: ``chosen`` are indices into the whole ``table``, ascending."""
+    """The classes to choose among.
+
+    Attributes:
+        chosen: indices into the whole ``table``, ascending.
+        named: what the job names, classes that the table lacks included.
+    """
 
     table: ClassTable
-    chosen: NDArray[np.int64]
+    named: Chosen
+
+    @classmethod
+    def of(cls, job: Answers, table: ClassTable) -> Candidates:
+        """The candidates of a job.
+
+        Raises:
+            ConfigError: an unknown split.
+            InputError: nothing is selected, or the table lacks what the job refuses to leave out.
+        """
+        named = table.choose(job.candidates)
+        if job.unknown_labels == "refuse":
+            named.refuse()
+        return cls(table=table, named=named)
+
+    @property
+    def chosen(self) -> NDArray[np.int64]:
+        return self.named.index
 
     def prototypes(
         self, model: Model, chosen: NDArray[np.int64]

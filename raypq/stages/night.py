@@ -12,7 +12,7 @@ from raypq.data.journal import still_there
 from raypq.data.output import Receipt, Source
 from raypq.data.snapshot import Quarantined, Snapshot
 from raypq.data.storage import Shard, list_shards
-from raypq.errors import EmptySourceError, InputError
+from raypq.errors import EmptySourceError, InputError, MissingSourceError
 from raypq.methods.base import Model
 from raypq.stages import quarantine
 from raypq.stages.store import ShardTask, StoreRun, known_stems, under_known_stems
@@ -70,6 +70,7 @@ def compare(job: ReindexJob, model: Model) -> Night:
     """Compares the source with the last version of the codes.
 
     Raises:
+        MissingSourceError: a path of the source is not there, whatever ``max_removed`` allows.
         InputError: the source is empty or lost more shards than ``max_removed`` allows; the store
             is not one of codes.
     """
@@ -129,19 +130,39 @@ class _Known:
 
 def _listing(job: ReindexJob, latest: Snapshot | None) -> list[Shard]:
     try:
-        return list_shards(job.features)
-    except EmptySourceError as error:
-        if latest is None:
-            raise
-        if job.max_removed < 1:
-            raise InputError(
-                error.where,
-                expected=f"{error.expected} (version {latest.version} of {job.codes} holds "
-                f"{len(latest.shards)}; max_removed: 1 lets them go)",
-                found=error.found,
-            ) from None
-    places = [uri for uri in job.features if _holds_shards(uri)]
+        try:
+            return list_shards(job.features)
+        except EmptySourceError as error:
+            if latest is None:
+                raise
+            if job.max_removed < 1:
+                raise _refused(job, latest, error) from None
+        places = [uri for uri in job.features if _holds_shards(uri)]
+    except MissingSourceError as error:
+        raise _missing(job, latest, error) from None
     return list_shards(places) if places else []
+
+
+def _refused(job: ReindexJob, latest: Snapshot, error: EmptySourceError) -> InputError:
+    return InputError(
+        error.where,
+        expected=f"{error.expected} (version {latest.version} of {job.codes} holds "
+        f"{len(latest.shards)}; max_removed: 1 lets them go)",
+        found=f"{error.found}; nothing was changed",
+    )
+
+
+def _missing(
+    job: ReindexJob, latest: Snapshot | None, error: MissingSourceError
+) -> MissingSourceError:
+    """What is not there says nothing about its shards: a typo and an unmounted disk look alike."""
+    held = f"version {latest.version} of {job.codes} keeps its shards; " if latest else ""
+    return MissingSourceError(
+        error.where,
+        expected=error.expected,
+        found=f"{error.found}; {held}nothing was changed. Correct the path, mount its disk, or "
+        "remove the path from features",
+    )
 
 
 def _holds_shards(uri: str) -> bool:

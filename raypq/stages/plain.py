@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from raypq.data.storage import canonical, filesystem, is_local, join, list_shards, uri_of
-from raypq.errors import ConfigError, EmptySourceError
+from raypq.errors import ConfigError, EmptySourceError, MissingSourceError
 
 
 def parquet_files(output: str) -> list[str]:
     """URIs of the Parquet files below a folder, which need not be there."""
     try:
         return [shard.uri for shard in list_shards([output])]
-    except EmptySourceError:
+    except (EmptySourceError, MissingSourceError):
         return []
 
 

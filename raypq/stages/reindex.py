@@ -116,7 +116,7 @@ def _check(job: ReindexJob, section: Answers, model: Model) -> None:
         InputError: a class table that cannot be read, or does not fit the model.
     """
     table = ClassTable.open(section.classes)
-    candidates = judges.Candidates(table=table, chosen=table.select(section.candidates))
+    candidates = judges.Candidates.of(section, table)
     task = ClassifyJob(model=job.model, features=job.features, **section.model_dump())
     judges.appoint(task, None, candidates, own=model)
 

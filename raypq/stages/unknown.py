@@ -47,6 +47,10 @@ def check_labels(job: Answers | EvaluateJob, store: str, result: Mapping[str, An
 
 
 def told_of(version: Snapshot) -> dict[str, Any]:
-    """What a result says of a prediction version's labels that the class table lacks."""
-    found = (version.summary.get("result") or {}).get("unknown_labels")
-    return {"unknown_labels": found} if found else {}
+    """What a result says of labels and candidates of a prediction version that the class table
+    lacks."""
+    noted = {
+        "unknown_labels": (version.summary.get("result") or {}).get("unknown_labels"),
+        "left_out_candidates": version.summary.get("left_out_candidates"),
+    }
+    return {key: found for key, found in noted.items() if found}

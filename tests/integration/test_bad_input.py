@@ -134,7 +134,7 @@ def binary_without_a_width(place):
     return place.fit("pq")
 
 
-@case(1, "nothing-here", "at least one .parquet file", "none")
+@case(1, "nothing-here", "a folder of them", "no such file or folder")
 def no_features(place):
     return [*place.encode(), "--features", place("nothing-here")]
 
@@ -287,11 +287,12 @@ def an_unknown_split(place):
     return place.classify("--candidates", "best")
 
 
-@case(1, "wanted.txt", "row 1", "'c99'")
+@case(1, "wanted.txt", "line 2", "'c99'", "unknown_labels: report")
 def a_candidate_list_with_an_unknown_class(place):
     place.run(*place.encode())
     Path(place("wanted.txt")).write_text("c01\nc99\n")
-    return place.classify("--candidates", place("wanted.txt"))
+    refuse = ("--unknown-labels", "refuse")
+    return place.classify("--candidates", place("wanted.txt"), *refuse)
 
 
 @case(1, "expected predictions with labels", "no labelled image")

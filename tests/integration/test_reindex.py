@@ -23,7 +23,14 @@ from raypq.config import ReindexJob
 from raypq.data import arrays, features, generate, snapshot
 from raypq.data.lease import Lease
 from raypq.data.storage import stem_of
-from raypq.errors import ConfigError, ConflictError, DriftError, InputError, JobError
+from raypq.errors import (
+    ConfigError,
+    ConflictError,
+    DriftError,
+    InputError,
+    JobError,
+    MissingSourceError,
+)
 from raypq.methods import registry
 
 Reindex = Callable[..., dict[str, Any]]
@@ -125,6 +132,38 @@ def test_other_classes_never_touch_the_features(
     assert len(moved(before, latest(home, "predictions"))) == home.shards
 
 
+def test_a_retired_candidate_stops_no_night(
+    home: Any, night: Reindex, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its list outlives it; a list of classes that all exist is the work that it was."""
+    table = pq.read_table(home("classes.parquet"))
+    ids = table["class_id"].to_pylist()
+    Path(home("cands.txt")).write_text("\n".join(ids[:4]) + "\n")
+    section = {
+        "classes": home("classes.parquet"),
+        "candidates": home("cands.txt"),
+        "output": home("predictions"),
+    }
+    assert "left_out_candidates" not in night(classify=section)["predictions"][0]
+    pq.write_table(table.filter(pc.field("class_id") != ids[2]), home("classes.parquet"))
+    said = f"line 3: class_id '{ids[2]}' is not in {home('classes.parquet')}"
+    with pytest.raises(InputError, match=r"cands.txt, line 3.*unknown_labels: refuse"):
+        night(classify=section | {"unknown_labels": "refuse"})
+    with caplog.at_level("WARNING", logger="raypq"):
+        told = night(classify=section)["predictions"][0]
+    assert caplog.text.count(said) == 1
+    noted = {"classes": 1, "names": [ids[2]]}
+    assert told["new"]
+    assert told["left_out_candidates"] == noted
+    assert latest(home, "predictions").summary["left_out_candidates"] == noted
+    caplog.clear()
+    assert night(classify=section)["nothing_to_do"]
+    assert said in caplog.text, "every night names it"
+    Path(home("cands.txt")).write_text(f"{ids[2]}\n")
+    with pytest.raises(InputError, match="at least one class_id of"):
+        night(classify=section)
+
+
 def test_a_folder_more_does_not_rename_the_rest(home: Any, night: Reindex) -> None:
     """Stems are paths below the deepest common folder, and that may move."""
     night()
@@ -195,10 +234,41 @@ def test_an_empty_source_never_empties_the_store(home: Any, night: Reindex) -> N
     empty(home)
     with pytest.raises(InputError, match=r"version 1 of .*codes holds 6; max_removed: 1 lets"):
         night()
-    shutil.rmtree(home("features"))
-    with pytest.raises(InputError, match="max_removed"):
-        night()
     assert latest(home) == before
+
+
+@pytest.mark.parametrize("max_removed", [0, 0.5, 1])
+@pytest.mark.parametrize("lost", ["folder", "one of two", "file", "glob", "base of a glob"])
+def test_a_path_that_is_missing_is_refused_whatever_may_go(
+    home: Any, night: Reindex, lost: str, max_removed: float
+) -> None:
+    """A typo, or a disk that is not mounted: it says nothing about the shards."""
+    night()
+    before = latest(home)
+    shutil.copytree(home("features"), home("other"))
+    sources = {
+        "folder": [home("featurs")],
+        "one of two": [home("other"), home("featurs")],
+        "file": [home("features"), home("features/nosuch.parquet")],
+        "glob": [home("features"), home("features/day=*")],
+        "base of a glob": [home("featurs/*.parquet")],
+    }
+    with pytest.raises(MissingSourceError) as caught:
+        night(features=sources[lost], max_removed=max_removed)
+    assert caught.value.where == sources[lost][-1]
+    assert "max_removed" not in str(caught.value)
+    assert "version 1 of" in str(caught.value)
+    assert "nothing was changed" in str(caught.value)
+    with pytest.raises(MissingSourceError):
+        night(features=sources[lost], max_removed=max_removed, dry_run=True)
+    assert latest(home) == before
+
+
+def test_an_empty_folder_does_not_hide_a_missing_one(home: Any, night: Reindex) -> None:
+    night()
+    empty(home)
+    with pytest.raises(MissingSourceError, match="featurs"):
+        night(features=[home("features"), home("featurs")], max_removed=1)
 
 
 def test_a_source_that_lost_most_of_its_shards_is_refused(home: Any, night: Reindex) -> None:

@@ -359,7 +359,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "neither": ({}, ConfigError, "queries or query_ids"),
     "unknown column": ({"filter": "colour = 'red'"}, InputError, "a column 'colour'"),
     "bad filter": ({"filter": "label = x"}, ConfigError, "character 9: expected a value"),
-    "no query file": ({"queries": ["/nowhere"]}, InputError, "at least one .parquet"),
+    "no query file": ({"queries": ["/nowhere"]}, InputError, "no such file or folder"),
     "rerank alone": ({"rerank": 100}, ConfigError, "rerank and features"),
     "rerank too few": ({"rerank": 3, "features": ["x"], "top_k": 9}, ConfigError, "at least top_k"),
     "ids are symmetric": ({"queries": None, "query_ids": "x"}, ConfigError, "must be sdc"),

@@ -108,8 +108,8 @@ def test_a_parquet_file_of_ids(table, write):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"a\nz\n", r"row 1.*'z'"),
-        (b"a\na\n", "each class_id once"),
+        (b"z\n\ny\n", r"at least one class_id of .*, found 2 .*line 1: class_id 'z' is not in"),
+        (b"a\n\na\n", "line 3: expected each class_id once"),
         (b"", "at least one class"),
         (b"\xff\xfe", "UTF-8"),
     ],
@@ -300,9 +300,32 @@ def test_a_class_without_embedding_is_left_out_by_name(write, caplog):
         table.index(pa.array(["z"]), where="x")
 
 
-def test_candidates_without_embedding_are_refused(write, tmp_path):
+@pytest.mark.parametrize("listed", ["some.txt", "some.parquet"])
+@pytest.mark.parametrize("joined", ["", "+3-hops"])
+def test_listed_classes_that_the_table_lacks_are_left_out_by_name(
+    write, tmp_path, caplog, listed, joined
+):
+    """Retired ones, and those that have lost their embedding: a list outlives its table."""
     vectors = pa.array([[1.0], [2.0], None, [4.0], [5.0], [6.0]], pa.list_(pa.float32()))
     table = ClassTable.open(write("c.parquet", **COLUMNS | {"embedding": vectors}))
-    (tmp_path / "some.txt").write_text("a\nc\n")
-    with pytest.raises(InputError, match=r"class_ids with an embedding in .*, found 'c' without"):
-        table.select(str(tmp_path / "some.txt"))
+    (tmp_path / "some.txt").write_text("\nz\na\nc\n")
+    spec = write(listed, class_id=["a", "z", "c"]) if listed != "some.txt" else tmp_path / listed
+    place, other = ("row 1", "row 2") if listed != "some.txt" else ("line 2", "line 4")
+    kept = "ad" if joined else "a"
+    with caplog.at_level("WARNING", "raypq"):
+        assert chosen(table, f"{spec}{joined}") == kept
+    assert f"{spec}: 2 class_id(s) are left out: {place}: class_id 'z' is not in" in caplog.text
+    assert f"{other}: class_id 'c' has no embedding in" in caplog.text
+    assert table.choose(f"{spec}{joined}").told() == {
+        "left_out_candidates": {"classes": 2, "names": ["c", "z"]}
+    }
+    with pytest.raises(InputError, match=rf"{place}: .*unknown_labels: refuse.*'z'.*\(2 such"):
+        table.select(f"{spec}{joined}", unknown="refuse")
+
+
+def test_a_list_of_classes_that_are_all_there_says_nothing(table, tmp_path, caplog):
+    (tmp_path / "some.txt").write_text("d\na\n")
+    with caplog.at_level("WARNING", "raypq"):
+        table.select(str(tmp_path / "some.txt"), unknown="refuse")
+    assert table.choose(str(tmp_path / "some.txt")).told() == {}
+    assert not caplog.records

@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from raypq.data import storage
 from raypq.data.output import Source
 from raypq.data.storage import list_shards, open_parquet, stem_of
-from raypq.errors import EmptySourceError, InputError
+from raypq.errors import EmptySourceError, InputError, MissingSourceError
 
 X = np.ones((3, 2), np.float32)
 
@@ -349,10 +349,25 @@ def test_a_remote_folder_that_cannot_be_listed_is_an_error(ghost, error):
         assert not isinstance(caught.value, EmptySourceError)
 
 
-@pytest.mark.parametrize("name", ["nothing", "*.parquet", "nothing/*"])
-def test_nothing_there(tmp_path, name):
-    with pytest.raises(InputError, match=r"at least one \.parquet file, found none"):
-        list_shards([str(tmp_path / name)])
+@pytest.mark.parametrize("storage", ["local", "memory"])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("nosuch", MissingSourceError), ("nosuch/*.parquet", MissingSourceError),
+     ("empty/*.parquet", MissingSourceError), ("empty/**", MissingSourceError),
+     ("day=3/../nosuch", MissingSourceError), ("empty", EmptySourceError),
+     ("emp*", EmptySourceError), ("texts/*", EmptySourceError), ("texts", EmptySourceError)],
+)  # fmt: skip
+def test_what_is_missing_is_told_from_what_is_empty(tmp_path, storage, name, error):
+    root = str(tmp_path) if storage == "local" else f"memory://{tmp_path.name}"
+    fs, place = fsspec.url_to_fs(root)
+    fs.makedirs(f"{place}/empty", exist_ok=True)
+    fs.makedirs(f"{place}/texts", exist_ok=True)
+    fs.pipe_file(f"{place}/texts/notes.txt", b"x")
+    with pytest.raises(error) as caught:
+        list_shards([f"{root}/{name}"])
+    assert type(caught.value) is error
+    if error is MissingSourceError and "*" not in name:
+        assert "no such file or folder" in str(caught.value)
 
 
 def test_one_of_several_is_missing(tree):

@@ -20,6 +20,11 @@ _DEEPEST = 100  # folders below each other
 _LARGEST_PUT = 5 << 30  # bytes; S3's limit for an upload in one request
 
 
+def has_folders(fs: AbstractFileSystem) -> bool:
+    """Whether a folder may be there without files; a prefix is there by its objects alone."""
+    return _FLAT.isdisjoint(protocols(fs))
+
+
 @contextmanager
 def answering(uri: str) -> Iterator[None]:
     """Errors of a server, and of the way to it, as ``OSError`` that name the URI.

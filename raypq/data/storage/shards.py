@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from raypq import console
-from raypq.data.storage.objects import answering
+from raypq.data.storage.objects import answering, has_folders
 from raypq.data.storage.operations import digest
 from raypq.data.storage.place import canonical, filesystem, is_local, uri_of
 from raypq.data.storage.settings import StorageSettings
-from raypq.data.storage.walk import Entry, LocalWalk, RemoteWalk
-from raypq.errors import EmptySourceError, InputError
+from raypq.data.storage.walk import Entry, LocalWalk, RemoteWalk, is_glob
+from raypq.errors import EmptySourceError, InputError, MissingSourceError
 
 SUFFIXES = (".parquet", ".parq", ".pq")  # in any case
 _COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".lz4", ".xz", ".zip", ".snappy", ".br")
@@ -59,7 +59,9 @@ def list_shards(uris: Sequence[str]) -> list[Shard]:
     Hive and Arrow do; a warning names what else is passed over and looks like data.
 
     Raises:
-        EmptySourceError: no Parquet file is there.
+        MissingSourceError: no such file or folder, or nothing that matches a glob.
+        EmptySourceError: no Parquet file is there; of a prefix of an object store also where
+            there is no object at all, for such a store has no folders.
         InputError: a folder that cannot be listed, a link that leads nowhere, no such bucket.
         ConfigError: a storage setting that cannot be used.
     """
@@ -126,7 +128,8 @@ def _find(uri: str) -> tuple[dict[str, Entry], list[str]]:
     """The Parquet files that a URI names, by canonical URI, and what looks like data beside."""
     if is_local(uri):
         place = canonical(uri)
-        found = [(entry.path, entry) for entry in LocalWalk().find(place)]
+        entries = LocalWalk().find(place)
+        found = [(entry.path, entry) for entry in entries or ()]
     else:
         fs, place = filesystem(uri)
         if "::" in uri:
@@ -134,9 +137,12 @@ def _find(uri: str) -> tuple[dict[str, Entry], list[str]]:
                 uri, expected="the URI of files in one storage", found="a chain of several (::)"
             )
         with answering(uri):
-            found = [
-                (uri_of(fs, entry.path, uri), entry) for entry in RemoteWalk(fs, uri).find(place)
-            ]
+            entries = RemoteWalk(fs, uri).find(place)
+            if entries is None and not has_folders(fs):
+                entries = []
+            found = [(uri_of(fs, entry.path, uri), entry) for entry in entries or ()]
+    if entries is None:
+        raise _missing(uri)
     chosen: dict[str, Entry] = {}
     passed: list[str] = []
     for name, entry in found:
@@ -147,6 +153,16 @@ def _find(uri: str) -> tuple[dict[str, Entry], list[str]]:
         elif _like_data(entry):
             passed.append(name)
     return chosen, passed
+
+
+def _missing(uri: str) -> MissingSourceError:
+    if is_glob(uri):
+        return MissingSourceError(
+            uri, expected="files or folders that match", found="nothing that does"
+        )
+    return MissingSourceError(
+        uri, expected="a Parquet file, or a folder of them", found="no such file or folder"
+    )
 
 
 def _check(uri: str, entry: Entry) -> None:

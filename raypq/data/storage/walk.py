@@ -55,11 +55,17 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
+def is_glob(path: str) -> bool:
+    """Whether a path is a pattern, unless something of that very name is there."""
+    return bool(_MAGIC.intersection(path))
+
+
 class Walk(ABC):
     """One storage, read as a tree."""
 
-    def find(self, path: str) -> list[Entry]:
+    def find(self, path: str) -> list[Entry] | None:
         """The files that a path names: itself, all below it, or all that it matches as a glob.
+        None where nothing is at the path, or matches it: there is not even an empty folder.
 
         A path that is there as it stands is no glob, whatever characters are in it. Hidden names
         are passed over, unless the path names them.
@@ -70,11 +76,13 @@ class Walk(ABC):
         found = self.look(path)
         matched: Iterable[Entry]
         if found is None:
-            if not _MAGIC.intersection(path):
-                return []
+            if not is_glob(path):
+                return None
             parts = path.split("/")
             first = next(at for at, part in enumerate(parts) if _MAGIC.intersection(part))
-            matched = self._match("/".join(parts[:first]) or "/", parts[first:])
+            matched = list(self._match("/".join(parts[:first]) or "/", parts[first:]))
+            if not matched:
+                return None
         else:
             matched = [found]
         files: dict[str, Entry] = {}
@@ -233,7 +241,7 @@ class RemoteWalk(Walk):
         except PermissionError as error:
             # Rights that end at a prefix reach neither to an object of the prefix's name nor to a
             # pattern; then the listing tells.
-            if _MAGIC.intersection(path):
+            if is_glob(path):
                 return None
             folder = Entry(path=path, real=path, folder=True)
             if next(self.below(folder), None) is None:
