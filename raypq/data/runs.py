@@ -7,8 +7,9 @@ What makes it safe is the order. A run leaves its mark, then reads what a gc wil
 which files are there: those that a gc named count as gone. A gc names what it will remove, then
 looks for marks, and beside a run it removes no version, no journal, nothing that a journal names,
 no model, and nothing that is younger than the run. So of a run and a gc at least one knows of the
-other, however slow either is. Nobody waits, and a mark that a crash left behind hinders gc alone,
-until it is silent for ``GONE`` seconds by the clock of the storage.
+other, however slow either is. Nobody waits. A mark that a crash left behind counts until it is
+silent for ``GONE`` seconds by the clock of the storage: that of a run hinders gc, and what that of
+a gc names is not restored and is made anew. A gc that only slept removes nothing more.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ from raypq.data.storage import (
     delete,
     join,
     list_files,
+    now,
     read_bytes,
     write_bytes,
 )
@@ -87,33 +89,46 @@ class AtWork:
         self._place = join(store, FOLDER, f"{kind}-{self.mark.nonce}.json")
         self._beat = join(store, FOLDER, f"{self.mark.nonce}.beat")
         self._alive = time.time()
+        self._late = False  # a sign of life that came too late gives nothing back
 
     def leave(self) -> None:
         """Leaves the mark."""
-        create_once(self._place, self.mark.model_dump_json().encode())
-        self._alive = time.time()
+        with self._sign():
+            create_once(self._place, self.mark.model_dump_json().encode())
 
     def announce(self, paths: Sequence[str]) -> None:
         """Names what a gc will remove."""
         self.mark = self.mark.model_copy(update={"removes": tuple(paths)})
-        write_bytes(self._place, self.mark.model_dump_json().encode())
-        self._alive = time.time()
+        with self._sign():
+            write_bytes(self._place, self.mark.model_dump_json().encode())
 
     def beat(self) -> None:
         """Gives a sign of life."""
-        write_bytes(self._beat, self.mark.nonce.encode())
-        self._alive = time.time()
+        with self._sign():
+            write_bytes(self._beat, self.mark.nonce.encode())
+
+    @contextmanager
+    def _sign(self) -> Iterator[None]:
+        began = time.time()
+        yield
+        self._late |= self._is_late  # now that it is there, and not when it was begun
+        self._alive = began
+
+    @property
+    def _is_late(self) -> bool:
+        return time.time() - self._alive > GONE / 2
 
     def check(self) -> None:
         """Makes sure that others still count on this mark.
 
         Raises:
-            ConflictError: it was silent for too long; this process slept, or storage was away.
+            ConflictError: it was silent for too long, once; this process slept, or storage was
+                away.
         """
-        if time.time() - self._alive > GONE / 2:
+        if self._late or self._is_late:
             raise ConflictError(
-                f"{self.store}: no sign of life could be written for {GONE / 2:.0f} s, so other "
-                "runs may count this one as gone; run it again"
+                f"{self.store}: {self.mark.what} gave no sign of life for {GONE / 2:.0f} s, so "
+                "other runs may count it as gone; run it again"
             )
 
     def remove(self) -> None:
@@ -166,8 +181,7 @@ def live(store: str, now: float) -> list[Live]:
         match = _NAME.fullmatch(name)
         if not match or match["kind"] != "run" or match["nonce"] in _over:
             continue
-        beat = files.get(f"{match['nonce']}.beat", listed)
-        if now - max(listed.written, beat.written) <= GONE:
+        if not _is_silent(match, files, now):
             mark = _read(join(store, FOLDER, name))
             found.append(Live(began=listed.written, what=str(mark or "a run")))
     held = lease.standing(store)
@@ -182,17 +196,37 @@ def left_behind(store: str, now: float) -> dict[str, Listed]:
     found = {}
     for name, listed in files.items():
         match = _NAME.fullmatch(name) or _BEAT.fullmatch(name)
-        beat = files.get(f"{match['nonce']}.beat", listed) if match else listed
-        if match and now - max(listed.written, beat.written) > GONE:
+        if match and _is_silent(match, files, now):
             found[name] = listed
     return found
 
 
 def removed_by_gc(store: str) -> frozenset[str]:
-    """What a gc at work (or cut off) has named to be removed: it counts as gone."""
-    names = [name for name in list_files(join(store, FOLDER)) if name.startswith("gc-")]
-    marks = [_read(join(store, FOLDER, name)) for name in names if _NAME.fullmatch(name)]
+    """What a gc at work has named to be removed: it counts as gone. A gc that gave no sign of life
+    for ``GONE`` seconds was cut off, or will remove nothing more (``AtWork.check``)."""
+    if not _gcs(list_files(join(store, FOLDER))):
+        return frozenset()
+    try:
+        moment = now(join(store, FOLDER))
+    except OSError:  # nothing can be written here: nothing is known of silence
+        moment = 0.0
+    # Listed once more, after the time was taken: should this process sleep meanwhile, a gc that is
+    # at work must not seem silent.
+    files = list_files(join(store, FOLDER))
+    names = [match.string for match in _gcs(files) if not _is_silent(match, files, moment)]
+    marks = [_read(join(store, FOLDER, name)) for name in names]
     return frozenset(path for mark in marks if mark for path in mark.removes)
+
+
+def _gcs(names: Iterable[str]) -> list[re.Match[str]]:
+    found = (_NAME.fullmatch(name) for name in names)
+    return [match for match in found if match and match["kind"] == "gc"]
+
+
+def _is_silent(match: re.Match[str], files: Mapping[str, Listed], now: float) -> bool:
+    """Whether a mark, or a sign of life without one, is older than its run can be."""
+    names = (match.string, f"{match['nonce']}.beat")
+    return now - max(files[name].written for name in names if name in files) > GONE
 
 
 def _read(uri: str) -> Mark | None:

@@ -69,7 +69,8 @@ def restore(store: str | os.PathLike[str], version: int) -> Snapshot:
         if going := sorted(removed & {snapshot.place(version), *wanted.files(store)}):
             raise ConflictError(
                 f"{store}: gc is about to remove version {version} ({going[0]}); nothing was "
-                "restored"
+                "restored. Try again once gc has ended; one that was cut off counts as gone "
+                f"after {runs.GONE / 60:.0f} minutes"
             )
         snapshot.verify_sizes(store, wanted)
         summary = {**wanted.summary, "restored": version}

@@ -6,6 +6,7 @@ allows (an age of −1 day: all that nothing protects), so only the protocol is 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import uuid
@@ -269,3 +270,87 @@ def test_on_local_files(tmp_path: Path, work: Callable[[str], None], first: str)
 
 def test_on_s3(bucket: str) -> None:
     interleave(bucket, lambda uri: uri.replace("s3:", "s3a:"), again, "run", step=26)
+
+
+class Asleep(Storage):
+    """A gc falls asleep as it removes its first file; ``meanwhile`` happens, and it goes on."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self._meanwhile = meanwhile
+        self._slept = False
+
+    def delete(self, uri: str) -> None:
+        if not self._slept and f"/{snapshot.FOLDER}/" in uri:
+            self._slept = True
+            self._meanwhile()
+        super().delete(uri)
+
+
+@pytest.mark.parametrize("wakes", ["silent", "with a sign of life"])
+def test_a_gc_that_slept_removes_nothing_that_was_restored(
+    tmp_path: Path, wakes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = str(tmp_path)
+    prepared(store)
+    gcs = list[runs.AtWork]()
+    leave = runs.AtWork.leave
+    monkeypatch.setattr(runs.AtWork, "leave", lambda mine: (gcs.append(mine), leave(mine)))
+
+    def asleep() -> None:
+        with pytest.raises(ConflictError, match=r"gc is about to remove .* after 15 minutes"):
+            history.restore(store, 1)
+        for path in (tmp_path / runs.FOLDER).iterdir():
+            age(path, runs.GONE + 1)
+        history.restore(store, 1)
+        gcs[0]._alive -= runs.GONE
+        if wakes != "silent":
+            gcs[0].beat()
+
+    with replaced(Asleep(asleep)), pytest.raises(ConflictError, match="gc gave no sign of life"):
+        sweep(store)
+    whole(store)
+
+
+@pytest.mark.parametrize("silent", [0.0, runs.GONE / 2, runs.GONE + 1, 30 * runs.GONE])
+def test_a_gc_that_was_cut_off_hinders_nobody_for_long(tmp_path: Path, silent: float) -> None:
+    store = str(tmp_path)
+    prepared(store)
+    files = sorted(snapshot.read(store, 1).files(store))
+    mark = runs.AtWork(store, "gc")
+    mark.leave()
+    mark.announce([snapshot.place(1), *files])
+    mark.beat()
+    for path in (tmp_path / runs.FOLDER).iterdir():
+        age(path, silent)
+    if silent <= runs.GONE:
+        assert runs.removed_by_gc(store) == {snapshot.place(1), *files}
+        with pytest.raises(ConflictError, match="gc is about to remove version 1"):
+            history.restore(store, 1)
+        return
+    assert runs.removed_by_gc(store) == frozenset()
+    assert history.restore(store, 1).version == 3
+    assert run(store, shards("1", "1")).version == 3, "nothing to do"
+
+
+def test_a_gc_whose_old_sign_of_life_was_read_late_is_at_work(tmp_path: Path) -> None:
+    """Between the listing and the question of the time, this process may sleep."""
+    store = str(tmp_path)
+    prepared(store)
+    mark = runs.AtWork(store, "gc")
+    mark.leave()
+    mark.announce(["data/a"])
+    for path in (tmp_path / runs.FOLDER).iterdir():
+        age(path, runs.GONE + 1)
+
+    class Late(Storage):
+        def create(self, uri: str, content: bytes) -> None:
+            super().create(uri, content)
+            mark.beat()
+
+    with replaced(Late()):
+        assert runs.removed_by_gc(store) == {"data/a"}
+
+
+def age(path: Path, seconds: float) -> None:
+    then = path.stat().st_mtime - seconds
+    os.utime(path, (then, then))
