@@ -18,6 +18,7 @@ from raypq.data.storage import Shard, delete, file_size, join
 from raypq.sizing import SearchRates
 from raypq.sizing.search import BLOCK_ROWS, FAN
 from raypq.stages.scan import blocks_of, id_type_of
+from raypq.stages.search import models_for
 from raypq.stages.store import stored_shards
 
 _SUB_CODEBOOKS, _K, _WIDTH = (8, 16, 50), 256, 8
@@ -57,8 +58,9 @@ def beside(
     """Reading a code store, and answers on their way through the output store at ``root``."""
     shards = stored_shards(codes, version)
     id_type = id_type_of(codes, version)
-    blocks = list(blocks_of(shards, id_type))
-    read = measure(lambda: list(blocks_of(shards, id_type)))
+    models = models_for(codes, version, None)
+    blocks = list(blocks_of(shards, models, id_type))
+    read = measure(lambda: list(blocks_of(shards, models, id_type)))
     ids = pa.concat_arrays([block.ids for block in blocks])
     store, k = str(root), _RESULTS[-1]
     (root / "data").mkdir(parents=True)

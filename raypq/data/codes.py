@@ -106,11 +106,7 @@ class CodeFile:
                 found = f"one without {', '.join(sorted(absent))}"
                 raise InputError(uri, expected="a code file", found=found)
             M, K = (_number(metadata, key, uri) for key in (b"raypq.M", b"raypq.K"))
-            code = file.schema_arrow.field("code").type
-            if code != pa.binary(bytes_per_code(M, K)):
-                raise InputError(
-                    uri, expected=f"codes of {bytes_per_code(M, K)} bytes", found=str(code)
-                )
+            _check_types(file.schema_arrow, M, K, uri)
             return cls(
                 uri=uri,
                 rows=file.metadata.num_rows,
@@ -122,22 +118,30 @@ class CodeFile:
             )
 
     def ids(self, rows: int) -> Iterator[pa.Array]:
-        """Streams the ids alone."""
+        """Streams the ids alone.
+
+        Raises:
+            InputError: an id is null, naming the row.
+        """
         with open_parquet(self.uri) as file:
+            row = 0
             for batch in stream(file, rows, columns=["id"]):
+                _check_nulls(batch, self.uri, row)
                 yield batch.column(0)
+                row += len(batch)
 
     def batches(self, rows: int, *, labels: bool = True) -> Iterator[CodeBatch]:
         """Streams the codes, with labels where there are any and they are wanted.
 
         Raises:
-            InputError: a code of K or more, naming the row.
+            InputError: a code of K or more, or no code or id, naming the row.
         """
         row = 0
         label = self.label and labels
         wanted = ["id", "code"] + (["label"] if label else [])
         with open_parquet(self.uri) as file:
             for batch in stream(file, rows, columns=wanted):
+                _check_nulls(batch, self.uri, row)
                 stored = batch.column("code")
                 width = bytes_per_code(self.M, self.K)
                 raw = np.frombuffer(stored.buffers()[1], np.uint8)
@@ -154,6 +158,33 @@ class CodeFile:
                     B=B, ids=batch.column("id"), labels=batch.column("label") if label else None
                 )
                 row += len(batch)
+
+
+def _check_types(found: pa.Schema, M: int, K: int, uri: str) -> None:
+    """Refuses columns of other types than raypq writes, or a name that is there twice."""
+    code = pa.binary(bytes_per_code(M, K))
+    known: dict[str, tuple[pa.DataType, ...]] = {
+        "id": (pa.string(), pa.int64()), "code": (code,), "label": (pa.string(),)
+    }  # fmt: skip
+    for name, types in known.items():
+        for number in (columns := found.get_all_field_indices(name)):
+            if found.field(number).type not in types or len(columns) > 1:
+                told = str(found.field(number).type)
+                raise InputError(
+                    f"{uri}, column '{name}'",
+                    expected=" or ".join(map(str, types)),
+                    found=told if len(columns) == 1 else f"{len(columns)} columns of this name",
+                )
+
+
+def _check_nulls(batch: pa.RecordBatch, uri: str, row: int) -> None:
+    for name in {"id", "code"} & {*batch.schema.names}:
+        column = batch.column(name)
+        if column.null_count:
+            first = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+            raise InputError(
+                f"{uri}, row {row + first}", expected=f"a value in column '{name}'", found="null"
+            )
 
 
 def _number(metadata: Mapping[bytes, bytes], key: bytes, uri: str) -> int:

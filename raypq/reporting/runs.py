@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from raypq.data.codes import CodeFile
 from raypq.data.storage import join, list_files
+from raypq.errors import InputError
 from raypq.reporting import charts
 from raypq.reporting.charts import Chart
 from raypq.reporting.findings import Findings, Store, shorten
@@ -102,6 +103,14 @@ def _count_codes(store: Store, fingerprint: str) -> NDArray[np.int64] | None:
     usage: NDArray[np.int64] | None = None
     for receipt in files:
         file = CodeFile.open(join(store.place, receipt.path), size=receipt.bytes)
+        if usage is not None and usage.shape != (file.M, file.K):
+            raise InputError(
+                file.uri,
+                expected="codes of M = {}, K = {}, as in other files of one model".format(
+                    *usage.shape
+                ),
+                found=f"M = {file.M}, K = {file.K}",
+            )
         room = _SAMPLE_ROWS // len(files)
         for batch in file.batches(min(16_384, room)):
             flat = (batch.B.astype(np.int64) + file.K * np.arange(file.M)).reshape(-1)

@@ -23,12 +23,13 @@ from raypq.data.ids import IdKind, IdRule, receipt_kind
 from raypq.data.predictions import Best, PredictionBatch
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import join
-from raypq.errors import ConfigError, InputError, ModelError
+from raypq.errors import ConfigError, InputError
 from raypq.methods.base import Model
 from raypq.stages import counts
 from raypq.stages.crew import Crew
 from raypq.stages.judges import Candidates, Judge, appoint, told_of
 from raypq.stages.record import RunRecord
+from raypq.stages.scan import check_model
 from raypq.stages.shard_types import check_label_column, id_rule
 from raypq.stages.store import ShardTask, StoreRun, stored_shards
 from raypq.stages.tally import Tally
@@ -109,7 +110,7 @@ class ClassifyWorker:
         model = self._judges[task.model].model
         if self._job.codes is not None:
             file = CodeFile.open(task.shard.uri, size=task.shard.size)
-            check_model(file, model)
+            check_model(file, {task.model: model})
             found = (
                 _Found(b.ids, b.labels, self._scan(b.B, tables)) for b in file.batches(_CODE_ROWS)
             )
@@ -206,20 +207,6 @@ def best_above(
         # Few have many: of four times as many the next ones are asked, where all were above.
         rows, few = rows[part[0][:, -1] >= bar[rows]], min(4 * few, most)
     return score, found
-
-
-def check_model(file: CodeFile, model: Model) -> None:
-    """Refuses codes that another model made.
-
-    Raises:
-        ModelError: naming both fingerprints.
-    """
-    if file.fingerprint != model.fingerprint:
-        raise ModelError(
-            file.uri,
-            expected=f"codes made by model {model.fingerprint[:12]}",
-            found=f"codes made by model {file.fingerprint[:12]}",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,9 @@ def export_faiss(job: ExportFaissJob) -> dict[str, Any]:
             index.prepend_transform(transform)
     named = faiss.IndexIDMap(index)  # takes empty ones only
     id_type = id_type_of(job.codes, version)
-    block = Block.join([read_block(shard, id_type) for shard in stored_shards(job.codes, version)])
+    block = Block.join(
+        [read_block(shard, models, id_type) for shard in stored_shards(job.codes, version)]
+    )
     block = block.take(by_id(block.ids))
     ids_file = None
     numbers = np.arange(len(block.B))

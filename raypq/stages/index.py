@@ -53,7 +53,7 @@ class Index:
         held: dict[str, list[Block]] = {}
         self._id_type = id_type_of(codes, found)
         for shard in stored_shards(codes, found):
-            block = read_block(shard, self._id_type)
+            block = read_block(shard, self.models, self._id_type)
             held.setdefault(block.fingerprint, []).append(block)
         # In the order of ids the kernel's ties are the right ones.
         joined = [Block.join(blocks) for blocks in held.values()]

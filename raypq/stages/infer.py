@@ -25,9 +25,9 @@ from raypq.data.storage import join, replacing
 from raypq.errors import InputError, ShardFailure
 from raypq.methods import registry
 from raypq.methods.base import Model
-from raypq.stages.classify import check_model
 from raypq.stages.crew import Crew, settle
 from raypq.stages.plain import refuse_others
+from raypq.stages.scan import check_model
 from raypq.stages.store import ShardTask, stored_shards
 
 _ROWS = 1024  # times the classes: cosines held at once
@@ -53,7 +53,7 @@ class InferWorker:
 
     def __call__(self, task: ShardTask, shared: None) -> Found:
         file = CodeFile.open(task.shard.uri, size=task.shard.size)
-        check_model(file, self._model)
+        check_model(file, {self._model.fingerprint: self._model})
         groups: dict[str, tuple[int, NDArray[np.float64]]] = {}
         if self._job.by == "label":
             images = sum(self._add(groups, *one) for one in self._compared(file))

@@ -122,7 +122,9 @@ class PairWorker:
         return Found(path=path, count=count)
 
     def _read(self, shards: Sequence[Shard]) -> Block:
-        return Block.join([read_block(shard, self._plan.id_type) for shard in shards])
+        plan = self._plan
+        models = {plan.model.fingerprint: plan.model}
+        return Block.join([read_block(shard, models, plan.id_type) for shard in shards])
 
     def _within(
         self, one: Block, other: Block, *, same: bool

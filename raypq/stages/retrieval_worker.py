@@ -99,7 +99,7 @@ class RetrievalWorker:
             return self._exact(task, shared)
         with self._lock:
             if self._store is None:
-                self._store = _Held.read(self._shards, self._id_type)
+                self._store = _Held.read(self._shards, self._models, self._id_type)
         return self._rank(task, self._store)
 
     def _rank(self, task: QueryTask, held: _Held) -> Figures:
@@ -209,10 +209,12 @@ class _Held:
     places: list[NDArray[np.int64]]
 
     @classmethod
-    def read(cls, shards: Sequence[Shard], id_type: pa.DataType) -> _Held:
+    def read(
+        cls, shards: Sequence[Shard], models: Mapping[str, Model], id_type: pa.DataType
+    ) -> _Held:
         held: dict[str, list[Block]] = {}
         for shard in shards:
-            block = read_block(shard, id_type, labels=True)
+            block = read_block(shard, models, id_type, labels=True)
             held.setdefault(block.fingerprint, []).append(block)
         blocks = [Block.join(parts) for parts in held.values()]
         ids = pa.concat_arrays([block.ids for block in blocks])

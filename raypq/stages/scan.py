@@ -9,7 +9,7 @@ again over the rows in the order of their ids, where the kernel's rule is this o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from raypq.data.filters import Filter
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import Shard
 from raypq.errors import InputError, ModelError
+from raypq.methods.base import Model
 from raypq.stages.store import stored_shards
 
 GROUP_ROWS = 1 << 19  # rows that are scanned in one go: beginning anew costs each query some time
@@ -74,18 +75,49 @@ class Block:
         )
 
 
+def check_model(file: CodeFile, models: Mapping[str, Model]) -> None:
+    """Refuses codes that none of these models made, or that have another shape than it gives.
+
+    Raises:
+        ModelError: naming both fingerprints, or both shapes.
+    """
+    model = models.get(file.fingerprint)
+    if model is None:
+        known = ", ".join(sorted(name[:12] for name in models))
+        raise ModelError(
+            file.uri,
+            expected=f"codes made by model {known}",
+            found=f"codes made by model {file.fingerprint[:12]}",
+        )
+    if (file.M, file.K) != (model.M, model.K):
+        raise ModelError(
+            file.uri,
+            expected=f"codes of M = {model.M}, K = {model.K}, as model {file.fingerprint[:12]} "
+            "makes them",
+            found=f"M = {file.M}, K = {file.K}; remove the file, and encode its shard again",
+        )
+
+
 def read_block(
-    shard: Shard, id_type: pa.DataType, keep: Filter | None = None, *, labels: bool = False
+    shard: Shard,
+    models: Mapping[str, Model],
+    id_type: pa.DataType,
+    keep: Filter | None = None,
+    *,
+    labels: bool = False,
 ) -> Block:
     """The rows of one code file that the filter keeps.
 
     Args:
-        id_type: of the store (``id_type_of``); a file without rows may name another one.
+        models: of the store, by fingerprint. id_type: of the store (``id_type_of``); a file
+            without rows may name another one.
 
     Raises:
         InputError: the file is damaged, or has ids of another type.
+        ModelError: its codes are not of these models.
     """
     file = CodeFile.open(shard.uri, size=shard.size)
+    check_model(file, models)
     if file.rows and file.id_type != id_type:
         raise InputError(
             shard.uri,
@@ -133,12 +165,15 @@ def id_type_of(store: str, version: Snapshot) -> pa.DataType:
 
 
 def blocks_of(
-    shards: Iterable[Shard], id_type: pa.DataType, keep: Filter | None = None
+    shards: Iterable[Shard],
+    models: Mapping[str, Model],
+    id_type: pa.DataType,
+    keep: Filter | None = None,
 ) -> Iterator[Block]:
     """The rows of several files, joined by model up to ``GROUP_ROWS`` at a time."""
     held: dict[str, list[Block]] = {}
     for shard in shards:
-        block = read_block(shard, id_type, keep)
+        block = read_block(shard, models, id_type, keep)
         waiting = held.setdefault(block.fingerprint, [])
         waiting.append(block)
         if sum(len(part.B) for part in waiting) >= GROUP_ROWS:

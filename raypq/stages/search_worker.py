@@ -150,7 +150,7 @@ class SearchWorker:
         """The best rows of a group; None where it has none."""
         plan = self._plan
         best: Ranked | None = None
-        for block in blocks_of(task.shards, plan.id_type, plan.keep):
+        for block in blocks_of(task.shards, plan.models, plan.id_type, plan.keep):
             if not len(block.B):
                 continue
             found = topk(block, self._table(block, V), plan.depth, device=plan.device)
@@ -182,7 +182,7 @@ class SearchWorker:
     def _find(self, task: FindTask, ids: pa.Array) -> list[tuple[str, pa.Array, NDArray[np.uint8]]]:
         """Fingerprint, ids and codes of the rows with the ids looked for."""
         found = []
-        for block in blocks_of(task.shards, self._plan.id_type):
+        for block in blocks_of(task.shards, self._plan.models, self._plan.id_type):
             rows = np.flatnonzero(pc.is_in(block.ids, ids).to_numpy(zero_copy_only=False))
             if len(rows):
                 some = block.take(rows)

@@ -157,7 +157,10 @@ def test_codes_of_another_width(tmp_path):
     table = pa.table({"id": [1], "code": pa.array([b"abc"], pa.binary(3))})
     path = str(tmp_path / "x.parquet")
     pq.write_table(table.replace_schema_metadata(schema.metadata), path)
-    with pytest.raises(InputError, match="codes of 2 bytes"):
+    with pytest.raises(
+        InputError,
+        match=r"column .code.: expected .*\[2\], found .*\[3\]",
+    ):
         CodeFile.open(path)
 
 
@@ -175,3 +178,57 @@ def test_a_failed_write_raises_and_no_receipt_is_given(tmp_path):
             options=codes.WRITE_OPTIONS,
         )  # fmt: skip
     assert not Path(tmp_path, "snapshots").exists()
+
+
+CODES = pa.array([b"ab", b"cd"], pa.binary(2))
+
+
+def code_file(path: Path, **columns: pa.Array) -> str:
+    """A file with a code file's metadata, M = 4 and K = 16, and these columns."""
+    schema = codes.schema(fingerprint="f", M=4, K=16, id_type=pa.int64(), label=False)
+    table = pa.table({"id": [1, 2], "code": CODES, **columns})
+    pq.write_table(table.replace_schema_metadata(schema.metadata), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("id", pa.array([[1], [2]])),
+        ("id", pa.array([1, 2], pa.int32())),
+        ("id", pa.array([1, 2], pa.uint64())),
+        ("id", pa.array([1.0, 2.0])),
+        ("id", pa.nulls(2)),
+        ("id", pa.array(["a", "b"], pa.large_string())),
+        ("id", pa.array([b"a", b"b"])),
+        ("code", pa.array([b"ab", b"cd"])),
+        ("code", pa.array([1, 2])),
+        ("code", pa.array([[1, 2], [3, 4]], pa.list_(pa.uint8()))),
+        ("label", pa.array([1, 2])),
+        ("label", pa.array([["a"], ["b"]])),
+        ("label", pa.nulls(2)),
+    ],
+    ids=str,
+)
+def test_columns_of_other_types_are_named(tmp_path, column, values):
+    path = code_file(tmp_path / "x.parquet", **{column: values})
+    with pytest.raises(InputError, match=f"x.parquet, column '{column}': expected .*, found"):
+        CodeFile.open(path)
+
+
+@pytest.mark.parametrize("column", ["id", "code"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_null_is_no_code_and_no_id(tmp_path, column, rows):
+    values = {"id": pa.array([7, None]), "code": pa.array([b"ab", None], pa.binary(2))}[column]
+    file = CodeFile.open(code_file(tmp_path / "x.parquet", **{column: values}))
+    with pytest.raises(InputError, match=f"x.parquet, row 1: expected .*'{column}', found null"):
+        list(file.batches(rows))
+    if column == "id":
+        with pytest.raises(InputError, match=r"row 1: .*'id', found null"):
+            list(file.ids(rows))
+
+
+def test_a_label_may_be_null(tmp_path):
+    labels = pa.array(["a", None])
+    (batch,) = CodeFile.open(code_file(tmp_path / "x.parquet", label=labels)).batches(9)
+    assert batch.labels.to_pylist() == ["a", None]
