@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from raypq import api
 from raypq.config import ClusterSettings, EncodeJob, SearchJob
@@ -66,3 +68,31 @@ def search(codes: Path | str, output: Path | str, **settings: Any) -> pa.Table:
     """The rows of a search's result."""
     job = SearchJob(codes=str(codes), output=str(output), where=ALONE, **settings)
     return rows_of(str(output), api.search(job))
+
+
+def encrypted(path: Path, table: pa.Table, *columns: str, plain_footer: bool = True) -> Path:
+    """A file of the table with some columns encrypted, as Arrow and Spark write it."""
+    encryption = pytest.importorskip("pyarrow.parquet.encryption")
+
+    class Kms(encryption.KmsClient):  # type: ignore[misc,name-defined]
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            self.keys = config.custom_kms_conf
+
+        def wrap_key(self, key: bytes, master: str) -> bytes:
+            return base64.b64encode(self.keys[master].encode() + key)
+
+        def unwrap_key(self, wrapped: bytes, master: str) -> bytes:
+            return base64.b64decode(wrapped)[16:]
+
+    factory = encryption.CryptoFactory(Kms)
+    keys = encryption.KmsConnectionConfig(custom_kms_conf={"foot": "0" * 16, "col": "1" * 16})
+    how = encryption.EncryptionConfiguration(
+        footer_key="foot", column_keys={"col": list(columns)}, plaintext_footer=plain_footer,
+        data_key_length_bits=128,
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    properties = factory.file_encryption_properties(keys, how)
+    with pq.ParquetWriter(path, table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table, row_group_size=25)
+    return path

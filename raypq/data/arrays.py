@@ -242,15 +242,32 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def without_views(schema: pa.Schema) -> pa.Schema:
-    """A schema with strings and bytes in place of their views, which pyarrow cannot filter."""
-    fields = []
-    for field in schema:
-        if pa.types.is_string_view(field.type):
-            field = field.with_type(pa.string())
-        elif pa.types.is_binary_view(field.type):
-            field = field.with_type(pa.binary())
-        fields.append(field)
+    """A schema with strings and bytes in place of their views, at any depth: pyarrow cannot take
+    rows of views. Extension types stay, as its cast to what they store gives other bytes."""
+    fields = [field.with_type(_without_text_views(field.type)) for field in schema]
     return pa.schema(fields, metadata=schema.metadata)
+
+
+def _without_text_views(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([_plain_field(field) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_plain_field(kind.key_field), _plain_field(kind.item_field))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain_field(kind.value_field), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(_plain_field(kind.value_field))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_plain_field(kind.value_field))
+    return kind
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    return field.with_type(_without_text_views(field.type))
 
 
 def is_text(kind: pa.DataType) -> bool:

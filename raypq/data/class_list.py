@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import console
-from raypq.data.storage import read_bytes
+from raypq.data import arrays
+from raypq.data.storage import is_parquet, open_parquet, read_named
+from raypq.data.storage.shards import SUFFIXES
 from raypq.data.unknown_names import SHOWN, short
 from raypq.errors import InputError
 
 Unknown = Literal["report", "refuse"]
+
+_EXPECTED = "a file of class_ids: text in UTF-8, one a line, or Parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,19 +89,35 @@ class Chosen:
         return {"left_out_candidates": {"classes": len(names), "names": names[:SHOWN]}}
 
 
-def read_lines(uri: str) -> Iterator[tuple[str, str]]:
-    """The class_ids of a text file, one a line, each with its place.
+def read_listed(uri: str) -> Iterator[tuple[str, str]]:
+    """The class_ids of a file, each with its place: of that column, or the lines of a text.
 
     Raises:
-        InputError: it is no text in UTF-8.
+        InputError: no such file, a folder, a null, or bytes that are no text.
     """
+    content = read_named(uri, expected=_EXPECTED)
+    if is_parquet(content) or uri.lower().endswith(SUFFIXES):
+        with open_parquet(uri, content=content) as file:
+            ids = class_ids(file.read(columns=["class_id"]), uri)
+        yield from ((f"row {row}", str(class_id)) for row, class_id in enumerate(ids.to_pylist()))
+        return
     try:
-        text = read_bytes(uri).decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(uri, expected="class_ids in UTF-8, one a line", found=str(error)) from None
+        raise InputError(uri, expected=_EXPECTED, found=str(error)) from None
     for number, line in enumerate(text.split("\n"), start=1):
         if class_id := line.strip():
             yield f"line {number}", class_id
+
+
+def class_ids(table: pa.Table, uri: str) -> pa.StringArray:
+    """The column ``class_id``, as text.
+
+    Raises:
+        InputError: a null, or a type that class_ids cannot have.
+    """
+    where = f"{uri}, column 'class_id'"
+    return arrays.strings(arrays.whole(table.column("class_id")), where=where, nulls=False)
 
 
 def check_distinct(uri: str, listed: Sequence[tuple[str, str]]) -> None:

@@ -12,8 +12,16 @@ from numpy.typing import NDArray
 
 from raypq import console
 from raypq.data import arrays
-from raypq.data.class_list import Chosen, Lacking, Unknown, check_distinct, read_lines
-from raypq.data.storage import exists, open_parquet, read_bytes
+from raypq.data.class_list import (
+    Chosen,
+    Lacking,
+    Unknown,
+    check_distinct,
+    class_ids,
+    read_listed,
+)
+from raypq.data.features import stored_width
+from raypq.data.storage import exists, open_parquet, read_named
 from raypq.data.unknown_names import short
 from raypq.errors import ConfigError, InputError
 
@@ -21,6 +29,9 @@ SPLITS = (
     "all, seen, unseen, 2-hops, 3-hops, most-N, least-N (N unseen classes by image_count, "
     "such as most-500 or least-5K), a file of class_ids, one a line, or several joined by +"
 )
+
+_HOPS = ("in_2hops", "in_3hops")
+_OTHERS = ("name", "embedding", "seen", "image_count", *_HOPS)  # columns that are read
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -177,11 +188,7 @@ class ClassTable:
         return np.sort(unseen[order[:n]])
 
     def _from_file(self, uri: str) -> Chosen:
-        if uri.endswith(".parquet"):
-            ids = ClassTable.open(uri).ids.to_pylist()
-            listed = [(f"row {row}", str(class_id)) for row, class_id in enumerate(ids)]
-        else:
-            listed = list(read_lines(uri))
+        listed = list(read_listed(uri))
         check_distinct(uri, listed)
         found = pc.index_in(pa.array([name for _, name in listed], pa.string()), value_set=self.ids)
         lacking = [
@@ -209,21 +216,12 @@ class ClassTable:
         Raises:
             InputError: no ``class_id`` column, duplicate class_ids, unreadable embeddings.
         """
-        try:
-            content = read_bytes(uri)  # once, or the digest might be that of another table
-        except FileNotFoundError:
-            raise InputError(uri, expected="a Parquet file", found="no such file") from None
+        # Once, or the digest might be that of another table.
+        content = read_named(uri, expected="a Parquet file")
         with open_parquet(uri, content=content) as file:
-            table = file.read()
+            table = file.read(columns=["class_id", *filter(file.has, _OTHERS)])
             table = table.cast(arrays.without_views(table.schema))
-        if "class_id" not in table.column_names:
-            raise InputError(
-                uri,
-                expected="a column 'class_id'",
-                found=f"columns {', '.join(table.column_names)}",
-            )
-        ids = arrays.whole(table.column("class_id"))
-        ids = arrays.strings(ids, where=f"{uri}, column 'class_id'", nulls=False)
+        ids = class_ids(table, uri)
         counts = pc.value_counts(ids)
         twice = [item["values"].as_py() for item in counts if item["counts"].as_py() > 1]
         if twice:
@@ -238,15 +236,11 @@ class ClassTable:
             excluded=excluded,
             digest=hashlib.sha256(content).hexdigest(),
             ids=ids,
-            names=_names(table, ids),
+            names=_names(table, uri, ids),
             E=_embeddings(table, uri, ids),
             seen=_flags(table, "seen", uri),
             image_count=_counts(table, uri),
-            hops={
-                name: flags
-                for name in ("in_2hops", "in_3hops")
-                if (flags := _flags(table, name, uri)) is not None
-            },
+            hops={name: flags for name in _HOPS if (flags := _flags(table, name, uri)) is not None},
         )
 
 
@@ -282,12 +276,12 @@ def _with_embeddings(
     return table.filter(has), ids.filter(has), excluded
 
 
-def _names(table: pa.Table, ids: pa.StringArray) -> list[str]:
+def _names(table: pa.Table, uri: str, ids: pa.StringArray) -> list[str]:
     if "name" not in table.column_names:
         return [str(key) for key in ids]
     column = arrays.whole(table.column("name"))
     if arrays.is_text(arrays.plain_type(column.type)):
-        column = arrays.strings(column, where="column 'name'", nulls=True)
+        column = arrays.strings(column, where=f"{uri}, column 'name'", nulls=True)
     pairs = zip(column.to_pylist(), ids, strict=True)
     return [str(key) if name is None or name == "" else str(name) for name, key in pairs]
 
@@ -296,8 +290,34 @@ def _embeddings(table: pa.Table, uri: str, ids: pa.StringArray) -> NDArray[np.fl
     if "embedding" not in table.column_names:
         return None
     where = f"{uri}, column 'embedding'"
-    raw = arrays.matrix(arrays.whole(table.column("embedding")), width=None, where=where)
+    column = arrays.whole(table.column("embedding"))
+    width = _width(table.schema.field("embedding"), column, uri)
+    raw = arrays.matrix(column, width=width, where=where)
     return arrays.finite_float32(raw, where=where, ids=ids)
+
+
+def _width(field: pa.Field, column: pa.Array, uri: str) -> int | None:
+    """Values of an embedding that is stored as bytes: as noted beside it, or where its size leaves
+    one type alone; None of lists, which tell it.
+
+    Raises:
+        InputError: bytes that may be float16 or float32.
+    """
+    fixed = pa.types.is_fixed_size_binary(column.type)
+    if not (fixed or arrays.is_bytes(column.type)):
+        return None
+    if (noted := stored_width(field)) is not None:
+        return noted
+    sizes = [column.type.byte_width] if fixed else pc.unique(pc.binary_length(column)).to_pylist()
+    if sizes and all(size % 4 == 2 for size in sizes):
+        return int(sizes[0]) // 2  # of float16: no number of float32 has this size
+    raise InputError(
+        f"{uri}, column 'embedding'",
+        expected="a list of numbers, or bytes with a note of how many numbers they are",
+        found=f"{column.type} without it, which may be float16 or float32; write a list, or note "
+        f"it: raypq repack --features {uri} --id-column class_id --feature-column embedding "
+        "--feature-width WIDTH --output FOLDER",
+    )
 
 
 def _flags(table: pa.Table, name: str, uri: str) -> NDArray[np.bool_] | None:

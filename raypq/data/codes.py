@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq.data import arrays, newer
-from raypq.data.storage import open_parquet, stream
+from raypq.data.storage import CheckedFile, open_parquet, stream
 from raypq.errors import InputError
 
 _FORMAT = "1"
@@ -106,15 +106,15 @@ class CodeFile:
                 found = f"one without {', '.join(sorted(absent))}"
                 raise InputError(uri, expected="a code file", found=found)
             M, K = (_number(metadata, key, uri) for key in (b"raypq.M", b"raypq.K"))
-            _check_types(file.schema_arrow, M, K, uri)
+            _check_types(file, M, K)
             return cls(
                 uri=uri,
                 rows=file.metadata.num_rows,
                 fingerprint=metadata[b"raypq.model"].decode(),
                 M=M,
                 K=K,
-                id_type=file.schema_arrow.field("id").type,
-                label="label" in file.schema_arrow.names,
+                id_type=file.field("id").type,
+                label=file.has("label"),
             )
 
     def ids(self, rows: int) -> Iterator[pa.Array]:
@@ -160,21 +160,19 @@ class CodeFile:
                 row += len(batch)
 
 
-def _check_types(found: pa.Schema, M: int, K: int, uri: str) -> None:
+def _check_types(file: CheckedFile, M: int, K: int) -> None:
     """Refuses columns of other types than raypq writes, or a name that is there twice."""
     code = pa.binary(bytes_per_code(M, K))
     known: dict[str, tuple[pa.DataType, ...]] = {
         "id": (pa.string(), pa.int64()), "code": (code,), "label": (pa.string(),)
     }  # fmt: skip
-    for name, types in known.items():
-        for number in (columns := found.get_all_field_indices(name)):
-            if found.field(number).type not in types or len(columns) > 1:
-                told = str(found.field(number).type)
-                raise InputError(
-                    f"{uri}, column '{name}'",
-                    expected=" or ".join(map(str, types)),
-                    found=told if len(columns) == 1 else f"{len(columns)} columns of this name",
-                )
+    for name in filter(file.has, known):
+        if (found := file.field(name).type) not in known[name]:
+            raise InputError(
+                f"{file.uri}, column '{name}'",
+                expected=" or ".join(map(str, known[name])),
+                found=str(found),
+            )
 
 
 def _check_nulls(batch: pa.RecordBatch, uri: str, row: int) -> None:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypq.config import Columns
 from raypq.data import arrays, ids, images
 from raypq.data.ids import IdRule
-from raypq.data.storage import Shard, list_shards, open_parquet, stream
+from raypq.data.storage import CheckedFile, Shard, list_shards, open_parquet, stream
 from raypq.errors import InputError, JobError, RaypqError, ShardFailure
 
 _BATCH_BYTES = 64 << 20  # one batch of float32 features; bounds a worker's memory
@@ -161,13 +160,13 @@ class _Layout:
     sized: bool = False
 
 
-def _layout(file: pq.ParquetFile, columns: Columns, width: int | None, uri: str) -> _Layout:
+def _layout(file: CheckedFile, columns: Columns, width: int | None, uri: str) -> _Layout:
     """Looks at a feature column; ``width`` is what the model wants, if there is one.
 
     Raises:
         InputError: bytes of which nothing says whether they are images or vectors.
     """
-    field = feature_field(file, columns.feature, uri)
+    field = file.field(columns.feature)
     where = f"{uri}, column '{columns.feature}'"
     kind = field.type.storage_type if isinstance(field.type, pa.ExtensionType) else field.type
     known = width or columns.width or stored_width(field)
@@ -183,7 +182,7 @@ def _layout(file: pq.ParquetFile, columns: Columns, width: int | None, uri: str)
     return _Layout(width=known)
 
 
-def _are_vectors(file: pq.ParquetFile, columns: Columns, width: int | None, where: str) -> bool:
+def _are_vectors(file: CheckedFile, columns: Columns, width: int | None, where: str) -> bool:
     """Whether bytes of any length are vectors rather than encoded images.
 
     Raises:
@@ -222,24 +221,6 @@ def _side(columns: Columns, width: int | None, where: str) -> int:
     return columns.image_size
 
 
-def feature_field(file: pq.ParquetFile, name: str, uri: str) -> pa.Field:
-    """The field of a column.
-
-    Raises:
-        InputError: no such column, or several of the name.
-    """
-    schema = file.schema_arrow
-    if schema.names.count(name) > 1:
-        raise InputError(
-            uri, expected=f"one column '{name}'", found=f"{schema.names.count(name)} of that name"
-        )
-    if name not in schema.names:
-        raise InputError(
-            uri, expected=f"a column '{name}'", found=f"columns {', '.join(schema.names)}"
-        )
-    return schema.field(name)
-
-
 def batch_rows(width: int) -> int:
     """Rows in a batch: fixed by the width alone, so that results never depend on the machine."""
     return int(np.clip(_BATCH_BYTES // (4 * width), 64, _MAX_ROWS))
@@ -256,7 +237,7 @@ class FeatureReader:
 
     def __init__(
         self,
-        file: pq.ParquetFile,
+        file: CheckedFile,
         shard: Shard,
         columns: Columns,
         width: int | None,
@@ -267,7 +248,7 @@ class FeatureReader:
         self._finite = finite
         self._file, self._columns, self._uri = file, columns, shard.uri
         self.rows: int = file.metadata.num_rows
-        self.id_column: pa.DataType = feature_field(file, columns.id, shard.uri).type
+        self.id_column: pa.DataType = file.field(columns.id).type
         self._where = f"{shard.uri}, column '{columns.feature}'"
         layout = _layout(file, columns, width, shard.uri)
         self._width = layout.width
@@ -275,21 +256,9 @@ class FeatureReader:
         if layout.side is not None:
             self._decoder = images.Decoder(layout.side, columns.bad_images, self._where)
             self._width = images.row_width(layout.side)
-        self._id_kind = self._kind_of_ids(rule)
+        self._id_kind = kind_of_ids(file, columns, rule)
         self.id_type = IdRule(kind=self._id_kind).type
-        self.label = labels and has_labels(file, columns, shard.uri)
-
-    def _kind_of_ids(self, rule: IdRule | None) -> ids.IdKind:
-        where = f"{self._uri}, column '{self._columns.id}'"
-        if not self.rows:  # whatever type a writer gives to nothing
-            whole = pa.types.is_integer(arrays.plain_type(self.id_column))
-            return rule.kind if rule else "int64" if whole else "string"
-        found = ids.kind_of(self.id_column, where=where, old=rule is not None and rule.old)
-        if found is None:  # nulls alone, which the first row is refused for
-            return "string" if rule is None else rule.kind
-        if rule is not None:
-            ids.check(found, rule, where=where, found=self.id_column)
-        return found
+        self.label = labels and has_labels(file, columns)
 
     def batches(self) -> Iterator[FeatureBatch]:
         """The rows, a batch at a time; memory is bounded by the batch, not by the shard.
@@ -342,16 +311,36 @@ class FeatureReader:
         return FeatureBatch(X=X, ids=names, labels=labels, row=row, where=self._uri)
 
 
-def has_labels(file: pq.ParquetFile, columns: Columns, uri: str) -> bool:
+def kind_of_ids(file: CheckedFile, columns: Columns, rule: IdRule | None) -> ids.IdKind:
+    """The type of a shard's ids; of one without rows, that of the store.
+
+    Raises:
+        InputError: no such column, several, or one of a type that ids, or those of the store, do
+            not have.
+    """
+    kind = file.field(columns.id).type
+    where = f"{file.uri}, column '{columns.id}'"
+    if not file.metadata.num_rows:  # whatever type a writer gives to nothing
+        whole = pa.types.is_integer(arrays.plain_type(kind))
+        return rule.kind if rule else "int64" if whole else "string"
+    found = ids.kind_of(kind, where=where, old=rule is not None and rule.old)
+    if found is None:  # nulls alone, which the first row is refused for
+        return "string" if rule is None else rule.kind
+    if rule is not None:
+        ids.check(found, rule, where=where, found=kind)
+    return found
+
+
+def has_labels(file: CheckedFile, columns: Columns) -> bool:
     """Whether a shard has labels; a column of the type null, which some writers give to nothing
     but nulls, counts as none.
 
     Raises:
         InputError: several columns of that name.
     """
-    if columns.label not in file.schema_arrow.names:
+    if not file.has(columns.label):
         return False
-    kind = feature_field(file, columns.label, uri).type
+    kind = file.field(columns.label).type
     return not pa.types.is_null(arrays.plain_type(kind))
 
 

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypq.data.codes import CodeBatch
-from raypq.data.storage import read_bytes
+from raypq.data.storage import is_parquet, read_named
 from raypq.errors import ConfigError, InputError
 
 Expression = Callable[[pa.Schema, str], pc.Expression]  # the file's schema, and its name
@@ -52,6 +52,7 @@ _COMPARE = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_ID_FILE = "a text file of ids, one a line"
 _DEEPEST = 50  # NOTs and parentheses within each other
 _SHOWN = 200  # characters of an expression that an error repeats
 _NAMED = 5  # ids that a warning names
@@ -377,21 +378,21 @@ class IdFile:
         """Reads the file once; empty lines are passed over.
 
         Raises:
-            InputError: no such file, not text, or no id in it.
+            InputError: no such file, a folder, not text, or no id in it.
         """
+        content = read_named(uri, expected=_ID_FILE)
+        if is_parquet(content):
+            found = "a Parquet file; write its ids as text"
+            raise InputError(uri, expected=_ID_FILE, found=found)
         try:
-            content = read_bytes(uri)
-            lines = content.decode("utf-8-sig").split("\n")
-        except FileNotFoundError:
-            raise InputError(
-                uri, expected="a file of ids, one a line", found="no such file"
-            ) from None
+            text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise InputError(uri, expected="a file of ids, one a line", found=str(error)) from None
-        found = [(text, number) for number, line in enumerate(lines, 1) if (text := line.strip())]
-        if not found:
+            raise InputError(uri, expected=_ID_FILE, found=str(error)) from None
+        lines = text.split("\n")
+        named = [(name, number) for number, line in enumerate(lines, 1) if (name := line.strip())]
+        if not named:
             raise InputError(uri, expected="at least one id", found="none")
-        ids, places = zip(*found, strict=True)
+        ids, places = zip(*named, strict=True)
         return cls(uri=uri, ids=ids, lines=places, digest=hashlib.sha256(content).hexdigest())
 
     def of_type(self, id_type: pa.DataType) -> pa.Array:

@@ -117,12 +117,15 @@ def read(
         if not {"class_id", "score"} <= set(names):
             raise InputError(uri, expected="a prediction file", found=f"columns {', '.join(names)}")
         for name in ("class_id", "score"):
-            if not pa.types.is_list(kind := file.schema_arrow.field(name).type):
+            if not pa.types.is_list(kind := file.field(name).type):
                 raise InputError(
                     f"{uri}, column '{name}'", expected="a list a row", found=str(kind)
                 )
+        groups = [group for group in GROUPS if f"{group}_score" in names]
+        best_of = [f"{group}_{part}" for group in groups for part in ("class_id", "score")]
+        wanted = ["class_id", "score", *filter(file.has, ["label"]), *best_of]
         row = 0
-        for batch in stream(file, rows):
+        for batch in stream(file, rows, wanted):
             n = len(batch)
             if not n:
                 continue
@@ -133,8 +136,7 @@ def read(
                     score=batch.column(f"{group}_score").to_numpy(),
                     classes=table.find(batch.column(f"{group}_class_id"))[0].astype(np.int64),
                 )
-                for group in GROUPS
-                if f"{group}_score" in names
+                for group in groups
             }
             answers = chosen.flatten()
             classes, _ = table.find(answers)

@@ -20,7 +20,7 @@ from raypq.data.storage import (
     join,
     list_folders,
     local_path,
-    read_bytes,
+    read_named,
 )
 from raypq.errors import InputError, RaypqError
 
@@ -195,7 +195,7 @@ def _take_file(found: Findings, where: str) -> None:
 
 def _read(where: str) -> dict[str, Any]:
     try:
-        content = json_text.parse(read_bytes(where))
+        content = json_text.parse(read_named(where, expected="a JSON file"))
     except ValueError as error:
         raise InputError(where, expected="JSON", found=str(error)) from None
     if not isinstance(content, dict):

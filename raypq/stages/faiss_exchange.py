@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from raypq.config import ExportFaissJob, ImportFaissJob, Metric
 from raypq.data import codes
 from raypq.data.models import check_vacant
-from raypq.data.storage import read_bytes, write_bytes
+from raypq.data.storage import read_named, write_bytes
 from raypq.errors import ConfigError, InputError, ModelError
 from raypq.methods.base import Array, Model, Normalise
 from raypq.methods.linear import LinearModel
@@ -208,10 +208,7 @@ def import_faiss(job: ImportFaissJob) -> dict[str, Any]:
 
 
 def _read(faiss: Any, uri: str) -> Any:
-    try:
-        content = read_bytes(uri)
-    except FileNotFoundError:
-        raise InputError(uri, expected="a FAISS index", found="no such file") from None
+    content = read_named(uri, expected="a FAISS index")
     try:
         return faiss.deserialize_index(np.frombuffer(content, np.uint8))
     except RuntimeError as error:

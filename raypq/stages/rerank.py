@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from raypq import console, kernels
 from raypq.config import Columns
 from raypq.data import answers, arrays
-from raypq.data.features import FeatureStore, feature_field, stored_width
+from raypq.data.features import FeatureStore, stored_width
 from raypq.data.ids import IdKind
 from raypq.data.ids import read as read_ids
 from raypq.data.output import Receipt
@@ -197,8 +197,8 @@ def read_rows(
     """
     with open_parquet(shard.uri) as file:
         where = f"{shard.uri}, column '{columns.feature}'"
-        known = stored_width(feature_field(file, columns.feature, shard.uri)) or width
-        feature_field(file, columns.id, shard.uri)
+        known = stored_width(file.field(columns.feature)) or width
+        file.field(columns.id)
         counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
         ends = np.cumsum([0, *counts])
         if rows[-1] >= ends[-1]:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from raypq.config import Columns
 from raypq.data import ids
-from raypq.data.features import feature_field
 from raypq.data.ids import IdRule
 from raypq.data.output import Receipt
 from raypq.data.storage import Shard, join, open_parquet
@@ -59,9 +58,7 @@ def rule_of(shards: Sequence[Shard], columns: Columns, *, old: bool = False) -> 
             with open_parquet(shard.uri) as file:
                 if not file.metadata.num_rows:
                     continue
-                kind = ids.kind_of(
-                    feature_field(file, columns.id, shard.uri).type, where=shard.uri, old=old
-                )
+                kind = ids.kind_of(file.field(columns.id).type, where=shard.uri, old=old)
         except (RaypqError, OSError):
             continue
         if kind is not None:
@@ -73,8 +70,8 @@ def _kind_of(store: str, receipt: Receipt) -> ids.IdKind | None:
     uri = join(store, receipt.path)
     try:
         with open_parquet(uri, size=receipt.bytes) as file:
-            return ids.kind_of(file.schema_arrow.field("id").type, where=uri)
-    except (RaypqError, OSError, KeyError):
+            return ids.kind_of(file.field("id").type, where=uri)
+    except (RaypqError, OSError):
         return None
 
 
@@ -90,7 +87,7 @@ def check_label_column(shards: Sequence[Shard], columns: Columns) -> None:
     for shard in shards:
         try:
             with open_parquet(shard.uri) as file:
-                if columns.label in file.schema_arrow.names:
+                if file.has(columns.label):
                     return
                 there = there or file.schema_arrow.names
         except (RaypqError, OSError):

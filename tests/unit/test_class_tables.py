@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from raypq.cli import main
 from raypq.data import arrays
 from raypq.data.classes import ClassTable
+from raypq.data.filters import IdFile
 from raypq.errors import ConfigError, InputError
 
 IDS = ["a", "b", "c", "d", "e", "f"]
@@ -329,3 +334,85 @@ def test_a_list_of_classes_that_are_all_there_says_nothing(table, tmp_path, capl
         table.select(str(tmp_path / "some.txt"), unknown="refuse")
     assert table.choose(str(tmp_path / "some.txt")).told() == {}
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "name", ["c.parquet", "c.PARQUET", "c.pq", "c.Parq", "c.txt", "c", "c.parquet.bak"]
+)
+def test_a_parquet_file_of_ids_of_any_name(table, write, name):
+    assert chosen(table, write(name, class_id=["f", "b"])) == "bf"
+
+
+def test_of_a_file_of_candidates_the_ids_alone_are_read(table, write):
+    nulls = pa.array([None, [1.0]], pa.list_(pa.float32()))
+    path = write("some.parquet", class_id=["f", "b"], embedding=nulls, seen=["?", None])
+    assert chosen(table, path) == "bf", "its own embeddings, or what it lacks, do not count"
+    for content, says in ((["f", None], "row 1: expected no nulls"), ([0.5, 1.0], "strings or in")):
+        with pytest.raises(InputError, match=rf"bad\.pq, column 'class_id'.*{says}"):
+            table.select(write("bad.pq", class_id=content))
+
+
+NAMED_BY_USERS = {
+    "a class table": ClassTable.open,
+    "candidates": lambda uri: table_of(uri).select(uri),
+    "ids": IdFile.read,
+}
+
+
+def table_of(uri: str) -> ClassTable:
+    path = Path(uri).parent / "table.parquet"
+    pq.write_table(pa.table({"class_id": IDS}), path)
+    return ClassTable.open(str(path))
+
+
+@pytest.mark.parametrize("what", NAMED_BY_USERS)
+def test_a_folder_in_place_of_a_file_is_told(tmp_path, what):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=r"/folder: expected a .*file.*, found a folder"):
+        NAMED_BY_USERS[what](str(tmp_path / "folder"))
+
+
+def test_parquet_in_place_of_a_text_of_ids_is_told(write):
+    with pytest.raises(InputError, match=r"ids\.txt: expected a text file .*found a Parquet file"):
+        IdFile.read(write("ids.txt", id=["a"]))
+
+
+BYTES = [pa.binary(8), pa.binary(), pa.large_binary(), pa.binary_view()]
+
+
+@pytest.mark.parametrize("kind", BYTES)
+def test_embeddings_of_bytes_whose_width_is_noted(tmp_path, kind):
+    for dtype, size in (("float32", 8), ("float16", 4)):
+        kept = pa.binary(size) if pa.types.is_fixed_size_binary(kind) else kind
+        stored = pa.array([row.tobytes() for row in E.astype(dtype)], pa.binary()).cast(kept)
+        field = pa.field("embedding", kept, metadata={"raypq.width": "2"})
+        schema = pa.schema([pa.field("class_id", pa.string()), field])
+        pq.write_table(pa.table([IDS, stored], schema=schema), tmp_path / "c.parquet")
+        found = ClassTable.open(str(tmp_path / "c.parquet"))
+        np.testing.assert_array_equal(found.embeddings, E)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_embeddings_of_bytes_that_only_float16_explains(write, fixed):
+    wide = np.arange(18, dtype=np.float16).reshape(6, 3)
+    stored = pa.array([row.tobytes() for row in wide], pa.binary(6) if fixed else pa.binary())
+    found = ClassTable.open(write("c.parquet", class_id=IDS, embedding=stored))
+    np.testing.assert_array_equal(found.embeddings, wide.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", BYTES)
+def test_the_remedy_for_embeddings_of_bytes_works(write, tmp_path, kind):
+    """The error's own command makes a table that reads."""
+    stored = pa.array([row.tobytes() for row in E], pa.binary()).cast(kind)
+    path = write("c.parquet", class_id=IDS, embedding=stored, seen=[True, False] * 3)
+    with pytest.raises(InputError, match=r"'embedding'.*may be float16 or float32") as caught:
+        ClassTable.open(path)
+    command = str(caught.value).partition("raypq repack ")[2]
+    command = command.replace("WIDTH", "2").replace("FOLDER", str(tmp_path / "out"))
+    run = CliRunner().invoke(main, ["repack", *shlex.split(command), "--cluster", "none"])
+    assert run.exit_code == 0, run.output
+    (made,) = (tmp_path / "out").glob("*.parquet")
+    found = ClassTable.open(str(made))
+    np.testing.assert_array_equal(found.embeddings, E)
+    assert found.ids.to_pylist() == IDS
+    assert found.seen.tolist() == [True, False] * 3

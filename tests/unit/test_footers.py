@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tinystore import encrypted
 
 from raypq import api
 from raypq.config import ClusterSettings, EncodeJob, TrainJob
@@ -31,34 +31,6 @@ TABLE = pa.table(
 )
 
 
-def encrypted(path: Path, *columns: str, plain_footer: bool = True) -> Path:
-    """The table with some columns encrypted, as Arrow and Spark write it."""
-    encryption = pytest.importorskip("pyarrow.parquet.encryption")
-
-    class Kms(encryption.KmsClient):  # type: ignore[misc,name-defined]
-        def __init__(self, config: Any) -> None:
-            super().__init__()
-            self.keys = config.custom_kms_conf
-
-        def wrap_key(self, key: bytes, master: str) -> bytes:
-            return base64.b64encode(self.keys[master].encode() + key)
-
-        def unwrap_key(self, wrapped: bytes, master: str) -> bytes:
-            return base64.b64decode(wrapped)[16:]
-
-    factory = encryption.CryptoFactory(Kms)
-    keys = encryption.KmsConnectionConfig(custom_kms_conf={"foot": "0" * 16, "col": "1" * 16})
-    how = encryption.EncryptionConfiguration(
-        footer_key="foot", column_keys={"col": list(columns)}, plaintext_footer=plain_footer,
-        data_key_length_bits=128,
-    )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    properties = factory.file_encryption_properties(keys, how)
-    with pq.ParquetWriter(path, TABLE.schema, encryption_properties=properties) as writer:
-        writer.write_table(TABLE, row_group_size=25)
-    return path
-
-
 def rows(path: Path, *columns: str) -> list[Any]:
     with open_parquet(str(path)) as file:
         batches = list(stream(file, 10, list(columns) or None))
@@ -66,19 +38,19 @@ def rows(path: Path, *columns: str) -> list[Any]:
 
 
 def test_a_column_that_nobody_asks_for_may_be_encrypted(tmp_path: Path) -> None:
-    path = encrypted(tmp_path / "x.parquet", "secret")
+    path = encrypted(tmp_path / "x.parquet", TABLE, "secret")
     assert rows(path, "id", "feature") == TABLE.select(["id", "feature"]).to_pylist()
 
 
 @pytest.mark.parametrize("column", ["feature.list.element", "id"])
 def test_a_wanted_column_that_is_encrypted_is_named(tmp_path: Path, column: str) -> None:
-    path = encrypted(tmp_path / "x.parquet", column)
+    path = encrypted(tmp_path / "x.parquet", TABLE, column)
     with pytest.raises(InputError, match=rf"x\.parquet.*not encrypted.*found encrypted {column}"):
         rows(path, "id", "feature")
 
 
 def test_a_file_that_is_encrypted_as_a_whole_is_named(tmp_path: Path) -> None:
-    path = encrypted(tmp_path / "x.parquet", "secret", plain_footer=False)
+    path = encrypted(tmp_path / "x.parquet", TABLE, "secret", plain_footer=False)
     with pytest.raises(InputError, match=r"x\.parquet.*found an encrypted footer"):
         rows(path, "id")
 
@@ -86,14 +58,14 @@ def test_a_file_that_is_encrypted_as_a_whole_is_named(tmp_path: Path) -> None:
 def test_a_whole_job_outlives_encrypted_files(tmp_path: Path) -> None:
     here = ClusterSettings(cluster="none", workers=1)
     features = tmp_path / "f"
-    encrypted(features / "a.parquet", "secret")
+    encrypted(features / "a.parquet", TABLE, "secret")
     pq.write_table(TABLE, features / "b.parquet")
     job = TrainJob(
         method="pq", features=[str(features)], output=str(tmp_path / "m"), where=here,
         settings={"M": 2, "K": 16, "iterations": 1},
     )  # fmt: skip
     api.train(job)
-    bad = encrypted(features / "c.parquet", "feature.list.element")
+    bad = encrypted(features / "c.parquet", TABLE, "feature.list.element")
     encode = EncodeJob(model=job.output, features=[str(features)], output=str(tmp_path / "c"),
                        where=here, duplicate_ids="ignore")  # fmt: skip
     with pytest.raises(JobError, match=r"c\.parquet.*not encrypted"):
@@ -193,7 +165,7 @@ def test_no_damage_ends_the_process(tmp_path: Path, source: str) -> None:
     if source in LAYOUTS:
         pq.write_table(TABLE, path, write_page_checksum=True, **LAYOUTS[source])
     else:
-        encrypted(path, source)
+        encrypted(path, TABLE, source)
     done = subprocess.run(
         [sys.executable, "-c", _FUZZ, str(path), str(tmp_path / "bad.parquet"), "0", "300"],
         capture_output=True, text=True,

@@ -23,17 +23,19 @@ from raypq.data.storage.operations import (
     now,
     prepare,
     read_bytes,
+    read_named,
     replaced,
     replacing,
     sync_folder,
     write_bytes,
 )
-from raypq.data.storage.parquet import open_parquet, stream
+from raypq.data.storage.parquet import CheckedFile, is_parquet, open_parquet, stream
 from raypq.data.storage.place import canonical, filesystem, is_local, join, local_path, uri_of
 from raypq.data.storage.settings import StorageSettings
 from raypq.data.storage.shards import Shard, list_shards, stem_of
 
 __all__ = [
+    "CheckedFile",
     "Listed",
     "Shard",
     "Storage",
@@ -47,6 +49,7 @@ __all__ = [
     "file_size",
     "filesystem",
     "is_local",
+    "is_parquet",
     "join",
     "list_files",
     "list_folders",
@@ -57,6 +60,7 @@ __all__ = [
     "open_parquet",
     "prepare",
     "read_bytes",
+    "read_named",
     "replaced",
     "replacing",
     "stem_of",

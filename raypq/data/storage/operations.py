@@ -152,6 +152,21 @@ def read_bytes(uri: str) -> bytes:
     return _used.read_bytes(uri)
 
 
+def read_named(uri: str, *, expected: str) -> bytes:
+    """The whole content of a file that a user named.
+
+    Raises:
+        InputError: it is not there, or is a folder; ``expected`` says what should be there.
+    """
+    try:
+        return read_bytes(uri)
+    except FileNotFoundError:
+        found = "no such file"
+    except IsADirectoryError:
+        found = "a folder"
+    raise InputError(uri, expected=expected, found=found)
+
+
 def digest(uri: str) -> str:
     """sha256 of a file, read in pieces."""
     return _used.digest(uri)

@@ -43,6 +43,29 @@ class CheckedFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
     uri: str
     footer: Footer
 
+    def has(self, name: str) -> bool:
+        """Whether there is a column of this name, or several."""
+        return name in self.schema_arrow.names
+
+    def field(self, name: str) -> pa.Field:
+        """The field of a column.
+
+        Raises:
+            InputError: no such column, or several of the name.
+        """
+        names = self.schema_arrow.names
+        if not self.has(name):
+            raise InputError(
+                self.uri, expected=f"a column '{name}'", found=f"columns {', '.join(names)}"
+            )
+        if (several := names.count(name)) > 1:
+            raise InputError(
+                self.uri,
+                expected=f"one column '{name}'",
+                found=f"{several} of that name; rename or drop the others",
+            )
+        return self.schema_arrow.field(name)
+
     def iter_batches(
         self,
         batch_size: int = 65536,
@@ -53,8 +76,11 @@ class CheckedFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
         """As in ``pyarrow``; text is checked to be UTF-8.
 
         Raises:
-            InputError: there are fewer or more rows than the footer says.
+            InputError: there are fewer or more rows than the footer says, no column of a name that
+                is asked for, or several.
         """
+        for name in columns or ():
+            self.field(name)
         rows = 0
         for batch in super().iter_batches(batch_size, row_groups, columns, **more):
             _check_texts(batch.columns)
@@ -67,8 +93,11 @@ class CheckedFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
         """As in ``pyarrow``, with the same checks.
 
         Raises:
-            InputError: there are fewer or more rows than the footer says.
+            InputError: there are fewer or more rows than the footer says, no column of a name that
+                is asked for, or several.
         """
+        for name in columns or ():
+            self.field(name)
         table = super().read(columns, **more)
         _check_texts(table.columns)
         self._check_rows(len(table), self.footer.rows)
@@ -85,6 +114,11 @@ def _check_texts(columns: Iterable[pa.Array | pa.ChunkedArray]) -> None:
     for column in columns:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             column.validate(full=True)  # or every later reader would stumble over it
+
+
+def is_parquet(content: bytes) -> bool:
+    """Whether content begins as a Parquet file does, an encrypted one included."""
+    return content[:4] in (_MAGIC, _ENCRYPTED)
 
 
 @contextmanager
