@@ -19,6 +19,7 @@ from raypq.errors import ConfigError, InputError
 from raypq.methods import registry
 from raypq.methods.base import Model
 from raypq.methods.layers import unit
+from raypq.stages.shard_types import check_label_column
 
 _STEPS, _RATE = 100, 0.1  # of the classifiers of episodes, by Adam
 _TOGETHER = 50  # episodes at a time
@@ -48,7 +49,9 @@ class Labelled:
         wanted = _wanted(table, job.split)
         unknown = UnknownNames()
         parts, labels = [], []
-        for shard in FeatureStore.open(job.features, job.columns).shards:
+        shards = FeatureStore.open(job.features, job.columns).shards
+        check_label_column(shards, job.columns)
+        for shard in shards:
             with open_features(shard, job.columns, width=model.dx if model else None) as reader:
                 for batch in reader.batches():
                     if table is not None and batch.labels is not None:

@@ -8,7 +8,7 @@ the column, other columns are carried through, and every page has a checksum.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,17 @@ from numpy.typing import NDArray
 from raypq import console
 from raypq.config import Columns, RepackJob
 from raypq.data import arrays, ids
-from raypq.data.features import WIDTH_NOTE, FeatureStore, batch_rows, feature_field, stored_width
+from raypq.data.features import (
+    WIDTH_NOTE,
+    FeatureStore,
+    batch_rows,
+    has_labels,
+    kind_of_ids,
+    stored_width,
+)
 from raypq.data.ids import IdRule
 from raypq.data.storage import (
+    CheckedFile,
     join,
     open_parquet,
     replacing,
@@ -33,7 +41,7 @@ from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.stages.crew import Crew, settle
 from raypq.stages.plain import parquet_files, refuse_others
 from raypq.stages.record import RunRecord
-from raypq.stages.shard_types import rule_of
+from raypq.stages.shard_types import check_label_column, rule_of
 from raypq.stages.store import ShardTask
 
 SUMMARY = "_repack.json"  # other readers of Parquet folders pass over names like this
@@ -61,10 +69,9 @@ class RepackWorker:
         shard, name = task.shard, self._columns.feature
         rows = 0
         with open_parquet(shard.uri) as file:
-            field = feature_field(file, name, shard.uri)
-            self._check_ids(file, shard.uri)
+            field = file.field(name)
             width = self._columns.width or stored_width(field)
-            batches = self._convert(file, shard.uri, width)
+            batches = self._convert(file, width)
             first = next(batches, None)
             if first is None:
                 width = width or arrays.width_of(field.type)
@@ -91,30 +98,39 @@ class RepackWorker:
                         rows += len(batch)
         return Repacked(rows=rows, bytes_before=shard.size)
 
-    def _check_ids(self, file: pq.ParquetFile, uri: str) -> None:
-        """Refuses ids of another type than the first shard has, where there is such a column."""
-        name = self._columns.id
-        if self._rule is None or not file.metadata.num_rows or name not in file.schema_arrow.names:
-            return
-        found, where = file.schema_arrow.field(name).type, f"{uri}, column '{name}'"
-        kind = ids.kind_of(found, where=where)
-        if kind is not None:
-            ids.check(kind, self._rule, where=where, found=found)
+    def _check_names(self, file: CheckedFile) -> Callable[[pa.RecordBatch, int], None]:
+        """What refuses the ids and labels of a batch that ``encode`` would refuse, too.
+
+        Raises:
+            InputError: ids of another type than the first shard has, or of none that ids can have.
+        """
+        columns = self._columns
+        kind = kind_of_ids(file, columns, self._rule)
+        labelled = has_labels(file, columns)
+
+        def check(batch: pa.RecordBatch, row: int) -> None:
+            where = f"{file.uri}, column '{columns.id}'"
+            ids.read(batch.column(columns.id), kind, where=where, row0=row)
+            if labelled:
+                where = f"{file.uri}, column '{columns.label}'"
+                arrays.strings(batch.column(columns.label), where=where, nulls=True, row0=row)
+
+        return check
 
     def _schema(self, schema: pa.Schema, name: str, width: int) -> pa.Schema:
         kind = pa.binary(width * self._dtype.itemsize)
         field = pa.field(name, kind, nullable=False, metadata={WIDTH_NOTE: str(width)})
         return schema.set(schema.get_field_index(name), field)
 
-    def _convert(
-        self, file: pq.ParquetFile, uri: str, width: int | None
-    ) -> Iterator[pa.RecordBatch]:
+    def _convert(self, file: CheckedFile, width: int | None) -> Iterator[pa.RecordBatch]:
         name = self._columns.feature
-        where = f"{uri}, column '{name}'"
+        where = f"{file.uri}, column '{name}'"
+        check = self._check_names(file)
         row = 0
         for batch in stream(file, batch_rows(width or 1024)):
             if not len(batch):
                 continue
+            check(batch, row)
             raw = arrays.matrix(batch.column(name), width=width, where=where, row0=row)
             width = raw.shape[1]
             X = arrays.finite_float32(raw, where=where, row0=row)
@@ -158,6 +174,7 @@ def repack(job: RepackJob, crew: Crew) -> dict[str, Any]:
     Raises:
         ConfigError: Parquet files are there already, and are not to be written over, or would not
             be.
+        InputError: a label column that was named and that no shard has.
         JobError: shards that could not be read; every good one is written.
     """
     record = RunRecord(job, crew)
@@ -169,6 +186,7 @@ def repack(job: RepackJob, crew: Crew) -> dict[str, Any]:
     store = FeatureStore.open(job.features, job.columns)
     tasks = [ShardTask(shard=shard) for shard in store.shards]
     refuse_others(job.output, [f"{shard.stem}.parquet" for shard in store.shards])
+    check_label_column(store.shards, job.columns)
     rule = rule_of(store.shards, job.columns)
     rows = 0
     failures: list[ShardFailure] = []

@@ -42,6 +42,7 @@ from raypq.stages.record import RunRecord
 from raypq.stages.retrieval_worker import ExactTask, Figures, QueryTask, RetrievalWorker
 from raypq.stages.scan import id_type_of
 from raypq.stages.search import metric_of, models_for, open_store
+from raypq.stages.shard_types import check_label_column
 from raypq.stages.store import stored_shards
 
 _MOST = 256  # queries of a task
@@ -58,13 +59,15 @@ class _Queries:
     refused: list[str] = field(default_factory=list)
 
     def add(self, batch: FeatureBatch, uri: str) -> None:
-        assert batch.labels is not None, "the reader has the column"
-        labelled = batch.labels.is_valid().to_numpy(zero_copy_only=False)
+        labels = batch.labels
+        if labels is None:
+            labels = pa.nulls(len(batch), pa.string())
+        labelled = labels.is_valid().to_numpy(zero_copy_only=False)
         fit = np.asarray(np.isfinite(batch.X).all(axis=1))
         self.refused += unfit(batch.ids, fit, uri, batch.row)
         self.unlabelled += int((~labelled).sum())
         self.X.append(batch.X[fit & labelled])
-        self.labels.append(batch.labels.filter(pa.array(fit & labelled)))
+        self.labels.append(labels.filter(pa.array(fit & labelled)))
 
 
 def evaluate(job: RetrievalJob, crew: Crew) -> dict[str, Any]:
@@ -117,16 +120,18 @@ def _depths(job: RetrievalJob, version: Snapshot) -> tuple[int, ...]:
 
 def _read(job: RetrievalJob, width: int) -> _Queries:
     asked = _Queries()
-    for shard in FeatureStore.open(job.queries, job.columns).shards:
+    shards = FeatureStore.open(job.queries, job.columns).shards
+    check_label_column(shards, job.columns)
+    for shard in shards:
         with open_features(shard, job.columns, width=width, finite=False) as reader:
-            if not reader.label:
-                raise InputError(
-                    shard.uri, expected=f"a column '{job.columns.label}'", found="no labels"
-                )
             for batch in reader.batches():
                 asked.add(batch, shard.uri)
     if not sum(len(part) for part in asked.X):
-        raise InputError(job.queries[0], expected="at least one query with a label", found="none")
+        raise InputError(
+            ", ".join(job.queries),
+            expected=f"at least one query with a label (column '{job.columns.label}')",
+            found=f"{asked.unlabelled} without",
+        )
     return asked
 
 

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from raypq import console
 from raypq.config import Columns, SplitJob
 from raypq.data import arrays, ids
-from raypq.data.features import FeatureStore, feature_field
+from raypq.data.features import FeatureStore, kind_of_ids
 from raypq.data.ids import IdRule
 from raypq.data.storage import Shard, join, open_parquet, replacing
 from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.stages.crew import Crew, settle
 from raypq.stages.plain import refuse_others
+from raypq.stages.shard_types import check_label_column
 
 _GROUP = 4096  # rows that are held at once
 
@@ -85,7 +86,29 @@ class SplitWorker:
                     keep = chosen[row : row + len(batch)]
                     row += len(batch)
                     if keep.any():
-                        writer.write_batch(batch.cast(writer.schema).filter(pa.array(keep)))
+                        writer.write_batch(_taken(batch, keep, writer.schema, task.shard.uri))
+
+
+def _taken(
+    batch: pa.RecordBatch, keep: NDArray[np.bool_], schema: pa.Schema, uri: str
+) -> pa.RecordBatch:
+    """The rows to keep [n], in the types of a schema.
+
+    Raises:
+        InputError: a column of a type of which pyarrow cannot take rows.
+    """
+    mask, columns = pa.array(keep), []
+    for column, field in zip(batch.columns, schema, strict=True):
+        try:
+            columns.append(column.cast(field.type).filter(mask))
+        except pa.ArrowNotImplementedError:
+            raise InputError(
+                f"{uri}, column '{field.name}'",
+                expected="a type that rows can be taken of",
+                found=f"{column.type} of {getattr(column.type, 'storage_type', 'views')}; drop the "
+                "column, or write it without views",
+            ) from None
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def split(job: SplitJob, crew: Crew) -> dict[str, Any]:
@@ -100,6 +123,8 @@ def split(job: SplitJob, crew: Crew) -> dict[str, Any]:
     stores = [(FeatureStore.open(job.features, job.columns), False)]
     if job.test:
         stores.append((FeatureStore.open(job.test, job.columns), True))
+    shards = [shard for store, _ in stores for shard in store.shards]
+    check_label_column(shards, job.columns)
     rows = [_read(shard, job.columns, test) for store, test in stores for shard in store.shards]
     _check_ids(rows, job.columns)
     label = np.concatenate([one.labels.to_numpy(zero_copy_only=False) for one in rows])
@@ -231,18 +256,12 @@ def _unseen(job: SplitJob, draw: _Draw, label: NDArray[Any], test: Mask) -> dict
 
 def _read(shard: Shard, columns: Columns, test: bool) -> Rows:
     with open_parquet(shard.uri) as file:
-        feature_field(file, columns.feature, shard.uri)
-        missing = {columns.id, columns.label} - {*file.schema_arrow.names}
-        if missing:
-            raise InputError(
-                shard.uri,
-                expected=f"columns {columns.id!r} and {columns.label!r}",
-                found=f"no {' and no '.join(sorted(missing))}",
-            )
+        file.field(columns.feature)
+        kind = kind_of_ids(file, columns, None)
+        if not file.metadata.num_rows:
+            nothing = pa.array([], pa.string())
+            return Rows(shard=shard, ids=nothing, kind=None, labels=nothing, test=test)
         table = file.read(columns=[columns.id, columns.label])
-        names = table.column(columns.id)
-        where = f"{shard.uri}, column '{columns.id}'"
-        kind = ids.kind_of(names.type, where=where) if len(names) else None
     labels = arrays.strings(
         arrays.whole(table.column(columns.label)),
         where=f"{shard.uri}, column '{columns.label}'",
@@ -255,5 +274,6 @@ def _read(shard: Shard, columns: Columns, test: bool) -> Rows:
             expected="a label",
             found=f"none ({labels.null_count} such row(s))",
         )
-    text = arrays.strings(arrays.whole(names), where=where, nulls=False)
-    return Rows(shard=shard, ids=text, kind=kind, labels=labels, test=test)
+    where = f"{shard.uri}, column '{columns.id}'"
+    named = ids.read(arrays.whole(table.column(columns.id)), kind, where=where)
+    return Rows(shard=shard, ids=named.cast(pa.string()), kind=kind, labels=labels, test=test)

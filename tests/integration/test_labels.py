@@ -18,7 +18,9 @@ from raypq.config import (
     ExtractJob,
     InferSemanticsJob,
     ReindexJob,
+    RepackJob,
     RetrievalJob,
+    SplitJob,
     TrainJob,
 )
 from raypq.data import arrays
@@ -182,7 +184,42 @@ def extracted(root: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("run", [encoded, reindexed, trained, extracted])
+def repacked(root: Path) -> None:
+    job = RepackJob(
+        features=[str(root / "features")], output=str(root / "packed"), columns=NAMED, where=ALONE
+    )
+    api.repack(job)
+
+
+def cut(root: Path) -> None:
+    api.split(
+        SplitJob(
+            protocol=2, share=0.4, features=[str(root / "features")], output=str(root / "parts"),
+            columns=NAMED, where=ALONE,
+        )
+    )  # fmt: skip
+
+
+def asked(root: Path) -> None:
+    shard(root / "f.parquet", X[:N], pa.array(range(N)), STRINGS)
+    encode(root, str(root / "f.parquet"), output="c")
+    queries = [str(root / "features")]
+    api.evaluate_retrieval(
+        RetrievalJob(codes=str(root / "c"), queries=queries, at=(1,), columns=NAMED, where=ALONE)
+    )
+
+
+def probed(root: Path) -> None:
+    api.clusterability(
+        ClusterabilityJob(
+            features=[str(root / "features")], space="raw", restarts=1, columns=NAMED
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "run", [encoded, reindexed, trained, extracted, repacked, cut, asked, probed]
+)
 def test_a_label_column_that_no_shard_has(tmp_path, run):
     for part in range(2):
         shard(tmp_path / "features" / f"p{part}.parquet", X[:N], pa.array(range(N)), STRINGS)
@@ -190,6 +227,8 @@ def test_a_label_column_that_no_shard_has(tmp_path, run):
         run(tmp_path)
     assert not (tmp_path / "codes" / "snapshots").exists()
     # One shard that has it is enough: another may be without labels.
+    if run is cut:  # which wants a label of every row
+        (tmp_path / "features" / "p0.parquet").unlink()
     if run is not extracted:
         columns = {"id": range(N), "feature": arrays.fixed_list(X[:N]), "klass": STRINGS}
         pq.write_table(pa.table(columns), tmp_path / "features" / "p1.parquet")
@@ -199,3 +238,27 @@ def test_a_label_column_that_no_shard_has(tmp_path, run):
 def test_classified_features_with_a_label_column_that_no_shard_has(home):
     with pytest.raises(InputError, match=r"'klass' \(--label-column\)"):
         home.classify(codes=None, model=home("old"), features=[home("features")], columns=NAMED)
+
+
+@pytest.mark.parametrize("how", NONE)
+@pytest.mark.parametrize("rows", [0, N])
+def test_queries_without_labels_beside_others(tmp_path, how, rows):
+    """They count as unlabelled, as everywhere; without rows they count nothing."""
+    codes = store(tmp_path, [STRINGS] * 3)
+    column = NONE[how]
+    places = [str(tmp_path / "queries.parquet")]
+    wanted = api.evaluate_retrieval(
+        RetrievalJob(codes=codes, queries=places, at=(1, 10), where=ALONE)
+    )
+    bare = shard(
+        tmp_path / "a" / "bare.parquet", X[:rows], pa.array(range(rows), pa.int64()),
+        None if column is None else column[:rows],
+    )  # fmt: skip
+    for queries in ([bare, *places], [*places, bare]):
+        job = RetrievalJob(codes=codes, queries=queries, at=(1, 10), where=ALONE)
+        found = api.evaluate_retrieval(job)
+        assert found.pop("queries_without_label") == rows
+        for name in found:
+            assert name == "run" or found[name] == wanted[name]
+    with pytest.raises(InputError, match=rf"query with a label .*'label'.*, found {rows} without"):
+        api.evaluate_retrieval(RetrievalJob(codes=codes, queries=[bare], at=(1,), where=ALONE))

@@ -124,7 +124,7 @@ def test_rows_without_a_label_are_named(write, table, tmp_path):
     broken = table.set_column(2, "label", pa.array(label))
     with pytest.raises(InputError, match="row 7: expected a label, found none"):
         cut(tmp_path / "s", 1, [stored(write, "f", broken)])
-    with pytest.raises(InputError, match="found no label"):
+    with pytest.raises(InputError, match="a column 'label', found columns id, feature, note"):
         cut(tmp_path / "s", 1, [stored(write, "g", table.drop_columns(["label"]))])
 
 
@@ -136,3 +136,26 @@ def test_from_the_command_line(write, table, tmp_path):
     )  # fmt: skip
     assert run.exit_code == 0, run.output
     assert json.loads(run.stdout)["parts"]["labelled"] == {"rows": 40, "classes": 8}
+
+
+EMPTY = {
+    "no label": {},
+    "labels of floats": {"label": pa.array([], pa.float64())},
+    "labels of the type null": {"label": pa.nulls(0)},
+    "labels of lists": {"label": pa.array([], pa.list_(pa.int8()))},
+    "ids of floats": {"id": pa.array([], pa.float64())},
+    "ids of whole numbers": {"id": pa.array([], pa.int64())},
+}
+
+
+@pytest.mark.parametrize("test", [False, True])
+@pytest.mark.parametrize("protocol", [1, 2])
+@pytest.mark.parametrize("kind", EMPTY)
+def test_a_shard_without_rows_changes_nothing(write, table, tmp_path, kind, protocol, test):
+    train, rest = table.slice(0, 300), table.slice(300)
+    nothing = {"id": pa.array([], pa.string()), "feature": table["feature"].slice(0, 0)}
+    empty = str(Path(write("e/part.parquet", **nothing | EMPTY[kind])).parent)
+    stores = [stored(write, "f", train)], [stored(write, "t", rest)]
+    wanted = cut(tmp_path / "a", protocol, stores[0], test=stores[1])
+    stores[test].insert(0, empty)
+    assert cut(tmp_path / "b", protocol, stores[0], test=stores[1]) == wanted

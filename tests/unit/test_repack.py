@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypq.config import RepackJob
+from raypq.config import Columns, RepackJob
 from raypq.data.ahead import ahead
 from raypq.data.features import FeatureStore, read_batches, survey
 from raypq.data.storage import stem_of
-from raypq.errors import JobError
+from raypq.errors import InputError, JobError
 from raypq.stages.crew import LocalCrew
 from raypq.stages.repack import repack
 
@@ -98,3 +99,50 @@ def test_reading_ahead_stops_with_its_consumer() -> None:
             break
     time.sleep(0.05)
     assert len(made) <= 7
+
+
+BAD_NAMES = {
+    "dates": pa.array([0] * 300, pa.date32()),
+    "decimals": pa.array([1] * 300, pa.decimal128(20, 0)),
+    "booleans": pa.array([True] * 300),
+    "floats": pa.array([1.0] * 300),
+    "times": pa.array([0] * 300, pa.timestamp("us")),
+    "large integers": pa.array([*range(299), 1 << 63], pa.uint64()),
+    "nulls": pa.nulls(300),
+    "a null": pa.array([*range(299), None], pa.int64()),
+    "lists": pa.array([[1]] * 300),
+    "structs": pa.array([{"a": 1}] * 300),
+    "bytes": pa.array([b"0123456789abcdef"] * 300, pa.binary(16)),
+    "no text": pa.array([*[b"ok"] * 299, b"\xff\xfe"]),
+}
+AS_LABELS = [kind for kind in BAD_NAMES if kind not in ("nulls", "a null", "large integers")]
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [("id", kind) for kind in BAD_NAMES] + [("label", kind) for kind in AS_LABELS],
+)
+def test_what_encode_would_refuse_is_refused_in_its_words(write, tmp_path, column, kind):
+    columns = {"id": list(range(300)), "feature": X} | {column: BAD_NAMES[kind]}
+    path = write("in/a.parquet", **columns)
+    store = FeatureStore.open([path])
+    with pytest.raises(InputError) as caught:
+        list(read_batches(store.shards[0], store.columns, width=24))
+    with pytest.raises(JobError, match=re.escape(str(caught.value).removeprefix(path))):
+        repack(RepackJob(features=[path], output=str(tmp_path / "out")), LocalCrew())
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        (Columns(label="lable"), r"'lable' \(--label-column\).*found columns id, feature, label"),
+        (Columns(id="idd"), r"a column 'idd', found columns id, feature, label"),
+        (Columns(feature="vec"), r"a column 'vec', found columns id, feature, label"),
+    ],
+)
+def test_a_mistyped_column_is_refused(write, tmp_path, columns, says):
+    path = write("in/a.parquet", id=list(range(300)), feature=X, label=["a"] * 300)
+    job = RepackJob(features=[path], output=str(tmp_path / "out"), columns=columns)
+    with pytest.raises((InputError, JobError), match=says):
+        repack(job, LocalCrew())
+    assert not list(tmp_path.glob("out/*"))
