@@ -305,4 +305,6 @@ def run_job(cls: type[J], verb: Callable[[J], object], argv: list[str] | None = 
     options = parser.parse_args(argv)
     console.set_up(quiet=options.quiet, as_json=options.log_json, debug=options.debug)
     with exits.told(debug=options.debug):
-        verb(cls.parse(read_mapping(options.config), origin=options.config))
+        job = cls.parse(read_mapping(options.config), origin=options.config)
+        overlap.refuse(job, config=overlap.read_file("--config", options.config))
+        verb(job)

@@ -71,6 +71,7 @@ def train(
     """
     from raypq import api
     from raypq.config import TrainJob, read_mapping
+    from raypq.data import overlap
     from raypq.stages.train import check_settings
 
     settings = assigned(assignments)
@@ -87,7 +88,9 @@ def train(
         "where": where,
         "columns": columns,
     }
-    show(api.train(job(TrainJob, options)).summary)
+    asked = job(TrainJob, options)
+    overlap.refuse(asked, config=overlap.read_file("--config", config))
+    show(api.train(asked).summary)
 
 
 @click.command()

@@ -37,6 +37,7 @@ def reindex(config: str, **options: Any) -> None:
     """
     from raypq import api
     from raypq.config import ReindexJob, read_mapping
+    from raypq.data import overlap
 
     values = read_mapping(config)
     where = {name: options.pop(name) for name in ("cluster", "workers")}
@@ -45,4 +46,6 @@ def reindex(config: str, **options: Any) -> None:
     if given and isinstance(noted, dict):  # what is no section is refused with the rest
         values["where"] = {**noted, **given}
     values |= {name: value for name, value in options.items() if value}
-    show(api.reindex(ReindexJob.parse(values, origin=config)))
+    asked = ReindexJob.parse(values, origin=config)
+    overlap.refuse(asked, config=overlap.read_file("--config", config))
+    show(api.reindex(asked))

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from raypq.config import places
 from raypq.config.places import Place, Reads, Writes
 from raypq.data import journal, lease, models, runs, sidecars, snapshot
-from raypq.data.storage import is_local
+from raypq.data.storage import exists, is_local, join
 from raypq.data.storage.shards import SUFFIXES
 from raypq.data.storage.walk import hidden
 from raypq.errors import ConfigError
@@ -56,6 +56,13 @@ def written_file(field: str, uri: str | None) -> Place | None:
     if uri is None or uri == "-":
         return None
     return Place(field=field, uri=places.path_of(uri), use=Writes("file"))
+
+
+def read_file(field: str, uri: str | None) -> Place | None:
+    """The place of a file that a command reads, such as its config; None where there is none."""
+    if uri is None:
+        return None
+    return Place(field=field, uri=places.path_of(uri), use=Reads("file"))
 
 
 def refuse_places(named: Iterable[Place]) -> None:
@@ -267,17 +274,37 @@ class _Output:
                 yield _Files(at=_Spot.of(f"{self.place.uri}.ids.parquet"), shape="file")
 
     def check(self) -> None:
-        """Refuses what cannot become what it is to be.
+        """Refuses what cannot become what it is to be, and what a store or model owns.
 
         Raises:
-            ConfigError: a folder where a file is to be written, or the reverse.
+            ConfigError: a folder where a file is to be written, or the reverse; a place among the
+                files of a store, or a file of a model.
         """
+        self._check_owner()
         if self.at.scheme != "file":
             return
         if self.folder and os.path.isfile(self.at.path):
             raise ConfigError(f"{self.named} is a file; name a folder")
         if not self.folder and os.path.isdir(self.at.path):
             raise ConfigError(f"{self.named} is a folder; name a file")
+
+    def _check_owner(self) -> None:
+        path = self.at.path if self.at.scheme == "file" else self.place.uri
+        parts = path.rstrip("/").split("/")
+        first = 1 if self.at.scheme == "file" else 3  # behind the root, or the bucket
+        last = len(parts) if self.folder else len(parts) - 1
+        for number in range(first, last):
+            store = "/".join(parts[:number])
+            if parts[number] in _STORE and snapshot.versions(store):
+                raise ConfigError(
+                    f"{self.named} is in {parts[number]}/ of the store {store}, which is for the "
+                    "store's own files; name another place"
+                )
+        model = "/".join(parts[:-1])
+        if not self.folder and parts[-1] in _MODEL and _is_model(model):
+            raise ConfigError(
+                f"{self.named} would write over a file of the model {model}; name another place"
+            )
 
     def clash(self, item: _Input) -> str | None:
         """How this output would harm an input; None if it does not."""
@@ -287,6 +314,10 @@ class _Output:
             if why := _clash(written, item):
                 return "same" if why == "below" and self.at.is_same(item.at) else why
         return None
+
+
+def _is_model(folder: str) -> bool:
+    return all(exists(join(folder, name)) for name in ("model.json", "model.safetensors"))
 
 
 def _clash(written: _Files, item: _Input) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,6 +150,22 @@ class LinearModel(Model):
     given in feature space); ``mean``, ``inverse_std`` [dx] where features are z-scored, and
     ``class_mean``, ``class_inverse_std`` [da] where class embeddings are.
     """
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        found = dict(super().shapes)
+        if "P" in self.tensors or self.dx != self.D:
+            found["P"] = (self.D, self.dx)
+        if self.da is None:
+            return found
+        W = self.tensors.get("W")
+        inner = self.D if W is None or W.ndim != 2 else W.shape[1]
+        if W is not None:
+            found["W"] = (self.D, inner)
+        found["Q"] = (inner, self.da)
+        if getattr(self.settings, "attributes", "none").startswith("zscore"):
+            found |= dict.fromkeys(("class_mean", "class_inverse_std"), (self.da,))
+        return found
 
     def embed(
         self, X: NDArray[np.float32], *, precision: Precision = "fp32"

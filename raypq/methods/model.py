@@ -35,6 +35,25 @@ class MethodSettings(UserSettings):
     normalise: Normalise = Field("none", description="of features, before anything else")
 
 
+_MOST_WORDS = 256  # in a codebook: a code is a byte
+
+
+def _check_width(key: str, value: Any) -> None:
+    if type(value) is not int or value < 1:
+        raise TypeError(f"{key}: expected a whole number from 1 on, found {value!r}")
+
+
+def _check_content(where: str, content: Mapping[str, Any], model: Model) -> None:
+    known = {"M": model.M, "K": model.K, "D": model.D, "metric": model.metric}
+    for key, value in known.items():
+        if content.get(key) != value:
+            raise ModelError(
+                f"{where}, key 'model.{key}'",
+                expected=f"{value}, as the arrays and settings say",
+                found=repr(content.get(key)),
+            )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model(ABC):
     """A trained embedding, quantizer and class projection.
@@ -116,6 +135,14 @@ class Model(ABC):
     ) -> Self:
         """The model that ``files`` hold, with the classes that were added to it."""
         content = files.content
+        for key in ("dx", "da"):
+            if content[key] is not None or key == "dx":
+                _check_width(key, content[key])
+        names = content.get("classes", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError("classes: expected a list of class_ids")
+        if len(set(names)) < len(names):
+            raise TypeError("classes: a class_id is there twice")
         model = cls(
             settings=settings,
             tensors=files.tensors,
@@ -129,6 +156,56 @@ class Model(ABC):
         # give the model another fingerprint than its codes carry.
         model.__dict__["_files"] = files
         return model
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each array that the model cannot do without, by its other numbers."""
+        scaled = self.settings.normalise.startswith("zscore")
+        return {name: (self.dx,) for name in ("mean", "inverse_std") if scaled}
+
+    def check(self, where: str) -> None:
+        """Makes sure that the arrays, and what its files say of them, fit each other.
+
+        Args:
+            where: names the model's file in errors.
+
+        Raises:
+            ModelError: naming what does not fit.
+        """
+        C = self.tensors.get("C")
+        if C is None or C.ndim != 3 or not all(C.shape) or C.shape[1] > _MOST_WORDS:
+            raise ModelError(
+                where,
+                expected=f"codebooks C [M, K, d], K at most {_MOST_WORDS}",
+                found="no array C" if C is None else f"C {list(C.shape)}",
+            )
+        _check_content(where, self._files.content, self)
+        for name, shape in {"C": C.shape, **self.shapes}.items():
+            array = self.tensors.get(name)
+            if array is None or array.shape != shape or array.dtype != np.float32:
+                raise ModelError(
+                    f"{where}, array '{name}'",
+                    expected=f"float32 {list(shape)}",
+                    found="none" if array is None else f"{array.dtype} {list(array.shape)}",
+                )
+        self._check_layer(where)
+        for name, array in self.tensors.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ModelError(
+                    f"{where}, array '{name}'", expected="finite numbers", found="NaN or infinity"
+                )
+
+    def _check_layer(self, where: str) -> None:
+        if self.layer is None:
+            return
+        T, layer = len(self.layer.ids), self.layer
+        for name, array, shape in (("V", layer.V, (T, self.D)), ("bias", layer.bias, (T,))):
+            if array.shape != shape or not np.isfinite(array).all():
+                raise ModelError(
+                    f"{where}, array '{name}' of the classes beside it",
+                    expected=f"finite numbers {list(shape)}",
+                    found=f"{array.dtype} {list(array.shape)}",
+                )
 
     @abstractmethod
     def embed(

@@ -56,23 +56,46 @@ class NetworkModel(Model):
         known: dict[str, Network] = self.__dict__.setdefault("_networks", {})
         if device not in known:
             kernels.check_device(device)
-            with seeded(0):
-                network = self.blank()
-            weights = {
-                key.removeprefix(PREFIX): torch.from_numpy(np.array(value))
-                for key, value in self.tensors.items()
-                if key.startswith(PREFIX)
-            }
-            missing, unexpected = network.load_state_dict(weights, strict=False)
-            missing = [key for key in missing if key.split(".")[0] not in network.training_only]
-            if missing or unexpected:
-                raise ModelError(
-                    f"{self.method} model",
-                    expected="the weights of its settings",
-                    found=f"missing {missing[:3]}, unexpected {unexpected[:3]}",
-                )
+            network = self._filled()
             known[device] = network.eval().requires_grad_(False).to(device)
         return known[device]
+
+    def _filled(self) -> Network:
+        """The network with the weights that the model's files hold.
+
+        Raises:
+            ModelError: they are not those of its settings.
+        """
+        weights = {
+            key.removeprefix(PREFIX): torch.from_numpy(np.array(value))
+            for key, value in self.tensors.items()
+            if key.startswith(PREFIX)
+        }
+        try:
+            with seeded(0):
+                network = self.blank()
+            missing, unexpected = network.load_state_dict(weights, strict=False)
+        except (RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
+            raise ModelError(
+                f"{self.method} model",
+                expected="the weights of its settings",
+                found=f"{type(error).__name__}: {' '.join(str(error).split())}",
+            ) from None
+        missing = [key for key in missing if key.split(".")[0] not in network.training_only]
+        if missing or unexpected:
+            raise ModelError(
+                f"{self.method} model",
+                expected="the weights of its settings",
+                found=f"missing {missing[:3]}, unexpected {unexpected[:3]}",
+            )
+        return network
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        try:
+            self._filled()  # and not kept: a model is sent to workers as it is
+        except ModelError as error:
+            raise ModelError(where, expected=error.expected, found=error.found) from None
 
     def embed(
         self, X: NDArray[np.float32], *, precision: Precision = "fp32"
@@ -149,4 +172,10 @@ class NetworkModel(Model):
         assert layer is not None, "a model with classes has a class layer"
         chosen = np.array([place[name] for name in ids], np.int64)
         V, bias = layer
+        if len(V) != len(place):
+            raise ModelError(
+                f"{self.method} model",
+                expected=f"prototypes of its {len(place)} classes",
+                found=f"{len(V)}",
+            )
         return array_of(V)[chosen], array_of(bias)[chosen].astype(np.float64)

@@ -86,7 +86,9 @@ def load(uri: str | os.PathLike[str]) -> Model:
     cls = METHODS[name]
     try:
         settings = cls.settings_class.model_validate(files.content["settings"])
-        return cls.model_class.from_files(files, settings, ClassLayer.load(uri))
+        model = cls.model_class.from_files(files, settings, ClassLayer.load(uri))
+        model.check(where)
+        return model
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

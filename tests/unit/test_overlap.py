@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from raypq.bench import ablation
 from raypq.cli import main
 from raypq.config import ReindexJob, Settings, UserSettings, places
 from raypq.config.places import NoPlace, Place, Reads, Writes
-from raypq.data import overlap
+from raypq.data import overlap, snapshot
+from raypq.data.models import ModelFiles
 from raypq.errors import ConfigError, RaypqError
 
 JOBS: dict[str, type[UserSettings]] = {
@@ -435,3 +437,66 @@ def test_every_function_takes_a_path(tmp_path: Path) -> None:
         for wrong in (Path("s3://b/x"), "", 3):
             with pytest.raises((ConfigError, TypeError)):
                 call(wrong)
+
+
+OWN = ["snapshots", "data", "journal", "runs", "lease", "sidecars", "models", "data/deep"]
+
+
+def store_at(root: str) -> None:
+    snapshot.commit(root, kind="codes", run_id="r", expected=[], receipts=[])
+
+
+@pytest.mark.parametrize("folder", OWN)
+@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
+def test_the_folders_of_a_store_are_its_own(tmp_path: Path, scheme: str, folder: str) -> None:
+    root = f"{scheme}{tmp_path}/codes"
+    store_at(root)
+    for use, uri in (("file", f"{root}/{folder}/x.json"), ("shards", f"{root}/{folder}"),
+                     ("model", f"{root}/{folder}/m"), ("store", f"{root}/{folder}/s"),
+                     ("index", f"{root}/{folder}/x.faiss")):  # fmt: skip
+        with pytest.raises(ConfigError, match="which is for the store's own files") as caught:
+            overlap.refuse_places([Place(field="output", uri=uri, use=Writes(use))])
+        assert uri in str(caught.value)
+    for uri in (f"{root}/figures.json", f"{root}/predictions", f"{tmp_path}/data/x.json"):
+        overlap.refuse_places([Place(field="output", uri=uri, use=Writes("file"))])
+
+
+def test_a_link_does_not_hide_a_store(tmp_path: Path) -> None:
+    store_at(str(tmp_path / "codes"))
+    (tmp_path / "link").symlink_to(tmp_path / "codes" / "snapshots")
+    with pytest.raises(ConfigError, match="store's own files"):
+        overlap.refuse_places([overlap.written_file("output", f"{tmp_path}/link/1.json")])
+
+
+@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors", "classes.json"])
+def test_a_file_is_not_written_over_a_models(tmp_path: Path, scheme: str, name: str) -> None:
+    root = f"{scheme}{tmp_path}/m"
+    place = overlap.written_file("--json", f"{root}/{name}")
+    overlap.refuse_places([place])
+    ModelFiles(content={}, tensors={}, record={}).save(root)
+    with pytest.raises(ConfigError, match="would write over a file of the model"):
+        overlap.refuse_places([place])
+    overlap.refuse_places([overlap.written_file("--json", f"{root}/figures.json")])
+
+
+@pytest.mark.parametrize("way", ["command", "job"])
+def test_a_config_is_an_input(tmp_path: Path, way: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "md").mkdir()
+    place = tmp_path / "md" / "model.json"
+    common = {"features": [f"{tmp_path}/f"], "output": f"{tmp_path}/md", "overwrite": True}
+    text = json.dumps({"M": 2} if way == "command" else {"method": "pq", **common})
+    place.write_text(text)
+    if way == "command":
+        words = ["train", "pq", "--features", f"{tmp_path}/f", "--output", f"{tmp_path}/md",
+                 "--overwrite", "--config", str(place)]  # fmt: skip
+        result = CliRunner().invoke(main, words)
+        code, told = result.exit_code, result.output
+    else:
+        with pytest.raises(SystemExit) as caught:
+            api.run_job(config.TrainJob, api.train, ["--config", str(place)])
+        code, told = caught.value.code, capsys.readouterr().err
+    assert code == 2
+    assert f"the input config: {place}" in told or "--config" in told
+    assert "would write over" in told
+    assert place.read_text() == text
