@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +14,14 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec import AbstractFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from s3server import S3Server, reachable
 
 from raypq.data import lease, snapshot
 from raypq.data.journal import Journal
 from raypq.data.output import Receipt, Source
-from raypq.data.storage import create, join, list_names, posix, prepare, read_bytes
+from raypq.data.storage import create, exclusive, join, list_names, posix, prepare, read_bytes
 from raypq.errors import ConflictError, InputError
 
 HTTP = "HTTP_IF_NONE_MATCH"
@@ -63,6 +65,21 @@ class Slow(Inherits):
         super().pipe_file(path, value)
 
 
+class Quick(Inherits):
+    """As ``Slow``, in so short a time that chance would seldom show it; ``look`` is how."""
+
+    protocol, look = "quick", "exists"
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        if mode == "create":
+            try:
+                if getattr(self, self.look)(path):
+                    raise FileExistsError(path)
+            except FileNotFoundError:
+                pass
+        super().pipe_file(path, value)
+
+
 class Ignores(Inherits):
     """Takes ``mode`` and does nothing with it, as ossfs does."""
 
@@ -85,14 +102,16 @@ class Careful(Inherits):
     """A create of its own in one step."""
 
     protocol = "careful"
+    step = threading.Lock()
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
-        MemoryFileSystem.pipe_file(self, path, value, mode=mode)
+        with self.step:
+            MemoryFileSystem.pipe_file(self, path, value, mode=mode)
 
 
 @pytest.fixture
 def memory() -> Iterator[MemoryFileSystem]:
-    for kind in (Inherits, Slow, Ignores, Refuses, Careful):
+    for kind in (Inherits, Slow, Quick, Ignores, Refuses, Careful):
         fsspec.register_implementation(kind.protocol, kind, clobber=True)
     fs = fsspec.filesystem("memory")
     fs.store.clear()
@@ -157,6 +176,36 @@ def test_a_backend_without_a_create_of_its_own_is_refused(
     with pytest.raises(InputError, match=r"RAYPQ_STORAGE_SINGLE_WRITER"):
         writer(f"{kind.protocol}://store")
     assert not memory.store, "nothing is left of the trial"
+
+
+@pytest.mark.parametrize("look", ["exists", "lexists", "isfile", "info"])
+@pytest.mark.parametrize("turn", range(10))
+def test_a_quick_look_and_write_is_seen(
+    memory: MemoryFileSystem, look: str, turn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Quick, "look", look)
+    with pytest.raises(InputError, match="let two writers make the same file"):
+        begin(f"quick://store-{turn}")
+    fs = Quick()
+    before = dict(vars(fs))
+    with pytest.raises(InputError):
+        exclusive.ensure(fs, "/store", "quick://store")
+    assert vars(fs) == before, "the filesystem is as it was"
+
+
+@pytest.mark.parametrize("kind", [Inherits, Slow, Quick, Ignores, Refuses])
+def test_a_folder_of_such_a_backend_is_no_better(
+    memory: MemoryFileSystem, kind: type[Inherits]
+) -> None:
+    fs = DirFileSystem("/a", DirFileSystem("/b", kind()))
+    with pytest.raises(InputError, match=r"RAYPQ_STORAGE_SINGLE_WRITER"):
+        exclusive.ensure(fs, "store", f"dir::{kind.protocol}://store")
+    assert not memory.store, "nothing is left of the trial"
+
+
+def test_a_folder_of_a_good_backend_is_taken(memory: MemoryFileSystem) -> None:
+    for kind in (Careful, MemoryFileSystem):
+        exclusive.ensure(DirFileSystem("/a", kind()), "store", "dir::careful://store")
 
 
 @pytest.mark.parametrize("kind", ["careful", "memory"])

@@ -8,16 +8,20 @@ both be told "version 1". Each storage is tried once a process, with small files
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from inspect import iscoroutinefunction
 from threading import Barrier
 from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from raypq.data.storage.objects import create, protocols, status_of
@@ -25,6 +29,9 @@ from raypq.errors import InputError
 
 _BY_CONDITION = frozenset({"s3", "gs", "gcs", "abfs", "az"})  # the server decides, in one step
 _WRITERS, _ROUNDS = 4, 3
+_PROBE = ".probe-"  # how the names of a trial begin
+_PAUSE = 0.05  # seconds
+_LOOKS = ("exists", "lexists", "isfile", "info", "_exists", "_isfile", "_info")
 _SEEN = "_raypq_creates_once"  # of a filesystem: buckets where its create kept the promise
 
 
@@ -38,19 +45,69 @@ def ensure(fs: AbstractFileSystem, folder: str, uri: str) -> None:
         InputError: two writers would both be told that they made the file.
         OSError: the trial could not be made.
     """
-    if type(fs).pipe_file is MemoryFileSystem.pipe_file:
+    inner = _unwrapped(fs)
+    if type(inner).pipe_file is MemoryFileSystem.pipe_file:
         return  # of this process alone
     owner: Any = fs if fs.cachable else type(fs)
     seen = vars(owner).get(_SEEN, frozenset())
     bucket = folder.strip("/").split("/")[0]
     if bucket in seen:
         return
-    if not _overrides(fs):
+    if not _overrides(inner):
         raise _refusal(uri, "one that looks whether a name is taken and writes later")
     _try_twice(fs, folder, uri)
-    if not _BY_CONDITION.intersection(protocols(fs)):
-        _try_at_once(fs, folder, uri)
+    if not _BY_CONDITION.intersection(protocols(inner)):
+        with _slow_looks(inner):
+            _try_at_once(fs, folder, uri)
     setattr(owner, _SEEN, seen | {bucket})
+
+
+def _unwrapped(fs: AbstractFileSystem) -> AbstractFileSystem:
+    """The filesystem that does the work: ``dir::`` only puts a folder before every path."""
+    while isinstance(fs, DirFileSystem):
+        fs = fs.fs
+    return fs
+
+
+@contextmanager
+def _slow_looks(fs: AbstractFileSystem) -> Iterator[None]:
+    """Lets time pass between a look at a trial's name and what follows, so that all writers have
+    looked before one writes: a quick look and write would seldom be caught otherwise."""
+    own = vars(fs)
+    before = {name: own[name] for name in _LOOKS if name in own}
+    changed = [name for name in _LOOKS if callable(getattr(fs, name, None))]
+    for name in changed:
+        setattr(fs, name, _slow(getattr(fs, name)))
+    try:
+        yield
+    finally:
+        for name in changed:
+            own.pop(name, None)
+        own.update(before)
+
+
+def _slow(look: Callable[..., Any]) -> Callable[..., Any]:
+    if iscoroutinefunction(look):
+
+        async def later(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await look(*args, **kwargs)
+            finally:
+                await asyncio.sleep(_pause(args))
+
+        return later
+
+    def at_once(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return look(*args, **kwargs)
+        finally:
+            time.sleep(_pause(args))
+
+    return at_once
+
+
+def _pause(args: tuple[Any, ...]) -> float:
+    return _PAUSE if args and _PROBE in str(args[0]) else 0.0
 
 
 def _overrides(fs: AbstractFileSystem) -> bool:
@@ -83,7 +140,7 @@ def _try_at_once(fs: AbstractFileSystem, folder: str, uri: str) -> None:
 
 @contextmanager
 def _names(fs: AbstractFileSystem, folder: str, n: int) -> Iterator[list[str]]:
-    names = [f"{folder.rstrip('/')}/.probe-{uuid.uuid4().hex}" for _ in range(n)]
+    names = [f"{folder.rstrip('/')}/{_PROBE}{uuid.uuid4().hex}" for _ in range(n)]
     try:
         yield names
     finally:
