@@ -44,6 +44,10 @@ class MissingSourceError(InputError):
     """Nothing is at a place where shards are looked for: a typo, or a disk that is not mounted."""
 
 
+class DamagedError(InputError):
+    """A file that is not as it was written: missing, cut off, or with other content."""
+
+
 class ModelError(InputError):
     """A model that does not fit the data it is used with, or that cannot be read."""
 

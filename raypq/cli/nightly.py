@@ -25,6 +25,12 @@ from raypq.cli.options import PLACE, Number, show, verb
     is_flag=True,
     help="Exit with 1 if shards are left out; everything else is committed.",
 )
+@click.option(
+    "--on-bad-shard",
+    type=click.Choice(["fail", "quarantine"]),
+    help="Fail after all good shards are done (and try those that are left out), or leave bad ones "
+    "out and record them. [default: the config's, or fail]",
+)
 @click.option("--cluster", help="none, local, or a Ray address. [default: the config's]")
 @click.option("--workers", type=click.IntRange(1), help="[default: the config's]")
 @verb

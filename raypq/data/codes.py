@@ -15,7 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq.data import arrays, newer
-from raypq.data.storage import CheckedFile, open_parquet, stream
+from raypq.data.storage import CheckedFile, stream
+from raypq.data.stored import open_stored
 from raypq.errors import InputError
 
 _FORMAT = "1"
@@ -90,7 +91,7 @@ class CodeFile:
         Raises:
             InputError: not a code file of this format, or of another size.
         """
-        with open_parquet(uri, size=size) as file:
+        with open_stored(uri, "codes", size=size) as file:
             metadata = file.schema_arrow.metadata or {}
             newer.refuse_file(metadata, uri, what="code file", known=_FORMAT)
             if metadata.get(b"raypq.format") != _FORMAT.encode():
@@ -123,7 +124,7 @@ class CodeFile:
         Raises:
             InputError: an id is null, naming the row.
         """
-        with open_parquet(self.uri) as file:
+        with open_stored(self.uri, "codes") as file:
             row = 0
             for batch in stream(file, rows, columns=["id"]):
                 _check_nulls(batch, self.uri, row)
@@ -139,7 +140,7 @@ class CodeFile:
         row = 0
         label = self.label and labels
         wanted = ["id", "code"] + (["label"] if label else [])
-        with open_parquet(self.uri) as file:
+        with open_stored(self.uri, "codes") as file:
             for batch in stream(file, rows, columns=wanted):
                 _check_nulls(batch, self.uri, row)
                 stored = batch.column("code")

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq.data.storage import open_parquet
+from raypq.data.stored import open_stored
 
 IN_MEMORY = 2 << 20  # entries of 16 bytes that are sorted at once, beside 32 more each
 COMPARED = 10_000  # rows whose ids are compared; beyond that a collision changes nothing
@@ -104,7 +104,7 @@ def _entries(files: Iterable[tuple[int, IdFile]]) -> Iterator[Entries]:
 def _ids(file: IdFile) -> Iterator[pa.Array]:
     if not file.rows:
         return
-    with open_parquet(file.uri) as opened:
+    with open_stored(file.uri, "codes") as opened:
         for batch in opened.iter_batches(batch_size=PIECE, columns=["id"]):
             yield batch.column(0)
 

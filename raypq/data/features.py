@@ -216,7 +216,9 @@ def _side(columns: Columns, width: int | None, where: str) -> int:
         return images.side_of(width, where=where)
     if columns.image_size is None:
         raise InputError(
-            where, expected="a size in pixels to read images (--image-size)", found="none"
+            where,
+            expected="a size in pixels to read images (--image-size, columns.image_size)",
+            found="none",
         )
     return columns.image_size
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from raypq.data import arrays, newer
 from raypq.data.classes import ClassTable
-from raypq.data.storage import open_parquet, stream
+from raypq.data.storage import stream
+from raypq.data.stored import open_stored
 from raypq.errors import InputError
 
 # Names come again and again, scores and ids do not: a dictionary of those costs time and bytes.
@@ -111,7 +112,7 @@ def read(
     Raises:
         InputError: not a prediction file.
     """
-    with open_parquet(uri, size=size) as file:
+    with open_stored(uri, "predictions", size=size) as file:
         newer.refuse_file(file.schema_arrow.metadata, uri, what="prediction file", known=_FORMAT)
         names = file.schema_arrow.names
         if not {"class_id", "score"} <= set(names):

@@ -130,22 +130,24 @@ def verify(store: str, sidecars: Sidecars, *, content: bool = False) -> None:
     """Checks that every sidecar is there in full, on request with its sha256.
 
     Raises:
-        InputError: naming the file.
+        InputError: naming the first file that is not.
     """
+    for error in damaged(store, sidecars, content=content):
+        raise error
+
+
+def damaged(store: str, sidecars: Sidecars, *, content: bool = False) -> Iterator[InputError]:
+    """The sidecars that are missing, or not as they were written."""
     files = list_files(join(store, FOLDER)) if any(sidecars.values()) else {}
     for sidecar in (item for items in sidecars.values() for item in items):
         uri = join(store, sidecar.path)
         listed = files.get(sidecar.path.removeprefix(f"{FOLDER}/"))
         if listed is None:
-            raise InputError(
-                uri,
-                expected="a sidecar of the version (the next run makes it anew)",
-                found="no such file",
-            )
-        if listed.size != sidecar.bytes:
-            raise InputError(uri, expected=f"{sidecar.bytes} bytes", found=f"{listed.size} bytes")
-        if content and (found := digest(uri)) != sidecar.sha256:
-            raise InputError(uri, expected=f"sha256 {sidecar.sha256}", found=found)
+            yield InputError(uri, expected="a sidecar of the version", found="no such file")
+        elif listed.size != sidecar.bytes:
+            yield InputError(uri, expected=f"{sidecar.bytes} bytes", found=f"{listed.size} bytes")
+        elif content and (found := digest(uri)) != sidecar.sha256:
+            yield InputError(uri, expected=f"sha256 {sidecar.sha256}", found=found)
 
 
 def still_there(store: str, sidecars: Sidecars) -> Sidecars:

@@ -20,11 +20,12 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from raypq.config import Settings
-from raypq.data import json_text, newer, sidecars
+from raypq.data import json_text, newer, sidecars, stored
 from raypq.data.names import Id, Stem
 from raypq.data.output import Receipt, Source
 from raypq.data.sidecars import Sidecars
 from raypq.data.storage import (
+    Listed,
     create_once,
     digest,
     exists,
@@ -37,7 +38,7 @@ from raypq.data.storage import (
     read_bytes,
     sync_folder,
 )
-from raypq.errors import ConflictError, IncompleteError, InputError
+from raypq.errors import ConflictError, DamagedError, IncompleteError, InputError
 
 FORMAT: Literal[1] = 1
 FOLDER = "snapshots"
@@ -48,7 +49,7 @@ _LAST = 10**20 - 1  # version that a name can hold
 _TRIES = 64  # version numbers that other writers may take before us; each is their progress
 _PAUSE = 0.005  # seconds, doubled up to 32 times, at random: writers that race get out of step
 
-Kind = Literal["codes", "predictions", "search", "pairs"]
+Kind = stored.Kind
 
 
 class Quarantined(Settings):
@@ -244,38 +245,58 @@ def verify_sizes(store: str, snapshot: Snapshot) -> None:
     """Checks by one listing that every file of a snapshot is there in full.
 
     Raises:
-        InputError: naming the file.
+        DamagedError: naming every file that is not.
     """
-    files = list_files(join(store, "data"))
-    for receipt in snapshot.shards:
-        uri = join(store, receipt.path)
-        listed = files.get(receipt.path.removeprefix("data/"))
-        if listed is None:
-            raise InputError(uri, expected="a file of the snapshot", found="no such file")
-        if listed.size != receipt.bytes:
-            raise InputError(uri, expected=f"{receipt.bytes} bytes", found=f"{listed.size} bytes")
+    stored.refuse(_named(store, snapshot), damaged(store, snapshot), stored.remedy(snapshot.kind))
 
 
 def verify_content(store: str, snapshot: Snapshot) -> None:
     """Reads every file of a snapshot and checks its sha256 and its number of rows.
 
     Raises:
-        InputError: naming the file.
+        DamagedError: naming every file that is not as it was written.
     """
-    verify_sizes(store, snapshot)
+    found = damaged(store, snapshot, content=True)
+    stored.refuse(_named(store, snapshot), found, stored.remedy(snapshot.kind))
+
+
+def _named(store: str, snapshot: Snapshot) -> str:
+    return f"{store} version {snapshot.version}"
+
+
+def damaged(store: str, snapshot: Snapshot, *, content: bool = False) -> list[InputError]:
+    """The files of a snapshot that are missing or of another size; with ``content`` also those of
+    another sha256 or number of rows."""
+    files = list_files(join(store, "data"))
+    found: list[InputError] = []
     for receipt in snapshot.shards:
-        uri = join(store, receipt.path)
-        found = digest(uri)
-        if found != receipt.sha256:
-            raise InputError(uri, expected=f"sha256 {receipt.sha256}", found=found)
-        with open_parquet(uri, size=receipt.bytes) as file:
-            rows = file.metadata.num_rows
-        if rows != receipt.rows:
-            raise InputError(
-                uri,
-                expected=f"{receipt.rows} rows, as {place(snapshot.version)} says",
-                found=f"{rows} rows",
-            )
+        listed = files.get(receipt.path.removeprefix("data/"))
+        try:
+            _check_size(join(store, receipt.path), receipt, listed)
+            if content:
+                _check_content(join(store, receipt.path), receipt, snapshot.version)
+        except InputError as error:
+            found.append(error)
+    return found
+
+
+def _check_size(uri: str, receipt: Receipt, listed: Listed | None) -> None:
+    if listed is None:
+        raise DamagedError(uri, expected="a file of the version", found="no such file")
+    if listed.size != receipt.bytes:
+        raise DamagedError(uri, expected=f"{receipt.bytes} bytes", found=f"{listed.size} bytes")
+
+
+def _check_content(uri: str, receipt: Receipt, version: int) -> None:
+    found = digest(uri)
+    if found != receipt.sha256:
+        raise DamagedError(uri, expected=f"sha256 {receipt.sha256}", found=found)
+    with open_parquet(uri, size=receipt.bytes) as file:
+        rows = file.metadata.num_rows
+    if rows != receipt.rows:
+        raise DamagedError(
+            uri, expected=f"{receipt.rows} rows, as {place(version)} says", found=f"{rows} rows"
+        )
 
 
 def _one_each(store: str, answered: Sequence[str], expected: Sequence[str]) -> None:

@@ -247,14 +247,15 @@ class _Run:
                 f"no worker started within {gang.timeout:g} s. Each of {gang.wanted} asks for "
                 f"{gang.asked}; the cluster has {_counted(ray.cluster_resources())} in all, of "
                 f"which {_counted(ray.available_resources())} are free. Wait for other jobs to "
-                "end, ask for less (--threads, --gpus-per-worker, --memory-per-worker), or wait "
-                "longer (--start-timeout)"
+                "end, ask for less (--threads, --gpus-per-worker, --memory-per-worker; in a "
+                "config threads, gpus_per_worker, memory_per_worker below where), or wait "
+                "longer (--start-timeout, start_timeout)"
             )
         if now - self._alone_since > min(_START_WARNING, gang.timeout / 2) and not self._warned:
             self._warned = True
             console.warn(
                 "no worker has started yet; waiting for room in the cluster, "
-                f"{gang.timeout:g} s at most (--start-timeout)"
+                f"{gang.timeout:g} s at most (--start-timeout, start_timeout)"
             )
 
     def _assign(self) -> None:

@@ -141,7 +141,8 @@ class RayCrew:
             console.warn(
                 f"a worker that keeps {cache / machine.GIB:.3g} GiB would need "
                 f"{wanted / machine.GIB:.3g} GiB of memory, and {most / machine.GIB:.3g} are there "
-                "for it; it may run out of memory (--cache-gb or --workers: fewer)"
+                "for it; it may run out of memory (fewer --workers, or less --cache-gb; workers "
+                "and cache_bytes in a config)"
             )
         return min(wanted, most)
 
@@ -177,7 +178,8 @@ def check_resources(settings: ClusterSettings) -> dict[str, float]:
     )
     raise ClusterError(
         f"a worker needs {described(wanted)}, but no node has that; the nodes have: {there}. Ask "
-        "for less (--threads, --gpus-per-worker, --memory-per-worker), or add nodes that have it"
+        "for less (--threads, --gpus-per-worker, --memory-per-worker; in a config threads, "
+        "gpus_per_worker, memory_per_worker below where), or add nodes that have it"
     )
 
 
@@ -246,8 +248,9 @@ def _not_started(error: Exception, place: str | None) -> ClusterError:
     return ClusterError(
         f"cannot start a local Ray: {reason_of(error)}\n"
         f"Check that {folder} can be written to and has room (RAY_TMPDIR names another one, whose "
-        "path must be short), and that memory is free (fewer --workers). Ray's own logs "
-        f"are in {folder}/ray/session_latest/logs. --cluster none does the same without Ray"
+        "path must be short), and that memory is free (fewer --workers, workers in a config). "
+        f"Ray's own logs are in {folder}/ray/session_latest/logs. --cluster none (cluster: none) "
+        "does the same without Ray"
     )
 
 
@@ -274,7 +277,7 @@ def _folder() -> str | None:
         raise ClusterError(
             f"cannot start a local Ray: RAY_TMPDIR={folder} has {length} bytes; its path must be "
             f"short, at most {_LONGEST}, for the names of Ray's sockets. Name another folder, such "
-            f"as RAY_TMPDIR={_SHORT}. --cluster none does the same without Ray"
+            f"as RAY_TMPDIR={_SHORT}. --cluster none (cluster: none) does the same without Ray"
         )
     console.say(
         f"TMPDIR has {length} bytes, too many for the names of Ray's sockets: its files go to "

@@ -94,7 +94,7 @@ def device_problem(device: str) -> str | None:
         kernels.check_device(device)
     except ConfigError as error:
         return (
-            f"{error} (node {socket.gethostname()}; --gpus-per-worker 1, or a part of one, has Ray "
-            "put workers on nodes with GPUs)"
+            f"{error} (node {socket.gethostname()}; --gpus-per-worker 1 (gpus_per_worker: 1), or a "
+            "part of one, has Ray put workers on nodes with GPUs)"
         )
     return None

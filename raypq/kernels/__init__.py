@@ -243,7 +243,9 @@ def check_device(device: str) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         limited = "" if visible is None else f", which CUDA_VISIBLE_DEVICES={visible!r} may hide"
         why = f"torch {torch.__version__} finds no GPU{limited}: nvidia-smi must list one"
-    raise ConfigError(f"device: {device} cannot be used here; {why}, or use --device cpu")
+    raise ConfigError(
+        f"device: {device} cannot be used here; {why}, or use --device cpu (device: cpu)"
+    )
 
 
 @cache

@@ -178,7 +178,7 @@ class Clusterable(GradientMethod):
 
     def build(self, corpus: Corpus) -> ClusterableNetwork:
         if corpus.A is None:
-            raise ConfigError("clusterable needs a class table: pass --classes")
+            raise ConfigError("clusterable needs a class table: pass --classes (classes)")
         check_embeddings(corpus.A)
         settings = self.settings
         D = code_width(settings.D, settings.mapping or corpus.dx, settings.M)

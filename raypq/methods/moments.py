@@ -76,7 +76,7 @@ class MomentsPQ(PQ):
 
     def _check_width(self, corpus: Corpus) -> None:
         if corpus.A is None:
-            raise ConfigError(f"{self.name} needs a class table: pass --classes")
+            raise ConfigError(f"{self.name} needs a class table: pass --classes (classes)")
         check_embeddings(corpus.A)
         rank = self._rank(corpus)
         if rank < self.settings.M:

@@ -220,7 +220,7 @@ class PSR(GradientMethod):
 
     def build(self, corpus: Corpus) -> PSRNetwork:
         if corpus.A is None:
-            raise ConfigError("psr needs a class table: pass --classes")
+            raise ConfigError("psr needs a class table: pass --classes (classes)")
         check_embeddings(corpus.A)
         D = code_width(self.settings.D, corpus.dx, self.settings.M)
         network = PSRNetwork(self.settings, corpus.dx, corpus.A.shape[1], D)

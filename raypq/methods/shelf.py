@@ -91,7 +91,7 @@ def load(store: str, fingerprints: Iterable[str]) -> dict[str, Model]:
             raise ModelError(
                 where,
                 expected="the model that made some of the codes (an early store carries none: "
-                "name the model with --model)",
+                "name it by raypq classify --model, or encode the shards again)",
                 found="no model.json",
             )
         model = registry.load(where)

@@ -30,7 +30,7 @@ def search(work: Workload, rates: Rates) -> Stage:
     if rates.search is None or not device.search:
         raise ConfigError(
             "queries: these rates were measured without a search; measure anew "
-            "(raypq bench rates --json FILE) and pass --rates FILE"
+            "(raypq bench rates --json FILE), then raypq plan --rates FILE"
         )
     known, k = rates.search, min(work.results, work.images)
     rounds = math.ceil(work.queries / round_size(k))

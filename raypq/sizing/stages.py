@@ -26,7 +26,7 @@ def plan(work: Workload, rates: Rates) -> list[Stage]:
     if work.gpus and rates.gpu is None:
         raise ConfigError(
             "gpus: these rates were measured without a GPU; measure on a machine that has one "
-            "(raypq bench rates --json FILE) and pass --rates FILE"
+            "(raypq bench rates --json FILE), then raypq plan --rates FILE"
         )
     if work.method == "pqzsl" and work.L < work.M:
         raise ConfigError(f"M: {work.M} sub-codebooks are more than the {work.L} training classes")

@@ -26,7 +26,10 @@ def add_classes(job: AddClassesJob) -> dict[str, Any]:
     """
     start = time.monotonic()
     if not job.overwrite and exists(join(job.output, "model.json")):
-        raise ConfigError(f"{job.output}: a model is there already; pass --overwrite to replace it")
+        raise ConfigError(
+            f"{job.output}: a model is there already; pass --overwrite (overwrite: true) to "
+            "replace it"
+        )
     kernels.set_threads(job.where.threads * job.where.workers)
     model = registry.load(job.model)
     if model.da is None:

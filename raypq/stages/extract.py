@@ -181,7 +181,9 @@ def extract(job: ExtractJob, crew: Crew) -> dict[str, Any]:
         JobError: shards that could not be read; every good one is written.
     """
     if job.columns.image_size is None:
-        raise ConfigError("extract needs the size of the images: pass --image-size")
+        raise ConfigError(
+            "extract needs the size of the images: pass --image-size (columns.image_size)"
+        )
     load_backbone(job)  # a wrong name is told at once, and once
     store = FeatureStore.open(job.images, job.columns)
     check_label_column(store.shards, job.columns)

@@ -11,7 +11,7 @@ from typing import Any
 
 from raypq import console
 from raypq.config.places import path_of
-from raypq.data import journal, lease, runs, sidecars, snapshot
+from raypq.data import journal, lease, runs, sidecars, snapshot, stored
 from raypq.data.models import FOLDER as MODELS
 from raypq.data.models import ModelFiles
 from raypq.data.snapshot import Snapshot
@@ -31,6 +31,8 @@ from raypq.stages import quarantine
 _DAY = 86_400.0
 _APART = 300.0  # seconds between clocks that are worth a warning
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.part|\.clock-[0-9a-f]{32}")
+_SIDECAR_REMEDY = "delete a sidecar: the next version makes it anew"
+_MODEL_REMEDY = "copy the model that raypq encode was given to the folder of a model"
 _SWEPT = (snapshot.FOLDER, lease.FOLDER, journal.FOLDER, MODELS)  # of temporary files
 
 
@@ -72,7 +74,7 @@ def restore(store: str | os.PathLike[str], version: int) -> Snapshot:
                 "restored. Try again once gc has ended; one that was cut off counts as gone "
                 f"after {runs.GONE / 60:.0f} minutes"
             )
-        snapshot.verify_sizes(store, wanted)
+        _refuse_incomplete(store, wanted)
         summary = {**wanted.summary, "restored": version}
         try:
             sidecars.verify(store, wanted.sidecars(store))
@@ -97,49 +99,67 @@ def restore(store: str | os.PathLike[str], version: int) -> Snapshot:
     return made
 
 
+def _refuse_incomplete(store: str, wanted: Snapshot) -> None:
+    bad = snapshot.damaged(store, wanted)
+    stored.refuse(
+        f"{store} version {wanted.version}",
+        bad,
+        "take the file back from a backup, or restore another version, which "
+        f"raypq snapshots verify {store} --version N finds whole; nothing was restored",
+    )
+
+
 def verify(
     store: str | os.PathLike[str], version: int | None = None, *, content: bool = False
 ) -> dict[str, Any]:
     """Checks the files of a version: their sizes, or on request every byte.
 
     Raises:
-        InputError: naming the first file that is not as it was written.
+        DamagedError: naming every file that is not as it was written, and what to do.
     """
     store = path_of(store)
     found = snapshot.read(store, version)
-    if content:
-        snapshot.verify_content(store, found)
-    else:
-        snapshot.verify_sizes(store, found)
-    sidecars.verify(store, found.sidecars(store), content=content)
-    checked = "sha256" if content else "size"
+    models = _needed_models(store, found)
+    faults = {
+        stored.remedy(found.kind): snapshot.damaged(store, found, content=content),
+        _SIDECAR_REMEDY: list(sidecars.damaged(store, found.sidecars(store), content=content)),
+        _MODEL_REMEDY: [fault for where in models if (fault := _model_fault(where))],
+    }
+    bad = [error for errors in faults.values() for error in errors]
+    stored.refuse(
+        f"{store} version {found.version}",
+        bad,
+        "; ".join(advice for advice, errors in faults.items() if errors),
+    )
     return {
         "version": found.version,
         "files": len(found.shards),
-        "models": _verify_models(store, found),
-        "verified": checked,
+        "models": len(models),
+        "verified": "sha256" if content else "size",
     }
 
 
-def _verify_models(store: str, version: Snapshot) -> int:
-    """Checks, byte by byte, the models that the codes of a version need; how many they are.
-
-    Raises:
-        ModelError: one is not there, or is not the model that its place names.
-    """
+def _needed_models(store: str, version: Snapshot) -> list[str]:
+    """Where the models are that the codes of a version need."""
     kept = set(list_folders(join(store, MODELS)))
     # What commits without a model (an early raypq, a tool) has neither of the two.
     if version.kind != "codes" or not (kept or "fingerprint" in version.summary):
-        return 0
-    needed = sorted({receipt.model for receipt in version.shards})
-    for fingerprint in needed:
-        where = join(store, MODELS, fingerprint)
+        return []
+    return [join(store, MODELS, name) for name in sorted({item.model for item in version.shards})]
+
+
+def _model_fault(where: str) -> InputError | None:
+    """What is wrong with a model, byte by byte: it may not be the one that its place names."""
+    fingerprint = where.rpartition("/")[2]
+    try:
         found = ModelFiles.load(where).fingerprint
-        if found != fingerprint:
-            raise ModelError(
-                where, expected=f"the model {fingerprint[:12]}", found=f"the model {found[:12]}"
-            )
-    return len(needed)
+    except InputError as error:
+        return error
+    if found == fingerprint:
+        return None
+    return ModelError(
+        where, expected=f"the model {fingerprint[:12]}", found=f"the model {found[:12]}"
+    )
 
 
 def diff(store: str | os.PathLike[str], old: int, new: int | None = None) -> dict[str, Any]:

@@ -213,10 +213,10 @@ def _calibration(job: ClassifyJob, model: Model, place: str, *, needed: bool) ->
     found = model.record.get(shelf.CALIBRATION)
     if found is None and not needed:
         console.warn(
-            f"{place}: no calibration from training with --tune; the shards that it encoded are "
+            f"{place}: no calibration from raypq train --tune; the shards that it encoded are "
             "classified without one until they are encoded anew"
         )
         return 0.0
     if found is None:
-        raise ModelError(place, expected="a calibration from training with --tune", found="none")
+        raise ModelError(place, expected="a calibration from raypq train --tune", found="none")
     return float(found)

@@ -174,7 +174,9 @@ def _classes(job: TrainJob, method: Method) -> TrainingClasses | None:
 
 def _unlabelled(job: TrainJob, method: Method, width: int) -> Listed | None:
     if job.unlabelled and not method.needs_unlabelled:
-        raise ConfigError(f"--unlabelled: {job.method} learns from labelled rows alone")
+        raise ConfigError(
+            f"--unlabelled (unlabelled): {job.method} learns from labelled rows alone"
+        )
     if not job.unlabelled:
         return None
     found = Listed.open(job.unlabelled, job.columns)

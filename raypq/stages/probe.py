@@ -43,7 +43,10 @@ class Labelled:
             InputError: no labelled row of these classes.
         """
         if job.model is None and job.space != "raw":
-            raise ConfigError(f"space {job.space!r} is of a model: pass --model, or --space raw")
+            raise ConfigError(
+                f"space {job.space!r} is of a model: pass --model (model), or --space raw (space: "
+                "raw)"
+            )
         model = registry.load(job.model) if job.model else None
         table = ClassTable.open(job.classes) if job.classes is not None else None
         wanted = _wanted(table, job.split)

@@ -80,7 +80,7 @@ def tell(store: str, version: Snapshot, *, but: Collection[str] = ()) -> None:
         console.warn(
             f"{store} version {version.version}: {len(items)} shard(s) are left out, the first "
             f"since {min(moments[item.shard] for item in items)}; each is tried again when it "
-            "changes, all of them with --on-bad-shard fail"
+            "changes, all of them with --on-bad-shard fail (on_bad_shard: fail)"
         )
 
 

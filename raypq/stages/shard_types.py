@@ -95,7 +95,7 @@ def check_label_column(shards: Sequence[Shard], columns: Columns) -> None:
     if there:
         raise InputError(
             shards[0].uri,
-            expected=f"a column '{columns.label}' (--label-column) in at least one of "
-            f"{len(shards)} shard(s)",
+            expected=f"a column '{columns.label}' (--label-column, columns.label) in at least one "
+            f"of {len(shards)} shard(s)",
             found=f"columns {', '.join(there)}",
         )

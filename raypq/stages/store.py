@@ -174,7 +174,7 @@ class StoreRun:
         if latest and (gone := _gone(store, others)):
             raise InputError(
                 join(store, gone[0].path),
-                expected=f"a file of version {latest.version}, to be kept (--append)",
+                expected=f"a file of version {latest.version}, to be kept (--append, append: true)",
                 found=f"none, or not all of it; encode {gone[0].source.uri} again, too",
             )
         tasks = [*tasks, *(kept_task(receipt) for receipt in others)]

@@ -107,9 +107,13 @@ def tune(job: TrainJob, plan: Plan, crew: Crew) -> Tuned:
     cls = registry.find(job.method)
     space = {key: values for key, values in cls.search_space.items() if key not in job.settings}
     if not cls.needs_classes or not cls.search_space:
-        raise ConfigError(f"--tune: {job.method} has no settings that classes could judge")
+        raise ConfigError(
+            f"--tune (tune: true): {job.method} has no settings that classes could judge"
+        )
     if plan.corpus.L < 8:
-        raise ConfigError(f"--tune needs at least 8 training classes, found {plan.corpus.L}")
+        raise ConfigError(
+            f"--tune (tune: true) needs at least 8 training classes, found {plan.corpus.L}"
+        )
     seed = registry.create(job.method, job.settings).settings.seed
     sample = _sample(job, plan, crew, seed)
     combinations = [dict(zip(space, values, strict=True)) for values in product(*space.values())]

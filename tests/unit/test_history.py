@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypq.data import lease, runs, snapshot
+from raypq.data import lease, runs, sidecars, snapshot
 from raypq.data.output import Receipt, Source
-from raypq.errors import ConfigError, ConflictError, InputError
+from raypq.errors import ConfigError, ConflictError, DamagedError, InputError
 from raypq.stages import history
 
 OLD = time.time() - 8 * 86_400
@@ -79,6 +79,54 @@ def test_verify_by_size_and_by_content(store: Path) -> None:
     (store / "data" / "c.3.parquet").write_bytes(b"short")
     with pytest.raises(InputError, match=r"c\.3\.parquet: expected 13 bytes, found 5 bytes"):
         history.verify(str(store))
+
+
+@pytest.mark.parametrize("content", [False, True])
+def test_verify_names_every_bad_file_and_the_remedy(tmp_path: Path, content: bool) -> None:
+    names = ["missing", "longer", "shorter", "changed", "good"]
+    receipts = []
+    for name in names:
+        path = tmp_path / "data" / f"{name}.0.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"id": [1]}), path)
+        receipts.append(
+            Receipt(
+                shard=name, path=f"data/{name}.0.parquet", bytes=path.stat().st_size, rows=1,
+                work="w", model="m", sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                source=Source(uri=f"/in/{name}", size=1, modified="1"),
+            )
+        )  # fmt: skip
+    with sidecars.writing(str(tmp_path), "counts", "json") as draft:
+        draft.file.write(b"counted")
+    snapshot.commit(
+        str(tmp_path), kind="codes", run_id="r", expected=names, receipts=receipts,
+        summary=sidecars.told({"counts": [draft.sidecar()]}),
+    )  # fmt: skip
+    assert history.verify(str(tmp_path), content=content)["files"] == 5
+    (tmp_path / "data/missing.0.parquet").unlink()
+    for name, change in (("longer", b"more"), ("shorter", None)):
+        path = tmp_path / f"data/{name}.0.parquet"
+        path.write_bytes(path.read_bytes() + change if change else b"PAR1")
+    path = tmp_path / "data/changed.0.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    (tmp_path / draft.path).unlink()
+    with pytest.raises(DamagedError) as caught:
+        history.verify(str(tmp_path), content=content)
+    said = str(caught.value)
+    for name in names:
+        bad = name != "good" and (content or name != "changed")
+        assert (f"{name}.0.parquet: expected" in said) == bad
+    assert draft.path in said
+    assert "delete the file, or move it away, then run raypq encode or raypq reindex again" in said
+    assert said.count("raypq encode or raypq reindex") == 1
+    with pytest.raises(InputError, match=r"version 1: .*another version.*nothing was restored"):
+        history.restore(str(tmp_path), _second(tmp_path))
+
+
+def _second(store: Path) -> int:
+    """Makes a version after the first, which is then one to go back to; the first's number."""
+    snapshot.commit(str(store), kind="codes", run_id="r", expected=[], receipts=[])
+    return 1
 
 
 def test_gc_tells_before_it_removes(store: Path) -> None:
@@ -202,7 +250,6 @@ def test_verify_looks_at_the_models(store: Path, damage: str, content: bool) -> 
     import numpy as np
 
     from raypq.data.models import ModelFiles
-    from raypq.errors import ModelError
 
     files = ModelFiles(content={"method": "pq"}, tensors={"C": np.ones(3)}, record={})
     other = ModelFiles(content={"method": "pq"}, tensors={"C": np.ones(4)}, record={})
@@ -231,7 +278,7 @@ def test_verify_looks_at_the_models(store: Path, damage: str, content: bool) -> 
         shutil.rmtree(where.parent)
     else:
         other.save(str(where))
-    with pytest.raises(ModelError, match=files.fingerprint):
+    with pytest.raises(DamagedError, match=rf"copy the model.*\s.*{files.fingerprint}"):
         history.verify(str(store), content=content)
 
 

@@ -16,7 +16,7 @@ from raypq.data.storage.objects import answering
 from raypq.data.storage.operations import file_size
 from raypq.data.storage.place import filesystem, is_local, local_path
 from raypq.data.storage.settings import StorageSettings
-from raypq.errors import InputError
+from raypq.errors import DamagedError, InputError
 
 # What Arrow raises for a damaged file.
 _UNREADABLE = (
@@ -105,7 +105,7 @@ class CheckedFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
 
     def _check_rows(self, found: int, expected: int) -> None:
         if found != expected:
-            raise InputError(
+            raise DamagedError(
                 self.uri, expected=f"{expected} rows, as its footer says", found=f"{found} in all"
             )
 
@@ -157,9 +157,9 @@ def _open(
     try:
         found = file_size(uri) if content is None else len(content)
         if found == 0:
-            raise InputError(uri, expected="a Parquet file", found="an empty file (0 bytes)")
+            raise DamagedError(uri, expected="a Parquet file", found="an empty file (0 bytes)")
         if size is not None and found != size:
-            raise InputError(
+            raise DamagedError(
                 uri, expected=f"a complete Parquet file of {size} bytes", found=f"{found} bytes"
             )
         if content is not None:
@@ -183,14 +183,16 @@ def _open(
             raise FooterError(f"{len(footer.leaves)} columns, or {file.metadata.num_columns}")
         file.uri, file.footer = uri, footer
     except FileNotFoundError:
-        raise InputError(uri, expected="a Parquet file", found="no such file") from None
+        raise DamagedError(uri, expected="a Parquet file", found="no such file") from None
     except _UNREADABLE as error:
         if source is not None:
             source.close()
         if isinstance(error, OSError) and not _is_arrows(error):
             raise
-        raise InputError(
-            uri, expected="a complete Parquet file", found=_first_line(error)
+        raise DamagedError(
+            uri,
+            expected="a complete Parquet file",
+            found=f"one that is cut off or damaged, or no Parquet ({_first_line(error)})",
         ) from None
     try:
         yield file
@@ -203,8 +205,8 @@ def _open(
                 expected="columns that are not encrypted, for raypq holds no keys",
                 found=f"encrypted {', '.join(footer.encrypted)}",
             ) from None
-        raise InputError(
-            uri, expected="readable Parquet pages", found=_first_line(error)
+        raise DamagedError(
+            uri, expected="readable Parquet pages", found=f"damaged ones ({_first_line(error)})"
         ) from error
     finally:
         file.close(force=True)
