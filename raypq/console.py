@@ -112,6 +112,11 @@ def set_up(*, quiet: bool = False, as_json: bool = False, debug: bool = False) -
     log.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
 
 
+def structured() -> bool:
+    """Whether log lines are JSON, so that a result is to be one line of JSON, too."""
+    return any(isinstance(handler.formatter, _JsonLines) for handler in log.handlers)
+
+
 def say(message: str, **fields: Any) -> None:
     """Logs a line, with the fields beside it where lines are JSON."""
     log.info(message, extra={"fields": fields})
@@ -158,8 +163,7 @@ def progress(total: int, label: str, *, unit: str = "shards") -> Iterator[Progre
 
 
 def _wants_bar() -> bool:
-    plain = not any(isinstance(handler.formatter, _JsonLines) for handler in log.handlers)
-    return bool(log.handlers) and plain and sys.stderr.isatty()
+    return bool(log.handlers) and not structured() and sys.stderr.isatty()
 
 
 class _Lines(Progress):

@@ -117,15 +117,20 @@ class ShardFailure:
 
 
 class JobError(RaypqError):
-    """Some shards failed; every good one is finished. ``failures`` lists all the bad ones."""
+    """Some shards failed; every good one is finished. ``failures`` lists all the bad ones.
 
-    def __init__(self, failures: Sequence[ShardFailure], done: int) -> None:
-        super().__init__(failures, done)
-        self.failures, self.done = list(failures), done
+    Attributes:
+        done: shards that this run finished. kept: those that needed no work.
+    """
+
+    def __init__(self, failures: Sequence[ShardFailure], done: int, kept: int = 0) -> None:
+        super().__init__(failures, done, kept)
+        self.failures, self.done, self.kept = list(failures), done, kept
 
     def __str__(self) -> str:
         lines = "\n".join(f"  {failure}" for failure in self.failures)
-        return f"{len(self.failures)} shard(s) failed, {self.done} finished:\n{lines}"
+        kept = f", {self.kept} kept as they were" if self.kept else ""
+        return f"{len(self.failures)} shard(s) failed, {self.done} finished{kept}:\n{lines}"
 
 
 def _rebuild_input_error(

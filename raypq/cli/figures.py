@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raypq import console
-from raypq.cli.options import PLACE
+from raypq.cli.options import PLACE, show
 
 if TYPE_CHECKING:
     from raypq.config import UserSettings
@@ -36,6 +36,11 @@ def tell(result: dict[str, Any], to: str | None, table: Callable[[dict[str, Any]
     """Writes the figures to a file if one is named, and prints them as a table."""
     from raypq.data import result_file
 
+    if console.structured():
+        if to and to != "-":
+            result_file.write(to, result)
+        show(result)
+        return
     if to == "-":
         console.emit(result_file.text_of(result))
         return

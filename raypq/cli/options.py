@@ -144,7 +144,7 @@ def verb(command: Command) -> Command:
     """Adds the options that every verb has, and turns errors into messages and exit codes."""
 
     @click.option("--quiet", is_flag=True, help="Warnings and results only.")
-    @click.option("--log-json", is_flag=True, help="One JSON object a log line.")
+    @click.option("--log-json", is_flag=True, help="One JSON object a log line, the result too.")
     @click.option("--debug", is_flag=True, help="Tracebacks and debug lines.")
     @wraps(command)
     def run(*args: Any, quiet: bool, log_json: bool, debug: bool, **kwargs: Any) -> None:
@@ -236,5 +236,5 @@ def told(version: Any, store: str) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints a result."""
-    console.emit(json.dumps(result, indent=2, default=str))
+    """Prints a result: of one line where every line is an object (``--log-json``)."""
+    console.emit(json.dumps(result, indent=None if console.structured() else 2, default=str))

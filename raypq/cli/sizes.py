@@ -107,7 +107,7 @@ def plan(form: str, rates_file: str | None, **options: Any) -> None:
     work = job(sizing.Workload, options)
     rates, origin = known_rates.find(rates_file)
     stages = sizing.plan(work, rates)
-    if form == "json":
+    if form == "json" or console.structured():
         show({"rates": origin, "stages": [asdict(item) for item in stages]})
     else:
         console.emit(_table([*stages, sizing.total(stages)], priced=stages[-1].cost > 0))

@@ -119,8 +119,7 @@ def read(store: str, version: int | None = None) -> Snapshot:
     for _ in range(_TRIES):
         known = versions(store)
         if not known:
-            there = "an empty folder" if exists(store) else "no such store"
-            raise InputError(store, expected="a store with a snapshot", found=there)
+            raise InputError(store, expected="a store with a snapshot", found=_no_store(store))
         if version is not None and version not in known:
             raise InputError(store, expected=f"version {version}", found=f"versions {known[-5:]}")
         number = version if version is not None else known[-1]
@@ -239,6 +238,12 @@ def _what(error: Exception) -> str:
         what = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
         return f"key '{'.'.join(str(part) for part in first['loc'])}': {what}"
     return str(error).splitlines()[0]
+
+
+def _no_store(place: str) -> str:
+    if exists(join(place, "model.json")):
+        return "a model, not a store"
+    return "a folder without versions" if exists(place) else "no such store"
 
 
 def verify_sizes(store: str, snapshot: Snapshot) -> None:

@@ -288,14 +288,19 @@ def in_order(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
         raise RuntimeError(f"no outcome of task {following}; later ones have theirs")
 
 
-def settle(failures: Sequence[ShardFailure], done: int, on_bad_shard: str) -> None:
+def settle(
+    failures: Sequence[ShardFailure], done: int, on_bad_shard: str, *, kept: int = 0
+) -> None:
     """Ends a pass: failures stop the job, unless they are bad input to be quarantined.
+
+    Args:
+        done: shards that the pass finished. kept: shards that needed no work.
 
     Raises:
         JobError: naming every shard that failed.
     """
     fatal = [item for item in failures if on_bad_shard == "fail" or not item.bad_input]
-    if fatal or (failures and not done):
-        raise JobError(failures, done)
+    if fatal or (failures and not done + kept):
+        raise JobError(failures, done, kept)
     for failure in failures:
         console.warn(f"quarantined {failure}", shard=failure.shard)

@@ -37,9 +37,16 @@ _SWEPT = (snapshot.FOLDER, lease.FOLDER, journal.FOLDER, MODELS)  # of temporary
 
 
 def listing(store: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """One line a version, oldest first."""
+    """One line a version, oldest first.
+
+    Raises:
+        InputError: no such store.
+    """
     store = path_of(store)
-    return [_line(snapshot.read(store, version)) for version in snapshot.versions(store)]
+    known = snapshot.versions(store)
+    if not known:
+        snapshot.read(store)  # says what is there instead
+    return [_line(snapshot.read(store, version)) for version in known]
 
 
 def show(store: str | os.PathLike[str], version: int | None = None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from raypq.stages.drift import Drifted, judge, known_baseline
 from raypq.stages.night import Night, compare, encode_job
 from raypq.stages.record import RunRecord
 
+_FEW = 5  # shards of each head that a line names
 _NAMED = 20  # drifted shards that are told one by one
 
 
@@ -93,6 +94,7 @@ def _encode(
         f"{len(night.lost)} lost, {len(night.rolled)} to another model or settings "
         f"({len(night.waiting)} wait), {len(night.removed)} removed, {len(night.kept)} kept"
     )
+    _name(night)
     shelf.keep(job.codes, model)  # before any version can name it
     run = replace(night.run(job.codes), guard=leases[job.codes].check)
 
@@ -156,6 +158,19 @@ def _counts(night: Night) -> dict[str, int]:
             "new", "changed", "lost", "touched", "rolled", "waiting", "kept", "removed", "put_aside"
         )
     }  # fmt: skip
+
+
+def _name(night: Night) -> None:
+    """Names a few of the shards whose codes the next version does not take over."""
+    heads = {
+        "changed": [task.name for task in night.changed],
+        "lost their code file": [task.name for task in night.lost],
+        "removed": [receipt.source.uri for receipt in night.removed],
+    }
+    for head, uris in heads.items():
+        if uris:
+            more = f" and {len(uris) - _FEW} more" if len(uris) > _FEW else ""
+            console.say(f"{head}: {', '.join(sorted(uris)[:_FEW])}{more}", shards=len(uris))
 
 
 def _rollout(night: Night) -> dict[str, Any]:

@@ -334,7 +334,8 @@ class StoreRun:
         finally:
             for journal in journals.values():
                 journal.flush()
-        settle(failures, len(receipts), on_bad_shard)
+        stayed = sum(receipt.shard in self.kept for receipt in receipts)
+        settle(failures, len(receipts) - stayed, on_bad_shard, kept=stayed)
         seconds = time.monotonic() - start
         summary = summarise(receipts)
         held = {receipt.path for receipt in self.kept.values()}

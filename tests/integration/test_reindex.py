@@ -164,6 +164,52 @@ def test_a_retired_candidate_stops_no_night(
         night(classify=section)
 
 
+def test_what_a_night_replaces_is_named(
+    home: Any, night: Reindex, caplog: pytest.LogCaptureFixture
+) -> None:
+    night()
+    home.rewrite(1)
+    home.shard(4).unlink()
+    lost = next(item for item in latest(home).shards if item.shard == home.stem(2))
+    Path(home("codes"), lost.path).unlink()
+    with caplog.at_level("INFO", logger="raypq"):
+        assert night()["shards"]["lost"] == 1
+    for head, number in (("changed", 1), ("lost their code file", 2), ("removed", 4)):
+        assert f"{head}: {home.shard(number)}" in caplog.text
+
+
+def test_shards_that_were_kept_are_not_counted_as_finished(home: Any, night: Reindex) -> None:
+    night()
+    home.shard(1).write_bytes(b"no Parquet")
+    home.rewrite(2)
+    counted = rf"1 shard\(s\) failed, 1 finished, {home.shards - 2} kept as they were"
+    with pytest.raises(JobError, match=counted):
+        night(on_bad_shard="fail")
+    with pytest.raises(JobError, match=rf"failed, 0 finished, {home.shards - 1} kept"):
+        night(on_bad_shard="fail")
+
+
+def test_with_json_lines_every_line_of_stdout_is_an_object(home: Any, night: Reindex) -> None:
+    night()
+    for words in (
+        ["snapshots", "list", home("codes")],
+        ["snapshots", "show", home("codes")],
+        ["snapshots", "verify", home("codes"), "--sha256"],
+        ["evaluate", "classification", "--predictions", home("predictions"), "--classes",
+         home("classes.parquet"), "--cluster", "none"],
+    ):  # fmt: skip
+        told = CliRunner().invoke(main, [*words, "--log-json"])
+        assert told.exit_code == 0, told.output
+        lines = told.stdout.splitlines()
+        assert lines
+        assert all(isinstance(json.loads(line), dict) for line in lines)
+    for words in ([], ["--json", "-"]):
+        told = CliRunner().invoke(main, ["evaluate", "classification", "--predictions",
+            home("predictions"), "--classes", home("classes.parquet"), "--cluster", "none",
+            "--log-json", *words])  # fmt: skip
+        assert len(told.stdout.splitlines()) == 1
+
+
 def test_a_folder_more_does_not_rename_the_rest(home: Any, night: Reindex) -> None:
     """Stems are paths below the deepest common folder, and that may move."""
     night()

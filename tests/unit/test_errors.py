@@ -32,7 +32,7 @@ FAILURES = [
         ConfigError("key 'K'"),
         ConflictError("taken"),
         NotFittedError("pq"),
-        JobError(FAILURES, 2),
+        JobError(FAILURES, 2, 7),
     ],
 )
 def test_errors_survive_pickling(error):
@@ -47,6 +47,12 @@ def test_errors_survive_pickling(error):
 def test_an_input_error_says_where_what_and_what_else():
     error = InputError("x.parquet, row 3", expected="5 values", found="4")
     assert str(error) == "x.parquet, row 3: expected 5 values, found 4"
+
+
+def test_a_job_error_tells_what_was_done_from_what_was_kept():
+    assert str(JobError(FAILURES, 0, 7)).startswith(
+        "3 shard(s) failed, 0 finished, 7 kept as they were:"
+    )
 
 
 def test_a_job_error_lists_every_shard_once():

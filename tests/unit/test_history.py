@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -64,6 +65,24 @@ def test_listing_and_show(store: Path) -> None:
     assert [line["version"] for line in history.listing(str(store))] == [1, 2, 3]
     assert history.listing(str(store))[2]["images"] == 10
     assert history.show(str(store), 1)["shards"][0]["path"] == "data/a.1.parquet"
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [("nothing", "no such store"), ("folder", "a folder without versions"),
+     ("model", "a model, not a store")],
+)  # fmt: skip
+@pytest.mark.parametrize("look", [history.listing, history.show, history.verify, history.collect])
+def test_what_is_no_store_is_an_error_of_every_verb(
+    tmp_path: Path, look: Callable[[str], object], there: str, said: str
+) -> None:
+    place = tmp_path / "place"
+    if there != "nothing":
+        place.mkdir()
+    if there == "model":
+        (place / "model.json").write_text("{}")
+    with pytest.raises(InputError, match=said):
+        look(str(place))
 
 
 def test_diff(store: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_name_that_is_always_taken_gives_up(lossy, monkeypatch):
 def test_no_store(tmp_path):
     with pytest.raises(InputError, match="no such store"):
         snapshot.read(str(tmp_path / "none"))
-    with pytest.raises(InputError, match="an empty folder"):
+    with pytest.raises(InputError, match="a folder without versions"):
         snapshot.read(str(tmp_path))
 
 
