@@ -26,7 +26,9 @@ KEYS = {
     "set": None,
 }
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
-COMMAND = re.compile(r"\b(ray|raypq) ([a-z-]+(?: [a-z0-9-]+)?)((?: [A-Z…]+| --[a-z0-9-]+)*)")
+COMMAND = re.compile(
+    r"\b(ray|raypq) ([a-z-]+(?: [a-z0-9-]+)?)((?: [A-Z…]+| --[a-z0-9-]+(?: [A-Za-z_…]+)?)*)"
+)
 
 
 def options(command: click.Command) -> set[str]:
