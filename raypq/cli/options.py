@@ -124,7 +124,11 @@ columns = options(
     click.option("--id-column", default="id", show_default=True),
     click.option("--feature-column", default="feature", show_default=True),
     click.option("--label-column", default="label", show_default=True),
-    click.option("--feature-width", type=click.IntRange(1), help="Needed for fixed_size_binary."),
+    click.option(
+        "--feature-width",
+        type=click.IntRange(1),
+        help="Values of a vector stored as bytes. [default: the model's, where there is one]",
+    ),
     click.option(
         "--image-size",
         type=click.IntRange(1),
@@ -224,13 +228,15 @@ def assigned(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 def told(version: Any, store: str) -> dict[str, Any]:
     """What a verb prints of the version that it made."""
+    from raypq.stages.quarantine import reason_of
+
     return {
         "store": store,
         "version": version.version,
         "images": version.rows,
         "shards": len(version.shards),
         "bytes": sum(receipt.bytes for receipt in version.shards),
-        "quarantined": [f"{item.uri}: {item.reason}" for item in version.quarantined],
+        "quarantined": [reason_of(item) for item in version.quarantined],
         "seconds": version.summary["seconds"],
     }
 

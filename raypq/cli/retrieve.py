@@ -44,7 +44,10 @@ distance = click.option(
 @click.command()
 @codes
 @click.option("--queries", multiple=True, help="Query features (Parquet); may be repeated.")
-@click.option("--query-ids", help="Instead: a file of ids of stored codes, one a line (SDC).")
+@click.option(
+    "--query-ids",
+    help="Instead: a file of ids of stored codes, one a line; needs --distance sdc.",
+)
 @click.option(
     "--top-k", type=click.IntRange(1), default=100, show_default=True, help="Images of a query."
 )

@@ -74,7 +74,7 @@ def tell(store: str, version: Snapshot, *, but: Collection[str] = ()) -> None:
     items = [item for item in version.quarantined if item.shard not in but]
     for item in items[:_NAMED]:
         console.warn(
-            f"left out since {moments[item.shard]}: {_reason(item)}", shard=item.uri
+            f"left out since {moments[item.shard]}: {reason_of(item)}", shard=item.uri
         )  # a reason names its file
     if items:
         console.warn(
@@ -91,7 +91,7 @@ def refuse(versions: Sequence[tuple[str, Snapshot]]) -> None:
         QuarantineError: naming them.
     """
     lines = [
-        f"{store}: {_reason(item)} (since {since(version)[item.shard]})"
+        f"{store}: {reason_of(item)} (since {since(version)[item.shard]})"
         for store, version in versions
         for item in version.quarantined
     ]
@@ -99,5 +99,6 @@ def refuse(versions: Sequence[tuple[str, Snapshot]]) -> None:
         raise QuarantineError(lines)
 
 
-def _reason(item: Quarantined) -> str:
+def reason_of(item: Quarantined) -> str:
+    """Why a shard is left out; its URI stands in it once."""
     return item.reason if item.uri in item.reason else f"{item.uri}: {item.reason}"

@@ -186,7 +186,10 @@ def _check(job: SearchJob) -> None:
     if (job.queries is None) == (job.query_ids is None):
         raise ConfigError("give queries or query_ids, one of the two")
     if job.query_ids is not None and job.distance != "sdc":
-        raise ConfigError("query_ids: stored queries are compressed, so distance must be sdc")
+        raise ConfigError(
+            "query_ids: stored queries are compressed, so distance must be sdc (--distance sdc); "
+            "found adc"
+        )
     if (job.rerank is None) != (job.features is None):
         raise ConfigError(
             "rerank and features go together: the vectors are scored again from there"

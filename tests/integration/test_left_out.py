@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from raypq import api
-from raypq.cli import main
+from raypq.cli import main, options
 from raypq.config import ReindexJob
 from raypq.data import snapshot
 from raypq.errors import JobError, QuarantineError
@@ -166,3 +166,11 @@ def test_a_summary_that_says_nothing_of_use(home: Any, noted: Any) -> None:
     (moment,) = quarantine.since(latest(home)).values()
     assert moment in (content["created"], "5")
     assert night(home)["nothing_to_do"]
+
+
+def test_a_quarantined_shard_is_named_once_in_the_result(home: Any) -> None:
+    home.shard(1).write_bytes(b"no Parquet")
+    version = home.encode(on_bad_shard="quarantine")
+    (line,) = options.told(version, home("codes"))["quarantined"]
+    assert line.count(str(home.shard(1))) == 1
+    assert "cut off or damaged" in line
