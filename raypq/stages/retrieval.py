@@ -31,8 +31,10 @@ from raypq import console
 from raypq.config import RetrievalJob
 from raypq.data import answers
 from raypq.data.answers import Ranked
+from raypq.data.codes import CodeFile
 from raypq.data.features import FeatureBatch, FeatureStore, open_features
 from raypq.data.snapshot import Snapshot
+from raypq.data.storage import Shard
 from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.methods.base import Model
 from raypq.stages.crew import Crew, Gang, settle
@@ -46,6 +48,7 @@ from raypq.stages.shard_types import check_label_column
 from raypq.stages.store import stored_shards
 
 _MOST = 256  # queries of a task
+_ID_ROWS = 65_536  # of a batch of ids
 _ROWS = 1 << 32  # of a store: a row is one half of a key
 
 
@@ -55,6 +58,7 @@ class _Queries:
 
     X: list[NDArray[np.float32]] = field(default_factory=list)
     labels: list[pa.Array] = field(default_factory=list)
+    ids: list[pa.Array] = field(default_factory=list)
     unlabelled: int = 0
     refused: list[str] = field(default_factory=list)
 
@@ -68,6 +72,7 @@ class _Queries:
         self.unlabelled += int((~labelled).sum())
         self.X.append(batch.X[fit & labelled])
         self.labels.append(labels.filter(pa.array(fit & labelled)))
+        self.ids.append(batch.ids.filter(pa.array(fit & labelled)).cast(pa.string()))
 
 
 def evaluate(job: RetrievalJob, crew: Crew) -> dict[str, Any]:
@@ -89,6 +94,7 @@ def evaluate(job: RetrievalJob, crew: Crew) -> dict[str, Any]:
     X, labels = np.concatenate(asked.X), pa.concat_arrays(asked.labels)
     shards = stored_shards(job.codes, version)
     id_type = id_type_of(job.codes, version)
+    stored = _stored(job, shards, pa.concat_arrays(asked.ids))
     with record.hire(RetrievalWorker, shards, id_type, models, metric, at, job.columns) as gang:
         figures = _rank(gang, list(_tasks(job, models, X, labels)))
         exact = _exact(gang, job, X, at[-1]) if job.features is not None else None
@@ -100,11 +106,30 @@ def evaluate(job: RetrievalJob, crew: Crew) -> dict[str, Any]:
         "distance": job.distance,
         "queries": len(labels),
         "queries_without_label": asked.unlabelled,
+        "queries_in_store": stored,
         "refused": asked.refused,
         **_means(figures, at),
         **({} if exact is None else _recalls(figures, exact, at)),
         "run": record.told(),
     }
+
+
+def _stored(job: RetrievalJob, shards: Sequence[Shard], ids: pa.Array) -> int:
+    """How many queries have an id that the store has: each counts as a hit of its own."""
+    found = np.zeros(len(ids), bool)
+    for shard in shards:
+        for batch in CodeFile.open(shard.uri, size=shard.size).ids(_ID_ROWS):
+            held = pc.is_in(ids, value_set=batch.cast(pa.string()))
+            found |= held.to_numpy(zero_copy_only=False)
+    count = int(found.sum())
+    if count:
+        console.warn(
+            f"{job.codes}: {count} of {len(ids)} queries have ids that the store has; each finds "
+            "itself, which makes every figure better than it is. Leave them out of the queries, "
+            "or encode a store without them",
+            queries=count,
+        )
+    return count
 
 
 def _depths(job: RetrievalJob, version: Snapshot) -> tuple[int, ...]:

@@ -278,3 +278,14 @@ def features(place: str) -> tuple[np.ndarray, np.ndarray]:
     column = table.column("feature").combine_chunks()
     X = column.flatten().to_numpy().reshape(len(table), -1).astype(np.float64)
     return X, np.array(table.column("label").to_pylist())
+
+
+def test_queries_that_the_store_holds_are_counted(
+    world: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    places = write(world, "one", 3)
+    assert evaluate(places, at=(1,))["queries_in_store"] == 0
+    first = sorted(Path(places["features"]).iterdir())[0]
+    found = evaluate(places | {"queries": str(first)}, at=(1,))
+    assert found["queries_in_store"] == found["queries"] > 0
+    assert "have ids that the store has" in caplog.text
