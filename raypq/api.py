@@ -1,13 +1,13 @@
-"""The verbs as functions: open a crew, run the stage. The command line and jobs/ call these."""
+"""The commands as functions: open an executor, run the stage. Called by the CLI and jobs/."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from raypq import console, exits, kernels, machine
 from raypq.config import (
@@ -37,16 +37,15 @@ from raypq.config import (
 from raypq.config.places import Place, Reads, path_of
 from raypq.data import overlap
 from raypq.data.snapshot import Snapshot
-from raypq.stages.crew import Crew, Gang, LocalCrew, Worker
+from raypq.execution.executor import Executor, Rank, Report, WorkerPool
+from raypq.execution.local import LocalExecutor
 from raypq.stages.train import Trained
-
-if TYPE_CHECKING:
-    from raypq.stages.learner import Lesson
 
 J = TypeVar("J", bound=Job)
 S = TypeVar("S", bound=Settings)
 P = ParamSpec("P")
 R = TypeVar("R")
+W = TypeVar("W")
 
 
 def _checked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
@@ -61,50 +60,58 @@ def _checked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
 
 
 @contextmanager
-def open_crew(where: ClusterSettings) -> Iterator[Crew]:
+def open_executor(where: ClusterSettings) -> Iterator[Executor]:
     """Threads of this process (``none``), a local Ray, or the cluster at an address."""
     if where.cluster in ("none", "local"):
         kernels.check_device(where.device)  # elsewhere the workers look for themselves
     if where.cluster == "none":
         memory = int((where.memory_per_worker or 0) * machine.GIB) * where.workers
-        yield LocalCrew(where.workers, where.threads, memory)
+        yield LocalExecutor(where.workers, where.threads, memory)
         return
-    from raypq.distributed.pool import connect
+    from raypq.distributed.cluster import connect
 
-    with connect(where) as crew:
-        yield crew
+    with connect(where) as executor:
+        yield executor
 
 
-class _OnDemand:
-    """A crew that is called together by the first hire: to do nothing, Ray need not start."""
+class _LazyExecutor:
+    """Opens an executor when the first workers are started: to do nothing, Ray need not start."""
 
     def __init__(self, where: ClusterSettings, stack: ExitStack) -> None:
-        self.workers = where.workers
+        self.n_workers = where.workers
         self._where, self._stack = where, stack
-        self._crew: Crew | None = None
+        self._opened: Executor | None = None
 
-    def _called(self) -> Crew:
-        if self._crew is None:
-            self._crew = self._stack.enter_context(open_crew(self._where))
-        return self._crew
+    def _executor(self) -> Executor:
+        if self._opened is None:
+            self._opened = self._stack.enter_context(open_executor(self._where))
+        return self._opened
 
     @property
     def worker_memory(self) -> int:
-        return self._called().worker_memory
+        return self._executor().worker_memory
 
-    def hire(
-        self, make: Callable[..., Worker], *args: Any, cache: int = 0
-    ) -> AbstractContextManager[Gang]:
-        return self._called().hire(make, *args, cache=cache)
+    def start_workers(
+        self, make: Callable[..., W], *args: Any, stage: str, cache: int = 0
+    ) -> AbstractContextManager[WorkerPool[W]]:
+        return self._executor().start_workers(make, *args, stage=stage, cache=cache)
 
-    def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
-        self._called().learn(lesson, tell)
+    def run_spmd(
+        self,
+        run: Callable[[Rank, Report], None],
+        *,
+        report: Report,
+        device: str,
+        scratch: str,
+        memory: int,
+    ) -> None:
+        self._executor().run_spmd(run, report=report, device=device, scratch=scratch, memory=memory)
 
 
 @contextmanager
-def _crew_on_demand(where: ClusterSettings) -> Iterator[Crew]:
+def _lazy_executor(where: ClusterSettings) -> Iterator[Executor]:
     with ExitStack() as stack:
-        yield _OnDemand(where, stack)
+        yield _LazyExecutor(where, stack)
 
 
 @_checked
@@ -112,8 +119,8 @@ def train(job: TrainJob) -> Trained:
     """Trains a model and saves it (``raypq train``)."""
     from raypq.stages import train as stage
 
-    with open_crew(job.where) as crew:
-        return stage.train(job, crew)
+    with open_executor(job.where) as executor:
+        return stage.train(job, executor)
 
 
 @_checked
@@ -121,8 +128,8 @@ def repack(job: RepackJob) -> dict[str, Any]:
     """Rewrites a feature store to the layout that reads fastest (``raypq repack``)."""
     from raypq.stages import repack as stage
 
-    with open_crew(job.where) as crew:
-        return stage.repack(job, crew)
+    with open_executor(job.where) as executor:
+        return stage.repack(job, executor)
 
 
 @_checked
@@ -130,8 +137,8 @@ def extract(job: ExtractJob) -> dict[str, Any]:
     """Writes the features of an image store under a backbone (``raypq extract``)."""
     from raypq.stages import extract as stage
 
-    with open_crew(job.where) as crew:
-        return stage.extract(job, crew)
+    with open_executor(job.where) as executor:
+        return stage.extract(job, executor)
 
 
 @_checked
@@ -139,8 +146,8 @@ def split(job: SplitJob) -> dict[str, Any]:
     """Cuts a labelled store into the parts of a protocol (``raypq split``)."""
     from raypq.stages import split as stage
 
-    with open_crew(job.where) as crew:
-        return stage.split(job, crew)
+    with open_executor(job.where) as executor:
+        return stage.split(job, executor)
 
 
 @_checked
@@ -148,8 +155,8 @@ def encode(job: EncodeJob) -> Snapshot:
     """Turns features into a code store (``raypq encode``)."""
     from raypq.stages import encode as stage
 
-    with _crew_on_demand(job.where) as crew:
-        return stage.encode(job, crew)
+    with _lazy_executor(job.where) as executor:
+        return stage.encode(job, executor)
 
 
 @_checked
@@ -157,8 +164,8 @@ def classify(job: ClassifyJob) -> Snapshot:
     """Turns codes into predictions (``raypq classify``)."""
     from raypq.stages import classify as stage
 
-    with _crew_on_demand(job.where) as crew:
-        return stage.classify(job, crew)
+    with _lazy_executor(job.where) as executor:
+        return stage.classify(job, executor)
 
 
 @_checked
@@ -166,8 +173,8 @@ def search(job: SearchJob) -> Snapshot:
     """Answers queries from a code store (``raypq search``)."""
     from raypq.stages import search as stage
 
-    with open_crew(job.where) as crew:
-        return stage.search(job, crew)
+    with open_executor(job.where) as executor:
+        return stage.search(job, executor)
 
 
 @_checked
@@ -175,8 +182,8 @@ def duplicates(job: DuplicatesJob) -> Snapshot:
     """Finds pairs of stored images that look alike (``raypq duplicates``)."""
     from raypq.stages import near_duplicates as stage
 
-    with open_crew(job.where) as crew:
-        return stage.duplicates(job, crew)
+    with open_executor(job.where) as executor:
+        return stage.duplicates(job, executor)
 
 
 @_checked
@@ -200,8 +207,8 @@ def reindex(job: ReindexJob) -> dict[str, Any]:
     """Brings codes and predictions up to date with a feature store (``raypq reindex``)."""
     from raypq.stages import reindex as stage
 
-    with _crew_on_demand(job.where) as crew:
-        return stage.reindex(job, crew)
+    with _lazy_executor(job.where) as executor:
+        return stage.reindex(job, executor)
 
 
 @_checked
@@ -209,8 +216,8 @@ def evaluate(job: EvaluateJob, where: ClusterSettings | None = None) -> dict[str
     """Figures of a prediction store (``raypq evaluate classification``)."""
     from raypq.stages import evaluate as stage
 
-    with open_crew(where or job.where) as crew:
-        return stage.evaluate(job, crew)
+    with open_executor(where or job.where) as executor:
+        return stage.evaluate(job, executor)
 
 
 @_checked
@@ -218,8 +225,8 @@ def evaluate_retrieval(job: RetrievalJob) -> dict[str, Any]:
     """Figures of a code store (``raypq evaluate retrieval``)."""
     from raypq.stages import retrieval as stage
 
-    with open_crew(job.where) as crew:
-        return stage.evaluate(job, crew)
+    with open_executor(job.where) as executor:
+        return stage.evaluate(job, executor)
 
 
 def report(
@@ -264,8 +271,8 @@ def infer_semantics(job: InferSemanticsJob) -> dict[str, Any]:
     """What images without a class embedding are like (``raypq infer-semantics``)."""
     from raypq.stages import infer as stage
 
-    with open_crew(job.where) as crew:
-        return stage.infer_semantics(job, crew)
+    with open_executor(job.where) as executor:
+        return stage.infer_semantics(job, executor)
 
 
 @_checked

@@ -58,7 +58,7 @@ def run(settings: DemoSettings, where: ClusterSettings) -> str:
     with _timed(times, "generate"):
         _generate(root, settings)
     path = _Path(root, settings, where, times)
-    with api.open_crew(where):  # one Ray for all the verbs
+    with api.open_executor(where):  # one Ray for all the verbs
         path.train(settings.M, "model")
         path.encode("model", "codes")
         path.classify("codes", codes="codes")

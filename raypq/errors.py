@@ -99,7 +99,7 @@ class ShardFailure:
 
     Attributes:
         bad_input: its content is at fault, so it may be quarantined.
-        may_pass: another try might succeed (``raypq.stages.retries``).
+        may_pass: another try might succeed (``raypq.execution.retries``).
     """
 
     shard: str

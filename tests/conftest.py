@@ -18,9 +18,10 @@ from s3server import S3Server, reachable
 
 from raypq.config import ClusterSettings, TrainJob
 from raypq.data import arrays
+from raypq.execution.local import LocalExecutor
+from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Corpus, Method, Model, ReductionMethod, Stats, TrainBatch
 from raypq.methods.gradient import GradientMethod
-from raypq.stages.crew import LocalCrew
 from raypq.stages.learn import learn
 from raypq.stages.passes import Plan
 
@@ -229,7 +230,9 @@ def by_gradient(
         output=str(root / "model"),
         where=ClusterSettings(cluster="none", workers=1),
     )
-    return learn(job, method, Plan.make(job, method), LocalCrew(1)).model
+    executor = LocalExecutor(1)
+    record = RunRecord(job, executor)
+    return learn(job, method, Plan.make(job, method), executor, record).model
 
 
 @pytest.fixture(scope="session")

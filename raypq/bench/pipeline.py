@@ -22,9 +22,9 @@ from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, RepackJob
 from raypq.data import codes, generate, output, snapshot
 from raypq.data.classes import ClassTable
 from raypq.data.storage import Shard
+from raypq.execution.local import LocalExecutor
 from raypq.methods.base import Model
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
-from raypq.stages.crew import LocalCrew
 from raypq.stages.repack import repack
 
 _ENCODE_ROWS = 65_536
@@ -52,7 +52,7 @@ def _encode(root: Path, threads: int) -> Result:
     model.save(str(root / "model"))
     read.write_list(root / "list", rows=_ENCODE_ROWS, dx=model.dx)
     fast = root / "features"
-    repack(RepackJob(features=[str(root / "list")], output=str(fast)), LocalCrew())
+    repack(RepackJob(features=[str(root / "list")], output=str(fast)), LocalExecutor())
     P = torch.from_numpy(model.tensors["P"])
     x = torch.randn(4096, model.dx)
     where = ClusterSettings(cluster="none", workers=1, threads=threads)
@@ -121,7 +121,7 @@ def _classify(root: Path, threads: int, classes: str | None) -> Iterator[Result]
         where=where,
     )
     seconds, peak = [], 0.0
-    with api.open_crew(where):
+    with api.open_executor(where):
         for turn in range(_RAY_REPEATS):
             again = job.model_copy(update={"output": f"{job.output}-{turn}"})
             with Memory() as memory:
@@ -176,7 +176,7 @@ def _by(workers: int, job: EncodeJob | ClassifyJob, output: str) -> Line:
     """The rate of one run, once all workers have started."""
     where = ClusterSettings(cluster="local", workers=workers, threads=1)
     again = job.model_copy(update={"output": f"{output}-{workers}", "where": where})
-    with api.open_crew(where):
+    with api.open_executor(where):
         version = api.encode(again) if isinstance(again, EncodeJob) else api.classify(again)
     images, seconds = _steady(version.summary["run"]["timeline"])
     name = f"{workers} worker{'s' if workers > 1 else ''}"
@@ -267,15 +267,18 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
+        from raypq.distributed.worker_actor import PROCESS_TITLE
+
+        title = PROCESS_TITLE.encode()
         while not self._stop.wait(0.1):
             for process in Path("/proc").glob("[0-9]*"):
-                self.peak = max(self.peak, _resident(process))
+                self.peak = max(self.peak, _resident(process, title))
 
 
-def _resident(process: Path) -> float:
+def _resident(process: Path, title: bytes) -> float:
     """Bytes of a Ray worker's resident memory, 0 for any other process."""
     try:
-        if not (process / "cmdline").read_bytes().startswith(b"ray::Seat"):
+        if not (process / "cmdline").read_bytes().startswith(title):
             return 0.0
         status = (process / "status").read_text(encoding="ascii")
     except OSError:  # it ended meanwhile

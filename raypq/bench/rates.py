@@ -28,11 +28,11 @@ from raypq.bench.measure import Line, Result
 from raypq.config import ClassifyJob, ClusterSettings, Columns, EncodeJob, RepackJob
 from raypq.data import generate, snapshot
 from raypq.data.features import FeatureStore, read_batches
+from raypq.execution.local import LocalExecutor
 from raypq.methods import codebooks, opq
 from raypq.methods.linear import normalise, product
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
 from raypq.sizing import DeviceRates, Rates
-from raypq.stages.crew import LocalCrew
 from raypq.stages.repack import repack
 
 _ROUNDS = 5
@@ -215,7 +215,7 @@ def _with_stages(
 def _reading(root: Path, threads: int, clock: Clock) -> dict[str, float]:
     rows = 4 * _ROWS
     read.write_list(root / "list", rows=rows, dx=_DX)
-    repack(RepackJob(features=[str(root / "list")], output=str(root / "binary")), LocalCrew())
+    repack(RepackJob(features=[str(root / "list")], output=str(root / "binary")), LocalExecutor())
 
     def all_of(layout: str) -> None:
         for shard in FeatureStore.open([str(root / layout)]).shards:
@@ -303,23 +303,26 @@ def _model(made: generate.World, rng: np.random.Generator) -> PQZSLModel:
     return PQZSLModel(settings=settings, tensors=tensors, dx=_SMALL_DX, da=made.E.shape[1])
 
 
+class _Nothing:
+    name = "nothing"
+
+
 class _Idle:
     """A worker that has imported what workers import."""
 
-    def __call__(self, task: Any, shared: Any) -> None:
+    def do_nothing(self, task: _Nothing) -> None:
         import raypq.stages.classify  # noqa: F401
-
-
-class _Nothing:
-    name = "nothing"
 
 
 def _start() -> float:
     """Seconds until a local Ray has answered for the first time."""
     start = time.perf_counter()
     where = ClusterSettings(cluster="local", workers=1)
-    with api.open_crew(where) as crew, crew.hire(_Idle) as gang:
-        for _ in gang.map([_Nothing()]):
+    with (
+        api.open_executor(where) as executor,
+        executor.start_workers(_Idle, stage="nothing") as pool,
+    ):
+        for _ in pool.map(_Idle.do_nothing, [_Nothing()]):
             pass
     return time.perf_counter() - start
 

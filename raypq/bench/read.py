@@ -15,7 +15,7 @@ from raypq.bench.measure import Contender, Goal, Result, rounds
 from raypq.config import Columns, RepackJob
 from raypq.data import arrays
 from raypq.data.features import FeatureStore, batch_rows, read_batches
-from raypq.stages.crew import LocalCrew
+from raypq.execution.local import LocalExecutor
 from raypq.stages.repack import repack
 
 ROWS, DX = 131_072, 512
@@ -27,7 +27,7 @@ def run(threads: int) -> Iterator[Result]:
     with tempfile.TemporaryDirectory(prefix="raypq-bench-") as folder:
         plain, fast = Path(folder) / "list", Path(folder) / "binary"
         write_list(plain, rows=ROWS, dx=DX)
-        repack(RepackJob(features=[str(plain)], output=str(fast)), LocalCrew())
+        repack(RepackJob(features=[str(plain)], output=str(fast)), LocalExecutor())
         for name, where in (("fixed_size_list", plain), ("fixed_size_binary", fast)):
             gigabytes = ROWS * DX * 4 / 1e9
             lines = rounds(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,40 +26,41 @@ from raypq.bench.pipeline import Memory, write_codes
 from raypq.config import ClusterSettings, SearchJob
 from raypq.data import arrays, snapshot
 from raypq.data.storage import join
+from raypq.execution.executor import Executor, Rank, Report, WorkerPool
 from raypq.methods import shelf
 from raypq.methods.pq import PQModel, PQSettings
 from raypq.stages import search as stage
-from raypq.stages.crew import Crew, Gang, Worker
 
-if TYPE_CHECKING:
-    from raypq.stages.learner import Lesson
-
+W = TypeVar("W")
 N, QUERIES, TOP, M, D = 1_000_000, 1024, 100, 16, 128
 _TRAIN = 65_536
 _GOAL = 10.0
 _TURNS = 3  # for processor time, which is told in hundredths of a second
 
 
-class _Standing:
-    """A crew whose workers, once hired, stay for the jobs that follow; all of one kind."""
+class _KeptWorkers:
+    """An executor whose workers, once started, stay for the jobs that follow; all of one kind."""
 
-    def __init__(self, crew: Crew, stack: ExitStack) -> None:
-        self.workers = crew.workers
-        self._crew, self._stack = crew, stack
-        self._gang: Gang | None = None
+    def __init__(self, executor: Executor, stack: ExitStack) -> None:
+        self.n_workers = executor.n_workers
+        self._executor, self._stack = executor, stack
+        self._pool: WorkerPool[Any] | None = None
 
     @property
     def worker_memory(self) -> int:
-        return self._crew.worker_memory
+        return self._executor.worker_memory
 
     @contextmanager
-    def hire(self, make: Callable[..., Worker], *args: Any, cache: int = 0) -> Iterator[Gang]:
-        if self._gang is None:
-            self._gang = self._stack.enter_context(self._crew.hire(make, *args))
-        yield self._gang
+    def start_workers(
+        self, make: Callable[..., W], *args: Any, stage: str, cache: int = 0
+    ) -> Iterator[WorkerPool[W]]:
+        if self._pool is None:
+            started = self._executor.start_workers(make, *args, stage=stage, cache=cache)
+            self._pool = self._stack.enter_context(started)
+        yield self._pool
 
-    def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
-        self._crew.learn(lesson, tell)
+    def run_spmd(self, run: Callable[[Rank, Report], None], **how: Any) -> None:
+        self._executor.run_spmd(run, **how)
 
 
 def run(threads: int) -> Iterator[Result]:
@@ -97,12 +98,15 @@ def _beside_faiss(
 
     work = N * len(Q) / 1e9
     with ExitStack() as stack:
-        crew = _Standing(stack.enter_context(api.open_crew(where)), stack)
+        executor = _KeptWorkers(stack.enter_context(api.open_executor(where)), stack)
         start = time.perf_counter()
-        stage.search(job(), crew)
+        stage.search(job(), executor)
         first = time.perf_counter() - start
         ours = Contender(
-            name="raypq search on Ray", run=lambda: stage.search(job(), crew), work=work, ours=True
+            name="raypq search on Ray",
+            run=lambda: stage.search(job(), executor),
+            work=work,
+            ours=True,
         )
         contenders, absent = [ours], []
         try:
@@ -121,7 +125,7 @@ def _beside_faiss(
         lines = rounds(contenders)
         spent = [_processor(contender.run) for contender in contenders]
         with Memory() as memory:  # it looks at all processes, which takes time
-            stage.search(job(), crew)
+            stage.search(job(), executor)
     checks: dict[str, Any] = {
         "seconds, workers standing": lines[0].seconds,
         "seconds, with the start of the workers": first,

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from raypq import kernels
 from raypq.bench import world
 from raypq.bench.measure import Contender, Goal, Result, rounds
-from raypq.config import ClusterSettings
+from raypq.execution.local import LocalExecutor
 from raypq.methods import registry
-from raypq.methods.base import Corpus, Stats, TrainBatch
-from raypq.stages.crew import LocalCrew
-from raypq.stages.passes import update
+from raypq.methods.base import Corpus, ReductionMethod, State, Stats, TrainBatch
+from raypq.stages.passes import iterate
 
 ROWS, D, M, K = 32_768, 512, 32, 256
 # Passes that bring ours to the distortion that FAISS reaches in its 25 (the checks tell both):
@@ -25,14 +24,14 @@ _SHARD = 8192
 
 
 class _Accumulate:
-    """Rows in memory as shards, so that the threads of a local crew share the pass."""
+    """Rows in memory as shards, so that the threads of an executor share the pass."""
 
-    def __init__(self, method: object, X: NDArray[np.float32]) -> None:
+    def __init__(self, method: ReductionMethod, X: NDArray[np.float32]) -> None:
         self._method, self._X = method, X
 
-    def __call__(self, task: _Rows, state: object) -> Stats:
+    def accumulate(self, task: _Rows, state: State) -> Stats:
         batch = TrainBatch(X=self._X[task.row : task.row + _SHARD], y=None, row=task.row)
-        return self._method.accumulate(state, batch)  # type: ignore[attr-defined]
+        return self._method.accumulate(state, batch)
 
 
 class _Rows:
@@ -82,15 +81,18 @@ def run(threads: int) -> Iterator[Result]:
 def _train(X: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
     method = registry.create_reduction("pq", {"M": M, "K": K, "iterations": _PASSES})
     tasks = [_Rows(row) for row in range(0, len(X), _SHARD)]
-    state = method.begin(Corpus(N=len(X), dx=X.shape[1]))
-    where = ClusterSettings(cluster="none", workers=threads)
-    with LocalCrew(threads).hire(_Accumulate, method, X) as gang:
-        while not state.done:
-            parts = {one.index: one.result for one in gang.map(tasks, state.for_workers())}
+    with LocalExecutor(threads).start_workers(_Accumulate, method, X, stage="train") as pool:
+
+        def run_pass(state: State) -> Stats:
             stats = Stats()
-            for index in sorted(parts):
-                stats.merge(parts[index])
-            state = update(method, state, stats, where)
+            for result in pool.map(
+                _Accumulate.accumulate, tasks, state.for_workers(), ordered=True
+            ):
+                stats.merge(result.value)
+            return stats
+
+        state = method.begin(Corpus(N=len(X), dx=X.shape[1]))
+        state = iterate(method, state, run_pass, threads=threads)
     kernels.set_threads(threads)
     return method.model(state).C
 

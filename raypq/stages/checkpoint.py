@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from fsspec import AbstractFileSystem
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from raypq.data import json_text, newer
-from raypq.data.storage import delete, exists, filesystem, join, read_bytes, write_bytes
+from raypq.data.storage import delete, exists, join, read_bytes, write_bytes
 from raypq.errors import ConfigError, InputError
 
 _FILE = "checkpoint.safetensors"
@@ -107,10 +106,6 @@ class Checkpoints:
             kind, _, rest = key.partition("/")
             parts[kind][rest] = value
         return Checkpoint(progress=progress, **parts)
-
-    def beside(self, name: str) -> tuple[AbstractFileSystem, str]:
-        """A place beside the checkpoints: its filesystem and its path there."""
-        return filesystem(join(self.uri, name))
 
     def clear(self) -> None:
         """Removes them, once the model is saved."""

@@ -24,11 +24,11 @@ from raypq.data.predictions import Best, PredictionBatch
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import join
 from raypq.errors import ConfigError, InputError
+from raypq.execution.executor import Executor, TaskResult
+from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model
 from raypq.stages import counts
-from raypq.stages.crew import Crew
 from raypq.stages.judges import Candidates, Judge, appoint, told_of
-from raypq.stages.record import RunRecord
 from raypq.stages.scan import check_model
 from raypq.stages.shard_types import check_label_column, id_rule
 from raypq.stages.store import ShardTask, StoreRun, stored_shards
@@ -62,6 +62,9 @@ class _Rows:
     noted: IdKind | None = None  # what a receipt says of the ids
 
 
+Classified = tuple[output.Receipt, Tally]
+
+
 class ClassifyWorker:
     """Scans each shard with the tables of its own model, built on first use and kept."""
 
@@ -83,7 +86,8 @@ class ClassifyWorker:
                 self._built[model] = self._judges[model].tables(self._candidates)
             return self._built[model]
 
-    def __call__(self, task: ShardTask, shared: None) -> tuple[output.Receipt, Tally]:
+    def classify(self, task: ShardTask) -> Classified:
+        """Classifies a shard; one that is kept is only counted."""
         tally = Tally.empty(len(self._candidates.table))
         if task.kept is not None:
             place = join(self._job.output, task.kept.path)
@@ -261,7 +265,7 @@ class Plan:
         return cls(judges=judges, candidates=candidates, run=run)
 
 
-def classify(job: ClassifyJob, crew: Crew) -> Snapshot:
+def classify(job: ClassifyJob, executor: Executor) -> Snapshot:
     """Classifies a store; returns the version of the prediction store that holds the result.
 
     Codes are judged by the models that made them, unless the job names one. The summary has the
@@ -271,7 +275,7 @@ def classify(job: ClassifyJob, crew: Crew) -> Snapshot:
         ConfigError: neither or both of codes and features, an unknown split.
         JobError: shards that could not be classified; every good one is finished.
     """
-    record = RunRecord(job, crew)
+    record = RunRecord(job, executor)
     plan = Plan.make(job)
     if found := finished(job, plan):
         return found
@@ -282,7 +286,7 @@ def classify(job: ClassifyJob, crew: Crew) -> Snapshot:
             "lack them; use another output to keep both",
             shards=len(others),
         )
-    return carry_out(job, plan, record)
+    return carry_out(job, plan, executor, record)
 
 
 def finished(job: ClassifyJob, plan: Plan) -> Snapshot | None:
@@ -297,7 +301,7 @@ def finished(job: ClassifyJob, plan: Plan) -> Snapshot | None:
     return found
 
 
-def carry_out(job: ClassifyJob, plan: Plan, record: RunRecord) -> Snapshot:
+def carry_out(job: ClassifyJob, plan: Plan, executor: Executor, record: RunRecord) -> Snapshot:
     """Does what a plan found missing, and makes the version.
 
     Raises:
@@ -333,16 +337,25 @@ def carry_out(job: ClassifyJob, plan: Plan, record: RunRecord) -> Snapshot:
         result = total.summary(table)
         check_labels(job, job.output, result)
         noted = sidecars.told(counts.write(job.output, table, receipts, total))
-        return {**summary, "models": models, "result": result, **noted, "run": record.told()}
+        return {**summary, "models": models, "result": result, **noted, "run": record.summary()}
 
     def read_again(run: StoreRun) -> Collection[str]:
         nonlocal total
-        total, stems = counts.begin(gang, run, table)
+        total, stems = counts.begin(read_counts, run, table)
         return stems
 
-    with record.hire(ClassifyWorker, plan.judges, plan.candidates, job, rule) as gang:
+    with (
+        executor.start_workers(
+            ClassifyWorker, plan.judges, plan.candidates, job, rule, stage="classify"
+        ) as pool,
+        record.observe(pool, "classify"),
+    ):
+
+        def read_counts(tasks: Sequence[ShardTask]) -> Iterator[TaskResult[Classified]]:
+            return pool.map(ClassifyWorker.classify, tasks)
+
         return plan.run.execute(
-            gang,
+            read_counts,
             on_bad_shard=job.on_bad_shard,
             reduce=reduce,
             summarise=summarise,

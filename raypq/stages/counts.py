@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from raypq import console
@@ -20,12 +20,15 @@ from raypq.data.output import Receipt
 from raypq.data.sidecars import Sidecar
 from raypq.data.snapshot import Snapshot
 from raypq.errors import InputError
-from raypq.stages.crew import Gang
-from raypq.stages.store import StoreRun, kept_task
+from raypq.execution.executor import TaskResult
+from raypq.stages.store import ShardTask, StoreRun, kept_task
 from raypq.stages.tally import Tally
 
 _KIND = "counts"
 _FORMAT = 1
+
+# Reads the counts of shards that are in a store.
+ReadCounts = Callable[[Sequence[ShardTask]], Iterator[TaskResult[tuple[Receipt, Tally]]]]
 
 
 def write(
@@ -43,7 +46,9 @@ def write(
     return {_KIND: [draft.sidecar()]}
 
 
-def begin(gang: Gang, run: StoreRun, table: ClassTable) -> tuple[Tally, frozenset[str]]:
+def begin(
+    read_counts: ReadCounts, run: StoreRun, table: ClassTable
+) -> tuple[Tally, frozenset[str]]:
     """The counts to begin a run with, and the stems of kept shards that must be counted again.
 
     Counts of shards that the next version lacks are taken off; their files are read for that.
@@ -57,7 +62,7 @@ def begin(gang: Gang, run: StoreRun, table: ClassTable) -> tuple[Tally, frozense
     if _rows(gone) > _rows(stay):  # counting those that stay reads less
         return everything
     total = _read(run.store, run.latest, table)
-    if total is None or not _take_off(gang, gone, total, rows=_rows(stay)):
+    if total is None or not _take_off(read_counts, gone, total, rows=_rows(stay)):
         return everything
     counted = {receipt.path for receipt in stay}
     more = {stem for stem, receipt in run.kept.items() if receipt.path not in counted}
@@ -82,14 +87,15 @@ def _read(store: str, latest: Snapshot, table: ClassTable) -> Tally | None:
         return None
 
 
-def _take_off(gang: Gang, gone: Sequence[Receipt], total: Tally, *, rows: int) -> bool:
+def _take_off(read_counts: ReadCounts, gone: Sequence[Receipt], total: Tally, *, rows: int) -> bool:
     """Whether the counts of these shards could be taken off, which leaves so many rows."""
     tasks = [replace(kept_task(item), kept=item) for item in gone]
-    for outcome in gang.map(tasks):
-        if outcome.failure:
-            console.say(f"all shards are counted again: {outcome.failure}")
+    for result in read_counts(tasks):
+        if result.failure:
+            console.say(f"all shards are counted again: {result.failure}")
             return False
-        total.subtract(outcome.result[1])
+        _, counted = result.value
+        total.subtract(counted)
     return total.valid and total.exact and int(total.rows[0]) == rows
 
 

@@ -19,11 +19,11 @@ from raypq.data.output import Source
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import digest, join
 from raypq.errors import InputError
+from raypq.execution.executor import Executor
+from raypq.execution.run_record import RunRecord
 from raypq.methods import registry, shelf
 from raypq.methods.base import Model
-from raypq.stages.crew import Crew
 from raypq.stages.drift import Gauge
-from raypq.stages.record import RunRecord
 from raypq.stages.shard_types import check_label_column, id_rule
 from raypq.stages.store import ShardTask, StoreRun
 from raypq.stages.work import encode_work
@@ -66,7 +66,8 @@ class EncodeWorker:
         self._work = work
         self._device, self._precision, self._content = device, precision, content
 
-    def __call__(self, task: ShardTask, shared: None) -> Encoded:
+    def encode(self, task: ShardTask) -> Encoded:
+        """Encodes a shard, or keeps its codes where its content is as it was."""
         if not self._content:
             return self._encode(task, Source.of(task.shard))
         source = Source.of(task.shard, sha256=digest(task.shard.uri))
@@ -123,7 +124,7 @@ class EncodeWorker:
             yield codes.record_batch(schema, ids=batch.ids, stored=stored, labels=batch.labels)
 
 
-def encode(job: EncodeJob, crew: Crew) -> Snapshot:
+def encode(job: EncodeJob, executor: Executor) -> Snapshot:
     """Encodes a feature store under a model; returns the new version of the code store.
 
     The version holds these features alone, and a warning says what of the last version it lacks;
@@ -135,7 +136,7 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
         ModelError: the model cannot be read.
         JobError: shards that could not be encoded; every good one is finished.
     """
-    record = RunRecord(job, crew)
+    record = RunRecord(job, executor)
     model = registry.load(job.model)
     work = encode_work(model.fingerprint, job)
     shards = FeatureStore.open(job.features, job.columns).shards
@@ -151,7 +152,7 @@ def encode(job: EncodeJob, crew: Crew) -> Snapshot:
     if finished := run.finished():
         return finished
     dropped = _dropped(job, run)
-    return carry_out(job, model, run, record, describe=lambda _: dropped)
+    return carry_out(job, model, run, executor, record, describe=lambda _: dropped)
 
 
 def _dropped(job: EncodeJob, run: StoreRun) -> dict[str, Any]:
@@ -178,6 +179,7 @@ def carry_out(
     job: EncodeJob,
     model: Model,
     run: StoreRun,
+    executor: Executor,
     record: RunRecord,
     *,
     content: bool = False,
@@ -186,7 +188,7 @@ def carry_out(
     """Encodes what a run lacks and makes its version.
 
     Args:
-        record: of this run; it hires the workers.
+        record: of this run.
         content: hash the sources too; a task whose kept receipt has the same hash keeps it.
         describe: what else the version says of itself, given the receipts of this run's shards.
 
@@ -226,12 +228,15 @@ def carry_out(
             told["images_left_out"] = left_out
         if total.codes:
             told["codes_changed_by_precision"] = total.different / total.codes
-        return {**told, "run": record.told()}
+        return {**told, "run": record.summary()}
 
     how = (job.columns, job.output, job.where.device, job.precision, content, rule, work)
-    with record.hire(EncodeWorker, model, *how) as gang:
+    with (
+        executor.start_workers(EncodeWorker, model, *how, stage="encode") as pool,
+        record.observe(pool, "encode"),
+    ):
         return run.execute(
-            gang,
+            lambda tasks: pool.map(EncodeWorker.encode, tasks),
             on_bad_shard=job.on_bad_shard,
             reduce=reduce,
             summarise=summarise,

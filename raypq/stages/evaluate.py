@@ -14,16 +14,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq import console
 from raypq.config import EvaluateJob
 from raypq.data import predictions, snapshot
 from raypq.data.classes import ClassTable
 from raypq.data.predictions import PredictionBatch
 from raypq.data.snapshot import Snapshot
-from raypq.errors import InputError, ShardFailure
+from raypq.errors import InputError
+from raypq.execution.executor import Executor, WorkerPool, completed
+from raypq.execution.run_record import RunRecord
 from raypq.stages.confusions import Confusions
-from raypq.stages.crew import Crew, Gang, settle
-from raypq.stages.record import RunRecord
 from raypq.stages.store import ShardTask, stored_shards
 from raypq.stages.tally import Tally, class_mean
 from raypq.stages.unknown import check_labels
@@ -168,10 +167,8 @@ class EvaluateWorker:
     def __init__(self, table: ClassTable, applied: Mapping[str, float]) -> None:
         self._table, self._applied = table, applied
 
-    def __call__(self, task: ShardTask, shared: Curve | None) -> Any:
-        return self._count(task) if shared is None else self._margins(task, shared)
-
-    def _count(self, task: ShardTask) -> _Counted:
+    def count(self, task: ShardTask) -> _Counted:
+        """The first pass over a shard."""
         tally = Tally.empty(len(self._table))
         confusions = Confusions()
         reach = np.array([np.inf, -np.inf])
@@ -186,7 +183,8 @@ class EvaluateWorker:
                 reach[:] = min(reach[0], margin.min()), max(reach[1], margin.max())
         return _Counted(tally=tally, confusions=confusions, grouped=grouped, reach=reach)
 
-    def _margins(self, task: ShardTask, curve: Curve) -> Margins:
+    def margins(self, task: ShardTask, curve: Curve) -> Margins:
+        """The second pass over a shard."""
         assert self._table.seen is not None, "groups exist only where the table says who is seen"
         found = Margins.empty(curve)
         for batch in predictions.read(task.shard.uri, self._table, size=task.shard.size):
@@ -194,7 +192,7 @@ class EvaluateWorker:
         return found
 
 
-def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
+def evaluate(job: EvaluateJob, executor: Executor) -> dict[str, Any]:
     """Figures of a prediction store, as plain values.
 
     Raises:
@@ -202,7 +200,7 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
             table lacks, where the job refuses them.
         JobError: shards that could not be read.
     """
-    record = RunRecord(job, crew)
+    record = RunRecord(job, executor)
     table = ClassTable.open(job.classes)
     version = snapshot.read(job.predictions, job.version)
     if version.kind != "predictions":
@@ -216,8 +214,11 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
     chosen = np.zeros(len(table), bool)
     chosen[table.select(job.split, unknown=job.unknown_labels)] = True
     applied = {name: value or 0.0 for name, value in of_models(version, "calibration").items()}
-    with record.hire(EvaluateWorker, table, applied) as gang:
-        counted = _first_pass(gang, tasks, table)
+    with (
+        executor.start_workers(EvaluateWorker, table, applied, stage="evaluate") as pool,
+        record.observe(pool, "evaluate"),
+    ):
+        counted = _first_pass(pool, tasks, table)
         tally, grouped = counted.tally, counted.grouped
         unknown = tally.unknown()
         check_labels(job, job.predictions, unknown)
@@ -241,11 +242,11 @@ def evaluate(job: EvaluateJob, crew: Crew) -> dict[str, Any]:
             result |= groups(tally, table.seen, chosen, grouped=grouped)
         if grouped and "H" in result:
             curve = Curve.of(tally, chosen, counted.reach, _gammas(job, version))
-            margins = _second_pass(gang, tasks, curve)
+            margins = _second_pass(pool, tasks, curve)
             result["calibrated"] = calibrated(curve, margins, tally, table, chosen)
     result["per_class"] = per_class(tally, table, chosen)
     result["confusions"] = counted.confusions.worst(table, chosen)
-    return {**result, "run": record.told()}
+    return {**result, "run": record.summary()}
 
 
 def per_class(tally: Tally, table: ClassTable, chosen: NDArray[np.bool_]) -> list[dict[str, Any]]:
@@ -281,34 +282,26 @@ def _gammas(job: EvaluateJob, version: Snapshot) -> dict[str, float] | None:
     return found if len(found) == len(own) else None
 
 
-def _first_pass(gang: Gang, tasks: list[ShardTask], table: ClassTable) -> _Counted:
+def _first_pass(
+    pool: WorkerPool[EvaluateWorker], tasks: list[ShardTask], table: ClassTable
+) -> _Counted:
     total = _Counted(
         tally=Tally.empty(len(table)),
         confusions=Confusions(),
         grouped=False,
         reach=np.array([np.inf, -np.inf]),
     )
-    failures: list[ShardFailure] = []
-    with console.progress(len(tasks), "evaluate") as progress:
-        for outcome in gang.map(tasks):
-            progress.done()
-            if outcome.failure:
-                failures.append(outcome.failure)
-            else:
-                total = total.merge(outcome.result)
-    settle(failures, len(tasks) - len(failures), "fail")
+    results = pool.map(EvaluateWorker.count, tasks)
+    for part in completed(results, total=len(tasks), label="evaluate"):
+        total = total.merge(part)
     return total
 
 
-def _second_pass(gang: Gang, tasks: list[ShardTask], curve: Curve) -> Margins:
+def _second_pass(pool: WorkerPool[EvaluateWorker], tasks: list[ShardTask], curve: Curve) -> Margins:
     total = Margins.empty(curve)
-    failures: list[ShardFailure] = []
-    for outcome in gang.map(tasks, curve):
-        if outcome.failure:
-            failures.append(outcome.failure)
-        else:
-            total.merge(outcome.result)
-    settle(failures, len(tasks) - len(failures), "fail")
+    results = pool.map(EvaluateWorker.margins, tasks, curve)
+    for part in completed(results, total=len(tasks), label="calibrate"):
+        total.merge(part)
     return total
 
 

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from raypq import console
 from raypq.config import ExtractJob
 from raypq.data import arrays, images
 from raypq.data.ahead import ahead
@@ -26,9 +25,9 @@ from raypq.data.features import (
 from raypq.data.ids import IdRule
 from raypq.data.storage import exists, join, read_bytes, replacing
 from raypq.errors import ConfigError, ShardFailure
+from raypq.execution.executor import Executor, completed
 from raypq.methods import registry
 from raypq.methods.backbones import named, package_of
-from raypq.stages.crew import Crew, settle
 from raypq.stages.plain import refuse_others
 from raypq.stages.shard_types import check_label_column, rule_of
 from raypq.stages.store import ShardTask
@@ -61,7 +60,8 @@ class ExtractWorker:
         assert side is not None, "checked before"
         return self._backbone(np.zeros((1, images.row_width(side)), np.float32)).shape[1]
 
-    def __call__(self, task: ShardTask, shared: None) -> Extracted:
+    def extract(self, task: ShardTask) -> Extracted:
+        """Writes the features of a shard."""
         rule = self._rule
         with open_features(task.shard, self._columns, width=None, rule=rule) as reader:
             batches = self._batches(reader)
@@ -173,7 +173,7 @@ def _flat(F: NDArray[Any]) -> NDArray[np.float32]:
     return np.ascontiguousarray(F.reshape(len(F), -1), dtype=np.float32)
 
 
-def extract(job: ExtractJob, crew: Crew) -> dict[str, Any]:
+def extract(job: ExtractJob, executor: Executor) -> dict[str, Any]:
     """Writes the features of every shard of images under ``output``, as ``<stem>.parquet``.
 
     Raises:
@@ -190,19 +190,18 @@ def extract(job: ExtractJob, crew: Crew) -> dict[str, Any]:
     rule = rule_of(store.shards, job.columns)
     tasks = [ShardTask(shard=shard) for shard in store.shards]
     refuse_others(job.output, [f"{shard.stem}.parquet" for shard in store.shards])
-    done: list[Extracted] = []
     failures: list[ShardFailure] = []
-    with (
-        crew.hire(ExtractWorker, job, rule) as gang,
-        console.progress(len(tasks), "extract") as progress,
-    ):
-        for outcome in gang.map(tasks):
-            if outcome.failure:
-                failures.append(outcome.failure)
-            else:
-                done.append(outcome.result)
-            progress.done(0 if outcome.failure else outcome.result.rows)
-    settle(failures, len(done), job.on_bad_shard)
+    with executor.start_workers(ExtractWorker, job, rule, stage="extract") as pool:
+        done = list(
+            completed(
+                pool.map(ExtractWorker.extract, tasks),
+                total=len(tasks),
+                label="extract",
+                on_bad_shard=job.on_bad_shard,
+                failures=failures,
+                images=lambda one: one.rows,
+            )
+        )
     return {
         "output": job.output,
         "shards": len(done),

@@ -16,16 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raypq import console
 from raypq.config import InferSemanticsJob
 from raypq.data import snapshot
 from raypq.data.classes import ClassTable
 from raypq.data.codes import CodeBatch, CodeFile
 from raypq.data.storage import join, replacing
-from raypq.errors import InputError, ShardFailure
+from raypq.errors import InputError
+from raypq.execution.executor import Executor, completed
 from raypq.methods import registry
 from raypq.methods.base import Model
-from raypq.stages.crew import Crew, settle
 from raypq.stages.plain import refuse_others
 from raypq.stages.scan import check_model
 from raypq.stages.store import ShardTask, stored_shards
@@ -51,7 +50,8 @@ class InferWorker:
     ) -> None:
         self._model, self._V, self._names, self._job = model, V, names, job
 
-    def __call__(self, task: ShardTask, shared: None) -> Found:
+    def infer(self, task: ShardTask) -> Found:
+        """Compares the codes of a shard with the classes."""
         file = CodeFile.open(task.shard.uri, size=task.shard.size)
         check_model(file, {self._model.fingerprint: self._model})
         groups: dict[str, tuple[int, NDArray[np.float64]]] = {}
@@ -149,7 +149,7 @@ SCHEMA = pa.schema(
 """``key`` is the image's id or the group's label; ``similar`` counts classes at τ or above."""
 
 
-def infer_semantics(job: InferSemanticsJob, crew: Crew) -> dict[str, Any]:
+def infer_semantics(job: InferSemanticsJob, executor: Executor) -> dict[str, Any]:
     """Compares stored codes with the known classes; writes one Parquet file a shard, or one of
     all groups.
 
@@ -171,22 +171,16 @@ def infer_semantics(job: InferSemanticsJob, crew: Crew) -> dict[str, Any]:
     images = 0
     lines: list[dict[str, Any]] = []
     groups: dict[str, tuple[int, NDArray[np.float64]]] = {}
-    failures: list[ShardFailure] = []
-    with (
-        crew.hire(InferWorker, model, V, ids, job) as gang,
-        console.progress(len(tasks), "infer") as progress,
-    ):
-        for outcome in gang.map(tasks, ordered=True):  # float sums: the order fixes the last bit
-            progress.done()
-            if outcome.failure:
-                failures.append(outcome.failure)
-                continue
-            found: Found = outcome.result
+    with executor.start_workers(InferWorker, model, V, ids, job, stage="infer") as pool:
+        # Float sums: the order fixes the last bit.
+        results = pool.map(InferWorker.infer, tasks, ordered=True)
+        for found in completed(
+            results, total=len(tasks), label="infer", on_bad_shard=job.on_bad_shard
+        ):
             images += found.images
             lines += found.lines[: _SHOWN - len(lines)]
             for name, (count, total) in found.groups.items():
                 merge(groups, name, count, total)
-    settle(failures, len(tasks) - len(failures), job.on_bad_shard)
     if not images:
         wanted = "images with labels" if job.by == "label" else "images"
         if job.labels:

@@ -8,8 +8,9 @@ for validation.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -22,18 +23,20 @@ from raypq.config import Columns, TrainJob
 from raypq.data.shard_stats import ShardStats
 from raypq.data.storage import is_local, join, local_path
 from raypq.errors import InputError, ShardFailure
+from raypq.execution.executor import Executor, completed
+from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Corpus, Model, ReductionMethod
 from raypq.methods.gradient import GradientMethod, Network, seeded, tensor_of
 from raypq.methods.pq import scale
 from raypq.stages.checkpoint import Checkpoints
-from raypq.stages.crew import Crew, settle
-from raypq.stages.learner import Lesson, Note
-from raypq.stages.passes import Plan, TrainWorker, cache_of, measure, run_pass, update
+from raypq.stages.passes import Plan, TrainWorker, cache_of, iterate, measure, run_pass
 from raypq.stages.sample import draw
 from raypq.stages.stream import Source
+from raypq.stages.trainer import TrainingSpec, run_rank
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
 
 FOLDER = "training"  # below the model: checkpoints, until it is saved
+_SCRATCH = "ray"  # below the checkpoints: files of the executor
 _SAMPLE_BYTES = 1 << 30  # of features at most, for a method's last word on its network
 
 
@@ -54,7 +57,7 @@ class Fitted:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Look:
+class ShardScan:
     """What one shard gives: rows of each class [L], n, Σx and Σx², and its rows held out."""
 
     count: NDArray[np.int64]
@@ -64,8 +67,8 @@ class Look:
 
 
 @dataclass(kw_only=True, eq=False)
-class Looks:
-    """What the shards of a store gave, added up in shard order; as of ``Look``."""
+class DataScan:
+    """What the shards of a store gave, added up in shard order; as of ``ShardScan``."""
 
     shards: int = 0
     count: NDArray[np.int64] | int = 0
@@ -73,16 +76,16 @@ class Looks:
     X: list[NDArray[np.float32]] = field(default_factory=list)
     y: list[NDArray[np.int32]] = field(default_factory=list)
 
-    def add(self, look: Look) -> None:
+    def add(self, scan: ShardScan) -> None:
         """Adds the next shard. Copies what it keeps, which may be views of shared memory."""
         self.shards += 1
-        self.count = self.count + look.count
-        self.moments = tuple(a + b for a, b in zip(self.moments, look.moments, strict=True))
-        self.X.append(look.X.copy())
-        self.y.append(look.y.copy())
+        self.count = self.count + scan.count
+        self.moments = tuple(a + b for a, b in zip(self.moments, scan.moments, strict=True))
+        self.X.append(scan.X.copy())
+        self.y.append(scan.y.copy())
 
 
-class LookWorker:
+class ScanWorker:
     """Reads shards of one store."""
 
     def __init__(
@@ -95,7 +98,8 @@ class LookWorker:
         self._columns, self._width, self._classes = columns, width, classes
         self._held_out = held_out
 
-    def __call__(self, task: TrainTask, shared: None) -> Look:
+    def scan(self, task: TrainTask) -> ShardScan:
+        """Reads one shard."""
         L = len(self._classes.chosen) if self._classes else 0
         count, n = np.zeros(L, np.int64), 0.0
         total, squares = np.zeros(self._width), np.zeros(self._width)
@@ -113,10 +117,12 @@ class LookWorker:
                 y.append(batch.y[chosen])
                 np.subtract.at(count, batch.y[chosen], 1)
         moments = (n, total, squares)
-        return Look(count=count, moments=moments, X=np.concatenate(X), y=np.concatenate(y))
+        return ShardScan(count=count, moments=moments, X=np.concatenate(X), y=np.concatenate(y))
 
 
-def learn(job: TrainJob, method: GradientMethod, plan: Plan, crew: Crew) -> Fitted:
+def learn(
+    job: TrainJob, method: GradientMethod, plan: Plan, executor: Executor, record: RunRecord
+) -> Fitted:
     """Trains a method by gradient.
 
     Raises:
@@ -127,40 +133,52 @@ def learn(job: TrainJob, method: GradientMethod, plan: Plan, crew: Crew) -> Fitt
     """
     world = 1 if job.where.cluster == "none" else job.where.workers
     method.check(plan.corpus, world)
-    lesson, failures = _prepare(job, method, plan, crew)
-    crew.learn(lesson, lambda note: _tell(job.method, note))
-    done = lesson.checkpoints.read()
+    spec, failures = _prepare(job, method, plan, executor, record)
+    record.lap("plan")
+    executor.run_spmd(
+        partial(run_rank, spec),
+        report=lambda epoch: _log(job.method, epoch),
+        device=job.where.device,
+        scratch=join(spec.checkpoints.uri, _SCRATCH),
+        memory=spec.kept_bytes + spec.shuffle_bytes,
+    )
+    record.lap("learn")
+    done = spec.checkpoints.read()
     assert done is not None, "training ends with a checkpoint"
     network = method.network(plan.corpus)
     network.load_state_dict(done.weights)
-    _finish(job, method, network, lesson, crew)
+    _finish(job, method, network, spec, executor, record)
     network.finished = done.progress.phase == len(method.phases())
-    codebooks, more = _follow_up(job, method, network, lesson, plan, crew)
+    codebooks, more = _follow_up(job, method, network, spec, plan, executor, record)
     model = method.freeze(
         network,
         plan.corpus,
-        scale=lesson.scale,
+        scale=spec.scale,
         codebooks=codebooks,
         record={"history": done.progress.history, **more},
     )
-    sources = [lesson.labelled, *([lesson.unlabelled] if lesson.unlabelled else [])]
+    sources = [spec.labelled, *([spec.unlabelled] if spec.unlabelled else [])]
     images = sum(source.rows for source in sources)
     tasks = [task for source in sources for task in source.tasks]
-    with crew.hire(TrainWorker, None, job.columns, plan.corpus.dx, None, 0) as gang:
-        measured = measure(gang, tasks, model)
+    args = (None, job.columns, plan.corpus.dx, None, 0)
+    with (
+        executor.start_workers(TrainWorker, *args, stage="train") as pool,
+        record.observe(pool, "train"),
+    ):
+        measured = measure(pool, tasks, model)
     return Fitted(
         model=model,
         failures=failures,
         images=images,
         measured=measured,
-        tidy=lesson.checkpoints.clear,
+        tidy=spec.checkpoints.clear,
     )
 
 
 def _prepare(
-    job: TrainJob, method: GradientMethod, plan: Plan, crew: Crew
-) -> tuple[Lesson, list[ShardFailure]]:
-    """The first pass over the stores, and the lesson that follows from it."""
+    job: TrainJob, method: GradientMethod, plan: Plan, executor: Executor, record: RunRecord
+) -> tuple[TrainingSpec, list[ShardFailure]]:
+    """The first pass over the stores, and the spec that follows from it."""
     corpus, settings = plan.corpus, method.settings
     rng = np.random.default_rng([settings.seed, 12])
     held_out = np.sort(rng.choice(corpus.N, settings.validation, replace=False))
@@ -177,18 +195,20 @@ def _prepare(
         if plan.unlabelled
         else None
     )
-    labelled, looks, failures = _look(job, labelled, crew, [*plan.failures], Looks())
-    sums = looks.moments
+    failures = [*plan.failures]
+    labelled, scan = _scan(job, labelled, executor, record, failures, DataScan())
+    sums = scan.moments
     if unlabelled:
-        unlabelled, more, failures = _look(job, unlabelled, crew, failures, Looks(moments=sums))
+        more = DataScan(moments=sums)
+        unlabelled, more = _scan(job, unlabelled, executor, record, failures, more)
         sums = more.moments
     if plan.classes:
-        method.check_classes(np.asarray(looks.count), corpus.names)
+        method.check_classes(np.asarray(scan.count), corpus.names)
     method.check(
         replace(corpus, N=labelled.rows + len(held_out)),
         1 if job.where.cluster == "none" else job.where.workers,
     )
-    lesson = Lesson(
+    spec = TrainingSpec(
         method=method,
         corpus=corpus,
         labelled=labelled,
@@ -196,39 +216,45 @@ def _prepare(
         scale=scale(np.array(sums[0]), *sums[1:])
         if settings.normalise.startswith("zscore")
         else {},
-        validation=(np.concatenate(looks.X), np.concatenate(looks.y)),
+        validation=(np.concatenate(scan.X), np.concatenate(scan.y)),
         checkpoints=Checkpoints(
             _folder(job), _identity(job, method, corpus, plan), absent=_absent(method)
         ),
         # What training depends on does not follow the machine.
         shuffle_bytes=(machine.CACHE if job.cache_bytes is None else job.cache_bytes) // 2,
-        kept_bytes=cache_of(job, crew) // 2,
+        kept_bytes=cache_of(job, executor) // 2,
         device=job.where.device,
     )
-    return lesson, failures
+    return spec, failures
 
 
-def _look(
-    job: TrainJob, source: Source, crew: Crew, failures: list[ShardFailure], looks: Looks
-) -> tuple[Source, Looks, list[ShardFailure]]:
-    """One pass over a store: the store without its bad shards, ``looks`` with what the good ones
-    gave, and the failures so far."""
-    failed: list[ShardFailure] = []
+def _scan(
+    job: TrainJob,
+    source: Source,
+    executor: Executor,
+    record: RunRecord,
+    failures: list[ShardFailure],
+    scan: DataScan,
+) -> tuple[Source, DataScan]:
+    """One pass over a store: the store without its bad shards, which are added to ``failures``,
+    and ``scan`` with what the good ones gave."""
     args = (source.columns, source.width, source.classes, source.held_out)
     with (
-        crew.hire(LookWorker, *args) as gang,
-        console.progress(len(source.tasks), f"{job.method} look") as progress,
+        executor.start_workers(ScanWorker, *args, stage="scan") as pool,
+        record.observe(pool, "scan"),
     ):
-        for outcome in gang.map(source.tasks, ordered=True):
-            if outcome.failure:
-                failed.append(outcome.failure)
-            else:
-                looks.add(outcome.result)
-            progress.done()
-    settle(failures + failed, looks.shards, job.on_bad_shard)
-    bad = {failure.shard for failure in failed}
+        results = pool.map(ScanWorker.scan, source.tasks, ordered=True)
+        for part in completed(
+            results,
+            total=len(source.tasks),
+            label=f"{job.method} scan",
+            on_bad_shard=job.on_bad_shard,
+            failures=failures,
+        ):
+            scan.add(part)
+    bad = {failure.shard for failure in failures}
     tasks = [task for task in source.tasks if task.name not in bad]
-    return replace(source, tasks=tasks), looks, failures + failed
+    return replace(source, tasks=tasks), scan
 
 
 def _folder(job: TrainJob) -> str:
@@ -270,66 +296,81 @@ class Embedder:
     """A trained network as the follow-up's workers use it: X [n, dx] to U [n, D]."""
 
     network: Network
-    lesson: Lesson
+    spec: TrainingSpec
 
     def __call__(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            x = tensor_of(self.lesson.normalised(X))
+            x = tensor_of(self.spec.normalised(X))
             return self.network.embed(x).float().numpy()
 
 
 def _finish(
-    job: TrainJob, method: GradientMethod, network: Network, lesson: Lesson, crew: Crew
+    job: TrainJob,
+    method: GradientMethod,
+    network: Network,
+    spec: TrainingSpec,
+    executor: Executor,
+    record: RunRecord,
 ) -> None:
     """The method's last word on its network, with a sample of the rows it was trained on."""
     if not method.sample_rows:
         return
-    source = lesson.labelled
+    source = spec.labelled
     rows = sum(task.rows for task in source.tasks)
     rng = np.random.default_rng([method.settings.seed, 14])
     starts = [0, *accumulate(task.rows for task in source.tasks)]
-    few = min(method.sample_rows, rows, _SAMPLE_BYTES // (4 * lesson.corpus.dx))
+    few = min(method.sample_rows, rows, _SAMPLE_BYTES // (4 * spec.corpus.dx))
     chosen = np.sort(rng.choice(rows, few, replace=False))
     # Bad shards are gone by now, so rows are counted anew.
     tasks = [replace(task, row=start) for task, start in zip(source.tasks, starts, strict=False)]
-    X, y, failed = draw(job, tasks, source.width, source.classes, chosen, crew)
-    settle(failed, 0, "fail")
+    X, y = draw(job, tasks, source.width, source.classes, chosen, executor, record)
     with seeded(method.settings.seed, 13):
         network.eval()
-        method.finish(network, lesson.corpus, lesson.normalised(X), y)
+        method.finish(network, spec.corpus, spec.normalised(X), y)
 
 
 def _follow_up(
     job: TrainJob,
     method: GradientMethod,
     network: Network,
-    lesson: Lesson,
+    spec: TrainingSpec,
     plan: Plan,
-    crew: Crew,
+    executor: Executor,
+    record: RunRecord,
 ) -> tuple[NDArray[np.float32] | None, dict[str, Any]]:
     """Codebooks by reduction on embedded features, where the method asks for them."""
     follower: ReductionMethod | None = method.follow_up()
     if follower is None:
         return None, {}
-    embed = Embedder(network=network.eval(), lesson=lesson)
-    source = lesson.labelled
+    embed = Embedder(network=network.eval(), spec=spec)
+    source = spec.labelled
     width = embed(np.zeros((1, plan.corpus.dx), np.float32)).shape[1]
     rows = sum(task.rows for task in source.tasks)
-    state = follower.begin(replace(plan.corpus, N=rows, dx=width))
-    args = (follower, source.columns, source.width, source.classes, cache_of(job, crew), embed)
-    with crew.hire(TrainWorker, *args, cache=job.cache_bytes or 0) as gang:
-        while not state.done:
-            label = f"{job.method} codebooks {state.phase} {state.iteration}"
-            stats, failed = run_pass(gang, source.tasks, state, label)
-            settle(failed, 0, "fail")
-            state = update(follower, state, stats, job.where)
+    args = (follower, source.columns, source.width, source.classes, cache_of(job, executor), embed)
+    with (
+        executor.start_workers(
+            TrainWorker, *args, stage="train", cache=job.cache_bytes or 0
+        ) as pool,
+        record.observe(pool, "train"),
+    ):
+        state = iterate(
+            follower,
+            follower.begin(replace(plan.corpus, N=rows, dx=width)),
+            lambda state: run_pass(
+                pool,
+                source.tasks,
+                state,
+                f"{job.method} codebooks {state.phase} {state.iteration}",
+            ),
+            threads=job.where.threads * job.where.workers,
+        )
     model = follower.model(state)
     if "P" in model.tensors:
         raise InputError("follow-up", expected="a method without a projection", found=follower.name)
     return model.C, {"codebooks": dict(model.record)}
 
 
-def _tell(name: str, note: Note) -> None:
+def _log(name: str, note: Mapping[str, Any]) -> None:
     plain = {"phase", "epoch", "epochs", "seconds", "rate"}
     terms = ", ".join(f"{key} {value:.4g}" for key, value in note.items() if key not in plain)
     console.say(

@@ -9,8 +9,8 @@ on the workers, nor on which of a pair asked.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +21,11 @@ from raypq.config import DuplicatesJob, Metric
 from raypq.data import output, pairs, partial
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import Shard, delete, join
-from raypq.errors import ConfigError, InputError, ModelError, ShardFailure
+from raypq.errors import ConfigError, InputError, ModelError
+from raypq.execution.executor import Executor, TaskResult, WorkerPool, completed
+from raypq.execution.run_record import RunRecord
 from raypq.kernels.symmetric import SymmetricTables
 from raypq.methods.base import Model
-from raypq.stages.crew import Crew, Effort, Gang, Outcome, Task, settle
-from raypq.stages.record import RunRecord
 from raypq.stages.scan import Block, groups, id_type_of, read_block
 from raypq.stages.search import metric_of, models_for, open_store
 from raypq.stages.store import ShardTask, StoreRun, stored_shards
@@ -97,13 +97,8 @@ class PairWorker:
         self._plan = plan
         self._symmetric = SymmetricTables(plan.model.C, plan.metric)
 
-    def __call__(self, task: PairTask | JoinTask, shared: Groups | None) -> Any:
-        if isinstance(task, JoinTask):
-            return self._join(task)
-        assert shared is not None, "pairs are of groups"
-        return self._compare(task, shared)
-
-    def _compare(self, task: PairTask, groups: Groups) -> Found:
+    def compare(self, task: PairTask, groups: Groups) -> Found:
+        """The pairs of two groups, or within one."""
         plan = self._plan
         one = other = self._read(groups[task.one])
         if task.other is not None:
@@ -148,7 +143,8 @@ class PairWorker:
                 if near.any():
                     yield pa.array(i[near] + start), pa.array(j[near] + at), score[near]
 
-    def _join(self, task: JoinTask) -> output.Receipt:
+    def join(self, task: JoinTask) -> output.Receipt:
+        """Writes the result file."""
         plan = self._plan
         parts = [partial.read(plan.store, path) for path in task.paths]
         metadata = {
@@ -178,7 +174,7 @@ def too_many(most: int) -> InputError:
     )
 
 
-def duplicates(job: DuplicatesJob, crew: Crew) -> Snapshot:
+def duplicates(job: DuplicatesJob, executor: Executor) -> Snapshot:
     """Finds the pairs; returns the new version of the result store, which has one file.
 
     Raises:
@@ -187,7 +183,7 @@ def duplicates(job: DuplicatesJob, crew: Crew) -> Snapshot:
         ModelError: several models: distances between their codes mean nothing.
         JobError: code shards that could not be read.
     """
-    record = RunRecord(job, crew)
+    record = RunRecord(job, executor)
     version = open_store(job.codes, job.version)
     models = models_for(job.codes, version, job.model)
     if len(models) > 1:
@@ -228,61 +224,52 @@ def duplicates(job: DuplicatesJob, crew: Crew) -> Snapshot:
 
     def summarise(_: Sequence[output.Receipt]) -> dict[str, Any]:
         record.end_of_work("compare")
-        return {**summary, "run": record.told()}
+        return {**summary, "run": record.summary()}
 
-    with record.hire(PairWorker, plan) as gang:
+    with (
+        executor.start_workers(PairWorker, plan, stage="pair") as pool,
+        record.observe(pool, "pair"),
+    ):
         return run.execute(
-            _Comparison(plan, blocks, gang),
+            lambda tasks: _pairs(plan, blocks, pool, tasks),
             on_bad_shard=job.on_bad_shard,
             reduce=lambda receipt: receipt,
             summarise=summarise,
         )
 
 
-class _Comparison:
-    """To ``StoreRun`` a gang that makes one file, by two passes of another."""
+def _pairs(
+    plan: PairPlan, blocks: Groups, pool: WorkerPool[PairWorker], tasks: Sequence[ShardTask]
+) -> Iterator[TaskResult[output.Receipt]]:
+    """The result file of each task (there is one), by two passes."""
+    for index, task in enumerate(tasks):
+        found = _compare(plan, blocks, pool)
+        paths = tuple(one.path for one in found if one.path is not None)
+        join_task = JoinTask(shard=task.shard, work=task.work, paths=paths)
+        for result in pool.map(PairWorker.join, [join_task]):
+            yield replace(result, index=index)
+        for path in paths:
+            delete(join(plan.store, path))
 
-    def __init__(self, plan: PairPlan, blocks: Groups, gang: Gang) -> None:
-        self._plan, self._blocks, self._gang = plan, blocks, gang
 
-    @property
-    def effort(self) -> Effort:
-        return self._gang.effort
+def _compare(plan: PairPlan, blocks: Groups, pool: WorkerPool[PairWorker]) -> list[Found]:
+    """What every two blocks have in common, in the order of the tasks.
 
-    def map(
-        self, tasks: Sequence[Task], shared: Any = None, *, ordered: bool = False
-    ) -> Iterator[Outcome]:
-        for index, task in enumerate(cast(Sequence[ShardTask], tasks)):
-            found = self._compare()
-            paths = tuple(one.path for one in found if one.path is not None)
-            join_task = JoinTask(shard=task.shard, work=task.work, paths=paths)
-            for outcome in self._gang.map([join_task]):
-                yield Outcome(index, result=outcome.result, failure=outcome.failure)
-            for path in paths:
-                delete(join(self._plan.store, path))
-
-    def _compare(self) -> list[Found]:
-        """What every two blocks have in common, in the order of the tasks.
-
-        Raises:
-            JobError: a task failed; pairs from a part of the store would look like all.
-            InputError: more pairs than allowed.
-        """
-        tasks = [
-            PairTask(name=block[0].uri, one=i, other=None if i == j else j)
-            for i, block in enumerate(self._blocks)
-            for j in range(i, len(self._blocks))
-        ]
-        found: dict[int, Found] = {}
-        failures: list[ShardFailure] = []
-        count = 0
-        for outcome in self._gang.map(tasks, self._blocks):
-            if outcome.failure:
-                failures.append(outcome.failure)
-                continue
-            found[outcome.index] = outcome.result
-            count += outcome.result.count
-            if count > self._plan.most:
-                raise too_many(self._plan.most)
-        settle(failures, len(found), "fail")
-        return [found[index] for index in sorted(found)]
+    Raises:
+        JobError: a task failed; pairs from a part of the store would look like all.
+        InputError: more pairs than allowed.
+    """
+    tasks = [
+        PairTask(name=block[0].uri, one=i, other=None if i == j else j)
+        for i, block in enumerate(blocks)
+        for j in range(i, len(blocks))
+    ]
+    found: list[Found] = []
+    count = 0
+    results = pool.map(PairWorker.compare, tasks, blocks, ordered=True)
+    for part in completed(results, total=len(tasks), label="compare", unit="pairs of blocks"):
+        found.append(part)
+        count += part.count
+        if count > plan.most:
+            raise too_many(plan.most)
+    return found

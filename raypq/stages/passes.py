@@ -10,13 +10,13 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq import console, kernels, machine
-from raypq.config import ClusterSettings, Columns, TrainJob
+from raypq import kernels, machine
+from raypq.config import Columns, TrainJob
 from raypq.data.features import FeatureStore, survey
 from raypq.data.shard_stats import ShardStats
 from raypq.errors import ConfigError, InputError, ShardFailure
+from raypq.execution.executor import Executor, WorkerPool, completed
 from raypq.methods.base import Corpus, Method, Model, ReductionMethod, State, Stats, TrainBatch
-from raypq.stages.crew import Crew, Gang
 from raypq.stages.drift import Gauge
 from raypq.stages.shard_types import check_label_column
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
@@ -48,12 +48,7 @@ class TrainWorker:
         self._kept: dict[str, list[TrainBatch]] = {}
         self._lock = Lock()
 
-    def __call__(self, task: TrainTask, shared: State | Model) -> Stats | ShardStats | None:
-        if isinstance(shared, Model):
-            return self._measure(task, shared)
-        return self._accumulate(task, shared)
-
-    def _measure(self, task: TrainTask, model: Model) -> ShardStats | None:
+    def measure(self, task: TrainTask, model: Model) -> ShardStats | None:
         """What the shard looks like to the trained model."""
         assert self._embed is None, "a model embeds features by itself"
         gauge = Gauge(model, task.rows)
@@ -61,7 +56,8 @@ class TrainWorker:
             gauge.add_features(batch.X, batch.row - task.row)
         return gauge.read()
 
-    def _accumulate(self, task: TrainTask, state: State) -> Stats:
+    def accumulate(self, task: TrainTask, state: State) -> Stats:
+        """The statistics of a shard in one pass."""
         assert self._method is not None, "only a method accumulates"
         stats = Stats()
         for batch in self._batches(task):
@@ -189,14 +185,14 @@ def _unlabelled(job: TrainJob, method: Method, width: int) -> Listed | None:
     return found
 
 
-def cache_of(job: TrainJob, crew: Crew) -> int:
+def cache_of(job: TrainJob, executor: Executor) -> int:
     """Bytes of features that each worker keeps: what the job says, or what its memory leaves.
 
     Raises:
         ConfigError: more than the memory of a worker.
     """
     if job.cache_bytes is None:
-        return machine.cache_bytes(crew.worker_memory)
+        return machine.cache_bytes(executor.worker_memory)
     memory = job.where.memory_per_worker
     if memory is not None and job.cache_bytes > memory * machine.GIB:
         raise ConfigError(
@@ -207,30 +203,55 @@ def cache_of(job: TrainJob, crew: Crew) -> int:
 
 
 def run_pass(
-    gang: Gang, tasks: Sequence[TrainTask], state: State, label: str
-) -> tuple[Stats, list[ShardFailure]]:
-    """One pass: the statistics of all good shards, merged in shard order, and the failures."""
+    pool: WorkerPool[TrainWorker],
+    tasks: Sequence[TrainTask],
+    state: State,
+    label: str,
+    *,
+    on_bad_shard: str = "fail",
+    failures: list[ShardFailure] | None = None,
+) -> Stats:
+    """One pass: the statistics of all good shards, merged in shard order.
+
+    Raises:
+        JobError: naming the shards that failed, unless they are to be left out (``failures``).
+    """
     stats = Stats()
-    failures = []
-    with console.progress(len(tasks), label) as progress:
-        for outcome in gang.map(tasks, state.for_workers(), ordered=True):
-            if outcome.failure:
-                failures.append(outcome.failure)
-            else:
-                stats.merge(outcome.result)
-            progress.done()
-    return stats, failures
+    results = pool.map(TrainWorker.accumulate, tasks, state.for_workers(), ordered=True)
+    for part in completed(
+        results, total=len(tasks), label=label, on_bad_shard=on_bad_shard, failures=failures
+    ):
+        stats.merge(part)
+    return stats
 
 
-def update(method: ReductionMethod, state: State, stats: Stats, where: ClusterSettings) -> State:
-    """What follows a pass. It runs here, while the workers wait, so native kernels may have the
-    threads of them all."""
-    with kernels.native_threads(where.threads * where.workers):
-        return method.update(state, stats)
+def iterate(
+    method: ReductionMethod,
+    state: State,
+    run_pass: Callable[[State], Stats],
+    *,
+    threads: int | None = None,
+    on_update: Callable[[State], None] = lambda _: None,
+) -> State:
+    """Passes and updates until the method is done.
+
+    Args:
+        run_pass: the statistics of one pass over the rows.
+        threads: of native kernels in the updates, which run while the workers wait; None: as set.
+        on_update: called with each new state.
+    """
+    while not state.done:
+        stats = run_pass(state)
+        with kernels.native_threads(kernels.threads() if threads is None else threads):
+            state = method.update(state, stats)
+        on_update(state)
+    return state
 
 
-def measure(gang: Gang, tasks: Sequence[TrainTask], model: Model) -> list[ShardStats]:
+def measure(
+    pool: WorkerPool[TrainWorker], tasks: Sequence[TrainTask], model: Model
+) -> list[ShardStats]:
     """What some training shards look like to the model, evenly chosen; a pass at most."""
     some = [task for task in tasks[:: -(-len(tasks) // _BASELINE_SHARDS)] if task.rows]
-    found = [outcome.result for outcome in gang.map(some, model, ordered=True)]
+    found = [result.value for result in pool.map(TrainWorker.measure, some, model, ordered=True)]
     return [stats for stats in found if stats is not None]  # a shard that fails now is left out

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypq.errors import DivergenceError
-from raypq.methods.base import Corpus, Method, Model, ReductionMethod, Stats, TrainBatch
+from raypq.methods.base import Corpus, Method, Model, ReductionMethod, State, Stats, TrainBatch
 from raypq.methods.gradient import Batch, GradientMethod, Network, Phase, seeded
 from raypq.methods.linear import normalise
 from raypq.methods.pq import scale
+from raypq.stages.passes import iterate
+from raypq.stages.trainer import begin_phase, train_epoch
 
 _BATCH = 4096  # rows of a batch of statistics
 
@@ -35,14 +36,14 @@ def fit_rows(method: Method, corpus: Corpus, X: NDArray[np.float32], y: NDArray[
 def _reduce(
     method: ReductionMethod, corpus: Corpus, X: NDArray[np.float32], y: NDArray[np.int32]
 ) -> Model:
-    state = method.begin(corpus)
-    while not state.done:
+    def run_pass(state: State) -> Stats:
         stats = Stats()
         for row in range(0, len(X), _BATCH):
             part = slice(row, row + _BATCH)
             stats.merge(method.accumulate(state, TrainBatch(X=X[part], y=y[part], row=row)))
-        state = method.update(state, stats)
-    return method.model(state)
+        return stats
+
+    return method.model(iterate(method, method.begin(corpus), run_pass))
 
 
 def _descend(
@@ -56,8 +57,8 @@ def _descend(
         fitted = scale(np.array(float(len(X))), wide.sum(axis=0), (wide * wide).sum(axis=0))
     X = normalise(X, settings.normalise, fitted.get("mean"), fitted.get("inverse_std"))
     network = method.network(corpus)
-    for place, phase in enumerate(method.phases()):
-        _train(method, network, phase, place, (X, y))
+    for number, phase in enumerate(method.phases()):
+        _train(method, network, phase, number, (X, y))
     network.finished = True
     with seeded(settings.seed, 13):
         network.eval()
@@ -71,40 +72,21 @@ def _descend(
     return method.freeze(network, corpus, scale=fitted, codebooks=codebooks, record={})
 
 
-def _train(method: GradientMethod, network: Network, phase: Phase, place: int, rows: Rows) -> None:
+def _train(method: GradientMethod, network: Network, phase: Phase, number: int, rows: Rows) -> None:
     settings, steps = method.settings, len(rows[0]) // method.settings.batch
-    with seeded(settings.seed, place, 1):
-        network.begin_phase(phase.name)
-    moved = [*network.trainable(phase.name)]
-    chosen = {id(parameter) for parameter in moved}
-    for parameter in network.parameters():
-        parameter.requires_grad_(id(parameter) in chosen)
-    optimizer = torch.optim.AdamW(
-        moved,
-        lr=phase.rate,
-        betas=(settings.beta1, 0.999),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+    optimizer = begin_phase(network, settings, phase, number)
     for epoch in range(phase.epochs):
-        with seeded(settings.seed, place, epoch, 0):
-            network.train()
-            network.begin_epoch(phase.name, epoch)
-            for step, batch in enumerate(_batches(rows, settings.batch, steps)):
-                for group in optimizer.param_groups:
-                    group["lr"] = phase.rate * phase.factor(
-                        epoch * steps + step, phase.epochs * steps
-                    )
-                loss = torch.stack([*network(batch, phase.name).values()]).sum()
-                if not torch.isfinite(loss):
-                    raise DivergenceError(
-                        f"training diverged in phase {phase.name!r}, epoch {epoch}, step {step}; "
-                        "try a lower rate"
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                optimizer.step()
-            network.end_epoch(phase.name, epoch)
+        train_epoch(
+            network,
+            network,
+            optimizer,
+            phase,
+            _batches(rows, settings.batch, steps),
+            settings=settings,
+            place=(number, epoch, 0),
+            steps=steps,
+            device="cpu",
+        )
 
 
 def _batches(rows: Rows, size: int, steps: int) -> Iterator[Batch]:

@@ -20,19 +20,19 @@ from raypq.data.lease import Lease
 from raypq.data.output import Receipt
 from raypq.data.snapshot import Snapshot
 from raypq.errors import ConfigError, DriftError
+from raypq.execution.executor import Executor
+from raypq.execution.run_record import RunRecord
 from raypq.methods import registry, shelf
 from raypq.methods.base import Model
 from raypq.stages import classify, encode, forecast, judges, quarantine, unknown
-from raypq.stages.crew import Crew
 from raypq.stages.drift import Drifted, judge, known_baseline
 from raypq.stages.night import Night, compare, encode_job
-from raypq.stages.record import RunRecord
 
 _FEW = 5  # shards of each head that a line names
 _NAMED = 20  # drifted shards that are told one by one
 
 
-def reindex(job: ReindexJob, crew: Crew) -> dict[str, Any]:
+def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
     """Brings the code store and the predictions up to date; what was done, as plain values.
 
     Raises:
@@ -56,10 +56,12 @@ def reindex(job: ReindexJob, crew: Crew) -> dict[str, Any]:
             store: stack.enter_context(lease.held(store, seconds=job.lease_seconds))
             for store in sorted(stores)
         }
-        record = RunRecord(job, crew)
+        record = RunRecord(job, executor)
         night = compare(job, model)
-        codes = _encode(job, model, night, record, leases)
-        answers = [_classify(job, section, model, codes, crew, leases) for section in job.classify]
+        codes = _encode(job, model, night, executor, record, leases)
+        answers = [
+            _classify(job, section, model, codes, executor, leases) for section in job.classify
+        ]
     return _report(job, night, codes, answers, time.monotonic() - start)
 
 
@@ -79,7 +81,12 @@ def _rehearse(job: ReindexJob, model: Model) -> dict[str, Any]:
 
 
 def _encode(
-    job: ReindexJob, model: Model, night: Night, record: RunRecord, leases: Mapping[str, Lease]
+    job: ReindexJob,
+    model: Model,
+    night: Night,
+    executor: Executor,
+    record: RunRecord,
+    leases: Mapping[str, Lease],
 ) -> Snapshot:
     if night.idle:
         assert night.latest is not None, "a source without a version has shards to encode"
@@ -106,7 +113,13 @@ def _encode(
         }
 
     return encode.carry_out(
-        encode_job(job), model, run, record, content=job.compare == "content", describe=describe
+        encode_job(job),
+        model,
+        run,
+        executor,
+        record,
+        content=job.compare == "content",
+        describe=describe,
     )
 
 
@@ -138,17 +151,17 @@ def _classify(
     section: Answers,
     model: Model,
     codes: Snapshot,
-    crew: Crew,
+    executor: Executor,
     leases: Mapping[str, Lease],
 ) -> tuple[Snapshot, bool]:
     """The version of the predictions that belongs to the codes, and whether it is new."""
     task = _classify_job(job, section, codes.version)
-    record = RunRecord(task, crew)
+    record = RunRecord(task, executor)
     plan = classify.Plan.make(task, own=model)
     if found := classify.finished(task, plan):
         return found, False
     run = replace(plan.run, guard=leases[section.output].check)
-    return classify.carry_out(task, replace(plan, run=run), record), True
+    return classify.carry_out(task, replace(plan, run=run), executor, record), True
 
 
 def _counts(night: Night) -> dict[str, int]:

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raypq import console
 from raypq.config import Columns, RepackJob
 from raypq.data import arrays, ids
 from raypq.data.features import (
@@ -38,9 +37,9 @@ from raypq.data.storage import (
     write_bytes,
 )
 from raypq.errors import ConfigError, InputError, ShardFailure
-from raypq.stages.crew import Crew, settle
+from raypq.execution.executor import Executor, completed
+from raypq.execution.run_record import RunRecord
 from raypq.stages.plain import parquet_files, refuse_others
-from raypq.stages.record import RunRecord
 from raypq.stages.shard_types import check_label_column, rule_of
 from raypq.stages.store import ShardTask
 
@@ -65,7 +64,8 @@ class RepackWorker:
         self._columns, self._output, self._dtype = columns, output, np.dtype(dtype)
         self._rule = rule
 
-    def __call__(self, task: ShardTask, shared: None) -> Repacked:
+    def repack(self, task: ShardTask) -> Repacked:
+        """Rewrites a shard."""
         shard, name = task.shard, self._columns.feature
         rows = 0
         with open_parquet(shard.uri) as file:
@@ -166,7 +166,7 @@ def _groups(
         yield pa.Table.from_batches(held, held[0].schema).cast(schema)
 
 
-def repack(job: RepackJob, crew: Crew) -> dict[str, Any]:
+def repack(job: RepackJob, executor: Executor) -> dict[str, Any]:
     """Rewrites every shard of a store under ``output``, as ``<stem>.parquet``.
 
     ``_repack.json`` beside them is the summary of the run.
@@ -177,7 +177,7 @@ def repack(job: RepackJob, crew: Crew) -> dict[str, Any]:
         InputError: a label column that was named and that no shard has.
         JobError: shards that could not be read; every good one is written.
     """
-    record = RunRecord(job, crew)
+    record = RunRecord(job, executor)
     if not job.overwrite and (there := parquet_files(job.output)):
         raise ConfigError(
             f"output: {job.output} holds {len(there)} Parquet file(s) already; name another "
@@ -191,23 +191,27 @@ def repack(job: RepackJob, crew: Crew) -> dict[str, Any]:
     rows = 0
     failures: list[ShardFailure] = []
     with (
-        record.hire(RepackWorker, job.columns, job.output, job.dtype, rule) as gang,
-        console.progress(len(tasks), "repack") as progress,
+        executor.start_workers(
+            RepackWorker, job.columns, job.output, job.dtype, rule, stage="repack"
+        ) as pool,
+        record.observe(pool, "repack"),
     ):
-        for outcome in gang.map(tasks):
-            if outcome.failure:
-                failures.append(outcome.failure)
-            else:
-                rows += outcome.result.rows
-                record.finished(outcome.result.rows)
-            progress.done(0 if outcome.failure else outcome.result.rows)
-    settle(failures, len(tasks) - len(failures), job.on_bad_shard)
+        for done in completed(
+            pool.map(RepackWorker.repack, tasks),
+            total=len(tasks),
+            label="repack",
+            on_bad_shard=job.on_bad_shard,
+            failures=failures,
+            images=lambda done: done.rows,
+        ):
+            rows += done.rows
+            record.finished(done.rows)
     result = {
         "output": job.output,
         "shards": len(tasks) - len(failures),
         "images": rows,
         "quarantined": [str(failure) for failure in failures],
     }
-    summary = {**result, "run": record.told()}
+    summary = {**result, "run": record.summary()}
     write_bytes(join(job.output, SUMMARY), json.dumps(summary, indent=2).encode())
     return result

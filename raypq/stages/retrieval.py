@@ -35,12 +35,12 @@ from raypq.data.codes import CodeFile
 from raypq.data.features import FeatureBatch, FeatureStore, open_features
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import Shard
-from raypq.errors import ConfigError, InputError, ShardFailure
+from raypq.errors import ConfigError, InputError
+from raypq.execution.executor import Executor, WorkerPool, completed
+from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model
-from raypq.stages.crew import Crew, Gang, settle
 from raypq.stages.questions import unfit, vectors
 from raypq.stages.ranking import LEVELS
-from raypq.stages.record import RunRecord
 from raypq.stages.retrieval_worker import ExactTask, Figures, QueryTask, RetrievalWorker
 from raypq.stages.scan import id_type_of
 from raypq.stages.search import metric_of, models_for, open_store
@@ -75,7 +75,7 @@ class _Queries:
         self.ids.append(batch.ids.filter(pa.array(fit & labelled)).cast(pa.string()))
 
 
-def evaluate(job: RetrievalJob, crew: Crew) -> dict[str, Any]:
+def evaluate(job: RetrievalJob, executor: Executor) -> dict[str, Any]:
     """Figures of a code store as plain values.
 
     Raises:
@@ -83,7 +83,7 @@ def evaluate(job: RetrievalJob, crew: Crew) -> dict[str, Any]:
         InputError: no labels, an empty store, queries of another width.
         JobError: files that could not be read.
     """
-    record = RunRecord(job, crew)
+    record = RunRecord(job, executor)
     version = open_store(job.codes, job.version)
     models = models_for(job.codes, version, job.model)
     metric = metric_of(models, job.metric)
@@ -95,9 +95,13 @@ def evaluate(job: RetrievalJob, crew: Crew) -> dict[str, Any]:
     shards = stored_shards(job.codes, version)
     id_type = id_type_of(job.codes, version)
     stored = _stored(job, shards, pa.concat_arrays(asked.ids))
-    with record.hire(RetrievalWorker, shards, id_type, models, metric, at, job.columns) as gang:
-        figures = _rank(gang, list(_tasks(job, models, X, labels)))
-        exact = _exact(gang, job, X, at[-1]) if job.features is not None else None
+    how = (shards, id_type, models, metric, at, job.columns)
+    with (
+        executor.start_workers(RetrievalWorker, *how, stage="retrieval") as pool,
+        record.observe(pool, "retrieval"),
+    ):
+        figures = _rank(pool, list(_tasks(job, models, X, labels)))
+        exact = _exact(pool, job, X, at[-1]) if job.features is not None else None
     return {
         "codes": job.codes,
         "version": version.version,
@@ -110,7 +114,7 @@ def evaluate(job: RetrievalJob, crew: Crew) -> dict[str, Any]:
         "refused": asked.refused,
         **_means(figures, at),
         **({} if exact is None else _recalls(figures, exact, at)),
-        "run": record.told(),
+        "run": record.summary(),
     }
 
 
@@ -176,18 +180,10 @@ def _tasks(
         )
 
 
-def _rank(gang: Gang, tasks: Sequence[QueryTask]) -> Figures:
-    parts: dict[int, Figures] = {}
-    failures: list[ShardFailure] = []
-    with console.progress(len(tasks), "rank", unit="groups of queries") as progress:
-        for outcome in gang.map(tasks):
-            if outcome.failure:
-                failures.append(outcome.failure)
-                continue
-            parts[outcome.index] = outcome.result
-            progress.done()
-    settle(failures, len(parts), "fail")
-    ordered = [parts[index] for index in sorted(parts)]  # float sums: the order fixes the last bit
+def _rank(pool: WorkerPool[RetrievalWorker], tasks: Sequence[QueryTask]) -> Figures:
+    # Float sums: the order fixes the last bit.
+    results = pool.map(RetrievalWorker.rank, tasks, ordered=True)
+    ordered = list(completed(results, total=len(tasks), label="rank", unit="groups of queries"))
     return Figures(
         relevant=np.concatenate([part.relevant for part in ordered]),
         ap=np.concatenate([part.ap for part in ordered]),
@@ -198,17 +194,15 @@ def _rank(gang: Gang, tasks: Sequence[QueryTask]) -> Figures:
     )
 
 
-def _exact(gang: Gang, job: RetrievalJob, X: NDArray[np.float32], k: int) -> Ranked:
+def _exact(
+    pool: WorkerPool[RetrievalWorker], job: RetrievalJob, X: NDArray[np.float32], k: int
+) -> Ranked:
     """The k nearest rows of all feature files for each query."""
     shards = FeatureStore.open(job.features or [], job.columns).shards
     parts: list[Ranked] = []
-    failures: list[ShardFailure] = []
-    for outcome in gang.map([ExactTask(shard=shard) for shard in shards], X):
-        if outcome.failure:
-            failures.append(outcome.failure)
-        else:
-            parts = [answers.merge([*parts, outcome.result], k)]
-    settle(failures, len(shards) - len(failures), "fail")
+    results = pool.map(RetrievalWorker.exact, [ExactTask(shard=shard) for shard in shards], X)
+    for part in completed(results, total=len(shards), label="exact search"):
+        parts = [answers.merge([*parts, part], k)]
     if parts[0].k < k:
         raise InputError(
             ", ".join(job.features or []),

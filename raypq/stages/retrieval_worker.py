@@ -11,7 +11,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -93,16 +92,12 @@ class RetrievalWorker:
         self._lock = threading.Lock()
         self._store: _Held | None = None
 
-    def __call__(self, task: Any, shared: NDArray[np.float32] | None) -> Any:
-        if isinstance(task, ExactTask):
-            assert shared is not None, "exact search needs the queries"
-            return self._exact(task, shared)
+    def rank(self, task: QueryTask) -> Figures:
+        """Ranks the whole store for some queries."""
         with self._lock:
             if self._store is None:
                 self._store = _Held.read(self._shards, self._models, self._id_type)
-        return self._rank(task, self._store)
-
-    def _rank(self, task: QueryTask, held: _Held) -> Figures:
+        held = self._store
         t, N = len(task.labels), len(held.ids)
         label = pc.index_in(task.labels, value_set=held.names).fill_null(-2).to_numpy()
         relevant, ap = np.zeros(t, np.int64), np.full(t, np.nan)
@@ -145,7 +140,7 @@ class RetrievalWorker:
         keys.sort(axis=1)
         return (keys & _ROW).astype(np.int64)
 
-    def _exact(self, task: ExactTask, X: NDArray[np.float32]) -> Ranked:
+    def exact(self, task: ExactTask, X: NDArray[np.float32]) -> Ranked:
         """The nearest rows of a feature file, uncompressed."""
         model = next(iter(self._models.values()))
         V = steady(X, model.embed)

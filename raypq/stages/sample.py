@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq.config import Columns, TrainJob
-from raypq.errors import ShardFailure
-from raypq.stages.crew import Crew
+from raypq.execution.executor import Executor, completed
+from raypq.execution.run_record import RunRecord
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
 
 
@@ -25,9 +25,8 @@ class SampleWorker:
     ) -> None:
         self._rows, self._columns, self._width, self._classes = rows, columns, width, classes
 
-    def __call__(
-        self, task: TrainTask, shared: None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    def read(self, task: TrainTask) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """The chosen rows: X [n, dx] and targets y [n]."""
         X: list[NDArray[np.float32]] = [np.empty((0, self._width), np.float32)]
         y: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
         for batch in training_batches(task, self._columns, self._width, self._classes):
@@ -44,16 +43,27 @@ def draw(
     width: int,
     classes: TrainingClasses | None,
     rows: NDArray[np.int64],
-    crew: Crew,
-) -> tuple[NDArray[np.float32], NDArray[np.int32], list[ShardFailure]]:
-    """The rows of these numbers (ascending), X [n, dx] and targets y [n], and the bad shards."""
+    executor: Executor,
+    record: RunRecord,
+    *,
+    on_bad_shard: str = "fail",
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """The rows of these numbers (ascending): X [n, dx] and targets y [n].
+
+    Raises:
+        JobError: naming the shards that could not be read.
+    """
     X, y = [np.empty((0, width), np.float32)], [np.empty(0, np.int32)]
-    failures: list[ShardFailure] = []
-    with crew.hire(SampleWorker, rows, job.columns, width, classes) as gang:
-        for outcome in gang.map(tasks, ordered=True):
-            if outcome.failure:
-                failures.append(outcome.failure)
-            else:
-                X.append(outcome.result[0])
-                y.append(outcome.result[1])
-    return np.concatenate(X), np.concatenate(y), failures
+    with (
+        executor.start_workers(
+            SampleWorker, rows, job.columns, width, classes, stage="sample"
+        ) as pool,
+        record.observe(pool, "sample"),
+    ):
+        results = pool.map(SampleWorker.read, tasks, ordered=True)
+        for part in completed(
+            results, total=len(tasks), label=f"{job.method} sample", on_bad_shard=on_bad_shard
+        ):
+            X.append(part[0])
+            y.append(part[1])
+    return np.concatenate(X), np.concatenate(y)

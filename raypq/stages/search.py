@@ -9,9 +9,8 @@ a reader sees all answers or none, and a rerun does only the query files that ar
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,17 +27,15 @@ from raypq.data.ids import IdRule
 from raypq.data.output import Receipt
 from raypq.data.snapshot import Snapshot
 from raypq.data.storage import Shard, delete, join
-from raypq.errors import ConfigError, InputError, ModelError, ShardFailure
+from raypq.errors import ConfigError, InputError, ModelError
+from raypq.execution.executor import Executor, R, TaskResult, WorkerPool, completed
+from raypq.execution.run_record import RunRecord
 from raypq.methods import registry, shelf
 from raypq.methods.base import Model
 from raypq.stages import rerank
-from raypq.stages.crew import Crew, Effort, Gang, Outcome, Task, settle
 from raypq.stages.questions import Questions, Reader, Segment, round_size
-from raypq.stages.record import RunRecord
 from raypq.stages.scan import groups, id_type_of
 from raypq.stages.search_worker import (
-    CountTask,
-    FindTask,
     MergeTask,
     Piece,
     ScanTask,
@@ -51,7 +48,6 @@ from raypq.stages.store import ShardTask, StoreRun, stored_shards
 from raypq.stages.work import search_work
 
 _FAN = 8  # partial answers that one merge takes
-_SECONDS = 10.0  # between lines about a pass
 _RESCORED = 8  # feature files of one rescoring task
 
 
@@ -113,7 +109,7 @@ def metric_of(models: dict[str, Model], wanted: Metric | None) -> Metric:
     return wanted or found.pop()
 
 
-def search(job: SearchJob, crew: Crew) -> Snapshot:
+def search(job: SearchJob, executor: Executor) -> Snapshot:
     """Answers queries from a code store; returns the new version of the result store.
 
     Raises:
@@ -122,7 +118,7 @@ def search(job: SearchJob, crew: Crew) -> Snapshot:
         ModelError: a model is missing or does not fit.
         JobError: code shards or query files that could not be read.
     """
-    record = RunRecord(job, crew)
+    record = RunRecord(job, executor)
     _check(job)
     version = open_store(job.codes, job.version)
     models = models_for(job.codes, version, job.model)
@@ -164,9 +160,12 @@ def search(job: SearchJob, crew: Crew) -> Snapshot:
         "rerank": job.rerank,
         "filter": job.filter,
     }
-    with record.hire(SearchWorker, plan) as gang:
+    with (
+        executor.start_workers(SearchWorker, plan, stage="search") as pool,
+        record.observe(pool, "search"),
+    ):
         rule = id_rule(run, job.columns) if job.queries is not None else None
-        rounds = _Rounds(job, version, plan, gang, rule, asked, originals)
+        rounds = _Rounds(job, version, plan, pool, rule, asked, originals)
 
         def reduce(receipt: Receipt) -> Receipt:
             record.finished(receipt.rows)
@@ -175,10 +174,10 @@ def search(job: SearchJob, crew: Crew) -> Snapshot:
         def summarise(_: Sequence[Receipt]) -> dict[str, Any]:
             record.end_of_work("search")
             unknown = {"ids_not_stored": rounds.unknown} if rounds.unknown else {}
-            return {**summary, "refused": rounds.refused, **unknown, "run": record.told()}
+            return {**summary, "refused": rounds.refused, **unknown, "run": record.summary()}
 
         return run.execute(
-            rounds, on_bad_shard=job.on_bad_shard, reduce=reduce, summarise=summarise
+            rounds.results, on_bad_shard=job.on_bad_shard, reduce=reduce, summarise=summarise
         )
 
 
@@ -248,19 +247,19 @@ def _query_shards(job: SearchJob) -> Sequence[Shard]:
 
 
 class _Rounds:
-    """Query files in, receipts out: to ``StoreRun`` a gang, whose map is many passes of another."""
+    """The passes of one search over its worker pool, round by round."""
 
     def __init__(
         self,
         job: SearchJob,
         version: Snapshot,
         plan: SearchPlan,
-        gang: Gang,
+        pool: WorkerPool[SearchWorker],
         rule: IdRule | None,
         asked: IdFile | None,
         originals: Sequence[Shard],
     ) -> None:
-        self._job, self._plan, self._gang = job, plan, gang
+        self._job, self._plan, self._pool = job, plan, pool
         self._rule, self._asked = rule, asked
         self._shards = stored_shards(job.codes, version)
         rows = [receipt.rows for receipt in version.shards]
@@ -271,21 +270,14 @@ class _Rounds:
         self.refused: list[str] = []
         self.unknown = ""
 
-    @property
-    def effort(self) -> Effort:
-        return self._gang.effort
-
-    def map(
-        self, tasks: Sequence[Task], shared: Any = None, *, ordered: bool = False
-    ) -> Iterator[Outcome]:
-        """One outcome for each query file."""
-        files = cast(Sequence[ShardTask], tasks)
+    def results(self, files: Sequence[ShardTask]) -> Iterator[TaskResult[Receipt]]:
+        """One result for each query file."""
         waiting: dict[int, list[Piece]] = {}
         partial: list[str] = []
         if self._job.ids is not None and self._plan.keep is not None:
             self._keep_groups_with(self._plan.keep.ids)
         for questions in self._questions(files):
-            yield from (Outcome(task, failure=failure) for task, failure in questions.failures)
+            yield from (TaskResult(task, failure=failure) for task, failure in questions.failures)
             paths = self._answer(questions)
             partial += paths
             for segment in questions.segments:
@@ -299,12 +291,14 @@ class _Rounds:
     def _keep_groups_with(self, ids: pa.Array) -> None:
         """Leaves only groups that hold one of the ids to be scanned; names ids that none holds."""
         stored = np.zeros(-(-len(ids) // 8), np.uint8)  # bits
-        holding: set[int] = set()
-        for outcome in self._arriving([CountTask(shards=group) for group in self._groups]):
-            stored |= outcome.result
-            if outcome.result.any():
-                holding.add(outcome.index)
-        self._groups = [group for index, group in enumerate(self._groups) if index in holding]
+        holding: list[tuple[Shard, ...]] = []
+        tasks = [ScanTask(shards=group) for group in self._groups]
+        bits = self._pass(self._pool.map(SearchWorker.listed, tasks, ordered=True), len(tasks))
+        for group, held in zip(self._groups, bits, strict=True):
+            stored |= held
+            if held.any():
+                holding.append(group)
+        self._groups = holding
         known = np.unpackbits(stored, count=len(ids)).astype(bool)
         unknown = ids.filter(pa.array(~known))
         if len(unknown):
@@ -330,7 +324,9 @@ class _Rounds:
     def _stored(self, ids: pa.Array, *, last: bool) -> Questions:
         """A round of stored codes, each decoded by the model that made it."""
         codes: dict[Any, tuple[str, bytes]] = {}
-        for found in self._pass([FindTask(shards=group) for group in self._groups], ids):
+        tasks = [ScanTask(shards=group) for group in self._groups]
+        results = self._pool.map(SearchWorker.find, tasks, ids, ordered=True)
+        for found in self._pass(results, len(tasks)):
             for fingerprint, held, B in found:
                 for name, code in zip(held.to_pylist(), B, strict=True):
                     one = fingerprint, code.tobytes()
@@ -364,13 +360,15 @@ class _Rounds:
         if not questions.T:
             return []
         tasks = [ScanTask(shards=group) for group in self._groups]
-        paths = [path for path in self._pass(tasks, questions.V) if path]
+        results = self._pool.map(SearchWorker.scan, tasks, questions.V, ordered=True)
+        paths = [path for path in self._pass(results, len(tasks)) if path]
         most = 1 if self._sources else _FAN
         while len(paths) > most:
             merges = [
                 MergeTask(paths=tuple(paths[at : at + _FAN])) for at in range(0, len(paths), _FAN)
             ]
-            merged = [path for path in self._pass(merges) if path]
+            results = self._pool.map(SearchWorker.merge, merges, ordered=True)
+            merged = [path for path in self._pass(results, len(merges)) if path]
             for path in paths:
                 delete(join(self._plan.store, path))
             paths = merged
@@ -394,37 +392,21 @@ class _Rounds:
             ]
             answer = answers.read_partial(store, path)
             score = np.full(answer.score.shape, -np.inf, np.float32)
-            for flat, value in self._pass(tasks, questions.V):
+            results = self._pool.map(SearchWorker.rescore, tasks, questions.V, ordered=True)
+            for flat, value in self._pass(results, len(tasks)):
                 score.flat[flat] = value
             delete(join(store, path))
             return [answers.write_partial(store, Ranked(score=score, ids=answer.ids))]
         return []
 
-    def _pass(self, tasks: Sequence[Task], shared: Any = None) -> list[Any]:
-        """All results in task order; they are small."""
-        results = {outcome.index: outcome.result for outcome in self._arriving(tasks, shared)}
-        return [results[index] for index in sorted(results)]
-
-    def _arriving(self, tasks: Sequence[Task], shared: Any = None) -> Iterator[Outcome]:
-        """Results as they arrive. A failed task fails the search: an answer from a part of the
-        store would look like one from all of it."""
-        done = 0
-        failures: list[ShardFailure] = []
-        told = time.monotonic()
-        for outcome in self._gang.map(tasks, shared):
-            if time.monotonic() - told > _SECONDS:
-                told = time.monotonic()
-                console.say(f"search: {done}/{len(tasks)} groups of code shards")
-            if outcome.failure:
-                failures.append(outcome.failure)
-            else:
-                done += 1
-                yield outcome
-        settle(failures, done, "fail")
+    def _pass(self, results: Iterator[TaskResult[R]], total: int) -> list[R]:
+        """All values in task order; they are small. A failed task fails the search: an answer from
+        a part of the store would look like one from all of it."""
+        return list(completed(results, total=total, label="search", unit="groups of code shards"))
 
     def _write(
         self, files: Sequence[ShardTask], questions: Questions, waiting: dict[int, list[Piece]]
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[TaskResult[Receipt]]:
         for task, _ in questions.failures:
             waiting.pop(task, None)
         tasks = [
@@ -436,8 +418,10 @@ class _Rounds:
             )
             for index, query_type in questions.ends
         ]
-        for (index, _), receipt in zip(questions.ends, self._pass(tasks), strict=True):
-            yield Outcome(index, result=receipt)
+        results = self._pool.map(SearchWorker.write, tasks, ordered=True)
+        receipts = self._pass(results, len(tasks))
+        for (index, _), receipt in zip(questions.ends, receipts, strict=True):
+            yield TaskResult(index, receipt)
 
 
 def _piece(segment: Segment, paths: Sequence[str]) -> Piece:

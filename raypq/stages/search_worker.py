@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +54,7 @@ class SearchPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanTask:
-    """Code shards to scan for the round that is shared."""
+    """A group of code shards."""
 
     shards: tuple[Shard, ...]
 
@@ -63,16 +62,6 @@ class ScanTask:
     def name(self) -> str:
         """What errors call it."""
         return self.shards[0].uri
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FindTask(ScanTask):
-    """Code shards to look the round's ids up in, which are shared."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CountTask(ScanTask):
-    """Code shards in which to look for the ids that the filter lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,26 +117,8 @@ class SearchWorker:
         self._of: Vectors | None = None
         self._tables: dict[str, kernels.Tables] = {}
 
-    def __call__(self, task: Any, shared: Vectors | pa.Array | None) -> Any:
-        if isinstance(task, WriteTask):
-            return self._write(task)
-        if isinstance(task, MergeTask):
-            parts = [answers.read_partial(self._plan.store, path) for path in task.paths]
-            return self._put(answers.merge(parts, self._plan.depth))
-        if isinstance(task, FindTask):
-            assert isinstance(shared, pa.Array), "the ids that are looked for"
-            return self._find(task, shared)
-        if isinstance(task, CountTask):
-            return self._listed(task)
-        assert shared is not None, "the other tasks need the round's queries"
-        if isinstance(task, rerank.RescoreTask):
-            return rerank.rescore(
-                task, self._plan.store, self._plan.models, self._round_tables(shared)
-            )
-        return self._scan(task, shared)
-
-    def _scan(self, task: ScanTask, V: Vectors) -> str | None:
-        """The best rows of a group; None where it has none."""
+    def scan(self, task: ScanTask, V: Vectors) -> str | None:
+        """The best rows of a group for a round of queries; None where it has none."""
         plan = self._plan
         best: Ranked | None = None
         for block in blocks_of(task.shards, plan.models, plan.id_type, plan.keep):
@@ -179,7 +150,7 @@ class SearchWorker:
             answer = Ranked(score=answer.score, ids=answer.ids)
         return answers.write_partial(self._plan.store, answer)
 
-    def _find(self, task: FindTask, ids: pa.Array) -> list[tuple[str, pa.Array, NDArray[np.uint8]]]:
+    def find(self, task: ScanTask, ids: pa.Array) -> list[tuple[str, pa.Array, NDArray[np.uint8]]]:
         """Fingerprint, ids and codes of the rows with the ids looked for."""
         found = []
         for block in blocks_of(task.shards, self._plan.models, self._plan.id_type):
@@ -189,7 +160,7 @@ class SearchWorker:
                 found.append((some.fingerprint, some.ids, some.B))
         return found
 
-    def _listed(self, task: CountTask) -> NDArray[np.uint8]:
+    def listed(self, task: ScanTask) -> NDArray[np.uint8]:
         """Which of the filter's ids the shards have, as bits."""
         keep = self._plan.keep
         assert keep is not None, "only a filter lists ids"
@@ -202,7 +173,19 @@ class SearchWorker:
                 has |= place.is_valid().to_numpy(zero_copy_only=False)
         return np.packbits(has)
 
-    def _write(self, task: WriteTask) -> output.Receipt:
+    def merge(self, task: MergeTask) -> str:
+        """Makes one partial answer of several."""
+        parts = [answers.read_partial(self._plan.store, path) for path in task.paths]
+        return self._put(answers.merge(parts, self._plan.depth))
+
+    def rescore(
+        self, task: rerank.RescoreTask, V: Vectors
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Exact scores of candidates (``rerank.rescore``)."""
+        return rerank.rescore(task, self._plan.store, self._plan.models, self._round_tables(V))
+
+    def write(self, task: WriteTask) -> output.Receipt:
+        """Writes the result file of a query file."""
         plan = self._plan
         schema = answers.schema(
             query_type=task.query_type, id_type=plan.id_type, metadata=dict(plan.metadata)

@@ -18,14 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raypq import console
 from raypq.config import Columns, SplitJob
 from raypq.data import arrays, ids
 from raypq.data.features import FeatureStore, kind_of_ids
 from raypq.data.ids import IdRule
 from raypq.data.storage import Shard, join, open_parquet, replacing
-from raypq.errors import ConfigError, InputError, ShardFailure
-from raypq.stages.crew import Crew, settle
+from raypq.errors import ConfigError, InputError
+from raypq.execution.executor import Executor, completed
 from raypq.stages.plain import refuse_others
 from raypq.stages.shard_types import check_label_column
 
@@ -68,7 +67,8 @@ class SplitWorker:
     def __init__(self, output: str) -> None:
         self._output = output
 
-    def __call__(self, task: SplitTask, shared: None) -> None:
+    def write(self, task: SplitTask) -> None:
+        """Writes the parts of a shard."""
         for number, name in enumerate(task.parts):
             chosen = task.part == number
             if not chosen.any():
@@ -111,7 +111,7 @@ def _taken(
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def split(job: SplitJob, crew: Crew) -> dict[str, Any]:
+def split(job: SplitJob, executor: Executor) -> dict[str, Any]:
     """Writes a folder for each part below ``output``; returns the rows and classes of each.
 
     Raises:
@@ -153,16 +153,9 @@ def split(job: SplitJob, crew: Crew) -> dict[str, Any]:
             for number in np.unique(task.part)
         ],
     )
-    failures: list[ShardFailure] = []
-    with (
-        crew.hire(SplitWorker, job.output) as gang,
-        console.progress(len(tasks), "split") as progress,
-    ):
-        for outcome in gang.map(tasks):
-            if outcome.failure:
-                failures.append(outcome.failure)
-            progress.done()
-    settle(failures, len(tasks) - len(failures), "fail")
+    with executor.start_workers(SplitWorker, job.output, stage="split") as pool:
+        for _ in completed(pool.map(SplitWorker.write, tasks), total=len(tasks), label="split"):
+            pass
     told = {
         name: {"rows": int(chosen.sum()), "classes": len(np.unique(label[chosen]))}
         for name, chosen in parts.items()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,8 +21,8 @@ from raypq.data.output import Receipt, Source
 from raypq.data.snapshot import Quarantined, Snapshot
 from raypq.data.storage import Shard, canonical, join, prepare
 from raypq.errors import ConflictError, InputError, ShardFailure
+from raypq.execution.executor import R, TaskResult, completed
 from raypq.stages import quarantine
-from raypq.stages.crew import Gang, settle
 
 # What is going on, what was done, and the rows that come of it.
 _VERBS = {
@@ -257,10 +257,10 @@ class StoreRun:
 
     def execute(
         self,
-        gang: Gang,
+        results: Callable[[Sequence[ShardTask]], Iterator[TaskResult[R]]],
         *,
         on_bad_shard: str,
-        reduce: Callable[[Any], Receipt],
+        reduce: Callable[[R], Receipt],
         summarise: Callable[[Sequence[Receipt]], dict[str, Any]],
         read_again: ReadAgain = lambda _: (),
         before: Callable[[], None] = lambda: None,
@@ -268,6 +268,7 @@ class StoreRun:
         """Does what is missing and commits the next version.
 
         Args:
+            results: does the tasks, such as a pass of a worker pool or a search of several.
             reduce: takes each result as it arrives and gives its receipt; what it gathers beside
                 must not depend on the order.
             summarise: what the snapshot says of the run, given every receipt before they are
@@ -284,7 +285,7 @@ class StoreRun:
         with runs.at_work(self.store, _VERBS[self.kind][0]):
             before()
             run = self._seen_again()
-            return run._execute(gang, on_bad_shard, reduce, summarise, read_again(run))
+            return run._execute(results, on_bad_shard, reduce, summarise, read_again(run))
 
     def _seen_again(self) -> StoreRun:
         """The run without what was taken away since it was planned, before gc knew of it."""
@@ -301,9 +302,9 @@ class StoreRun:
 
     def _execute(
         self,
-        gang: Gang,
+        results: Callable[[Sequence[ShardTask]], Iterator[TaskResult[R]]],
         on_bad_shard: str,
-        reduce: Callable[[Any], Receipt],
+        reduce: Callable[[R], Receipt],
         summarise: Callable[[Sequence[Receipt]], dict[str, Any]],
         read_again: Collection[str],
     ) -> Snapshot:
@@ -320,22 +321,27 @@ class StoreRun:
             for task in self.tasks
         }
         try:
-            with console.progress(len(tasks), _VERBS[self.kind][0]) as progress:
-                for outcome in gang.map(tasks):
-                    if outcome.failure:
-                        failures.append(outcome.failure)
-                        progress.done()
-                        continue
-                    receipt = reduce(outcome.result)
-                    receipts.append(receipt)
-                    if receipt.shard not in self.kept:
-                        self._journal(journals, receipt.work).add(receipt)
-                    progress.done(receipt.rows)
+            reduced = (
+                TaskResult[Receipt](item.index, failure=item.failure)
+                if item.failure
+                else TaskResult(item.index, reduce(item.value))
+                for item in results(tasks)
+            )
+            for receipt in completed(
+                reduced,
+                total=len(tasks),
+                label=_VERBS[self.kind][0],
+                on_bad_shard=on_bad_shard,
+                failures=failures,
+                kept=len(receipts),
+                images=lambda receipt: receipt.rows,
+            ):
+                receipts.append(receipt)
+                if receipt.shard not in self.kept:
+                    self._journal(journals, receipt.work).add(receipt)
         finally:
             for journal in journals.values():
                 journal.flush()
-        stayed = sum(receipt.shard in self.kept for receipt in receipts)
-        settle(failures, len(receipts) - stayed, on_bad_shard, kept=stayed)
         seconds = time.monotonic() - start
         summary = summarise(receipts)
         held = {receipt.path for receipt in self.kept.values()}

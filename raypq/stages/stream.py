@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from raypq.config import Columns
 from raypq.errors import InputError
+from raypq.execution.executor import Rank
 from raypq.methods.base import TrainBatch
 from raypq.stages.training_rows import TrainingClasses, TrainTask, training_batches
 
@@ -44,8 +45,8 @@ class Source:
         return sum(task.rows for task in self.tasks) - len(self.held_out)
 
 
-class Shelf:
-    """Shards that were read before, as far as they fit into so many bytes."""
+class BatchCache:
+    """Shards that were read before, as far as they fit into ``room`` bytes."""
 
     def __init__(self, room: int) -> None:
         self._room = room
@@ -115,22 +116,14 @@ class Buffer:
         return X, y
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seat:
-    """Which of the workers this is."""
-
-    rank: int = 0
-    world: int = 1
-
-
 class RowStream:
     """One worker's rows of a store, pass after pass."""
 
     def __init__(
-        self, source: Source, seat: Seat, *, seed: Sequence[int], buffer: int, shelf: Shelf
+        self, source: Source, rank: Rank, *, seed: Sequence[int], buffer: int, cache: BatchCache
     ) -> None:
-        self._source, self._seat, self._seed = source, seat, list(seed)
-        self._buffer, self._shelf = buffer, shelf
+        self._source, self._rank, self._seed = source, rank, list(seed)
+        self._buffer, self._cache = buffer, cache
 
     def steps(self, epoch: int, steps: int, n: int) -> Iterator[Rows]:
         """``steps`` times n rows. A short store is passed over again, shuffled anew.
@@ -138,7 +131,7 @@ class RowStream:
         Raises:
             InputError: no row is left to train on, or one of the rows is bad.
         """
-        rng = np.random.default_rng([*self._seed, epoch, self._seat.rank, 1])
+        rng = np.random.default_rng([*self._seed, epoch, self._rank.rank, 1])
         buffer = Buffer(rng)
         rows = self._endless(epoch)
         read = 0
@@ -160,18 +153,20 @@ class RowStream:
                 raise InputError(
                     self._source.tasks[0].name,
                     expected="rows to train on",
-                    found=f"none for worker {self._seat.rank} of {self._seat.world}",
+                    found=f"none for worker {self._rank.rank} of {self._rank.world_size}",
                 )
             again += 1
 
     def one_pass(self, epoch: int, again: int = 0) -> Iterator[Rows]:
         """This worker's run of rows in the order of one pass, without those held out."""
-        source, seat = self._source, self._seat
+        source, rank = self._source, self._rank
         rng = np.random.default_rng([*self._seed, epoch, again])
         filled = [task for task in source.tasks if task.rows]  # the order depends on these alone
         tasks = [filled[index] for index in rng.permutation(len(filled))]
         starts = np.cumsum([0, *(task.rows for task in tasks)])
-        low, high = (int(starts[-1]) * place // seat.world for place in (seat.rank, seat.rank + 1))
+        low, high = (
+            int(starts[-1]) * place // rank.world_size for place in (rank.rank, rank.rank + 1)
+        )
         for task, (start, end) in zip(tasks, pairwise(starts), strict=True):
             if start < high and end > low:
                 first, last = task.row + max(low - start, 0), task.row + min(high, end) - start
@@ -180,7 +175,7 @@ class RowStream:
     def _run(self, task: TrainTask, first: int, last: int) -> Iterator[Rows]:
         """Rows ``first`` to ``last`` of one shard, as they are numbered over the store."""
         held_out = self._source.held_out
-        for batch in self._shelf.batches(self._source, task):
+        for batch in self._cache.batches(self._source, task):
             number = np.arange(batch.row, batch.row + len(batch.X))
             wanted = (number >= first) & (number < last)
             low, high = np.searchsorted(held_out, [batch.row, batch.row + len(batch.X)])

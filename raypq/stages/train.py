@@ -14,14 +14,14 @@ from raypq.config import TrainJob
 from raypq.data.codes import bytes_per_code
 from raypq.data.models import check_vacant
 from raypq.errors import ShardFailure
+from raypq.execution.executor import Executor
+from raypq.execution.run_record import RunRecord
 from raypq.methods import registry
-from raypq.methods.base import Corpus, Model, ReductionMethod, State
+from raypq.methods.base import Corpus, Model, ReductionMethod, State, Stats
 from raypq.methods.gradient import GradientMethod
-from raypq.stages.crew import Crew, settle
 from raypq.stages.drift import baseline_of
 from raypq.stages.learn import Fitted, learn
-from raypq.stages.passes import Plan, TrainWorker, cache_of, measure, run_pass, update
-from raypq.stages.record import RunRecord
+from raypq.stages.passes import Plan, TrainWorker, cache_of, iterate, measure, run_pass
 from raypq.stages.tune import tune
 
 
@@ -43,7 +43,7 @@ def check_settings(method: str, settings: Mapping[str, Any]) -> None:
     registry.create(method, settings)
 
 
-def train(job: TrainJob, crew: Crew) -> Trained:
+def train(job: TrainJob, executor: Executor) -> Trained:
     """Trains a method and saves its model.
 
     Raises:
@@ -51,24 +51,24 @@ def train(job: TrainJob, crew: Crew) -> Trained:
         JobError: shards that could not be used.
     """
     start = time.monotonic()
-    crew = run = RunRecord(job, crew)
+    run = RunRecord(job, executor)
     check_vacant(job.output, overwrite=job.overwrite)
-    # The updates run here; as many threads as a worker has, so that every crew gives equal bits.
+    # The updates run here, with as many threads as a worker has: equal bits on every executor.
     kernels.set_threads(job.where.threads)
     method = registry.create(job.method, job.settings)
     plan = Plan.make(job, method)
-    tuned = tune(job, plan, crew) if job.tune else None
+    tuned = tune(job, plan, executor, run) if job.tune else None
     if tuned:
         method = registry.create(job.method, tuned.settings)
     if isinstance(method, ReductionMethod):
-        fitted = _reduce(job, method, plan, crew)
+        fitted = _reduce(job, method, plan, executor, run)
     else:
         assert isinstance(method, GradientMethod), "there are two ways to train"
-        fitted = learn(job, method, plan, crew)
+        fitted = learn(job, method, plan, executor, run)
     model, images = fitted.model, fitted.images
     quarantined = [str(failure) for failure in fitted.failures]
     run.lap("finish")
-    record = {**model.record, "images": images, "quarantined": quarantined, "run": run.told()}
+    record = {**model.record, "images": images, "quarantined": quarantined, "run": run.summary()}
     if baseline := baseline_of(fitted.measured, images=images, K=model.K):
         record["baseline"] = baseline.model_dump(mode="json")
     model = replace(model, record={**record, **(tuned.record() if tuned else {})})
@@ -106,31 +106,44 @@ def _with_classes(model: Model, corpus: Corpus) -> Model:
     return model.with_classes(ids, np.concatenate([corpus.A, corpus.A_other]))
 
 
-def _reduce(job: TrainJob, method: ReductionMethod, plan: Plan, crew: Crew) -> Fitted:
+def _reduce(
+    job: TrainJob, method: ReductionMethod, plan: Plan, executor: Executor, record: RunRecord
+) -> Fitted:
     """Every pass of a method by reduction."""
     tasks = list(plan.tasks)
-    failures: list[ShardFailure] = []
-    footers = list(plan.failures)
-    state = method.begin(plan.corpus)
-    args = (method, job.columns, plan.corpus.dx, plan.classes, cache_of(job, crew))
-    with crew.hire(TrainWorker, *args, cache=job.cache_bytes or 0) as gang:
-        while not state.done:
-            label = f"{job.method} {state.phase} {state.iteration}"
-            stats, failed = run_pass(gang, tasks, state, label)
-            settle(footers + failed, len(tasks) - len(failed), job.on_bad_shard)
-            failures += footers + failed
-            footers = []
-            names = {failure.shard for failure in failed}
-            tasks = [task for task in tasks if task.name not in names]
-            state = update(method, state, stats, job.where)
-            _tell(job.method, state)
+    left_out: list[ShardFailure] = []
+    new = list(plan.failures)  # not yet reported
+
+    def pass_over_good_shards(state: State) -> Stats:
+        nonlocal tasks, new
+        label = f"{job.method} {state.phase} {state.iteration}"
+        stats = run_pass(pool, tasks, state, label, on_bad_shard=job.on_bad_shard, failures=new)
+        left_out.extend(new)
+        bad = {failure.shard for failure in new}
+        tasks, new = [task for task in tasks if task.name not in bad], []
+        return stats
+
+    args = (method, job.columns, plan.corpus.dx, plan.classes, cache_of(job, executor))
+    with (
+        executor.start_workers(
+            TrainWorker, *args, stage="train", cache=job.cache_bytes or 0
+        ) as pool,
+        record.observe(pool, "train"),
+    ):
+        state = iterate(
+            method,
+            method.begin(plan.corpus),
+            pass_over_good_shards,
+            threads=job.where.threads * job.where.workers,
+            on_update=lambda state: _log(job.method, state),
+        )
         model = method.model(state)
-        measured = measure(gang, tasks, model)
+        measured = measure(pool, tasks, model)
     images = sum(task.rows for task in tasks)
-    return Fitted(model=model, failures=failures, images=images, measured=measured)
+    return Fitted(model=model, failures=left_out, images=images, measured=measured)
 
 
-def _tell(name: str, state: State) -> None:
+def _log(name: str, state: State) -> None:
     if state.history:
         note = state.history[-1]
         text = ", ".join(

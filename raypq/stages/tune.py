@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from raypq import console
 from raypq.config import TrainJob
 from raypq.errors import ConfigError
+from raypq.execution.executor import Executor
+from raypq.execution.run_record import RunRecord
 from raypq.kernels import topk_per_vector
 from raypq.methods import registry
 from raypq.methods.base import Corpus, Model
-from raypq.stages.crew import Crew, settle
 from raypq.stages.evaluate import harmonic
 from raypq.stages.rehearse import fit_rows
 from raypq.stages.sample import draw
@@ -98,7 +99,7 @@ class Tuned:
         return {"calibration": self.calibration, "tuning": [dict(row) for row in self.table]}
 
 
-def tune(job: TrainJob, plan: Plan, crew: Crew) -> Tuned:
+def tune(job: TrainJob, plan: Plan, executor: Executor, record: RunRecord) -> Tuned:
     """Searches the method's space, leaving out what the job sets itself.
 
     Raises:
@@ -115,7 +116,7 @@ def tune(job: TrainJob, plan: Plan, crew: Crew) -> Tuned:
             f"--tune (tune: true) needs at least 8 training classes, found {plan.corpus.L}"
         )
     seed = registry.create(job.method, job.settings).settings.seed
-    sample = _sample(job, plan, crew, seed)
+    sample = _sample(job, plan, executor, record, seed)
     combinations = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
     trials = [
         Trial(settings=chosen, split=split) for chosen in combinations for split in range(SPLITS)
@@ -123,13 +124,14 @@ def tune(job: TrainJob, plan: Plan, crew: Crew) -> Tuned:
     judged: list[Judged] = []
     args = (job.method, dict(job.settings), sample, seed)
     with (
-        crew.hire(TuneWorker, *args) as gang,
+        executor.start_workers(TuneWorker, *args, stage="tune") as pool,
+        record.observe(pool, "tune"),
         console.progress(len(trials), "tune", unit="trials") as progress,
     ):
-        for outcome in gang.map(trials, ordered=True):
-            if outcome.failure:
-                raise ConfigError(str(outcome.failure))
-            judged.append(outcome.result)
+        for result in pool.map(TuneWorker.run, trials, ordered=True):
+            if result.failure:  # the settings are at fault, so the other trials need not be run
+                raise ConfigError(str(result.failure))
+            judged.append(result.value)
             progress.done()
     return _choose(job, combinations, judged)
 
@@ -155,14 +157,22 @@ def _choose(job: TrainJob, combinations: list[dict[str, Any]], judged: list[Judg
     return Tuned(settings=settings, calibration=calibration, table=order)
 
 
-def _sample(job: TrainJob, plan: Plan, crew: Crew, seed: int) -> Sample:
+def _sample(job: TrainJob, plan: Plan, executor: Executor, record: RunRecord, seed: int) -> Sample:
     """Reads a sample of the training rows into memory."""
     rng = np.random.default_rng([seed, 10])
     N = plan.corpus.N
     rows = np.sort(rng.choice(N, min(N, ROWS), replace=False))
     assert plan.classes is not None, "checked before"
-    X, y, failures = draw(job, plan.tasks, plan.corpus.dx, plan.classes, rows, crew)
-    settle(failures, len(plan.tasks) - len(failures), job.on_bad_shard)
+    X, y = draw(
+        job,
+        plan.tasks,
+        plan.corpus.dx,
+        plan.classes,
+        rows,
+        executor,
+        record,
+        on_bad_shard=job.on_bad_shard,
+    )
     return Sample(X=X, y=y, corpus=plan.corpus)
 
 
@@ -172,7 +182,8 @@ class TuneWorker:
     def __init__(self, method: str, fixed: Mapping[str, Any], sample: Sample, seed: int) -> None:
         self._method, self._fixed, self._sample, self._seed = method, fixed, sample, seed
 
-    def __call__(self, trial: Trial, shared: None) -> Judged:
+    def run(self, trial: Trial) -> Judged:
+        """Trains and judges under the settings of a trial."""
         sample = self._sample
         unseen, fit = split_rows(sample.y, sample.corpus.L, self._seed, trial.split)
         model = self._fit({**trial.settings, **self._fixed}, fit, ~unseen)

@@ -49,7 +49,7 @@ class Writer:
     def __init__(self, store: str) -> None:
         self._store = store
 
-    def __call__(self, task: ShardTask, shared: Any) -> output.Receipt:
+    def write(self, task: ShardTask) -> output.Receipt:
         def batches() -> Any:
             for half in range(2):  # a kill may come between two parts of one file
                 rows = range(half * ROWS // 2, (half + 1) * ROWS // 2)
@@ -64,7 +64,7 @@ class Writer:
 
 
 def run(store: str, night: int, address: str) -> None:
-    from raypq.distributed.pool import connect
+    from raypq.distributed.cluster import connect
 
     journal._SECONDS = 0.2
     planned = StoreRun.plan(
@@ -73,9 +73,12 @@ def run(store: str, night: int, address: str) -> None:
     if planned.finished():
         return
     where = ClusterSettings(cluster=address, workers=2)
-    with connect(where) as crew, crew.hire(Writer, store) as gang:
+    with connect(where) as executor, executor.start_workers(Writer, store, stage="write") as pool:
         planned.execute(
-            gang, on_bad_shard="fail", reduce=lambda result: result, summarise=lambda _: {}
+            lambda tasks: pool.map(Writer.write, tasks),
+            on_bad_shard="fail",
+            reduce=lambda result: result,
+            summarise=lambda _: {},
         )
 
 
@@ -84,7 +87,7 @@ def drivers(store: str, address: str, folder: str) -> None:
     import ray  # noqa: F401
     import s3fs  # noqa: F401
 
-    import raypq.distributed.pool  # noqa: F401
+    import raypq.distributed.cluster  # noqa: F401
 
     for line in sys.stdin:
         night, attempt = line.split()

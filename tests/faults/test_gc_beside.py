@@ -23,8 +23,8 @@ import pytest
 from raypq.data import journal, output, runs, snapshot
 from raypq.data.storage import Listed, Shard, Storage, filesystem, join, list_names, replaced
 from raypq.errors import ConflictError, InputError
+from raypq.execution.local import LocalExecutor
 from raypq.stages import history
-from raypq.stages.crew import LocalCrew
 from raypq.stages.store import ShardTask, StoreRun
 
 SCHEMA = pa.schema([pa.field("id", pa.string())])
@@ -36,7 +36,7 @@ class Writer:
     def __init__(self, store: str) -> None:
         self._store = store
 
-    def __call__(self, task: ShardTask, shared: Any) -> output.Receipt:
+    def write(self, task: ShardTask) -> output.Receipt:
         name = f"{task.shard.stem}/{task.shard.modified}"
         batch = pa.RecordBatch.from_arrays([pa.array([name])], schema=SCHEMA)
         return output.write_shard(
@@ -59,9 +59,12 @@ def run(store: str, tasks: Sequence[ShardTask]) -> snapshot.Snapshot:
     planned = StoreRun.plan(kind="codes", store=store, tasks=tasks)
     if finished := planned.finished():
         return finished
-    with LocalCrew(1).hire(Writer, store) as gang:
+    with LocalExecutor(1).start_workers(Writer, store, stage="write") as pool:
         return planned.execute(
-            gang, on_bad_shard="fail", reduce=lambda result: result, summarise=lambda _: {}
+            lambda tasks: pool.map(Writer.write, tasks),
+            on_bad_shard="fail",
+            reduce=lambda result: result,
+            summarise=lambda _: {},
         )
 
 
@@ -72,8 +75,16 @@ def killed(store: str, tasks: Sequence[ShardTask]) -> None:
         raise KeyboardInterrupt
 
     planned = StoreRun.plan(kind="codes", store=store, tasks=tasks)
-    with LocalCrew(1).hire(Writer, store) as gang, pytest.raises(KeyboardInterrupt):
-        planned.execute(gang, on_bad_shard="fail", reduce=lambda result: result, summarise=stop)
+    with (
+        LocalExecutor(1).start_workers(Writer, store, stage="write") as pool,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        planned.execute(
+            lambda tasks: pool.map(Writer.write, tasks),
+            on_bad_shard="fail",
+            reduce=lambda result: result,
+            summarise=stop,
+        )
 
 
 def prepared(store: str) -> None:

@@ -23,6 +23,7 @@ import pytest
 from weed import seaweedfs
 
 from raypq.data import snapshot
+from raypq.distributed.worker_actor import PROCESS_TITLE
 from raypq.stages import history
 
 pytestmark = pytest.mark.ray
@@ -152,11 +153,11 @@ def runs(process: psutil.Process) -> bool:
 
 
 def workers(keeper: int) -> list[psutil.Process]:
-    """The processes of the cluster in which seats are."""
+    """The processes of the cluster in which workers are."""
     found = []
     for process in psutil.Process(keeper).children(recursive=True):
         try:
-            if "Seat" in " ".join(process.cmdline()):
+            if " ".join(process.cmdline()).startswith(PROCESS_TITLE):
                 found.append(process)
         except psutil.Error:
             continue

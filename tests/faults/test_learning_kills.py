@@ -16,6 +16,7 @@ from torch import distributed
 
 from raypq.config import ClusterSettings, TrainJob
 from raypq.errors import ConfigError, DivergenceError
+from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Corpus, Model
 from raypq.methods.dpq import DPQ, DPQNetwork, DPQSettings
 from raypq.methods.gradient import Network
@@ -29,15 +30,15 @@ SETTINGS = {"M": 2, "K": 16, "hidden": 32, "width": 16, "part_hidden": 16, "batc
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Any]:
-    from raypq.distributed.pool import connect
+def executor() -> Iterator[Any]:
+    from raypq.distributed.cluster import connect
 
     with pytest.MonkeyPatch.context() as patch:
         # The networks of this file are found by name, as those of raypq are.
         places = [str(Path(__file__).parent), *sys.path]
         patch.setenv("PYTHONPATH", os.pathsep.join(places))
-        with connect(WHERE) as crew:
-            yield crew
+        with connect(WHERE) as executor:
+            yield executor
 
 
 class Mortal(DPQNetwork):
@@ -72,7 +73,9 @@ class MortalDPQ(DPQ):
         return network
 
 
-def train(world: Any, output: Path, crew: Any, diary: Path | None = None, **changes: Any) -> Model:
+def train(
+    world: Any, output: Path, executor: Any, diary: Path | None = None, **changes: Any
+) -> Model:
     settings = DPQSettings(**{**SETTINGS, "epochs": EPOCHS, **changes})
     method = DPQ(settings) if diary is None else MortalDPQ(settings, diary)
     job = TrainJob(
@@ -83,28 +86,29 @@ def train(world: Any, output: Path, crew: Any, diary: Path | None = None, **chan
         settings=settings.model_dump(),
         where=WHERE,
     )
-    return learn(job, method, Plan.make(job, method), crew).model
+    record = RunRecord(job, executor)
+    return learn(job, method, Plan.make(job, method), executor, record).model
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_no_more_than_the_epoch_in_hand(world, tmp_path, crew):
+def test_a_killed_worker_costs_no_more_than_the_epoch_in_hand(world, tmp_path, executor):
     diary = tmp_path / "diary"
     diary.mkdir()
-    killed = train(world, tmp_path / "killed", crew, diary)
+    killed = train(world, tmp_path / "killed", executor, diary)
     assert (diary / "killed").exists()
     begun = Counter(int(mark.name.split(".")[0]) for mark in diary.glob("*.*"))
     assert begun == {epoch: 4 if epoch == FATAL else 2 for epoch in range(EPOCHS)}
     assert [note["epoch"] for note in killed.record["history"]] == list(range(EPOCHS))
-    whole = train(world, tmp_path / "whole", crew)
+    whole = train(world, tmp_path / "whole", executor)
     for name, tensor in whole.tensors.items():
         np.testing.assert_allclose(killed.tensors[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_worker_raises_on_purpose_reaches_the_driver(world, tmp_path, crew):
+def test_what_a_worker_raises_on_purpose_reaches_the_driver(world, tmp_path, executor):
     with pytest.raises(DivergenceError, match="training diverged in phase 'train', epoch 0"):
-        train(world, tmp_path / "m", crew, rate=1e30)
+        train(world, tmp_path / "m", executor, rate=1e30)
 
 
-def test_a_batch_smaller_than_the_classes_on_each_worker(world, tmp_path, crew):
+def test_a_batch_smaller_than_the_classes_on_each_worker(world, tmp_path, executor):
     with pytest.raises(ConfigError, match=r"over 2 worker\(s\) are 7 each, fewer than the 8"):
-        train(world, tmp_path / "m", crew, batch=15)
+        train(world, tmp_path / "m", executor, batch=15)

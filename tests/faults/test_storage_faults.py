@@ -19,7 +19,7 @@ from storage import FAULTS, Dead, Fault, FaultyStorage
 from raypq.data import journal, output, snapshot
 from raypq.data.storage import Shard, join, open_parquet, posix, replaced
 from raypq.errors import JobError
-from raypq.stages.crew import LocalCrew
+from raypq.execution.local import LocalExecutor
 from raypq.stages.store import ShardTask, StoreRun
 
 SHARDS, ROWS = 2, 4
@@ -32,7 +32,7 @@ class Writer:
     def __init__(self, store: str) -> None:
         self._store = store
 
-    def __call__(self, task: ShardTask, shared: Any) -> output.Receipt:
+    def write(self, task: ShardTask) -> output.Receipt:
         ids = [f"{task.shard.stem}-{row}-{task.shard.modified}" for row in range(ROWS)]
         batch = pa.RecordBatch.from_arrays([pa.array(ids)], schema=SCHEMA)
         return output.write_shard(
@@ -61,9 +61,12 @@ def run(store: str, night: int) -> snapshot.Snapshot:
     )
     if finished := planned.finished():
         return finished
-    with LocalCrew(1).hire(Writer, store) as gang:
+    with LocalExecutor(1).start_workers(Writer, store, stage="write") as pool:
         return planned.execute(
-            gang, on_bad_shard="fail", reduce=lambda result: result, summarise=lambda _: {}
+            lambda tasks: pool.map(Writer.write, tasks),
+            on_bad_shard="fail",
+            reduce=lambda result: result,
+            summarise=lambda _: {},
         )
 
 

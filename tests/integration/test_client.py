@@ -30,7 +30,7 @@ def address() -> Iterator[str]:
         patch.setenv("RAY_AUTH_MODE", "token")
         import ray
 
-        from raypq.distributed.pool import connect
+        from raypq.distributed.cluster import connect
 
         with connect(ClusterSettings(cluster="local", workers=2)):
             yield str(ray.get_runtime_context().gcs_address)
@@ -109,7 +109,7 @@ def test_nodes_that_the_autoscaler_may_add_count() -> None:
     import ray
     from ray.core.generated import autoscaler_pb2
 
-    from raypq.distributed.pool import ClusterError, check_resources
+    from raypq.distributed.cluster import ClusterError, check_resources
 
     settings = ONE.model_copy(update={"gpus_per_worker": 1.0})
     gcs = ray._private.worker.global_worker.gcs_client
@@ -152,12 +152,12 @@ def test_another_version_of_ray_is_named(address: str, encode: Encode) -> None:
 
 
 def test_another_version_of_raypq_is_named() -> None:
-    from raypq.distributed.seat import Seat
+    from raypq.distributed.worker_actor import WorkerActor
 
-    refusal = Seat("0.0.0", 1, "cpu", dict).ready()
-    assert refusal is not None
-    assert refusal.final
-    assert "raypq 0.0.0 asks" in refusal.reason
+    problem = WorkerActor("0.0.0", 1, "cpu", dict).ping()
+    assert problem is not None
+    assert problem.final
+    assert "the driver runs raypq 0.0.0, but the workers have" in problem.reason
 
 
 def test_a_cluster_that_is_not_there_is_told_in_seconds(encode: Encode) -> None:

@@ -113,13 +113,13 @@ def test_models_and_kernels_refuse_it(home: Any) -> None:
 
 @pytest.mark.ray
 def test_a_ray_worker_refuses_for_good_before_it_loads_anything() -> None:
-    from raypq.distributed.seat import Seat
+    from raypq.distributed.worker_actor import WorkerActor
 
     def make() -> Any:
         raise AssertionError("made")
 
-    refusal = Seat(raypq.__version__, 1, "cuda", make).ready()
-    assert refusal is not None
-    assert refusal.final
-    assert "device: cuda cannot be used here" in refusal.reason
-    assert "--gpus-per-worker 1" in refusal.reason
+    problem = WorkerActor(raypq.__version__, 1, "cuda", make).ping()
+    assert problem is not None
+    assert problem.final
+    assert "device: cuda cannot be used here" in problem.reason
+    assert "--gpus-per-worker 1" in problem.reason

@@ -21,6 +21,8 @@ from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, TrainJob
 from raypq.data import arrays, snapshot
 from raypq.data.models import ModelFiles
 from raypq.errors import ConfigError, DivergenceError, InputError, JobError
+from raypq.execution.local import LocalExecutor
+from raypq.execution.run_record import RunRecord
 from raypq.methods import registry
 from raypq.methods.base import Corpus, Model, ReductionMethod
 from raypq.methods.gradient import (
@@ -33,7 +35,6 @@ from raypq.methods.gradient import (
 )
 from raypq.methods.pq import PQ, PQSettings
 from raypq.stages import learner
-from raypq.stages.crew import LocalCrew
 from raypq.stages.learn import learn
 from raypq.stages.passes import Plan
 
@@ -332,7 +333,9 @@ def toy(world, tmp_path) -> Callable[..., Model]:
     def toy(name: str) -> Model:
         given = job(world, tmp_path / name)
         method = Toy(ToySettings(batch=50, normalise="zscore"))
-        return learn(given, method, Plan.make(given, method), LocalCrew(1)).model
+        executor = LocalExecutor(1)
+        record = RunRecord(given, executor)
+        return learn(given, method, Plan.make(given, method), executor, record).model
 
     return toy
 

@@ -32,7 +32,7 @@ from raypq.config import (
 from raypq.data import arrays, snapshot
 from raypq.data.features import FeatureStore, survey
 from raypq.data.storage import stem_of
-from raypq.errors import JobError
+from raypq.errors import JobError, ShardFailure
 from raypq.methods import registry
 from raypq.methods.base import Corpus
 from raypq.methods.pq import PQModel, PQSettings
@@ -53,7 +53,7 @@ SETTINGS = {
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
     """One Ray for all of these; it has room for four workers, the machine may have fewer CPUs."""
-    from raypq.distributed.pool import connect
+    from raypq.distributed.cluster import connect
 
     with connect(ClusterSettings(cluster="local", workers=4)):
         yield
@@ -196,7 +196,7 @@ Pass = Callable[[], tuple[list[Any], list[Any]]]
 @contextmanager
 def two_trainers(folder: Path, cache_bytes: int) -> Iterator[Pass]:
     """Two Ray workers, both there; each call is a pass: the rows it samples, and failures."""
-    from raypq.distributed.pool import RayCrew
+    from raypq.distributed.cluster import RayExecutor
 
     found = survey(FeatureStore.open([str(folder)]))
     method = registry.create("pq", {"M": 4, "K": 16})
@@ -206,13 +206,18 @@ def two_trainers(folder: Path, cache_bytes: int) -> Iterator[Pass]:
         TrainTask(shard=shard, row=row, rows=rows)
         for shard, row, rows in zip(found.shards, starts, found.rows, strict=False)
     ]
-    with RayCrew(TWO).hire(TrainWorker, method, Columns(), DX, None, cache_bytes) as gang:
+    with RayExecutor(TWO).start_workers(
+        TrainWorker, method, Columns(), DX, None, cache_bytes, stage="train"
+    ) as pool:
         decoy = replace(tasks[0], shard=replace(tasks[0].shard, uri=f"{folder}-decoy.parquet"))
-        while len(gang.ready) < 2:  # or the first one might do all of a pass
-            list(gang.map([decoy], state))
+        while len(pool.ready) < 2:  # or the first one might do all of a pass
+            list(pool.map(TrainWorker.accumulate, [decoy], state))
 
         def run() -> tuple[list[Any], list[Any]]:
-            stats, failures = run_pass(gang, tasks, state, "pass")
+            failures: list[ShardFailure] = []
+            stats = run_pass(
+                pool, tasks, state, "pass", on_bad_shard="quarantine", failures=failures
+            )
             return [part.tolist() for part in stats.rows.get("sample", [])], failures
 
         yield run
@@ -261,11 +266,14 @@ def test_a_small_cache_gives_the_same_model(data: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_no_node_has_is_said_at_once(asked: dict[str, Any], told: str) -> None:
-    from raypq.distributed.pool import ClusterError, RayCrew
+    from raypq.distributed.cluster import ClusterError, RayExecutor
 
     start = time.monotonic()
-    crew = RayCrew(ClusterSettings(cluster="local", workers=1, **asked))
-    with pytest.raises(ClusterError, match=f"needs {told}, but no node has that"), crew.hire(dict):
+    executor = RayExecutor(ClusterSettings(cluster="local", workers=1, **asked))
+    with (
+        pytest.raises(ClusterError, match=f"needs {told}, but no node has that"),
+        executor.start_workers(dict, stage="idle"),
+    ):
         pass
     assert time.monotonic() - start < 2
 
@@ -274,45 +282,52 @@ TASK = SimpleNamespace(name="a task")
 IDLE = partial, isinstance  # makes a worker that every process can import
 
 
+def idle(worker: Any, task: Any) -> None:
+    """Does nothing."""
+
+
 def test_memory_is_kept_for_workers_and_all_of_them_fit() -> None:
     """By default as much as all workers of the node can have; more for a cache, on request."""
     import ray
 
-    from raypq.distributed.pool import RayCrew
+    from raypq.distributed.cluster import RayExecutor
 
     (node,) = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    crew = RayCrew(ClusterSettings(cluster="local", workers=4))
-    assert 0 < 4 * crew.worker_memory <= node["memory"]
-    one = RayCrew(ClusterSettings(cluster="auto", workers=1))
-    own = RayCrew(ClusterSettings(cluster="local", workers=1, memory_per_worker=0.25))
-    for hired, cache, least in (
+    all_of_them = RayExecutor(ClusterSettings(cluster="local", workers=4))
+    assert 0 < 4 * all_of_them.worker_memory <= node["memory"]
+    one = RayExecutor(ClusterSettings(cluster="auto", workers=1))
+    own = RayExecutor(ClusterSettings(cluster="local", workers=1, memory_per_worker=0.25))
+    for executor, cache, least in (
         (own, 0, 1 << 28),
         (one, 6 << 30, min(6 << 30, node["memory"] / 2)),
     ):
-        with hired.hire(*IDLE, cache=cache) as gang:
-            list(gang.map([TASK]))
+        with executor.start_workers(*IDLE, stage="idle", cache=cache) as pool:
+            list(pool.map(idle, [TASK]))
             kept = node["memory"] - ray.available_resources()["memory"]
         assert kept >= least * 0.99
 
 
 def test_the_wait_for_a_first_worker_is_a_setting_and_says_what_for() -> None:
-    from raypq.distributed.pool import ClusterError, RayCrew
+    from raypq.distributed.cluster import ClusterError, RayExecutor
 
-    full = RayCrew(ClusterSettings(cluster="local", workers=1, threads=4))
-    late = RayCrew(ClusterSettings(cluster="local", workers=2, threads=2, start_timeout=3))
-    with full.hire(*IDLE) as gang:
-        list(gang.map([TASK]))
-        with pytest.raises(ClusterError) as caught, late.hire(*IDLE) as waiting:
-            list(waiting.map([TASK]))
+    full = RayExecutor(ClusterSettings(cluster="local", workers=1, threads=4))
+    late = RayExecutor(ClusterSettings(cluster="local", workers=2, threads=2, start_timeout=3))
+    with full.start_workers(*IDLE, stage="idle") as pool:
+        list(pool.map(idle, [TASK]))
+        with (
+            pytest.raises(ClusterError) as caught,
+            late.start_workers(*IDLE, stage="idle") as waiting,
+        ):
+            list(waiting.map(idle, [TASK]))
     said = str(caught.value)
-    assert "no worker started within 3 s. Each of 2 asks for 2 CPU and " in said
+    assert "no worker started within 3 s. Each of 2 needs 2 CPU and " in said
     assert "the cluster has 4 CPU and 0 GPU and " in said
     assert "of which 0 CPU" in said
     assert "--start-timeout" in said
 
 
 def test_an_address_where_nothing_listens_is_told_within_seconds() -> None:
-    from raypq.distributed.pool import ClusterError, check_address
+    from raypq.distributed.cluster import ClusterError, check_address
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -326,7 +341,7 @@ def test_an_address_where_nothing_listens_is_told_within_seconds() -> None:
 
 
 def test_an_address_that_is_not_ray_is_told_within_seconds() -> None:
-    from raypq.distributed.pool import ClusterError, check_address
+    from raypq.distributed.cluster import ClusterError, check_address
 
     start = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -339,7 +354,7 @@ def test_an_address_that_is_not_ray_is_told_within_seconds() -> None:
 def test_a_cluster_that_answers_passes(local_ray: None) -> None:
     import ray
 
-    from raypq.distributed.pool import check_address
+    from raypq.distributed.cluster import check_address
 
     check_address(ray.get_runtime_context().gcs_address)
 

@@ -23,8 +23,9 @@ import raypq
 from raypq.config import ClusterSettings, EncodeJob, TrainJob
 from raypq.data import arrays
 from raypq.data.features import FeatureStore
+from raypq.execution.executor import WorkerPool
+from raypq.execution.local import LocalExecutor
 from raypq.stages import encode as stage
-from raypq.stages.crew import Gang, LocalCrew
 from raypq.stages.store import ShardTask
 
 pytestmark = pytest.mark.slow
@@ -168,34 +169,37 @@ def two_processes(warm: EncodeJob, halves: list[EncodeJob]) -> float:
 
 
 class Ready:
-    """A Ray crew whose gang is handed over once both workers are there and have done a shard."""
+    """A Ray executor whose pool is handed over once both workers have done a shard."""
 
-    def __init__(self, crew: Any, warm: Path) -> None:
-        self.workers = crew.workers
-        self._crew, self._warm = crew, warm
+    def __init__(self, executor: Any, warm: Path) -> None:
+        self.n_workers = executor.n_workers
+        self.worker_memory = executor.worker_memory
+        self._executor, self._warm = executor, warm
         self.since = 0.0
 
     @contextmanager
-    def hire(self, make: Callable[..., Any], *args: Any) -> Iterator[Gang]:
+    def start_workers(
+        self, make: Callable[..., Any], *args: Any, **how: Any
+    ) -> Iterator[WorkerPool[Any]]:
         shards = FeatureStore.open([str(self._warm)]).shards
         tasks = [
             ShardTask(shard=replace(shard, stem=f"{shard.stem}-{i}"))
             for shard in shards
             for i in range(4)
         ]
-        with self._crew.hire(make, *args) as gang:
-            while len(gang.ready) < self._crew.workers:
-                list(gang.map(tasks))
-            list(gang.map(tasks))
+        with self._executor.start_workers(make, *args, **how) as pool:
+            while len(pool.ready) < self._executor.n_workers:
+                list(pool.map(make.encode, tasks))
+            list(pool.map(make.encode, tasks))
             self.since = time.monotonic()
-            yield gang
+            yield pool
 
 
 @pytest.mark.ray
 def test_64_shards_cost_little_more_than_on_two_plain_processes(
     tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
-    from raypq.distributed.pool import connect
+    from raypq.distributed.cluster import connect
 
     model = fitted(tmp_path, 512, 128)
     write(tmp_path / "warm" / "part.parquet", 200, 512)
@@ -206,7 +210,7 @@ def test_64_shards_cost_little_more_than_on_two_plain_processes(
         place.parent.mkdir(parents=True, exist_ok=True)
         os.link(tmp_path / "one.parquet", place)
     plain, on_ray = [], []
-    with connect(TWO) as crew:
+    with connect(TWO) as executor:
         for turn in range(3):
             out = tmp_path / f"out-{turn}"
             plain.append(
@@ -215,7 +219,7 @@ def test_64_shards_cost_little_more_than_on_two_plain_processes(
                     [job(model, half, out / half.name) for half in halves],
                 )
             )
-            ready = Ready(crew, tmp_path / "warm")
+            ready = Ready(executor, tmp_path / "warm")
             stage.encode(job(model, tmp_path / "all", out / "ray", TWO), ready)
             on_ray.append(time.monotonic() - ready.since)
             shutil.rmtree(out)
@@ -229,17 +233,17 @@ def test_64_shards_cost_little_more_than_on_two_plain_processes(
 def test_2000_tiny_shards_cost_little_more_than_a_plain_loop(
     tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
-    from raypq.distributed.pool import connect
+    from raypq.distributed.cluster import connect
 
     model = fitted(tmp_path, 32, 8)
     for part in range(2000):
         write(tmp_path / "tiny" / f"part-{part:04d}.parquet", 64, 32)
     start = time.monotonic()
-    plain = stage.encode(job(model, tmp_path / "tiny", tmp_path / "plain"), LocalCrew(1))
+    plain = stage.encode(job(model, tmp_path / "tiny", tmp_path / "plain"), LocalExecutor(1))
     alone = time.monotonic() - start
     start = time.monotonic()
-    with connect(TWO) as crew:  # starting Ray and its workers counts
-        there = stage.encode(job(model, tmp_path / "tiny", tmp_path / "ray", TWO), crew)
+    with connect(TWO) as executor:  # starting Ray and its workers counts
+        there = stage.encode(job(model, tmp_path / "tiny", tmp_path / "ray", TWO), executor)
     on_ray = time.monotonic() - start
     tell(f"2,000 tiny shards: plain loop {alone:.1f} s, Ray {on_ray:.1f} s from start to end")
     assert [one.sha256 for one in there.shards] == [one.sha256 for one in plain.shards]

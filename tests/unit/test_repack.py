@@ -17,7 +17,7 @@ from raypq.data.ahead import ahead
 from raypq.data.features import FeatureStore, read_batches, survey
 from raypq.data.storage import stem_of
 from raypq.errors import InputError, JobError
-from raypq.stages.crew import LocalCrew
+from raypq.execution.local import LocalExecutor
 from raypq.stages.repack import repack
 
 X = np.random.default_rng(0).standard_normal((300, 24)).astype(np.float32)
@@ -45,7 +45,9 @@ def test_values_names_and_other_columns_stay(
             note=[f"n{row}" for row in range(n)],
         )
     out = str(tmp_path / "out")
-    told = repack(RepackJob(features=[str(tmp_path / "in")], output=out, dtype=dtype), LocalCrew())
+    told = repack(
+        RepackJob(features=[str(tmp_path / "in")], output=out, dtype=dtype), LocalExecutor()
+    )
     assert (told["images"], told["shards"]) == (300, 2)
     made = [f"{stem_of(str(tmp_path / 'in' / f'a{part}.parquet'))}.parquet" for part in range(2)]
     assert sorted(path.name for path in Path(out).iterdir()) == ["_repack.json", *made]
@@ -60,7 +62,7 @@ def test_an_empty_shard_stays_empty(write, tmp_path: Path) -> None:
     write("in/a.parquet", id=["x"], feature=X[:1])
     write("in/b.parquet", id=pa.array([], pa.string()), feature=X[:0])
     out = str(tmp_path / "out")
-    told = repack(RepackJob(features=[str(tmp_path / "in")], output=out), LocalCrew())
+    told = repack(RepackJob(features=[str(tmp_path / "in")], output=out), LocalExecutor())
     assert told["images"] == 1
     name = stem_of(str(tmp_path / "in" / "b.parquet"))
     assert pq.read_table(f"{out}/{name}.parquet").num_rows == 0
@@ -71,7 +73,7 @@ def test_too_large_for_float16_is_an_error_and_leaves_no_file(write, tmp_path: P
     out = tmp_path / "out"
     job = RepackJob(features=[str(tmp_path / "in")], output=str(out), dtype="float16")
     with pytest.raises(JobError, match="float16 can hold, found 70000"):
-        repack(job, LocalCrew())
+        repack(job, LocalExecutor())
     assert not out.exists() or not list(out.iterdir())
 
 
@@ -129,7 +131,7 @@ def test_what_encode_would_refuse_is_refused_in_its_words(write, tmp_path, colum
     with pytest.raises(InputError) as caught:
         list(read_batches(store.shards[0], store.columns, width=24))
     with pytest.raises(JobError, match=re.escape(str(caught.value).removeprefix(path))):
-        repack(RepackJob(features=[path], output=str(tmp_path / "out")), LocalCrew())
+        repack(RepackJob(features=[path], output=str(tmp_path / "out")), LocalExecutor())
 
 
 @pytest.mark.parametrize(
@@ -144,5 +146,5 @@ def test_a_mistyped_column_is_refused(write, tmp_path, columns, says):
     path = write("in/a.parquet", id=list(range(300)), feature=X, label=["a"] * 300)
     job = RepackJob(features=[path], output=str(tmp_path / "out"), columns=columns)
     with pytest.raises((InputError, JobError), match=says):
-        repack(job, LocalCrew())
+        repack(job, LocalExecutor())
     assert not list(tmp_path.glob("out/*"))

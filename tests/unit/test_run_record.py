@@ -23,8 +23,8 @@ from raypq.config import (
 )
 from raypq.data import storage
 from raypq.errors import InputError
-from raypq.stages.crew import LocalCrew
-from raypq.stages.record import RunRecord
+from raypq.execution.local import LocalExecutor
+from raypq.execution.run_record import RunRecord
 
 JOB = EncodeJob(model="m", features=["f"], output="o")
 
@@ -35,7 +35,7 @@ class Task:
 
 
 class SleepWorker:
-    def __call__(self, task: Task, shared: Any) -> str:
+    def sleep(self, task: Task) -> str:
         if task.name == "bad":
             raise InputError("bad", expected="x", found="y")
         if task.name == "broken":
@@ -44,17 +44,19 @@ class SleepWorker:
         return task.name
 
 
-def test_phases_and_effort_are_measured() -> None:
-    record = RunRecord(JOB, LocalCrew(2))
+def test_phases_and_pools_are_measured() -> None:
+    executor = LocalExecutor(2)
+    record = RunRecord(JOB, executor)
     time.sleep(0.1)
-    with record.hire(SleepWorker) as gang:
-        for outcome in gang.map([Task("a"), Task("b"), Task("bad"), Task("broken")]):
-            if outcome.result:
+    with executor.start_workers(SleepWorker, stage="sleep") as pool, record.observe(pool, "sleep"):
+        tasks = [Task("a"), Task("b"), Task("bad"), Task("broken")]
+        for result in pool.map(SleepWorker.sleep, tasks):
+            if result.value:
                 record.finished(10)
         record.end_of_work("sleep")
         time.sleep(0.1)
         record.lap("check")
-    told = record.told()
+    told = record.summary()
     assert list(told["seconds"]) == ["plan", "start", "sleep", "check", "finish"]
     seconds = told["seconds"]
     assert 0.1 <= seconds["plan"] < 0.5
@@ -73,10 +75,10 @@ def test_phases_and_effort_are_measured() -> None:
 
 
 def test_a_long_timeline_is_thinned_and_still_ends_at_the_end() -> None:
-    record = RunRecord(JOB, LocalCrew(1))
+    record = RunRecord(JOB, LocalExecutor(1))
     for _ in range(12_345):
         record.finished(3)
-    timeline = record.told()["timeline"]
+    timeline = record.summary()["timeline"]
     assert 50 <= len(timeline) <= 201
     images = [images for _, images in timeline]
     assert images == sorted(images)

@@ -20,9 +20,9 @@ from raypq.data.classes import ClassTable
 from raypq.data.predictions import Best, PredictionBatch
 from raypq.data.storage import Shard
 from raypq.errors import InputError
+from raypq.execution.local import LocalExecutor
 from raypq.kernels import merge_topk
 from raypq.stages.confusions import Confusions
-from raypq.stages.crew import LocalCrew
 from raypq.stages.evaluate import evaluate, harmonic, share_limbs, value_of_limbs
 from raypq.stages.tally import Tally
 
@@ -91,7 +91,7 @@ class Store:
 
     def evaluate(self, **settings) -> dict:
         job = EvaluateJob(predictions=self.root, classes=self.table.uri, **settings)
-        return evaluate(job, LocalCrew(1))
+        return evaluate(job, LocalExecutor(1))
 
 
 # Four classes, 0 and 1 seen; rows are images with their label, best class first.
@@ -525,7 +525,7 @@ def test_a_small_shard_does_not_sort_all_confusions_again():
     assert sum(total.counts()[1]) == len(many) + 5000
 
 
-class Shuffled(LocalCrew):
+class Shuffled(LocalExecutor):
     """Results arrive in any order; notes how many of them are alive at once."""
 
     def __init__(self, seed: int) -> None:
@@ -534,25 +534,25 @@ class Shuffled(LocalCrew):
         self.most = 0
 
     @contextmanager
-    def hire(self, make, *args, cache=0):
-        with super().hire(make, *args, cache=cache) as gang:
-            yield _ShuffledGang(gang, self)
+    def start_workers(self, make, *args, stage, cache=0):
+        with super().start_workers(make, *args, stage=stage, cache=cache) as pool:
+            yield _ShuffledPool(pool, self)
 
 
-class _ShuffledGang:
-    def __init__(self, gang, crew: Shuffled) -> None:
-        self._gang, self._crew, self.effort = gang, crew, gang.effort
+class _ShuffledPool:
+    def __init__(self, pool, executor: Shuffled) -> None:
+        self._pool, self._executor, self.stats = pool, executor, pool.stats
 
-    def map(self, tasks, shared=None, *, ordered=False):
+    def map(self, call, tasks, *shared, ordered=False):
         assert not ordered
-        order = self._crew._rng.permutation(len(tasks))
+        order = self._executor._rng.permutation(len(tasks))
         alive = weakref.WeakSet()
-        for outcome in self._gang.map([tasks[index] for index in order], shared):
-            outcome = replace(outcome, index=int(order[outcome.index]))
-            alive.add(outcome.result)
-            self._crew.most = max(self._crew.most, len(alive))
-            yield outcome
-            del outcome
+        for result in self._pool.map(call, [tasks[index] for index in order], *shared):
+            result = replace(result, index=int(order[result.index]))
+            alive.add(result.value)
+            self._executor.most = max(self._executor.most, len(alive))
+            yield result
+            del result
 
 
 def test_figures_do_not_depend_on_the_order_and_nothing_is_kept(write, tmp_path):

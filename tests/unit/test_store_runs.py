@@ -13,7 +13,7 @@ from raypq.data.journal import Journal
 from raypq.data.output import Receipt, Source
 from raypq.data.storage import Shard
 from raypq.errors import ConflictError, RaypqError
-from raypq.stages.crew import LocalCrew
+from raypq.execution.local import LocalExecutor
 from raypq.stages.store import ShardTask, StoreRun
 
 SCHEMA = pa.schema([pa.field("id", pa.string())])
@@ -23,7 +23,7 @@ class Writer:
     def __init__(self, store: str) -> None:
         self._store = store
 
-    def __call__(self, task: ShardTask, shared: Any) -> Receipt:
+    def write(self, task: ShardTask) -> Receipt:
         batch = pa.RecordBatch.from_arrays([pa.array([task.name])], schema=SCHEMA)
         return output.write_shard(
             self._store, task.shard, model="m", work=task.work, schema=SCHEMA, batches=[batch],
@@ -44,9 +44,12 @@ def execute(run: StoreRun, before_commit: Any = lambda: None) -> snapshot.Snapsh
         before_commit()
         return {}
 
-    with LocalCrew(1).hire(Writer, run.store) as gang:
+    with LocalExecutor(1).start_workers(Writer, run.store, stage="write") as pool:
         return run.execute(
-            gang, on_bad_shard="fail", reduce=lambda result: result, summarise=summarise
+            lambda tasks: pool.map(Writer.write, tasks),
+            on_bad_shard="fail",
+            reduce=lambda result: result,
+            summarise=summarise,
         )
 
 

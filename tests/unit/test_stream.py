@@ -11,8 +11,9 @@ import pytest
 
 from raypq.config import Columns
 from raypq.errors import InputError
+from raypq.execution.executor import Rank
 from raypq.stages.passes import Listed
-from raypq.stages.stream import Buffer, RowStream, Seat, Shelf, Source
+from raypq.stages.stream import BatchCache, Buffer, RowStream, Source
 
 SIZES = (5, 40, 0, 17, 38)
 
@@ -34,9 +35,9 @@ def source(write) -> Source:
 
 def stream(source: Source, rank: int = 0, world: int = 1, **changes: int) -> RowStream:
     options = {"buffer": 30, "room": 10_000, **changes}
-    seat = Seat(rank=rank, world=world)
-    shelf = Shelf(options["room"])
-    return RowStream(source, seat, seed=(0, 20), buffer=options["buffer"], shelf=shelf)
+    cache = BatchCache(options["room"])
+    place = Rank(rank=rank, world_size=world)
+    return RowStream(source, place, seed=(0, 20), buffer=options["buffer"], cache=cache)
 
 
 def numbers(rows: object) -> list[int]:

@@ -25,9 +25,10 @@ from raypq.config import (
     TrainJob,
 )
 from raypq.data import arrays
+from raypq.execution.executor import WorkerPool
+from raypq.execution.local import LocalExecutor
 from raypq.methods.pq import PQModel, PQSettings
 from raypq.stages import classify, encode, evaluate, near_duplicates, retrieval, search, train
-from raypq.stages.crew import Gang, LocalCrew
 
 ALONE = ClusterSettings(cluster="none", workers=1)
 SHARDS, ROWS, M, D = 24, 40, 32, 512
@@ -35,7 +36,7 @@ MODEL_BYTES = 4 * 256 * D
 MOST = 3000  # bytes of a task
 
 
-class Weighing(LocalCrew):
+class Weighing(LocalExecutor):
     """Pickles every task, as Ray does; what Ray shares is weighed once a pass."""
 
     def __init__(self) -> None:
@@ -43,20 +44,20 @@ class Weighing(LocalCrew):
         self.sizes: dict[str, list[int]] = defaultdict(list)
 
     @contextmanager
-    def hire(self, make: Any, *args: Any, **more: Any) -> Iterator[Gang]:
-        with super().hire(make, *args, **more) as gang:
-            yield _WeighingGang(gang, self)
+    def start_workers(self, make: Any, *args: Any, **more: Any) -> Iterator[WorkerPool[Any]]:
+        with super().start_workers(make, *args, **more) as pool:
+            yield _WeighingPool(pool, self)
 
 
-class _WeighingGang:
-    def __init__(self, gang: Any, crew: Weighing) -> None:
-        self._gang, self._crew, self.effort = gang, crew, gang.effort
+class _WeighingPool:
+    def __init__(self, pool: Any, executor: Weighing) -> None:
+        self._pool, self._executor, self.stats = pool, executor, pool.stats
 
-    def map(self, tasks: Any, shared: Any = None, **more: Any) -> Any:
+    def map(self, call: Any, tasks: Any, *shared: Any, **more: Any) -> Any:
         for task in tasks:
-            self._crew.sizes[type(task).__name__].append(len(pickle.dumps(task)))
+            self._executor.sizes[type(task).__name__].append(len(pickle.dumps((call, task))))
         sent = [pickle.loads(pickle.dumps(task)) for task in tasks]
-        return self._gang.map(sent, pickle.loads(pickle.dumps(shared)), **more)
+        return self._pool.map(call, sent, *pickle.loads(pickle.dumps(shared)), **more)
 
 
 @pytest.fixture(scope="module")
@@ -87,35 +88,37 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         output=str(root / "codes"),
         where=ALONE,
     )
-    encode.encode(job, LocalCrew(1))
+    encode.encode(job, LocalExecutor(1))
     return root
 
 
 def test_tasks_are_small(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    crew = Weighing()
+    executor = Weighing()
     codes, out = str(root / "codes"), tmp_path
     features, queries = [str(root / "features")], [str(root / "queries.parquet")]
     encode.encode(
-        EncodeJob(model=str(root / "model"), features=features, output=str(out / "codes")), crew
+        EncodeJob(model=str(root / "model"), features=features, output=str(out / "codes")), executor
     )
     search.search(
         SearchJob(
             codes=codes, queries=queries, top_k=5, rerank=20, features=features,
             output=str(out / "found"),
         ),
-        crew,
+        executor,
     )  # fmt: skip
     search.search(
         SearchJob(
             codes=codes, query_ids=str(root / "asked.txt"), distance="sdc", top_k=5,
             output=str(out / "asked"),
         ),
-        crew,
+        executor,
     )  # fmt: skip
     near_duplicates.duplicates(
-        DuplicatesJob(codes=codes, threshold=1.0, output=str(out / "pairs")), crew
+        DuplicatesJob(codes=codes, threshold=1.0, output=str(out / "pairs")), executor
     )
-    retrieval.evaluate(RetrievalJob(codes=codes, queries=queries, at=[5], features=features), crew)
+    retrieval.evaluate(
+        RetrievalJob(codes=codes, queries=queries, at=[5], features=features), executor
+    )
     job = TrainJob(
         method="pqzsl", features=features, classes=str(root / "classes.parquet"),
         settings={"M": 3, "K": 16, "iterations": 1, "polish": 0}, output=str(out / "model"),
@@ -127,20 +130,20 @@ def test_tasks_are_small(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         table = pq.read_table(path)
         seen = [value in ("c0", "c1", "c2") for value in table["label"].to_pylist()]
         pq.write_table(table.filter(pa.array(seen)), trainable / path.name)
-    train.train(job.model_copy(update={"features": [str(trainable)]}), crew)
+    train.train(job.model_copy(update={"features": [str(trainable)]}), executor)
     classify.classify(
         ClassifyJob(
             model=str(out / "model"), features=[str(trainable)],
             classes=str(root / "classes.parquet"), output=str(out / "predictions"),
         ),
-        crew,
+        executor,
     )  # fmt: skip
     evaluate.evaluate(
         EvaluateJob(predictions=str(out / "predictions"), classes=str(root / "classes.parquet")),
-        crew,
+        executor,
     )
     assert MODEL_BYTES > 100 * MOST
-    most = {name: max(sizes) for name, sizes in crew.sizes.items()}
+    most = {name: max(sizes) for name, sizes in executor.sizes.items()}
     # Queries travel once, with the task that ranks or writes theirs.
     own = {"QueryTask": 9 * 4 * D, "WriteTask": 700 * 20, "ScanTask": SHARDS * 300}
     own |= {"FindTask": SHARDS * 300, "RescoreTask": 8 * 300}

@@ -1,4 +1,4 @@
-"""Where Ray workers come from: a local Ray, or the cluster at an address."""
+"""The Ray executor: a local Ray, or the cluster at an address."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import grpc
 import ray
@@ -24,15 +24,14 @@ from ray.exceptions import AuthenticationError
 from raypq import console, machine
 from raypq.config import ClusterSettings
 from raypq.distributed.errors import ClusterError, described, reason_of
-from raypq.distributed.gang import RayGang
-from raypq.distributed.seat import Seat
+from raypq.distributed.worker_actor import WorkerActor
+from raypq.distributed.worker_pool import RayWorkerPool
 from raypq.errors import ConfigError
-from raypq.stages.crew import Gang, Worker, stage_of
+from raypq.execution.executor import Rank, Report, WorkerPool
 
-if TYPE_CHECKING:
-    from raypq.stages.learner import Lesson
+__all__ = ["ClusterError", "RayExecutor", "connect"]
 
-__all__ = ["ClusterError", "RayCrew", "connect"]
+W = TypeVar("W")
 
 _VERSION = metadata.version("raypq")
 _DIAL_TIMEOUT = 4.0  # seconds for the head node to accept a connection
@@ -53,60 +52,77 @@ _LOCKED_OUT = (
 )
 
 
-class RayCrew:
-    """Hires gangs of Ray actors."""
+class RayExecutor:
+    """Starts pools of Ray actors."""
 
     def __init__(self, settings: ClusterSettings) -> None:
-        self.workers = settings.workers
+        self.n_workers = settings.workers
         self._settings = settings
 
     @contextmanager
-    def hire(self, make: Callable[..., Worker], *args: Any, cache: int = 0) -> Iterator[Gang]:
-        """Starts the actors, each makes its worker by ``make(*args)``.
+    def start_workers(
+        self, make: Callable[..., W], *args: Any, stage: str, cache: int = 0
+    ) -> Iterator[WorkerPool[W]]:
+        """Starts the actors; each makes its worker by ``make(*args)``.
 
         Raises:
             ClusterError: no node could ever hold such a worker.
         """
         settings = self._settings
-        wanted = check_resources(settings)
+        requested = check_resources(settings)
         if memory := self._memory(cache):
-            wanted["memory"] = memory
+            requested["memory"] = memory
         actor = ray.remote(
             num_cpus=settings.threads,
             num_gpus=settings.gpus_per_worker,
             memory=memory,
             max_restarts=0,
             max_task_retries=0,
-        )(Seat)
+        )(WorkerActor)
         # Models and class tables go to the object store once, not once a worker.
         refs = [ray.put(arg) for arg in args]
-        gang = RayGang(
+        pool: RayWorkerPool[W] = RayWorkerPool(
             lambda: actor.remote(_VERSION, settings.threads, settings.device, make, *refs),
             settings.workers,
-            stage_of(make),
-            timeout=settings.start_timeout,
-            asked=described(wanted),
+            stage,
+            start_timeout=settings.start_timeout,
+            requested=described(requested),
         )
         try:
-            yield gang
+            yield pool
         finally:
-            gang.close()
+            pool.close()
 
-    def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
-        """Trains by gradient with Ray Train.
+    def run_spmd(
+        self,
+        run: Callable[[Rank, Report], None],
+        *,
+        report: Report,
+        device: str,
+        scratch: str,
+        memory: int,
+    ) -> None:
+        """Runs the function on Ray Train.
 
         Raises:
             ClusterError: no node could ever hold such a worker, or workers keep dying.
         """
-        from raypq.distributed import trainer
+        from raypq.distributed import ray_train
 
         settings = self._settings
         if settings.device == "cuda" and not settings.gpus_per_worker:
             settings = settings.model_copy(update={"gpus_per_worker": 1.0})  # Ray Train would
-        wanted = check_resources(settings)
-        if memory := self._memory(lesson.kept_bytes + lesson.shuffle_bytes):
-            wanted["memory"] = memory
-        trainer.learn(lesson, settings, wanted, tell)
+        resources = check_resources(settings)
+        if reserved := self._memory(memory):
+            resources["memory"] = reserved
+        ray_train.run_spmd(
+            run,
+            settings=settings,
+            resources=resources,
+            report=report,
+            device=device,
+            scratch=scratch,
+        )
 
     @property
     def worker_memory(self) -> int:
@@ -199,8 +215,8 @@ def _nodes_to_come() -> list[dict[str, float]]:
 
 
 @contextmanager
-def connect(settings: ClusterSettings) -> Iterator[RayCrew]:
-    """A crew on a local Ray or on the cluster at an address; leaves it as it was found.
+def connect(settings: ClusterSettings) -> Iterator[RayExecutor]:
+    """An executor on a local Ray or on the cluster at an address; leaves it as it was found.
 
     Raises:
         ClusterError: the cluster does not answer, or no Ray can be started here.
@@ -208,7 +224,7 @@ def connect(settings: ClusterSettings) -> Iterator[RayCrew]:
     if settings.cluster == "none":
         raise ConfigError("cluster 'none' means no Ray")
     if ray.is_initialized():
-        yield RayCrew(settings)
+        yield RayExecutor(settings)
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     place: str | None = None
@@ -231,7 +247,7 @@ def connect(settings: ClusterSettings) -> Iterator[RayCrew]:
             raise _not_started(error, place) from error
         raise _not_joined(settings.cluster, error) from error
     try:
-        yield RayCrew(settings)
+        yield RayExecutor(settings)
     finally:
         ray.shutdown()
 

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raypq.errors import ConfigError, InputError, ModelError
-from raypq.stages.crew import LocalCrew, Window, held_bytes, in_order
-from raypq.stages.retries import may_pass
+from raypq.errors import ConfigError, InputError, JobError, ModelError, ShardFailure
+from raypq.execution.executor import OrderedWindow, completed, held_bytes, in_order
+from raypq.execution.local import LocalExecutor
+from raypq.execution.retries import may_pass
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Turn:
         self.begun: list[int] = []
         self._size, self._slow = size, slow
 
-    def __call__(self, job: Job, shared: Any) -> Any:
+    def run(self, job: Job) -> Any:
         self.begun.append(job.number)
         if job.number == self._slow:
             count = -1
@@ -59,11 +60,11 @@ def test_tasks_do_not_run_far_ahead_of_a_slow_one(
 ) -> None:
     turn = Turn(size, slow)
     seen = []
-    with LocalCrew(workers).hire(lambda: turn) as gang:
-        for outcome in gang.map(jobs(300), ordered=True):
-            if outcome.index == slow:
+    with LocalExecutor(workers).start_workers(lambda: turn, stage="turn") as pool:
+        for result in pool.map(Turn.run, jobs(300), ordered=True):
+            if result.index == slow:
                 first = max(turn.begun) + 1 - slow
-            seen.append((outcome.index, int(outcome.result[0])))
+            seen.append((result.index, int(result.value[0])))
     assert seen == [(number, number % 100) for number in range(300)]
     # Before any result there is, its size is not known.
     assert first <= most if slow else first <= max(2 * workers, most)
@@ -72,25 +73,25 @@ def test_tasks_do_not_run_far_ahead_of_a_slow_one(
 
 def test_an_unordered_pass_waits_for_nobody() -> None:
     turn = Turn(8, 0)
-    with LocalCrew(2).hire(lambda: turn) as gang:
-        outcomes = [outcome.index for outcome in gang.map(jobs(300))]
-    assert sorted(outcomes) == list(range(300))
-    assert outcomes[-1] == 0, "all others overtook the slow one"
+    with LocalExecutor(2).start_workers(lambda: turn, stage="turn") as pool:
+        results = [result.index for result in pool.map(Turn.run, jobs(300))]
+    assert sorted(results) == list(range(300))
+    assert results[-1] == 0, "all others overtook the slow one"
 
 
 def test_failures_do_not_hold_up_an_ordered_pass() -> None:
     class Odd:
-        def __call__(self, job: Job, shared: Any) -> int:
+        def run(self, job: Job) -> int:
             if job.number % 3 == 0:
                 raise InputError(job.name, expected="good input", found="bad input")
             if job.number % 7 == 0:
                 raise OSError(errno.EIO, "gone")
             return job.number
 
-    with LocalCrew(4).hire(Odd) as gang:
-        outcomes = list(gang.map(jobs(200), ordered=True))
-    assert [outcome.index for outcome in outcomes] == list(range(200))
-    failed = {outcome.index for outcome in outcomes if outcome.failure}
+    with LocalExecutor(4).start_workers(Odd, stage="test") as pool:
+        results = list(pool.map(Odd.run, jobs(200), ordered=True))
+    assert [result.index for result in results] == list(range(200))
+    failed = {result.index for result in results if result.failure}
     assert failed == {n for n in range(200) if n % 3 == 0 or n % 7 == 0}
 
 
@@ -98,7 +99,7 @@ def test_failures_do_not_hold_up_an_ordered_pass() -> None:
 def test_a_window_always_admits_the_oldest(seed: int) -> None:
     """Whatever order tasks finish in, and however large results turn out to be."""
     rng = np.random.default_rng(seed)
-    window, left, running = Window(3, ordered=True), list(range(200)), []
+    window, left, running = OrderedWindow(3, ordered=True), list(range(200)), []
     while left or running:
         while left and left[0] < window.end:
             running.append(left.pop(0))
@@ -108,11 +109,12 @@ def test_a_window_always_admits_the_oldest(seed: int) -> None:
         window.finished(index, np.broadcast_to(np.int8(0), int(rng.choice([1, 1 << 28, 1 << 40]))))
 
 
-def test_a_missing_outcome_is_an_error() -> None:
-    with LocalCrew(1).hire(lambda: lambda job, _: job) as gang:
-        outcomes = [one for one in gang.map(jobs(5)) if one.index != 2]
-    with pytest.raises(RuntimeError, match="no outcome of task 2"):
-        list(in_order(iter(outcomes)))
+def test_a_missing_result_is_an_error() -> None:
+    with LocalExecutor(1).start_workers(object, stage="test") as pool:
+        results = pool.map(lambda worker, job: job, jobs(5))
+        results = [one for one in results if one.index != 2]
+    with pytest.raises(RuntimeError, match="no result of task 2"):
+        list(in_order(iter(results)))
 
 
 def test_the_size_of_a_result() -> None:
@@ -192,36 +194,36 @@ def test_what_is_tried_again(error: Exception) -> None:
     passing = any(error is one for one in PASSING)
     tries = []
 
-    def work(job: Job, shared: Any) -> None:
+    def work(worker: object, job: Job) -> None:
         tries.append(job)
         raise error
 
-    with LocalCrew(1).hire(lambda: work) as gang:
-        (outcome,) = gang.map(jobs(1))
-        effort = gang.effort
+    with LocalExecutor(1).start_workers(object, stage="test") as pool:
+        (result,) = pool.map(work, jobs(1))
+        stats = pool.stats
     assert may_pass(error) == passing
     assert len(tries) == (3 if passing else 1)
-    assert outcome.failure
-    assert outcome.failure.tries == len(tries)
-    assert (effort.retries, effort.failed) == (len(tries) - 1, 1)
+    assert result.failure
+    assert result.failure.tries == len(tries)
+    assert (stats.retries, stats.failed) == (len(tries) - 1, 1)
     # Only the content of a shard makes it bad, so that it may be quarantined.
-    assert outcome.failure.bad_input == isinstance(error, InputError)
-    assert str(error) in outcome.failure.reason
+    assert result.failure.bad_input == isinstance(error, InputError)
+    assert str(error) in result.failure.reason
 
 
 def test_what_passes_succeeds() -> None:
     calls: dict[int, int] = {}
     lock = threading.Lock()
 
-    def work(job: Job, shared: Any) -> int:
+    def work(worker: object, job: Job) -> int:
         with lock:
             calls[job.number] = calls.get(job.number, 0) + 1
         if calls[job.number] < 3:
             raise TimeoutError
         return job.number
 
-    with LocalCrew(2).hire(lambda: work) as gang:
-        results = [outcome.result for outcome in gang.map(jobs(9), ordered=True)]
+    with LocalExecutor(2).start_workers(object, stage="test") as pool:
+        results = [result.value for result in pool.map(work, jobs(9), ordered=True)]
     assert results == list(range(9))
     assert set(calls.values()) == {3}
 
@@ -233,6 +235,39 @@ def test_a_worker_that_cannot_be_made_is_made_once() -> None:
         made.append(1)
         raise ModuleNotFoundError("No module named 'timm'")
 
-    with pytest.raises(ModuleNotFoundError), LocalCrew(4).hire(make):
+    with pytest.raises(ModuleNotFoundError), LocalExecutor(4).start_workers(make, stage="test"):
         pass
     assert made == [1]
+
+
+def test_a_pass_raises_what_failed_at_its_end() -> None:
+    def work(worker: object, job: Job) -> int:
+        if job.number == 2:
+            raise InputError(job.name, expected="good input", found="bad input")
+        return job.number
+
+    with LocalExecutor(2).start_workers(object, stage="test") as pool:
+        seen: list[int] = []
+        all_of_them = completed(pool.map(work, jobs(5)), total=5, label="test")
+        with pytest.raises(JobError, match="1 shard\\(s\\) failed, 4 finished"):
+            seen.extend(all_of_them)
+        assert sorted(seen) == [0, 1, 3, 4]
+        left_out: list[ShardFailure] = []
+        good = completed(
+            pool.map(work, jobs(5)),
+            total=5,
+            label="test",
+            on_bad_shard="quarantine",
+            failures=left_out,
+        )
+        assert sorted(good) == [0, 1, 3, 4]
+        assert [failure.shard for failure in left_out] == ["job2"]
+        only_bad = completed(
+            pool.map(work, jobs(3)[2:]), total=1, label="test", on_bad_shard="quarantine"
+        )
+        with pytest.raises(JobError):
+            list(only_bad)
+        kept = completed(
+            pool.map(work, jobs(3)[2:]), total=1, label="test", on_bad_shard="quarantine", kept=1
+        )
+        assert list(kept) == []

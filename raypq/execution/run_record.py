@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raypq.config import Settings
-from raypq.stages.crew import Crew, Gang, Worker, stage_of
-
-if TYPE_CHECKING:
-    from raypq.stages.learner import Lesson
+from raypq.execution.executor import Executor, PoolStats, WorkerPool
 
 _POINTS = 200  # of the timeline at most; then every second one goes
 _LIBRARIES = ("raypq", "ray", "torch", "numpy", "pyarrow")
 
 
 class RunRecord:
-    """Kept while a stage runs: phases end with ``lap``, and gangs hired from it are watched.
+    """Kept while a stage runs: phases end with ``lap``, and worker pools are observed."""
 
-    It is a crew itself and stands in for the one that it is given.
-    """
-
-    def __init__(self, job: Settings, crew: Crew) -> None:
-        self.workers = crew.workers
-        self._job, self._crew = job, crew
+    def __init__(self, job: Settings, executor: Executor) -> None:
+        self._job, self._executor = job, executor
         self._started = datetime.now(UTC)
         self._last = self._origin = time.monotonic()
         self._seconds: dict[str, float] = {}
@@ -37,29 +30,17 @@ class RunRecord:
         self._timeline: list[tuple[float, int]] = []
         self._images, self._every, self._count = 0, 1, 0
 
-    @property
-    def worker_memory(self) -> int:
-        """As of the crew."""
-        return self._crew.worker_memory
-
     @contextmanager
-    def hire(self, make: Callable[..., Worker], *args: Any, cache: int = 0) -> Iterator[Gang]:
-        """Hires from the crew. Before it is the phase ``plan``, the wait for the first worker
-        ``start``, and the rest is called as ``stage_of(make)``."""
-        self.lap("plan")
-        with self._crew.hire(make, *args, cache=cache) as gang:
-            spell = _Spell(gang)
-            self._spells.append(spell)
-            try:
-                yield gang
-            finally:
-                self._close(spell, stage_of(make))
-
-    def learn(self, lesson: Lesson, tell: Callable[[Mapping[str, Any]], None]) -> None:
-        """Trains on the crew; that is the phase ``learn``."""
-        self.lap("plan")
-        self._crew.learn(lesson, tell)
-        self.lap("learn")
+    def observe(self, pool: WorkerPool[Any], phase: str) -> Iterator[None]:
+        """Times the work of a pool. What came before it is the phase ``plan``, the wait for its
+        first worker ``start``, and the rest ``phase``."""
+        self.lap("plan", until=pool.stats.started)
+        spell = _Spell(pool)
+        self._spells.append(spell)
+        try:
+            yield
+        finally:
+            self._close(spell, phase)
 
     def lap(self, phase: str, *, until: float | None = None) -> None:
         """What was done since the last lap was this phase; a phase may come again."""
@@ -78,10 +59,10 @@ class RunRecord:
             self._timeline, self._every = self._timeline[1::2], 2 * self._every
 
     def end_of_work(self, phase: str) -> None:
-        """The gang that is at work has done its tasks; what follows is another phase."""
+        """The pool that is observed has done its tasks; what follows is another phase."""
         self._close(self._spells[-1], phase)
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The record as plain values; ``timeline`` is (seconds, images finished by then)."""
         timeline = list(self._timeline)
         if self._images and timeline[-1:] != [self._now()]:
@@ -91,7 +72,7 @@ class RunRecord:
             "settings": self._job.model_dump(mode="json"),
             "versions": {"python": platform.python_version(), **dict(_versions())},
             "seconds": {name: round(value, 4) for name, value in self._seconds.items()},
-            "workers": self._told_of_workers(),
+            "workers": self._workers(),
             "timeline": [list(point) for point in timeline],  # as JSON gives them back
         }
 
@@ -100,39 +81,43 @@ class RunRecord:
 
     def _close(self, spell: _Spell, phase: str) -> None:
         if spell.seconds is None:
-            self.lap("start", until=spell.gang.effort.ready)
+            self.lap("start", until=spell.stats.ready)
             begin = self._last
             self.lap(phase)
             spell.seconds = self._last - begin
         else:
             self.lap("finish")
 
-    def _told_of_workers(self) -> dict[str, Any]:
-        efforts = [spell.gang.effort for spell in self._spells]
-        busy = sum(effort.seconds for effort in efforts)
-        # Of those asked for: one that never came, or that waits, counts as idle.
-        offered = self.workers * sum(spell.seconds or 0.0 for spell in self._spells)
+    def _workers(self) -> dict[str, Any]:
+        pools = [spell.stats for spell in self._spells]
+        busy = sum(stats.seconds for stats in pools)
+        # Of the workers requested: one that never started, or that waits, counts as idle.
+        offered = self._executor.n_workers * sum(spell.seconds or 0.0 for spell in self._spells)
         return {
-            "asked": self.workers,
-            "memory": self._crew.worker_memory if self._spells else 0,
-            "most": max((effort.workers for effort in efforts), default=0),
+            "asked": self._executor.n_workers,
+            "memory": self._executor.worker_memory if self._spells else 0,
+            "most": max((stats.workers for stats in pools), default=0),
             "busy_seconds": round(busy, 4),
             "utilisation": round(min(busy / offered, 1.0), 4) if offered else None,
-            "images_read": sum(effort.images for effort in efforts),
-            "bytes_read": round(sum(effort.bytes for effort in efforts)),
-            "tasks": sum(effort.tasks for effort in efforts),
-            "failed": sum(effort.failed for effort in efforts),
-            "retries": sum(effort.retries for effort in efforts),
-            "deaths": sum(effort.deaths for effort in efforts),
+            "images_read": sum(stats.images for stats in pools),
+            "bytes_read": round(sum(stats.bytes for stats in pools)),
+            "tasks": sum(stats.tasks for stats in pools),
+            "failed": sum(stats.failed for stats in pools),
+            "retries": sum(stats.retries for stats in pools),
+            "deaths": sum(stats.deaths for stats in pools),
         }
 
 
 @dataclass
 class _Spell:
-    """One gang, and the seconds that it was at work."""
+    """One pool, and the seconds that it was at work."""
 
-    gang: Gang
+    pool: WorkerPool[Any]
     seconds: float | None = None
+
+    @property
+    def stats(self) -> PoolStats:
+        return self.pool.stats
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What runs in a worker process."""
+"""The Ray actor that runs in a worker process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import ray
 
 from raypq import kernels, meter
 from raypq.errors import ConfigError, RaypqError
+from raypq.execution.executor import Task, run_task
+from raypq.execution.retries import may_pass
 from raypq.meter import Reading
-from raypq.stages.crew import Task, Worker, attempt
-from raypq.stages.retries import may_pass
 
 
 @dataclass(frozen=True)
-class Refusal:
+class StartupError:
     """Why a worker could not be made.
 
     Attributes:
@@ -33,59 +33,68 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The result of one call, the seconds that it took and what it read."""
+class TaskReply:
+    """The value of one call, the seconds that it took and what it read."""
 
-    result: Any
+    value: Any
     seconds: float
     read: Reading
 
 
-class Seat:
-    """The actor: runs in a worker process, makes the worker once, then calls it."""
+class WorkerActor:
+    """Runs in a worker process: makes the worker once, then calls it."""
 
     def __init__(
-        self, version: str, threads: int, device: str, make: Callable[..., Worker], *args: Any
+        self, version: str, threads: int, device: str, make: Callable[..., Any], *args: Any
     ) -> None:
         self._version, self._threads, self._device = version, threads, device
         self._make, self._args = make, args
-        self._worker: Worker | None = None
+        self._worker: Any = None
         self._shared_key: bytes | None = None
-        self._shared: Any = None
+        self._shared: tuple[Any, ...] = ()
 
-    def ready(self) -> Refusal | None:
-        """Makes the worker. An error is an answer, or Ray would only report a dead actor."""
+    def ping(self) -> StartupError | None:
+        """Makes the worker. An error is returned, or Ray would only report a dead actor."""
         if self._worker is None:
             if (here := metadata.version("raypq")) != self._version:
-                return Refusal(
-                    f"raypq {self._version} asks, and the nodes have raypq {here}; install one "
-                    "version everywhere (an image, or setup_commands)",
+                return StartupError(
+                    f"the driver runs raypq {self._version}, but the workers have raypq {here}; "
+                    "install one version everywhere (an image, or setup_commands)",
                     final=True,
                 )
             if problem := device_problem(self._device):
-                return Refusal(problem, final=True)
+                return StartupError(problem, final=True)
             try:
                 kernels.set_threads(self._threads)
                 self._worker = self._make(*self._args)
             except RaypqError as error:
-                return Refusal(str(error), final=True)
+                return StartupError(str(error), final=True)
             except Exception as error:  # perhaps this machine only
                 reason = f"{type(error).__name__}: {error}"
-                return Refusal(reason, lasting=not may_pass(error))
+                return StartupError(reason, lasting=not may_pass(error))
             self._args = ()
         return None
 
-    def call(self, task: Task, shared: list[Any]) -> Answer:
-        """Does one task."""
-        assert self._worker is not None, "called before it was ready"
+    def call(self, function: Callable[..., Any], task: Task, shared: list[Any]) -> TaskReply:
+        """Calls ``function(worker, task, *shared)``.
+
+        Args:
+            shared: the reference of a tuple in the object store, or nothing. It travels in a list,
+                or Ray would fetch the value anew for every call.
+        """
+        if self._worker is None:
+            raise RuntimeError("a task arrived before its worker was ready")
         start, before = time.monotonic(), meter.read()
-        # The reference travels in a list, or Ray would fetch the value anew for every call.
         key = shared[0].binary() if shared else None
         if key != self._shared_key:
-            self._shared = ray.get(shared[0]) if shared else None
+            self._shared = ray.get(shared[0]) if shared else ()
             self._shared_key = key
-        result = attempt(self._worker, task, self._shared)
-        return Answer(result, time.monotonic() - start, meter.read().since(before))
+        value = run_task(function, self._worker, task, *self._shared)
+        return TaskReply(value, time.monotonic() - start, meter.read().since(before))
+
+
+PROCESS_TITLE = f"ray::{WorkerActor.__name__}"
+"""How the titles of worker processes begin, as Ray sets them."""
 
 
 def device_problem(device: str) -> str | None:

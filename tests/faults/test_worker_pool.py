@@ -1,4 +1,4 @@
-"""The gang of Ray actors under faults: what is lost, what is done twice, what is said."""
+"""The pool of Ray workers under faults: what is lost, what is done twice, what is said."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 
 from raypq.config import ClusterSettings
 from raypq.errors import InputError
-from raypq.stages.crew import Outcome
+from raypq.execution.executor import TaskResult
 
 pytestmark = pytest.mark.ray
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
@@ -27,14 +27,14 @@ WHERE = ClusterSettings(cluster="local", workers=2, threads=1)
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Any]:
-    from raypq.distributed.pool import connect
+def executor() -> Iterator[Any]:
+    from raypq.distributed.cluster import connect
 
     with pytest.MonkeyPatch.context() as patch:
         # The workers of this file are found by name, as those of raypq are.
         patch.setenv("PYTHONPATH", ENV["PYTHONPATH"])
-        with connect(WHERE) as crew:
-            yield crew
+        with connect(WHERE) as executor:
+            yield executor
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Diary:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def __call__(self, job: Job, shared: Any) -> Any:
+    def run(self, job: Job) -> Any:
         mark = self._folder / f"{job.name}.{time.monotonic_ns()}"
         mark.write_text(str(os.getpid()))
         if job.what == "poison":
@@ -93,7 +93,7 @@ def jobs(n: int, seconds: float = 0.0, **special: str) -> list[Job]:
     ]
 
 
-def sort(outcomes: list[Outcome]) -> tuple[set[int], dict[int, Any]]:
+def sort(outcomes: list[TaskResult]) -> tuple[set[int], dict[int, Any]]:
     """Tasks with a result and those that failed; each task exactly once."""
     count = Counter(outcome.index for outcome in outcomes)
     assert set(count.values()) <= {1}, "an outcome twice"
@@ -102,14 +102,14 @@ def sort(outcomes: list[Outcome]) -> tuple[set[int], dict[int, Any]]:
 
 
 def test_a_killed_worker_loses_nothing_and_repeats_nothing_finished(
-    crew: Any, tmp_path: Path
+    executor: Any, tmp_path: Path
 ) -> None:
-    outcomes: list[Outcome] = []
-    with crew.hire(Diary, tmp_path) as gang:
-        for outcome in gang.map(jobs(24, 0.1)):
+    outcomes: list[TaskResult] = []
+    with executor.start_workers(Diary, tmp_path, stage="test") as pool:
+        for outcome in pool.map(Diary.run, jobs(24, 0.1)):
             outcomes.append(outcome)
             if len(outcomes) in (4, 10):
-                os.kill(outcome.result, signal.SIGKILL)
+                os.kill(outcome.value, signal.SIGKILL)
     done, failed = sort(outcomes)
     assert done == set(range(24))
     assert not failed
@@ -119,18 +119,20 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing_finished(
 
 
 @pytest.mark.slow
-def test_a_crash_costs_less_than_five_seconds_of_forty_shards(crew: Any, tmp_path: Path) -> None:
+def test_a_crash_costs_less_than_five_seconds_of_forty_shards(
+    executor: Any, tmp_path: Path
+) -> None:
     calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
     seconds = {}
     for folder in (calm, disturbed):
         folder.mkdir()
-        with crew.hire(Diary, folder) as gang:
-            list(gang.map(jobs(2)))  # the workers are there
+        with executor.start_workers(Diary, folder, stage="test") as pool:
+            list(pool.map(Diary.run, jobs(2)))  # the workers are there
             start, outcomes = time.monotonic(), []
-            for outcome in gang.map(jobs(40, 0.1)):
+            for outcome in pool.map(Diary.run, jobs(40, 0.1)):
                 outcomes.append(outcome)
                 if folder is disturbed and len(outcomes) == 10:
-                    os.kill(outcome.result, signal.SIGKILL)
+                    os.kill(outcome.value, signal.SIGKILL)
             seconds[folder.name] = time.monotonic() - start
         done, failed = sort(outcomes)
         assert done == set(range(40))
@@ -141,10 +143,10 @@ def test_a_crash_costs_less_than_five_seconds_of_forty_shards(crew: Any, tmp_pat
 
 @pytest.mark.parametrize("how", ["poison", "exit"])
 def test_a_task_that_kills_its_worker_is_named_after_three_tries(
-    crew: Any, tmp_path: Path, how: str
+    executor: Any, tmp_path: Path, how: str
 ) -> None:
-    with crew.hire(Diary, tmp_path) as gang:
-        done, failed = sort(list(gang.map(jobs(12, 0.02, job5=how))))
+    with executor.start_workers(Diary, tmp_path, stage="test") as pool:
+        done, failed = sort(list(pool.map(Diary.run, jobs(12, 0.02, job5=how))))
     assert done == set(range(12)) - {5}
     assert failed[5].shard == "job5"
     assert failed[5].tries == 3
@@ -157,10 +159,10 @@ def test_a_task_that_kills_its_worker_is_named_after_three_tries(
     assert len(calls(tmp_path)["job5"]) == 3 + (again > 0)
 
 
-def test_passing_errors_are_tried_again_and_bad_input_is_not(crew: Any, tmp_path: Path) -> None:
+def test_passing_errors_are_tried_again_and_bad_input_is_not(executor: Any, tmp_path: Path) -> None:
     special = {"job1": "os", "job2": "flaky", "job3": "bad", "job4": "unsendable", "job7": "bug"}
-    with crew.hire(Diary, tmp_path) as gang:
-        done, failed = sort(list(gang.map(jobs(8, **special))))
+    with executor.start_workers(Diary, tmp_path, stage="test") as pool:
+        done, failed = sort(list(pool.map(Diary.run, jobs(8, **special))))
     assert done == {0, 2, 5, 6}
     tries = {name: len(times) for name, times in calls(tmp_path).items()}
     assert tries["job1"] == tries["job2"] == 3
@@ -177,15 +179,17 @@ def test_passing_errors_are_tried_again_and_bad_input_is_not(crew: Any, tmp_path
 
 
 @pytest.mark.parametrize("what", ["slow", "poison", "flaky"])
-def test_an_ordered_pass_stays_near_the_oldest_task(crew: Any, tmp_path: Path, what: str) -> None:
+def test_an_ordered_pass_stays_near_the_oldest_task(
+    executor: Any, tmp_path: Path, what: str
+) -> None:
     """However it is held up: by a slow task, one that kills its workers, or one tried again."""
     ahead = []
-    with crew.hire(Diary, tmp_path) as gang:
-        list(gang.map(jobs(4)))
+    with executor.start_workers(Diary, tmp_path, stage="test") as pool:
+        list(pool.map(Diary.run, jobs(4)))
         for mark in tmp_path.iterdir():
             mark.unlink()
         outcomes = []
-        for outcome in gang.map(jobs(120, job3=what), ordered=True):
+        for outcome in pool.map(Diary.run, jobs(120, job3=what), ordered=True):
             outcomes.append(outcome)
             if outcome.index == 3:
                 ahead = [int(name.removeprefix("job")) for name in calls(tmp_path)]
@@ -196,15 +200,17 @@ def test_an_ordered_pass_stays_near_the_oldest_task(crew: Any, tmp_path: Path, w
 
 
 def test_tasks_at_home_with_one_worker_are_shared_near_the_oldest(
-    crew: Any, tmp_path: Path
+    executor: Any, tmp_path: Path
 ) -> None:
     """All tasks were done by the first worker; an ordered pass cannot wait until it is through."""
-    with crew.hire(SlowToStart, tmp_path) as gang:
-        list(gang.map(jobs(100)))
+    with executor.start_workers(SlowToStart, tmp_path, stage="test") as pool:
+        list(pool.map(SlowToStart.run, jobs(100)))
         deadline = time.monotonic() + 60
-        while len(gang.ready) < 2 and time.monotonic() < deadline:
-            list(gang.map(jobs(1)))
-        shared = [outcome.result for outcome in gang.map(jobs(100, 0.01), ordered=True)]
+        while len(pool.ready) < 2 and time.monotonic() < deadline:
+            list(pool.map(SlowToStart.run, jobs(1)))
+        shared = [
+            outcome.value for outcome in pool.map(SlowToStart.run, jobs(100, 0.01), ordered=True)
+        ]
     assert len(set(shared)) == 2
     assert min(Counter(shared).values()) >= 20
 
@@ -214,7 +220,7 @@ class Broken:
         (folder / str(time.monotonic_ns())).touch()
         raise error
 
-    def __call__(self, task: Any, shared: Any) -> None: ...
+    def run(self, job: Job) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -226,12 +232,15 @@ class Broken:
     ],
 )
 def test_workers_that_cannot_start_end_the_job(
-    crew: Any, tmp_path: Path, error: Exception, starts: int, told: str
+    executor: Any, tmp_path: Path, error: Exception, starts: int, told: str
 ) -> None:
-    from raypq.distributed.pool import ClusterError
+    from raypq.distributed.cluster import ClusterError
 
-    with crew.hire(Broken, tmp_path, error) as gang, pytest.raises(ClusterError) as caught:
-        list(gang.map(jobs(2)))
+    with (
+        executor.start_workers(Broken, tmp_path, error, stage="test") as pool,
+        pytest.raises(ClusterError) as caught,
+    ):
+        list(pool.map(Broken.run, jobs(2)))
     assert told in str(caught.value)
     assert len(list(tmp_path.iterdir())) <= starts
 
@@ -241,21 +250,26 @@ class DiesAtBirth:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_workers_that_die_while_starting_end_the_job(crew: Any) -> None:
-    from raypq.distributed.pool import ClusterError
+def test_workers_that_die_while_starting_end_the_job(executor: Any) -> None:
+    from raypq.distributed.cluster import ClusterError
 
-    with crew.hire(DiesAtBirth) as gang, pytest.raises(ClusterError, match="cannot start"):
-        list(gang.map(jobs(2)))
+    with (
+        executor.start_workers(DiesAtBirth, stage="test") as pool,
+        pytest.raises(ClusterError, match="cannot start"),
+    ):
+        list(pool.map(Diary.run, jobs(2)))
 
 
-def test_a_consumer_that_leaves_does_not_pollute_the_next_pass(crew: Any, tmp_path: Path) -> None:
+def test_a_consumer_that_leaves_does_not_pollute_the_next_pass(
+    executor: Any, tmp_path: Path
+) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
-    with crew.hire(Route, tmp_path) as gang:
-        kept = gang.map([Job(f"first-{i}", seconds=0.3) for i in range(20)])
+    with executor.start_workers(Route, tmp_path, stage="test") as pool:
+        kept = pool.map(Route.run, [Job(f"first-{i}", seconds=0.3) for i in range(20)])
         next(kept)  # the generator lives on, as one held by a traceback does
-        done, failed = sort(list(gang.map([Job(f"second-{i}") for i in range(20)])))
+        done, failed = sort(list(pool.map(Route.run, [Job(f"second-{i}") for i in range(20)])))
         assert not list(kept), "the first pass is over"
         time.sleep(0.5)
     assert done == set(range(20))
@@ -268,32 +282,32 @@ class Route:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def __call__(self, job: Job, shared: Any) -> int:
+    def run(self, job: Job) -> int:
         place, _, name = job.name.partition("-")
         (self._folder / place / name).touch()
         time.sleep(job.seconds)
         return os.getpid()
 
 
-def test_a_worker_that_dies_between_passes_is_replaced(crew: Any, tmp_path: Path) -> None:
-    with crew.hire(Diary, tmp_path) as gang:
-        results = {outcome.result for outcome in gang.map(jobs(6, 0.1))}
+def test_a_worker_that_dies_between_passes_is_replaced(executor: Any, tmp_path: Path) -> None:
+    with executor.start_workers(Diary, tmp_path, stage="test") as pool:
+        results = {outcome.value for outcome in pool.map(Diary.run, jobs(6, 0.1))}
         for pid in results:
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.5)
-        done, failed = sort(list(gang.map(jobs(6))))
+        done, failed = sort(list(pool.map(Diary.run, jobs(6))))
     assert done == set(range(6))
     assert not failed
 
 
-def test_the_shared_value_is_that_of_the_pass(crew: Any) -> None:
-    with crew.hire(Echo) as gang:
-        for shared in ({"pass": 1}, None, {"pass": 2}):
-            assert all(one.result == shared for one in gang.map(jobs(3), shared))
+def test_the_shared_value_is_that_of_the_pass(executor: Any) -> None:
+    with executor.start_workers(Echo, stage="test") as pool:
+        for shared in (({"pass": 1},), (), (None,), ({"pass": 2}, 3)):
+            assert all(one.value == shared for one in pool.map(Echo.run, jobs(3), *shared))
 
 
 class Echo:
-    def __call__(self, job: Job, shared: Any) -> Any:
+    def run(self, job: Job, *shared: Any) -> Any:
         return shared
 
 
@@ -308,15 +322,17 @@ class SlowToStart(Diary):
             time.sleep(2.0)
 
 
-def test_a_worker_that_came_late_gets_its_part_of_the_next_pass(crew: Any, tmp_path: Path) -> None:
+def test_a_worker_that_came_late_gets_its_part_of_the_next_pass(
+    executor: Any, tmp_path: Path
+) -> None:
     """The first one did all of the first pass, and would keep it where tasks go home."""
-    with crew.hire(SlowToStart, tmp_path) as gang:
-        alone = Counter(outcome.result for outcome in gang.map(jobs(2)))
+    with executor.start_workers(SlowToStart, tmp_path, stage="test") as pool:
+        alone = Counter(outcome.value for outcome in pool.map(SlowToStart.run, jobs(2)))
         deadline = time.monotonic() + 60
-        while len(gang.ready) < 2 and time.monotonic() < deadline:
-            list(gang.map(jobs(1)))  # takes in who has started
-        shared = Counter(outcome.result for outcome in gang.map(jobs(2, 0.2)))
-        again = Counter(outcome.result for outcome in gang.map(jobs(2, 0.2)))
+        while len(pool.ready) < 2 and time.monotonic() < deadline:
+            list(pool.map(SlowToStart.run, jobs(1)))  # takes in who has started
+        shared = Counter(outcome.value for outcome in pool.map(SlowToStart.run, jobs(2, 0.2)))
+        again = Counter(outcome.value for outcome in pool.map(SlowToStart.run, jobs(2, 0.2)))
     assert list(alone.values()) == [2]
     assert list(shared.values()) == [1, 1]
     assert list(again.values()) == [1, 1]
@@ -325,12 +341,15 @@ def test_a_worker_that_came_late_gets_its_part_of_the_next_pass(crew: Any, tmp_p
 _DRIVER = """
 import sys
 from pathlib import Path
-from test_pool import Diary, jobs
+from test_worker_pool import Diary, jobs
 from raypq.config import ClusterSettings
-from raypq.distributed.pool import connect
-with connect(ClusterSettings(workers=2)) as crew, crew.hire(Diary, Path(sys.argv[1])) as gang:
-    for outcome in gang.map(jobs(1000, 0.2)):
-        print(outcome.result, flush=True)
+from raypq.distributed.cluster import connect
+with (
+    connect(ClusterSettings(workers=2)) as executor,
+    executor.start_workers(Diary, Path(sys.argv[1]), stage="test") as pool,
+):
+    for outcome in pool.map(Diary.run, jobs(1000, 0.2)):
+        print(outcome.value, flush=True)
 """
 
 
@@ -378,31 +397,31 @@ _NODE_LOSS = """
 import sys
 import time
 from pathlib import Path
-from test_pool import Diary, jobs
+from test_worker_pool import Diary, jobs
 import ray
 from ray.cluster_utils import Cluster
 from raypq.config import ClusterSettings
-from raypq.distributed.pool import connect
+from raypq.distributed.cluster import connect
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 extra = cluster.add_node(num_cpus=1)
 where = ClusterSettings(cluster=cluster.address, workers=2)
 seen, failures, workers = [], 0, set()
 place = Path(sys.argv[1])
 (place / "calm").mkdir()
-with connect(where) as crew:
-    with crew.hire(Diary, place / "calm") as gang:
-        list(gang.map(jobs(4, 0.5)))
+with connect(where) as executor:
+    with executor.start_workers(Diary, place / "calm", stage="test") as pool:
+        list(pool.map(Diary.run, jobs(4, 0.5)))
         start = time.monotonic()
-        list(gang.map(jobs(40, 0.1)))
+        list(pool.map(Diary.run, jobs(40, 0.1)))
         calm = time.monotonic() - start
-with connect(where) as crew, crew.hire(Diary, place) as gang:
-    list(gang.map(jobs(0)))
+with connect(where) as executor, executor.start_workers(Diary, place, stage="test") as pool:
+    list(pool.map(Diary.run, jobs(0)))
     start = None
-    for outcome in gang.map(jobs(40, 0.1)):
+    for outcome in pool.map(Diary.run, jobs(40, 0.1)):
         start = start or time.monotonic()
         seen.append(outcome.index)
         failures += outcome.failure is not None
-        workers.add(outcome.result)
+        workers.add(outcome.value)
         if len(workers) == 2 and extra is not None:
             cluster.remove_node(extra, allow_graceful=False)
             extra = None
