@@ -278,17 +278,17 @@ def infer_semantics(job: InferSemanticsJob) -> dict[str, Any]:
 @_checked
 def fewshot(job: FewShotJob) -> dict[str, Any]:
     """Few-shot accuracy in a space (``raypq evaluate fewshot``)."""
-    from raypq.stages import probe as stage
+    from raypq.stages.probe import fewshot as stage
 
-    return stage.fewshot(job)
+    return stage(job)
 
 
 @_checked
 def clusterability(job: ClusterabilityJob) -> dict[str, Any]:
     """Mutual information of k-means with labels (``raypq evaluate clusterability``)."""
-    from raypq.stages import probe as stage
+    from raypq.stages.probe import clusterability as stage
 
-    return stage.clusterability(job)
+    return stage(job)
 
 
 @_checked

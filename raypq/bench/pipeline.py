@@ -172,10 +172,10 @@ def _workers(root: Path, classes: str | None) -> Iterator[Result]:
         yield result.judge([Goal(ours=lines[1].name, peer=lines[0].name, at_least=1.7)])
 
 
-def _by(workers: int, job: EncodeJob | ClassifyJob, output: str) -> Line:
+def _by(workers: int, job: EncodeJob | ClassifyJob, place: str) -> Line:
     """The rate of one run, once all workers have started."""
     where = ClusterSettings(cluster="local", workers=workers, threads=1)
-    again = job.model_copy(update={"output": f"{output}-{workers}", "where": where})
+    again = job.model_copy(update={"output": f"{place}-{workers}", "where": where})
     with api.open_executor(where):
         version = api.encode(again) if isinstance(again, EncodeJob) else api.classify(again)
     images, seconds = _steady(version.summary["run"]["timeline"])

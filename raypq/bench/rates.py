@@ -29,8 +29,9 @@ from raypq.config import ClassifyJob, ClusterSettings, Columns, EncodeJob, Repac
 from raypq.data import generate, snapshot
 from raypq.data.features import FeatureStore, read_batches
 from raypq.execution.local import LocalExecutor
-from raypq.methods import codebooks, opq
+from raypq.methods import codebooks
 from raypq.methods.linear import normalise, product
+from raypq.methods.opq import gram
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
 from raypq.sizing import DeviceRates, Rates
 from raypq.stages.repack import repack
@@ -168,7 +169,7 @@ def _computing(threads: int, clock: Clock, rng: np.random.Generator) -> dict[str
     S = S @ S.T
     return {
         "normalise": X.nbytes / _seconds(lambda: normalise(X, "unit"), threads, clock),
-        "gram": 2.0 * _ROWS * _DX * _DX / _seconds(lambda: opq.gram(X), threads, clock),
+        "gram": 2.0 * _ROWS * _DX * _DX / _seconds(lambda: gram(X), threads, clock),
         "accumulate": U.size / _seconds(lambda: kernels.accumulate(U, B, C), threads, clock),
         "seed": float(_K) * U.size / _seconds(partial(_seed, U), threads, clock),
         "solve": 9.0 * _SOLVE**3 / _seconds(lambda: np.linalg.eigh(S), 1, clock),
@@ -311,7 +312,7 @@ class _Idle:
     """A worker that has imported what workers import."""
 
     def do_nothing(self, task: _Nothing) -> None:
-        import raypq.stages.classify  # noqa: F401
+        from raypq.stages import classify  # noqa: F401
 
 
 def _start() -> float:

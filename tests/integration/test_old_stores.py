@@ -169,12 +169,12 @@ def test_an_unfinished_run_is_taken_over(old: Path) -> None:
 @pytest.mark.parametrize("store", VERSIONED)
 def test_its_versions_can_be_looked_at(old: Path, store: str) -> None:
     place = str(old / store)
-    versions = snapshot.versions(place)
-    assert [line["version"] for line in history.listing(place)] == versions
+    numbers = snapshot.versions(place)
+    assert [line["version"] for line in history.listing(place)] == numbers
     assert history.show(place)["format"] == 1
-    assert history.diff(place, versions[0])["removed"] == []
+    assert history.diff(place, numbers[0])["removed"] == []
     for checked in (False, True):
-        assert history.verify(place, content=checked)["version"] == versions[-1]
+        assert history.verify(place, content=checked)["version"] == numbers[-1]
     before = content(old / store)
     found = history.collect(place, older_than_days=0, remove=True)
     assert (found.versions, found.files) == ([], [])

@@ -28,7 +28,8 @@ from raypq.data import arrays
 from raypq.execution.executor import WorkerPool
 from raypq.execution.local import LocalExecutor
 from raypq.methods.pq import PQModel, PQSettings
-from raypq.stages import classify, encode, evaluate, near_duplicates, retrieval, search, train
+from raypq.stages import classify, encode, evaluate, near_duplicates, search, train
+from raypq.stages.retrieval import evaluate as evaluate_retrieval
 
 ALONE = ClusterSettings(cluster="none", workers=1)
 SHARDS, ROWS, M, D = 24, 40, 32, 512
@@ -116,7 +117,7 @@ def test_tasks_are_small(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     near_duplicates.duplicates(
         DuplicatesJob(codes=codes, threshold=1.0, output=str(out / "pairs")), executor
     )
-    retrieval.evaluate(
+    evaluate_retrieval(
         RetrievalJob(codes=codes, queries=queries, at=[5], features=features), executor
     )
     job = TrainJob(
