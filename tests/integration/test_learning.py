@@ -34,7 +34,7 @@ from raypq.methods.gradient import (
     Phase,
 )
 from raypq.methods.pq import PQ, PQSettings
-from raypq.stages import learner
+from raypq.stages import trainer
 from raypq.stages.learn import learn
 from raypq.stages.passes import Plan
 
@@ -112,15 +112,15 @@ def test_training_goes_on_where_it_was_cut_off(world, tmp_path, monkeypatch, met
     """The same bits as without the break, and no whole epoch is done twice."""
     api.train(job(world, tmp_path / "whole", method, set={"validation": 60}))
     seen = []
-    judge = learner.Learner._judge
+    judge = trainer.Learner._judge
 
-    def cut(self: learner.Learner) -> dict[str, float]:
+    def cut(self: trainer.Learner) -> dict[str, float]:
         seen.append(self.progress.epoch)
         if len(seen) == epoch + 1:
             raise PowerCutError
         return judge(self)
 
-    monkeypatch.setattr(learner.Learner, "_judge", cut)
+    monkeypatch.setattr(trainer.Learner, "_judge", cut)
     broken = job(world, tmp_path / "broken", method, set={"validation": 60})
     with pytest.raises(PowerCutError):
         api.train(broken)
@@ -130,11 +130,11 @@ def test_training_goes_on_where_it_was_cut_off(world, tmp_path, monkeypatch, met
 
 
 def test_a_checkpoint_of_another_config(world, tmp_path, monkeypatch):
-    def stop(self: learner.Learner) -> None:
+    def stop(self: trainer.Learner) -> None:
         raise PowerCutError
 
     with monkeypatch.context() as patched:
-        patched.setattr(learner.Learner, "_take_best", stop)
+        patched.setattr(trainer.Learner, "_take_best", stop)
         with pytest.raises(PowerCutError):
             api.train(job(world, tmp_path / "m", set={"validation": 60, "patience": 9}))
     other = {"validation": 60, "patience": 9, "rate": 0.02}
@@ -357,13 +357,13 @@ def test_phases_and_a_follow_up(toy, world, monkeypatch):
 
 def test_a_phase_moves_its_own_parameters_alone(toy, monkeypatch):
     weights = {}
-    write = learner.Checkpoints.write
+    write = trainer.Checkpoints.write
 
     def note(self: Any, checkpoint: Any, *, best: bool = False) -> None:
         weights[len(weights)] = {k: v.clone() for k, v in checkpoint.weights.items()}
         write(self, checkpoint, best=best)
 
-    monkeypatch.setattr(learner.Checkpoints, "write", note)
+    monkeypatch.setattr(trainer.Checkpoints, "write", note)
     toy("m")
     first, last = weights[1], weights[6]  # the end of each phase's epochs
     assert torch.equal(first["f.weight"], last["f.weight"])
@@ -372,16 +372,16 @@ def test_a_phase_moves_its_own_parameters_alone(toy, monkeypatch):
 
 def test_a_break_in_the_second_phase(toy, tmp_path, monkeypatch):
     whole = toy("whole")
-    judge = learner.Learner._judge
+    judge = trainer.Learner._judge
     calls = []
 
-    def cut(self: learner.Learner) -> dict[str, float]:
+    def cut(self: trainer.Learner) -> dict[str, float]:
         calls.append(1)
         if len(calls) == 4:
             raise PowerCutError
         return judge(self)
 
-    monkeypatch.setattr(learner.Learner, "_judge", cut)
+    monkeypatch.setattr(trainer.Learner, "_judge", cut)
     with pytest.raises(PowerCutError):
         toy("broken")
     again = toy("broken")
