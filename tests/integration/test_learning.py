@@ -112,15 +112,15 @@ def test_training_goes_on_where_it_was_cut_off(world, tmp_path, monkeypatch, met
     """The same bits as without the break, and no whole epoch is done twice."""
     api.train(job(world, tmp_path / "whole", method, set={"validation": 60}))
     seen = []
-    judge = trainer.Learner._judge
+    judge = trainer.Trainer._validate
 
-    def cut(self: trainer.Learner) -> dict[str, float]:
+    def cut(self: trainer.Trainer) -> dict[str, float]:
         seen.append(self.progress.epoch)
         if len(seen) == epoch + 1:
             raise PowerCutError
         return judge(self)
 
-    monkeypatch.setattr(trainer.Learner, "_judge", cut)
+    monkeypatch.setattr(trainer.Trainer, "_validate", cut)
     broken = job(world, tmp_path / "broken", method, set={"validation": 60})
     with pytest.raises(PowerCutError):
         api.train(broken)
@@ -130,11 +130,11 @@ def test_training_goes_on_where_it_was_cut_off(world, tmp_path, monkeypatch, met
 
 
 def test_a_checkpoint_of_another_config(world, tmp_path, monkeypatch):
-    def stop(self: trainer.Learner) -> None:
+    def stop(self: trainer.Trainer) -> None:
         raise PowerCutError
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer.Learner, "_take_best", stop)
+        patched.setattr(trainer.Trainer, "_take_best", stop)
         with pytest.raises(PowerCutError):
             api.train(job(world, tmp_path / "m", set={"validation": 60, "patience": 9}))
     other = {"validation": 60, "patience": 9, "rate": 0.02}
@@ -372,16 +372,16 @@ def test_a_phase_moves_its_own_parameters_alone(toy, monkeypatch):
 
 def test_a_break_in_the_second_phase(toy, tmp_path, monkeypatch):
     whole = toy("whole")
-    judge = trainer.Learner._judge
+    judge = trainer.Trainer._validate
     calls = []
 
-    def cut(self: trainer.Learner) -> dict[str, float]:
+    def cut(self: trainer.Trainer) -> dict[str, float]:
         calls.append(1)
         if len(calls) == 4:
             raise PowerCutError
         return judge(self)
 
-    monkeypatch.setattr(trainer.Learner, "_judge", cut)
+    monkeypatch.setattr(trainer.Trainer, "_validate", cut)
     with pytest.raises(PowerCutError):
         toy("broken")
     again = toy("broken")
