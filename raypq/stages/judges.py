@@ -57,6 +57,7 @@ class Candidates:
 
     @property
     def chosen(self) -> NDArray[np.int64]:
+        """Rows of the table that predictions choose from, ascending."""
         return self.named.index
 
     def prototypes(

@@ -96,7 +96,7 @@ def test_every_verb_refuses_it_at_once(home: Any, verb: Callable[[Any], Any]) ->
 @pytest.mark.parametrize("cluster", ["none", "local"])
 def test_no_ray_is_started_for_it(cluster: str) -> None:
     where = ClusterSettings(cluster=cluster, workers=1, device="cuda")
-    with pytest.raises(ConfigError, match=TOLD), api.open_crew(where):
+    with pytest.raises(ConfigError, match=TOLD), api.open_executor(where):
         pass
 
 

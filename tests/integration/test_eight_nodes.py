@@ -52,7 +52,7 @@ def test_nights_on_eight_nodes(home: Any, address: str) -> None:
             "where": where,
         }
     )
-    with api.open_crew(where):  # one connection for all the nights
+    with api.open_executor(where):  # one connection for all the nights
         first = api.reindex(job)
         assert first["shards"]["new"] == 4 * NODES
         codes, predictions = (snapshot.read(home(name)) for name in ("codes", "predictions"))

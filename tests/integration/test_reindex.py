@@ -76,7 +76,7 @@ def test_a_night_with_nothing_new_makes_no_version(
 ) -> None:
     night()
     before = latest(home), latest(home, "predictions")
-    monkeypatch.setattr(api, "open_crew", None)  # no worker is asked for
+    monkeypatch.setattr(api, "open_executor", None)  # no worker is asked for
     with caplog.at_level("INFO", logger="raypq"):
         told = night()
     assert told["nothing_to_do"]
@@ -413,14 +413,14 @@ def test_a_night_that_was_replaced_commits_nothing(
     """It slept through its lease; awake, it finds that another has it."""
     from raypq.stages.encode import EncodeWorker
 
-    work = EncodeWorker.__call__
+    work = EncodeWorker.encode
 
-    def sleepy(self: Any, task: Any, shared: Any) -> Any:
+    def sleepy(self: Any, task: Any) -> Any:
         folder = Path(home("codes"), "lease")
         (folder / "000000000009-00000000.json").write_text("{}")
-        return work(self, task, shared)
+        return work(self, task)
 
-    monkeypatch.setattr(EncodeWorker, "__call__", sleepy)
+    monkeypatch.setattr(EncodeWorker, "encode", sleepy)
     with pytest.raises(ConflictError, match="took the lease over"):
         night()
     assert snapshot.versions(home("codes")) == []
@@ -431,14 +431,14 @@ def test_encoding_by_hand_in_the_middle_is_noticed(
 ) -> None:
     from raypq.stages.encode import EncodeWorker
 
-    work = EncodeWorker.__call__
+    work = EncodeWorker.encode
 
-    def meanwhile(self: Any, task: Any, shared: Any) -> Any:
-        monkeypatch.setattr(EncodeWorker, "__call__", work)
+    def meanwhile(self: Any, task: Any) -> Any:
+        monkeypatch.setattr(EncodeWorker, "encode", work)
         home.encode("new")
-        return work(self, task, shared)
+        return work(self, task)
 
-    monkeypatch.setattr(EncodeWorker, "__call__", meanwhile)
+    monkeypatch.setattr(EncodeWorker, "encode", meanwhile)
     with pytest.raises(ConflictError, match=r"version 1 was committed by another.*run it again"):
         night()
     made = {path.name for path in Path(home("codes"), "data").iterdir()}

@@ -228,11 +228,11 @@ def test_a_killed_driver_is_taken_over(place: Path) -> None:
         "from raypq.data import journal\n"
         "from raypq.stages.encode import EncodeWorker\n"
         "journal._SECONDS = 0.0\n"
-        "work = EncodeWorker.__call__\n"
-        "def slowly(self, task, shared):\n"
+        "work = EncodeWorker.encode\n"
+        "def slowly(self, task):\n"
         "    time.sleep(0.4)\n"
-        "    return work(self, task, shared)\n"
-        "EncodeWorker.__call__ = slowly\n"
+        "    return work(self, task)\n"
+        "EncodeWorker.encode = slowly\n"
         "api.encode(EncodeJob(**read_mapping(sys.argv[1])))\n"
     )
     run = subprocess.Popen([sys.executable, "-c", slow, str(config)])

@@ -115,9 +115,9 @@ def test_what_can_be_done_without_is_passed_over(
 def test_one_parser_reads_all_files() -> None:
     """Others end in a ``RecursionError`` that nobody expects."""
     root = Path(raypq.__file__).parent
-    allowed = {"data/json_text.py", "config/reading.py", "stages/checkpoint.py"}
+    allowed = {"json_text.py", "reading.py", "checkpoint.py"}
     found = {
-        str(path.relative_to(root))
+        path.name
         for path in root.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute)

@@ -569,14 +569,14 @@ def test_figures_do_not_depend_on_the_order_and_nothing_is_kept(write, tmp_path)
     store.write(shards)
     found = []
     for seed in range(4):
-        crew = Shuffled(seed)
+        executor = Shuffled(seed)
         job = EvaluateJob(
             predictions=store.root, classes=str(tmp_path / "classes.parquet"), calibration=0.7
         )
-        figures = evaluate(job, crew)
+        figures = evaluate(job, executor)
         del figures["run"]
         found.append(figures)
-        assert crew.most <= 6, "results of shards are kept"
+        assert executor.most <= 6, "results of shards are kept"
     assert all(one == found[0] for one in found[1:])
     assert 0 < found[0]["calibrated"]["ausuc"] < 1
 
