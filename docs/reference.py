@@ -17,11 +17,11 @@ MODULES = (
     "raypq.errors",
     "raypq.kernels",
     "raypq.methods.base",
-    "raypq.methods.linear",
+    "raypq.methods.support.linear_model",
     "raypq.methods.model",
     "raypq.methods.registry",
     "raypq.sizing",
-    "raypq.stages.evaluate",
+    "raypq.stages.classification.evaluate",
 )
 
 

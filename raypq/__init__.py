@@ -38,8 +38,8 @@ if TYPE_CHECKING:
         TrainJob,
     )
     from raypq.methods.registry import load as load_model
-    from raypq.stages.index import Index
-    from raypq.stages.index import open_index as open  # noqa: A004 - raypq.open, as gzip.open
+    from raypq.stages.retrieval.index import Index
+    from raypq.stages.retrieval.index import open_index as open  # noqa: A004 - raypq.open, as gzip.open
 
 __version__ = "0.1.0"
 
@@ -73,9 +73,9 @@ _PLACES = {
         ),
         "raypq.config",
     ),
-    "Index": "raypq.stages.index",
+    "Index": "raypq.stages.retrieval.index",
     "load_model": "raypq.methods.registry",
-    "open": "raypq.stages.index",
+    "open": "raypq.stages.retrieval.index",
 }
 _ELSEWHERE = {"load_model": "load", "open": "open_index"}  # names that they have there
 

@@ -35,11 +35,11 @@ from raypq.config import (
     read_mapping,
 )
 from raypq.config.places import Place, Reads, path_of
-from raypq.data import overlap
-from raypq.data.snapshot import Snapshot
+from raypq.data.store import overlap
+from raypq.data.store.snapshot import Snapshot
 from raypq.execution.executor import Executor, Rank, Report, WorkerPool
 from raypq.execution.local import LocalExecutor
-from raypq.stages.train import Trained
+from raypq.stages.training.train import Trained
 
 J = TypeVar("J", bound=Job)
 S = TypeVar("S", bound=Settings)
@@ -117,7 +117,7 @@ def _lazy_executor(where: ClusterSettings) -> Iterator[Executor]:
 @_checked
 def train(job: TrainJob) -> Trained:
     """Trains a model and saves it (``raypq train``)."""
-    from raypq.stages import train as stage
+    from raypq.stages.training import train as stage
 
     with open_executor(job.where) as executor:
         return stage.train(job, executor)
@@ -126,7 +126,7 @@ def train(job: TrainJob) -> Trained:
 @_checked
 def repack(job: RepackJob) -> dict[str, Any]:
     """Rewrites a feature store to the layout that reads fastest (``raypq repack``)."""
-    from raypq.stages import repack as stage
+    from raypq.stages.preparation import repack as stage
 
     with open_executor(job.where) as executor:
         return stage.repack(job, executor)
@@ -135,7 +135,7 @@ def repack(job: RepackJob) -> dict[str, Any]:
 @_checked
 def extract(job: ExtractJob) -> dict[str, Any]:
     """Writes the features of an image store under a backbone (``raypq extract``)."""
-    from raypq.stages import extract as stage
+    from raypq.stages.preparation import extract as stage
 
     with open_executor(job.where) as executor:
         return stage.extract(job, executor)
@@ -144,7 +144,7 @@ def extract(job: ExtractJob) -> dict[str, Any]:
 @_checked
 def split(job: SplitJob) -> dict[str, Any]:
     """Cuts a labelled store into the parts of a protocol (``raypq split``)."""
-    from raypq.stages import split as stage
+    from raypq.stages.preparation import split as stage
 
     with open_executor(job.where) as executor:
         return stage.split(job, executor)
@@ -153,7 +153,7 @@ def split(job: SplitJob) -> dict[str, Any]:
 @_checked
 def encode(job: EncodeJob) -> Snapshot:
     """Turns features into a code store (``raypq encode``)."""
-    from raypq.stages import encode as stage
+    from raypq.stages.encoding import encode as stage
 
     with _lazy_executor(job.where) as executor:
         return stage.encode(job, executor)
@@ -162,7 +162,7 @@ def encode(job: EncodeJob) -> Snapshot:
 @_checked
 def classify(job: ClassifyJob) -> Snapshot:
     """Turns codes into predictions (``raypq classify``)."""
-    from raypq.stages import classify as stage
+    from raypq.stages.classification import classify as stage
 
     with _lazy_executor(job.where) as executor:
         return stage.classify(job, executor)
@@ -171,7 +171,7 @@ def classify(job: ClassifyJob) -> Snapshot:
 @_checked
 def search(job: SearchJob) -> Snapshot:
     """Answers queries from a code store (``raypq search``)."""
-    from raypq.stages import search as stage
+    from raypq.stages.retrieval import search as stage
 
     with open_executor(job.where) as executor:
         return stage.search(job, executor)
@@ -180,7 +180,7 @@ def search(job: SearchJob) -> Snapshot:
 @_checked
 def duplicates(job: DuplicatesJob) -> Snapshot:
     """Finds pairs of stored images that look alike (``raypq duplicates``)."""
-    from raypq.stages import near_duplicates as stage
+    from raypq.stages.retrieval import near_duplicates as stage
 
     with open_executor(job.where) as executor:
         return stage.duplicates(job, executor)
@@ -189,7 +189,7 @@ def duplicates(job: DuplicatesJob) -> Snapshot:
 @_checked
 def export_faiss(job: ExportFaissJob) -> dict[str, Any]:
     """Writes a code store as a FAISS index (``raypq export-faiss``)."""
-    from raypq.stages import faiss_exchange as stage
+    from raypq.stages.retrieval import faiss_exchange as stage
 
     return stage.export_faiss(job)
 
@@ -197,7 +197,7 @@ def export_faiss(job: ExportFaissJob) -> dict[str, Any]:
 @_checked
 def import_faiss(job: ImportFaissJob) -> dict[str, Any]:
     """Makes a model of a trained FAISS index (``raypq import-faiss``)."""
-    from raypq.stages import faiss_exchange as stage
+    from raypq.stages.retrieval import faiss_exchange as stage
 
     return stage.import_faiss(job)
 
@@ -205,7 +205,7 @@ def import_faiss(job: ImportFaissJob) -> dict[str, Any]:
 @_checked
 def reindex(job: ReindexJob) -> dict[str, Any]:
     """Brings codes and predictions up to date with a feature store (``raypq reindex``)."""
-    from raypq.stages import reindex as stage
+    from raypq.stages.nightly import reindex as stage
 
     with _lazy_executor(job.where) as executor:
         return stage.reindex(job, executor)
@@ -214,7 +214,7 @@ def reindex(job: ReindexJob) -> dict[str, Any]:
 @_checked
 def evaluate(job: EvaluateJob, where: ClusterSettings | None = None) -> dict[str, Any]:
     """Figures of a prediction store (``raypq evaluate classification``)."""
-    from raypq.stages import evaluate as stage
+    from raypq.stages.classification import evaluate as stage
 
     with open_executor(where or job.where) as executor:
         return stage.evaluate(job, executor)
@@ -223,7 +223,7 @@ def evaluate(job: EvaluateJob, where: ClusterSettings | None = None) -> dict[str
 @_checked
 def evaluate_retrieval(job: RetrievalJob) -> dict[str, Any]:
     """Figures of a code store (``raypq evaluate retrieval``)."""
-    from raypq.stages import retrieval as stage
+    from raypq.stages.retrieval import evaluate as stage
 
     with open_executor(job.where) as executor:
         return stage.evaluate(job, executor)
@@ -261,7 +261,7 @@ def report(
 @_checked
 def add_classes(job: AddClassesJob) -> dict[str, Any]:
     """Extends a model by classes, without touching codes (``raypq add-classes``)."""
-    from raypq.stages import add_classes as stage
+    from raypq.stages.classification import add_classes as stage
 
     return stage.add_classes(job)
 
@@ -269,7 +269,7 @@ def add_classes(job: AddClassesJob) -> dict[str, Any]:
 @_checked
 def infer_semantics(job: InferSemanticsJob) -> dict[str, Any]:
     """What images without a class embedding are like (``raypq infer-semantics``)."""
-    from raypq.stages import infer as stage
+    from raypq.stages.classification import infer_semantics as stage
 
     with open_executor(job.where) as executor:
         return stage.infer_semantics(job, executor)
@@ -278,7 +278,7 @@ def infer_semantics(job: InferSemanticsJob) -> dict[str, Any]:
 @_checked
 def fewshot(job: FewShotJob) -> dict[str, Any]:
     """Few-shot accuracy in a space (``raypq evaluate fewshot``)."""
-    from raypq.stages.probe import fewshot as stage
+    from raypq.stages.representation.fewshot import fewshot as stage
 
     return stage(job)
 
@@ -286,7 +286,7 @@ def fewshot(job: FewShotJob) -> dict[str, Any]:
 @_checked
 def clusterability(job: ClusterabilityJob) -> dict[str, Any]:
     """Mutual information of k-means with labels (``raypq evaluate clusterability``)."""
-    from raypq.stages.probe import clusterability as stage
+    from raypq.stages.representation.clusterability import clusterability as stage
 
     return stage(job)
 
@@ -294,7 +294,7 @@ def clusterability(job: ClusterabilityJob) -> dict[str, Any]:
 @_checked
 def import_xlsa17(job: ImportXlsa17Job) -> dict[str, Any]:
     """A published benchmark as feature stores (``raypq import-xlsa17``)."""
-    from raypq.stages import import_xlsa17 as stage
+    from raypq.stages.preparation import import_xlsa17 as stage
 
     return stage.import_xlsa17(job)
 

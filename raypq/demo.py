@@ -25,9 +25,10 @@ from raypq.config import (
     UserSettings,
 )
 from raypq.config.places import Uri, Writes
-from raypq.data import generate, overlap, result_file
+from raypq.data import result_file, synthetic
 from raypq.data.codes import bytes_per_code
 from raypq.data.storage import local_path
+from raypq.data.store import overlap
 from raypq.errors import ConfigError
 
 _SPEED_T, _SPEED_D, _SPEED_M = 21_841, 400, (5, 10, 25, 50)  # as many classes as ImageNet-21K
@@ -138,10 +139,10 @@ class _Path:
 
 def _measure_speed(path: Path, threads: int) -> None:
     """Codes beside the dense product on this machine, for a few M."""
-    from raypq.bench import ratio, report
+    from raypq.bench import ratio, runner
 
     sizes = ratio.cases(T=_SPEED_T, D=_SPEED_D, sub_codebooks=_SPEED_M, images=8192)
-    report.write(str(path), list(sizes), threads=threads)
+    runner.write(str(path), list(sizes), threads=threads)
 
 
 def _report(root: Path) -> int | None:
@@ -183,15 +184,15 @@ class _timed:  # noqa: N801 - reads as a verb
 def _generate(root: Path, settings: DemoSettings) -> None:
     console.say(f"generating {settings.images:,} images of {settings.n_classes} classes in {root}")
     rng = np.random.default_rng(settings.seed)
-    world = generate.World.create(
+    world = synthetic.World.create(
         classes=settings.n_classes, dx=settings.dims, da=min(128, settings.dims), rng=rng
     )
-    generate.write_classes(root / "classes.parquet", world)
+    synthetic.write_classes(root / "classes.parquet", world)
     for name, classes, share in (
         ("train", np.flatnonzero(world.seen), 0.6),
         ("test", np.arange(settings.n_classes), 0.4),
     ):
-        generate.write_features(
+        synthetic.write_features(
             root / "features" / name,
             world,
             classes=classes,

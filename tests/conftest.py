@@ -22,8 +22,8 @@ from raypq.execution.local import LocalExecutor
 from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Corpus, Method, Model, ReductionMethod, Stats, TrainBatch
 from raypq.methods.gradient import GradientMethod
-from raypq.stages.learn import learn
-from raypq.stages.passes import Plan
+from raypq.stages.training.dataset import Plan
+from raypq.stages.training.gradient import learn
 
 DX, DA, SEEN, UNSEEN = 16, 6, 8, 4
 

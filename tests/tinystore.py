@@ -13,9 +13,10 @@ import pytest
 
 from raypq import api
 from raypq.config import ClusterSettings, EncodeJob, SearchJob
-from raypq.data import arrays, snapshot
-from raypq.data.snapshot import Snapshot
+from raypq.data import arrays
 from raypq.data.storage import join
+from raypq.data.store import snapshot
+from raypq.data.store.snapshot import Snapshot
 from raypq.methods.pq import PQModel, PQSettings
 
 DX, M, K = 12, 4, 16

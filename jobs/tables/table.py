@@ -33,7 +33,7 @@ from raypq.config import (
     read_mapping,
 )
 from raypq.config.places import Place, Reads, Writes
-from raypq.data import overlap
+from raypq.data.store import overlap
 from raypq.errors import RaypqError
 
 FIGURES = ("zsl", "ts", "tr", "H", "H calibrated", "best H")

@@ -23,15 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq import api, console, kernels
-from raypq.bench.measure import machine
+from raypq.bench.harness import machine
 from raypq.config import AblationJob, Columns, SplitJob, TrainJob
-from raypq.data import json_text, overlap, result_file
+from raypq.data import json_text, result_file
 from raypq.data.features import FeatureStore, read_batches
 from raypq.data.storage import join
+from raypq.data.store import overlap
 from raypq.errors import InputError
 from raypq.methods.base import Model
 from raypq.methods.gpq import AS_PUBLISHED as GPQ_AS_PUBLISHED
-from raypq.stages.ranking import mean_average_precision
+from raypq.metrics.ranking import mean_average_precision
 
 Settings = Mapping[str, Any]
 

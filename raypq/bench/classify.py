@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from raypq import kernels
-from raypq.bench import world
-from raypq.bench.measure import Contender, Goal, Result, rounds
+from raypq.bench import clustered_data
+from raypq.bench.harness import Contender, Goal, Result, rounds
 
 T, D, TOP = 21_841, 1000, 10
 _CODES = {50: 131_072, 10: 262_144}
@@ -21,14 +21,14 @@ _CHECK = 256
 
 def run(threads: int) -> Iterator[Result]:
     """The three rows of the goals: M = 50 and M = 10 at K = 256."""
-    data = world.embedded(N=max(_CODES.values()), T=T, D=D)
+    data = clustered_data.embedded(N=max(_CODES.values()), T=T, D=D)
     for M, least in ((50, 40.0), (10, 150.0)):
         yield _case(data, M, least, threads)
 
 
-def _case(data: world.Embedded, M: int, least: float, threads: int) -> Result:
+def _case(data: clustered_data.Embedded, M: int, least: float, threads: int) -> Result:
     U = data.U[: _CODES[M]]
-    C, B = world.quantized(U, M)
+    C, B = clustered_data.quantized(U, M)
     tables = kernels.build_tables(C, data.V, None, "cosine")
     dense = torch.from_numpy(U[:_DENSE])
     W = torch.from_numpy(tables.W)

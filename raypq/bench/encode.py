@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from raypq import kernels
-from raypq.bench import world
-from raypq.bench.measure import Contender, Goal, Result, rounds
+from raypq.bench import clustered_data
+from raypq.bench.harness import Contender, Goal, Result, rounds
 from raypq.data.features import batch_rows
-from raypq.methods.linear import LinearModel
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
+from raypq.methods.support.linear_model import LinearModel
 
 DX, D, M, K = 2048, 1000, 50, 256
 _ROWS = 16_384
@@ -26,7 +26,7 @@ def model(seed: int = 0) -> tuple[LinearModel, np.ndarray]:
     X = rng.standard_normal((_ROWS, DX), dtype=np.float32)
     P = (rng.standard_normal((D, DX)) / np.sqrt(DX)).astype(np.float32)
     settings = PQZSLSettings(M=M, K=K, normalise="none")
-    C = world.quantizer(X[:8192] @ P.T, M, K)
+    C = clustered_data.quantizer(X[:8192] @ P.T, M, K)
     return PQZSLModel(settings=settings, tensors={"P": P, "C": C}, dx=DX, da=None), X
 
 

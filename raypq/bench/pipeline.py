@@ -15,17 +15,18 @@ import torch
 from numpy.typing import NDArray
 
 from raypq import api, kernels
+from raypq.bench import clustered_data, read
 from raypq.bench import encode as encode_bench
-from raypq.bench import read, world
-from raypq.bench.measure import Contender, Goal, Line, Result, rounds
+from raypq.bench.harness import Contender, Goal, Line, Result, rounds
 from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, RepackJob
-from raypq.data import codes, generate, output, snapshot
+from raypq.data import codes, synthetic
 from raypq.data.classes import ClassTable
 from raypq.data.storage import Shard
+from raypq.data.store import shard_writer, snapshot
 from raypq.execution.local import LocalExecutor
 from raypq.methods.base import Model
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
-from raypq.stages.repack import repack
+from raypq.stages.preparation.repack import repack
 
 _ENCODE_ROWS = 65_536
 _STORED, _SHARDS, _M = 1_000_000, 16, 50
@@ -92,8 +93,8 @@ def _classify(root: Path, threads: int, classes: str | None) -> Iterator[Result]
     if classes is None:
         classes = str(root / "classes.parquet")
         rng = np.random.default_rng(0)
-        generate.write_classes(
-            Path(classes), generate.World.create(classes=21_841, dx=16, da=384, rng=rng)
+        synthetic.write_classes(
+            Path(classes), synthetic.World.create(classes=21_841, dx=16, da=384, rng=rng)
         )
     table = ClassTable.open(classes)
     model, B = _coded(table)
@@ -200,7 +201,7 @@ def _coded(table: ClassTable) -> tuple[PQZSLModel, NDArray[np.uint8]]:
     V /= np.linalg.norm(V, axis=1, keepdims=True)
     U = V[rng.integers(len(V), size=_STORED // 8)]
     U += np.float32(0.7 / np.sqrt(D)) * rng.standard_normal(U.shape, dtype=np.float32)
-    C = world.quantizer(U[:8192], _M, 256)
+    C = clustered_data.quantizer(U[:8192], _M, 256)
     B = np.tile(kernels.encode(U, C), (8, 1))
     P = np.zeros((D, 16), np.float32)
     settings = PQZSLSettings(M=_M, attributes="none")
@@ -221,7 +222,7 @@ def write_codes(store: str, model: Model, B: NDArray[np.uint8]) -> None:
             schema, ids=pa.array(rows), stored=codes.pack(B[rows], model.K), labels=None
         )
         receipts.append(
-            output.write_shard(
+            shard_writer.write_shard(
                 store,
                 Shard(index=index, uri=stem, stem=stem, size=0, modified=""),
                 model=model.fingerprint,

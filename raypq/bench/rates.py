@@ -23,18 +23,19 @@ import torch
 from numpy.typing import NDArray
 
 from raypq import api, console, kernels
-from raypq.bench import read, search_rates, world
-from raypq.bench.measure import Line, Result
+from raypq.bench import clustered_data, read, search_rates
+from raypq.bench.harness import Line, Result
 from raypq.config import ClassifyJob, ClusterSettings, Columns, EncodeJob, RepackJob
-from raypq.data import generate, snapshot
+from raypq.data import synthetic
 from raypq.data.features import FeatureStore, read_batches
+from raypq.data.store import snapshot
 from raypq.execution.local import LocalExecutor
-from raypq.methods import codebooks
-from raypq.methods.linear import normalise, product
-from raypq.methods.opq import gram
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
+from raypq.methods.support import codebooks
+from raypq.methods.support.linear_model import normalise, product
+from raypq.methods.support.statistics import gram
 from raypq.sizing import DeviceRates, Rates
-from raypq.stages.repack import repack
+from raypq.stages.preparation.repack import repack
 
 _ROUNDS = 5
 _DX, _D, _K = 512, 256, 256
@@ -134,13 +135,13 @@ def _device(device: str, threads: int, clock: Clock, rng: np.random.Generator) -
         else:
             (X @ P.T)[-1, -1].item()  # waits for it
 
-    data = world.embedded(N=_CODES, T=_T, D=400)
-    C = world.quantizer(data.U, 50, _K, rounds=1)
+    data = clustered_data.embedded(N=_CODES, T=_T, D=400)
+    C = clustered_data.quantizer(data.U, 50, _K, rounds=1)
     part = data.U[:_ROWS]
     assign = _seconds(lambda: kernels.encode(part, C, device=device), threads, clock)
     scan, rest = {}, []
     for M in _SUB_CODEBOOKS:
-        C, B = world.quantized(data.U, M)
+        C, B = clustered_data.quantized(data.U, M)
 
         def spent(V: NDArray[np.float32], C: Any = C, B: Any = B) -> float:
             tables = kernels.build_tables(C, V, None, "cosine")
@@ -235,14 +236,14 @@ def _small_jobs(
     """What encode and classify take beside what is known, an image and a shard, and stored bytes;
     with the larger code store."""
     rng = np.random.default_rng(1)
-    made = generate.World.create(classes=64, dx=_SMALL_DX, da=8, rng=rng)
-    generate.write_classes(root / "classes.parquet", made)
+    made = synthetic.World.create(classes=64, dx=_SMALL_DX, da=8, rng=rng)
+    synthetic.write_classes(root / "classes.parquet", made)
     every = np.arange(64)
     for name, images, shards in (
         ("many", threads * _SMALL_ROWS, threads * _SMALL_SHARDS),
         ("tiny", threads * _TINY_SHARDS, threads * _TINY_SHARDS),
     ):
-        generate.write_features(
+        synthetic.write_features(
             root / name, made, classes=every, images=images, shards=shards, name=name, rng=rng
         )
     model = _model(made, rng)
@@ -295,7 +296,7 @@ def _bytes(version: snapshot.Snapshot) -> float:
     return sum(receipt.bytes for receipt in version.shards) / version.rows
 
 
-def _model(made: generate.World, rng: np.random.Generator) -> PQZSLModel:
+def _model(made: synthetic.World, rng: np.random.Generator) -> PQZSLModel:
     C = rng.standard_normal((_SMALL_M, _K, _SMALL_DX // _SMALL_M)).astype(np.float32)
     Q: NDArray[np.float32] = rng.standard_normal((_SMALL_DX, made.E.shape[1])).astype(np.float32)
     settings = PQZSLSettings(M=_SMALL_M, K=_K, normalise="unit", attributes="none")
@@ -312,7 +313,7 @@ class _Idle:
     """A worker that has imported what workers import."""
 
     def do_nothing(self, task: _Nothing) -> None:
-        from raypq.stages import classify  # noqa: F401
+        from raypq.stages.classification import classify  # noqa: F401
 
 
 def _start() -> float:

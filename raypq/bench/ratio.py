@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from raypq import kernels
-from raypq.bench import world
-from raypq.bench.measure import Contender, Result, rounds
+from raypq.bench import clustered_data
+from raypq.bench.harness import Contender, Result, rounds
 
 T, D, TOP = 21_841, 1000, 10
 SUB_CODEBOOKS = (5, 10, 20, 25, 40, 50, 100)
@@ -31,10 +31,10 @@ def cases(
         T: candidate classes. D: width of the common space, a multiple of every number.
         images: codes that are scanned.
     """
-    data = world.embedded(N=images, T=T, D=D)
+    data = clustered_data.embedded(N=images, T=T, D=D)
     dense = torch.from_numpy(data.U[:_DENSE])
     for M in sub_codebooks:
-        C, B = world.quantized(data.U, M)
+        C, B = clustered_data.quantized(data.U, M)
         tables = kernels.build_tables(C, data.V, None, "cosine")
         W = torch.from_numpy(tables.W)
         contenders = [

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypq.bench.measure import Contender, Goal, Result, rounds
+from raypq.bench.harness import Contender, Goal, Result, rounds
 from raypq.config import Columns, RepackJob
 from raypq.data import arrays
 from raypq.data.features import FeatureStore, batch_rows, read_batches
 from raypq.execution.local import LocalExecutor
-from raypq.stages.repack import repack
+from raypq.stages.preparation.repack import repack
 
 ROWS, DX = 131_072, 512
 

@@ -20,16 +20,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypq import api, kernels
-from raypq.bench import world
-from raypq.bench.measure import Contender, Goal, Result, processor_seconds, rounds
+from raypq.bench import clustered_data
+from raypq.bench.harness import Contender, Goal, Result, processor_seconds, rounds
 from raypq.bench.pipeline import Memory, write_codes
 from raypq.config import ClusterSettings, SearchJob
-from raypq.data import arrays, snapshot
+from raypq.data import arrays
 from raypq.data.storage import join
+from raypq.data.store import snapshot
 from raypq.execution.executor import Executor, Rank, Report, WorkerPool
-from raypq.methods import shelf
 from raypq.methods.pq import PQModel, PQSettings
-from raypq.stages import search as stage
+from raypq.stages.retrieval import search as stage
+from raypq.stages.stores import model_store
 
 W = TypeVar("W")
 N, QUERIES, TOP, M, D = 1_000_000, 1024, 100, 16, 128
@@ -65,15 +66,15 @@ class _KeptWorkers:
 
 def run(threads: int) -> Iterator[Result]:
     """1,024 queries, k = 100, over a million stored codes of M = 16."""
-    data = world.embedded(N=N + QUERIES, T=20_000, D=D, seed=M)
+    data = clustered_data.embedded(N=N + QUERIES, T=20_000, D=D, seed=M)
     U, Q = data.U[:N], data.U[N:]
-    C = world.quantizer(U[:_TRAIN], M, 256, rounds=25)
+    C = clustered_data.quantizer(U[:_TRAIN], M, 256, rounds=25)
     B = kernels.encode(U, C)
     model = PQModel(settings=PQSettings(M=M, K=256), tensors={"C": C}, dx=D)
     with tempfile.TemporaryDirectory(prefix="raypq-bench-") as folder:
         root = Path(folder)
         write_codes(str(root / "codes"), model, B)
-        shelf.keep(str(root / "codes"), model)
+        model_store.keep(str(root / "codes"), model)
         yield _beside_faiss(root, threads, Q, C, B)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq import kernels
-from raypq.bench import world
-from raypq.bench.measure import Contender, Goal, Result, rounds
+from raypq.bench import clustered_data
+from raypq.bench.harness import Contender, Goal, Result, rounds
 
 N, QUERIES, TOP = 1_000_000, 1024, 10
 _EXACT = 128  # queries for recall and for the check against float ADC
@@ -28,9 +28,9 @@ def run(threads: int) -> Iterator[Result]:
 
 def _case(M: int, threads: int) -> Result:
     D = _DIMS[M]
-    data = world.embedded(N=N + QUERIES, T=20_000, D=D, seed=M)
+    data = clustered_data.embedded(N=N + QUERIES, T=20_000, D=D, seed=M)
     U, Q = data.U[:N], data.U[N:]
-    C = world.quantizer(U[:_TRAIN], M, 256, rounds=25)
+    C = clustered_data.quantizer(U[:_TRAIN], M, 256, rounds=25)
     B = kernels.encode(U, C)
     tables = kernels.build_tables(C, Q, None, "l2")
     contenders = [

@@ -11,15 +11,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import kernels
-from raypq.data import answers, output
-from raypq.data.answers import Ranked
-from raypq.data.snapshot import Snapshot
+from raypq.data import search_results
+from raypq.data.search_results import Ranked
 from raypq.data.storage import Shard, delete, file_size, join
+from raypq.data.store import shard_writer
+from raypq.data.store.snapshot import Snapshot
 from raypq.sizing import SearchRates
 from raypq.sizing.search import BLOCK_ROWS, FAN
-from raypq.stages.scan import blocks_of, id_type_of
-from raypq.stages.search import models_for
-from raypq.stages.store import stored_shards
+from raypq.stages.retrieval.code_blocks import blocks_of, id_type_of
+from raypq.stages.stores.code_store import models_for
+from raypq.stages.stores.shard_task import stored_shards
 
 _SUB_CODEBOOKS, _K, _WIDTH = (8, 16, 50), 256, 8
 _RESULTS, _ROWS = (10, 100), (BLOCK_ROWS // 8, BLOCK_ROWS)
@@ -74,13 +75,13 @@ def beside(
     sizes: list[int] = []
 
     def merged() -> None:
-        paths = [answers.write_partial(store, part) for part in parts]
+        paths = [search_results.write_partial(store, part) for part in parts]
         sizes.append(file_size(join(store, paths[0])))
-        answers.merge([answers.read_partial(store, path) for path in paths], k)
+        search_results.merge([search_results.read_partial(store, path) for path in paths], k)
         for path in paths:
             delete(join(store, path))
 
-    def written() -> output.Receipt:
+    def written() -> shard_writer.Receipt:
         return _write(store, parts[0])
 
     several = _ASKED * k
@@ -93,22 +94,22 @@ def beside(
     )
 
 
-def _write(store: str, answer: Ranked) -> output.Receipt:
+def _write(store: str, answer: Ranked) -> shard_writer.Receipt:
     T = len(answer.score)
-    schema = answers.schema(query_type=pa.int64(), id_type=answer.ids.type, metadata={})
-    batch = answers.record_batch(
+    schema = search_results.schema(query_type=pa.int64(), id_type=answer.ids.type, metadata={})
+    batch = search_results.record_batch(
         schema,
         query_ids=pa.array(np.arange(T)),
         asked=np.ones(T, bool),
         score=answer.score,
         ids=answer.ids,
     )
-    return output.write_shard(
+    return shard_writer.write_shard(
         store,
         Shard(index=0, uri="queries", stem="queries", size=0, modified=""),
         model="",
         work="",
         schema=schema,
         batches=[batch],
-        options=answers.WRITE_OPTIONS,
+        options=search_results.WRITE_OPTIONS,
     )

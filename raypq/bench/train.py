@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq import kernels
-from raypq.bench import world
-from raypq.bench.measure import Contender, Goal, Result, rounds
+from raypq.bench import clustered_data
+from raypq.bench.harness import Contender, Goal, Result, rounds
 from raypq.execution.local import LocalExecutor
 from raypq.methods import registry
 from raypq.methods.base import Corpus, ReductionMethod, State, Stats, TrainBatch
-from raypq.stages.passes import iterate
+from raypq.stages.training.reduction import iterate
 
 ROWS, D, M, K = 32_768, 512, 32, 256
 # Passes that bring ours to the distortion that FAISS reaches in its 25 (the checks tell both):
@@ -42,7 +42,7 @@ class _Rows:
 
 def run(threads: int) -> Iterator[Result]:
     """pq on clustered vectors."""
-    X = world.embedded(N=ROWS, T=2000, D=D).U
+    X = clustered_data.embedded(N=ROWS, T=2000, D=D).U
     found: dict[str, NDArray[np.float32]] = {}
 
     def ours() -> None:

@@ -43,7 +43,7 @@ def reindex(config: str, **options: Any) -> None:
     """
     from raypq import api
     from raypq.config import ReindexJob, read_mapping
-    from raypq.data import overlap
+    from raypq.data.store import overlap
 
     values = read_mapping(config)
     where = {name: options.pop(name) for name in ("cluster", "workers")}

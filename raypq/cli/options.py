@@ -228,7 +228,7 @@ def assigned(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 def told(version: Any, store: str) -> dict[str, Any]:
     """What a verb prints of the version that it made."""
-    from raypq.stages.quarantine import reason_of
+    from raypq.stages.stores.quarantine import reason_of
 
     return {
         "store": store,

@@ -4,20 +4,21 @@ The same models serve the command line, YAML files and Python. Names follow the 
 README: ``M`` sub-codebooks, ``K`` codewords in each, ``metric``, ``seed``.
 """
 
-from raypq.config.answer import (
+from raypq.config.classification import (
+    AddClassesJob,
     Answers,
     ClassifyJob,
-    DriftLimits,
-    DuplicateIds,
-    EncodeJob,
     EvaluateJob,
-    ReindexJob,
+    InferSemanticsJob,
     UnknownLabels,
 )
-from raypq.config.build import AblationJob, ExtractJob, RepackJob, SplitJob, TrainJob
+from raypq.config.encoding import DuplicateIds, EncodeJob
 from raypq.config.job import ClusterSettings, Columns, Job
+from raypq.config.nightly import DriftLimits, ReindexJob
+from raypq.config.preparation import ExtractJob, ImportXlsa17Job, RepackJob, SplitJob
 from raypq.config.reading import parse_assignments, read_mapping
-from raypq.config.retrieve import (
+from raypq.config.representation import ClusterabilityJob, FewShotJob, ProbeJob, Space
+from raypq.config.retrieval import (
     DuplicatesJob,
     ExportFaissJob,
     ImportFaissJob,
@@ -32,15 +33,7 @@ from raypq.config.settings import (
     Settings,
     UserSettings,
 )
-from raypq.config.zeroshot import (
-    AddClassesJob,
-    ClusterabilityJob,
-    FewShotJob,
-    ImportXlsa17Job,
-    InferSemanticsJob,
-    ProbeJob,
-    Space,
-)
+from raypq.config.training import AblationJob, TrainJob
 
 __all__ = [
     "AblationJob",

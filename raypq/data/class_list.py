@@ -19,7 +19,7 @@ from raypq import console
 from raypq.data import arrays
 from raypq.data.storage import is_parquet, open_parquet, read_named
 from raypq.data.storage.shards import SUFFIXES
-from raypq.data.unknown_names import SHOWN, short
+from raypq.data.unknown_classes import SHOWN, short
 from raypq.errors import InputError
 
 Unknown = Literal["report", "refuse"]

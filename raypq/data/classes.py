@@ -22,7 +22,7 @@ from raypq.data.class_list import (
 )
 from raypq.data.features import stored_width
 from raypq.data.storage import exists, open_parquet, read_named
-from raypq.data.unknown_names import short
+from raypq.data.unknown_classes import short
 from raypq.errors import ConfigError, InputError
 
 SPLITS = (

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq.data import arrays, newer
+from raypq.data import arrays, format_version
 from raypq.data.storage import CheckedFile, stream
 from raypq.data.stored import open_stored
 from raypq.errors import InputError
@@ -93,7 +93,7 @@ class CodeFile:
         """
         with open_stored(uri, "codes", size=size) as file:
             metadata = file.schema_arrow.metadata or {}
-            newer.refuse_file(metadata, uri, what="code file", known=_FORMAT)
+            format_version.refuse_file(metadata, uri, what="code file", known=_FORMAT)
             if metadata.get(b"raypq.format") != _FORMAT.encode():
                 found = metadata.get(b"raypq.format", b"a Parquet file without raypq metadata")
                 raise InputError(

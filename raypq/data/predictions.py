@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq.data import arrays, newer
+from raypq.data import arrays, format_version
 from raypq.data.classes import ClassTable
 from raypq.data.storage import stream
 from raypq.data.stored import open_stored
@@ -113,7 +113,9 @@ def read(
         InputError: not a prediction file.
     """
     with open_stored(uri, "predictions", size=size) as file:
-        newer.refuse_file(file.schema_arrow.metadata, uri, what="prediction file", known=_FORMAT)
+        format_version.refuse_file(
+            file.schema_arrow.metadata, uri, what="prediction file", known=_FORMAT
+        )
         names = file.schema_arrow.names
         if not {"class_id", "score"} <= set(names):
             raise InputError(uri, expected="a prediction file", found=f"columns {', '.join(names)}")

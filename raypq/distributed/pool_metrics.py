@@ -10,7 +10,7 @@ from __future__ import annotations
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from raypq.execution.executor import PoolStats
-from raypq.meter import Reading
+from raypq.io_counters import Reading
 
 _SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]  # bounds of shard seconds
 _TAGS = ("stage",)

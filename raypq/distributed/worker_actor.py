@@ -11,11 +11,11 @@ from typing import Any
 
 import ray
 
-from raypq import kernels, meter
+from raypq import io_counters, kernels
 from raypq.errors import ConfigError, RaypqError
 from raypq.execution.executor import Task, run_task
 from raypq.execution.retries import may_pass
-from raypq.meter import Reading
+from raypq.io_counters import Reading
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ class WorkerActor:
         """
         if self._worker is None:
             raise RuntimeError("a task arrived before its worker was ready")
-        start, before = time.monotonic(), meter.read()
+        start, before = time.monotonic(), io_counters.read()
         key = shared[0].binary() if shared else None
         if key != self._shared_key:
             self._shared = ray.get(shared[0]) if shared else ()
             self._shared_key = key
         value = run_task(function, self._worker, task, *self._shared)
-        return TaskReply(value, time.monotonic() - start, meter.read().since(before))
+        return TaskReply(value, time.monotonic() - start, io_counters.read().since(before))
 
 
 PROCESS_TITLE = f"ray::{WorkerActor.__name__}"

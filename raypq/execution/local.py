@@ -10,7 +10,7 @@ from dataclasses import replace
 from threading import Lock
 from typing import Any, Generic, TypeVar, Unpack
 
-from raypq import kernels, machine, meter
+from raypq import io_counters, kernels, machine
 from raypq.errors import ShardFailure
 from raypq.execution.executor import (
     MAX_TRIES,
@@ -74,13 +74,13 @@ class LocalWorkerPool(Generic[W]):
 
     def __init__(self, threads: ThreadPoolExecutor, worker: W, stats: PoolStats) -> None:
         self._threads, self._worker, self._stats = threads, worker, stats
-        self._before = meter.read()
+        self._before = io_counters.read()
         self._lock = Lock()
 
     @property
     def stats(self) -> PoolStats:
         """Counters so far."""
-        read = meter.read().since(self._before)
+        read = io_counters.read().since(self._before)
         self._stats.images, self._stats.bytes = read.images, read.bytes
         return self._stats
 

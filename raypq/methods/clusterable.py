@@ -1,11 +1,11 @@
 """Clusterable features: a generator of features of any class, and a classifier on what it makes.
 
 Xu, Shu and Samaras, "Learning Clusterable Visual Features for Zero-Shot Recognition" (2020).
-Images are mapped to x' (``raypq.methods.generator``), a conditional VAE learns to make x' from a
+Images are mapped to x' (``raypq.methods.support.clusterable_network``), a conditional VAE learns to make x' from a
 class embedding, and a softmax classifier is trained on real x' of the seen classes and made ones
 of the others. Its weights are the prototypes, its bias goes into the tables.
 
-Codes are made of the axes of x' that such classifiers use (``raypq.methods.subspace``), and the
+Codes are made of the axes of x' that such classifiers use (``raypq.methods.support.score_axes``), and the
 classifier learns from vectors that have been through the codes. A sample of the seen rows stays
 with the model, so a classifier for other classes can be trained at any time, from it alone.
 """
@@ -14,69 +14,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 
 from raypq import kernels
-from raypq.config import Metric, Positive
 from raypq.errors import ConfigError
 from raypq.methods.base import Corpus, ReductionMethod, check_embeddings
-from raypq.methods.generator import CVAE, GAUSSIAN, ClusterableNetwork
 from raypq.methods.gradient import (
     GradientMethod,
     GradientSettings,
     Network,
     NetworkModel,
     Phase,
-    Schedule,
     tensor_of,
 )
-from raypq.methods.layers import unit
-from raypq.methods.softmax import Fit, fit_on_axes, fit_softmax
-from raypq.methods.subspace import code_width, codebook_method, mixtures
+from raypq.methods.support.clusterable_network import (
+    CVAE,
+    GAUSSIAN,
+    ClusterableNetwork,
+    ClusterableSettings,
+    attributes,
+)
+from raypq.methods.support.score_axes import code_width, codebook_method, mixtures
+from raypq.methods.support.softmax_classifier import fit_on_axes, fit_softmax
 
 _AXIS_CLASSES = 128  # mixtures of training classes that help to choose the axes
 _AXIS_SAMPLES = 50  # generated features of each
 _MAKE = 65_536  # features generated at a time
-
-
-class ClusterableSettings(GradientSettings):
-    """The paper's settings; M, F and noise are off unless asked for (docs/methods says why)."""
-
-    M: Positive = Field(64, description="sub-codebooks")
-    D: Positive = Field(128, description="axes of x' that are kept, at most")
-    metric: Metric = "dot"
-    attributes: Literal["none", "unit"] = Field("unit", description="of class embeddings")
-    mapping: int = Field(0, ge=0, description="width of M's output, 512 in the paper; 0: no M")
-    lam_cls: float = Field(1.0, ge=0, description="weight of classifying x', eq. 4")
-    lam_made: float = Field(0.1, ge=0, description="weight of classifying made x', eq. 4")
-    gaussian: int = Field(0, ge=0, description="epochs of fine-tuning F; 0: no F")
-    gamma: float = Field(1.0, gt=0, description="of the Gaussian similarity, eq. 7")
-    alpha: float = Field(
-        0.0, ge=0, description="noise on x', eq. 10, in units of each dimension's spread"
-    )
-    hidden: Positive = Field(1024, description="units of encoder and decoder, 4096 in the paper")
-    latent: Positive | None = Field(None, description="width of z; default: of the embeddings")
-    output: Literal["relu", "linear"] = Field("relu", description="at the end of the decoder")
-    kl: float = Field(1.0, gt=0, description="weight of the KL term beside the squared error")
-    samples: Positive = Field(200, description="features made of each unseen class")
-    weight: float = Field(3.0, gt=0, description="of an unseen class beside a seen one")
-    memory: Positive = Field(50, description="rows of each seen class kept for classifiers")
-    head_epochs: Positive = Field(20, description="of the softmax classifier")
-    head_rate: float = Field(1e-3, gt=0)
-    head_decay: float = Field(0.02, ge=0, description="L2 of the softmax classifier")
-    epochs: Positive = 45
-    batch: Positive = 64
-    schedule: Schedule = "constant"
-
-    @property
-    def head(self) -> Fit:
-        """How a classifier is trained."""
-        return Fit(epochs=self.head_epochs, rate=self.head_rate, decay=self.head_decay)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -227,10 +194,3 @@ class Clusterable(GradientMethod):
 
     def follow_up(self) -> ReductionMethod | None:
         return codebook_method(self.settings)
-
-
-def attributes(E: NDArray[np.float32], settings: ClusterableSettings) -> NDArray[np.float32]:
-    """Class embeddings [T, da] as the generator takes them."""
-    if settings.attributes == "none":
-        return E
-    return unit(tensor_of(E)).numpy()

@@ -20,11 +20,16 @@ from torch.nn import functional as F
 
 from raypq.config import Metric, Positive
 from raypq.errors import ConfigError
-from raypq.methods.backbones import TrunkSettings, trunk
 from raypq.methods.base import Corpus, MethodSettings
-from raypq.methods.beliefs import Beliefs, BelievingMethod, BelievingNetwork, check_asking
 from raypq.methods.gradient import Batch, Network, NetworkModel
-from raypq.methods.layers import Parts, intra_normalise, one_hot_of
+from raypq.methods.support.backbones import TrunkSettings, trunk
+from raypq.methods.support.class_posteriors import (
+    Beliefs,
+    BelievingMethod,
+    BelievingNetwork,
+    check_asking,
+)
+from raypq.methods.support.layers import Parts, intra_normalise, one_hot_of
 
 
 class DPQSettings(TrunkSettings):

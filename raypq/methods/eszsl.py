@@ -19,16 +19,10 @@ from pydantic import Field
 
 from raypq.config import Metric
 from raypq.methods.base import Array, MethodSettings, State
-from raypq.methods.linear import LinearModel
-from raypq.methods.moments import (
-    Matrix,
-    Moments,
-    MomentsPQ,
-    SpanSettings,
-    balanced_axes,
-    solve_ridge,
-)
 from raypq.methods.pq import PQModel
+from raypq.methods.support.axis_allocation import balanced_axes
+from raypq.methods.support.closed_form import Matrix, Moments, MomentsPQ, SpanSettings, solve_ridge
+from raypq.methods.support.linear_model import LinearModel
 
 
 class ESZSLSettings(SpanSettings):

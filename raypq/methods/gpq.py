@@ -24,11 +24,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raypq.config import Metric, Positive
-from raypq.methods.backbones import TrunkSettings, trunk
 from raypq.methods.base import Corpus, MethodSettings, Normalise
-from raypq.methods.beliefs import Beliefs, BelievingMethod, BelievingNetwork, check_asking
 from raypq.methods.gradient import Batch, Network, NetworkModel, Schedule
-from raypq.methods.layers import intra_normalise, one_hot_of, reverse_gradient
+from raypq.methods.support.backbones import TrunkSettings, trunk
+from raypq.methods.support.class_posteriors import (
+    Beliefs,
+    BelievingMethod,
+    BelievingNetwork,
+    check_asking,
+)
+from raypq.methods.support.layers import intra_normalise, one_hot_of, reverse_gradient
 
 
 class GPQSettings(TrunkSettings):

@@ -2,7 +2,7 @@
 model's, from here.
 
 A method builds a ``Network`` from a ``Corpus`` and says in which ``Phase``s it is trained. The
-training loop (``raypq.stages.learn``) streams batches through ``Network.forward``, which gives
+training loop (``raypq.stages.training.gradient``) streams batches through ``Network.forward``, which gives
 the terms of the loss apart; it runs in this process or in every worker of Ray Train alike. Where
 a method names a ``follow_up``, that reduction method is trained afterwards on the embedded
 features and gives the codebooks. ``freeze`` turns the result into a ``NetworkModel``.
@@ -22,7 +22,7 @@ from torch import Tensor
 from raypq.config import Positive, Precision
 from raypq.errors import ConfigError, InputError, NotFittedError
 from raypq.methods.base import Corpus, Method, MethodSettings, Model, ReductionMethod
-from raypq.methods.network import (
+from raypq.methods.support.network import (
     Batch,
     Network,
     Phase,
@@ -31,8 +31,8 @@ from raypq.methods.network import (
     autocast,
     seeded,
     tensor_of,
-)  # fmt: skip
-from raypq.methods.network_model import PREFIX, NetworkModel
+)
+from raypq.methods.support.network_model import PREFIX, NetworkModel
 
 __all__ = [
     "Batch", "GradientMethod", "GradientSettings", "Network", "NetworkModel", "Phase", "Schedule",

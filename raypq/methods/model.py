@@ -17,8 +17,8 @@ from pydantic import Field
 
 from raypq import kernels
 from raypq.config import Metric, Positive, Precision, UserSettings
-from raypq.data.class_layer import ClassLayer
-from raypq.data.models import ModelFiles
+from raypq.data.class_prototypes import ClassLayer
+from raypq.data.model_files import ModelFiles
 from raypq.errors import InputError, ModelError
 
 Array = NDArray[Any]

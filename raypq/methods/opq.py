@@ -17,8 +17,10 @@ from pydantic import Field
 from raypq.config import Positive
 from raypq.errors import ConfigError
 from raypq.methods.base import Corpus, MethodSettings, State, Stats, TrainBatch
-from raypq.methods.linear import LinearModel
-from raypq.methods.pq import PQ, PQModel, PQSettings, outer
+from raypq.methods.pq import PQ, PQModel, PQSettings
+from raypq.methods.support.axis_allocation import allocate, fix_signs
+from raypq.methods.support.linear_model import LinearModel
+from raypq.methods.support.statistics import gram
 
 
 class OPQSettings(PQSettings):
@@ -104,30 +106,3 @@ def _refilling(state: State, iterations: int) -> bool:
     """
     before, now = [0, *(int(note["empty"]) for note in state.history)][-2:]
     return now > 0 and (state.iteration == iterations or now < before)
-
-
-def gram(X: NDArray[np.float32]) -> NDArray[np.float64]:
-    """XᵀX [dx, dx] of rows X, float64."""
-    return outer(X, X)
-
-
-def allocate(variance: NDArray[np.float64], M: int) -> NDArray[np.int64]:
-    """Deals D axes (largest variance first) to M equal parts, each to the part whose product of
-    variances is smallest and that has room; returns the order of axes, part by part."""
-    D = len(variance)
-    logs = np.log(np.maximum(variance, 1e-9 * max(float(variance.max()), 1e-300)))
-    logs = logs - logs.min() + 1.0  # positive, so that an axis never makes a part smaller
-    parts: list[list[int]] = [[] for _ in range(M)]
-    load = np.zeros(M)
-    for axis in range(D):
-        load_now = np.where([len(part) < D // M for part in parts], load, np.inf)
-        m = int(np.argmin(load_now))
-        parts[m].append(axis)
-        load[m] += logs[axis]
-    return np.array([axis for part in parts for axis in part], dtype=np.int64)
-
-
-def fix_signs(P: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows with their largest entry positive: an eigenvector's sign is the library's whim."""
-    largest = np.take_along_axis(P, np.argmax(np.abs(P), axis=1)[:, None], axis=1)
-    return P * np.where(largest < 0, -1.0, 1.0)

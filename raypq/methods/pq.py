@@ -17,7 +17,6 @@ from pydantic import Field
 from raypq import kernels
 from raypq.config import Positive
 from raypq.errors import ConfigError, InputError
-from raypq.methods import codebooks
 from raypq.methods.base import (
     Array,
     Corpus,
@@ -28,9 +27,10 @@ from raypq.methods.base import (
     TrainBatch,
     check_rows,
 )
-from raypq.methods.linear import LinearModel, check_range, normalise, product
+from raypq.methods.support import codebooks
+from raypq.methods.support.linear_model import LinearModel, check_range, normalise, product
+from raypq.methods.support.statistics import outer, scale
 
-PRODUCT_ROWS = 1024  # rows whose product is formed in float32 before float64 takes over
 _SMALLEST = 1e-16  # of the largest value of a sample, so that squares of differences stay normal
 
 # Of the arrays of a finished training, those that the model keeps.
@@ -198,37 +198,3 @@ class PQ(ReductionMethod):
             da=int(arrays["Q"].shape[1]) if "Q" in arrays else None,
             record={"history": [dict(note) for note in state.history]},
         )
-
-
-def scale(n: Array, x: Array, xx: Array) -> dict[str, Array]:
-    """Mean and 1/std (1 for a constant dimension) from n, Σx and Σx²; float32 [dx].
-
-    Raises:
-        InputError: a dimension varies by so little that float32 cannot hold 1/std.
-    """
-    mean = x / n
-    variance = np.maximum(xx / n - mean**2, 0.0)
-    constant = variance <= 1e-12 * np.maximum(mean**2, 1e-300)
-    inverse = 1.0 / np.sqrt(np.where(constant, 1.0, variance))
-    faint = np.flatnonzero(inverse > np.finfo(np.float32).max)
-    if len(faint):
-        raise InputError(
-            f"dimension {faint[0]} of the features or class embeddings",
-            expected="a standard deviation of at least 3e-39, to z-score in float32",
-            found=f"{1 / inverse[faint[0]]:.3g} ({len(faint)} such dimension(s)); scale the values "
-            "up, or use normalise=unit or none",
-        )
-    return {"mean": mean.astype(np.float32), "inverse_std": inverse.astype(np.float32)}
-
-
-def outer(A: NDArray[np.float32], X: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Aᵀ X [a, x] over the rows, products in float32 blocks, their sum in float64."""
-    total = np.zeros((A.shape[1], X.shape[1]))
-    for start in range(0, len(X), PRODUCT_ROWS):
-        rows = slice(start, start + PRODUCT_ROWS)
-        with np.errstate(over="ignore", invalid="ignore"):
-            part = A[rows].T @ X[rows]
-        if not np.isfinite(part).all():  # the sum left float32's range
-            part = A[rows].astype(np.float64).T @ X[rows].astype(np.float64)
-        total += part
-    return total

@@ -27,20 +27,20 @@ from torch.nn import functional
 from raypq.config import Metric, Positive
 from raypq.errors import ConfigError
 from raypq.methods.base import Array, Corpus, MethodSettings, State, Stats, TrainBatch
-from raypq.methods.linear import LinearModel, normalise, product
-from raypq.methods.moments import (
+from raypq.methods.opq import advance_and_polish
+from raypq.methods.pq import PQ, PQModel
+from raypq.methods.support.axis_allocation import balanced_axes
+from raypq.methods.support.closed_form import (
     Matrix,
     Moments,
     MomentsPQ,
     MomentsSettings,
-    balanced_axes,
     moments,
     solve_ridge,
     solve_sylvester,
 )
-from raypq.methods.opq import advance_and_polish
-from raypq.methods.pq import PQ, PQModel
-from raypq.methods.subspace import code_width, mixtures, weighed
+from raypq.methods.support.linear_model import LinearModel, normalise, product
+from raypq.methods.support.score_axes import code_width, mixtures, weighed
 
 _SHORT = 1e-15  # a length whose square float32 holds in full
 

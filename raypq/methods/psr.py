@@ -10,7 +10,7 @@ s the cosine (eq. 1), δ that of class embeddings, f the encoder and g the decod
 
 Classes are similar at τ ≤ δ < 1 and dissimilar at δ < τ. Images are compared where they are, by
 cosine (eq. 6), so the embedding of images is linear: the axes that prototypes can differ along
-(``raypq.methods.subspace``), of features at unit length; the dot product there is the cosine.
+(``raypq.methods.support.score_axes``), of features at unit length; the dot product there is the cosine.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from raypq.methods.gradient import (
     Schedule,
     tensor_of,
 )
-from raypq.methods.layers import unit
-from raypq.methods.subspace import Axes, code_width, codebook_method, mixtures
+from raypq.methods.support.layers import unit
+from raypq.methods.support.score_axes import Axes, code_width, codebook_method, mixtures
 
 _LEAST_SPREAD = 1e-32  # of which a part may be 1e-6, whose inverse float32 still holds
 

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from raypq.config.places import path_of
-from raypq.data.class_layer import ClassLayer
-from raypq.data.models import ModelFiles
-from raypq.data.newer import ADVICE, unknown_key
+from raypq.data.class_prototypes import ClassLayer
+from raypq.data.format_version import ADVICE, unknown_key
+from raypq.data.model_files import ModelFiles
 from raypq.data.storage import join
 from raypq.errors import ConfigError, ModelError
 from raypq.methods.base import Method, Model, ReductionMethod

@@ -20,16 +20,16 @@ from pydantic import Field
 
 from raypq.config import Metric
 from raypq.methods.base import Array, MethodSettings, State
-from raypq.methods.linear import LinearModel
-from raypq.methods.moments import (
+from raypq.methods.pq import PQModel
+from raypq.methods.support.axis_allocation import balanced_axes
+from raypq.methods.support.closed_form import (
     Matrix,
     Moments,
     MomentsPQ,
     SpanSettings,
-    balanced_axes,
     solve_sylvester,
 )
-from raypq.methods.pq import PQModel
+from raypq.methods.support.linear_model import LinearModel
 
 
 class SAESettings(SpanSettings):

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from raypq.methods.base import MethodSettings
-from raypq.methods.linear import LinearModel
 from raypq.methods.pq import PQ, PQModel, PQSettings
+from raypq.methods.support.linear_model import LinearModel
 
 
 class VQSettings(PQSettings):

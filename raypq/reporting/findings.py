@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from raypq import console
-from raypq.data import json_text, snapshot
+from raypq.data import json_text
 from raypq.data.codes import bytes_per_code
-from raypq.data.snapshot import Snapshot
 from raypq.data.storage import (
     exists,
     file_size,
@@ -22,6 +21,8 @@ from raypq.data.storage import (
     local_path,
     read_named,
 )
+from raypq.data.store import snapshot
+from raypq.data.store.snapshot import Snapshot
 from raypq.errors import InputError, RaypqError
 
 _DEPTH = 4  # folders below the one that was named

@@ -35,9 +35,10 @@ from raypq.config import (
     SplitJob,
     TrainJob,
 )
-from raypq.data import arrays, snapshot
+from raypq.data import arrays
+from raypq.data.store import snapshot
 from raypq.errors import RaypqError
-from raypq.stages import history
+from raypq.stages.stores import versions
 
 CLASSES, SEEN, N = 12, 9, 96  # N rows in each of the two shards that have any
 POSITIONS = {"first": 0, "middle": 1, "last": 2}
@@ -386,8 +387,8 @@ def reindex(world: World) -> Any:
 @verb
 def snapshots(world: World) -> Any:
     codes = world.codes()
-    history.verify(codes, None, content=True)
-    return [line["images"] for line in history.listing(codes)]
+    versions.verify(codes, None, content=True)
+    return [line["images"] for line in versions.listing(codes)]
 
 
 VERBS["encode"] = VERBS.pop("encode ")

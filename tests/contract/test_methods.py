@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from raypq import kernels
-from raypq.data.models import ModelFiles
+from raypq.data.model_files import ModelFiles
 from raypq.errors import ConfigError, InputError, ModelError, NotFittedError
-from raypq.methods import codebooks, registry
+from raypq.methods import registry
 from raypq.methods.base import Corpus, Model, ReductionMethod, State, Stats, TrainBatch
 from raypq.methods.gradient import GradientMethod
+from raypq.methods.support import codebooks
 
 METHODS = sorted(registry.METHODS)
 BY_REDUCTION = [name for name in METHODS if issubclass(registry.find(name), ReductionMethod)]

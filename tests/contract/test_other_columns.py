@@ -22,7 +22,7 @@ from raypq.data.codes import schema as code_schema
 from raypq.data.features import FeatureStore, read_batches, survey
 from raypq.data.storage import list_shards
 from raypq.errors import InputError, JobError
-from raypq.stages.rerank import read_rows
+from raypq.stages.retrieval.rerank import read_rows
 
 N = 8
 NAMES = [f"c{row}" for row in range(N)]

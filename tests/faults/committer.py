@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from raypq.data import snapshot
-from raypq.data.output import Receipt, Source
+from raypq.data.store import snapshot
+from raypq.data.store.shard_writer import Receipt, Source
 
 
 def main(store: str, name: str, commits: int) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 import pyarrow as pa
 
 from raypq.config import ClusterSettings
-from raypq.data import journal, output, snapshot
 from raypq.data.storage import Shard, join, open_parquet
-from raypq.stages.store import ShardTask, StoreRun
+from raypq.data.store import journal, shard_writer, snapshot
+from raypq.stages.stores.shard_run import StoreRun
+from raypq.stages.stores.shard_task import ShardTask
 
 SHARDS, ROWS = 40, 20
 SECONDS = 0.1  # a shard takes
@@ -49,7 +50,7 @@ class Writer:
     def __init__(self, store: str) -> None:
         self._store = store
 
-    def write(self, task: ShardTask) -> output.Receipt:
+    def write(self, task: ShardTask) -> shard_writer.Receipt:
         def batches() -> Any:
             for half in range(2):  # a kill may come between two parts of one file
                 rows = range(half * ROWS // 2, (half + 1) * ROWS // 2)
@@ -57,7 +58,7 @@ class Writer:
                 time.sleep(SECONDS / 2)
                 yield pa.RecordBatch.from_arrays([pa.array(ids)], schema=SCHEMA)
 
-        return output.write_shard(
+        return shard_writer.write_shard(
             self._store, task.shard, model="m", work=task.work, schema=SCHEMA, batches=batches(),
             options={},
         )  # fmt: skip

@@ -19,10 +19,10 @@ import pytest
 from click.testing import CliRunner
 
 from raypq.cli import main
-from raypq.data import snapshot
-from raypq.data.journal import Journal
-from raypq.methods import registry, shelf
-from raypq.stages import history
+from raypq.data.store import snapshot
+from raypq.data.store.journal import Journal
+from raypq.methods import registry
+from raypq.stages.stores import model_store, versions
 
 
 def raypq(*words: str, prefix: Sequence[str] = (), **more: Any) -> subprocess.CompletedProcess[str]:
@@ -92,7 +92,7 @@ def test_a_full_disk(world: Any, model: str, small_disk: Path) -> None:
     here(*encode(world, model, store))
     version = snapshot.read(str(store))
     assert (len(version.shards), version.rows) == (5, 420)
-    assert history.verify(str(store), content=True)["files"] == 5
+    assert versions.verify(str(store), content=True)["files"] == 5
     assert not list((store / "journal").rglob("*.json"))
 
 
@@ -108,7 +108,7 @@ def test_a_file_beyond_the_limit(world: Any, model: str, tmp_path: Path) -> None
     assert done.returncode == 1
     assert "File too large" in done.stderr
     assert str(store / "models") in done.stderr, "the model comes first, and is named"
-    shelf.keep(str(store), registry.load(model))
+    model_store.keep(str(store), registry.load(model))
     done = raypq(*encode(world, model, store), preexec_fn=limit)
     assert done.returncode == 1
     assert "File too large" in done.stderr
@@ -158,8 +158,8 @@ def ordinary_rights() -> list[str]:
 def test_a_journal_that_cannot_be_written_is_an_error_and_stays_whole(tmp_path: Path) -> None:
     from storage import FaultyStorage
 
-    from raypq.data.output import Receipt, Source
     from raypq.data.storage import replaced
+    from raypq.data.store.shard_writer import Receipt, Source
 
     def receipt(name: str) -> Receipt:
         return Receipt(

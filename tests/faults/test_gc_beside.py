@@ -20,12 +20,13 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from raypq.data import journal, output, runs, snapshot
 from raypq.data.storage import Listed, Shard, Storage, filesystem, join, list_names, replaced
+from raypq.data.store import journal, runs, shard_writer, snapshot
 from raypq.errors import ConflictError, InputError
 from raypq.execution.local import LocalExecutor
-from raypq.stages import history
-from raypq.stages.store import ShardTask, StoreRun
+from raypq.stages.stores import versions
+from raypq.stages.stores.shard_run import StoreRun
+from raypq.stages.stores.shard_task import ShardTask
 
 SCHEMA = pa.schema([pa.field("id", pa.string())])
 
@@ -36,10 +37,10 @@ class Writer:
     def __init__(self, store: str) -> None:
         self._store = store
 
-    def write(self, task: ShardTask) -> output.Receipt:
+    def write(self, task: ShardTask) -> shard_writer.Receipt:
         name = f"{task.shard.stem}/{task.shard.modified}"
         batch = pa.RecordBatch.from_arrays([pa.array([name])], schema=SCHEMA)
-        return output.write_shard(
+        return shard_writer.write_shard(
             self._store, task.shard, model="m", work=task.work, schema=SCHEMA, batches=[batch],
             options={},
         )  # fmt: skip
@@ -101,7 +102,7 @@ def again(store: str) -> None:
 
 def back(store: str) -> None:
     try:
-        history.restore(store, 1)
+        versions.restore(store, 1)
     except (InputError, ConflictError) as error:  # gc was first
         if not any(
             text in str(error) for text in ("found versions", "no such file", "gc is about")
@@ -110,7 +111,7 @@ def back(store: str) -> None:
 
 
 def sweep(store: str) -> None:
-    history.collect(store, keep=1, older_than_days=-1, remove=True)
+    versions.collect(store, keep=1, older_than_days=-1, remove=True)
 
 
 def whole(store: str) -> None:
@@ -309,10 +310,10 @@ def test_a_gc_that_slept_removes_nothing_that_was_restored(
 
     def asleep() -> None:
         with pytest.raises(ConflictError, match=r"gc is about to remove .* after 15 minutes"):
-            history.restore(store, 1)
+            versions.restore(store, 1)
         for path in (tmp_path / runs.FOLDER).iterdir():
             age(path, runs.GONE + 1)
-        history.restore(store, 1)
+        versions.restore(store, 1)
         gcs[0]._alive -= runs.GONE
         if wakes != "silent":
             gcs[0].beat()
@@ -336,10 +337,10 @@ def test_a_gc_that_was_cut_off_hinders_nobody_for_long(tmp_path: Path, silent: f
     if silent <= runs.GONE:
         assert runs.removed_by_gc(store) == {snapshot.place(1), *files}
         with pytest.raises(ConflictError, match="gc is about to remove version 1"):
-            history.restore(store, 1)
+            versions.restore(store, 1)
         return
     assert runs.removed_by_gc(store) == frozenset()
-    assert history.restore(store, 1).version == 3
+    assert versions.restore(store, 1).version == 3
     assert run(store, shards("1", "1")).version == 3, "nothing to do"
 
 

@@ -22,9 +22,9 @@ import psutil
 import pytest
 from weed import seaweedfs
 
-from raypq.data import snapshot
+from raypq.data.store import snapshot
 from raypq.distributed.worker_actor import PROCESS_TITLE
-from raypq.stages import history
+from raypq.stages.stores import versions
 
 pytestmark = pytest.mark.ray
 SCRIPT = Path(night.__file__)
@@ -196,7 +196,7 @@ def check(store: str, nights: int) -> None:
         assert rows == night.expected(number)
     runs = [snapshot.read(store, number).run_id for number in range(1, nights + 1)]
     assert len(set(runs)) == nights
-    history.collect(store, older_than_days=-1, remove=True)
+    versions.collect(store, older_than_days=-1, remove=True)
     for number in range(1, nights + 1):
         snapshot.verify_sizes(store, snapshot.read(store, number))
 

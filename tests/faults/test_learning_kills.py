@@ -20,8 +20,8 @@ from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Corpus, Model
 from raypq.methods.dpq import DPQ, DPQNetwork, DPQSettings
 from raypq.methods.gradient import Network
-from raypq.stages.learn import learn
-from raypq.stages.passes import Plan
+from raypq.stages.training.dataset import Plan
+from raypq.stages.training.gradient import learn
 
 pytestmark = pytest.mark.ray
 WHERE = ClusterSettings(cluster="local", workers=2, threads=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import fsspec
 from s3server import S3Server, reachable
 
-from raypq.data import snapshot
+from raypq.data.store import snapshot
 
 COMMITTER = Path(__file__).with_name("committer.py")
 

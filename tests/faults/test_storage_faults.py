@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from storage import FAULTS, Dead, Fault, FaultyStorage
 
-from raypq.data import journal, output, snapshot
 from raypq.data.storage import Shard, join, open_parquet, posix, replaced
+from raypq.data.store import journal, shard_writer, snapshot
 from raypq.errors import JobError
 from raypq.execution.local import LocalExecutor
-from raypq.stages.store import ShardTask, StoreRun
+from raypq.stages.stores.shard_run import StoreRun
+from raypq.stages.stores.shard_task import ShardTask
 
 SHARDS, ROWS = 2, 4
 SCHEMA = pa.schema([pa.field("id", pa.string())])
@@ -32,10 +33,10 @@ class Writer:
     def __init__(self, store: str) -> None:
         self._store = store
 
-    def write(self, task: ShardTask) -> output.Receipt:
+    def write(self, task: ShardTask) -> shard_writer.Receipt:
         ids = [f"{task.shard.stem}-{row}-{task.shard.modified}" for row in range(ROWS)]
         batch = pa.RecordBatch.from_arrays([pa.array(ids)], schema=SCHEMA)
-        return output.write_shard(
+        return shard_writer.write_shard(
             self._store, task.shard, model="m", work=task.work, schema=SCHEMA,
             batches=[batch], options={},
         )  # fmt: skip
@@ -224,7 +225,7 @@ def test_every_system_call_fails_once(
 
 
 def test_what_faults_leave_behind_is_found_by_gc(tmp_path: Path) -> None:
-    from raypq.stages import history
+    from raypq.stages.stores import versions
 
     store = str(tmp_path / "store")
     run(store, night=1)
@@ -235,9 +236,9 @@ def test_what_faults_leave_behind_is_found_by_gc(tmp_path: Path) -> None:
         run(store, night=3)
     left = list(Path(store, "data").glob(".*.part"))
     assert len(left) == 1, "a killed process leaves its temporary file"
-    found = history.collect(store, older_than_days=-1)
+    found = versions.collect(store, older_than_days=-1)
     assert f"data/{left[0].name}" in found.files
-    history.collect(store, older_than_days=-1, remove=True)
+    versions.collect(store, older_than_days=-1, remove=True)
     assert not left[0].exists()
     assert ids(store) == expected(1)
     assert np.unique(ids(store)).size == SHARDS * ROWS

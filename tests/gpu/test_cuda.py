@@ -11,8 +11,8 @@ import torch
 
 from raypq.kernels import build_tables, reference
 from raypq.kernels import torch as fast
-from raypq.methods.linear import encode_on
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
+from raypq.methods.support.linear_model import encode_on
 
 cuda = pytest.param(
     "cuda",

@@ -15,8 +15,9 @@ from broken import SMALL, Place, raypq
 
 from raypq import api
 from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, TrainJob
-from raypq.data import generate, snapshot
+from raypq.data import synthetic
 from raypq.data.storage import stem_of
+from raypq.data.store import snapshot
 
 WHERE = ClusterSettings(cluster="none", workers=1)
 SHARDS, IMAGES = 6, 600
@@ -78,8 +79,8 @@ class Home:
 
     def add(self, number: int, *, seed: int = 11) -> None:
         """One more shard of images of the same world."""
-        world = generate.World.create(classes=20, dx=24, da=12, rng=np.random.default_rng(3))
-        generate.write_features(
+        world = synthetic.World.create(classes=20, dx=24, da=12, rng=np.random.default_rng(3))
+        synthetic.write_features(
             self.root / "more",
             world,
             classes=np.arange(20),
@@ -95,10 +96,10 @@ class Home:
 def _template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("home")
     rng = np.random.default_rng(3)
-    world = generate.World.create(classes=20, dx=24, da=12, rng=rng)
-    generate.write_classes(root / "classes.parquet", world)
+    world = synthetic.World.create(classes=20, dx=24, da=12, rng=rng)
+    synthetic.write_classes(root / "classes.parquet", world)
     for name, chosen in (("train", np.flatnonzero(world.seen)), ("features", np.arange(20))):
-        generate.write_features(
+        synthetic.write_features(
             root / name, world, classes=chosen, images=IMAGES, shards=SHARDS, name=name, rng=rng
         )
     for name, seed in (("old", 0), ("new", 1)):

@@ -17,11 +17,11 @@ from click.testing import CliRunner
 from raypq import api
 from raypq.cli import main
 from raypq.config import ClassifyJob, EncodeJob, ReindexJob, SearchJob
-from raypq.data import snapshot
-from raypq.data.output import Receipt
 from raypq.data.storage import Storage, replaced
+from raypq.data.store import snapshot
+from raypq.data.store.shard_writer import Receipt
 from raypq.errors import ConflictError, InputError, JobError
-from raypq.stages import history
+from raypq.stages.stores import versions
 
 
 class Days:
@@ -256,7 +256,7 @@ def test_the_command_line_tells_what_a_version_lacks(days: Days) -> None:
     result = CliRunner().invoke(main, line)
     assert result.exit_code == 0, result.output
     assert '"dropped": {' in result.output
-    history.restore(days.codes, 1)
+    versions.restore(days.codes, 1)
     assert held(snapshot.read(days.codes)).keys() == names(1)
 
 

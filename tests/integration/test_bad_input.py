@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from broken import Place, Table, check, raypq
 
-from raypq.data import arrays, snapshot
+from raypq.data import arrays
 from raypq.data.storage import stem_of
+from raypq.data.store import snapshot
 
 TABLE = Table()
 case = TABLE.case
@@ -353,7 +354,7 @@ def a_model_that_was_changed(place):
 
 @case(1, "expected a method among", "found other")
 def a_model_of_an_unknown_method(place):
-    from raypq.data.models import ModelFiles
+    from raypq.data.model_files import ModelFiles
 
     known = ModelFiles.load(place.model)
     content = {**known.content, "method": "other"}

@@ -15,7 +15,8 @@ from rayhead import RAY, RayHead, ray_head
 
 from raypq import api
 from raypq.config import ClusterSettings, TrainJob
-from raypq.data import generate, snapshot
+from raypq.data import synthetic
+from raypq.data.store import snapshot
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,10 +34,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated world: train, test, classes.parquet."""
     root = tmp_path_factory.mktemp("cluster")
     rng = np.random.default_rng(5)
-    world = generate.World.create(classes=CLASSES, dx=DX, da=16, rng=rng)
-    generate.write_classes(root / "classes.parquet", world)
+    world = synthetic.World.create(classes=CLASSES, dx=DX, da=16, rng=rng)
+    synthetic.write_classes(root / "classes.parquet", world)
     for name, chosen in (("train", np.flatnonzero(world.seen)), ("test", np.arange(CLASSES))):
-        generate.write_features(
+        synthetic.write_features(
             root / name, world, classes=chosen, images=600, shards=3, name=name, rng=rng
         )
     return root

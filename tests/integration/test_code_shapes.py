@@ -22,7 +22,8 @@ from raypq.config import (
     RetrievalJob,
     SearchJob,
 )
-from raypq.data import arrays, snapshot
+from raypq.data import arrays
+from raypq.data.store import snapshot
 from raypq.errors import RaypqError
 
 VERBS: dict[str, Callable[[Path, dict[str, Any]], Any]] = {

@@ -18,10 +18,10 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from s3server import S3Server, reachable
 
-from raypq.data import lease, snapshot
-from raypq.data.journal import Journal
-from raypq.data.output import Receipt, Source
 from raypq.data.storage import create, exclusive, join, list_names, posix, prepare, read_bytes
+from raypq.data.store import lease, snapshot
+from raypq.data.store.journal import Journal
+from raypq.data.store.shard_writer import Receipt, Source
 from raypq.errors import ConflictError, InputError
 
 HTTP = "HTTP_IF_NONE_MATCH"

@@ -11,7 +11,7 @@ import pytest
 from raypq import api
 from raypq.config import EvaluateJob, ReindexJob, SearchJob
 from raypq.errors import RaypqError
-from raypq.stages import history
+from raypq.stages.stores import versions
 
 
 def flipped(content: bytes) -> bytes:
@@ -93,7 +93,7 @@ def test_what_it_says_mends_the_store(home: Any, kind: str, by_night: bool) -> N
     for store in ("codes", "predictions"):
         file = damage(home, store, kind)
         with pytest.raises(RaypqError, match="delete the file, or move it away"):
-            history.verify(home(store), content=True)
+            versions.verify(home(store), content=True)
         file.unlink()
     if by_night:
         reindex(home)
@@ -101,4 +101,4 @@ def test_what_it_says_mends_the_store(home: Any, kind: str, by_night: bool) -> N
         home.encode()
         home.classify()
     for store in ("codes", "predictions"):
-        assert history.verify(home(store), content=True)["files"] == home.shards
+        assert versions.verify(home(store), content=True)["files"] == home.shards

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from raypq import api
 from raypq.cli import main
 from raypq.config import ClusterSettings
-from raypq.data import generate
+from raypq.data import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -56,10 +56,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder as the pages assume it: features/train, features/all, classes.parquet."""
     root = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(5)
-    world = generate.World.create(classes=24, dx=32, da=16, rng=rng)
-    generate.write_classes(root / "classes.parquet", world)
+    world = synthetic.World.create(classes=24, dx=32, da=16, rng=rng)
+    synthetic.write_classes(root / "classes.parquet", world)
     for name, chosen in (("train", np.flatnonzero(world.seen)), ("all", np.arange(24))):
-        generate.write_features(
+        synthetic.write_features(
             root / "features" / name, world, classes=chosen, images=600, shards=3, name=name,
             rng=rng,
         )  # fmt: skip

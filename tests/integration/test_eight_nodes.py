@@ -9,7 +9,7 @@ import pytest
 
 from raypq import api
 from raypq.config import ClusterSettings, ReindexJob
-from raypq.data import snapshot
+from raypq.data.store import snapshot
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 NODES = 8

@@ -18,9 +18,9 @@ from raypq.config import ClusterSettings, EncodeJob, Metric
 from raypq.data import arrays
 from raypq.methods import registry
 from raypq.methods.base import Model
-from raypq.methods.linear import LinearModel
 from raypq.methods.opq import OPQModel, OPQSettings
 from raypq.methods.pq import PQModel, PQSettings
+from raypq.methods.support.linear_model import LinearModel
 
 faiss = pytest.importorskip("faiss")
 faiss.omp_set_num_threads(1)

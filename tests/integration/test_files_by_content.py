@@ -12,8 +12,8 @@ import pytest
 
 from raypq import api
 from raypq.config import ReindexJob, SearchJob
-from raypq.data import snapshot
 from raypq.data.storage import Storage, replaced
+from raypq.data.store import snapshot
 
 Run = Callable[[], Any]
 

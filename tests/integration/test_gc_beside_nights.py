@@ -10,10 +10,10 @@ import pytest
 
 from raypq import api
 from raypq.config import ReindexJob
-from raypq.data import snapshot
 from raypq.data.storage import Listed, Storage, replaced
+from raypq.data.store import snapshot
 from raypq.errors import ConflictError, InputError
-from raypq.stages import history
+from raypq.stages.stores import versions
 
 STORES = ("codes", "predictions")
 
@@ -51,7 +51,7 @@ class Sweeping(Storage):
 def sweep(home: Any) -> None:
     for store in STORES:
         if snapshot.versions(home(store)):
-            history.collect(home(store), keep=1, older_than_days=-1, remove=True)
+            versions.collect(home(store), keep=1, older_than_days=-1, remove=True)
 
 
 def night(home: Any) -> dict[str, Any]:
@@ -72,9 +72,9 @@ def night(home: Any) -> dict[str, Any]:
 def whole(home: Any) -> None:
     for store in STORES:
         if snapshot.versions(home(store)):
-            history.verify(home(store), content=True)
+            versions.verify(home(store), content=True)
             sweep(home)
-            history.verify(home(store), content=True)
+            versions.verify(home(store), content=True)
 
 
 @pytest.mark.parametrize("verb", ["reindex", "encode", "restore"])
@@ -91,7 +91,7 @@ def test_gc_in_the_middle(home: Any, verb: str) -> None:
 
     def restore() -> None:
         with suppress(InputError, ConflictError):  # gc was first
-            history.restore(home("codes"), snapshot.versions(home("codes"))[0])
+            versions.restore(home("codes"), snapshot.versions(home("codes"))[0])
 
     runs: dict[str, Callable[[], Any]] = {
         "reindex": lambda: night(home),

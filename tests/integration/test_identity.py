@@ -23,8 +23,9 @@ from raypq.config import (
     SplitJob,
     TrainJob,
 )
-from raypq.data import arrays, snapshot
-from raypq.data.output import Source
+from raypq.data import arrays
+from raypq.data.store import snapshot
+from raypq.data.store.shard_writer import Source
 from raypq.errors import ConfigError, InputError
 
 WHERE = ClusterSettings(cluster="none", workers=1)

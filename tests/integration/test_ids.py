@@ -20,7 +20,7 @@ from raypq.config import (
     ReindexJob,
     RetrievalJob,
 )
-from raypq.data import snapshot
+from raypq.data.store import snapshot
 from raypq.errors import ConfigError, InputError, JobError, RaypqError
 
 SNOWFLAKE = 1_812_345_678_901_234_000  # 19 digits

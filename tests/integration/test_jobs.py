@@ -108,13 +108,13 @@ def generated(tmp_path: Path) -> Path:
     """A small generated world: train, test, classes.parquet."""
     import numpy as np
 
-    from raypq.data import generate
+    from raypq.data import synthetic
 
     rng = np.random.default_rng(5)
-    world = generate.World.create(classes=24, dx=32, da=16, rng=rng)
-    generate.write_classes(tmp_path / "classes.parquet", world)
+    world = synthetic.World.create(classes=24, dx=32, da=16, rng=rng)
+    synthetic.write_classes(tmp_path / "classes.parquet", world)
     for name, chosen in (("train", np.flatnonzero(world.seen)), ("test", np.arange(24))):
-        generate.write_features(
+        synthetic.write_features(
             tmp_path / name, world, classes=chosen, images=600, shards=3, name=name, rng=rng
         )
     return tmp_path

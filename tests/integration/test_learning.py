@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from raypq import api, kernels
 from raypq.cli import main
 from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, TrainJob
-from raypq.data import arrays, snapshot
-from raypq.data.models import ModelFiles
+from raypq.data import arrays
+from raypq.data.model_files import ModelFiles
+from raypq.data.store import snapshot
 from raypq.errors import ConfigError, DivergenceError, InputError, JobError
 from raypq.execution.local import LocalExecutor
 from raypq.execution.run_record import RunRecord
@@ -34,9 +35,9 @@ from raypq.methods.gradient import (
     Phase,
 )
 from raypq.methods.pq import PQ, PQSettings
-from raypq.stages import trainer
-from raypq.stages.learn import learn
-from raypq.stages.passes import Plan
+from raypq.stages.training import trainer
+from raypq.stages.training.dataset import Plan
+from raypq.stages.training.gradient import learn
 
 SMALL = {"M": 2, "K": 16, "hidden": 32, "epochs": 4, "batch": 50, "rate": 0.01}
 

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from raypq import api
 from raypq.cli import main, options
 from raypq.config import ReindexJob
-from raypq.data import snapshot
+from raypq.data.store import snapshot
 from raypq.errors import JobError, QuarantineError
-from raypq.stages import history, quarantine
+from raypq.stages.stores import quarantine, versions
 
 
 def night(home: Any, **more: Any) -> dict[str, Any]:
@@ -142,15 +142,15 @@ def test_versions_show_them(home: Any) -> None:
     night(home)
     home.shard(3).write_bytes(good)
     night(home)
-    one, two, three = history.listing(home("codes"))
+    one, two, three = versions.listing(home("codes"))
     assert [line["quarantined"] for line in (one, two, three)] == [1, 2, 1]
     assert one["left_out"]["since"] == two["left_out"]["since"] == OLD
     assert three["left_out"]["since"] > OLD
     names = {item.shard for item in latest(home).quarantined}
-    found = history.diff(home("codes"), 2)["quarantined"]
+    found = versions.diff(home("codes"), 2)["quarantined"]
     assert (found["added"], len(found["removed"]), set(found["kept"])) == ([], 1, names)
-    assert set(history.diff(home("codes"), 1)["quarantined"]["added"]) == names
-    made = history.restore(home("codes"), 1)
+    assert set(versions.diff(home("codes"), 1)["quarantined"]["added"]) == names
+    made = versions.restore(home("codes"), 1)
     assert set(quarantine.since(made).values()) == {OLD}
 
 

@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from raypq.config import ReindexJob
-from raypq.data import snapshot
-from raypq.data.output import Receipt, Source
 from raypq.data.storage import Shard, list_shards
-from raypq.stages.classify import Plan
-from raypq.stages.night import encode_job
-from raypq.stages.reindex import _classify_job
-from raypq.stages.work import encode_work
+from raypq.data.store import snapshot
+from raypq.data.store.shard_writer import Receipt, Source
+from raypq.stages.classification.classify import Plan
+from raypq.stages.nightly.reindex import _classify_job
+from raypq.stages.nightly.source_diff import encode_job
+from raypq.stages.stores.work_id import encode_work
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "reindex.py"
 SHARDS = 10_000

@@ -15,10 +15,10 @@ import pytest
 
 from raypq import api
 from raypq.config import EvaluateJob
-from raypq.data import snapshot
+from raypq.data.store import snapshot
 from raypq.errors import ConfigError, ModelError
 from raypq.methods import registry
-from raypq.stages import judges
+from raypq.stages.classification import scorers
 
 
 def rows_of(store: str, version: snapshot.Snapshot) -> dict[str, pa.Table]:
@@ -104,13 +104,13 @@ def test_tables_are_built_once_for_each_model_that_occurs(
     home: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: Counter[str] = Counter()
-    tables = judges.Judge.tables
+    tables = scorers.Judge.tables
 
-    def counted(judge: judges.Judge, candidates: judges.Candidates) -> Any:
+    def counted(judge: scorers.Judge, candidates: scorers.Candidates) -> Any:
         built[judge.model.fingerprint] += 1
         return tables(judge, candidates)
 
-    monkeypatch.setattr(judges.Judge, "tables", counted)
+    monkeypatch.setattr(scorers.Judge, "tables", counted)
     home.mix([1, 4])
     home.classify(where=home.where.model_copy(update={"workers": 3}))
     assert sorted(built.values()) == [1, 1]

@@ -16,11 +16,12 @@ from click.testing import CliRunner
 from raypq import api
 from raypq.cli import main
 from raypq.config import ClusterSettings, DuplicatesJob, EncodeJob, Metric
-from raypq.data import arrays, snapshot
+from raypq.data import arrays
 from raypq.data.storage import join
+from raypq.data.store import snapshot
 from raypq.errors import ConfigError, InputError, JobError, ModelError
 from raypq.methods.pq import PQModel, PQSettings
-from raypq.stages import near_duplicates
+from raypq.stages.retrieval import near_duplicates
 
 DX, M, K, N = 12, 4, 16, 260
 Make = Callable[[str, int], str]
@@ -130,11 +131,11 @@ def test_bad_input(make: Make, tmp_path: Path) -> None:
 
 
 def test_codes_of_two_models_are_refused(make: Make, tmp_path: Path) -> None:
-    from raypq.methods import shelf
+    from raypq.stages.stores import model_store
 
     codes = make("s", 2)
     other = quantizer(7)
-    shelf.keep(codes, other)
+    model_store.keep(codes, other)
     version = snapshot.read(codes)
     mixed = [
         receipt.model_copy(update={"model": other.fingerprint}) if at else receipt

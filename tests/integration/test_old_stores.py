@@ -26,8 +26,8 @@ from raypq.config import (
     ReindexJob,
     SearchJob,
 )
-from raypq.data import snapshot
-from raypq.stages import history
+from raypq.data.store import snapshot
+from raypq.stages.stores import versions
 
 STORES = Path(__file__).parents[1] / "stores"
 COMMITS = sorted(path.name for path in STORES.iterdir() if path.is_dir() and path.name[0] != "_")
@@ -170,20 +170,20 @@ def test_an_unfinished_run_is_taken_over(old: Path) -> None:
 def test_its_versions_can_be_looked_at(old: Path, store: str) -> None:
     place = str(old / store)
     numbers = snapshot.versions(place)
-    assert [line["version"] for line in history.listing(place)] == numbers
-    assert history.show(place)["format"] == 1
-    assert history.diff(place, numbers[0])["removed"] == []
+    assert [line["version"] for line in versions.listing(place)] == numbers
+    assert versions.show(place)["format"] == 1
+    assert versions.diff(place, numbers[0])["removed"] == []
     for checked in (False, True):
-        assert history.verify(place, content=checked)["version"] == numbers[-1]
+        assert versions.verify(place, content=checked)["version"] == numbers[-1]
     before = content(old / store)
-    found = history.collect(place, older_than_days=0, remove=True)
+    found = versions.collect(place, older_than_days=0, remove=True)
     assert (found.versions, found.files) == ([], [])
     assert content(old / store) == before
 
 
 def test_an_old_version_can_be_restored(old: Path) -> None:
     place = str(old / "rolled-codes")
-    made = history.restore(place, 1)
+    made = versions.restore(place, 1)
     assert made.version == 3
     assert made.shards == snapshot.read(place, 1).shards
     told = reindex(old, "rolled", model=str(old / "model"))

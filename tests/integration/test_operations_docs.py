@@ -17,7 +17,7 @@ import yaml
 from click.testing import CliRunner
 
 from raypq.cli import main
-from raypq.data import snapshot
+from raypq.data.store import snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("nightly.md", "operations.md")

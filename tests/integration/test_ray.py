@@ -29,15 +29,16 @@ from raypq.config import (
     SearchJob,
     TrainJob,
 )
-from raypq.data import arrays, snapshot
+from raypq.data import arrays
 from raypq.data.features import FeatureStore, survey
 from raypq.data.storage import stem_of
+from raypq.data.store import snapshot
 from raypq.errors import JobError, ShardFailure
 from raypq.methods import registry
 from raypq.methods.base import Corpus
 from raypq.methods.pq import PQModel, PQSettings
-from raypq.stages.train import TrainWorker, run_pass
-from raypq.stages.training_rows import TrainTask
+from raypq.stages.training.dataset import TrainTask
+from raypq.stages.training.train import TrainWorker, run_pass
 
 pytestmark = pytest.mark.ray
 ALONE = ClusterSettings(cluster="none", workers=1)

@@ -20,9 +20,10 @@ import raypq
 from raypq import api
 from raypq.cli import main
 from raypq.config import ReindexJob
-from raypq.data import arrays, features, generate, snapshot
-from raypq.data.lease import Lease
+from raypq.data import arrays, features, synthetic
 from raypq.data.storage import stem_of
+from raypq.data.store import snapshot
+from raypq.data.store.lease import Lease
 from raypq.errors import (
     ConfigError,
     ConflictError,
@@ -119,8 +120,8 @@ def test_other_classes_never_touch_the_features(
 ) -> None:
     night()
     before, codes = latest(home, "predictions"), latest(home)
-    world = generate.World.create(classes=20, dx=24, da=12, rng=np.random.default_rng(4))
-    generate.write_classes(Path(home("classes.parquet")), world)
+    world = synthetic.World.create(classes=20, dx=24, da=12, rng=np.random.default_rng(4))
+    synthetic.write_classes(Path(home("classes.parquet")), world)
 
     def unread(*_: Any, **__: Any) -> Any:
         raise AssertionError("features were read")
@@ -411,7 +412,7 @@ def test_a_night_that_was_replaced_commits_nothing(
     home: Any, night: Reindex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It slept through its lease; awake, it finds that another has it."""
-    from raypq.stages.encode import EncodeWorker
+    from raypq.stages.encoding.encode import EncodeWorker
 
     work = EncodeWorker.encode
 
@@ -429,7 +430,7 @@ def test_a_night_that_was_replaced_commits_nothing(
 def test_encoding_by_hand_in_the_middle_is_noticed(
     home: Any, night: Reindex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from raypq.stages.encode import EncodeWorker
+    from raypq.stages.encoding.encode import EncodeWorker
 
     work = EncodeWorker.encode
 

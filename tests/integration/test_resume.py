@@ -16,8 +16,9 @@ import pytest
 
 from raypq import api
 from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, TrainJob
-from raypq.data import generate, snapshot
+from raypq.data import synthetic
 from raypq.data.storage import stem_of
+from raypq.data.store import snapshot
 from raypq.errors import ConfigError, InputError, JobError
 
 WHERE = ClusterSettings(cluster="none", workers=1)
@@ -28,10 +29,10 @@ SHARDS = 6
 def place(tmp_path: Path) -> Path:
     """A trained model, features/ of six shards and classes.parquet."""
     rng = np.random.default_rng(3)
-    world = generate.World.create(classes=20, dx=24, da=12, rng=rng)
-    generate.write_classes(tmp_path / "classes.parquet", world)
+    world = synthetic.World.create(classes=20, dx=24, da=12, rng=rng)
+    synthetic.write_classes(tmp_path / "classes.parquet", world)
     for name, chosen in (("train", np.flatnonzero(world.seen)), ("features", np.arange(20))):
-        generate.write_features(
+        synthetic.write_features(
             tmp_path / name, world, classes=chosen, images=600, shards=SHARDS, name=name, rng=rng
         )
     api.train(
@@ -145,8 +146,8 @@ def test_a_changed_class_table_is_other_work(place: Path) -> None:
     encode(place)
     first = classify(place)
     rng = np.random.default_rng(4)
-    world = generate.World.create(classes=20, dx=24, da=12, rng=rng)
-    generate.write_classes(place / "classes.parquet", world)
+    world = synthetic.World.create(classes=20, dx=24, da=12, rng=rng)
+    synthetic.write_classes(place / "classes.parquet", world)
     assert not set(paths(first).values()) & set(paths(classify(place)).values())
 
 
@@ -226,7 +227,7 @@ def test_a_killed_driver_is_taken_over(place: Path) -> None:
         "from raypq import api\n"
         "from raypq.config import EncodeJob, read_mapping\n"
         "from raypq.data import journal\n"
-        "from raypq.stages.encode import EncodeWorker\n"
+        "from raypq.stages.encoding.encode import EncodeWorker\n"
         "journal._SECONDS = 0.0\n"
         "work = EncodeWorker.encode\n"
         "def slowly(self, task):\n"

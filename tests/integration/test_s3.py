@@ -28,7 +28,6 @@ from raypq.config import (
     SearchJob,
     TrainJob,
 )
-from raypq.data import output, snapshot
 from raypq.data.storage import (
     Shard,
     StorageSettings,
@@ -45,8 +44,9 @@ from raypq.data.storage import (
     stem_of,
     write_bytes,
 )
+from raypq.data.store import shard_writer, snapshot
 from raypq.errors import ConfigError, EmptySourceError, InputError, JobError
-from raypq.stages import history
+from raypq.stages.stores import versions
 
 ALONE = ClusterSettings(cluster="none", workers=2)
 SMALL = {"M": 4, "K": 16, "iterations": 2, "polish": 1}
@@ -135,7 +135,7 @@ def test_the_whole_path_equals_that_on_local_files(world: Any, bucket: str, tmp_
         assert [item.rows for item in far.shards] == [item.rows for item in near.shards] == [60, 60]
         if store == "codes":
             assert [item.sha256 for item in far.shards] == [item.sha256 for item in near.shards]
-        assert history.verify(f"{bucket}/made/{store}", content=True)["files"] == 2
+        assert versions.verify(f"{bucket}/made/{store}", content=True)["files"] == 2
     assert there.encode().version == 1, "a finished run does nothing"
 
 
@@ -152,7 +152,7 @@ def test_retrieval_equals_that_on_local_files(world: Any, bucket: str, tmp_path:
     for store in ("found", "pairs"):
         held = list_names(f"{bucket}/made/{store}/data")
         assert not [name for name in held if name.startswith("partial")], "partial answers are gone"
-        assert history.verify(f"{bucket}/made/{store}", content=True)["files"] == len(held)
+        assert versions.verify(f"{bucket}/made/{store}", content=True)["files"] == len(held)
 
 
 def test_versions_resume_and_gc(world: Any, bucket: str) -> None:
@@ -174,13 +174,13 @@ def test_versions_resume_and_gc(world: Any, bucket: str) -> None:
     assert (second.version, len(second.shards)) == (2, 3)
     new = set(list_names(f"{store}/data")) - held
     assert len(new) <= 1, "only what was missing is done"
-    assert history.diff(store, 1)["added"] == [stem_of(f"{path.root}/test/part-2.parquet")]
-    found = history.collect(store, keep=1, older_than_days=-1, remove=True)
+    assert versions.diff(store, 1)["added"] == [stem_of(f"{path.root}/test/part-2.parquet")]
+    found = versions.collect(store, keep=1, older_than_days=-1, remove=True)
     assert found.versions == [1]
     assert set(list_names(f"{store}/data")) == {
         item.path.removeprefix("data/") for item in second.shards
     }
-    assert history.verify(store, content=True)["version"] == 2
+    assert versions.verify(store, content=True)["version"] == 2
 
 
 def test_many_objects_are_listed_by_page(bucket: str, s3: S3Server) -> None:
@@ -221,9 +221,9 @@ def test_a_failed_upload_leaves_no_object(bucket: str, monkeypatch: pytest.Monke
             yield pa.RecordBatch.from_arrays([pa.array([content])], schema=schema)
         raise InputError("a.parquet", expected="more", found="none")
 
-    monkeypatch.setattr(output, "ROW_GROUP", 1)
+    monkeypatch.setattr(shard_writer, "ROW_GROUP", 1)
     with pytest.raises(InputError, match="expected more"):
-        output.write_shard(
+        shard_writer.write_shard(
             f"{bucket}/store", shard, model="m", work="w", schema=schema, batches=batches(),
             options={"compression": "none"},
         )  # fmt: skip

@@ -10,11 +10,11 @@ import pytest
 
 from raypq import api
 from raypq.config import ReindexJob
-from raypq.data import lease, runs, snapshot
-from raypq.data.lease import Lease
 from raypq.data.storage import delete, join, list_names, write_bytes
+from raypq.data.store import lease, runs, snapshot
+from raypq.data.store.lease import Lease
 from raypq.errors import ConflictError, InputError
-from raypq.stages import history
+from raypq.stages.stores import versions
 
 Night = Callable[..., dict[str, Any]]
 
@@ -62,11 +62,11 @@ def test_nights_follow_the_source(home: Any, bucket: str, night: Night) -> None:
     assert night(on_bad_shard="quarantine")["nothing_to_do"]
     for store in ("codes", "predictions"):
         place = f"{bucket}/{store}"
-        assert history.verify(place, content=True)["version"] == 3
+        assert versions.verify(place, content=True)["version"] == 3
         assert not list_names(join(place, runs.FOLDER))
-        history.collect(place, keep=1, older_than_days=-1, remove=True)
+        versions.collect(place, keep=1, older_than_days=-1, remove=True)
         assert snapshot.versions(place) == [3]
-        assert history.verify(place, content=True)["version"] == 3
+        assert versions.verify(place, content=True)["version"] == 3
     assert night(on_bad_shard="quarantine")["nothing_to_do"]
 
 
@@ -83,7 +83,7 @@ def test_a_roll_out_and_the_way_back(home: Any, bucket: str, night: Night) -> No
     night()
     night(model=home("new"), rollout=0.5)
     assert len({item.model for item in snapshot.read(f"{bucket}/codes").shards}) == 2
-    history.restore(f"{bucket}/codes", 1)
+    versions.restore(f"{bucket}/codes", 1)
     assert night()["shards"]["kept"] == home.shards
 
 

@@ -25,8 +25,8 @@ from raypq.data import arrays
 from raypq.data.features import FeatureStore
 from raypq.execution.executor import WorkerPool
 from raypq.execution.local import LocalExecutor
-from raypq.stages import encode as stage
-from raypq.stages.store import ShardTask
+from raypq.stages.encoding import encode as stage
+from raypq.stages.stores.shard_task import ShardTask
 
 pytestmark = pytest.mark.slow
 ALONE = ClusterSettings(cluster="none", workers=1)

@@ -15,8 +15,9 @@ import pytest
 
 from raypq import api
 from raypq.config import ClusterSettings, EncodeJob, SearchJob
-from raypq.data import arrays, snapshot
+from raypq.data import arrays
 from raypq.data.storage import join
+from raypq.data.store import snapshot
 from raypq.errors import ConfigError, InputError, JobError, ModelError
 from raypq.kernels import reference
 from raypq.methods.base import Model
@@ -179,7 +180,7 @@ def test_stored_ids_as_queries(make: Make, tmp_path: Path, numbers: bool) -> Non
 def test_one_answer_for_any_shards_and_workers(
     make: Make, queries: tuple[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from raypq.stages import questions, scan
+    from raypq.stages.retrieval import code_blocks, query_rounds
 
     few, many = make("few", [311, 89]), make("many", [2] * 200)
     seen = set()
@@ -189,9 +190,9 @@ def test_one_answer_for_any_shards_and_workers(
         ("c", many, 1, 30, 8192),
         ("d", many, 4, 1, 5),  # two hundred partial answers, rounds of five queries
     ):
-        monkeypatch.setattr(scan, "GROUP_ROWS", group)
-        monkeypatch.setattr(questions, "round_size", lambda k, most=most: most)
-        monkeypatch.setattr("raypq.stages.search.round_size", lambda k, most=most: most)
+        monkeypatch.setattr(code_blocks, "GROUP_ROWS", group)
+        monkeypatch.setattr(query_rounds, "round_size", lambda k, most=most: most)
+        monkeypatch.setattr("raypq.stages.retrieval.search.round_size", lambda k, most=most: most)
         where = ClusterSettings(cluster="none", workers=workers)
         out = tmp_path / name
         run(stored, out, where, queries=[queries[0]], top_k=20)
@@ -335,9 +336,9 @@ def test_several_models_in_one_store(
         (mixed / receipt.path).write_bytes(Path(join(stored.uri, receipt.path)).read_bytes())
         stem = f"{receipt.shard}-{len(receipts)}"
         receipts.append(receipt.model_copy(update={"shard": stem}))
-        from raypq.methods import shelf
+        from raypq.stages.stores import model_store
 
-        shelf.keep(str(mixed), stored.model)
+        model_store.keep(str(mixed), stored.model)
     snapshot.commit(
         str(mixed), kind="codes", run_id="x", expected=[r.shard for r in receipts],
         receipts=receipts,
@@ -389,7 +390,7 @@ def test_an_unknown_metric_or_distance(tmp_path: Path) -> None:
 
 
 def test_models_that_do_not_fit_each_other(make: Make, tmp_path: Path) -> None:
-    from raypq.stages.search import metric_of
+    from raypq.stages.stores.code_store import metric_of
 
     models = {one.fingerprint: one for one in (quantizer(), quantizer(metric="dot"))}
     with pytest.raises(ConfigError, match="the models of the store have dot, l2; name one"):

@@ -11,7 +11,7 @@ import pytest
 
 from raypq import api
 from raypq.config import AddClassesJob, ReindexJob
-from raypq.data import snapshot
+from raypq.data.store import snapshot
 from raypq.errors import ModelError
 
 

@@ -19,13 +19,14 @@ import pytest
 
 from raypq import api
 from raypq.config import ClusterabilityJob, EncodeJob, FewShotJob, ReindexJob
-from raypq.data import predictions, snapshot
+from raypq.data import predictions
 from raypq.data.classes import ClassTable
-from raypq.data.duplicates import IdFile, find_duplicates
+from raypq.data.duplicate_ids import IdFile, find_duplicates
 from raypq.data.storage import Storage, replaced
+from raypq.data.store import snapshot
 from raypq.errors import InputError, JobError
-from raypq.stages import history
-from raypq.stages.tally import Tally
+from raypq.metrics.accuracy import Tally
+from raypq.stages.stores import versions
 
 SHARDS = 20
 
@@ -146,7 +147,7 @@ def test_a_night_opens_what_changed(nights: Nights) -> None:
     assert opened(nights, nights.run) == (0, 0)
     nights.add()
     assert opened(nights, lambda: nights.run(dry_run=True)) == (0, 0)
-    assert opened(nights, lambda: history.listing(nights.home("codes"))) == (0, 0)
+    assert opened(nights, lambda: versions.listing(nights.home("codes"))) == (0, 0)
 
 
 def test_verbs_by_hand_open_what_changed(nights: Nights) -> None:
@@ -214,8 +215,8 @@ def test_on_an_object_store(nights: Nights, bucket: str) -> None:
     assert watched.of(f"{bucket}/p") == 1
     assert "duplicate_ids" not in told
     for store in ("codes", "p"):
-        history.verify(f"{bucket}/{store}", content=True)
-    assert not history.collect(f"{bucket}/codes", keep=1).files, "all of it is young"
+        versions.verify(f"{bucket}/{store}", content=True)
+    assert not versions.collect(f"{bucket}/codes", keep=1).files, "all of it is young"
 
 
 def test_labels_that_the_class_table_lacks_are_counted_from_night_to_night(
@@ -323,9 +324,9 @@ def test_gc_leaves_what_the_next_night_needs(nights: Nights) -> None:
         for folder in ("data", "sidecars"):
             for path in Path(store, folder).iterdir():
                 os.utime(path, (1, 1))
-        found = history.collect(store, keep=1, remove=True)
+        found = versions.collect(store, keep=1, remove=True)
         assert any(path.startswith("sidecars/") for path in found.files)
-        history.verify(store, content=True)
+        versions.verify(store, content=True)
     nights.add()
     assert opened(nights, nights.run) == (1, 0)
     assert nights.result == nights.recount()
@@ -370,7 +371,7 @@ def test_a_sidecar_that_cannot_be_written_is_named(nights: Nights, store: str) -
         nights.run()
     nights.run()
     assert nights.result == nights.recount()
-    history.verify(nights.home(store), content=True)
+    versions.verify(nights.home(store), content=True)
 
 
 @pytest.mark.parametrize("store", ["codes", "p"])
@@ -480,8 +481,8 @@ def test_any_history_says_what_looking_at_everything_says(
         elif move == "classes":
             classes = nights.home(rng.choice(["classes.parquet", "fewer.parquet"]))
         elif move == "restore":
-            history.restore(nights.home("p"), rng.choice(snapshot.versions(nights.home("p"))))
-            history.restore(
+            versions.restore(nights.home("p"), rng.choice(snapshot.versions(nights.home("p"))))
+            versions.restore(
                 nights.home("codes"), rng.choice(snapshot.versions(nights.home("codes")))
             )
         elif move == "crash":

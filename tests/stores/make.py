@@ -95,7 +95,7 @@ def stores(root: Path) -> None:
         SearchJob,
         TrainJob,
     )
-    from raypq.data import snapshot
+    from raypq.data.store import snapshot
 
     def at(name: str) -> str:
         return str(root / name)

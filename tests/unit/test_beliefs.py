@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from raypq.errors import ConfigError
-from raypq.methods import beliefs
 from raypq.methods.base import Corpus
-from raypq.methods.beliefs import BelievingNetwork
 from raypq.methods.dpq import DPQ, DPQSettings
 from raypq.methods.gpq import AS_PUBLISHED, GPQ, GPQSettings
+from raypq.methods.support import class_posteriors
+from raypq.methods.support.class_posteriors import BelievingNetwork
 
 M, K, N, DX = 2, 4, 40, 5
 Build = Callable[..., BelievingNetwork]
@@ -62,7 +62,7 @@ def by_hand(network: BelievingNetwork, x: torch.Tensor) -> np.ndarray:
 def test_a_score_is_the_chance_of_one_class_as_each_part_judges(
     build: Build, x: torch.Tensor, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beliefs, "_MOST_AXES", most)
+    monkeypatch.setattr(class_posteriors, "_MOST_AXES", most)
     network = build(L=6)
     network.observe(x)
     P, B = (found.numpy() for found in network.probabilities(x))
@@ -104,7 +104,7 @@ def test_a_codeword_that_nothing_chose_believes_the_mean(build: Build, x: torch.
     P, B = network.probabilities(x[:1])
     assert network.beliefs is not None
     other = [k for k in range(K) if k != int(B[0, 0])]
-    found = network.beliefs.words[0, other] / beliefs._WEIGHT
+    found = network.beliefs.words[0, other] / class_posteriors._WEIGHT
     torch.testing.assert_close(found, P.expand(len(other), -1))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raypq.errors import ConfigError, InputError
-from raypq.stages.checkpoint import (
+from raypq.stages.training.checkpoint import (
     Checkpoint,
     Checkpoints,
     Progress,

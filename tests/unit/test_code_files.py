@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypq.data import codes, output
+from raypq.data import codes
 from raypq.data.codes import CodeFile, bytes_per_code, pack, unpack
 from raypq.data.storage import Shard, join, list_shards
+from raypq.data.store import shard_writer
 from raypq.errors import InputError
 
 SHARD = Shard(index=0, uri="/in/part-0.parquet", stem="part-0", size=1, modified="now")
@@ -38,7 +39,7 @@ def test_the_even_part_takes_the_low_half():
 
 def write_codes(
     store: str, B: np.ndarray, K: int, *, ids: pa.Array, labels: pa.Array | None, step: int = 7
-) -> output.Receipt:
+) -> shard_writer.Receipt:
     schema = codes.schema(
         fingerprint="f" * 64, M=B.shape[1], K=K, id_type=ids.type, label=labels is not None
     )
@@ -52,7 +53,7 @@ def write_codes(
         )
         for low in range(0, len(B), step)
     )
-    return output.write_shard(
+    return shard_writer.write_shard(
         store,
         SHARD,
         model="f" * 64,
@@ -173,7 +174,7 @@ def test_a_failed_write_raises_and_no_receipt_is_given(tmp_path):
         raise InputError("x", expected="a", found="b")
 
     with pytest.raises(InputError):
-        output.write_shard(
+        shard_writer.write_shard(
             str(tmp_path), SHARD, model="f", work="w", schema=schema, batches=batches(),
             options=codes.WRITE_OPTIONS,
         )  # fmt: skip

@@ -10,10 +10,10 @@ import pytest
 
 from raypq import kernels
 from raypq.config import DriftLimits
-from raypq.data.shard_stats import Baseline, ShardStats
+from raypq.data.store.shard_stats import Baseline, ShardStats
 from raypq.methods import registry
 from raypq.methods.base import Model
-from raypq.stages.drift import Drifted, Gauge, baseline_of, judge, known_baseline
+from raypq.metrics.drift import Drifted, Gauge, baseline_of, judge, known_baseline
 
 DX, M, K = 24, 6, 16
 MIX = np.random.default_rng(1).standard_normal((DX, DX))

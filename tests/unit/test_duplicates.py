@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypq.data import duplicates
-from raypq.data.duplicates import IdFile, find_duplicates, hashes
+from raypq.data import duplicate_ids
+from raypq.data.duplicate_ids import IdFile, find_duplicates, hashes
 
 
 @pytest.fixture
@@ -55,14 +55,14 @@ def test_integers(files):
 
 
 def test_equal_hashes_of_unequal_ids_are_no_duplicates(files, monkeypatch):
-    monkeypatch.setattr(duplicates, "hashes", lambda ids: np.full(len(ids), 7, np.uint64))
+    monkeypatch.setattr(duplicate_ids, "hashes", lambda ids: np.full(len(ids), 7, np.uint64))
     assert find_duplicates(files(["a", "b"], ["c"])) is None
     found = find_duplicates(files(["a", "b"], ["c", "b"]))
     assert (found.rows, len(found.examples)) == (1, 1)
 
 
 def test_very_many(files, monkeypatch):
-    monkeypatch.setattr(duplicates, "COMPARED", 100)
+    monkeypatch.setattr(duplicate_ids, "COMPARED", 100)
     found = find_duplicates(files([f"id{i}" for i in range(2000)], [f"id{i}" for i in range(2000)]))
     assert found.rows == 2000
     assert len(found.examples) == 5

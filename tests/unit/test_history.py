@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypq.data import lease, runs, sidecars, snapshot
-from raypq.data.output import Receipt, Source
+from raypq.data.store import lease, runs, sidecars, snapshot
+from raypq.data.store.shard_writer import Receipt, Source
 from raypq.errors import ConfigError, ConflictError, DamagedError, InputError
-from raypq.stages import history
+from raypq.stages.stores import versions
 
 OLD = time.time() - 8 * 86_400
 
@@ -62,9 +62,9 @@ def names(store: Path) -> set[str]:
 
 
 def test_listing_and_show(store: Path) -> None:
-    assert [line["version"] for line in history.listing(str(store))] == [1, 2, 3]
-    assert history.listing(str(store))[2]["images"] == 10
-    assert history.show(str(store), 1)["shards"][0]["path"] == "data/a.1.parquet"
+    assert [line["version"] for line in versions.listing(str(store))] == [1, 2, 3]
+    assert versions.listing(str(store))[2]["images"] == 10
+    assert versions.show(str(store), 1)["shards"][0]["path"] == "data/a.1.parquet"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,9 @@ def test_listing_and_show(store: Path) -> None:
     [("nothing", "no such store"), ("folder", "a folder without versions"),
      ("model", "a model, not a store")],
 )  # fmt: skip
-@pytest.mark.parametrize("look", [history.listing, history.show, history.verify, history.collect])
+@pytest.mark.parametrize(
+    "look", [versions.listing, versions.show, versions.verify, versions.collect]
+)
 def test_what_is_no_store_is_an_error_of_every_verb(
     tmp_path: Path, look: Callable[[str], object], there: str, said: str
 ) -> None:
@@ -86,18 +88,18 @@ def test_what_is_no_store_is_an_error_of_every_verb(
 
 
 def test_diff(store: Path) -> None:
-    found = history.diff(str(store), 1)
+    found = versions.diff(str(store), 1)
     assert (found["added"], found["removed"], found["changed"]) == (["c"], ["b"], ["a"])
-    assert history.diff(str(store), 1, 2)["kept"] == 1
+    assert versions.diff(str(store), 1, 2)["kept"] == 1
 
 
 def test_verify_by_size_and_by_content(store: Path) -> None:
-    assert history.verify(str(store))["verified"] == "size"
+    assert versions.verify(str(store))["verified"] == "size"
     with pytest.raises(InputError, match=r"a\.2\.parquet: expected sha256 0+, found"):
-        history.verify(str(store), content=True)
+        versions.verify(str(store), content=True)
     (store / "data" / "c.3.parquet").write_bytes(b"short")
     with pytest.raises(InputError, match=r"c\.3\.parquet: expected 13 bytes, found 5 bytes"):
-        history.verify(str(store))
+        versions.verify(str(store))
 
 
 @pytest.mark.parametrize("content", [False, True])
@@ -121,7 +123,7 @@ def test_verify_names_every_bad_file_and_the_remedy(tmp_path: Path, content: boo
         str(tmp_path), kind="codes", run_id="r", expected=names, receipts=receipts,
         summary=sidecars.told({"counts": [draft.sidecar()]}),
     )  # fmt: skip
-    assert history.verify(str(tmp_path), content=content)["files"] == 5
+    assert versions.verify(str(tmp_path), content=content)["files"] == 5
     (tmp_path / "data/missing.0.parquet").unlink()
     for name, change in (("longer", b"more"), ("shorter", None)):
         path = tmp_path / f"data/{name}.0.parquet"
@@ -130,7 +132,7 @@ def test_verify_names_every_bad_file_and_the_remedy(tmp_path: Path, content: boo
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     (tmp_path / draft.path).unlink()
     with pytest.raises(DamagedError) as caught:
-        history.verify(str(tmp_path), content=content)
+        versions.verify(str(tmp_path), content=content)
     said = str(caught.value)
     for name in names:
         bad = name != "good" and (content or name != "changed")
@@ -139,7 +141,7 @@ def test_verify_names_every_bad_file_and_the_remedy(tmp_path: Path, content: boo
     assert "delete the file, or move it away, then run raypq encode or raypq reindex again" in said
     assert said.count("raypq encode or raypq reindex") == 1
     with pytest.raises(InputError, match=r"version 1: .*another version.*nothing was restored"):
-        history.restore(str(tmp_path), _second(tmp_path))
+        versions.restore(str(tmp_path), _second(tmp_path))
 
 
 def _second(store: Path) -> int:
@@ -150,13 +152,13 @@ def _second(store: Path) -> int:
 
 def test_gc_tells_before_it_removes(store: Path) -> None:
     before = names(store)
-    found = history.collect(str(store))
+    found = versions.collect(str(store))
     assert (found.versions, found.files, found.bytes) == ([], ["data/orphan.7.parquet"], 17)
     assert names(store) == before
 
 
 def test_gc_keeps_what_retained_versions_name(store: Path) -> None:
-    found = history.collect(str(store), keep=1, remove=True)
+    found = versions.collect(str(store), keep=1, remove=True)
     assert found.versions == [1, 2]
     assert names(store) == {"a.2.parquet", "c.3.parquet"}
     assert snapshot.versions(str(store)) == [3]
@@ -165,7 +167,7 @@ def test_gc_keeps_what_retained_versions_name(store: Path) -> None:
 
 def test_gc_spares_the_young(store: Path) -> None:
     os.utime(store / "data" / "orphan.7.parquet")
-    assert history.collect(str(store)).files == []
+    assert versions.collect(str(store)).files == []
 
 
 def test_gc_clears_old_journals(store: Path) -> None:
@@ -173,42 +175,42 @@ def test_gc_clears_old_journals(store: Path) -> None:
     old.parent.mkdir(parents=True)
     old.write_text("[]")
     os.utime(old, (OLD, OLD))
-    assert "journal/w/1.json" in history.collect(str(store), remove=True).files
+    assert "journal/w/1.json" in versions.collect(str(store), remove=True).files
     assert not old.exists()
 
 
 def test_gc_refuses_a_wrong_place(tmp_path: Path, store: Path) -> None:
     with pytest.raises(InputError, match="no such store"):
-        history.collect(str(tmp_path / "elsewhere"))
+        versions.collect(str(tmp_path / "elsewhere"))
     with pytest.raises(ConfigError, match="keep"):
-        history.collect(str(store), keep=0)
+        versions.collect(str(store), keep=0)
 
 
 def test_restore_makes_a_new_version_of_an_old_one(store: Path) -> None:
-    made = history.restore(str(store), 2)
+    made = versions.restore(str(store), 2)
     assert made.version == 4
     assert made.shards == snapshot.read(str(store), 2).shards
     assert made.summary["restored"] == 2
-    assert [line["version"] for line in history.listing(str(store))] == [1, 2, 3, 4]
+    assert [line["version"] for line in versions.listing(str(store))] == [1, 2, 3, 4]
 
 
 def test_restoring_the_latest_does_nothing(store: Path) -> None:
-    assert history.restore(str(store), 3).version == 3
+    assert versions.restore(str(store), 3).version == 3
     assert snapshot.versions(str(store)) == [1, 2, 3]
 
 
 def test_what_gc_took_cannot_be_restored(store: Path) -> None:
     (store / "data" / "b.1.parquet").unlink()
     with pytest.raises(InputError, match=r"b\.1\.parquet"):
-        history.restore(str(store), 1)
+        versions.restore(str(store), 1)
     assert snapshot.versions(str(store)) == [1, 2, 3]
     with pytest.raises(InputError, match="version 9"):
-        history.restore(str(store), 9)
+        versions.restore(str(store), 9)
 
 
 def test_a_store_that_a_night_is_at_work_on_is_not_restored(store: Path) -> None:
     with lease.held(str(store), seconds=1), pytest.raises(ConflictError, match="is at work"):
-        history.restore(str(store), 1)
+        versions.restore(str(store), 1)
     assert snapshot.versions(str(store)) == [1, 2, 3]
 
 
@@ -223,7 +225,7 @@ def test_gc_does_not_follow_a_link_out_of_the_store(
     (store / folder).parent.mkdir(parents=True, exist_ok=True)
     (store / folder).symlink_to(victim)
     with pytest.raises(InputError, match=f"{folder}: expected a folder inside the store"):
-        history.collect(str(store), older_than_days=0)
+        versions.collect(str(store), older_than_days=0)
     assert len(list(victim.iterdir())) == 1
 
 
@@ -236,7 +238,7 @@ def test_gc_takes_models_that_no_version_needs(store: Path) -> None:
             if age:
                 os.utime(path, (age, age))
     (store / "models" / "young" / "model.json").touch()
-    found = history.collect(str(store), remove=True).files
+    found = versions.collect(str(store), remove=True).files
     assert [path for path in found if path.startswith("models")] == [
         "models/old/model.json", "models/old/model.safetensors",
     ]  # fmt: skip
@@ -254,7 +256,7 @@ def test_gc_takes_old_temporary_files_everywhere(store: Path) -> None:
     keep = store / "snapshots" / "notes.txt"
     keep.write_text("not ours")
     os.utime(keep, (OLD, OLD))
-    history.collect(str(store), remove=True)
+    versions.collect(str(store), remove=True)
     assert not list(store.rglob("*.part"))
     assert not list(store.rglob(".clock-*"))
     assert keep.exists()
@@ -268,7 +270,7 @@ def test_verify_looks_at_the_models(store: Path, damage: str, content: bool) -> 
 
     import numpy as np
 
-    from raypq.data.models import ModelFiles
+    from raypq.data.model_files import ModelFiles
 
     files = ModelFiles(content={"method": "pq"}, tensors={"C": np.ones(3)}, record={})
     other = ModelFiles(content={"method": "pq"}, tensors={"C": np.ones(4)}, record={})
@@ -286,7 +288,7 @@ def test_verify_looks_at_the_models(store: Path, damage: str, content: bool) -> 
         str(store), kind="codes", run_id="r", expected=["z"], receipts=[made],
         summary={"fingerprint": files.fingerprint},
     )  # fmt: skip
-    assert history.verify(str(store), content=content)["models"] == 1
+    assert versions.verify(str(store), content=content)["models"] == 1
     if damage == "json":
         (where / "model.json").unlink()
     elif damage == "tensors":
@@ -298,7 +300,7 @@ def test_verify_looks_at_the_models(store: Path, damage: str, content: bool) -> 
     else:
         other.save(str(where))
     with pytest.raises(DamagedError, match=rf"copy the model.*\s.*{files.fingerprint}"):
-        history.verify(str(store), content=content)
+        versions.verify(str(store), content=content)
 
 
 def test_gc_beside_a_run_leaves_what_it_may_need(store: Path) -> None:
@@ -308,11 +310,11 @@ def test_gc_beside_a_run_leaves_what_it_may_need(store: Path) -> None:
     os.utime(old, (OLD, OLD))
     receipt(store, "lost", 8)
     with runs.at_work(str(store), "encode"):
-        found = history.collect(str(store), keep=1, older_than_days=-1, remove=True)
+        found = versions.collect(str(store), keep=1, older_than_days=-1, remove=True)
         assert found.versions == []
         assert found.files == ["data/lost.8.parquet"], "neither journals nor what they name"
         assert "encode (process" in found.beside[0]
-    found = history.collect(str(store), keep=1, remove=True)
+    found = versions.collect(str(store), keep=1, remove=True)
     assert (found.versions, len(found.files), list(found.beside)) == ([1, 2], 4, [])
     assert not list((store / "runs").iterdir())
 
@@ -321,15 +323,15 @@ def test_a_run_that_is_long_silent_counts_as_gone(store: Path) -> None:
     with runs.at_work(str(store), "encode") as mine:
         for path in (store / "runs").iterdir():
             os.utime(path, (OLD, OLD))
-        assert not history.collect(str(store)).beside
+        assert not versions.collect(str(store)).beside
         mine.beat()
-        assert len(history.collect(str(store)).beside) == 1
+        assert len(versions.collect(str(store)).beside) == 1
 
 
 def test_a_night_of_an_older_raypq_is_told_by_its_lease(store: Path) -> None:
     with lease.held(str(store)):
-        assert "a nightly run" in history.collect(str(store), keep=1).beside[0]
-    assert not history.collect(str(store), keep=1).beside
+        assert "a nightly run" in versions.collect(str(store), keep=1).beside[0]
+    assert not versions.collect(str(store), keep=1).beside
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"nonce": 1}', b"\xff"])
@@ -338,5 +340,5 @@ def test_a_mark_that_cannot_be_read_protects_all_the_same(
 ) -> None:
     (store / "runs").mkdir()
     (store / "runs" / f"run-{'0' * 32}.json").write_bytes(content)
-    assert history.collect(str(store), keep=1).versions == []
+    assert versions.collect(str(store), keep=1).versions == []
     assert "unreadable" in caplog.text

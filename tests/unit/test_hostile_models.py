@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raypq.data.class_layer import ClassLayer
-from raypq.data.models import ModelFiles
+from raypq.data.class_prototypes import ClassLayer
+from raypq.data.model_files import ModelFiles
 from raypq.errors import ModelError
 from raypq.methods import registry
 

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypq.data import duplicates, id_index
-from raypq.data.duplicates import Duplicates, IdFile, find_duplicates
-from raypq.data.sidecars import Sidecars
+from raypq.data import duplicate_ids
+from raypq.data.duplicate_ids import Duplicates, IdFile, find_duplicates
 from raypq.data.storage import Storage, replaced
+from raypq.data.store import id_index
+from raypq.data.store.sidecars import Sidecars
 from raypq.errors import InputError
 
 SMALL = {"in_memory": 16, "group": 8}
@@ -159,7 +160,7 @@ def test_integers_and_strings_are_not_equal(codes: Codes) -> None:
 
 def test_a_collision_is_no_duplicate(codes: Codes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        duplicates, "hashes", lambda ids: np.array([len(x) for x in ids.to_pylist()], np.uint64)
+        duplicate_ids, "hashes", lambda ids: np.array([len(x) for x in ids.to_pylist()], np.uint64)
     )
     codes.write("a", ["x", "yy", "zzz"])
     assert codes.version() is None
@@ -173,7 +174,7 @@ def test_a_collision_is_no_duplicate(codes: Codes, monkeypatch: pytest.MonkeyPat
 
 
 def test_more_duplicates_than_are_compared(codes: Codes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "COMPARED", 30)
+    monkeypatch.setattr(duplicate_ids, "COMPARED", 30)
     for number in range(4):
         codes.write(f"s{number}", [f"{row}" for row in range(100)])
     assert codes.version().rows == 300

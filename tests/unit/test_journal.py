@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from raypq.data import journal
-from raypq.data.journal import Journal
-from raypq.data.output import Receipt, Source
 from raypq.data.storage import Listed, Storage, replaced
+from raypq.data.store import journal
+from raypq.data.store.journal import Journal
+from raypq.data.store.shard_writer import Receipt, Source
 from raypq.errors import InputError
 
 

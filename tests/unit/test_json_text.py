@@ -11,10 +11,11 @@ import pytest
 
 import raypq
 from raypq.bench import ablation
-from raypq.data import journal, json_text, lease, runs, snapshot
-from raypq.data.class_layer import ClassLayer
-from raypq.data.models import ModelFiles
-from raypq.data.output import Receipt, Source
+from raypq.data import json_text
+from raypq.data.class_prototypes import ClassLayer
+from raypq.data.model_files import ModelFiles
+from raypq.data.store import journal, lease, runs, snapshot
+from raypq.data.store.shard_writer import Receipt, Source
 from raypq.errors import InputError
 from raypq.reporting import findings
 

@@ -10,7 +10,7 @@ from raypq.errors import ConfigError
 from raypq.methods import dpq, gpq
 from raypq.methods.base import Corpus
 from raypq.methods.gradient import Batch
-from raypq.methods.layers import intra_normalise, one_hot_of, reverse_gradient
+from raypq.methods.support.layers import intra_normalise, one_hot_of, reverse_gradient
 
 N, M, K, D, L = 7, 3, 5, 4, 3
 

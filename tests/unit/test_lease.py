@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from lossy import LossyFileSystem, emptied
 
-from raypq.data.lease import Lease, held
 from raypq.data.storage import Storage, create, join, list_names, replaced
+from raypq.data.store.lease import Lease, held
 from raypq.errors import ConflictError
 
 

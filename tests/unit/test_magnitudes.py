@@ -10,13 +10,14 @@ from raypq import kernels
 from raypq.errors import ConfigError, InputError, ModelError
 from raypq.methods import registry
 from raypq.methods.base import Corpus, Model
-from raypq.methods.layers import intra_normalise, unit
-from raypq.methods.linear import normalise
-from raypq.methods.pq import outer, scale
-from raypq.methods.softmax import Fit, fit_softmax
-from raypq.stages import faiss_exchange, probe
-from raypq.stages.drift import Gauge
-from raypq.stages.rehearse import fit_rows
+from raypq.methods.support.layers import intra_normalise, unit
+from raypq.methods.support.linear_model import normalise
+from raypq.methods.support.softmax_classifier import Fit, fit_softmax
+from raypq.methods.support.statistics import outer, scale
+from raypq.metrics.drift import Gauge
+from raypq.stages.representation import clusterability
+from raypq.stages.retrieval import faiss_exchange
+from raypq.stages.training.in_memory import fit_rows
 
 SCALES = [1e37, 1e30, 1e25, 1e20, 1e18, 1e10, 1e-10, 1e-15, 1e-20, 1e-25, 1e-30, 1e-36]
 N, DX = 300, 16
@@ -241,8 +242,8 @@ def test_a_classifier_and_clusters_at_every_magnitude(size):
         return (x.double() @ V.double().T + bias).argmax(dim=1).numpy()
 
     assert np.mean(classified(X) == classified(plain)) > 0.99
-    left = probe.kmeans(X, 5, np.random.default_rng(0))
-    right = probe.kmeans(plain, 5, np.random.default_rng(0))
+    left = clusterability.kmeans(X, 5, np.random.default_rng(0))
+    right = clusterability.kmeans(plain, 5, np.random.default_rng(0))
     assert np.array_equal(left, right)
 
 

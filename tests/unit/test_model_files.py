@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from raypq.data.models import ModelFiles
+from raypq.data.model_files import ModelFiles
 from raypq.errors import ConfigError, ModelError
 from raypq.methods import registry
 

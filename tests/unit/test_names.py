@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from raypq.data import names, snapshot
-from raypq.data.output import Receipt, Source
-from raypq.data.snapshot import Quarantined
+from raypq.data.store import names, snapshot
+from raypq.data.store.shard_writer import Receipt, Source
+from raypq.data.store.snapshot import Quarantined
 from raypq.errors import InputError
 
 OUTSIDE = ["../x", "a/../../x", "/etc/passwd", "a/b", "..", ".", ".hidden", "s3://bucket/x",

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypq.data import arrays, codes, lease, predictions
+from raypq.data import arrays, codes, predictions
 from raypq.data.classes import ClassTable
 from raypq.data.codes import CodeFile
-from raypq.data.models import ModelFiles
+from raypq.data.model_files import ModelFiles
+from raypq.data.store import lease
 from raypq.errors import InputError, ModelError
 from raypq.methods import registry
 

@@ -17,8 +17,8 @@ from raypq.bench import ablation
 from raypq.cli import main
 from raypq.config import ReindexJob, Settings, UserSettings, places
 from raypq.config.places import NoPlace, Place, Reads, Writes
-from raypq.data import overlap, snapshot
-from raypq.data.models import ModelFiles
+from raypq.data.model_files import ModelFiles
+from raypq.data.store import overlap, snapshot
 from raypq.errors import ConfigError, RaypqError
 
 JOBS: dict[str, type[UserSettings]] = {
@@ -419,11 +419,11 @@ def test_a_demo_writes_over_no_data(tmp_path: Path) -> None:
 def test_every_function_takes_a_path(tmp_path: Path) -> None:
     """And says the same of a path as of a text; a URI that pathlib cut is named."""
     import raypq
-    from raypq.stages import history
+    from raypq.stages.stores import versions
 
     calls: list[Callable[[Any], Any]] = [
-        raypq.load_model, raypq.open, history.listing, history.show, history.verify,
-        lambda at: history.restore(at, 1), lambda at: history.diff(at, 1), history.collect,
+        raypq.load_model, raypq.open, versions.listing, versions.show, versions.verify,
+        lambda at: versions.restore(at, 1), lambda at: versions.diff(at, 1), versions.collect,
         lambda at: raypq.report(at, tmp_path / "r.html"), lambda at: raypq.report([at], "r.html"),
     ]  # fmt: skip
     for call in calls:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from raypq.methods.linear import product
-from raypq.methods.moments import Moments
 from raypq.methods.pqzsl import Embedding, PQZSLSettings, solve_p
+from raypq.methods.support.closed_form import Moments
+from raypq.methods.support.linear_model import product
 
 DX, DA, L, D, N = 7, 4, 5, 6, 40
 # Weights of one size, so that no term hides behind another.

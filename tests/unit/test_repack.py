@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypq.config import Columns, RepackJob
-from raypq.data.ahead import ahead
 from raypq.data.features import FeatureStore, read_batches, survey
+from raypq.data.prefetch import ahead
 from raypq.data.storage import stem_of
 from raypq.errors import InputError, JobError
 from raypq.execution.local import LocalExecutor
-from raypq.stages.repack import repack
+from raypq.stages.preparation.repack import repack
 
 X = np.random.default_rng(0).standard_normal((300, 24)).astype(np.float32)
 

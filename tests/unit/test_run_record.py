@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from numpy.random import default_rng
 
-from raypq import api, meter
+from raypq import api, io_counters
 from raypq.config import (
     ClassifyJob,
     ClusterSettings,
@@ -88,15 +88,15 @@ def test_a_long_timeline_is_thinned_and_still_ends_at_the_end() -> None:
 def test_the_meter_counts_the_columns_that_are_read(write: Callable[..., str]) -> None:
     X = default_rng(0).standard_normal((3000, 32)).astype("float32")
     uri = write("a.parquet", row_group=1000, id=list(range(3000)), feature=X, other=[1.5] * 3000)
-    before = meter.read()
+    before = io_counters.read()
     with storage.open_parquet(uri) as file:
         list(storage.stream(file, 256, ["id", "feature"]))
-    some = meter.read().since(before)
+    some = io_counters.read().since(before)
     assert some.images == 3000
     assert 0.8 * X.nbytes < some.bytes < storage.file_size(uri)
     with storage.open_parquet(uri) as file:
         list(storage.stream(file, 256))
-    both = meter.read().since(before)
+    both = io_counters.read().since(before)
     assert both.images == 6000
     assert both.bytes > 2 * some.bytes
     assert both.bytes - some.bytes < storage.file_size(uri)

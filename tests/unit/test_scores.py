@@ -15,16 +15,17 @@ import pytest
 
 from raypq import kernels
 from raypq.config import EvaluateJob
-from raypq.data import output, predictions, snapshot, unknown_names
+from raypq.data import predictions, unknown_classes
 from raypq.data.classes import ClassTable
 from raypq.data.predictions import Best, PredictionBatch
 from raypq.data.storage import Shard
+from raypq.data.store import shard_writer, snapshot
 from raypq.errors import InputError
 from raypq.execution.local import LocalExecutor
 from raypq.kernels import merge_topk
-from raypq.stages.confusions import Confusions
-from raypq.stages.evaluate import evaluate, harmonic, share_limbs, value_of_limbs
-from raypq.stages.tally import Tally
+from raypq.metrics.accuracy import Tally, harmonic
+from raypq.metrics.confusion import Confusions
+from raypq.stages.classification.evaluate import evaluate, share_limbs, value_of_limbs
 
 
 def make_table(write, T: int, seen: np.ndarray | None = None) -> ClassTable:
@@ -74,7 +75,7 @@ class Store:
             )
             shard = Shard(index=index, uri=f"/{index}", stem=f"s{index}", size=1, modified="")
             receipts.append(
-                output.write_shard(
+                shard_writer.write_shard(
                     self.root,
                     shard,
                     model="f",
@@ -185,7 +186,7 @@ def random_tally(rng: np.random.Generator, T: int = 6) -> Tally:
 def test_what_was_added_can_be_subtracted(write, monkeypatch, kept):
     """Any sequence of shards that come and go: as long as it says that it is exact, the summary is
     that of a recount; and it is exact unless many more names went than are kept."""
-    monkeypatch.setattr(unknown_names, "KEPT", kept)
+    monkeypatch.setattr(unknown_classes, "KEPT", kept)
     table, exact = make_table(write, 6), 0
     for seed in range(60):
         rng = np.random.default_rng(seed)

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypq.data import codes, output
+from raypq.data import codes
 from raypq.data.storage import Shard, StorageSettings, open_parquet
+from raypq.data.store import shard_writer
 from raypq.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +87,7 @@ def written(tmp_path: Path) -> Path:
         labels=None,
     )
     shard = Shard(index=0, uri="/in/a.parquet", stem="a", size=1, modified="now")
-    receipt = output.write_shard(
+    receipt = shard_writer.write_shard(
         str(tmp_path), shard, model="f", work="w", schema=schema, batches=[batch],
         options=codes.WRITE_OPTIONS,
     )  # fmt: skip

@@ -15,8 +15,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from raypq.data import storage
-from raypq.data.output import Source
 from raypq.data.storage import list_shards, open_parquet, stem_of
+from raypq.data.store.shard_writer import Source
 from raypq.errors import EmptySourceError, InputError, MissingSourceError
 
 X = np.ones((3, 2), np.float32)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from raypq.data import sidecars, snapshot
-from raypq.data.sidecars import Sidecar
+from raypq.data.store import sidecars, snapshot
+from raypq.data.store.sidecars import Sidecar
 from raypq.errors import InputError
-from raypq.stages import history
+from raypq.stages.stores import versions
 
 OLD = time.time() - 8 * 86_400
 
@@ -65,7 +65,7 @@ def test_nothing_is_left_of_one_that_was_not_finished(store: str) -> None:
 def test_damage_is_named(store: str, damage: str) -> None:
     sidecar = made(store, b"what was counted")
     commit(store, sidecar)
-    history.verify(store, content=True)
+    versions.verify(store, content=True)
     path = Path(store) / sidecar.path
     if damage == "gone":
         path.unlink()
@@ -74,7 +74,7 @@ def test_damage_is_named(store: str, damage: str) -> None:
     with pytest.raises(InputError, match="counts-"):
         sidecars.read(store, sidecar)
     with pytest.raises(InputError, match="counts-"):
-        history.verify(store, content=True)
+        versions.verify(store, content=True)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_path_that_leads_elsewhere_is_refused(store: str, path: str) -> None:
     document = json.loads(place.read_text())
     document["summary"]["sidecars"]["counts"][0]["path"] = path
     place.write_text(json.dumps(document))
-    for verb in (snapshot.read, history.collect):
+    for verb in (snapshot.read, versions.collect):
         with pytest.raises(InputError, match=r"summary\.sidecars"):
             verb(store)
 
@@ -121,18 +121,18 @@ def test_gc_keeps_those_of_retained_versions(store: str) -> None:
     first, second, orphan = made(store), made(store), made(store)
     commit(store, first)
     commit(store, second)
-    assert history.collect(store).files == [orphan.path]
-    assert set(history.collect(store, keep=1).files) == {first.path, orphan.path}
-    history.collect(store, keep=1, remove=True)
+    assert versions.collect(store).files == [orphan.path]
+    assert set(versions.collect(store, keep=1).files) == {first.path, orphan.path}
+    versions.collect(store, keep=1, remove=True)
     assert os.listdir(Path(store) / "sidecars") == [Path(second.path).name]
-    history.verify(store, content=True)
+    versions.verify(store, content=True)
 
 
 def test_restore_keeps_them_where_they_are_there(store: str) -> None:
     first, second = made(store), made(store)
     commit(store, first)
     commit(store, second)
-    assert history.restore(store, 1).sidecars(store) == {"counts": [first]}
+    assert versions.restore(store, 1).sidecars(store) == {"counts": [first]}
     (Path(store) / second.path).unlink()
-    assert history.restore(store, 2).sidecars(store) == {}
-    history.verify(store)
+    assert versions.restore(store, 2).sidecars(store) == {}
+    versions.verify(store)

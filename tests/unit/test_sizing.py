@@ -18,10 +18,10 @@ from raypq import api, sizing
 from raypq.bench import rates
 from raypq.cli import main
 from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, SearchJob, TrainJob
-from raypq.data import generate
+from raypq.data import synthetic
 from raypq.errors import ConfigError
 from raypq.sizing import search as sizing_search
-from raypq.stages import questions, scan, search
+from raypq.stages.retrieval import code_blocks, query_rounds, search
 
 IMAGES, DX, T, M = 30_000, 256, 1000, 20
 
@@ -58,14 +58,14 @@ GIVEN = sizing.Rates(
 def _compare(root: Path, clock: Callable[[], float]) -> dict[str, float]:
     """Predicted over measured time of each stage, for a run of one worker."""
     rng = np.random.default_rng(0)
-    world = generate.World.create(classes=T, dx=DX, da=64, rng=rng)
+    world = synthetic.World.create(classes=T, dx=DX, da=64, rng=rng)
     seen = np.flatnonzero(world.seen)[:300]
-    generate.write_classes(root / "classes.parquet", world)
-    generate.write_features(
+    synthetic.write_classes(root / "classes.parquet", world)
+    synthetic.write_features(
         root / "features", world, classes=seen, images=IMAGES, shards=4, name="x", rng=rng
     )
-    few = generate.World(**{**vars(world), "seen": np.isin(np.arange(T), seen)})
-    generate.write_classes(root / "classes.parquet", few)
+    few = synthetic.World(**{**vars(world), "seen": np.isin(np.arange(T), seen)})
+    synthetic.write_classes(root / "classes.parquet", few)
     work = sizing.Workload(
         images=IMAGES, dims=DX, classes=T, M=M, train_classes=300, attributes=64,
         shard_images=IMAGES // 4, workers=1, cluster="none", queries=IMAGES // 4,
@@ -184,9 +184,9 @@ def test_a_search_is_planned_where_it_is_asked_for() -> None:
 
 
 def test_a_search_is_planned_as_it_is_done() -> None:
-    assert (sizing_search.BLOCK_ROWS, sizing_search.FAN) == (scan.GROUP_ROWS, search._FAN)
+    assert (sizing_search.BLOCK_ROWS, sizing_search.FAN) == (code_blocks.GROUP_ROWS, search._FAN)
     for k in (1, 10, 100, 1000, 100_000):
-        assert sizing_search.round_size(k) == questions.round_size(k)
+        assert sizing_search.round_size(k) == query_rounds.round_size(k)
 
 
 def test_a_gpu_needs_rates_of_one() -> None:

@@ -14,10 +14,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from lossy import LossyFileSystem, emptied
 
-from raypq.data import snapshot
-from raypq.data.output import Receipt, Source
-from raypq.data.snapshot import Quarantined
 from raypq.data.storage import digest
+from raypq.data.store import snapshot
+from raypq.data.store.shard_writer import Receipt, Source
+from raypq.data.store.snapshot import Quarantined
 from raypq.errors import ConflictError, InputError
 
 

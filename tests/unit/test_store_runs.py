@@ -8,13 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from raypq.data import output, snapshot
-from raypq.data.journal import Journal
-from raypq.data.output import Receipt, Source
 from raypq.data.storage import Shard
+from raypq.data.store import shard_writer, snapshot
+from raypq.data.store.journal import Journal
+from raypq.data.store.shard_writer import Receipt, Source
 from raypq.errors import ConflictError, RaypqError
 from raypq.execution.local import LocalExecutor
-from raypq.stages.store import ShardTask, StoreRun
+from raypq.stages.stores.shard_run import StoreRun
+from raypq.stages.stores.shard_task import ShardTask
 
 SCHEMA = pa.schema([pa.field("id", pa.string())])
 
@@ -25,7 +26,7 @@ class Writer:
 
     def write(self, task: ShardTask) -> Receipt:
         batch = pa.RecordBatch.from_arrays([pa.array([task.name])], schema=SCHEMA)
-        return output.write_shard(
+        return shard_writer.write_shard(
             self._store, task.shard, model="m", work=task.work, schema=SCHEMA, batches=[batch],
             options={},
         )  # fmt: skip

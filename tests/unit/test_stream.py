@@ -12,8 +12,8 @@ import pytest
 from raypq.config import Columns
 from raypq.errors import InputError
 from raypq.execution.executor import Rank
-from raypq.stages.passes import Listed
-from raypq.stages.stream import BatchCache, Buffer, RowStream, Source
+from raypq.stages.training.dataset import Listed
+from raypq.stages.training.row_stream import BatchCache, Buffer, RowStream, Source
 
 SIZES = (5, 40, 0, 17, 38)
 

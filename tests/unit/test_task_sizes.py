@@ -28,8 +28,11 @@ from raypq.data import arrays
 from raypq.execution.executor import WorkerPool
 from raypq.execution.local import LocalExecutor
 from raypq.methods.pq import PQModel, PQSettings
-from raypq.stages import classify, encode, evaluate, near_duplicates, search, train
-from raypq.stages.retrieval import evaluate as evaluate_retrieval
+from raypq.stages.classification import classify, evaluate
+from raypq.stages.encoding import encode
+from raypq.stages.retrieval import near_duplicates, search
+from raypq.stages.retrieval.evaluate import evaluate as evaluate_retrieval
+from raypq.stages.training import train
 
 ALONE = ClusterSettings(cluster="none", workers=1)
 SHARDS, ROWS, M, D = 24, 40, 32, 512

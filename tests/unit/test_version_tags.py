@@ -12,10 +12,10 @@ import fsspec
 import pytest
 
 from raypq.config.places import path_of
-from raypq.data.output import Source
 from raypq.data.storage import Shard, canonical, list_shards
 from raypq.data.storage.place import uri_of
 from raypq.data.storage.tags import version_tag
+from raypq.data.store.shard_writer import Source
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, 6, UTC)
 LATER = datetime(2026, 1, 2, 3, 4, 6, tzinfo=UTC)

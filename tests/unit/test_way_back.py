@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from raypq.data import snapshot
-from raypq.data.output import Receipt, Source
-from raypq.data.snapshot import Quarantined
+from raypq.data.store import snapshot
+from raypq.data.store.shard_writer import Receipt, Source
+from raypq.data.store.snapshot import Quarantined
 
 KNOWN = {
     "snapshot": {"format", "kind", "version", "parent", "nonce", "run_id", "created", "shards",

@@ -16,8 +16,8 @@ from raypq.config import (
     Settings,
 )
 from raypq.data.storage import Shard
-from raypq.stages import work
-from raypq.stages.work import BY_JOB, Fields
+from raypq.stages.stores import work_id
+from raypq.stages.stores.work_id import BY_JOB, Fields
 
 MODEL = "f" * 64
 CUDA = ClusterSettings(device="cuda")
@@ -25,12 +25,12 @@ CUDA = ClusterSettings(device="cuda")
 
 def encode(**more: Any) -> str:
     values = {"model": "m", "features": ["f"], "output": "o"} | more
-    return work.encode_work(MODEL, EncodeJob(**values))
+    return work_id.encode_work(MODEL, EncodeJob(**values))
 
 
 def classify(candidates_digest: str | None = None, **more: Any) -> str:
     values = {"codes": "c", "classes": "k", "output": "o"} | more
-    return work.classify_work(
+    return work_id.classify_work(
         MODEL, ClassifyJob(**values), scores="cosine:0.0", classes="d" * 64,
         candidates=candidates_digest,
     )  # fmt: skip
@@ -44,7 +44,7 @@ def search(
     **more: Any,
 ) -> str:
     values = {"codes": "c", "queries": ["q"], "output": "o"} | more
-    return work.search_work(
+    return work_id.search_work(
         MODEL, SearchJob(**values), metric="l2", codes=codes, ids=ids, query_ids=query_ids,
         originals=originals or [],
     )  # fmt: skip
@@ -53,7 +53,7 @@ def search(
 def duplicates(**more: Any) -> str:
     values = {"codes": "c", "threshold": 0.05, "output": "o"} | more
     job = DuplicatesJob(**values)
-    return work.duplicates_work(MODEL, job, metric="cosine", codes=["a" * 64, "b" * 64])
+    return work_id.duplicates_work(MODEL, job, metric="cosine", codes=["a" * 64, "b" * 64])
 
 
 # What d7bb8bc computed. A line that must change means that every store is done anew by the next
@@ -89,7 +89,7 @@ def test_ids_of_version_1_never_change(name: str) -> None:
 
 @pytest.mark.parametrize("kind", BY_JOB, ids=lambda kind: kind.__name__)
 def test_every_setting_is_decided(kind: type[Settings]) -> None:
-    """Does the output depend on it? Say so in raypq/stages/work.py: ``later`` (it enters where it
+    """Does the output depend on it? Say so in raypq/stages/stores/work_id.py: ``later`` (it enters where it
     differs from its default), ``apart`` or ``none``. Never add to ``always``."""
     assert BY_JOB[kind].decided == set(kind.model_fields)
 
@@ -105,17 +105,17 @@ def test_a_later_setting_enters_where_it_differs_from_its_default() -> None:
         rounding: str = "even"
 
     fields = Fields(
-        always=work.ENCODE.always,
+        always=work_id.ENCODE.always,
         later=frozenset({"rounding"}),
-        apart=work.ENCODE.apart,
-        none=work.ENCODE.none,
+        apart=work_id.ENCODE.apart,
+        none=work_id.ENCODE.none,
     )
     job = EncodeJob(model="m", features=["f"], output="o")
     same = Later(model="m", features=["f"], output="o")
     other = Later(model="m", features=["f"], output="o", rounding="odd")
-    for one in (fields, work.ENCODE):  # decided, and forgotten
-        assert one.of(same) == work.ENCODE.of(job)
-        assert one.of(other) == {**work.ENCODE.of(job), "rounding": "odd"}
+    for one in (fields, work_id.ENCODE):  # decided, and forgotten
+        assert one.of(same) == work_id.ENCODE.of(job)
+        assert one.of(other) == {**work_id.ENCODE.of(job), "rounding": "odd"}
 
 
 @pytest.mark.parametrize(

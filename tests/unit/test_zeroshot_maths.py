@@ -9,15 +9,16 @@ from torch.nn import functional as F
 
 from raypq.errors import ConfigError, DivergenceError, InputError
 from raypq.methods.base import Corpus
-from raypq.methods.clusterable import Clusterable, ClusterableSettings
+from raypq.methods.clusterable import Clusterable
 from raypq.methods.eszsl import ESZSL, ESZSLSettings
 from raypq.methods.gradient import Batch
-from raypq.methods.moments import Moments, class_sums
 from raypq.methods.psr import PSR, PSRSettings
 from raypq.methods.sae import SAE, SAESettings
-from raypq.methods.softmax import Fit, fit_on_axes, fit_softmax
-from raypq.methods.subspace import Axes, mixtures
-from raypq.stages.probe import kmeans, mutual_information
+from raypq.methods.support.closed_form import Moments, class_sums
+from raypq.methods.support.clusterable_network import ClusterableSettings
+from raypq.methods.support.score_axes import Axes, mixtures
+from raypq.methods.support.softmax_classifier import Fit, fit_on_axes, fit_softmax
+from raypq.stages.representation.clusterability import kmeans, mutual_information
 
 N, DX, DA, L = 60, 12, 7, 5
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypq import meter
+from raypq import io_counters
 from raypq.data.storage.footer import Chunk, Footer, FooterError, parse
 from raypq.data.storage.objects import answering
 from raypq.data.storage.operations import file_size
@@ -219,7 +219,7 @@ def stream(
     """Batches of up to ``rows`` rows of some columns (all by default), counted by the meter."""
     size = _stored_bytes(file.footer, columns) / max(file.footer.rows, 1)
     for batch in file.iter_batches(batch_size=rows, columns=columns):
-        meter.add(len(batch), size * len(batch))
+        io_counters.add(len(batch), size * len(batch))
         yield batch
 
 

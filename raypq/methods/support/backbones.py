@@ -1,0 +1,120 @@
+"""What stands below the quantizer of a learned method, by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from raypq.config import Positive
+from raypq.data.images import side_of
+from raypq.errors import ConfigError
+from raypq.methods.gradient import GradientSettings
+from raypq.methods.support.cnn import DSH, VGG32, Pictures
+from raypq.methods.support.layers import Trunk
+
+NAMES = "mlp (features), dsh, vgg32, torchvision:NAME or timm:NAME (images)"
+_LEAST_SIDE = {"dsh": 8, "vgg32": 16}  # pixels that the poolings need
+
+
+class TrunkSettings(GradientSettings):
+    """The part below the quantizer, from features or from images."""
+
+    backbone: str = Field("mlp", description=NAMES)
+    hidden: Positive = Field(512, description="units of the mlp")
+    dropout: float = Field(0.0, ge=0, lt=1, description="in the mlp and in vgg32")
+    pretrained: bool = Field(False, description="torchvision's or timm's own weights to start from")
+    augment: bool = Field(True, description="turn and shift images by chance in training")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pictures_as_they_are(cls, values: Any) -> Any:
+        """Pictures are centred and scaled by the network, and by nothing else."""
+        backbone = values.get("backbone", "mlp") if isinstance(values, Mapping) else "mlp"
+        if not isinstance(backbone, str) or backbone == "mlp":
+            return values
+        if values.get("normalise", "none") != "none":
+            raise ValueError("normalise is for features; a backbone for images takes 'none'")
+        return {**values, "normalise": "none"}
+
+
+def trunk(settings: TrunkSettings, dx: int, width: int, *, pretrained: bool) -> nn.Module:
+    """The network from rows [n, dx] to [n, width].
+
+    Args:
+        pretrained: load the weights that the settings ask for; not where others follow.
+
+    Raises:
+        ConfigError: an unknown name, a package that is not installed, rows that are no pictures.
+    """
+    name = settings.backbone
+    if name == "mlp":
+        return Trunk(dx, settings.hidden, width, settings.dropout)
+    library, colon, model = name.partition(":")
+    if name not in _LEAST_SIDE and not (colon and library in ("torchvision", "timm")):
+        raise ConfigError(f"backbone: unknown {name!r}; expected {NAMES}")
+    side = side_of(dx, where=f"backbone {name}")
+    if side < _LEAST_SIDE.get(name, 1):
+        raise ConfigError(
+            f"backbone: {name} needs images of at least {_LEAST_SIDE[name]} pixels on a side, "
+            f"found {side}"
+        )
+    network: nn.Module
+    if name == "dsh":
+        network = DSH(side, width)
+    elif name == "vgg32":
+        network = VGG32(width, settings.dropout)
+    else:
+        network = named(library, model, width, pretrained=pretrained and settings.pretrained)
+    return Pictures(side, network, augment=settings.augment)
+
+
+def named(library: str, model: str, width: int | None, *, pretrained: bool) -> nn.Module:
+    """A model of torchvision or timm with its last layer replaced by one of ``width`` outputs
+    (None: left out, so that the model gives its features).
+
+    Raises:
+        ConfigError: the package is not installed, or has no model of this name.
+    """
+    package = package_of(library)
+    try:
+        if library == "timm":
+            network: nn.Module = package.create_model(
+                model, pretrained=pretrained, num_classes=width or 0
+            )
+            return network
+        network = package.models.get_model(model, weights="DEFAULT" if pretrained else None)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ConfigError(f"backbone: {library} has no model {model!r}: {error}") from None
+    return _with_head(network, f"{library}:{model}", width)
+
+
+def package_of(name: str) -> ModuleType:
+    """An optional package.
+
+    Raises:
+        ConfigError: it is not installed; says how to get it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ConfigError(
+            f"backbone: {name} is not installed here; pip install {name} (on every worker)"
+        ) from None
+
+
+def _with_head(network: nn.Module, name: str, width: int | None) -> nn.Module:
+    """Replaces the last linear layer of a network."""
+    last = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not last:
+        raise ConfigError(f"backbone: {name} does not end in a linear layer")
+    parent, _, key = last[-1].rpartition(".")
+    old = network.get_submodule(last[-1])
+    assert isinstance(old, nn.Linear)
+    new = nn.Identity() if width is None else nn.Linear(old.in_features, width)
+    setattr(network.get_submodule(parent), key, new)
+    return network

@@ -1,0 +1,210 @@
+"""The model of every method whose embeddings are linear: PQ, OPQ and PQZSL."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raypq.config import Precision
+from raypq.data.prefetch import ahead
+from raypq.errors import InputError
+from raypq.kernels import check_device
+from raypq.methods.base import Model, Normalise
+
+# Features come from Arrow without a copy, so they cannot be written to; a product only reads them.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+_FAINT = 1e-30  # a sum of squares below which float32 has lost some of them
+_LONGEST = 1.8e19  # about the largest length whose square float32 can hold
+_PART_BYTES = 16 << 20  # of features that cross to a CUDA device at once
+
+
+def normalise(
+    X: NDArray[np.float32],
+    how: Normalise,
+    mean: NDArray[np.float32] | None = None,
+    inverse_std: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Features [n, dx] after z-scoring and/or scaling to unit length; a zero row stays zero.
+
+    Computed in float32, and again in float64 for the rows that leave float32's range on the way.
+    """
+    if how.startswith("zscore"):
+        assert mean is not None, "z-scoring needs the mean"
+        assert inverse_std is not None, "z-scoring needs 1/std"
+        with np.errstate(over="ignore"):
+            scored = (X - mean) * inverse_std
+        far = ~np.isfinite(scored).all(axis=1)
+        if far.any():
+            scored[far] = (X[far].astype(np.float64) - mean) * inverse_std
+        X = scored
+    if how.endswith("unit"):
+        with np.errstate(over="ignore", under="ignore"):
+            squares = np.einsum("nd,nd->n", X, X)
+        far = ~((squares > _FAINT) & np.isfinite(squares))
+        length: NDArray[np.float32] = np.sqrt(squares)
+        length[far] = 1.0
+        unit: NDArray[np.float32] = X / length[:, None]
+        if far.any():
+            wide = X[far].astype(np.float64)
+            exact = np.sqrt(np.einsum("nd,nd->n", wide, wide))[:, None]
+            unit[far] = wide / np.where(exact > 0, exact, 1.0)
+        X = unit
+    return X
+
+
+def check_range(U: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows U [n, D] as they are, if their distances can be told apart in float32.
+
+    Raises:
+        InputError: the squared length of a row is more than float32 can hold, or not a number.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("nd,nd->n", U, U)
+    bad = np.flatnonzero(~np.isfinite(squares))
+    if len(bad):
+        largest = float(np.abs(U[bad[0]].astype(np.float64)).max())
+        raise InputError(
+            "features, as they are embedded",
+            expected=f"rows no longer than {_LONGEST:.2g}, whose squares float32 can hold",
+            found=f"{len(bad)} longer row(s) in a batch, one with a value of {largest:.3g}; scale "
+            "the features down, or train with normalise=unit or zscore",
+        )
+    return U
+
+
+def product(
+    X: NDArray[np.float32], P: NDArray[np.float32], precision: Precision = "fp32"
+) -> NDArray[np.float32]:
+    """X Pᵀ [n, b] for X [n, a] and P [b, a], through torch's matrix product.
+
+    Of row-major arrays always: another layout is summed in another order, and a model would embed
+    otherwise after loading than before saving.
+    """
+    if not len(X):
+        return np.empty((0, len(P)), np.float32)
+    left = torch.from_numpy(np.ascontiguousarray(X))
+    right = torch.from_numpy(np.ascontiguousarray(P))
+    if precision == "bf16":
+        return (left.bfloat16() @ right.bfloat16().T).float().numpy()
+    return (left @ right.T).numpy()
+
+
+def encode_on(
+    device: str,
+    X: NDArray[np.float32],
+    P: torch.Tensor | None,
+    C: NDArray[np.float32],
+    precision: Precision,
+) -> NDArray[np.uint8]:
+    """Codes [n, M] of X [n, dx]: projection and assignment in one go on a torch device, where P
+    [D, dx] is already.
+
+    On CUDA the rows go in parts through page-locked memory, each copied on a stream of its own
+    while the one before it is computed.
+    """
+    from raypq.kernels import torch as kernels
+
+    codes = [np.empty((0, len(C)), np.uint8)]
+    for x in _parts_on(device, torch.from_numpy(np.ascontiguousarray(X))):
+        u = x
+        if P is not None:
+            bf16 = precision == "bf16"
+            u = (x.bfloat16() @ P.bfloat16().T).float() if bf16 else x @ P.T
+        if not torch.isfinite((u * u).sum(dim=1)).all():
+            check_range(u.float().cpu().numpy())
+        codes.append(kernels.encode(u, C, device=device))
+    return np.concatenate(codes)
+
+
+def _parts_on(device: str, x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Rows in parts on a device, one part ahead of the one that is being worked on."""
+    if not device.startswith("cuda"):
+        yield x.to(device)
+        return
+    computes = torch.cuda.current_stream(device)
+    for part, copied in ahead(_sent(device, x)):
+        computes.wait_event(copied)
+        part.record_stream(computes)  # its memory must outlive the work on it
+        yield part
+
+
+def _sent(device: str, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.cuda.Event]]:
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    for part in torch.split(x, max(1, _PART_BYTES // max(1, 4 * x.shape[1]))):
+        with torch.cuda.stream(copies):
+            there = part.pin_memory().to(device, non_blocking=True)
+        yield there, copies.record_event()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearModel(Model):
+    """f(x) = P·norm(x) and g(a) = Q·norm(a).
+
+    Tensors: ``C`` [M, K, d]; ``P`` [D, dx] (absent: identity); ``Q`` [D, da] (absent: classes are
+    given in feature space); ``mean``, ``inverse_std`` [dx] where features are z-scored, and
+    ``class_mean``, ``class_inverse_std`` [da] where class embeddings are.
+    """
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        found = dict(super().shapes)
+        if "P" in self.tensors or self.dx != self.D:
+            found["P"] = (self.D, self.dx)
+        if self.da is None:
+            return found
+        W = self.tensors.get("W")
+        inner = self.D if W is None or W.ndim != 2 else W.shape[1]
+        if W is not None:
+            found["W"] = (self.D, inner)
+        found["Q"] = (inner, self.da)
+        if getattr(self.settings, "attributes", "none").startswith("zscore"):
+            found |= dict.fromkeys(("class_mean", "class_inverse_std"), (self.da,))
+        return found
+
+    def embed(
+        self, X: NDArray[np.float32], *, precision: Precision = "fp32"
+    ) -> NDArray[np.float32]:
+        X = self._normalised(X)
+        return check_range(product(X, self.tensors["P"], precision) if "P" in self.tensors else X)
+
+    def encode(
+        self, X: NDArray[np.float32], *, device: str = "cpu", precision: Precision = "fp32"
+    ) -> NDArray[np.uint8]:
+        if device == "cpu":
+            return super().encode(X, precision=precision)
+        check_device(device)
+        return encode_on(
+            device, self._normalised(X), self._projection_on(device), self.C, precision
+        )
+
+    def _projection_on(self, device: str) -> torch.Tensor | None:
+        """P on a device: moved there once, not once a batch."""
+        if "P" not in self.tensors:
+            return None
+        moved: dict[str, torch.Tensor] = self.__dict__.setdefault("_moved", {})
+        if device not in moved:
+            moved[device] = torch.from_numpy(np.ascontiguousarray(self.tensors["P"])).to(device)
+        return moved[device]
+
+    def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._check_features(X)
+        tensors = self.tensors
+        return normalise(
+            X, self.settings.normalise, tensors.get("mean"), tensors.get("inverse_std")
+        )
+
+    def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        self._check_embeddings(E)
+        bias = np.zeros(len(E))
+        if self.da is None:
+            return self.embed(E), bias
+        how: Normalise = getattr(self.settings, "attributes", "none")
+        tensors = self.tensors
+        A = normalise(E, how, tensors.get("class_mean"), tensors.get("class_inverse_std"))
+        return product(A, tensors["Q"]), bias

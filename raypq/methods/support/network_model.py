@@ -1,0 +1,181 @@
+"""The frozen model of a network: its weights are NumPy arrays, as all of a model's."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raypq import kernels
+from raypq.config import Precision
+from raypq.data.class_prototypes import ClassLayer
+from raypq.data.model_files import ModelFiles
+from raypq.errors import ModelError
+from raypq.methods.model import MethodSettings, Model
+from raypq.methods.support.linear_model import check_range, normalise
+from raypq.methods.support.network import Network, array_of, autocast, seeded, tensor_of
+
+PREFIX = "net."  # of the network's weights among a model's tensors
+
+_BLOCK_BYTES = 4 << 20  # of input; bounds what the layers of a network hold at once
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NetworkModel(Model):
+    """A model whose embedding is a network; ``net.*`` are its weights, NumPy arrays as all.
+
+    Tensors: ``C`` [M, K, d]; ``net.*`` the network's ``state_dict``; ``mean``, ``inverse_std``
+    [dx] where features are z-scored.
+    """
+
+    takes_embeddings: ClassVar[bool] = False
+    """Whether ``project`` maps class embeddings; otherwise classes are vectors of features."""
+
+    unwritten: ClassVar[Mapping[str, Any]] = {}
+    """What models were trained with that were saved before there were these settings."""
+
+    @classmethod
+    def from_files(
+        cls, files: ModelFiles, settings: MethodSettings, layer: ClassLayer | None = None
+    ) -> Self:
+        written = files.content["settings"]
+        missing = {key: value for key, value in cls.unwritten.items() if key not in written}
+        return super().from_files(files, settings.model_copy(update=missing), layer)
+
+    @abstractmethod
+    def blank(self) -> Network:
+        """The network of this model's shapes; its weights are loaded afterwards."""
+
+    def network(self, device: str = "cpu") -> Network:
+        """The trained network on a device, ready for inference."""
+        known: dict[str, Network] = self.__dict__.setdefault("_networks", {})
+        if device not in known:
+            kernels.check_device(device)
+            network = self._filled()
+            known[device] = network.eval().requires_grad_(False).to(device)
+        return known[device]
+
+    def _filled(self) -> Network:
+        """The network with the weights that the model's files hold.
+
+        Raises:
+            ModelError: they are not those of its settings.
+        """
+        weights = {
+            key.removeprefix(PREFIX): torch.from_numpy(np.array(value))
+            for key, value in self.tensors.items()
+            if key.startswith(PREFIX)
+        }
+        try:
+            with seeded(0):
+                network = self.blank()
+            missing, unexpected = network.load_state_dict(weights, strict=False)
+        except (RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
+            raise ModelError(
+                f"{self.method} model",
+                expected="the weights of its settings",
+                found=f"{type(error).__name__}: {' '.join(str(error).split())}",
+            ) from None
+        missing = [key for key in missing if key.split(".")[0] not in network.training_only]
+        if missing or unexpected:
+            raise ModelError(
+                f"{self.method} model",
+                expected="the weights of its settings",
+                found=f"missing {missing[:3]}, unexpected {unexpected[:3]}",
+            )
+        return network
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        try:
+            self._filled()  # and not kept: a model is sent to workers as it is
+        except ModelError as error:
+            raise ModelError(where, expected=error.expected, found=error.found) from None
+
+    def embed(
+        self, X: NDArray[np.float32], *, precision: Precision = "fp32"
+    ) -> NDArray[np.float32]:
+        parts = list(self._blocks(X, "cpu", precision, "embed"))
+        return np.concatenate(parts) if parts else np.empty((0, self.D), np.float32)
+
+    def queries(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        parts = list(self._blocks(X, "cpu", "fp32", "queries"))
+        return np.concatenate(parts) if parts else np.empty((0, self.D), np.float32)
+
+    def encode(
+        self, X: NDArray[np.float32], *, device: str = "cpu", precision: Precision = "fp32"
+    ) -> NDArray[np.uint8]:
+        parts = list(self._blocks(X, device, precision, "codes"))
+        return np.concatenate(parts) if parts else np.empty((0, self.M), np.uint8)
+
+    def _blocks(
+        self,
+        X: NDArray[np.float32],
+        device: str,
+        precision: Precision,
+        what: Literal["embed", "queries", "codes"],
+    ) -> Iterator[NDArray[Any]]:
+        """``embed``, ``queries`` or ``codes`` of X, some rows at a time.
+
+        Equal rows give equal answers.
+        """
+        X = self._normalised(X)
+        network = self.network(device)
+        answer = {"embed": network.embed, "queries": network.queries, "codes": network.codes}[what]
+        rows = max(64, _BLOCK_BYTES // (4 * self.dx))
+        for start in range(0, len(X), rows):
+            x = tensor_of(X[start : start + rows]).to(device)
+            with torch.inference_mode(), autocast(device, precision):
+                found = answer(x)
+                if found is None:
+                    U = network.embed(x).float().cpu().numpy()
+                    yield kernels.encode(U, self.C)
+                elif what == "codes":
+                    yield found.to(torch.uint8).cpu().numpy()
+                else:
+                    yield check_range(found.float().cpu().numpy())
+
+    def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._check_features(X)
+        tensors = self.tensors
+        how = self.settings.normalise
+        return check_range(normalise(X, how, tensors.get("mean"), tensors.get("inverse_std")))
+
+    def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        self._check_embeddings(E)
+        if self.da is None:
+            return self.embed(E), np.zeros(len(E))
+        with torch.inference_mode():
+            V = self.network().project(tensor_of(E))
+        assert V is not None, "a model that takes embeddings projects them"
+        return V.numpy(), np.zeros(len(E))
+
+    def class_prototypes(
+        self, ids: Sequence[str]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        if self.classes is None:
+            return super().class_prototypes(ids)
+        place = {name: index for index, name in enumerate(self.classes)}
+        unknown = [name for name in ids if name not in place]
+        if unknown:
+            raise ModelError(
+                f"{self.method} model",
+                expected=f"classes among the {len(place)} that it was trained on",
+                found=f"{unknown[0]!r} ({len(unknown)} such class(es))",
+            )
+        layer = self.network().class_layer()
+        assert layer is not None, "a model with classes has a class layer"
+        chosen = np.array([place[name] for name in ids], np.int64)
+        V, bias = layer
+        if len(V) != len(place):
+            raise ModelError(
+                f"{self.method} model",
+                expected=f"prototypes of its {len(place)} classes",
+                found=f"{len(V)}",
+            )
+        return array_of(V)[chosen], array_of(bias)[chosen].astype(np.float64)

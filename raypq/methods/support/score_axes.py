@@ -1,0 +1,96 @@
+"""The axes of an image that scores depend on, and nothing else, made ready for codes.
+
+A score is x·v. If prototypes have second moment R = E[vvᵀ], then what quantizing x to q costs a
+score is (x − q)ᵀ R (x − q) on average. So codes are made of u = R^½ x, where that cost is plain
+distance, with the matching prototypes R^-½ v: u·v' = x·v. Only the axes with the largest part in
+R are kept. They are found from the training classes and from mixtures of them, so that prototypes
+of classes to come lie there too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raypq.errors import ConfigError
+from raypq.methods.base import MethodSettings, ReductionMethod
+from raypq.methods.pq import PQ, PQSettings
+from raypq.methods.support.axis_allocation import balanced_axes
+
+_MIXTURES = 1024
+_NOISE = 0.5  # of the spread of each attribute, beside the mixture
+_FLOOR = 0.01  # of the mean eigenvalue: how little an axis may count
+_NOTHING = 1e-150  # an eigenvalue where all prototypes are zero: no division by that
+
+
+class Axes(nn.Module):
+    """D axes of a space [dx], kept as two maps: one for images and one for prototypes.
+
+    Attributes:
+        P: images [n, dx] to u [n, D]. Q: prototypes [T, dx] to v [T, D]; both are [D, dx].
+    """
+
+    P: Tensor
+    Q: Tensor
+
+    def __init__(self, D: int, dx: int) -> None:
+        super().__init__()
+        self.register_buffer("P", torch.zeros(D, dx))
+        self.register_buffer("Q", torch.zeros(D, dx))
+
+    def fit(self, V: Tensor, x: Tensor, M: int) -> None:
+        """Chooses them from prototypes V [T, dx] and images x [n, dx], balanced over M parts."""
+        of_images, of_prototypes = weighed(V, len(self.P))
+        u = x.double() @ of_images.T
+        turn = torch.from_numpy(balanced_axes((u.T @ u).cpu().numpy(), M)).to(u.device)
+        self.P.copy_(turn @ of_images)
+        self.Q.copy_(turn @ of_prototypes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """u [n, D] of images [n, dx]."""
+        return F.linear(x, self.P)
+
+    def prototypes(self, v: Tensor) -> Tensor:
+        """v' [T, D] of prototypes [T, dx]."""
+        return F.linear(v, self.Q)
+
+
+def weighed(V: Tensor, D: int) -> tuple[Tensor, Tensor]:
+    """R^½ and R^-½ of prototypes V [T, dx] along the D axes with the largest part in R: the maps of
+    images and of prototypes, [D, dx] float64 each."""
+    R = (V.double().T @ V.double()) / len(V)
+    weight, axes = torch.linalg.eigh(R)
+    weight, axes = weight.flip(0)[:D], axes.flip(1)[:, :D].T  # axes: [D, dx]
+    root = (weight + _FLOOR * weight.mean()).clamp_min(_NOTHING).sqrt()[:, None]
+    return root * axes, axes / root
+
+
+def mixtures(A: Tensor) -> Tensor:
+    """Class embeddings that might be [n, da]: points between two classes, with noise on top."""
+    random = torch.Generator().manual_seed(0)
+    pair = torch.randint(len(A), (2, _MIXTURES), generator=random).to(A.device)
+    share = torch.rand(_MIXTURES, 1, generator=random).to(A.device)
+    noise = torch.randn(_MIXTURES, A.shape[1], generator=random).to(A.device)
+    between = share * A[pair[0]] + (1 - share) * A[pair[1]]
+    return between + _NOISE * A.std(dim=0, unbiased=False) * noise
+
+
+def code_width(D: int, dx: int, M: int) -> int:
+    """D, no wider than dx and a multiple of M.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    width = min(D, dx) // M * M
+    if not width:
+        raise ConfigError(
+            f"M: {M} sub-codebooks are more than the {min(D, dx)} axes that are kept "
+            f"(D = {D}, feature width {dx})"
+        )
+    return width
+
+
+def codebook_method(settings: MethodSettings) -> ReductionMethod:
+    """Plain PQ over the embedded features."""
+    return PQ(PQSettings(M=settings.M, K=settings.K, seed=settings.seed))

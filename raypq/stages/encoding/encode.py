@@ -1,0 +1,284 @@
+"""Encode: each feature shard to one code file, then one snapshot of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from raypq import console
+from raypq.config import Columns, EncodeJob, Precision
+from raypq.data import codes
+from raypq.data.duplicate_ids import Duplicates, IdFile
+from raypq.data.features import FeatureReader, FeatureStore, open_features
+from raypq.data.ids import IdRule, receipt_kind
+from raypq.data.prefetch import ahead
+from raypq.data.storage import digest, join
+from raypq.data.store import id_index, shard_writer, sidecars
+from raypq.data.store.shard_writer import Source
+from raypq.data.store.snapshot import Snapshot
+from raypq.errors import InputError
+from raypq.execution.executor import Executor
+from raypq.execution.run_record import RunRecord
+from raypq.methods import registry
+from raypq.methods.base import Model
+from raypq.metrics.drift import Gauge
+from raypq.stages.stores import model_store
+from raypq.stages.stores.shard_run import StoreRun
+from raypq.stages.stores.shard_task import ShardTask
+from raypq.stages.stores.shard_types import check_label_column, id_rule
+from raypq.stages.stores.work_id import encode_work
+
+_NAMED = 5  # shards that a version names as dropped
+
+
+@dataclass(kw_only=True)
+class Changed:
+    """How many codes a lower precision changes, counted on the first batch of each shard."""
+
+    codes: int = 0
+    different: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What a worker answers for one encoded shard."""
+
+    receipt: shard_writer.Receipt
+    changed: Changed
+    left_out: int = 0
+
+
+class EncodeWorker:
+    """Turns feature shards into code files with one model."""
+
+    def __init__(
+        self,
+        model: Model,
+        columns: Columns,
+        store: str,
+        device: str,
+        precision: Precision,
+        content: bool = False,
+        rule: IdRule | None = None,
+        work: str | None = None,
+    ) -> None:
+        self._model, self._columns, self._store, self._rule = model, columns, store, rule
+        self._work = work
+        self._device, self._precision, self._content = device, precision, content
+
+    def encode(self, task: ShardTask) -> Encoded:
+        """Encodes a shard, or keeps its codes where its content is as it was."""
+        if not self._content:
+            return self._encode(task, Source.of(task.shard))
+        source = Source.of(task.shard, sha256=digest(task.shard.uri))
+        if task.kept is None or task.kept.source.sha256 != source.sha256:
+            return self._encode(task, source)
+        # Touched, yet the same bytes: the codes stay, and the new time is noted.
+        kept = task.kept.model_copy(update={"source": source})
+        return Encoded(receipt=kept, changed=Changed())
+
+    def _encode(self, task: ShardTask, source: Source) -> Encoded:
+        model, shard = self._model, task.shard
+        changed = Changed()
+        if self._work is not None and task.work != self._work:
+            raise InputError(
+                shard.uri,
+                expected="its codes under an earlier model or settings, which were to be kept",
+                found="none: they were removed while this run was at work; run it again",
+            )
+        with open_features(shard, self._columns, width=model.dx, rule=self._rule) as reader:
+            schema = codes.schema(
+                fingerprint=model.fingerprint,
+                M=model.M,
+                K=model.K,
+                id_type=reader.id_type,
+                label=reader.label,
+            )
+            gauge = Gauge(model, reader.rows)
+            receipt = shard_writer.write_shard(
+                self._store,
+                shard,
+                model=model.fingerprint,
+                work=task.work,
+                schema=schema,
+                batches=self._batches(reader, schema, changed, gauge),
+                options=codes.WRITE_OPTIONS,
+            )
+            kind = receipt_kind(reader.id_column, self._rule) if self._rule else None
+            noted = {"stats": gauge.read(), "source": source, "ids": kind}
+            measured = receipt.model_copy(update=noted)
+            return Encoded(receipt=measured, changed=changed, left_out=reader.left_out)
+
+    def _batches(
+        self, reader: FeatureReader, schema: pa.Schema, changed: Changed, gauge: Gauge
+    ) -> Iterator[pa.RecordBatch]:
+        model = self._model
+        for batch in ahead(reader.batches()):
+            B = model.encode(batch.X, device=self._device, precision=self._precision)
+            if self._precision != "fp32" and not batch.row:
+                exact = model.encode(batch.X, device=self._device)
+                changed.codes += B.size
+                changed.different += int((exact != B).sum())
+            gauge.add(batch.X, B, batch.row)
+            stored = codes.pack(B, model.K)
+            yield codes.record_batch(schema, ids=batch.ids, stored=stored, labels=batch.labels)
+
+
+def encode(job: EncodeJob, executor: Executor) -> Snapshot:
+    """Encodes a feature store under a model; returns the new version of the code store.
+
+    The version holds these features alone, and a warning says what of the last version it lacks;
+    with ``append`` it holds the other shards of the last version too, as they are.
+
+    Raises:
+        ConflictError: with ``append``, another run made a version meanwhile.
+        InputError: with ``append``, the store lacks a file of its last version.
+        ModelError: the model cannot be read.
+        JobError: shards that could not be encoded; every good one is finished.
+    """
+    record = RunRecord(job, executor)
+    model = registry.load(job.model)
+    work = encode_work(model.fingerprint, job)
+    shards = FeatureStore.open(job.features, job.columns).shards
+    tasks = [ShardTask(shard=shard, model=model.fingerprint, work=work) for shard in shards]
+    run = StoreRun.plan(
+        kind="codes",
+        store=job.output,
+        tasks=tasks,
+        on_bad_shard=job.on_bad_shard,
+        append=job.append,
+    )
+    model_store.keep(job.output, model)  # before any version can name it
+    if finished := run.finished():
+        return finished
+    dropped = _dropped(job, run)
+    return carry_out(job, model, run, executor, record, describe=lambda _: dropped)
+
+
+def _dropped(job: EncodeJob, run: StoreRun) -> dict[str, Any]:
+    """What the next version says of shards that the last one has and it lacks; warns of them."""
+    gone = sorted(receipt.source.uri for receipt in run.dropped)
+    if not gone or run.latest is None:
+        return {}
+    before = run.latest.version
+    console.warn(
+        f"{job.output}: {len(gone)} of the {len(run.latest.shards)} shards of version {before} are "
+        f"not among these features, such as {gone[0]}, and the next version will lack them. "
+        "--append (append: true) keeps them; "
+        f"'raypq snapshots restore {job.output} {before}' brings version {before} back",
+        shards=len(gone),
+    )
+    told = {"shards": len(gone), "of_version": before, "examples": gone[:_NAMED]}
+    return {"dropped": told}
+
+
+Describe = Callable[[Sequence[shard_writer.Receipt]], dict[str, Any]]
+
+
+def carry_out(
+    job: EncodeJob,
+    model: Model,
+    run: StoreRun,
+    executor: Executor,
+    record: RunRecord,
+    *,
+    content: bool = False,
+    describe: Describe = lambda _: {},
+) -> Snapshot:
+    """Encodes what a run lacks and makes its version.
+
+    Args:
+        record: of this run.
+        content: hash the sources too; a task whose kept receipt has the same hash keeps it.
+        describe: what else the version says of itself, given the receipts of this run's shards.
+
+    Raises:
+        InputError: no shard has the label column that was asked for by name.
+        JobError: shards that could not be encoded; every good one is finished.
+    """
+    work = encode_work(model.fingerprint, job)
+    check_label_column([task.shard for task in run.tasks if task.work == work], job.columns)
+    rule = id_rule(run, job.columns)
+    summary = {
+        "model": job.model,
+        "fingerprint": model.fingerprint,
+        "M": model.M,
+        "K": model.K,
+        "precision": job.precision,
+    }
+    total = Changed()
+    left_out = 0
+    fresh: list[shard_writer.Receipt] = []
+
+    def reduce(result: Encoded) -> shard_writer.Receipt:
+        nonlocal left_out
+        left_out += result.left_out
+        total.codes += result.changed.codes
+        total.different += result.changed.different
+        fresh.append(result.receipt)
+        record.finished(result.receipt.rows)
+        return result.receipt
+
+    def summarise(receipts: Sequence[shard_writer.Receipt]) -> dict[str, Any]:
+        record.end_of_work("encode")
+        found = check_ids(job, receipts, run.latest)
+        record.lap("check ids")
+        told = {**summary, **describe(fresh), **found}
+        if left_out:
+            told["images_left_out"] = left_out
+        if total.codes:
+            told["codes_changed_by_precision"] = total.different / total.codes
+        return {**told, "run": record.summary()}
+
+    how = (job.columns, job.output, job.where.device, job.precision, content, rule, work)
+    with (
+        executor.start_workers(EncodeWorker, model, *how, stage="encode") as pool,
+        record.observe(pool, "encode"),
+    ):
+        return run.execute(
+            lambda tasks: pool.map(EncodeWorker.encode, tasks),
+            on_bad_shard=job.on_bad_shard,
+            reduce=reduce,
+            summarise=summarise,
+            before=lambda: model_store.keep(job.output, model),
+        )
+
+
+def check_ids(
+    job: EncodeJob, receipts: Sequence[shard_writer.Receipt], latest: Snapshot | None
+) -> dict[str, Any]:
+    """What a version says of ids that its code files hold more than once, or refuses them.
+
+    New ids are looked up in the index that the version before names; the new version's index is
+    named in what is returned.
+
+    Raises:
+        InputError: they are to be refused; the finished shards are kept for a rerun.
+    """
+    before = latest.sidecars(job.output) if latest else {}
+    if job.duplicate_ids == "ignore":  # what the index says of older files stays true
+        return sidecars.told(sidecars.still_there(job.output, before))
+    files = [
+        IdFile(
+            uri=join(job.output, item.path),
+            name=item.source.uri,
+            rows=item.rows,
+            path=item.path,
+        )
+        for item in sorted(receipts, key=lambda item: item.shard)
+    ]
+    if latest and latest.shards and id_index.REPEATED not in before:
+        console.say(f"{job.output}: reading all ids once, for an index of them")
+
+    def accept(found: Duplicates | None) -> None:
+        if found and job.duplicate_ids == "refuse":
+            raise InputError(job.output, expected="every id once", found=str(found))
+
+    found, noted = id_index.update(job.output, files, before, accept=accept)
+    if found is None:
+        return sidecars.told(noted)
+    console.warn(f"duplicate ids: {found}", rows=found.rows)
+    return {"duplicate_ids": {"rows": found.rows, "examples": str(found)}, **sidecars.told(noted)}

@@ -1,0 +1,231 @@
+"""What a worker does to evaluate retrieval: rank the whole store for some queries.
+
+A task is some queries; their scores for the whole store [t, N] exist in the worker alone, where the
+codes are held in the order of their ids. A score and a row make one 64-bit key, and keys are sorted
+as numbers: that merges the shards, and breaks ties by id.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raypq import kernels
+from raypq.config import Columns, Metric
+from raypq.data import search_results
+from raypq.data.features import FeatureBatch, open_features
+from raypq.data.ids import IdRule
+from raypq.data.search_results import Ranked
+from raypq.data.storage import Shard
+from raypq.errors import InputError
+from raypq.methods.base import Model
+from raypq.metrics.ranking import LEVELS, precision_at_relevant, precision_over_recall
+from raypq.stages.retrieval.code_blocks import Block, by_id, read_block
+from raypq.stages.retrieval.query_vectors import steady
+
+_KEYS = 1 << 23  # scores that are ranked at once; a score, its key and a copy are 20 bytes
+_ROW = np.uint64(0xFFFFFFFF)  # of a key, the half that is the row
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QueryTask:
+    """Some queries: their vectors [t, D] by model, and their labels."""
+
+    name: str
+    V: Mapping[str, NDArray[np.float32]]
+    labels: pa.StringArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExactTask:
+    """One feature file, for exact search."""
+
+    shard: Shard
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.shard.uri
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Figures:
+    """What is known of t queries.
+
+    Attributes:
+        relevant: rows with the label [t]. ap: [t], NaN without any.
+        ap_at, precision_at: [len(at), t].
+        over_recall: precision at each level of recall [LEVELS, t], NaN without any.
+        first: ids of the first max(at) rows, query by query.
+    """
+
+    relevant: NDArray[np.int64]
+    ap: NDArray[np.float64]
+    ap_at: NDArray[np.float64]
+    precision_at: NDArray[np.float64]
+    over_recall: NDArray[np.float64]
+    first: pa.Array
+
+
+class RetrievalWorker:
+    """Ranks the whole store for some queries; holds its codes, ids and labels."""
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        id_type: pa.DataType,
+        models: Mapping[str, Model],
+        metric: Metric,
+        at: Sequence[int],
+        columns: Columns,
+    ) -> None:
+        self._shards, self._models, self._metric = shards, models, metric
+        self._id_type = id_type
+        self._at, self._columns = at, columns
+        self._lock = threading.Lock()
+        self._store: _Held | None = None
+
+    def rank(self, task: QueryTask) -> Figures:
+        """Ranks the whole store for some queries."""
+        with self._lock:
+            if self._store is None:
+                self._store = _Held.read(self._shards, self._models, self._id_type)
+        held = self._store
+        t, N = len(task.labels), len(held.ids)
+        label = pc.index_in(task.labels, value_set=held.names).fill_null(-2).to_numpy()
+        relevant, ap = np.zeros(t, np.int64), np.full(t, np.nan)
+        ap_at, precision_at = np.full((len(self._at), t), np.nan), np.zeros((len(self._at), t))
+        over_recall = np.full((LEVELS, t), np.nan)
+        at, most = np.asarray(self._at), max(self._at)
+        first = np.empty((t, most), np.int64)
+        step = max(1, _KEYS // N)
+        for start in range(0, t, step):
+            rows = slice(start, min(t, start + step))
+            ranked = self._order(task, held, rows)
+            first[rows] = ranked[:, :most]
+            for q, order in enumerate(ranked, start):
+                found = np.flatnonzero(held.label[order] == label[q])
+                relevant[q] = len(found)
+                inside = np.searchsorted(found, at)
+                precision_at[:, q] = inside / at
+                if len(found):
+                    precision = precision_at_relevant(found)
+                    ap[q] = precision.mean()
+                    over_recall[:, q] = precision_over_recall(precision)
+                    sums = [precision[:n].sum() for n in inside]
+                    ap_at[:, q] = sums / np.minimum(at, len(found))
+        return Figures(
+            relevant=relevant,
+            ap=ap,
+            ap_at=ap_at,
+            precision_at=precision_at,
+            over_recall=over_recall,
+            first=held.ids.take(pa.array(first.reshape(-1))),
+        )
+
+    def _order(self, task: QueryTask, held: _Held, rows: slice) -> NDArray[np.int64]:
+        """All rows of the store, best first [t, N]."""
+        keys = np.empty((rows.stop - rows.start, len(held.ids)), np.uint64)
+        for block, place in zip(held.blocks, held.places, strict=True):
+            model = self._models[block.fingerprint]
+            tables = model.tables(task.V[block.fingerprint][rows], None, self._metric)
+            keys[:, place] = sort_keys(kernels.scores(block.B, tables), place)
+        keys.sort(axis=1)
+        return (keys & _ROW).astype(np.int64)
+
+    def exact(self, task: ExactTask, X: NDArray[np.float32]) -> Ranked:
+        """The nearest rows of a feature file, uncompressed."""
+        model = next(iter(self._models.values()))
+        V = steady(X, model.embed)
+        tables = model.tables(V, None, self._metric)
+        k = max(self._at)
+        text = pa.types.is_string(self._id_type)
+        rule = IdRule(kind="string" if text else "int64", origin="the code store", old=text)
+        with open_features(
+            task.shard, self._columns, width=model.dx, labels=False, rule=rule
+        ) as reader:
+            best = Ranked.empty(len(V), reader.id_type)
+            for batch in reader.batches():
+                best = search_results.merge([best, _nearest(model, tables, batch, k)], k)
+        return Ranked(score=best.score, ids=best.ids)
+
+
+def _nearest(model: Model, tables: kernels.Tables, batch: FeatureBatch, k: int) -> Ranked:
+    """The k nearest rows of a batch for each query, by exact scores; ties by id."""
+    order = by_id(batch.ids)
+    U = steady(batch.X[order], model.embed)
+    scale, offset = tables.row_terms(kernels.tables.squared_norms(U))
+    U64, place = U.astype(np.float64), np.arange(len(U))
+    k = min(k, len(U))
+    scores, rows = [], []
+    step = max(1, _KEYS // len(U))
+    for start in range(0, len(tables.W), step):
+        part = slice(start, start + step)
+        dot = tables.W[part].astype(np.float64) @ U64.T
+        with np.errstate(over="ignore"):  # is told at once
+            score = (dot * scale + offset + tables.bias[part, None]).astype(np.float32)
+        kernels.check_scores(score)
+        keys = np.sort(np.partition(sort_keys(score, place), k - 1, axis=1)[:, :k], axis=1)
+        rows.append((keys & _ROW).astype(np.int64))
+        scores.append(np.take_along_axis(score, rows[-1], axis=1))
+    chosen = order[np.concatenate(rows)]
+    ids = batch.ids.take(pa.array(chosen.reshape(-1)))
+    return Ranked(score=np.concatenate(scores), ids=ids)
+
+
+def sort_keys(score: NDArray[np.float32], row: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Keys [t, n] that sort as (score, best first; row) does; rows [n] are below 2³²."""
+    bits = (score + np.float32(0)).view(np.uint32)  # −0 is 0
+    negative = bits >> np.uint32(31) == 1
+    falling = np.where(negative, bits, ~(bits | np.uint32(1 << 31)))
+    return falling.astype(np.uint64) << np.uint64(32) | row.astype(np.uint64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Held:
+    """A whole store in the order of its ids.
+
+    Attributes:
+        label: number of each row's label among ``names``, −1 where it has none.
+        blocks, places: the rows of each model, and where they stand in that order.
+    """
+
+    ids: pa.Array
+    label: NDArray[np.int64]
+    names: pa.Array
+    blocks: list[Block]
+    places: list[NDArray[np.int64]]
+
+    @classmethod
+    def read(
+        cls, shards: Sequence[Shard], models: Mapping[str, Model], id_type: pa.DataType
+    ) -> _Held:
+        held: dict[str, list[Block]] = {}
+        for shard in shards:
+            block = read_block(shard, models, id_type, labels=True)
+            held.setdefault(block.fingerprint, []).append(block)
+        blocks = [Block.join(parts) for parts in held.values()]
+        ids = pa.concat_arrays([block.ids for block in blocks])
+        labels = pa.concat_arrays([block.labels for block in blocks])
+        if labels.null_count == len(labels):
+            raise InputError("the code store", expected="rows with labels", found="none")
+        order = by_id(ids)
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        coded = labels.dictionary_encode()
+        label = coded.indices.fill_null(-1).to_numpy().astype(np.int64)
+        ends = np.cumsum([0, *(len(block.B) for block in blocks)])
+        return cls(
+            ids=ids.take(pa.array(order)),
+            label=label[order],
+            names=coded.dictionary,
+            blocks=blocks,
+            places=[place[low:high] for low, high in pairwise(ends)],
+        )

@@ -1,0 +1,155 @@
+"""A code store held in memory, with the surface that users of faiss know.
+
+    index = raypq.open("codes")
+    D, I = index.search(X, 10)
+
+For stores whose codes fit in memory (M bytes a row, and the ids); ``raypq search`` has no such
+limit and gives the same answers.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypq.config import Distance, Metric
+from raypq.config.places import path_of
+from raypq.data import search_results
+from raypq.data.search_results import Ranked
+from raypq.errors import ConfigError, InputError
+from raypq.methods.base import Model
+from raypq.stages.retrieval.code_blocks import Block, by_id, id_type_of, read_block, topk
+from raypq.stages.retrieval.query_vectors import vectors
+from raypq.stages.stores.code_store import metric_of, models_for, open_store
+from raypq.stages.stores.shard_task import stored_shards
+
+_QUERIES = 4096  # that are searched together
+
+
+class Index:
+    """The codes of one version of a store, read-only.
+
+    Attributes:
+        models: by fingerprint. metric: what results are ranked by (l2: squared distances).
+        ids: of all rows, ascending; int64, or object where they are strings. version: of the store.
+    """
+
+    def __init__(
+        self,
+        codes: str | os.PathLike[str],
+        *,
+        version: int | None = None,
+        metric: Metric | None = None,
+    ):
+        codes = path_of(codes)
+        found = open_store(codes, version)
+        self.version = found.version
+        self.models = models_for(codes, found, None)
+        self.metric = metric_of(self.models, metric)
+        held: dict[str, list[Block]] = {}
+        self._id_type = id_type_of(codes, found)
+        for shard in stored_shards(codes, found):
+            block = read_block(shard, self.models, self._id_type)
+            held.setdefault(block.fingerprint, []).append(block)
+        # In the order of ids the kernel's ties are the right ones.
+        joined = [Block.join(blocks) for blocks in held.values()]
+        self._blocks = [block.take(by_id(block.ids)) for block in joined]
+        ids = pa.concat_arrays([block.ids for block in self._blocks])
+        self.ids = _plain(ids.take(pa.array(by_id(ids))))
+
+    @property
+    def ntotal(self) -> int:
+        """Rows in the index."""
+        return len(self.ids)
+
+    @property
+    def d(self) -> int:
+        """Width of queries, dx."""
+        return next(iter(self.models.values())).dx
+
+    @property
+    def model(self) -> Model:
+        """The model of all codes.
+
+        Raises:
+            ConfigError: there are several.
+        """
+        if len(self.models) > 1:
+            raise ConfigError(f"the store has {len(self.models)} models; see Index.models")
+        return next(iter(self.models.values()))
+
+    def search(
+        self, X: NDArray[Any], k: int, *, distance: Distance = "adc"
+    ) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """The k nearest rows of each query.
+
+        Args:
+            X: queries [n, d], any float type. k: results of each.
+
+        Returns:
+            D [n, k] float32, in the metric's own terms (l2: squared distances, ascending; cosine,
+            dot: descending), and I [n, k], int64 or object. Where the index has fewer than k rows
+            the rest of D is inf (l2) or −inf, and of I −1 (or None), as in faiss.
+
+        Raises:
+            InputError: queries of another shape, or NaN or Inf in them, naming the row.
+            ConfigError: k is less than one, or an unknown distance.
+        """
+        if k < 1:
+            raise ConfigError(f"k: must be at least 1, found {k}")
+        if distance not in ("adc", "sdc"):
+            raise ConfigError(f"distance: must be adc or sdc, found {distance!r}")
+        X = self._checked(X)
+        D = np.full((len(X), k), np.inf if self.metric == "l2" else -np.inf, np.float32)
+        strings = pa.types.is_string(self._id_type)
+        names = np.full((len(X), k), None if strings else -1, object if strings else np.int64)
+        for start in range(0, len(X), _QUERIES):
+            rows = slice(start, start + _QUERIES)
+            best = search_results.merge(
+                [self._scan(block, X[rows], k, distance) for block in self._blocks], k
+            )
+            D[rows, : best.k] = search_results.own_terms(best.score, self.metric)
+            names[rows, : best.k] = _plain(best.ids).reshape(best.score.shape)
+        return D, names
+
+    def _scan(self, block: Block, X: NDArray[np.float32], k: int, distance: Distance) -> Ranked:
+        model = self.models[block.fingerprint]
+        V = vectors(model, X, distance)
+        return topk(block, model.tables(V, None, self.metric), k)
+
+    def _checked(self, X: NDArray[Any]) -> NDArray[np.float32]:
+        X = np.asarray(X)
+        if X.ndim != 2 or X.shape[1] != self.d:
+            raise InputError("queries", expected=f"an array [n, {self.d}]", found=str(X.shape))
+        if not np.issubdtype(X.dtype, np.floating):
+            raise InputError("queries", expected="floating point values", found=str(X.dtype))
+        X = np.ascontiguousarray(X, np.float32)
+        bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
+        if len(bad):
+            raise InputError(
+                f"queries, row {bad[0]}",
+                expected="finite values",
+                found=f"NaN or Inf ({len(bad)} such row(s))",
+            )
+        return X
+
+
+def _plain(ids: pa.Array) -> NDArray[Any]:
+    return ids.to_numpy(zero_copy_only=False)
+
+
+def open_index(
+    codes: str | os.PathLike[str], *, version: int | None = None, metric: Metric | None = None
+) -> Index:
+    """Reads a code store (``raypq.open``): all of its codes, with the models it keeps.
+
+    Raises:
+        InputError: no such store, an empty one, or a file that is damaged.
+        ModelError: a model is missing.
+        ConfigError: the store's models have several metrics and none is asked for.
+    """
+    return Index(codes, version=version, metric=metric)

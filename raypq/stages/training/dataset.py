@@ -1,0 +1,194 @@
+"""What training reads: rows with their targets among the seen classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypq.config import Columns, TrainJob
+from raypq.data.classes import ClassTable
+from raypq.data.features import FeatureBatch, FeatureStore, read_batches, survey
+from raypq.data.storage import Shard
+from raypq.errors import ConfigError, InputError, ShardFailure
+from raypq.methods.base import Corpus, Method, TrainBatch
+from raypq.stages.stores.shard_types import check_label_column
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingClasses:
+    """The class table, and which of its classes may be trained on (``chosen``, L of them)."""
+
+    table: ClassTable
+    chosen: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, uri: str) -> TrainingClasses:
+        """The seen classes of a table; all of them where it does not say which are seen."""
+        table = ClassTable.open(uri)
+        chosen = table.select("all" if table.seen is None else "seen")
+        return cls(table=table, chosen=chosen)
+
+    @property
+    def embeddings(self) -> NDArray[np.float32]:
+        """[L, da]"""
+        return self.table.embeddings[self.chosen]
+
+    def embeddings_if(self, needed: bool) -> NDArray[np.float32] | None:
+        """As ``embeddings``; None where the table has none and they are not needed."""
+        return self.embeddings if needed or self.table.E is not None else None
+
+    @property
+    def others(self) -> tuple[NDArray[np.float32] | None, tuple[str, ...]]:
+        """Embeddings [T - L, da] and class_ids of the classes that are not trained on."""
+        rest = np.setdiff1d(np.arange(len(self.table)), self.chosen)
+        names = tuple(self.table.ids[int(index)].as_py() for index in rest)
+        return None if self.table.E is None else self.table.E[rest], names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """class_id of each training class."""
+        return tuple(self.table.ids[int(index)].as_py() for index in self.chosen)
+
+    def targets(self, batch: FeatureBatch) -> NDArray[np.int32]:
+        """Index among the L training classes of each row.
+
+        Raises:
+            InputError: a row without a label, with an unknown one, or of an unseen class.
+        """
+        if batch.labels is None:
+            raise InputError(batch.where, expected="a label column", found="none")
+        index = self.table.index(batch.labels, where=batch.where, row0=batch.row)
+        place = np.full(len(self.table) + 1, -1, np.int32)
+        place[self.chosen] = np.arange(len(self.chosen), dtype=np.int32)
+        y = place[index]  # a null label (-1) takes the last place, which is -1
+        bad = np.flatnonzero(y < 0)
+        if len(bad):
+            row = int(bad[0])
+            label = batch.labels[row].as_py()
+            kind = "class without embedding" if label in self.table.excluded else "unseen class"
+            raise InputError(
+                f"{batch.where}, row {batch.row + row}",
+                expected="the label of a seen class",
+                found=f"{'no label' if label is None else f'{kind} {label!r}'} "
+                f"({len(bad)} such row(s) in this batch); leave such rows out of the features to "
+                "train on",
+            )
+        return y
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTask:
+    """One shard, the number of its first row over the whole store, and how many it has."""
+
+    shard: Shard
+    row: int
+    rows: int
+
+    @property
+    def name(self) -> str:
+        """The shard's URI."""
+        return self.shard.uri
+
+
+def training_batches(
+    task: TrainTask, columns: Columns, width: int, classes: TrainingClasses | None
+) -> Iterator[TrainBatch]:
+    """The rows of a shard with their targets, where there are classes to aim at."""
+    for batch in read_batches(task.shard, columns, width=width, labels=classes is not None):
+        y = classes.targets(batch) if classes else None
+        yield TrainBatch(X=batch.X, y=y, row=task.row + batch.row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A store's shards as tasks with their row numbers, and those whose footers are bad."""
+
+    tasks: Sequence[TrainTask]
+    width: int
+    failures: Sequence[ShardFailure]
+
+    @classmethod
+    def open(cls, uris: Sequence[str], columns: Columns) -> Listed:
+        """Reads every footer."""
+        found = survey(FeatureStore.open(uris, columns))
+        starts = [0, *accumulate(found.rows)]
+        tasks = [
+            TrainTask(shard=shard, row=row, rows=rows)
+            for shard, row, rows in zip(found.shards, starts, found.rows, strict=False)
+        ]
+        return cls(tasks=tasks, width=found.width, failures=found.failures)
+
+    @property
+    def rows(self) -> int:
+        """Images of all tasks."""
+        return sum(task.rows for task in self.tasks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The shards to train on, and what their footers and the class table say."""
+
+    tasks: Sequence[TrainTask]
+    corpus: Corpus
+    classes: TrainingClasses | None
+    failures: Sequence[ShardFailure]
+    unlabelled: Listed | None = None
+
+    @classmethod
+    def make(cls, job: TrainJob, method: Method) -> Plan:
+        """Surveys the stores; what is wrong with their footers is told with the first pass.
+
+        Raises:
+            ConfigError: the method needs classes and the job names none.
+            InputError: the unlabelled store has another width.
+        """
+        classes = _classes(job, method)
+        found = Listed.open(job.features, job.columns)
+        check_label_column([task.shard for task in found.tasks], job.columns)
+        unlabelled = _unlabelled(job, method, found.width)
+        others = classes.others if classes else None
+        corpus = Corpus(
+            N=found.rows,
+            dx=found.width,
+            A=classes.embeddings_if(method.needs_embeddings) if classes else None,
+            names=classes.names if classes else (),
+            A_other=others[0] if others else None,
+            other_names=others[1] if others else (),
+            unlabelled=unlabelled.rows if unlabelled else 0,
+        )
+        return cls(
+            tasks=found.tasks,
+            corpus=corpus,
+            classes=classes,
+            failures=[*found.failures, *(unlabelled.failures if unlabelled else ())],
+            unlabelled=unlabelled,
+        )
+
+
+def _classes(job: TrainJob, method: Method) -> TrainingClasses | None:
+    if not method.needs_classes:
+        return None
+    if job.classes is None:
+        raise ConfigError(f"{job.method} learns from classes: pass a class table (--classes)")
+    return TrainingClasses.open(job.classes)
+
+
+def _unlabelled(job: TrainJob, method: Method, width: int) -> Listed | None:
+    if job.unlabelled and not method.needs_unlabelled:
+        raise ConfigError(
+            f"--unlabelled (unlabelled): {job.method} learns from labelled rows alone"
+        )
+    if not job.unlabelled:
+        return None
+    found = Listed.open(job.unlabelled, job.columns)
+    if found.width != width:
+        raise InputError(
+            job.unlabelled[0],
+            expected=f"features of width {width}, as the labelled ones",
+            found=str(found.width),
+        )
+    return found

@@ -1,0 +1,364 @@
+"""Training by gradient, as the driver sees it: look at the data, train, freeze the model.
+
+One pass over the stores comes first. It finds the bad shards before any training, counts the rows
+of each class, gives mean and variance where features are z-scored, and brings the rows held out
+for validation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raypq import console, machine
+from raypq.config import Columns, TrainJob
+from raypq.data.storage import is_local, join, local_path
+from raypq.errors import InputError, ShardFailure
+from raypq.execution.executor import Executor, completed
+from raypq.execution.run_record import RunRecord
+from raypq.methods.base import Corpus, ReductionMethod
+from raypq.methods.gradient import GradientMethod, Network, seeded, tensor_of
+from raypq.methods.support.statistics import scale
+from raypq.stages.training.checkpoint import Checkpoints
+from raypq.stages.training.dataset import Plan, TrainingClasses, TrainTask, training_batches
+from raypq.stages.training.fit_result import Fitted
+from raypq.stages.training.reduction import TrainWorker, cache_of, iterate, measure, run_pass
+from raypq.stages.training.row_stream import Source
+from raypq.stages.training.sample import draw
+from raypq.stages.training.trainer import TrainingSpec, run_rank
+
+FOLDER = "training"  # below the model: checkpoints, until it is saved
+_SCRATCH = "ray"  # below the checkpoints: files of the executor
+_SAMPLE_BYTES = 1 << 30  # of features at most, for a method's last word on its network
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShardScan:
+    """What one shard gives: rows of each class [L], n, Σx and Σx², and its rows held out."""
+
+    count: NDArray[np.int64]
+    moments: tuple[float, NDArray[np.float64], NDArray[np.float64]]
+    X: NDArray[np.float32]
+    y: NDArray[np.int32]
+
+
+@dataclass(kw_only=True, eq=False)
+class DataScan:
+    """What the shards of a store gave, added up in shard order; as of ``ShardScan``."""
+
+    shards: int = 0
+    count: NDArray[np.int64] | int = 0
+    moments: tuple[Any, ...] = (0, 0, 0)
+    X: list[NDArray[np.float32]] = field(default_factory=list)
+    y: list[NDArray[np.int32]] = field(default_factory=list)
+
+    def add(self, scan: ShardScan) -> None:
+        """Adds the next shard. Copies what it keeps, which may be views of shared memory."""
+        self.shards += 1
+        self.count = self.count + scan.count
+        self.moments = tuple(a + b for a, b in zip(self.moments, scan.moments, strict=True))
+        self.X.append(scan.X.copy())
+        self.y.append(scan.y.copy())
+
+
+class ScanWorker:
+    """Reads shards of one store."""
+
+    def __init__(
+        self,
+        columns: Columns,
+        width: int,
+        classes: TrainingClasses | None,
+        held_out: NDArray[np.int64],
+    ) -> None:
+        self._columns, self._width, self._classes = columns, width, classes
+        self._held_out = held_out
+
+    def scan(self, task: TrainTask) -> ShardScan:
+        """Reads one shard."""
+        L = len(self._classes.chosen) if self._classes else 0
+        count, n = np.zeros(L, np.int64), 0.0
+        total, squares = np.zeros(self._width), np.zeros(self._width)
+        X = [np.empty((0, self._width), np.float32)]
+        y = [np.empty(0, np.int32)]
+        for batch in training_batches(task, self._columns, self._width, self._classes):
+            n += len(batch.X)
+            total += batch.X.sum(axis=0, dtype=np.float64)
+            squares += np.einsum("nd,nd->d", batch.X, batch.X, dtype=np.float64)
+            if batch.y is not None:
+                count += np.bincount(batch.y, minlength=L)
+                low, high = np.searchsorted(self._held_out, [batch.row, batch.row + len(batch.X)])
+                chosen = self._held_out[low:high] - batch.row
+                X.append(batch.X[chosen])
+                y.append(batch.y[chosen])
+                np.subtract.at(count, batch.y[chosen], 1)
+        moments = (n, total, squares)
+        return ShardScan(count=count, moments=moments, X=np.concatenate(X), y=np.concatenate(y))
+
+
+def learn(
+    job: TrainJob, method: GradientMethod, plan: Plan, executor: Executor, record: RunRecord
+) -> Fitted:
+    """Trains a method by gradient.
+
+    Raises:
+        ConfigError: settings that do not fit the data, a checkpoint of another training.
+        InputError: a class with too few rows.
+        JobError: shards that could not be used.
+        DivergenceError: the loss is no number.
+    """
+    world = 1 if job.where.cluster == "none" else job.where.workers
+    method.check(plan.corpus, world)
+    spec, failures = _prepare(job, method, plan, executor, record)
+    record.lap("plan")
+    executor.run_spmd(
+        partial(run_rank, spec),
+        report=lambda epoch: _log(job.method, epoch),
+        device=job.where.device,
+        scratch=join(spec.checkpoints.uri, _SCRATCH),
+        memory=spec.kept_bytes + spec.shuffle_bytes,
+    )
+    record.lap("learn")
+    done = spec.checkpoints.read()
+    assert done is not None, "training ends with a checkpoint"
+    network = method.network(plan.corpus)
+    network.load_state_dict(done.weights)
+    _finish(job, method, network, spec, executor, record)
+    network.finished = done.progress.phase == len(method.phases())
+    codebooks, more = _follow_up(job, method, network, spec, plan, executor, record)
+    model = method.freeze(
+        network,
+        plan.corpus,
+        scale=spec.scale,
+        codebooks=codebooks,
+        record={"history": done.progress.history, **more},
+    )
+    sources = [spec.labelled, *([spec.unlabelled] if spec.unlabelled else [])]
+    images = sum(source.rows for source in sources)
+    tasks = [task for source in sources for task in source.tasks]
+    args = (None, job.columns, plan.corpus.dx, None, 0)
+    with (
+        executor.start_workers(TrainWorker, *args, stage="train") as pool,
+        record.observe(pool, "train"),
+    ):
+        measured = measure(pool, tasks, model)
+    return Fitted(
+        model=model,
+        failures=failures,
+        images=images,
+        measured=measured,
+        tidy=spec.checkpoints.clear,
+    )
+
+
+def _prepare(
+    job: TrainJob, method: GradientMethod, plan: Plan, executor: Executor, record: RunRecord
+) -> tuple[TrainingSpec, list[ShardFailure]]:
+    """The first pass over the stores, and the spec that follows from it."""
+    corpus, settings = plan.corpus, method.settings
+    rng = np.random.default_rng([settings.seed, 12])
+    held_out = np.sort(rng.choice(corpus.N, settings.validation, replace=False))
+    none = np.empty(0, np.int64)
+    labelled = Source(
+        tasks=plan.tasks,
+        columns=job.columns,
+        width=corpus.dx,
+        classes=plan.classes,
+        held_out=held_out,
+    )
+    unlabelled = (
+        replace(labelled, tasks=plan.unlabelled.tasks, classes=None, held_out=none)
+        if plan.unlabelled
+        else None
+    )
+    failures = [*plan.failures]
+    labelled, scan = _scan(job, labelled, executor, record, failures, DataScan())
+    sums = scan.moments
+    if unlabelled:
+        more = DataScan(moments=sums)
+        unlabelled, more = _scan(job, unlabelled, executor, record, failures, more)
+        sums = more.moments
+    if plan.classes:
+        method.check_classes(np.asarray(scan.count), corpus.names)
+    method.check(
+        replace(corpus, N=labelled.rows + len(held_out)),
+        1 if job.where.cluster == "none" else job.where.workers,
+    )
+    spec = TrainingSpec(
+        method=method,
+        corpus=corpus,
+        labelled=labelled,
+        unlabelled=unlabelled,
+        scale=scale(np.array(sums[0]), *sums[1:])
+        if settings.normalise.startswith("zscore")
+        else {},
+        validation=(np.concatenate(scan.X), np.concatenate(scan.y)),
+        checkpoints=Checkpoints(
+            _folder(job), _identity(job, method, corpus, plan), absent=_absent(method)
+        ),
+        # What training depends on does not follow the machine.
+        shuffle_bytes=(machine.CACHE if job.cache_bytes is None else job.cache_bytes) // 2,
+        kept_bytes=cache_of(job, executor) // 2,
+        device=job.where.device,
+    )
+    return spec, failures
+
+
+def _scan(
+    job: TrainJob,
+    source: Source,
+    executor: Executor,
+    record: RunRecord,
+    failures: list[ShardFailure],
+    scan: DataScan,
+) -> tuple[Source, DataScan]:
+    """One pass over a store: the store without its bad shards, which are added to ``failures``,
+    and ``scan`` with what the good ones gave."""
+    args = (source.columns, source.width, source.classes, source.held_out)
+    with (
+        executor.start_workers(ScanWorker, *args, stage="scan") as pool,
+        record.observe(pool, "scan"),
+    ):
+        results = pool.map(ScanWorker.scan, source.tasks, ordered=True)
+        for part in completed(
+            results,
+            total=len(source.tasks),
+            label=f"{job.method} scan",
+            on_bad_shard=job.on_bad_shard,
+            failures=failures,
+        ):
+            scan.add(part)
+    bad = {failure.shard for failure in failures}
+    tasks = [task for task in source.tasks if task.name not in bad]
+    return replace(source, tasks=tasks), scan
+
+
+def _folder(job: TrainJob) -> str:
+    """Where the checkpoints are, for workers that run in other folders than this process."""
+    uri = join(job.output, FOLDER)
+    return str(local_path(uri).absolute()) if is_local(uri) else uri
+
+
+def _identity(job: TrainJob, method: GradientMethod, corpus: Corpus, plan: Plan) -> dict[str, Any]:
+    """What a checkpoint must agree with to be gone on from."""
+    digest = hashlib.sha256("\n".join(corpus.names).encode())
+    tasks = [*plan.tasks, *(plan.unlabelled.tasks if plan.unlabelled else ())]
+    for task in tasks:
+        digest.update(f"\n{task.shard.uri}:{task.shard.size}:{task.shard.modified}".encode())
+    found = {
+        "method": job.method,
+        "data": digest.hexdigest()[:16],
+        "columns": job.columns.model_dump(mode="json"),
+        **method.settings.model_dump(mode="json"),
+    }
+    if corpus.A is not None:  # the class table is named by a path, and its content trained on
+        embeddings = np.ascontiguousarray(corpus.A)
+        found["embeddings"] = hashlib.sha256(embeddings.tobytes()).hexdigest()[:16]
+    return found
+
+
+def _absent(method: GradientMethod) -> dict[str, Any]:
+    """What the identity of an older checkpoint means by the keys that it lacks."""
+    settings = {
+        name: about.get_default(call_default_factory=True)
+        for name, about in type(method.settings).model_fields.items()
+        if not about.is_required()
+    }
+    return {"columns": Columns().model_dump(mode="json"), **settings}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embedder:
+    """A trained network as the follow-up's workers use it: X [n, dx] to U [n, D]."""
+
+    network: Network
+    spec: TrainingSpec
+
+    def __call__(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            x = tensor_of(self.spec.normalised(X))
+            return self.network.embed(x).float().numpy()
+
+
+def _finish(
+    job: TrainJob,
+    method: GradientMethod,
+    network: Network,
+    spec: TrainingSpec,
+    executor: Executor,
+    record: RunRecord,
+) -> None:
+    """The method's last word on its network, with a sample of the rows it was trained on."""
+    if not method.sample_rows:
+        return
+    source = spec.labelled
+    rows = sum(task.rows for task in source.tasks)
+    rng = np.random.default_rng([method.settings.seed, 14])
+    starts = [0, *accumulate(task.rows for task in source.tasks)]
+    few = min(method.sample_rows, rows, _SAMPLE_BYTES // (4 * spec.corpus.dx))
+    chosen = np.sort(rng.choice(rows, few, replace=False))
+    # Bad shards are gone by now, so rows are counted anew.
+    tasks = [replace(task, row=start) for task, start in zip(source.tasks, starts, strict=False)]
+    X, y = draw(job, tasks, source.width, source.classes, chosen, executor, record)
+    with seeded(method.settings.seed, 13):
+        network.eval()
+        method.finish(network, spec.corpus, spec.normalised(X), y)
+
+
+def _follow_up(
+    job: TrainJob,
+    method: GradientMethod,
+    network: Network,
+    spec: TrainingSpec,
+    plan: Plan,
+    executor: Executor,
+    record: RunRecord,
+) -> tuple[NDArray[np.float32] | None, dict[str, Any]]:
+    """Codebooks by reduction on embedded features, where the method asks for them."""
+    follower: ReductionMethod | None = method.follow_up()
+    if follower is None:
+        return None, {}
+    embed = Embedder(network=network.eval(), spec=spec)
+    source = spec.labelled
+    width = embed(np.zeros((1, plan.corpus.dx), np.float32)).shape[1]
+    rows = sum(task.rows for task in source.tasks)
+    args = (follower, source.columns, source.width, source.classes, cache_of(job, executor), embed)
+    with (
+        executor.start_workers(
+            TrainWorker, *args, stage="train", cache=job.cache_bytes or 0
+        ) as pool,
+        record.observe(pool, "train"),
+    ):
+        state = iterate(
+            follower,
+            follower.begin(replace(plan.corpus, N=rows, dx=width)),
+            lambda state: run_pass(
+                pool,
+                source.tasks,
+                state,
+                f"{job.method} codebooks {state.phase} {state.iteration}",
+            ),
+            threads=job.where.threads * job.where.workers,
+        )
+    model = follower.model(state)
+    if "P" in model.tensors:
+        raise InputError("follow-up", expected="a method without a projection", found=follower.name)
+    return model.C, {"codebooks": dict(model.record)}
+
+
+def _log(name: str, note: Mapping[str, Any]) -> None:
+    plain = {"phase", "epoch", "epochs", "seconds", "rate"}
+    terms = ", ".join(f"{key} {value:.4g}" for key, value in note.items() if key not in plain)
+    console.say(
+        f"{name} {note['phase']} {note['epoch'] + 1}/{note['epochs']}: {terms} "
+        f"({note['seconds']:.1f} s)",
+        **note,
+    )

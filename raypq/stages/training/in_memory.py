@@ -1,0 +1,97 @@
+"""Training on rows in memory, whatever way a method trains: for trials, where no shard is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raypq.methods.base import Corpus, Method, Model, ReductionMethod, State, Stats, TrainBatch
+from raypq.methods.gradient import Batch, GradientMethod, Network, Phase, seeded
+from raypq.methods.support.linear_model import normalise
+from raypq.methods.support.statistics import scale
+from raypq.stages.training.reduction import iterate
+from raypq.stages.training.trainer import begin_phase, train_epoch
+
+_BATCH = 4096  # rows of a batch of statistics
+
+Rows = tuple[NDArray[np.float32], NDArray[np.int32]]
+
+
+def fit_rows(method: Method, corpus: Corpus, X: NDArray[np.float32], y: NDArray[np.int32]) -> Model:
+    """The model of rows X [n, dx] with targets y [n] among the L classes of ``corpus``.
+
+    Raises:
+        ConfigError: settings that do not fit the corpus.
+        DivergenceError: the loss is no number.
+    """
+    if isinstance(method, ReductionMethod):
+        return _reduce(method, corpus, X, y)
+    assert isinstance(method, GradientMethod), "there are two ways to train"
+    return _descend(method, corpus, X, y)
+
+
+def _reduce(
+    method: ReductionMethod, corpus: Corpus, X: NDArray[np.float32], y: NDArray[np.int32]
+) -> Model:
+    def run_pass(state: State) -> Stats:
+        stats = Stats()
+        for row in range(0, len(X), _BATCH):
+            part = slice(row, row + _BATCH)
+            stats.merge(method.accumulate(state, TrainBatch(X=X[part], y=y[part], row=row)))
+        return stats
+
+    return method.model(iterate(method, method.begin(corpus), run_pass))
+
+
+def _descend(
+    method: GradientMethod, corpus: Corpus, X: NDArray[np.float32], y: NDArray[np.int32]
+) -> Model:
+    settings = method.settings
+    method.check(corpus)
+    fitted = {}
+    if settings.normalise.startswith("zscore"):
+        wide = X.astype(np.float64)
+        fitted = scale(np.array(float(len(X))), wide.sum(axis=0), (wide * wide).sum(axis=0))
+    X = normalise(X, settings.normalise, fitted.get("mean"), fitted.get("inverse_std"))
+    network = method.network(corpus)
+    for number, phase in enumerate(method.phases()):
+        _train(method, network, phase, number, (X, y))
+    network.finished = True
+    with seeded(settings.seed, 13):
+        network.eval()
+        method.finish(network, corpus, X, y)
+    follower = method.follow_up()
+    codebooks = None
+    if follower is not None:
+        with torch.inference_mode():
+            U = network.embed(torch.from_numpy(X)).float().numpy()
+        codebooks = _reduce(follower, Corpus(N=len(U), dx=U.shape[1]), U, y).C
+    return method.freeze(network, corpus, scale=fitted, codebooks=codebooks, record={})
+
+
+def _train(method: GradientMethod, network: Network, phase: Phase, number: int, rows: Rows) -> None:
+    settings, steps = method.settings, len(rows[0]) // method.settings.batch
+    optimizer = begin_phase(network, settings, phase, number)
+    for epoch in range(phase.epochs):
+        train_epoch(
+            network,
+            network,
+            optimizer,
+            phase,
+            _batches(rows, settings.batch, steps),
+            settings=settings,
+            place=(number, epoch, 0),
+            steps=steps,
+            device="cpu",
+        )
+
+
+def _batches(rows: Rows, size: int, steps: int) -> Iterator[Batch]:
+    X, y = rows
+    order = torch.randperm(len(X)).numpy()
+    for step in range(steps):
+        chosen = order[step * size : (step + 1) * size]
+        yield Batch(x=torch.from_numpy(X[chosen]), y=torch.from_numpy(y[chosen].astype(np.int64)))

@@ -1,0 +1,163 @@
+"""Passes over a store: which shards there are, and statistics of them merged in shard order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypq import kernels, machine
+from raypq.config import Columns, TrainJob
+from raypq.data.store.shard_stats import ShardStats
+from raypq.errors import ConfigError, ShardFailure
+from raypq.execution.executor import Executor, WorkerPool, completed
+from raypq.methods.base import Model, ReductionMethod, State, Stats, TrainBatch
+from raypq.metrics.drift import Gauge
+from raypq.stages.training.dataset import TrainingClasses, TrainTask, training_batches
+
+Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+_BASELINE_SHARDS = 16  # training shards that are measured for the baseline of drift
+
+
+class TrainWorker:
+    """Reads shards and accumulates a pass; keeps the features that fit in its memory.
+
+    ``embed`` turns features into what the method sees, where it follows on another one. Without
+    a method it only measures.
+    """
+
+    def __init__(
+        self,
+        method: ReductionMethod | None,
+        columns: Columns,
+        width: int,
+        classes: TrainingClasses | None,
+        cache_bytes: int,
+        embed: Embed | None = None,
+    ) -> None:
+        self._method, self._columns, self._width = method, columns, width
+        self._classes, self._room, self._embed = classes, cache_bytes, embed
+        self._kept: dict[str, list[TrainBatch]] = {}
+        self._lock = Lock()
+
+    def measure(self, task: TrainTask, model: Model) -> ShardStats | None:
+        """What the shard looks like to the trained model."""
+        assert self._embed is None, "a model embeds features by itself"
+        gauge = Gauge(model, task.rows)
+        for batch in self._batches(task):
+            gauge.add_features(batch.X, batch.row - task.row)
+        return gauge.read()
+
+    def accumulate(self, task: TrainTask, state: State) -> Stats:
+        """The statistics of a shard in one pass."""
+        assert self._method is not None, "only a method accumulates"
+        stats = Stats()
+        for batch in self._batches(task):
+            stats.merge(self._method.accumulate(state, batch))
+        return stats
+
+    def _batches(self, task: TrainTask) -> Iterator[TrainBatch]:
+        if task.shard.uri in self._kept:
+            yield from self._kept[task.shard.uri]
+            return
+        kept: list[TrainBatch] = []
+        fits = True
+        complete = False
+        try:
+            for batch in training_batches(task, self._columns, self._width, self._classes):
+                if self._embed:
+                    batch = replace(batch, X=self._embed(batch.X))
+                fits = fits and self._reserve(batch.X.nbytes)
+                if fits:
+                    kept.append(batch)
+                yield batch
+            complete = True
+        finally:
+            if fits and complete:
+                self._kept[task.shard.uri] = kept
+            else:
+                self._reserve(-sum(batch.X.nbytes for batch in kept))
+
+    def _reserve(self, size: int) -> bool:
+        with self._lock:
+            if size > self._room:
+                return False
+            self._room -= size
+            return True
+
+
+def cache_of(job: TrainJob, executor: Executor) -> int:
+    """Bytes of features that each worker keeps: what the job says, or what its memory leaves.
+
+    Raises:
+        ConfigError: more than the memory of a worker.
+    """
+    if job.cache_bytes is None:
+        return machine.cache_bytes(executor.worker_memory)
+    memory = job.where.memory_per_worker
+    if memory is not None and job.cache_bytes > memory * machine.GIB:
+        raise ConfigError(
+            f"cache_bytes: {job.cache_bytes / machine.GIB:g} GiB are more than memory_per_worker, "
+            f"{memory:g} GiB, which must hold them"
+        )
+    return job.cache_bytes
+
+
+def run_pass(
+    pool: WorkerPool[TrainWorker],
+    tasks: Sequence[TrainTask],
+    state: State,
+    label: str,
+    *,
+    on_bad_shard: str = "fail",
+    failures: list[ShardFailure] | None = None,
+) -> Stats:
+    """One pass: the statistics of all good shards, merged in shard order.
+
+    Raises:
+        JobError: naming the shards that failed, unless they are to be left out (``failures``).
+    """
+    stats = Stats()
+    results = pool.map(TrainWorker.accumulate, tasks, state.for_workers(), ordered=True)
+    for part in completed(
+        results, total=len(tasks), label=label, on_bad_shard=on_bad_shard, failures=failures
+    ):
+        stats.merge(part)
+    return stats
+
+
+def iterate(
+    method: ReductionMethod,
+    state: State,
+    run_pass: Callable[[State], Stats],
+    *,
+    threads: int | None = None,
+    on_update: Callable[[State], None] = lambda _: None,
+) -> State:
+    """Passes and updates until the method is done.
+
+    Args:
+        run_pass: the statistics of one pass over the rows.
+        threads: of native kernels in the updates, which run while the workers wait; None: as set.
+        on_update: called with each new state.
+    """
+    while not state.done:
+        stats = run_pass(state)
+        with kernels.native_threads(kernels.threads() if threads is None else threads):
+            state = method.update(state, stats)
+        on_update(state)
+    return state
+
+
+def measure(
+    pool: WorkerPool[TrainWorker], tasks: Sequence[TrainTask], model: Model
+) -> list[ShardStats]:
+    """What some training shards look like to the model, evenly chosen; a pass at most."""
+    some = [task for task in tasks[:: -(-len(tasks) // _BASELINE_SHARDS)] if task.rows]
+    found = [result.value for result in pool.map(TrainWorker.measure, some, model, ordered=True)]
+    return [stats for stats in found if stats is not None]  # a shard that fails now is left out

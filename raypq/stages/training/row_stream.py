@@ -1,0 +1,186 @@
+"""Rows for training by gradient: an endless, shuffled stream from shards, in bounded memory.
+
+Each pass takes the shards in an order of its own. The rows in that order are cut into one run for
+each worker, so that all of them read equally much and every row is read once; a worker opens only
+the shards that its run touches. Steps are drawn from a bounded buffer of rows. All of this follows
+from the seed, the number of the pass, and the worker's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypq.config import Columns
+from raypq.errors import InputError
+from raypq.execution.executor import Rank
+from raypq.methods.base import TrainBatch
+from raypq.stages.training.dataset import TrainingClasses, TrainTask, training_batches
+
+Rows = tuple[NDArray[np.float32], NDArray[np.int32] | None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """A store as training reads it.
+
+    Attributes:
+        width: dx. classes: None for rows that are read without their labels.
+        held_out: numbers of rows that are not trained on, over the whole store, ascending.
+    """
+
+    tasks: Sequence[TrainTask]
+    columns: Columns
+    width: int
+    classes: TrainingClasses | None
+    held_out: NDArray[np.int64]
+
+    @property
+    def rows(self) -> int:
+        """Rows to train on."""
+        return sum(task.rows for task in self.tasks) - len(self.held_out)
+
+
+class BatchCache:
+    """Shards that were read before, as far as they fit into ``room`` bytes."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._kept: dict[tuple[str, bool], list[TrainBatch]] = {}  # by name and with labels
+
+    def batches(self, source: Source, task: TrainTask) -> Iterator[TrainBatch]:
+        """The rows of a shard, from memory or from its file."""
+        key = task.name, source.classes is not None
+        if key in self._kept:
+            yield from self._kept[key]
+            return
+        size = 4 * task.rows * source.width
+        kept: list[TrainBatch] | None = [] if size <= self._room else None
+        for batch in training_batches(task, source.columns, source.width, source.classes):
+            if kept is not None:
+                kept.append(batch)
+            yield batch
+        if kept is not None and key not in self._kept:
+            self._kept[key] = kept
+            self._room -= size
+
+
+class Buffer:
+    """Some rows in random order: X [n, dx] and, where there are labels, y [n]."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._X = np.empty((0, 0), np.float32)
+        self._y: NDArray[np.int32] | None = None
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, X: NDArray[np.float32], y: NDArray[np.int32] | None) -> None:
+        """Puts rows in."""
+        end = self._size + len(X)
+        if end > len(self._X):
+            room = max(end, 2 * len(self._X))
+            grown = np.empty((room, X.shape[1]), np.float32)
+            if self._size:
+                grown[: self._size] = self._X[: self._size]
+            self._X = grown
+            if y is not None:
+                labels = np.empty(room, np.int32)
+                if self._y is not None:
+                    labels[: self._size] = self._y[: self._size]
+                self._y = labels
+        self._X[self._size : end] = X
+        if y is not None and self._y is not None:
+            self._y[self._size : end] = y
+        self._size = end
+
+    def take(self, n: int) -> Rows:
+        """Draws n rows out; the last ones fill their places."""
+        chosen = self._rng.choice(self._size, n, replace=False)
+        X, y = self._X[chosen], None if self._y is None else self._y[chosen]
+        left = self._size - n
+        stays = np.ones(n, bool)
+        stays[chosen[chosen >= left] - left] = False
+        holes = chosen[chosen < left]
+        fill = left + np.flatnonzero(stays)
+        self._X[holes] = self._X[fill]
+        if self._y is not None:
+            self._y[holes] = self._y[fill]
+        self._size = left
+        return X, y
+
+
+class RowStream:
+    """One worker's rows of a store, pass after pass."""
+
+    def __init__(
+        self, source: Source, rank: Rank, *, seed: Sequence[int], buffer: int, cache: BatchCache
+    ) -> None:
+        self._source, self._rank, self._seed = source, rank, list(seed)
+        self._buffer, self._cache = buffer, cache
+
+    def steps(self, epoch: int, steps: int, n: int) -> Iterator[Rows]:
+        """``steps`` times n rows. A short store is passed over again, shuffled anew.
+
+        Raises:
+            InputError: no row is left to train on, or one of the rows is bad.
+        """
+        rng = np.random.default_rng([*self._seed, epoch, self._rank.rank, 1])
+        buffer = Buffer(rng)
+        rows = self._endless(epoch)
+        read = 0
+        for _ in range(steps):
+            while len(buffer) < max(n, self._buffer) and read < n * steps:
+                X, y = next(rows)
+                buffer.add(X, y)
+                read += len(X)
+            yield buffer.take(n)
+
+    def _endless(self, epoch: int) -> Iterator[Rows]:
+        again = 0
+        while True:
+            found = 0
+            for X, y in self.one_pass(epoch, again):
+                found += len(X)
+                yield X, y
+            if not found:
+                raise InputError(
+                    self._source.tasks[0].name,
+                    expected="rows to train on",
+                    found=f"none for worker {self._rank.rank} of {self._rank.world_size}",
+                )
+            again += 1
+
+    def one_pass(self, epoch: int, again: int = 0) -> Iterator[Rows]:
+        """This worker's run of rows in the order of one pass, without those held out."""
+        source, rank = self._source, self._rank
+        rng = np.random.default_rng([*self._seed, epoch, again])
+        filled = [task for task in source.tasks if task.rows]  # the order depends on these alone
+        tasks = [filled[index] for index in rng.permutation(len(filled))]
+        starts = np.cumsum([0, *(task.rows for task in tasks)])
+        low, high = (
+            int(starts[-1]) * place // rank.world_size for place in (rank.rank, rank.rank + 1)
+        )
+        for task, (start, end) in zip(tasks, pairwise(starts), strict=True):
+            if start < high and end > low:
+                first, last = task.row + max(low - start, 0), task.row + min(high, end) - start
+                yield from self._run(task, int(first), int(last))
+
+    def _run(self, task: TrainTask, first: int, last: int) -> Iterator[Rows]:
+        """Rows ``first`` to ``last`` of one shard, as they are numbered over the store."""
+        held_out = self._source.held_out
+        for batch in self._cache.batches(self._source, task):
+            number = np.arange(batch.row, batch.row + len(batch.X))
+            wanted = (number >= first) & (number < last)
+            low, high = np.searchsorted(held_out, [batch.row, batch.row + len(batch.X)])
+            wanted[held_out[low:high] - batch.row] = False
+            if wanted.all():
+                yield batch.X, batch.y
+            elif wanted.any():
+                yield batch.X[wanted], None if batch.y is None else batch.y[wanted]

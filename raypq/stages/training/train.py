@@ -1,0 +1,154 @@
+"""Training: pass after pass over the shards, or by gradient; then the model is saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from raypq import console, kernels
+from raypq.config import TrainJob
+from raypq.data.codes import bytes_per_code
+from raypq.data.model_files import check_vacant
+from raypq.errors import ShardFailure
+from raypq.execution.executor import Executor
+from raypq.execution.run_record import RunRecord
+from raypq.methods import registry
+from raypq.methods.base import Corpus, Model, ReductionMethod, State, Stats
+from raypq.methods.gradient import GradientMethod
+from raypq.metrics.drift import baseline_of
+from raypq.stages.training.dataset import Plan
+from raypq.stages.training.fit_result import Fitted
+from raypq.stages.training.gradient import learn
+from raypq.stages.training.reduction import TrainWorker, cache_of, iterate, measure, run_pass
+from raypq.stages.training.tune import tune
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model, and the shards that were left out on request."""
+
+    model: Model
+    quarantined: Sequence[ShardFailure]
+    summary: dict[str, Any]
+
+
+def check_settings(method: str, settings: Mapping[str, Any]) -> None:
+    """Refuses settings that a method does not have, by the file and line that they come from.
+
+    Raises:
+        ConfigError: an unknown method or key, or a value of another kind.
+    """
+    registry.create(method, settings)
+
+
+def train(job: TrainJob, executor: Executor) -> Trained:
+    """Trains a method and saves its model.
+
+    Raises:
+        ConfigError: settings that do not fit each other or the data; a model that is there.
+        JobError: shards that could not be used.
+    """
+    start = time.monotonic()
+    run = RunRecord(job, executor)
+    check_vacant(job.output, overwrite=job.overwrite)
+    # The updates run here, with as many threads as a worker has: equal bits on every executor.
+    kernels.set_threads(job.where.threads)
+    method = registry.create(job.method, job.settings)
+    plan = Plan.make(job, method)
+    tuned = tune(job, plan, executor, run) if job.tune else None
+    if tuned:
+        method = registry.create(job.method, tuned.settings)
+    if isinstance(method, ReductionMethod):
+        fitted = _reduce(job, method, plan, executor, run)
+    else:
+        assert isinstance(method, GradientMethod), "there are two ways to train"
+        fitted = learn(job, method, plan, executor, run)
+    model, images = fitted.model, fitted.images
+    quarantined = [str(failure) for failure in fitted.failures]
+    run.lap("finish")
+    record = {**model.record, "images": images, "quarantined": quarantined, "run": run.summary()}
+    if baseline := baseline_of(fitted.measured, images=images, K=model.K):
+        record["baseline"] = baseline.model_dump(mode="json")
+    model = replace(model, record={**record, **(tuned.record() if tuned else {})})
+    model = _with_classes(model, plan.corpus)
+    fingerprint = model.save(job.output)
+    fitted.tidy()
+    seconds = time.monotonic() - start
+    console.say(f"trained {job.method} on {images:,} images in {seconds:.1f} s: {job.output}")
+    width = bytes_per_code(model.M, model.K)
+    summary = {
+        "method": job.method,
+        "model": job.output,
+        "fingerprint": fingerprint,
+        "images": images,
+        "dx": model.dx,
+        "M": model.M,
+        "K": model.K,
+        "bytes_per_image": width,
+        "compression": 4 * model.dx / width,
+        "settings": model.settings.model_dump(mode="json"),
+        "calibration": model.record.get("calibration"),
+        "seconds": seconds,
+        "quarantined": quarantined,
+    }
+    return Trained(model=model, quarantined=fitted.failures, summary=summary)
+
+
+def _with_classes(model: Model, corpus: Corpus) -> Model:
+    """The model with prototypes of the whole class table, where they depend on one another."""
+    if not model.joint_classes or corpus.A is None:
+        return model
+    if corpus.A_other is None:
+        return model.with_classes(corpus.names, corpus.A)
+    ids = (*corpus.names, *corpus.other_names)
+    return model.with_classes(ids, np.concatenate([corpus.A, corpus.A_other]))
+
+
+def _reduce(
+    job: TrainJob, method: ReductionMethod, plan: Plan, executor: Executor, record: RunRecord
+) -> Fitted:
+    """Every pass of a method by reduction."""
+    tasks = list(plan.tasks)
+    left_out: list[ShardFailure] = []
+    new = list(plan.failures)  # not yet reported
+
+    def pass_over_good_shards(state: State) -> Stats:
+        nonlocal tasks, new
+        label = f"{job.method} {state.phase} {state.iteration}"
+        stats = run_pass(pool, tasks, state, label, on_bad_shard=job.on_bad_shard, failures=new)
+        left_out.extend(new)
+        bad = {failure.shard for failure in new}
+        tasks, new = [task for task in tasks if task.name not in bad], []
+        return stats
+
+    args = (method, job.columns, plan.corpus.dx, plan.classes, cache_of(job, executor))
+    with (
+        executor.start_workers(
+            TrainWorker, *args, stage="train", cache=job.cache_bytes or 0
+        ) as pool,
+        record.observe(pool, "train"),
+    ):
+        state = iterate(
+            method,
+            method.begin(plan.corpus),
+            pass_over_good_shards,
+            threads=job.where.threads * job.where.workers,
+            on_update=lambda state: _log(job.method, state),
+        )
+        model = method.model(state)
+        measured = measure(pool, tasks, model)
+    images = sum(task.rows for task in tasks)
+    return Fitted(model=model, failures=left_out, images=images, measured=measured)
+
+
+def _log(name: str, state: State) -> None:
+    if state.history:
+        note = state.history[-1]
+        text = ", ".join(
+            f"{key} {value:.6g}" for key, value in note.items() if key != "iteration" and value
+        )
+        console.say(f"{name} iteration {note['iteration']}: {text}", **note)

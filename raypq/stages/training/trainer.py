@@ -1,0 +1,323 @@
+"""The training loop of methods by gradient: one rank's part, the same in-process and on Ray.
+
+Where there are several ranks, gradients are averaged over them (DDP). An epoch depends only on the
+seed, its number and the rank, so an interrupted training resumes from the checkpoint of its last
+whole epoch and gives the same weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from raypq.data.prefetch import ahead
+from raypq.errors import DivergenceError
+from raypq.execution.executor import Rank, Report
+from raypq.methods.base import Corpus
+from raypq.methods.gradient import (
+    Batch,
+    GradientMethod,
+    GradientSettings,
+    Network,
+    Phase,
+    autocast,
+    seeded,
+    tensor_of,
+)
+from raypq.methods.support.linear_model import normalise
+from raypq.stages.training.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    Progress,
+    moments_of,
+    restore_moments,
+)
+from raypq.stages.training.row_stream import BatchCache, Rows, RowStream, Source
+from raypq.stages.training.validation import retrieval_score
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingSpec:
+    """Everything that a rank needs to train.
+
+    Attributes:
+        scale: ``mean`` and ``inverse_std`` [dx] where features are z-scored.
+        validation: rows held out, X [n, dx] as read and y [n]; none where n = 0.
+        shuffle_bytes: of rows that are shuffled together; training depends on it. kept_bytes: of
+            shards that are kept in memory; nothing depends on it but time.
+    """
+
+    method: GradientMethod
+    corpus: Corpus
+    labelled: Source
+    unlabelled: Source | None
+    scale: Mapping[str, NDArray[np.float32]]
+    validation: tuple[NDArray[np.float32], NDArray[np.int32]]
+    checkpoints: Checkpoints
+    shuffle_bytes: int
+    kept_bytes: int
+    device: str
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch: one pass over the larger store."""
+        rows = [self.labelled.rows, self.unlabelled.rows if self.unlabelled else 0]
+        return max(rows) // self.method.settings.batch
+
+    def normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows X [n, dx] as the network takes them."""
+        how = self.method.settings.normalise
+        return normalise(X, how, self.scale.get("mean"), self.scale.get("inverse_std"))
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Trains a network as one of ``rank.world_size`` ranks; rank 0 writes the checkpoints."""
+
+    spec: TrainingSpec
+    rank: Rank
+    report: Report
+    progress: Progress = field(default_factory=Progress)
+
+    def run(self) -> Network:
+        """Trains to the end, from the last checkpoint if there is one.
+
+        Raises:
+            DivergenceError: a loss that is no number.
+            ConfigError: a checkpoint of another configuration.
+        """
+        spec = self.spec
+        phases = spec.method.phases()
+        self.network = spec.method.network(spec.corpus).to(self.rank.device)
+        self._open_streams()
+        found = spec.checkpoints.read()
+        if found:
+            self.progress = found.progress
+            self.network.load_state_dict(found.weights)
+        while self.progress.phase < len(phases):
+            moments = found.moments if found and self.progress.epoch else {}
+            found = None
+            self._train_phase(phases[self.progress.phase], moments)
+        return self.network
+
+    def _open_streams(self) -> None:
+        spec, settings = self.spec, self.spec.method.settings
+        cache = BatchCache(spec.kept_bytes)
+        buffer = min(settings.shuffle, spec.shuffle_bytes // (4 * spec.corpus.dx))
+        self._streams = [
+            RowStream(source, self.rank, seed=(settings.seed, 20 + at), buffer=buffer, cache=cache)
+            for at, source in enumerate((spec.labelled, spec.unlabelled))
+            if source is not None
+        ]
+
+    def _train_phase(self, phase: Phase, moments: Mapping[str, Tensor]) -> None:
+        progress, settings = self.progress, self.spec.method.settings
+        if not progress.epoch:
+            progress.best, progress.stale = None, 0
+        optimizer = begin_phase(
+            self.network, settings, phase, progress.phase, resumed=progress.epoch > 0
+        )
+        restore_moments(optimizer, moments)
+        module: torch.nn.Module = self.network
+        if self.rank.world_size > 1:
+            module = DistributedDataParallel(self.network)
+        patience = settings.patience
+        while progress.epoch < phase.epochs and not (patience and progress.stale >= patience):
+            self._epoch(phase, module, optimizer)
+        if patience and progress.best is not None:
+            self._take_best()
+        progress.phase, progress.epoch = progress.phase + 1, 0
+        self._write(optimizer)
+
+    def _epoch(
+        self, phase: Phase, module: torch.nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        progress, settings, start = self.progress, self.spec.method.settings, time.monotonic()
+        steps = self.spec.steps
+        with closing(ahead(self._batches(), depth=2)) as batches:
+            sums = train_epoch(
+                self.network,
+                module,
+                optimizer,
+                phase,
+                batches,
+                settings=settings,
+                place=(progress.phase, progress.epoch, self.rank.rank),
+                steps=steps,
+                device=self.rank.device,
+            )
+        terms = self._mean({name: total / steps for name, total in sums.items()})
+        note: dict[str, Any] = {
+            "phase": phase.name,
+            "epoch": progress.epoch,
+            "loss": sum(terms.values()),
+            **terms,
+            "rate": optimizer.param_groups[0]["lr"],
+            **self._validate(),
+            "seconds": time.monotonic() - start,
+        }
+        progress.history.append(note)
+        progress.epoch += 1
+        if "validation" in note:
+            better = progress.best is None or note["validation"] > progress.best
+            progress.stale = 0 if better else progress.stale + 1
+            progress.best = note["validation"] if better else progress.best
+            if better and settings.patience and not self.rank.rank:
+                weights = self.network.state_dict()
+                best = Checkpoint(progress=progress, weights=weights, moments={})
+                self.spec.checkpoints.write(best, best=True)
+        self._write(optimizer)
+        if not self.rank.rank:
+            self.report({**note, "epochs": phase.epochs})
+
+    def _batches(self) -> Iterator[Batch]:
+        spec = self.spec
+        n = spec.method.settings.batch // self.rank.world_size
+        # A phase is a training of its own, so its epochs see the rows in orders of their own.
+        epoch = self.progress.phase * 100_000 + self.progress.epoch
+        streams = [stream.steps(epoch, spec.steps, n) for stream in self._streams]
+        for found in zip(*streams, strict=True):
+            x, y = self._tensors(found[0])
+            u = self._tensors(found[1])[0] if len(found) > 1 else None
+            yield Batch(x=x, y=y, u=u)
+
+    def _tensors(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        X, y = rows
+        x = tensor_of(self.spec.normalised(X)).to(self.rank.device)
+        return x, None if y is None else torch.from_numpy(y.astype(np.int64)).to(self.rank.device)
+
+    def _mean(self, values: dict[str, float]) -> dict[str, float]:
+        if self.rank.world_size == 1:
+            return values
+        total = torch.tensor([*values.values()], dtype=torch.float64, device=self.rank.device)
+        distributed.all_reduce(total)
+        return dict(zip(values, (total / self.rank.world_size).tolist(), strict=True))
+
+    def _validate(self) -> dict[str, float]:
+        """Scores of the rows held out, by rank 0 for all."""
+        X, y = self.spec.validation
+        if not len(X):
+            return {}
+        score = torch.zeros(1, dtype=torch.float64, device=self.rank.device)
+        if not self.rank.rank:
+            self.network.eval()
+            with torch.inference_mode():
+                score[0] = self._score(*self._tensors((X, y)))
+        if self.rank.world_size > 1:
+            distributed.broadcast(score, 0)
+        return {"validation": float(score[0])}
+
+    def _score(self, x: Tensor, y: Tensor | None) -> float:
+        assert y is not None, "rows held out have labels"
+        method = self.spec.method
+        found = method.judge(self.network, x, y)
+        if found is not None:
+            return found
+        return retrieval_score(self.network, x, y.cpu().numpy(), method.settings.metric)
+
+    def _take_best(self) -> None:
+        if self.rank.rank:  # takes it over from rank 0 with the next phase
+            return
+        best = self.spec.checkpoints.read(best=True)
+        if best is not None:
+            self.network.load_state_dict(best.weights)
+
+    def _write(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.rank.rank:
+            return
+        latest = Checkpoint(
+            progress=self.progress,
+            weights=self.network.state_dict(),
+            moments=moments_of(optimizer),
+        )
+        self.spec.checkpoints.write(latest)
+
+
+def run_rank(spec: TrainingSpec, rank: Rank, report: Report) -> None:
+    """Trains as one rank (``Executor.run_spmd``)."""
+    Trainer(spec=spec, rank=rank, report=report).run()
+
+
+def begin_phase(
+    network: Network,
+    settings: GradientSettings,
+    phase: Phase,
+    number: int,
+    *,
+    resumed: bool = False,
+) -> torch.optim.Optimizer:
+    """Prepares a network for phase ``number`` and gives the optimiser of its parameters."""
+    if not resumed:
+        with seeded(settings.seed, number, 1):
+            network.begin_phase(phase.name)
+    trained = {id(parameter) for parameter in network.trainable(phase.name)}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    return torch.optim.AdamW(
+        [parameter for parameter in network.parameters() if parameter.requires_grad],
+        lr=phase.rate,
+        betas=(settings.beta1, 0.999),
+        weight_decay=settings.weight_decay,
+        fused=True,  # a third of the time of a step otherwise, where batches are small
+    )
+
+
+def train_epoch(
+    network: Network,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    phase: Phase,
+    batches: Iterable[Batch],
+    *,
+    settings: GradientSettings,
+    place: tuple[int, int, int],
+    steps: int,
+    device: str,
+) -> dict[str, float]:
+    """One epoch; the sum of each loss term over its steps.
+
+    Args:
+        module: the network, or its wrapper of data-parallel training.
+        place: numbers of the phase, the epoch and the rank; with the seed they fix all randomness.
+        steps: of an epoch, which the rate follows.
+
+    Raises:
+        DivergenceError: a loss that is not finite.
+    """
+    _, epoch, _ = place
+    sums: dict[str, float] = {}
+    with seeded(settings.seed, *place):
+        network.train()
+        network.begin_epoch(phase.name, epoch)
+        for step, batch in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = phase.rate * phase.factor(epoch * steps + step, phase.epochs * steps)
+            with autocast(device, settings.precision):
+                terms = module(batch, phase.name)
+            values = dict(zip(terms, torch.stack([*terms.values()]).detach().tolist(), strict=True))
+            if not np.isfinite(sum(values.values())):
+                raise _diverged(phase, epoch, step, values)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(torch.stack([*terms.values()]).sum())
+            optimizer.step()
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value
+        network.end_epoch(phase.name, epoch)
+    return sums
+
+
+def _diverged(phase: Phase, epoch: int, step: int, values: Mapping[str, float]) -> DivergenceError:
+    terms = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+    return DivergenceError(
+        f"training diverged in phase {phase.name!r}, epoch {epoch}, step {step}: {terms}; "
+        "try a lower rate"
+    )

@@ -1,0 +1,242 @@
+"""Choosing settings on held-out TRAINING classes, and the calibration that goes with them.
+
+Some of the training classes play the unseen ones: nothing of theirs is trained on. Of the others
+a part of the rows is held out. Every setting is tried on a few such splits with uncompressed
+scores, and the one with the best mean of ZSL accuracy and H wins: ZSL alone ignores the bias to
+seen classes, H alone mostly measures it. Test data is never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypq import console
+from raypq.config import TrainJob
+from raypq.errors import ConfigError
+from raypq.execution.executor import Executor
+from raypq.execution.run_record import RunRecord
+from raypq.kernels import topk_per_vector
+from raypq.methods import registry
+from raypq.methods.base import Corpus, Model
+from raypq.metrics.accuracy import harmonic
+from raypq.stages.training.in_memory import fit_rows
+from raypq.stages.training.sample import draw
+
+if TYPE_CHECKING:
+    from raypq.stages.training.dataset import Plan
+
+ROWS = 50_000  # rows that the search looks at; they are held in memory
+SPLITS = 3
+UNSEEN_SHARE = 0.25  # of the training classes
+HELD_OUT_SHARE = 0.2  # of the rows of the other classes
+CURVE_POINTS = 512  # values of γ that are tried
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """Rows in memory: X [n, dx], y [n] indices into the L training classes."""
+
+    X: NDArray[np.float32]
+    y: NDArray[np.int32]
+    corpus: Corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One setting on one split."""
+
+    settings: Mapping[str, Any]
+    split: int
+
+    @property
+    def name(self) -> str:
+        """The trial, for errors."""
+        return f"trial {dict(self.settings)} on split {self.split}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judged:
+    """What a trial found: accuracies, and what every γ would make of them.
+
+    Attributes:
+        margin: best seen minus best unseen score of each held-out row.
+        share: what the row adds to its group's accuracy if it is right [n]; 0 if its class is
+            not even the best of its own group. of_seen: which group that is [n].
+    """
+
+    zsl: float
+    margin: NDArray[np.float64]
+    share: NDArray[np.float64]
+    of_seen: NDArray[np.bool_]
+
+    def at(self, gamma: float) -> tuple[float, float]:
+        """(ts, tr) when γ is taken off the seen scores."""
+        wins = self.margin > gamma
+        ts = self.share[~self.of_seen & ~wins].sum()
+        return float(ts), float(self.share[self.of_seen & wins].sum())
+
+    def H(self, gamma: float = 0.0) -> float:
+        """H with γ taken off the scores of seen classes."""
+        return harmonic(*self.at(gamma))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """The settings to train with, and what the search saw."""
+
+    settings: dict[str, Any]
+    calibration: float
+    table: Sequence[Mapping[str, Any]]
+
+    def record(self) -> dict[str, Any]:
+        """What a model keeps of it."""
+        return {"calibration": self.calibration, "tuning": [dict(row) for row in self.table]}
+
+
+def tune(job: TrainJob, plan: Plan, executor: Executor, record: RunRecord) -> Tuned:
+    """Searches the method's space, leaving out what the job sets itself.
+
+    Raises:
+        ConfigError: the method has nothing to search, or there are too few classes.
+    """
+    cls = registry.find(job.method)
+    space = {key: values for key, values in cls.search_space.items() if key not in job.settings}
+    if not cls.needs_classes or not cls.search_space:
+        raise ConfigError(
+            f"--tune (tune: true): {job.method} has no settings that classes could judge"
+        )
+    if plan.corpus.L < 8:
+        raise ConfigError(
+            f"--tune (tune: true) needs at least 8 training classes, found {plan.corpus.L}"
+        )
+    seed = registry.create(job.method, job.settings).settings.seed
+    sample = _sample(job, plan, executor, record, seed)
+    combinations = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
+    trials = [
+        Trial(settings=chosen, split=split) for chosen in combinations for split in range(SPLITS)
+    ]
+    judged: list[Judged] = []
+    args = (job.method, dict(job.settings), sample, seed)
+    with (
+        executor.start_workers(TuneWorker, *args, stage="tune") as pool,
+        record.observe(pool, "tune"),
+        console.progress(len(trials), "tune", unit="trials") as progress,
+    ):
+        for result in pool.map(TuneWorker.run, trials, ordered=True):
+            if result.failure:  # the settings are at fault, so the other trials need not be run
+                raise ConfigError(str(result.failure))
+            judged.append(result.value)
+            progress.done()
+    return _choose(job, combinations, judged)
+
+
+def _choose(job: TrainJob, combinations: list[dict[str, Any]], judged: list[Judged]) -> Tuned:
+    groups = [judged[at : at + SPLITS] for at in range(0, len(judged), SPLITS)]
+    table = []
+    for chosen, group in zip(combinations, groups, strict=True):
+        zsl, H = np.mean([one.zsl for one in group]), np.mean([one.H() for one in group])
+        table.append({**chosen, "zsl": float(zsl), "H": float(H), "score": float(zsl + H) / 2})
+    best = int(np.argmax([row["score"] for row in table]))
+    group = groups[best]
+    margins = np.concatenate([one.margin for one in group])
+    gammas = np.linspace(margins.min(), margins.max(), CURVE_POINTS)
+    curve = [np.mean([one.H(gamma) for one in group]) for gamma in gammas]
+    calibration = float(gammas[int(np.argmax(curve))])
+    console.say(
+        f"tuned: {combinations[best]}, validation ZSL {table[best]['zsl']:.3f}, "
+        f"H {table[best]['H']:.3f}; calibrated by {calibration:.4g} H {max(curve):.3f}"
+    )
+    order = sorted(table, key=lambda row: -float(row["score"]))
+    settings = {**combinations[best], **job.settings}
+    return Tuned(settings=settings, calibration=calibration, table=order)
+
+
+def _sample(job: TrainJob, plan: Plan, executor: Executor, record: RunRecord, seed: int) -> Sample:
+    """Reads a sample of the training rows into memory."""
+    rng = np.random.default_rng([seed, 10])
+    N = plan.corpus.N
+    rows = np.sort(rng.choice(N, min(N, ROWS), replace=False))
+    assert plan.classes is not None, "checked before"
+    X, y = draw(
+        job,
+        plan.tasks,
+        plan.corpus.dx,
+        plan.classes,
+        rows,
+        executor,
+        record,
+        on_bad_shard=job.on_bad_shard,
+    )
+    return Sample(X=X, y=y, corpus=plan.corpus)
+
+
+class TuneWorker:
+    """Trains on a part of the sample and judges on the rest."""
+
+    def __init__(self, method: str, fixed: Mapping[str, Any], sample: Sample, seed: int) -> None:
+        self._method, self._fixed, self._sample, self._seed = method, fixed, sample, seed
+
+    def run(self, trial: Trial) -> Judged:
+        """Trains and judges under the settings of a trial."""
+        sample = self._sample
+        unseen, fit = split_rows(sample.y, sample.corpus.L, self._seed, trial.split)
+        model = self._fit({**trial.settings, **self._fixed}, fit, ~unseen)
+        return judge(model, sample, unseen, ~fit)
+
+    def _fit(
+        self, settings: Mapping[str, Any], rows: NDArray[np.bool_], classes: NDArray[np.bool_]
+    ) -> Model:
+        cls = registry.find(self._method)
+        method = registry.create(self._method, {**settings, **cls.trial_settings})
+        sample = self._sample
+        assert sample.corpus.A is not None, "checked before"
+        # Classes that a sample of the rows misses cannot be trained on.
+        counts = np.bincount(sample.y[rows], minlength=len(classes))
+        chosen = np.flatnonzero(classes & (counts > 0))
+        place = np.full(len(classes), -1, np.int32)
+        place[chosen] = np.arange(len(chosen), dtype=np.int32)
+        X, y = sample.X[rows], place[sample.y[rows]]
+        names = tuple(sample.corpus.names[index] for index in chosen)
+        corpus = Corpus(N=len(X), dx=X.shape[1], A=sample.corpus.A[chosen], names=names)
+        return fit_rows(method, corpus, X, y)
+
+
+def split_rows(
+    y: NDArray[np.int32], L: int, seed: int, split: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(classes that play the unseen ones [L], rows to train on [n]) of one split."""
+    rng = np.random.default_rng([seed, 11, split])
+    unseen = np.zeros(L, bool)
+    unseen[rng.permutation(L)[: max(2, round(UNSEEN_SHARE * L))]] = True
+    held_out = rng.random(len(y)) < HELD_OUT_SHARE
+    return unseen, ~unseen[y] & ~held_out
+
+
+def judge(
+    model: Model, sample: Sample, unseen: NDArray[np.bool_], rows: NDArray[np.bool_]
+) -> Judged:
+    """Scores rows against all training classes, without compression."""
+    assert sample.corpus.A is not None, "checked before"
+    U, y = model.embed(sample.X[rows]), sample.y[rows]
+    V, bias = model.prototypes(sample.corpus.A)
+    best = {}
+    for name, group in (("seen", np.flatnonzero(~unseen)), ("unseen", np.flatnonzero(unseen))):
+        score, at = topk_per_vector(U, model.tables(V[group], bias[group]), 1)
+        best[name] = score[:, 0].astype(np.float64), group[at[:, 0]]
+    of_seen = ~unseen[y]
+    right = np.where(of_seen, best["seen"][1] == y, best["unseen"][1] == y)
+    images = np.bincount(y, minlength=len(unseen))
+    classes = np.where(of_seen, (images[~unseen] > 0).sum(), (images[unseen] > 0).sum())
+    share = right / images[y] / classes
+    return Judged(
+        zsl=float(share[~of_seen].sum()),
+        margin=best["seen"][0] - best["unseen"][0],
+        share=share,
+        of_seen=of_seen,
+    )
