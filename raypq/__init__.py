@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from raypq._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from raypq.api import (
         classify,
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     from raypq.methods.registry import load as load_model
     from raypq.stages.retrieval.index import Index
     from raypq.stages.retrieval.index import open_index as open  # noqa: A004 - raypq.open, as gzip.open
-
-__version__ = "0.1.0"
 
 _PLACES = {
     **dict.fromkeys(

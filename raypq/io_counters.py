@@ -1,4 +1,4 @@
-"""What this process has read so far: two counters that only rise.
+"""Counters of the images and bytes that this process reads.
 
 Readers add to them; whoever runs a task takes the difference. So no stage has to hand the figures
 on, and cached rows count for nothing.

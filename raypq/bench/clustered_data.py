@@ -1,4 +1,4 @@
-"""What the benches run on: clustered vectors, and codebooks and codes of them.
+"""Clustered vectors for the benches.
 
 Data without structure would flatter a filter or starve it; these vectors lie around class centres
 as embedded images do, and prototypes are the centres themselves with some error.

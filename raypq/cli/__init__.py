@@ -1,10 +1,10 @@
-"""The command line: parse, build the job, call, print. No logic, and no heavy imports."""
+"""The command line: parse options, build the job, call the API, print the result."""
 
 from __future__ import annotations
 
 import click
 
-from raypq import __version__
+from raypq._version import __version__
 from raypq.cli import (
     bench,
     classification,
@@ -15,7 +15,7 @@ from raypq.cli import (
     plan,
     preparation,
     report,
-    representation,
+    representation,  # noqa: F401 - adds to `evaluate`
     retrieval,
     snapshots,
     training,

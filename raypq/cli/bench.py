@@ -1,4 +1,4 @@
-"""Verbs about this machine: bench, doctor and the demo."""
+"""The `raypq bench` command."""
 
 from __future__ import annotations
 

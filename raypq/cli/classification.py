@@ -1,4 +1,4 @@
-"""Verbs that answer from codes: classify, and evaluate what came out."""
+"""The `raypq classify`, `evaluate`, `add-classes` and `infer-semantics` commands."""
 
 from __future__ import annotations
 

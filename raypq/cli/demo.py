@@ -1,4 +1,4 @@
-"""TODO raypq.cli.demo."""
+"""The `raypq demo` command."""
 
 from __future__ import annotations
 

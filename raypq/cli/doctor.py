@@ -1,4 +1,4 @@
-"""TODO raypq.cli.doctor."""
+"""The `raypq doctor` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs that build: train a model, encode features with it, repack a feature store."""
+"""The `raypq encode` command."""
 
 from __future__ import annotations
 

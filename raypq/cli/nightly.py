@@ -1,4 +1,4 @@
-"""The verb of every night: reindex."""
+"""The `raypq reindex` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the verbs share: options, errors as exit codes, and how results are shown."""
+"""Options, exit codes and output that the commands share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb that looks ahead: plan."""
+"""The `raypq plan` command."""
 
 from __future__ import annotations
 

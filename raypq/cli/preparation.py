@@ -1,4 +1,4 @@
-"""Verbs around the learned quantizers: extract, split and ablation."""
+"""The `raypq repack`, `extract`, `split` and `import-xlsa17` commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb that tells: report."""
+"""The `raypq report` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs of zero-shot models: add classes, infer semantics, probe a space, import benchmarks."""
+"""The `raypq evaluate fewshot` and `evaluate clusterability` commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs that find images: search, near-duplicates, how good they are, and FAISS in and out."""
+"""Commands of retrieval: search, duplicates, evaluate retrieval, export-faiss, import-faiss."""
 
 from __future__ import annotations
 

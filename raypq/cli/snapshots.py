@@ -1,4 +1,4 @@
-"""``raypq snapshots``: the versions of a store."""
+"""The `raypq snapshots` commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO raypq.cli.training."""
+"""The `raypq train` and `ablation` commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that encode, classify and judge, one after another or every night."""
+"""Jobs that classify codes or features and evaluate predictions."""
 
 from __future__ import annotations
 

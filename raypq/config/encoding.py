@@ -1,4 +1,4 @@
-"""TODO raypq.config.encoding."""
+"""The job that encodes features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a key expects, in plain words, and what was found there instead."""
+"""Error texts of settings: what a key expects, and what was found."""
 
 from __future__ import annotations
 

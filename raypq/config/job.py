@@ -1,4 +1,4 @@
-"""What jobs share: where they run, and the columns that they read."""
+"""Settings that jobs share: where they run, and the columns that they read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO raypq.config.nightly."""
+"""The nightly job, and when it reports drift."""
 
 from __future__ import annotations
 

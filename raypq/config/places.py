@@ -1,7 +1,7 @@
 """Kinds of paths: every field of a job that names one says what is read or written there.
 
-``raypq.data.store.overlap`` refuses a job whose outputs lie among its inputs by these notes alone, so a
-field of text in a job has one of the types below; a test demands it.
+``raypq.data.store.overlap`` refuses a job whose outputs lie among its inputs by these notes alone,
+so a field of text in a job has one of the types below; a test demands it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Jobs that make features ready and train models."""
+"""Jobs that prepare feature stores: repack, extract, split, import."""
 
 from __future__ import annotations
 

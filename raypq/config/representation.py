@@ -1,4 +1,4 @@
-"""Jobs of zero-shot models: new classes, semantics, and what a space is worth."""
+"""Jobs that evaluate a feature space: few-shot learning and clusterability."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that find images: search, near-duplicates, their figures, and FAISS in and out."""
+"""Jobs of retrieval: search, near-duplicates, evaluation, FAISS exchange."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO raypq.config.training."""
+"""Jobs that train models."""
 
 from __future__ import annotations
 

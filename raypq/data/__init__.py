@@ -1,1 +1,1 @@
-"""What is read and written: features, class tables, codes, models, snapshots, storage."""
+"""Data formats: features, class tables, codes, predictions, models, stores, storage."""

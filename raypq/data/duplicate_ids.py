@@ -1,4 +1,4 @@
-"""Ids that a store holds more than once, found in bounded memory.
+"""Duplicate ids of a store, found in bounded memory.
 
 Every id is hashed to 64 bits. Hashes are sorted a part at a time; parts that memory cannot hold
 together wait in temporary files. Equal hashes are then compared as ids, so a collision is never

@@ -1,4 +1,4 @@
-"""Which rows of a code store to search: an expression over ``id`` and ``label``, or a list of ids.
+"""Filters of search rows: expressions over ``id`` and ``label``, and lists of ids.
 
     expression := term {OR term}        term := factor {AND factor}
     factor     := NOT factor | ( expression ) | column test

@@ -1,4 +1,4 @@
-"""What to say of a file that a newer raypq wrote: which key, and what to do about it."""
+"""Format versions: errors for files that a newer raypq wrote."""
 
 from __future__ import annotations
 

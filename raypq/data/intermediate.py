@@ -1,4 +1,4 @@
-"""Partial results on their way between workers: Arrow files in the output store's ``data/``.
+"""Intermediate results that workers exchange: Arrow files in the output store.
 
 No version ever names them: a worker that dies takes nothing with it, and what a crash leaves behind
 is cleared by ``raypq snapshots gc``.

@@ -1,4 +1,4 @@
-"""Plain folders of Parquet files as output: nothing beside what a run writes may be taken for it.
+"""Plain folders of Parquet files as outputs: refused where other files would be taken for theirs.
 
 A store has versions, a plain folder does not: whoever reads it reads every file in it. What an
 earlier run left there (of other inputs, or under the names of an earlier raypq) would double rows.

@@ -1,4 +1,4 @@
-"""Reading one step ahead: a thread fills a short queue while its consumer computes."""
+"""Prefetching: a thread fills a short queue while its consumer computes."""
 
 from __future__ import annotations
 

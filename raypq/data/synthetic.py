@@ -1,4 +1,4 @@
-"""Generated data that behaves like ImageNet features: for the demo, benches and tests.
+"""Synthetic features and class tables that behave like those of ImageNet.
 
 Classes form a tree; a class's semantic vector is the sum of random steps along its path, so that
 near relatives are alike. What a class looks like is its semantic vector plus a part that no words

@@ -1,4 +1,4 @@
-"""Class names that a class table lacks: labels of retired classes, answers under an older table."""
+"""Counts of class names that a class table lacks."""
 
 from __future__ import annotations
 

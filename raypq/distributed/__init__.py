@@ -1,1 +1,1 @@
-"""Ray: the only code that imports it."""
+"""Ray: the only package that imports it."""

@@ -1,1 +1,1 @@
-"""How work is carried out: the interfaces that stages use, and threads of this process."""
+"""Execution: the interfaces of executors and worker pools, and threads of this process."""

@@ -1,4 +1,4 @@
-"""Which errors may pass: those are tried again, all others would only take three times as long."""
+"""Which errors are worth another try."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record of a run that its output carries: settings, versions, times, what the workers did."""
+"""Run records: settings, versions, times and worker statistics that outputs carry."""
 
 from __future__ import annotations
 

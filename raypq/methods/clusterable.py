@@ -1,11 +1,11 @@
 """Clusterable features: a generator of features of any class, and a classifier on what it makes.
 
 Xu, Shu and Samaras, "Learning Clusterable Visual Features for Zero-Shot Recognition" (2020).
-Images are mapped to x' (``raypq.methods.support.clusterable_network``), a conditional VAE learns to make x' from a
-class embedding, and a softmax classifier is trained on real x' of the seen classes and made ones
-of the others. Its weights are the prototypes, its bias goes into the tables.
+Images are mapped to x' (``support.clusterable_network``), a conditional VAE learns to generate x'
+from a class embedding, and a softmax classifier is trained on real x' of the seen classes and
+generated ones of the others. Its weights are the prototypes, its bias goes into the tables.
 
-Codes are made of the axes of x' that such classifiers use (``raypq.methods.support.score_axes``), and the
+Codes are made of the axes of x' that such classifiers use (``support.score_axes``), and the
 classifier learns from vectors that have been through the codes. A sample of the seen rows stays
 with the model, so a classifier for other classes can be trained at any time, from it alone.
 """

@@ -2,9 +2,9 @@
 model's, from here.
 
 A method builds a ``Network`` from a ``Corpus`` and says in which ``Phase``s it is trained. The
-training loop (``raypq.stages.training.gradient``) streams batches through ``Network.forward``, which gives
-the terms of the loss apart; it runs in this process or in every worker of Ray Train alike. Where
-a method names a ``follow_up``, that reduction method is trained afterwards on the embedded
+training loop (``raypq.stages.training.trainer``) streams batches through ``Network.forward``, which
+gives the terms of the loss apart; it runs in this process or in every worker of Ray Train alike.
+Where a method names a ``follow_up``, that reduction method is trained afterwards on the embedded
 features and gives the codebooks. ``freeze`` turns the result into a ``NetworkModel``.
 """
 

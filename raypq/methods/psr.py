@@ -10,7 +10,7 @@ s the cosine (eq. 1), δ that of class embeddings, f the encoder and g the decod
 
 Classes are similar at τ ≤ δ < 1 and dissimilar at δ < τ. Images are compared where they are, by
 cosine (eq. 6), so the embedding of images is linear: the axes that prototypes can differ along
-(``raypq.methods.support.score_axes``), of features at unit length; the dot product there is the cosine.
+(``support.score_axes``), of features at unit length; the dot product there is the cosine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a shard's predictions add up to: integer counts that merge in any order."""
+"""Class-wise counts of predictions, and the accuracies that follow from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which class is taken for which: counts of wrong first answers, kept only for pairs that occur."""
+"""Confusion counts: which class is predicted for which, for pairs that occur."""
 
 from __future__ import annotations
 

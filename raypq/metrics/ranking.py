@@ -1,4 +1,4 @@
-"""What a full ranking is worth, from the ranks of its relevant rows."""
+"""Average precision and precision-recall from the ranks of relevant rows."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from raypq import __version__
+from raypq._version import __version__
 from raypq.data.storage import write_bytes
 from raypq.reporting import chapters, charts
 from raypq.reporting.findings import gather

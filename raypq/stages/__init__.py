@@ -1,1 +1,1 @@
-"""Train, encode, classify, evaluate: one shard in, one result out. No Ray here."""
+"""Stages: the work of each job, without Ray."""

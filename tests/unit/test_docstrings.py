@@ -69,7 +69,8 @@ def _raises(value: Any) -> bool:
 
 REFERENCE = (
     "raypq.api", "raypq.kernels", "raypq.methods.base", "raypq.methods.support.linear_model",
-    "raypq.methods.model", "raypq.methods.registry", "raypq.sizing", "raypq.stages.classification.evaluate",
+    "raypq.methods.model", "raypq.methods.registry", "raypq.sizing",
+    "raypq.stages.classification.evaluate",
 )  # fmt: skip
 
 

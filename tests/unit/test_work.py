@@ -89,8 +89,8 @@ def test_ids_of_version_1_never_change(name: str) -> None:
 
 @pytest.mark.parametrize("kind", BY_JOB, ids=lambda kind: kind.__name__)
 def test_every_setting_is_decided(kind: type[Settings]) -> None:
-    """Does the output depend on it? Say so in raypq/stages/stores/work_id.py: ``later`` (it enters where it
-    differs from its default), ``apart`` or ``none``. Never add to ``always``."""
+    """Does the output depend on it? Say so in raypq/stages/stores/work_id.py: ``later`` (it enters
+    where it differs from its default), ``apart`` or ``none``. Never add to ``always``."""
     assert BY_JOB[kind].decided == set(kind.model_fields)
 
 

@@ -1,0 +1,1 @@
+"""Files of a versioned store: snapshots, journals, leases, marks, sidecars, shard files."""

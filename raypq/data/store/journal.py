@@ -1,4 +1,4 @@
-"""What is finished already: receipts that outlive a crash, and a rerun takes over.
+"""The journal of a run: receipts of finished shards, which a rerun takes over.
 
 ``journal/<work>/<time>-<nonce>.json`` holds the receipts of shards finished since the file before
 it; ``work`` names the model and the settings, so a receipt counts for a shard as long as the

@@ -1,4 +1,4 @@
-"""A lease on a store: two nightly runs cannot interleave, and a crashed one holds nobody up.
+"""Leases: one nightly run at a time on a store, with expiry after a crash.
 
 ``lease/<term>-<beat>.json``: every holder has a term of its own, one higher than the one before,
 and adds a beat now and then as a sign of life; ``<term>-end.json`` gives the lease back. All are

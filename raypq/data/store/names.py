@@ -1,4 +1,4 @@
-"""Names that are read from a store and become part of a path: checked before they are used.
+"""Validation of names from store files that become parts of paths.
 
 Whoever can write to a store can write anything into its JSON files. A name from there must not
 lead out of the store, nor to a file of another kind.

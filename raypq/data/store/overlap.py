@@ -1,4 +1,4 @@
-"""Outputs among inputs: what a job writes must not be what it, or its next run, reads.
+"""Overlap checks: outputs of a job that lie among its inputs.
 
 Only what harms is refused. A store of predictions beside ``data/`` in a code store, or an output
 below features whose name starts with ``_`` or ``.``, is read by nobody who should not.

@@ -1,4 +1,4 @@
-"""Marks of the runs that are at work on a store: gc takes nothing that one of them may need.
+"""Marks of active runs and garbage collections of a store.
 
 ``runs/run-<nonce>.json`` says who is at work, and is there for as long; ``<nonce>.beat`` beside it
 is written again every minute. A gc leaves ``gc-<nonce>.json``, which names what it will remove.

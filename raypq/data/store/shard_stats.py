@@ -1,4 +1,4 @@
-"""How well a model fits a shard: a few figures that its receipt carries, and a model's baseline."""
+"""Figures of how well a model fits a shard, and a model's baseline."""
 
 from __future__ import annotations
 

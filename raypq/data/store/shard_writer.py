@@ -1,4 +1,4 @@
-"""Writing one output file per shard, hashed on the way, with a receipt for the driver."""
+"""Writing one output file a shard, hashed on the way, with a receipt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sidecars: small files of a store that spare the next run a look at every shard.
+"""Sidecars: small files of a version that save the next run from reading every shard.
 
 A version names its sidecars in its summary, by path, size and sha256. A sidecar holds nothing that
 the shards do not hold too: whoever finds one missing or damaged makes it anew from the shards.

@@ -1,4 +1,4 @@
-"""TODO raypq.methods.support.axis_allocation."""
+"""Allocation of principal axes to sub-codebooks of balanced variance (OPQ)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands below the quantizer of a learned method, by name."""
+"""Backbones below the quantizer of a learned method, by name."""
 
 from __future__ import annotations
 

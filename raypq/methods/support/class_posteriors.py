@@ -1,4 +1,4 @@
-"""What codewords believe of the classes: how a quantizer that learned from labels is asked.
+"""Class posteriors of codewords, for queries of quantizers that were trained with labels.
 
 Each codeword carries, beside its vector, the mean probabilities of the classes among the training
 rows that chose it. A query asks with its own probabilities, so that its score of a code,

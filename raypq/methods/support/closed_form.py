@@ -1,4 +1,4 @@
-"""The frame of methods whose embeddings follow in closed form from moments of the data.
+"""Methods whose embeddings are solved in closed form from second moments of the data.
 
 One pass gives G = XXᵀ, S = XYᵀ and the class counts, besides the rows that seed the codebooks.
 The matrices here are as in the papers, one column an image or a class.

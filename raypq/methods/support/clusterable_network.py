@@ -1,4 +1,4 @@
-"""The networks of the clusterable-features method: F, M, the classifier and the CVAE.
+"""Networks of the clusterable-features method: F, M, the classifier and the CVAE.
 
 Xu, Shu and Samaras, "Learning Clusterable Visual Features for Zero-Shot Recognition" (2020). An
 image x goes through F (fine-tuned by Gaussian similarity, eq. 9) and M (a fully connected layer

@@ -1,4 +1,4 @@
-"""Convolutional networks for small pictures, and what every picture goes through first.
+"""Convolutional networks for small images, and their input normalisation.
 
 Rows are pictures of S × S pixels as vectors of 3·S² values in 0 … 1 (``raypq.data.images``).
 """

@@ -1,4 +1,4 @@
-"""Codebook steps that all reduction methods share: seeding, sums, means, empty codewords."""
+"""Codebook updates of the reduction methods: seeding, sums, means, empty codewords."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that the learned quantizers share. x [n, a] float32 throughout; M parts side by side."""
+"""Layers of the learned quantizers; x [n, a] float32 throughout, M parts side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model of every method whose embeddings are linear: PQ, OPQ and PQZSL."""
+"""Models with a linear embedding: PQ, OPQ, PQZSL and others."""
 
 from __future__ import annotations
 

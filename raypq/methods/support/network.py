@@ -1,4 +1,4 @@
-"""What methods by gradient train: a network, the rows of a step, and the phases of training.
+"""Networks, batches and phases of gradient training.
 
 All that a network must remember from epoch to epoch belongs in its parameters and buffers: a
 checkpoint is its ``state_dict`` and the optimiser's, and nothing else.

@@ -1,4 +1,4 @@
-"""The frozen model of a network: its weights are NumPy arrays, as all of a model's."""
+"""The model of a trained network, its weights as NumPy arrays."""
 
 from __future__ import annotations
 

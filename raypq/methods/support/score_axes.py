@@ -1,4 +1,4 @@
-"""The axes of an image that scores depend on, and nothing else, made ready for codes.
+"""Axes of the embedding that class scores depend on, scaled for quantization.
 
 A score is x·v. If prototypes have second moment R = E[vvᵀ], then what quantizing x to q costs a
 score is (x − q)ᵀ R (x − q) on average. So codes are made of u = R^½ x, where that cost is plain

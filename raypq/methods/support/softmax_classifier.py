@@ -1,4 +1,4 @@
-"""The final classifier of generative zero-shot learning: softmax over real and made features."""
+"""A softmax classifier over real and generated features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO raypq.methods.support.statistics."""
+"""Second moments, means and scales of rows, summed in float64."""
 
 from __future__ import annotations
 

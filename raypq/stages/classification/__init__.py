@@ -1,0 +1,1 @@
+"""Classification: predictions from codes, their evaluation, added classes."""

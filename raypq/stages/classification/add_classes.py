@@ -1,4 +1,4 @@
-"""Classes added to a model: their prototypes are made and kept beside it, no code is touched."""
+"""Adding classes to a model: prototypes from embeddings, without touching codes."""
 
 from __future__ import annotations
 

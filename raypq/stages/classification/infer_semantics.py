@@ -1,4 +1,4 @@
-"""What images are like whose class has no embedding: PSR section 4.5, from codes.
+"""Approximate semantic inference for classes without embeddings (PSR, section 4.5).
 
 Every image, or every group of images with one label, is compared with the known classes; the
 most and the least similar ones are told with their cosines. Of a group it is the mean cosine.

@@ -1,4 +1,4 @@
-"""Who judges an image: the model that made its code, with tables for the candidate classes.
+"""Class scorers: a model with the tables of the candidate classes.
 
 A store may hold shards of several models, a roll-out half done. Each shard is scanned with its own
 model's tables. An image's classes are ranked among themselves, so predictions of different models

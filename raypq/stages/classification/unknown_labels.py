@@ -1,4 +1,4 @@
-"""Labels and answers that a class table lacks: told in one line, or refused on request."""
+"""Labels that a class table lacks: reported, or refused on request."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Encoding: features to codes."""

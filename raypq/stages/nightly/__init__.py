@@ -1,0 +1,1 @@
+"""The nightly job: codes and predictions follow a feature store."""

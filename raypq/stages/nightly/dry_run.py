@@ -1,4 +1,4 @@
-"""What a night would do and how long it would take, without doing it."""
+"""Dry run of a nightly job: the work that it would do, and an estimate of its time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reindex: codes and predictions follow a feature store, night after night.
+"""Reindex: brings codes and predictions up to date with a feature store.
 
 Each store is committed by itself: codes first, then the predictions of each section. A night that
 stops in between leaves complete versions everywhere, and the next one goes on from there.

@@ -1,4 +1,4 @@
-"""What a night has to do: a source of features compared with the last version of its codes."""
+"""Differences between a feature store and the last version of its codes."""
 
 from __future__ import annotations
 

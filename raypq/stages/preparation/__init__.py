@@ -1,0 +1,1 @@
+"""Preparation of feature stores: extract, repack, split, import."""

@@ -1,4 +1,4 @@
-"""Extract: images to features under a backbone, one feature file for each shard of images."""
+"""Extract: features of images under a backbone, one file a shard."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Evaluation of a feature space without a zero-shot classifier."""

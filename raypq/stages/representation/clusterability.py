@@ -1,4 +1,4 @@
-"""TODO raypq.stages.representation.clusterability."""
+"""Clusterability: mutual information of k-means clusters and labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good a space is without a zero-shot classifier: few-shot episodes, and clusterability."""
+"""Few-shot accuracy: classifiers trained on a few examples of each class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO raypq.stages.representation.labelled_rows."""
+"""Labelled rows in memory, in the feature, mapped or decoded space."""
 
 from __future__ import annotations
 

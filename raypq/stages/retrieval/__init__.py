@@ -1,0 +1,1 @@
+"""Retrieval: search, near-duplicates, evaluation and FAISS exchange."""

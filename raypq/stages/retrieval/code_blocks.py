@@ -1,4 +1,4 @@
-"""Scanning stored codes for queries: a block of rows in, the best rows of every query out.
+"""Blocks of stored codes: reading them, and their best rows for each query.
 
 **Ties.** Equal scores are ordered by id, and this must hold at the k-th place too: of many rows
 with the score of the k-th, those with the lowest ids belong in the answer, wherever in the block

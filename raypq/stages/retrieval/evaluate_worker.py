@@ -1,4 +1,4 @@
-"""What a worker does to evaluate retrieval: rank the whole store for some queries.
+"""The worker of retrieval evaluation: full rankings of the store for some queries.
 
 A task is some queries; their scores for the whole store [t, N] exist in the worker alone, where the
 codes are held in the order of their ids. A score and a row make one 64-bit key, and keys are sorted

@@ -1,4 +1,4 @@
-"""FAISS, out and in: a code store as an index, and a trained PQ or OPQ index as a model.
+"""FAISS exchange: a code store as an index, a trained index as a model.
 
 What a linear model does to features is, in FAISS's terms, a chain of transforms before an
 ``IndexPQ``:

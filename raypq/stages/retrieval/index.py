@@ -1,4 +1,4 @@
-"""A code store held in memory, with the surface that users of faiss know.
+"""A code store in memory, with the interface of a FAISS index.
 
     index = raypq.open("codes")
     D, I = index.search(X, 10)

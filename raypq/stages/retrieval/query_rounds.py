@@ -1,4 +1,4 @@
-"""Queries on their way to the workers: read, checked, embedded, and cut into rounds.
+"""Rounds of queries: read, checked and embedded, in bounded memory.
 
 A round is one pass over the whole code store; its size bounds what any process holds, however many
 queries there are.

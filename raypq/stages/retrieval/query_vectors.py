@@ -1,4 +1,4 @@
-"""TODO raypq.stages.retrieval.evaluate.query_vectors."""
+"""Vectors of queries in a model's space."""
 
 from __future__ import annotations
 

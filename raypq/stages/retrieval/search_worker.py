@@ -1,4 +1,4 @@
-"""What a search worker does: scan a group of code shards, merge partial answers, write results.
+"""The worker of a search: scans code shards, merges partial results, writes result files.
 
 Every result but a receipt goes through the output store as a partial answer (``data.answers``), so
 the driver holds none of them and a worker that dies costs its own task only.

@@ -1,0 +1,1 @@
+"""Stores as stages write them: runs over shards, versions, models, work ids."""

@@ -1,4 +1,4 @@
-"""TODO raypq.stages.stores.code_store."""
+"""Opening a code store: its version, its models and their metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models of a code store, kept beside its codes: ``models/<fingerprint>/``.
+"""The models of a code store: ``models/<fingerprint>/``.
 
 A code means nothing without its codebooks, so a store carries every model that made some of its
 shards. It can be moved, or opened years later, with nothing else at hand.

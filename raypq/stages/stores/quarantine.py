@@ -1,4 +1,4 @@
-"""Shards that are left out of a version: kept in mind, and named by every run.
+"""Quarantined shards: which a version lacks, why, and since when.
 
 A version says which shards it lacks and why. Its summary says since when each of them is left out
 (``KEY``, by shard), which goes from version to version until the shard is in one again.

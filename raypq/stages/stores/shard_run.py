@@ -1,4 +1,4 @@
-"""Writing a store: one output file a shard, and one snapshot of them all.
+"""Runs over shards: one output file each, and one version of them all.
 
 What is done already is kept by reference: a shard that has not changed since the last snapshot,
 under the same work, or that a run finished before it was cut off. So a rerun does only what is
@@ -43,10 +43,6 @@ def _gone(store: str, receipts: Sequence[Receipt]) -> list[Receipt]:
     """The receipts whose files are not in the store in full; by one listing."""
     there = {receipt.path for receipt in still_there(store, receipts)}
     return [receipt for receipt in receipts if receipt.path not in there]
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(f"again:{text}".encode()).hexdigest()[:12]
 
 
 ReadAgain = Callable[["StoreRun"], Collection[str]]

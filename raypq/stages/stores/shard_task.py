@@ -1,7 +1,8 @@
-"""TODO raypq.stages.stores.shard_task."""
+"""Tasks of a run: a shard, and what is to be done to it."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,6 @@ from dataclasses import dataclass, replace
 from raypq.data.storage import Shard, canonical, join
 from raypq.data.store.shard_writer import Receipt
 from raypq.data.store.snapshot import Snapshot
-from raypq.stages.stores.shard_run import _hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +84,7 @@ def under_known_stems(shards: Sequence[Shard], stems: Mapping[str, str]) -> list
         else replace(shard, stem=f"{shard.stem}-{_hash(shard.uri)}")  # taken by a file's old name
         for shard in found
     ]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(f"again:{text}".encode()).hexdigest()[:12]

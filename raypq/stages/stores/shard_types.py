@@ -1,4 +1,4 @@
-"""What the shards of one store must have in common: the type of their ids, and the label column.
+"""Checks of a store's shards before work begins: one id type, and the label column.
 
 The driver looks before any work is handed out, so that a shard of another type is refused where it
 is written and not where it is searched. A store that is continued keeps the type that it has;

@@ -1,4 +1,4 @@
-"""The versions of a store: what they hold, how two differ, and what no version needs any more."""
+"""Versions of a store: list, compare, verify, restore, and garbage collection."""
 
 from __future__ import annotations
 
@@ -230,8 +230,8 @@ def collect(
     sidecars, journals, models, and what crashes left behind.
 
     Young files may belong to a run that is still going on, so age protects them. Beside runs that
-    are known to be at work nothing goes that one of them may need (``raypq.data.store.runs``). Versions
-    go before their files: a reader never sees a version whose files are gone.
+    are known to be at work nothing goes that one of them may need (``raypq.data.store.runs``).
+    Versions go before their files: a reader never sees a version whose files are gone.
 
     Args:
         keep: how many of the latest versions to retain; None retains all.

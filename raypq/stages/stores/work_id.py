@@ -1,4 +1,4 @@
-"""Work ids: names for what is done to a shard, by everything that its output depends on.
+"""Work ids: digests of everything that a shard's output depends on.
 
 A receipt carries the id of its work. A later run whose work has the same id keeps the shard, so
 two works that give different outputs must never share an id, and an upgrade must not change the

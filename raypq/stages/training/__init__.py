@@ -1,0 +1,1 @@
+"""Training: by exact reduction over shards, or by gradient."""

@@ -1,4 +1,4 @@
-"""Where training by gradient stands, after each epoch: one safetensors file, replaced whole."""
+"""Checkpoints of gradient training: one safetensors file, replaced as a whole."""
 
 from __future__ import annotations
 

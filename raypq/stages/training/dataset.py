@@ -1,4 +1,4 @@
-"""What training reads: rows with their targets among the seen classes."""
+"""Training data: listed shards, training classes, and rows with their targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO raypq.stages.training.fit_result."""
+"""The result of training a method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training by gradient, as the driver sees it: look at the data, train, freeze the model.
+"""Training by gradient, on the driver: scan the data, train, freeze the model.
 
 One pass over the stores comes first. It finds the bad shards before any training, counts the rows
 of each class, gives mean and variance where features are z-scored, and brings the rows held out

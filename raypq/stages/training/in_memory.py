@@ -1,4 +1,4 @@
-"""Training on rows in memory, whatever way a method trains: for trials, where no shard is read."""
+"""Training on rows in memory, for trials of settings."""
 
 from __future__ import annotations
 

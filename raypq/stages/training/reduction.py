@@ -1,4 +1,4 @@
-"""Passes over a store: which shards there are, and statistics of them merged in shard order."""
+"""Training by reduction: passes over a store, statistics merged in shard order."""
 
 from __future__ import annotations
 

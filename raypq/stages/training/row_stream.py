@@ -1,4 +1,4 @@
-"""Rows for training by gradient: an endless, shuffled stream from shards, in bounded memory.
+"""Rows for gradient training: an endless shuffled stream from shards, in bounded memory.
 
 Each pass takes the shards in an order of its own. The rows in that order are cut into one run for
 each worker, so that all of them read equally much and every row is read once; a worker opens only

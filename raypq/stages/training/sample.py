@@ -1,4 +1,4 @@
-"""Some rows of a store, read into memory."""
+"""A sample of the rows of a store, in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training: pass after pass over the shards, or by gradient; then the model is saved."""
+"""Train: fit a method and save its model."""
 
 from __future__ import annotations
 

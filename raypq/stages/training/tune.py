@@ -1,4 +1,4 @@
-"""Choosing settings on held-out TRAINING classes, and the calibration that goes with them.
+"""Tuning: settings and calibration chosen on held-out training classes.
 
 Some of the training classes play the unseen ones: nothing of theirs is trained on. Of the others
 a part of the rows is held out. Every setting is tried on a few such splits with uncompressed

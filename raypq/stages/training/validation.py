@@ -1,4 +1,4 @@
-"""How well a network retrieves rows that were held out of its training."""
+"""Validation of a network: retrieval mAP among held-out rows."""
 
 from __future__ import annotations
 

@@ -1,0 +1,3 @@
+"""The version of raypq."""
+
+__version__ = "0.1.0"
