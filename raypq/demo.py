@@ -184,7 +184,7 @@ class _timed:  # noqa: N801 - reads as a verb
 def _generate(root: Path, settings: DemoSettings) -> None:
     console.say(f"generating {settings.images:,} images of {settings.n_classes} classes in {root}")
     rng = np.random.default_rng(settings.seed)
-    world = synthetic.World.create(
+    world = synthetic.SyntheticClasses.create(
         classes=settings.n_classes, dx=settings.dims, da=min(128, settings.dims), rng=rng
     )
     synthetic.write_classes(root / "classes.parquet", world)

@@ -20,7 +20,7 @@ from raypq.config import ClusterSettings, TrainJob
 from raypq.data import arrays
 from raypq.execution.local import LocalExecutor
 from raypq.execution.run_record import RunRecord
-from raypq.methods.base import Corpus, Method, Model, ReductionMethod, Stats, TrainBatch
+from raypq.methods.base import Method, Model, ReductionMethod, Stats, TrainBatch, TrainingSetInfo
 from raypq.methods.gradient import GradientMethod
 from raypq.stages.training.dataset import Plan
 from raypq.stages.training.gradient import learn
@@ -123,7 +123,7 @@ def column() -> Callable[[str, str, np.ndarray], pa.Array]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class TinyDataset:
     """A generated data set: 8 seen and 4 unseen classes, three training and two test shards.
 
     ``X`` [N, dx], ``y`` [N] are the training rows in shard order; ``E`` [12, da] the embeddings.
@@ -148,7 +148,7 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> TinyDataset:
     """The tiny feature store; tests must not write into it."""
     root = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(7)
@@ -186,7 +186,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     pq.write_table(pa.table(columns), root / "classes.parquet")
     X, y = store("train", 3, 100, SEEN)
     store("test", 2, 60, T)
-    return World(root=root, X=X, y=y, E=E)
+    return TinyDataset(root=root, X=X, y=y, E=E)
 
 
 @pytest.fixture(scope="session")
@@ -260,7 +260,7 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
         assert isinstance(method, ReductionMethod)
         y = None if y is None else y.astype(np.int32)
         names = () if A is None else tuple(f"c{t:02d}" for t in range(len(A)))
-        state = method.begin(Corpus(N=len(X), dx=X.shape[1], A=A, names=names))
+        state = method.begin(TrainingSetInfo(N=len(X), dx=X.shape[1], A=A, names=names))
         ends = np.cumsum(shards or [len(X)])
         assert ends[-1] == len(X), "shards must cover the rows"
         while not state.done:

@@ -94,7 +94,7 @@ def _classify(root: Path, threads: int, classes: str | None) -> Iterator[Result]
         classes = str(root / "classes.parquet")
         rng = np.random.default_rng(0)
         synthetic.write_classes(
-            Path(classes), synthetic.World.create(classes=21_841, dx=16, da=384, rng=rng)
+            Path(classes), synthetic.SyntheticClasses.create(classes=21_841, dx=16, da=384, rng=rng)
         )
     table = ClassTable.open(classes)
     model, B = _coded(table)

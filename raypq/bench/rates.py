@@ -236,7 +236,7 @@ def _small_jobs(
     """What encode and classify take beside what is known, an image and a shard, and stored bytes;
     with the larger code store."""
     rng = np.random.default_rng(1)
-    made = synthetic.World.create(classes=64, dx=_SMALL_DX, da=8, rng=rng)
+    made = synthetic.SyntheticClasses.create(classes=64, dx=_SMALL_DX, da=8, rng=rng)
     synthetic.write_classes(root / "classes.parquet", made)
     every = np.arange(64)
     for name, images, shards in (
@@ -296,7 +296,7 @@ def _bytes(version: snapshot.Snapshot) -> float:
     return sum(receipt.bytes for receipt in version.shards) / version.rows
 
 
-def _model(made: synthetic.World, rng: np.random.Generator) -> PQZSLModel:
+def _model(made: synthetic.SyntheticClasses, rng: np.random.Generator) -> PQZSLModel:
     C = rng.standard_normal((_SMALL_M, _K, _SMALL_DX // _SMALL_M)).astype(np.float32)
     Q: NDArray[np.float32] = rng.standard_normal((_SMALL_DX, made.E.shape[1])).astype(np.float32)
     settings = PQZSLSettings(M=_SMALL_M, K=_K, normalise="unit", attributes="none")

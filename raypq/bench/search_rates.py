@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.data import search_results
-from raypq.data.search_results import Ranked
+from raypq.data.search_results import SearchResults
 from raypq.data.storage import Shard, delete, file_size, join
 from raypq.data.store import shard_writer
 from raypq.data.store.snapshot import Snapshot
@@ -66,10 +66,10 @@ def beside(
     store, k = str(root), _RESULTS[-1]
     (root / "data").mkdir(parents=True)
 
-    def answered() -> Ranked:
+    def answered() -> SearchResults:
         score = -np.sort(-rng.standard_normal((_ASKED, k), dtype=np.float32), axis=1)
         some = pa.array(rng.integers(0, len(ids), _ASKED * k))
-        return Ranked(score=score, ids=ids.take(some))
+        return SearchResults(score=score, ids=ids.take(some))
 
     parts = [answered() for _ in range(FAN)]
     sizes: list[int] = []
@@ -94,7 +94,7 @@ def beside(
     )
 
 
-def _write(store: str, answer: Ranked) -> shard_writer.Receipt:
+def _write(store: str, answer: SearchResults) -> shard_writer.Receipt:
     T = len(answer.score)
     schema = search_results.schema(query_type=pa.int64(), id_type=answer.ids.type, metadata={})
     batch = search_results.record_batch(

@@ -12,7 +12,7 @@ from raypq.bench import clustered_data
 from raypq.bench.harness import Contender, Goal, Result, rounds
 from raypq.execution.local import LocalExecutor
 from raypq.methods import registry
-from raypq.methods.base import Corpus, ReductionMethod, State, Stats, TrainBatch
+from raypq.methods.base import ReductionMethod, State, Stats, TrainBatch, TrainingSetInfo
 from raypq.stages.training.reduction import iterate
 
 ROWS, D, M, K = 32_768, 512, 32, 256
@@ -91,7 +91,7 @@ def _train(X: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
                 stats.merge(result.value)
             return stats
 
-        state = method.begin(Corpus(N=len(X), dx=X.shape[1]))
+        state = method.begin(TrainingSetInfo(N=len(X), dx=X.shape[1]))
         state = iterate(method, state, run_pass, threads=threads)
     kernels.set_threads(threads)
     return method.model(state).C

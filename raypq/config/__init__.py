@@ -6,7 +6,7 @@ README: ``M`` sub-codebooks, ``K`` codewords in each, ``metric``, ``seed``.
 
 from raypq.config.classification import (
     AddClassesJob,
-    Answers,
+    ClassificationTarget,
     ClassifyJob,
     EvaluateJob,
     InferSemanticsJob,
@@ -38,7 +38,7 @@ from raypq.config.training import AblationJob, TrainJob
 __all__ = [
     "AblationJob",
     "AddClassesJob",
-    "Answers",
+    "ClassificationTarget",
     "ClassifyJob",
     "ClusterSettings",
     "ClusterabilityJob",

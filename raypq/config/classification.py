@@ -30,7 +30,7 @@ UnknownLabels = Annotated[
 ]
 
 
-class Answers(UserSettings):
+class ClassificationTarget(UserSettings):
     """What is asked of a store, and where the answers go: one section ``classify`` of a nightly
     job, whose predictions follow the codes, and part of a job of its own."""
 
@@ -43,7 +43,7 @@ class Answers(UserSettings):
     output: NewStore
 
 
-class ClassifyJob(Job, Answers):
+class ClassifyJob(Job, ClassificationTarget):
     """``raypq classify``: from codes, or exactly from features (no compression)."""
 
     model: ModelFolder | None = Field(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from raypq.config.classification import Answers
+from raypq.config.classification import ClassificationTarget
 from raypq.config.encoding import DuplicateIds
 from raypq.config.job import Columns, Job
 from raypq.config.places import ModelFolder, NewStore, Paths
@@ -34,7 +34,7 @@ class ReindexJob(Job):
     precision: Precision = "fp32"
     duplicate_ids: DuplicateIds = "report"
     columns: Columns = Columns()
-    classify: list[Answers] = Field(default_factory=list)
+    classify: list[ClassificationTarget] = Field(default_factory=list)
     compare: Literal["listing", "content"] = Field(
         "listing", description="content keeps a shard that was touched but holds the same bytes"
     )

@@ -23,7 +23,7 @@ _FORMAT = "1"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ranked:
+class SearchResults:
     """The best rows of some queries, best first; ties by id, which compare as their type does.
 
     Attributes:
@@ -50,16 +50,16 @@ class Ranked:
         """Rows that each query has."""
         return self.score.shape[1]
 
-    def queries(self, start: int, stop: int) -> Ranked:
+    def queries(self, start: int, stop: int) -> SearchResults:
         """The answers of some queries."""
-        return Ranked(
+        return SearchResults(
             score=self.score[start:stop],
             ids=self.ids.slice(start * self.k, (stop - start) * self.k),
             place=None if self.place is None else self.place[start:stop],
         )
 
 
-def merge(parts: Sequence[Ranked], k: int) -> Ranked:
+def merge(parts: Sequence[SearchResults], k: int) -> SearchResults:
     """The k best of several answers to the same queries; exact, and in whatever grouping."""
     parts = [part for part in parts if part.k] or list(parts[:1])
     score = np.concatenate([part.score for part in parts], axis=1)
@@ -76,7 +76,7 @@ def merge(parts: Sequence[Ranked], k: int) -> Ranked:
     if all(part.place is not None for part in parts):
         places = np.concatenate([part.place for part in parts if part.place is not None], axis=1)
         place = np.take_along_axis(places, order, 1)
-    return Ranked(
+    return SearchResults(
         score=np.take_along_axis(score, order, 1),
         ids=ids.take(pa.array(np.take_along_axis(flat, order, 1).reshape(-1))),
         place=place,
@@ -98,7 +98,7 @@ def _best(
     return order
 
 
-def write_partial(store: str, answer: Ranked) -> str:
+def write_partial(store: str, answer: SearchResults) -> str:
     """Puts a partial answer into a file of its own; returns its path in the store."""
     T, k = answer.score.shape
     columns = {"id": answer.ids, "score": pa.array(answer.score.reshape(-1))}
@@ -108,7 +108,7 @@ def write_partial(store: str, answer: Ranked) -> str:
     return intermediate.write(store, table)
 
 
-def read_partial(store: str, path: str) -> Ranked:
+def read_partial(store: str, path: str) -> SearchResults:
     """A partial answer."""
     table = intermediate.read(store, path).combine_chunks()
     T, k = (int(table.schema.metadata[name]) for name in (b"T", b"k"))
@@ -117,7 +117,7 @@ def read_partial(store: str, path: str) -> Ranked:
         chunks = table.column(name)
         return chunks.chunk(0) if chunks.num_chunks else pa.array([], chunks.type)
 
-    return Ranked(
+    return SearchResults(
         score=column("score").to_numpy().reshape(T, k),
         ids=column("id"),
         place=column("place").to_numpy().reshape(T, k) if "place" in table.column_names else None,

@@ -24,7 +24,7 @@ _UNSEEN_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class SyntheticClasses:
     """A random world of T classes with semantic vectors E [T, da] and features of width dx."""
 
     E: NDArray[np.float32]
@@ -44,7 +44,7 @@ class World:
         rng: np.random.Generator,
         within: float = 1.6,
         untold: float = 0.6,
-    ) -> World:
+    ) -> SyntheticClasses:
         """A world.
 
         Args:
@@ -82,7 +82,7 @@ class World:
         return X + np.float32(0.3 * self.within) * rng.standard_normal(X.shape, dtype=np.float32)
 
 
-def write_classes(path: Path, world: World) -> None:
+def write_classes(path: Path, world: SyntheticClasses) -> None:
     """The class table of a world."""
     T = len(world.E)
     table = pa.table(
@@ -99,7 +99,7 @@ def write_classes(path: Path, world: World) -> None:
 
 def write_features(
     folder: Path,
-    world: World,
+    world: SyntheticClasses,
     *,
     classes: NDArray[np.int64],
     images: int,

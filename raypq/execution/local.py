@@ -50,7 +50,7 @@ class LocalExecutor:
         """One worker, which all threads share."""
         kernels.set_threads(self._threads)
         stats = PoolStats(started=time.monotonic(), workers=self.n_workers)
-        with ThreadPoolExecutor(self.n_workers, "raypq", kernels.heed_threads) as threads:
+        with ThreadPoolExecutor(self.n_workers, "raypq", kernels.apply_thread_limit) as threads:
             worker = make(*args)
             stats.ready = time.monotonic()
             yield LocalWorkerPool(threads, worker, stats)

@@ -173,7 +173,7 @@ def set_threads(threads: int) -> None:
     threadpool_limits(threads)
 
 
-def heed_threads() -> None:
+def apply_thread_limit() -> None:
     """Makes the calling thread heed what ``set_threads`` said before it began.
 
     OpenMP keeps the number for each thread, and a new one would take all cores for a product.

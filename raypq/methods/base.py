@@ -20,13 +20,23 @@ from raypq.errors import ConfigError, InputError, NotFittedError
 from raypq.methods.model import Array, MethodSettings, Model, Normalise
 
 __all__ = [
-    "Array", "Corpus", "Method", "MethodSettings", "Model", "Normalise", "ReductionMethod", "State",
-    "Stats", "TrainBatch", "check_embeddings", "check_rows",
+    "Array",
+    "Method",
+    "MethodSettings",
+    "Model",
+    "Normalise",
+    "ReductionMethod",
+    "State",
+    "Stats",
+    "TrainBatch",
+    "TrainingSetInfo",
+    "check_embeddings",
+    "check_rows",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Corpus:
+class TrainingSetInfo:
     """What is known before the first pass: N rows, width dx, and the L training classes.
 
     Attributes:
@@ -139,7 +149,7 @@ class ReductionMethod(Method):
     """A way to train a model by exact map-reduce."""
 
     @abstractmethod
-    def begin(self, corpus: Corpus) -> State:
+    def begin(self, corpus: TrainingSetInfo) -> State:
         """The state before the first pass.
 
         Raises:
@@ -181,7 +191,7 @@ def check_embeddings(A: NDArray[np.float32]) -> None:
         )
 
 
-def check_rows(corpus: Corpus, settings: MethodSettings) -> None:
+def check_rows(corpus: TrainingSetInfo, settings: MethodSettings) -> None:
     """Refuses a corpus with fewer rows than codewords.
 
     Raises:

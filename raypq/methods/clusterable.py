@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.errors import ConfigError
-from raypq.methods.base import Corpus, ReductionMethod, check_embeddings
+from raypq.methods.base import ReductionMethod, TrainingSetInfo, check_embeddings
 from raypq.methods.gradient import (
     GradientMethod,
     GradientSettings,
@@ -38,7 +38,7 @@ from raypq.methods.support.clusterable_network import (
     ClusterableSettings,
     attributes,
 )
-from raypq.methods.support.score_axes import code_width, codebook_method, mixtures
+from raypq.methods.support.score_axes import code_width, codebook_method, interpolated_classes
 from raypq.methods.support.softmax_classifier import fit_on_axes, fit_softmax
 
 _AXIS_CLASSES = 128  # mixtures of training classes that help to choose the axes
@@ -143,7 +143,7 @@ class Clusterable(GradientMethod):
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {"weight": (1.0, 3.0, 10.0)}
     settings: ClusterableSettings
 
-    def build(self, corpus: Corpus) -> ClusterableNetwork:
+    def build(self, corpus: TrainingSetInfo) -> ClusterableNetwork:
         if corpus.A is None:
             raise ConfigError("clusterable needs a class table: pass --classes (classes)")
         check_embeddings(corpus.A)
@@ -167,7 +167,11 @@ class Clusterable(GradientMethod):
         return [fine, whole] if settings.gaussian else [whole]
 
     def finish(
-        self, network: Network, corpus: Corpus, X: NDArray[np.float32], y: NDArray[np.int32]
+        self,
+        network: Network,
+        corpus: TrainingSetInfo,
+        X: NDArray[np.float32],
+        y: NDArray[np.int32],
     ) -> None:
         """Chooses the axes by a classifier of the training classes and of mixtures of them, and
         keeps rows of the training classes."""
@@ -176,7 +180,7 @@ class Clusterable(GradientMethod):
         L = len(network.A)
         with torch.inference_mode():
             x = network.map(torch.from_numpy(X))
-            a = mixtures(network.A)[:_AXIS_CLASSES]
+            a = interpolated_classes(network.A)[:_AXIS_CLASSES]
             made = network.samples(a, _AXIS_SAMPLES, random)
         labels = torch.cat(
             [

@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 from raypq.config import Metric, Positive
 from raypq.errors import ConfigError
-from raypq.methods.base import Corpus, MethodSettings
+from raypq.methods.base import MethodSettings, TrainingSetInfo
 from raypq.methods.gradient import Batch, Network, NetworkModel
 from raypq.methods.support.backbones import TrunkSettings, trunk
 from raypq.methods.support.class_posteriors import (
-    Beliefs,
-    BelievingMethod,
-    BelievingNetwork,
+    CodewordPosteriors,
+    PosteriorMethod,
+    PosteriorNetwork,
     check_asking,
 )
 from raypq.methods.support.layers import Parts, intra_normalise, one_hot_of
@@ -75,7 +75,7 @@ def gini_sample(p: Tensor) -> Tensor:
     return -p.square().sum(dim=-1).mean()
 
 
-class DPQNetwork(BelievingNetwork):
+class DPQNetwork(PosteriorNetwork):
     """Backbone, M parts, codebooks, the prediction layer, and the centres of the classes."""
 
     training_only = frozenset({"centres"})
@@ -92,7 +92,7 @@ class DPQNetwork(BelievingNetwork):
         self.words = nn.Parameter(torch.randn(M, K, d) / d**0.5)
         self.predict = nn.Linear(M * d, L)
         self.centres = nn.Parameter(torch.zeros(L, M * d))
-        self.beliefs = Beliefs(M, K, L) if settings.query == "classes" else None
+        self.beliefs = CodewordPosteriors(M, K, L) if settings.query == "classes" else None
 
     def logits(self, x: Tensor) -> Tensor:
         """[n, dx] to [n, M, K]."""
@@ -170,7 +170,7 @@ class DPQModel(NetworkModel):
         return DPQNetwork(self.settings, self.dx, len(self.classes or ()))
 
 
-class DPQ(BelievingMethod):
+class DPQ(PosteriorMethod):
     """Deep product quantization, from features or from images."""
 
     name = "dpq"
@@ -179,7 +179,7 @@ class DPQ(BelievingMethod):
     needs_classes = True
     settings: DPQSettings
 
-    def build(self, corpus: Corpus) -> Network:
+    def build(self, corpus: TrainingSetInfo) -> Network:
         check_asking(self.settings.query, self.settings.metric)
         if self.settings.width < self.settings.M:
             raise ConfigError(

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raypq.config import Metric, Positive
-from raypq.methods.base import Corpus, MethodSettings, Normalise
+from raypq.methods.base import MethodSettings, Normalise, TrainingSetInfo
 from raypq.methods.gradient import Batch, Network, NetworkModel, Schedule
 from raypq.methods.support.backbones import TrunkSettings, trunk
 from raypq.methods.support.class_posteriors import (
-    Beliefs,
-    BelievingMethod,
-    BelievingNetwork,
+    CodewordPosteriors,
+    PosteriorMethod,
+    PosteriorNetwork,
     check_asking,
 )
 from raypq.methods.support.layers import intra_normalise, one_hot_of, reverse_gradient
@@ -145,7 +145,7 @@ def subspace_entropy(x: Tensor, W: Tensor, beta: float) -> Tensor:
     return -(logs.exp() * logs).sum(dim=-1).mean()
 
 
-class GPQNetwork(BelievingNetwork):
+class GPQNetwork(PosteriorNetwork):
     """Feature extractor F, codewords Z, and sub-prototypes W."""
 
     def __init__(self, settings: GPQSettings, dx: int, L: int, *, pretrained: bool = False) -> None:
@@ -157,7 +157,7 @@ class GPQNetwork(BelievingNetwork):
         self.Z = nn.Parameter(torch.randn(M, K, d))
         if settings.classifies:
             self.W = nn.Parameter(torch.randn(M, L, d))
-        self.beliefs = Beliefs(M, K, L) if settings.query == "classes" else None
+        self.beliefs = CodewordPosteriors(M, K, L) if settings.query == "classes" else None
 
     def begin_epoch(self, phase: str, epoch: int) -> None:
         self.epoch = epoch
@@ -282,7 +282,7 @@ class GPQModel(NetworkModel):
         return GPQNetwork(self.settings, self.dx, L)
 
 
-class GPQ(BelievingMethod):
+class GPQ(PosteriorMethod):
     """Generalized product quantization, from labelled and unlabelled rows."""
 
     name = "gpq"
@@ -292,6 +292,6 @@ class GPQ(BelievingMethod):
     needs_unlabelled = True
     settings: GPQSettings
 
-    def build(self, corpus: Corpus) -> Network:
+    def build(self, corpus: TrainingSetInfo) -> Network:
         check_asking(self.settings.query, self.settings.metric)
         return GPQNetwork(self.settings, corpus.dx, corpus.L, pretrained=True)

@@ -1,9 +1,9 @@
 """The contract of methods that train by gradient. A method imports it, and its network's and its
 model's, from here.
 
-A method builds a ``Network`` from a ``Corpus`` and says in which ``Phase``s it is trained. The
-training loop (``raypq.stages.training.trainer``) streams batches through ``Network.forward``, which
-gives the terms of the loss apart; it runs in this process or in every worker of Ray Train alike.
+A method builds a ``Network`` from a ``TrainingSetInfo`` and says in which ``Phase``s it is trained.
+The training loop (``raypq.stages.training.trainer``) streams batches through ``Network.forward``,
+which gives the terms of the loss; it is the same in this process and in every worker of Ray Train.
 Where a method names a ``follow_up``, that reduction method is trained afterwards on the embedded
 features and gives the codebooks. ``freeze`` turns the result into a ``NetworkModel``.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from raypq.config import Positive, Precision
 from raypq.errors import ConfigError, InputError, NotFittedError
-from raypq.methods.base import Corpus, Method, MethodSettings, Model, ReductionMethod
+from raypq.methods.base import Method, MethodSettings, Model, ReductionMethod, TrainingSetInfo
 from raypq.methods.support.network import (
     Batch,
     Network,
@@ -70,14 +70,14 @@ class GradientMethod(Method):
     model_class: ClassVar[type[NetworkModel]]
 
     @abstractmethod
-    def build(self, corpus: Corpus) -> Network:
+    def build(self, corpus: TrainingSetInfo) -> Network:
         """The network before training. Called under the method's seed (see ``network``).
 
         Raises:
             ConfigError: settings that do not fit the corpus.
         """
 
-    def network(self, corpus: Corpus) -> Network:
+    def network(self, corpus: TrainingSetInfo) -> Network:
         """The network before training, its random weights from ``seed`` alone."""
         with seeded(self.settings.seed):
             return self.build(corpus)
@@ -101,7 +101,11 @@ class GradientMethod(Method):
         return None
 
     def finish(
-        self, network: Network, corpus: Corpus, X: NDArray[np.float32], y: NDArray[np.int32]
+        self,
+        network: Network,
+        corpus: TrainingSetInfo,
+        X: NDArray[np.float32],
+        y: NDArray[np.int32],
     ) -> None:
         """What is left to do once training is over, in place and before the follow-up.
 
@@ -112,7 +116,7 @@ class GradientMethod(Method):
         """The reduction method that makes the codebooks from embedded features, if any."""
         return None
 
-    def check(self, corpus: Corpus, world: int = 1) -> None:
+    def check(self, corpus: TrainingSetInfo, world: int = 1) -> None:
         """Refuses what training could not work with.
 
         Raises:
@@ -155,7 +159,7 @@ class GradientMethod(Method):
     def freeze(
         self,
         network: Network,
-        corpus: Corpus,
+        corpus: TrainingSetInfo,
         *,
         scale: Mapping[str, NDArray[np.float32]],
         codebooks: NDArray[np.float32] | None = None,

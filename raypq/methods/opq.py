@@ -16,7 +16,7 @@ from pydantic import Field
 
 from raypq.config import Positive
 from raypq.errors import ConfigError
-from raypq.methods.base import Corpus, MethodSettings, State, Stats, TrainBatch
+from raypq.methods.base import MethodSettings, State, Stats, TrainBatch, TrainingSetInfo
 from raypq.methods.pq import PQ, PQModel, PQSettings
 from raypq.methods.support.axis_allocation import allocate, fix_signs
 from raypq.methods.support.linear_model import LinearModel
@@ -42,7 +42,7 @@ class OPQ(PQ):
     model_class: ClassVar[type[LinearModel]] = OPQModel
     settings: OPQSettings
 
-    def _check_width(self, corpus: Corpus) -> None:
+    def _check_width(self, corpus: TrainingSetInfo) -> None:
         D = self.settings.D or corpus.dx
         if corpus.dx < D or D % self.settings.M:
             raise ConfigError(

@@ -19,12 +19,12 @@ from raypq.config import Positive
 from raypq.errors import ConfigError, InputError
 from raypq.methods.base import (
     Array,
-    Corpus,
     MethodSettings,
     ReductionMethod,
     State,
     Stats,
     TrainBatch,
+    TrainingSetInfo,
     check_rows,
 )
 from raypq.methods.support import codebooks
@@ -59,7 +59,7 @@ class PQ(ReductionMethod):
     model_class: ClassVar[type[LinearModel]] = PQModel
     settings: PQSettings
 
-    def begin(self, corpus: Corpus) -> State:
+    def begin(self, corpus: TrainingSetInfo) -> State:
         check_rows(corpus, self.settings)
         self._check_width(corpus)
         rng = np.random.default_rng([self.settings.seed, 0])
@@ -70,13 +70,13 @@ class PQ(ReductionMethod):
             phase=phase, arrays={"rows": rows, "dx": np.array(corpus.dx), **self._constants(corpus)}
         )
 
-    def _check_width(self, corpus: Corpus) -> None:
+    def _check_width(self, corpus: TrainingSetInfo) -> None:
         if corpus.dx % self.settings.M:
             raise ConfigError(
                 f"M: {self.settings.M} sub-codebooks must divide the feature width {corpus.dx}"
             )
 
-    def _constants(self, corpus: Corpus) -> dict[str, Array]:
+    def _constants(self, corpus: TrainingSetInfo) -> dict[str, Array]:
         """Arrays that stay as they are through training."""
         return {}
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from raypq.config import Metric, Positive
 from raypq.errors import ConfigError
-from raypq.methods.base import Array, Corpus, MethodSettings, State, Stats, TrainBatch
+from raypq.methods.base import Array, MethodSettings, State, Stats, TrainBatch, TrainingSetInfo
 from raypq.methods.opq import advance_and_polish
 from raypq.methods.pq import PQ, PQModel
 from raypq.methods.support.axis_allocation import balanced_axes
@@ -40,7 +40,7 @@ from raypq.methods.support.closed_form import (
     solve_sylvester,
 )
 from raypq.methods.support.linear_model import LinearModel, normalise, product
-from raypq.methods.support.score_axes import code_width, mixtures, weighed
+from raypq.methods.support.score_axes import code_width, interpolated_classes, whiten_by_prototypes
 
 _SHORT = 1e-15  # a length whose square float32 holds in full
 
@@ -216,7 +216,7 @@ class PQZSL(MomentsPQ):
     trial_settings: ClassVar[Mapping[str, Any]] = {"M": 1, "K": 16, "iterations": 2, "polish": 0}
     settings: PQZSLSettings
 
-    def _check_width(self, corpus: Corpus) -> None:
+    def _check_width(self, corpus: TrainingSetInfo) -> None:
         if corpus.A is not None and corpus.L < self.settings.M:
             raise ConfigError(
                 f"M: {self.settings.M} sub-codebooks are more than the {corpus.L} training classes "
@@ -224,7 +224,7 @@ class PQZSL(MomentsPQ):
             )
         super()._check_width(corpus)
 
-    def _rank(self, corpus: Corpus) -> int:
+    def _rank(self, corpus: TrainingSetInfo) -> int:
         return corpus.L
 
     def _embedding(self, state: State, data: Moments) -> dict[str, Array]:
@@ -265,12 +265,14 @@ class PQZSL(MomentsPQ):
         """P and W: images and prototypes along the axes that scores depend on (``subspace``)."""
         data, embedding = moments(state), _parameters(state)
         A = torch.from_numpy(np.ascontiguousarray(data.A.T))
-        V = torch.cat([A, mixtures(A)]) @ torch.from_numpy(embedding.Q.T)
+        V = torch.cat([A, interpolated_classes(A)]) @ torch.from_numpy(embedding.Q.T)
         if self.settings.metric == "cosine":
             V = functional.normalize(V)
         of_images, of_prototypes = (
             found.numpy()
-            for found in weighed(V, code_width(len(embedding.P), V.shape[1], self.settings.M))
+            for found in whiten_by_prototypes(
+                V, code_width(len(embedding.P), V.shape[1], self.settings.M)
+            )
         )
         P = of_images @ embedding.P
         turn = balanced_axes(P @ data.G @ P.T, self.settings.M)

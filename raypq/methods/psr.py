@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from raypq.config import Metric, Positive
 from raypq.errors import ConfigError, InputError
-from raypq.methods.base import Corpus, Normalise, check_embeddings
+from raypq.methods.base import Normalise, TrainingSetInfo, check_embeddings
 from raypq.methods.gradient import (
     Batch,
     GradientMethod,
@@ -39,7 +39,7 @@ from raypq.methods.gradient import (
     tensor_of,
 )
 from raypq.methods.support.layers import unit
-from raypq.methods.support.score_axes import Axes, code_width, codebook_method, mixtures
+from raypq.methods.support.score_axes import Axes, code_width, codebook_method, interpolated_classes
 
 _LEAST_SPREAD = 1e-32  # of which a part may be 1e-6, whose inverse float32 still holds
 
@@ -149,7 +149,7 @@ class PSRNetwork(Network):
     def fit_axes(self, x: Tensor) -> None:
         """Chooses the axes from the classes, mixtures of them, and a sample of rows [n, dx]."""
         with torch.no_grad():
-            V = unit(self.encoder(torch.cat([self.A, mixtures(self.A)])))
+            V = unit(self.encoder(torch.cat([self.A, interpolated_classes(self.A)])))
             self.axes.fit(V, unit(x), self.settings.M)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ class PSR(GradientMethod):
     trial_settings: ClassVar[Mapping[str, Any]] = {"M": 1, "K": 16}
     settings: PSRSettings
 
-    def build(self, corpus: Corpus) -> PSRNetwork:
+    def build(self, corpus: TrainingSetInfo) -> PSRNetwork:
         if corpus.A is None:
             raise ConfigError("psr needs a class table: pass --classes (classes)")
         check_embeddings(corpus.A)
@@ -240,7 +240,11 @@ class PSR(GradientMethod):
             )
 
     def finish(
-        self, network: Network, corpus: Corpus, X: NDArray[np.float32], y: NDArray[np.int32]
+        self,
+        network: Network,
+        corpus: TrainingSetInfo,
+        X: NDArray[np.float32],
+        y: NDArray[np.int32],
     ) -> None:
         assert isinstance(network, PSRNetwork), "built here"
         network.fit_axes(torch.from_numpy(X))

@@ -21,7 +21,7 @@ Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Tally:
+class ClassCounts:
     """Counts over images, by class of the table (T). They add up, and can be subtracted.
 
     Attributes:
@@ -78,7 +78,7 @@ class Tally:
             if (names := getattr(batch, name)) is not None:
                 getattr(self, name).add(names)
 
-    def merge(self, other: Tally) -> None:
+    def merge(self, other: ClassCounts) -> None:
         """Adds another tally of the same class table."""
         for name in _ARRAYS:
             getattr(self, name)[:] += getattr(other, name)
@@ -86,7 +86,7 @@ class Tally:
             getattr(self, name).merge(getattr(other, name))
         self._count_widths(other.widths)
 
-    def subtract(self, other: Tally) -> None:
+    def subtract(self, other: ClassCounts) -> None:
         """Takes off the counts of images that were added before."""
         for name in _ARRAYS:
             getattr(self, name)[:] -= getattr(other, name)

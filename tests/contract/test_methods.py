@@ -15,7 +15,7 @@ from raypq import kernels
 from raypq.data.model_files import ModelFiles
 from raypq.errors import ConfigError, InputError, ModelError, NotFittedError
 from raypq.methods import registry
-from raypq.methods.base import Corpus, Model, ReductionMethod, State, Stats, TrainBatch
+from raypq.methods.base import Model, ReductionMethod, State, Stats, TrainBatch, TrainingSetInfo
 from raypq.methods.gradient import GradientMethod
 from raypq.methods.support import codebooks
 
@@ -85,7 +85,7 @@ def trained(fit, data) -> Callable[..., Model]:
 
 def begin(method: ReductionMethod, data: dict[str, np.ndarray], n: int = N) -> State:
     names = tuple(str(t) for t in range(L))
-    return method.begin(Corpus(N=n, dx=DX, A=data["A"], names=names))
+    return method.begin(TrainingSetInfo(N=n, dx=DX, A=data["A"], names=names))
 
 
 def batch(data: dict[str, np.ndarray], low: int, high: int) -> TrainBatch:
@@ -126,7 +126,7 @@ def test_no_model_before_training(name, data):
 @by_gradient
 def test_no_model_before_the_last_phase(name, data):
     method = small(name)
-    corpus = Corpus(N=N, dx=DX, A=data["A"], names=tuple("abcdefgh"), unlabelled=N)
+    corpus = TrainingSetInfo(N=N, dx=DX, A=data["A"], names=tuple("abcdefgh"), unlabelled=N)
     with pytest.raises(NotFittedError, match=name):
         method.freeze(method.network(corpus), corpus, scale={}, record={})
 
@@ -443,7 +443,7 @@ def test_tables_of_prototypes(name, trained, data):
 
 def test_pqzsl_needs_classes(data):
     with pytest.raises(ConfigError, match="--classes"):
-        small("pqzsl").begin(Corpus(N=N, dx=DX))
+        small("pqzsl").begin(TrainingSetInfo(N=N, dx=DX))
 
 
 def test_pqzsl_needs_images_of_every_class(fit, data):

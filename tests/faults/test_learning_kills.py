@@ -17,7 +17,7 @@ from torch import distributed
 from raypq.config import ClusterSettings, TrainJob
 from raypq.errors import ConfigError, DivergenceError
 from raypq.execution.run_record import RunRecord
-from raypq.methods.base import Corpus, Model
+from raypq.methods.base import Model, TrainingSetInfo
 from raypq.methods.dpq import DPQ, DPQNetwork, DPQSettings
 from raypq.methods.gradient import Network
 from raypq.stages.training.dataset import Plan
@@ -67,7 +67,7 @@ class MortalDPQ(DPQ):
         super().__init__(settings)
         self.diary = diary
 
-    def build(self, corpus: Corpus) -> Network:
+    def build(self, corpus: TrainingSetInfo) -> Network:
         network = Mortal(self.settings, corpus.dx, corpus.L)
         network.diary = self.diary
         return network

@@ -79,7 +79,9 @@ class Home:
 
     def add(self, number: int, *, seed: int = 11) -> None:
         """One more shard of images of the same world."""
-        world = synthetic.World.create(classes=20, dx=24, da=12, rng=np.random.default_rng(3))
+        world = synthetic.SyntheticClasses.create(
+            classes=20, dx=24, da=12, rng=np.random.default_rng(3)
+        )
         synthetic.write_features(
             self.root / "more",
             world,
@@ -96,7 +98,7 @@ class Home:
 def _template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("home")
     rng = np.random.default_rng(3)
-    world = synthetic.World.create(classes=20, dx=24, da=12, rng=rng)
+    world = synthetic.SyntheticClasses.create(classes=20, dx=24, da=12, rng=rng)
     synthetic.write_classes(root / "classes.parquet", world)
     for name, chosen in (("train", np.flatnonzero(world.seen)), ("features", np.arange(20))):
         synthetic.write_features(

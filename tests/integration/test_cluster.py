@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated world: train, test, classes.parquet."""
     root = tmp_path_factory.mktemp("cluster")
     rng = np.random.default_rng(5)
-    world = synthetic.World.create(classes=CLASSES, dx=DX, da=16, rng=rng)
+    world = synthetic.SyntheticClasses.create(classes=CLASSES, dx=DX, da=16, rng=rng)
     synthetic.write_classes(root / "classes.parquet", world)
     for name, chosen in (("train", np.flatnonzero(world.seen)), ("test", np.arange(CLASSES))):
         synthetic.write_features(

@@ -56,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder as the pages assume it: features/train, features/all, classes.parquet."""
     root = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(5)
-    world = synthetic.World.create(classes=24, dx=32, da=16, rng=rng)
+    world = synthetic.SyntheticClasses.create(classes=24, dx=32, da=16, rng=rng)
     synthetic.write_classes(root / "classes.parquet", world)
     for name, chosen in (("train", np.flatnonzero(world.seen)), ("all", np.arange(24))):
         synthetic.write_features(

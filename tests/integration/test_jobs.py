@@ -111,7 +111,7 @@ def generated(tmp_path: Path) -> Path:
     from raypq.data import synthetic
 
     rng = np.random.default_rng(5)
-    world = synthetic.World.create(classes=24, dx=32, da=16, rng=rng)
+    world = synthetic.SyntheticClasses.create(classes=24, dx=32, da=16, rng=rng)
     synthetic.write_classes(tmp_path / "classes.parquet", world)
     for name, chosen in (("train", np.flatnonzero(world.seen)), ("test", np.arange(24))):
         synthetic.write_features(

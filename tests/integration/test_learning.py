@@ -25,7 +25,7 @@ from raypq.errors import ConfigError, DivergenceError, InputError, JobError
 from raypq.execution.local import LocalExecutor
 from raypq.execution.run_record import RunRecord
 from raypq.methods import registry
-from raypq.methods.base import Corpus, Model, ReductionMethod
+from raypq.methods.base import Model, ReductionMethod, TrainingSetInfo
 from raypq.methods.gradient import (
     Batch,
     GradientMethod,
@@ -315,7 +315,7 @@ class Toy(GradientMethod):
     needs_classes = True
     needs_embeddings = True
 
-    def build(self, corpus: Corpus) -> Network:
+    def build(self, corpus: TrainingSetInfo) -> Network:
         assert corpus.A is not None
         return ToyNetwork(corpus.dx, corpus.A.shape[1], corpus.L)
 

@@ -35,7 +35,7 @@ from raypq.data.storage import stem_of
 from raypq.data.store import snapshot
 from raypq.errors import JobError, ShardFailure
 from raypq.methods import registry
-from raypq.methods.base import Corpus
+from raypq.methods.base import TrainingSetInfo
 from raypq.methods.pq import PQModel, PQSettings
 from raypq.stages.training.dataset import TrainTask
 from raypq.stages.training.train import TrainWorker, run_pass
@@ -202,7 +202,7 @@ def two_trainers(folder: Path, cache_bytes: int) -> Iterator[Pass]:
     found = survey(FeatureStore.open([str(folder)]))
     method = registry.create("pq", {"M": 4, "K": 16})
     starts = [0, *accumulate(found.rows)]
-    state = method.begin(Corpus(N=starts[-1], dx=DX))
+    state = method.begin(TrainingSetInfo(N=starts[-1], dx=DX))
     tasks = [
         TrainTask(shard=shard, row=row, rows=rows)
         for shard, row, rows in zip(found.shards, starts, found.rows, strict=False)

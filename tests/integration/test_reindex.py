@@ -120,7 +120,9 @@ def test_other_classes_never_touch_the_features(
 ) -> None:
     night()
     before, codes = latest(home, "predictions"), latest(home)
-    world = synthetic.World.create(classes=20, dx=24, da=12, rng=np.random.default_rng(4))
+    world = synthetic.SyntheticClasses.create(
+        classes=20, dx=24, da=12, rng=np.random.default_rng(4)
+    )
     synthetic.write_classes(Path(home("classes.parquet")), world)
 
     def unread(*_: Any, **__: Any) -> Any:

@@ -29,7 +29,7 @@ SHARDS = 6
 def place(tmp_path: Path) -> Path:
     """A trained model, features/ of six shards and classes.parquet."""
     rng = np.random.default_rng(3)
-    world = synthetic.World.create(classes=20, dx=24, da=12, rng=rng)
+    world = synthetic.SyntheticClasses.create(classes=20, dx=24, da=12, rng=rng)
     synthetic.write_classes(tmp_path / "classes.parquet", world)
     for name, chosen in (("train", np.flatnonzero(world.seen)), ("features", np.arange(20))):
         synthetic.write_features(
@@ -146,7 +146,7 @@ def test_a_changed_class_table_is_other_work(place: Path) -> None:
     encode(place)
     first = classify(place)
     rng = np.random.default_rng(4)
-    world = synthetic.World.create(classes=20, dx=24, da=12, rng=rng)
+    world = synthetic.SyntheticClasses.create(classes=20, dx=24, da=12, rng=rng)
     synthetic.write_classes(place / "classes.parquet", world)
     assert not set(paths(first).values()) & set(paths(classify(place)).values())
 

@@ -16,11 +16,11 @@ from raypq.data.store.lease import Lease
 from raypq.errors import ConflictError, InputError
 from raypq.stages.stores import versions
 
-Night = Callable[..., dict[str, Any]]
+ReindexPlan = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def night(home: Any, bucket: str) -> Night:
+def night(home: Any, bucket: str) -> ReindexPlan:
     """A night whose features and stores are in the bucket."""
     for path in (home.root / "features").iterdir():
         write_bytes(f"{bucket}/features/{path.name}", path.read_bytes())
@@ -44,7 +44,7 @@ def put(home: Any, bucket: str, number: int, content: bytes | None = None) -> No
     write_bytes(f"{bucket}/features/{path.name}", content or path.read_bytes())
 
 
-def test_nights_follow_the_source(home: Any, bucket: str, night: Night) -> None:
+def test_nights_follow_the_source(home: Any, bucket: str, night: ReindexPlan) -> None:
     told = night()
     assert (told["codes"]["images"], told["predictions"][0]["images"]) == (600, 600)
     assert night()["nothing_to_do"]
@@ -70,7 +70,7 @@ def test_nights_follow_the_source(home: Any, bucket: str, night: Night) -> None:
     assert night(on_bad_shard="quarantine")["nothing_to_do"]
 
 
-def test_a_source_that_is_gone_empties_nothing(home: Any, bucket: str, night: Night) -> None:
+def test_a_source_that_is_gone_empties_nothing(home: Any, bucket: str, night: ReindexPlan) -> None:
     night()
     for name in list_names(f"{bucket}/features"):
         delete(f"{bucket}/features/{name}")
@@ -79,7 +79,7 @@ def test_a_source_that_is_gone_empties_nothing(home: Any, bucket: str, night: Ni
     assert snapshot.read(f"{bucket}/codes").rows == 600
 
 
-def test_a_roll_out_and_the_way_back(home: Any, bucket: str, night: Night) -> None:
+def test_a_roll_out_and_the_way_back(home: Any, bucket: str, night: ReindexPlan) -> None:
     night()
     night(model=home("new"), rollout=0.5)
     assert len({item.model for item in snapshot.read(f"{bucket}/codes").shards}) == 2
@@ -130,7 +130,7 @@ def test_a_holder_at_work_is_left_alone_and_a_silent_one_replaced(bucket: str) -
         one.check()
 
 
-def test_a_store_that_is_held_is_left_alone(home: Any, bucket: str, night: Night) -> None:
+def test_a_store_that_is_held_is_left_alone(home: Any, bucket: str, night: ReindexPlan) -> None:
     night()
     put(home, bucket, 1, home.shard(0).read_bytes())
     holder = Lease(store=f"{bucket}/codes", seconds=60)
@@ -140,7 +140,7 @@ def test_a_store_that_is_held_is_left_alone(home: Any, bucket: str, night: Night
     assert snapshot.versions(f"{bucket}/codes") == [1]
 
 
-def with_beats(holder: Lease, night: Night) -> None:
+def with_beats(holder: Lease, night: ReindexPlan) -> None:
     """A night that finds the store held by somebody who is at work."""
     from threading import Event, Thread
 

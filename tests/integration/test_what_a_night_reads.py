@@ -25,7 +25,7 @@ from raypq.data.duplicate_ids import IdFile, find_duplicates
 from raypq.data.storage import Storage, replaced
 from raypq.data.store import snapshot
 from raypq.errors import InputError, JobError
-from raypq.metrics.accuracy import Tally
+from raypq.metrics.accuracy import ClassCounts
 from raypq.stages.stores import versions
 
 SHARDS = 20
@@ -97,7 +97,7 @@ class Nights:
         """What the latest predictions add up to, from their files."""
         store = self.home("p")
         table = ClassTable.open(classes or self.home("classes.parquet"))
-        total = Tally.empty(len(table))
+        total = ClassCounts.empty(len(table))
         for receipt in snapshot.read(store).shards:
             for batch in predictions.read(f"{store}/{receipt.path}", table):
                 total.add(batch)

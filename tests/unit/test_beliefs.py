@@ -9,32 +9,32 @@ import pytest
 import torch
 
 from raypq.errors import ConfigError
-from raypq.methods.base import Corpus
+from raypq.methods.base import TrainingSetInfo
 from raypq.methods.dpq import DPQ, DPQSettings
 from raypq.methods.gpq import AS_PUBLISHED, GPQ, GPQSettings
 from raypq.methods.support import class_posteriors
-from raypq.methods.support.class_posteriors import BelievingNetwork
+from raypq.methods.support.class_posteriors import PosteriorNetwork
 
 M, K, N, DX = 2, 4, 40, 5
-Build = Callable[..., BelievingNetwork]
+Build = Callable[..., PosteriorNetwork]
 
 
-def corpus(L: int) -> Corpus:
-    return Corpus(N=50, dx=DX, names=tuple(f"class {t}" for t in range(L)), unlabelled=50)
+def corpus(L: int) -> TrainingSetInfo:
+    return TrainingSetInfo(N=50, dx=DX, names=tuple(f"class {t}" for t in range(L)), unlabelled=50)
 
 
-def built_dpq(L: int, **changes: object) -> BelievingNetwork:
+def built_dpq(L: int, **changes: object) -> PosteriorNetwork:
     settings = {"M": M, "K": K, "hidden": 8, "width": 12, "batch": 6, **changes}
     return frozen(DPQ(DPQSettings.parse(settings)).network(corpus(L)))
 
 
-def built_gpq(L: int, **changes: object) -> BelievingNetwork:
+def built_gpq(L: int, **changes: object) -> PosteriorNetwork:
     settings = {"M": M, "K": K, "hidden": 8, "d": 3, "batch": 6, **changes}
     return frozen(GPQ(GPQSettings.parse(settings)).network(corpus(L)))
 
 
-def frozen(network: object) -> BelievingNetwork:
-    assert isinstance(network, BelievingNetwork)
+def frozen(network: object) -> PosteriorNetwork:
+    assert isinstance(network, PosteriorNetwork)
     return network.eval().requires_grad_(False)
 
 
@@ -46,7 +46,7 @@ def x() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).standard_normal((N, DX)).astype(np.float32))
 
 
-def by_hand(network: BelievingNetwork, x: torch.Tensor) -> np.ndarray:
+def by_hand(network: PosteriorNetwork, x: torch.Tensor) -> np.ndarray:
     """The mean P(t|x) of the rows that chose a codeword; all rows count as one more. [M, K, L]."""
     P, B = (found.double().numpy() for found in network.probabilities(x))
     found = np.empty((M, K, P.shape[1]))

@@ -94,7 +94,7 @@ def test_a_new_thread_heeds_the_number_that_was_set() -> None:
     before = kernels.threads()
     kernels.set_threads(1)
     try:
-        with ThreadPoolExecutor(1, "test", kernels.heed_threads) as pool:
+        with ThreadPoolExecutor(1, "test", kernels.apply_thread_limit) as pool:
             assert pool.submit(own_share_of_a_product).result() > 0.8
     finally:
         kernels.set_threads(before)

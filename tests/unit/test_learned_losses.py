@@ -8,7 +8,7 @@ import torch
 
 from raypq.errors import ConfigError
 from raypq.methods import dpq, gpq
-from raypq.methods.base import Corpus
+from raypq.methods.base import TrainingSetInfo
 from raypq.methods.gradient import Batch
 from raypq.methods.support.layers import intra_normalise, one_hot_of, reverse_gradient
 
@@ -142,7 +142,7 @@ def network(**changes: object) -> gpq.GPQNetwork:
     """The paper's method unless ``changes`` say otherwise."""
     wanted = {**gpq.AS_PUBLISHED, "M": 2, "K": 4, "hidden": 8, "d": 3, "batch": 6, **changes}
     method = gpq.GPQ(gpq.GPQSettings.parse(wanted))
-    built = method.network(Corpus(N=50, dx=5, names=("a", "b", "c"), unlabelled=50))
+    built = method.network(TrainingSetInfo(N=50, dx=5, names=("a", "b", "c"), unlabelled=50))
     assert isinstance(built, gpq.GPQNetwork)
     return built
 
@@ -253,7 +253,7 @@ def test_dpq_gives_the_terms_of_the_paper(rng, intra_norm):
         M=2, K=4, width=6, hidden=8, part_hidden=5, dropout=0.0, intra_norm=intra_norm,
         hard=0.5, central=0.2, gini_batch=3.0, gini_sample=0.7, batch=6, query="soft",
     )  # fmt: skip
-    net = dpq.DPQ(settings).network(Corpus(N=50, dx=5, names=("a", "b", "c")))
+    net = dpq.DPQ(settings).network(TrainingSetInfo(N=50, dx=5, names=("a", "b", "c")))
     assert isinstance(net, dpq.DPQNetwork)
     torch.nn.init.normal_(net.centres, generator=torch.Generator().manual_seed(0))
     x = torch.from_numpy(rng.standard_normal((6, 5)).astype(np.float32))

@@ -1,4 +1,4 @@
-"""Tally and evaluation against cases computed by hand and against all γ by brute force."""
+"""ClassCounts and evaluation against cases computed by hand and against all γ by brute force."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raypq.data.store import shard_writer, snapshot
 from raypq.errors import InputError
 from raypq.execution.local import LocalExecutor
 from raypq.kernels import merge_topk
-from raypq.metrics.accuracy import Tally, harmonic
+from raypq.metrics.accuracy import ClassCounts, harmonic
 from raypq.metrics.confusion import Confusions
 from raypq.stages.classification.evaluate import evaluate, share_limbs, value_of_limbs
 
@@ -118,7 +118,7 @@ def scores(ranks: list[list[int]]) -> np.ndarray:
 
 
 def test_tally_by_hand():
-    tally = Tally.empty(4)
+    tally = ClassCounts.empty(4)
     tally.add(batch_of(scores(RANKS), LABELS, 4, SEEN))
     assert tally.rows[0] == 8
     assert tally.images.tolist() == [3, 1, 2, 1]
@@ -134,7 +134,7 @@ def test_tally_by_hand():
 
 
 def test_tally_of_chosen_classes():
-    tally = Tally.empty(4)
+    tally = ClassCounts.empty(4)
     tally.add(batch_of(scores(RANKS), LABELS, 4, SEEN))
     assert tally.accuracy(~SEEN)["hit@1"] == pytest.approx((1 / 2 + 0) / 2)
     assert tally.accuracy(np.zeros(4, bool)) == {"classes": 0, "images": 0}
@@ -143,7 +143,7 @@ def test_tally_of_chosen_classes():
 def test_hit_at_k():
     rng = np.random.default_rng(0)
     S, y = rng.standard_normal((400, 15)), rng.integers(0, 15, 400)
-    tally = Tally.empty(15)
+    tally = ClassCounts.empty(15)
     tally.add(batch_of(S, y, 12, None))
     right = S[np.arange(400), y][:, None]
     rank = np.greater(S, right).sum(axis=1)
@@ -156,24 +156,24 @@ def test_hit_at_k():
 def test_tallies_add_up_in_any_order():
     rng = np.random.default_rng(1)
     S, y = rng.standard_normal((60, 6)), rng.integers(-1, 6, 60)
-    whole = Tally.empty(6)
+    whole = ClassCounts.empty(6)
     whole.add(batch_of(S, y, 5, None))
     parts = []
     for rows in np.split(np.arange(60), [0, 7, 30, 31]):
-        part = Tally.empty(6)
+        part = ClassCounts.empty(6)
         part.add(batch_of(S[rows], y[rows], 5, None))
         parts.append(part)
     for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
-        total = Tally.empty(6)
+        total = ClassCounts.empty(6)
         for index in order:
             total.merge(parts[index])
         for name in ("rows", "k", "predicted", "images", "hits", "group_hits"):
             np.testing.assert_array_equal(getattr(total, name), getattr(whole, name))
 
 
-def random_tally(rng: np.random.Generator, T: int = 6) -> Tally:
+def random_tally(rng: np.random.Generator, T: int = 6) -> ClassCounts:
     """Counts of a few batches, with labels and answers that the table lacks."""
-    tally = Tally.empty(T)
+    tally = ClassCounts.empty(T)
     for _ in range(rng.integers(4)):
         n, k = rng.integers(5), rng.integers(1, T)
         batch = batch_of(rng.standard_normal((n, T)), rng.integers(-1, T, n), k, None)
@@ -190,14 +190,14 @@ def test_what_was_added_can_be_subtracted(write, monkeypatch, kept):
     table, exact = make_table(write, 6), 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        total, held = Tally.empty(6), []
+        total, held = ClassCounts.empty(6), []
         for _ in range(30):
             if held and rng.random() < 0.45:
                 total.subtract(held.pop(rng.integers(len(held))))
             else:
                 held.append(random_tally(rng))
                 total.merge(held[-1])
-            again = Tally.empty(6)
+            again = ClassCounts.empty(6)
             for part in held:
                 again.merge(part)
             assert total.valid
@@ -206,7 +206,7 @@ def test_what_was_added_can_be_subtracted(write, monkeypatch, kept):
             exact += 1
             assert total.summary(table) == again.summary(table)
             assert total.k == again.k
-            total = Tally.of_plain(json.loads(json.dumps(total.plain())), 6)
+            total = ClassCounts.of_plain(json.loads(json.dumps(total.plain())), 6)
     assert exact == 1800 if kept == 1000 else exact > 600
 
 
@@ -225,17 +225,17 @@ def test_what_was_added_can_be_subtracted(write, monkeypatch, kept):
     ],
 )
 def test_counts_that_contradict_each_other_are_refused(damage):
-    tally = Tally.empty(4)
+    tally = ClassCounts.empty(4)
     tally.add(batch_of(scores(RANKS), LABELS, 4, SEEN))
     plain = json.loads(json.dumps(tally.plain()))
-    Tally.of_plain(plain, 4)
+    ClassCounts.of_plain(plain, 4)
     damage(plain)
     with pytest.raises(ValueError, match=r"."):
-        Tally.of_plain(plain, 4)
+        ClassCounts.of_plain(plain, 4)
 
 
 def test_the_summary_lists_predicted_classes_by_how_often(write):
-    tally = Tally.empty(4)
+    tally = ClassCounts.empty(4)
     tally.add(batch_of(scores(RANKS), LABELS, 4, SEEN))
     found = tally.summary(make_table(write, 4))
     assert list(found["predicted"].items()) == [("c1", 3), ("c0", 2), ("c2", 2), ("c3", 1)]

@@ -58,13 +58,13 @@ GIVEN = sizing.Rates(
 def _compare(root: Path, clock: Callable[[], float]) -> dict[str, float]:
     """Predicted over measured time of each stage, for a run of one worker."""
     rng = np.random.default_rng(0)
-    world = synthetic.World.create(classes=T, dx=DX, da=64, rng=rng)
+    world = synthetic.SyntheticClasses.create(classes=T, dx=DX, da=64, rng=rng)
     seen = np.flatnonzero(world.seen)[:300]
     synthetic.write_classes(root / "classes.parquet", world)
     synthetic.write_features(
         root / "features", world, classes=seen, images=IMAGES, shards=4, name="x", rng=rng
     )
-    few = synthetic.World(**{**vars(world), "seen": np.isin(np.arange(T), seen)})
+    few = synthetic.SyntheticClasses(**{**vars(world), "seen": np.isin(np.arange(T), seen)})
     synthetic.write_classes(root / "classes.parquet", few)
     work = sizing.Workload(
         images=IMAGES, dims=DX, classes=T, M=M, train_classes=300, attributes=64,

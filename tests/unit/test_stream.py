@@ -12,7 +12,7 @@ import pytest
 from raypq.config import Columns
 from raypq.errors import InputError
 from raypq.execution.executor import Rank
-from raypq.stages.training.dataset import Listed
+from raypq.stages.training.dataset import ShardListing
 from raypq.stages.training.row_stream import BatchCache, Buffer, RowStream, Source
 
 SIZES = (5, 40, 0, 17, 38)
@@ -27,7 +27,7 @@ def source(write) -> Source:
         write(f"rows/{part}.parquet", row_group=7, id=np.arange(start, start + n), feature=X)
         start += n
     folder = write("rows/0.parquet", id=np.arange(5), feature=np.arange(5.0)[:, None])
-    listed = Listed.open([folder.rsplit("/", 1)[0]], Columns())
+    listed = ShardListing.open([folder.rsplit("/", 1)[0]], Columns())
     return Source(
         tasks=listed.tasks, columns=Columns(), width=1, classes=None, held_out=np.array([3, 50, 99])
     )

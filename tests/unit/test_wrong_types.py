@@ -17,7 +17,7 @@ from raypq.methods import registry
 
 CLASSES: list[type[UserSettings]] = [
     *(value for name, value in vars(config).items() if name.endswith("Job") and name != "Job"),
-    config.Answers, config.Columns, config.ClusterSettings, config.DriftLimits,
+    config.ClassificationTarget, config.Columns, config.ClusterSettings, config.DriftLimits,
     *(method.settings_class for method in registry.METHODS.values()),
 ]  # fmt: skip
 REQUIRED: dict[str, Any] = {

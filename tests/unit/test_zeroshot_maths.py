@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from raypq.errors import ConfigError, DivergenceError, InputError
-from raypq.methods.base import Corpus
+from raypq.methods.base import TrainingSetInfo
 from raypq.methods.clusterable import Clusterable
 from raypq.methods.eszsl import ESZSL, ESZSLSettings
 from raypq.methods.gradient import Batch
@@ -16,7 +16,7 @@ from raypq.methods.psr import PSR, PSRSettings
 from raypq.methods.sae import SAE, SAESettings
 from raypq.methods.support.closed_form import Moments, class_sums
 from raypq.methods.support.clusterable_network import ClusterableSettings
-from raypq.methods.support.score_axes import Axes, mixtures
+from raypq.methods.support.score_axes import Axes, interpolated_classes
 from raypq.methods.support.softmax_classifier import Fit, fit_on_axes, fit_softmax
 from raypq.stages.representation.clusterability import kmeans, mutual_information
 
@@ -79,7 +79,7 @@ def psr(rows):
 
     def build(**settings):
         method = PSR(PSRSettings(M=2, K=4, hidden=(6,), p=N, **settings))
-        network = method.network(Corpus(N=N, dx=DX, A=A, names=tuple("abcde")))
+        network = method.network(TrainingSetInfo(N=N, dx=DX, A=A, names=tuple("abcde")))
         batch = Batch(x=torch.from_numpy(X), y=torch.from_numpy(y.astype(np.int64)))
         terms = network(batch, "train")
         return network, {name: term.detach() for name, term in terms.items()}
@@ -126,25 +126,29 @@ def test_psr_baselines(psr):
 def test_psr_says_which_cosines_there_are(rows):
     A = unit(np.eye(L, DA, dtype=np.float32) + 0.5)
     with pytest.raises(ConfigError, match=r"tau: at -0.9 .* from -0\.\d+ to -0\.\d+\)"):
-        PSR(PSRSettings(M=2, tau=-0.9)).network(Corpus(N=N, dx=DX, A=A, names=tuple("abcde")))
+        PSR(PSRSettings(M=2, tau=-0.9)).network(
+            TrainingSetInfo(N=N, dx=DX, A=A, names=tuple("abcde"))
+        )
 
 
 def test_psr_takes_an_attribute_that_is_the_same_for_all(rows):
     """One constant column says nothing and does no harm; all constant is an error."""
     A = rows[2].copy()
     A[:, 2] = 4.0
-    corpus = Corpus(N=N, dx=DX, A=A, names=tuple("abcde"))
+    corpus = TrainingSetInfo(N=N, dx=DX, A=A, names=tuple("abcde"))
     for how in ("centre", "zscore"):
         network = PSR(PSRSettings(M=2, attributes=how)).network(corpus)
         assert torch.isfinite(network.A).all()
         assert (network.A[:, 2] == 0).all()
     with pytest.raises(InputError, match="all of them alike"):
-        PSR(PSRSettings(M=2)).network(Corpus(N=N, dx=DX, A=np.ones_like(A), names=tuple("abcde")))
+        PSR(PSRSettings(M=2)).network(
+            TrainingSetInfo(N=N, dx=DX, A=np.ones_like(A), names=tuple("abcde"))
+        )
 
 
 def clusterable(A: np.ndarray, **settings):
     method = Clusterable(ClusterableSettings(M=2, K=4, hidden=8, latent=3, **settings))
-    return method.network(Corpus(N=N, dx=DX, A=A, names=tuple("abcde")))
+    return method.network(TrainingSetInfo(N=N, dx=DX, A=A, names=tuple("abcde")))
 
 
 def test_gaussian_similarity_is_the_corrected_eq_8(rows):
@@ -241,7 +245,7 @@ def test_axes_weigh_what_scores_weigh(rng):
 
 def test_mixtures_are_the_same_every_time(rows):
     A = torch.from_numpy(rows[2])
-    first, second = mixtures(A), mixtures(A)
+    first, second = interpolated_classes(A), interpolated_classes(A)
     assert torch.equal(first, second)
     assert first.shape[1] == DA
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from raypq.config import Metric
 from raypq.errors import ConfigError
-from raypq.methods.base import Corpus
+from raypq.methods.base import TrainingSetInfo
 from raypq.methods.gradient import GradientMethod, Network, tensor_of
 
 _MOST_AXES = 128  # of beliefs: codewords and queries grow by no more
@@ -41,7 +41,7 @@ def check_asking(query: str, metric: Metric) -> None:
         raise ConfigError(f"metric: query = classes asks by dot product (dot), found {metric}")
 
 
-class Beliefs(nn.Module):
+class CodewordPosteriors(nn.Module):
     """Beliefs of M·K codewords in L classes: ``words`` [M, K, r], on ``axes`` [L, r].
 
     The axes are the classes, or, of more than 128, the directions that keep most of what is
@@ -96,11 +96,11 @@ class Beliefs(nn.Module):
         return nn.functional.pad(ask, (d, 0))[:, None].expand(-1, M, -1)
 
 
-class BelievingNetwork(Network):
+class PosteriorNetwork(Network):
     """A network that knows how likely the classes are; ``beliefs`` is None where queries ask with
     something else."""
 
-    beliefs: Beliefs | None
+    beliefs: CodewordPosteriors | None
 
     @abstractmethod
     def probabilities(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,18 +115,22 @@ class BelievingNetwork(Network):
             self.beliefs.observe(self.probabilities(part) for part in torch.split(x, _BLOCK))
 
 
-class BelievingMethod(GradientMethod):
+class PosteriorMethod(GradientMethod):
     """Counts beliefs once training is over, and for every validation."""
 
     sample_rows: ClassVar[int] = 50_000
 
     def judge(self, network: Network, x: Tensor, y: Tensor) -> float | None:
-        assert isinstance(network, BelievingNetwork), "built here"
+        assert isinstance(network, PosteriorNetwork), "built here"
         network.observe(x)  # as they are by now
         return None
 
     def finish(
-        self, network: Network, corpus: Corpus, X: NDArray[np.float32], y: NDArray[np.int32]
+        self,
+        network: Network,
+        corpus: TrainingSetInfo,
+        X: NDArray[np.float32],
+        y: NDArray[np.int32],
     ) -> None:
-        assert isinstance(network, BelievingNetwork), "built here"
+        assert isinstance(network, PosteriorNetwork), "built here"
         network.observe(tensor_of(X))

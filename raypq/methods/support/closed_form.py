@@ -18,12 +18,12 @@ from raypq.config import Positive
 from raypq.errors import ConfigError, InputError
 from raypq.methods.base import (
     Array,
-    Corpus,
     MethodSettings,
     Normalise,
     State,
     Stats,
     TrainBatch,
+    TrainingSetInfo,
     check_embeddings,
 )
 from raypq.methods.pq import PQ, PQSettings
@@ -74,7 +74,7 @@ class MomentsPQ(PQ):
     def _embedding(self, state: State, data: Moments) -> dict[str, Array]:
         """Arrays ``P`` [D, dx] and ``Q`` [D, da] (and others that the method keeps)."""
 
-    def _check_width(self, corpus: Corpus) -> None:
+    def _check_width(self, corpus: TrainingSetInfo) -> None:
         if corpus.A is None:
             raise ConfigError(f"{self.name} needs a class table: pass --classes (classes)")
         check_embeddings(corpus.A)
@@ -86,12 +86,12 @@ class MomentsPQ(PQ):
                 f"{corpus.A.shape[1]})"
             )
 
-    def _rank(self, corpus: Corpus) -> int:
+    def _rank(self, corpus: TrainingSetInfo) -> int:
         """Dimensions that the common space has before it is padded."""
         assert corpus.A is not None, "checked before"
         return min(corpus.L, corpus.A.shape[1], corpus.dx)
 
-    def _constants(self, corpus: Corpus) -> dict[str, Array]:
+    def _constants(self, corpus: TrainingSetInfo) -> dict[str, Array]:
         assert corpus.A is not None, "checked before"
         raw = corpus.A.astype(np.float64)
         fitted = scale(np.array(float(len(raw))), raw.sum(axis=0), (raw * raw).sum(axis=0))

@@ -18,7 +18,7 @@ from raypq.methods.base import MethodSettings, ReductionMethod
 from raypq.methods.pq import PQ, PQSettings
 from raypq.methods.support.axis_allocation import balanced_axes
 
-_MIXTURES = 1024
+_INTERPOLATED = 1024
 _NOISE = 0.5  # of the spread of each attribute, beside the mixture
 _FLOOR = 0.01  # of the mean eigenvalue: how little an axis may count
 _NOTHING = 1e-150  # an eigenvalue where all prototypes are zero: no division by that
@@ -41,7 +41,7 @@ class Axes(nn.Module):
 
     def fit(self, V: Tensor, x: Tensor, M: int) -> None:
         """Chooses them from prototypes V [T, dx] and images x [n, dx], balanced over M parts."""
-        of_images, of_prototypes = weighed(V, len(self.P))
+        of_images, of_prototypes = whiten_by_prototypes(V, len(self.P))
         u = x.double() @ of_images.T
         turn = torch.from_numpy(balanced_axes((u.T @ u).cpu().numpy(), M)).to(u.device)
         self.P.copy_(turn @ of_images)
@@ -56,7 +56,7 @@ class Axes(nn.Module):
         return F.linear(v, self.Q)
 
 
-def weighed(V: Tensor, D: int) -> tuple[Tensor, Tensor]:
+def whiten_by_prototypes(V: Tensor, D: int) -> tuple[Tensor, Tensor]:
     """R^½ and R^-½ of prototypes V [T, dx] along the D axes with the largest part in R: the maps of
     images and of prototypes, [D, dx] float64 each."""
     R = (V.double().T @ V.double()) / len(V)
@@ -66,12 +66,12 @@ def weighed(V: Tensor, D: int) -> tuple[Tensor, Tensor]:
     return root * axes, axes / root
 
 
-def mixtures(A: Tensor) -> Tensor:
+def interpolated_classes(A: Tensor) -> Tensor:
     """Class embeddings that might be [n, da]: points between two classes, with noise on top."""
     random = torch.Generator().manual_seed(0)
-    pair = torch.randint(len(A), (2, _MIXTURES), generator=random).to(A.device)
-    share = torch.rand(_MIXTURES, 1, generator=random).to(A.device)
-    noise = torch.randn(_MIXTURES, A.shape[1], generator=random).to(A.device)
+    pair = torch.randint(len(A), (2, _INTERPOLATED), generator=random).to(A.device)
+    share = torch.rand(_INTERPOLATED, 1, generator=random).to(A.device)
+    noise = torch.randn(_INTERPOLATED, A.shape[1], generator=random).to(A.device)
     between = share * A[pair[0]] + (1 - share) * A[pair[1]]
     return between + _NOISE * A.std(dim=0, unbiased=False) * noise
 

@@ -28,9 +28,9 @@ from raypq.errors import ConfigError, InputError
 from raypq.execution.executor import Executor, TaskResult
 from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model
-from raypq.metrics.accuracy import Tally
+from raypq.metrics.accuracy import ClassCounts
 from raypq.stages.classification import counts
-from raypq.stages.classification.scorers import Candidates, Judge, appoint, told_of
+from raypq.stages.classification.scorers import Candidates, ClassScorer, build_scorers, told_of
 from raypq.stages.classification.unknown_labels import check_labels
 from raypq.stages.stores.code_store import check_model
 from raypq.stages.stores.shard_run import StoreRun
@@ -64,7 +64,7 @@ class _Rows:
     noted: IdKind | None = None  # what a receipt says of the ids
 
 
-Classified = tuple[shard_writer.Receipt, Tally]
+Classified = tuple[shard_writer.Receipt, ClassCounts]
 
 
 class ClassifyWorker:
@@ -72,7 +72,7 @@ class ClassifyWorker:
 
     def __init__(
         self,
-        judges: Mapping[str, Judge],
+        judges: Mapping[str, ClassScorer],
         candidates: Candidates,
         job: ClassifyJob,
         rule: IdRule | None = None,
@@ -90,7 +90,7 @@ class ClassifyWorker:
 
     def classify(self, task: ShardTask) -> Classified:
         """Classifies a shard; one that is kept is only counted."""
-        tally = Tally.empty(len(self._candidates.table))
+        tally = ClassCounts.empty(len(self._candidates.table))
         if task.kept is not None:
             place = join(self._job.output, task.kept.path)
             table = self._candidates.table
@@ -154,7 +154,7 @@ class ClassifyWorker:
         }
 
     def _batches(
-        self, batches: Iterator[_Found], schema: pa.Schema, tally: Tally, where: str
+        self, batches: Iterator[_Found], schema: pa.Schema, tally: ClassCounts, where: str
     ) -> Iterator[pa.RecordBatch]:
         groups, table = self._candidates.groups, self._candidates.table
         row = 0
@@ -175,7 +175,7 @@ class ClassifyWorker:
             row += n
             yield predictions.record_batch(schema, table, batch, ids=found.ids, labels=found.labels)
 
-    def _schema(self, judge: Judge, id_type: pa.DataType, label: bool) -> pa.Schema:
+    def _schema(self, judge: ClassScorer, id_type: pa.DataType, label: bool) -> pa.Schema:
         metadata = {
             "raypq.model": judge.model.fingerprint,
             "raypq.metric": judge.metric,
@@ -219,7 +219,7 @@ def best_above(
 class Plan:
     """Everything that is known before any shard is opened."""
 
-    judges: Mapping[str, Judge]
+    judges: Mapping[str, ClassScorer]
     candidates: Candidates
     run: StoreRun
 
@@ -228,7 +228,7 @@ class Plan:
         """Loads models and classes, and looks at what is there already.
 
         Args:
-            own: as of ``appoint``.
+            own: as of ``build_scorers``.
 
         Raises:
             ConfigError: neither or both of codes and features, an unknown split.
@@ -240,7 +240,7 @@ class Plan:
         table = ClassTable.open(job.classes)
         candidates = Candidates.of(job, table)
         candidates.named.warn()
-        judges = appoint(job, codes, candidates, own=own)
+        judges = build_scorers(job, codes, candidates, own=own)
         if codes is not None and job.codes is not None:
             shards = stored_shards(job.codes, codes)
             models = [receipt.model for receipt in codes.shards]
@@ -314,7 +314,7 @@ def carry_out(job: ClassifyJob, plan: Plan, executor: Executor, record: RunRecor
     if job.features is not None:
         check_label_column([task.shard for task in plan.run.tasks], job.columns)
         rule = id_rule(plan.run, job.columns)
-    total = Tally.empty(len(table))
+    total = ClassCounts.empty(len(table))
     only = next(iter(plan.judges.values())) if len(plan.judges) == 1 else None
     alike = only.describe() if only else {}
     summary: dict[str, Any] = {
@@ -327,7 +327,7 @@ def carry_out(job: ClassifyJob, plan: Plan, executor: Executor, record: RunRecor
         "compressed": job.codes is not None,
     }
 
-    def reduce(result: tuple[shard_writer.Receipt, Tally]) -> shard_writer.Receipt:
+    def reduce(result: tuple[shard_writer.Receipt, ClassCounts]) -> shard_writer.Receipt:
         receipt, tally = result
         total.merge(tally)
         record.finished(receipt.rows)

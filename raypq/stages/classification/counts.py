@@ -22,7 +22,7 @@ from raypq.data.store.sidecars import Sidecar
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import InputError
 from raypq.execution.executor import TaskResult
-from raypq.metrics.accuracy import Tally
+from raypq.metrics.accuracy import ClassCounts
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, kept_task
 
@@ -30,11 +30,11 @@ _KIND = "counts"
 _FORMAT = 1
 
 # Reads the counts of shards that are in a store.
-ReadCounts = Callable[[Sequence[ShardTask]], Iterator[TaskResult[tuple[Receipt, Tally]]]]
+ReadCounts = Callable[[Sequence[ShardTask]], Iterator[TaskResult[tuple[Receipt, ClassCounts]]]]
 
 
 def write(
-    store: str, table: ClassTable, receipts: Sequence[Receipt], total: Tally
+    store: str, table: ClassTable, receipts: Sequence[Receipt], total: ClassCounts
 ) -> dict[str, list[Sidecar]]:
     """Writes the counts of these shards as a sidecar for the version that will hold them."""
     document = {
@@ -50,12 +50,12 @@ def write(
 
 def begin(
     read_counts: ReadCounts, run: StoreRun, table: ClassTable
-) -> tuple[Tally, frozenset[str]]:
+) -> tuple[ClassCounts, frozenset[str]]:
     """The counts to begin a run with, and the stems of kept shards that must be counted again.
 
     Counts of shards that the next version lacks are taken off; their files are read for that.
     """
-    everything = Tally.empty(len(table)), frozenset(run.kept)
+    everything = ClassCounts.empty(len(table)), frozenset(run.kept)
     if run.latest is None or not run.kept:
         return everything
     kept = {receipt.path for receipt in run.kept.values()}
@@ -71,7 +71,7 @@ def begin(
     return total, frozenset(more)  # an earlier run made these and did not come to commit them
 
 
-def _read(store: str, latest: Snapshot, table: ClassTable) -> Tally | None:
+def _read(store: str, latest: Snapshot, table: ClassTable) -> ClassCounts | None:
     found = latest.sidecars(store).get(_KIND)
     if not found:
         console.say(f"{store}: version {latest.version} has no counts of its own; all its shards "
@@ -83,13 +83,15 @@ def _read(store: str, latest: Snapshot, table: ClassTable) -> Tally | None:
             return None
         if document["classes"] != table.digest:
             return None
-        return Tally.of_plain(document["counts"], len(table))
+        return ClassCounts.of_plain(document["counts"], len(table))
     except (InputError, ValueError, KeyError, TypeError) as error:
         console.warn(f"counts cannot be used, so all shards are counted again: {error}")
         return None
 
 
-def _take_off(read_counts: ReadCounts, gone: Sequence[Receipt], total: Tally, *, rows: int) -> bool:
+def _take_off(
+    read_counts: ReadCounts, gone: Sequence[Receipt], total: ClassCounts, *, rows: int
+) -> bool:
     """Whether the counts of these shards could be taken off, which leaves so many rows."""
     tasks = [replace(kept_task(item), kept=item) for item in gone]
     for result in read_counts(tasks):

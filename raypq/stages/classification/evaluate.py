@@ -23,7 +23,7 @@ from raypq.data.store.snapshot import Snapshot
 from raypq.errors import InputError
 from raypq.execution.executor import Executor, WorkerPool, completed
 from raypq.execution.run_record import RunRecord
-from raypq.metrics.accuracy import Tally, class_mean, harmonic
+from raypq.metrics.accuracy import ClassCounts, class_mean, harmonic
 from raypq.metrics.confusion import Confusions
 from raypq.stages.classification.unknown_labels import check_labels
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
@@ -50,7 +50,7 @@ class Curve:
     @classmethod
     def of(
         cls,
-        tally: Tally,
+        tally: ClassCounts,
         chosen: NDArray[np.bool_],
         reach: NDArray[np.float64],
         gammas: Mapping[str, float] | None,
@@ -145,7 +145,7 @@ class Margins:
 class _Counted:
     """The first pass: counts, whether groups stand beside the classes, and the range of margins."""
 
-    tally: Tally
+    tally: ClassCounts
     confusions: Confusions
     grouped: bool
     reach: NDArray[np.float64]
@@ -170,7 +170,7 @@ class EvaluateWorker:
 
     def count(self, task: ShardTask) -> _Counted:
         """The first pass over a shard."""
-        tally = Tally.empty(len(self._table))
+        tally = ClassCounts.empty(len(self._table))
         confusions = Confusions()
         reach = np.array([np.inf, -np.inf])
         grouped = False
@@ -250,7 +250,9 @@ def evaluate(job: EvaluateJob, executor: Executor) -> dict[str, Any]:
     return {**result, "run": record.summary()}
 
 
-def per_class(tally: Tally, table: ClassTable, chosen: NDArray[np.bool_]) -> list[dict[str, Any]]:
+def per_class(
+    tally: ClassCounts, table: ClassTable, chosen: NDArray[np.bool_]
+) -> list[dict[str, Any]]:
     """Each class of ``chosen`` [T] that has images: how many, and their share right at top 1."""
     return [
         {
@@ -287,7 +289,7 @@ def _first_pass(
     pool: WorkerPool[EvaluateWorker], tasks: list[ShardTask], table: ClassTable
 ) -> _Counted:
     total = _Counted(
-        tally=Tally.empty(len(table)),
+        tally=ClassCounts.empty(len(table)),
         confusions=Confusions(),
         grouped=False,
         reach=np.array([np.inf, -np.inf]),
@@ -307,7 +309,7 @@ def _second_pass(pool: WorkerPool[EvaluateWorker], tasks: list[ShardTask], curve
 
 
 def groups(
-    tally: Tally, seen: NDArray[np.bool_], chosen: NDArray[np.bool_], *, grouped: bool
+    tally: ClassCounts, seen: NDArray[np.bool_], chosen: NDArray[np.bool_], *, grouped: bool
 ) -> dict[str, Any]:
     """ts, tr and H of GZSL, and top-1 among the label's own group (ZSL for unseen labels).
 
@@ -333,7 +335,7 @@ def groups(
 
 
 def calibrated(
-    curve: Curve, margins: Margins, tally: Tally, table: ClassTable, chosen: NDArray[np.bool_]
+    curve: Curve, margins: Margins, tally: ClassCounts, table: ClassTable, chosen: NDArray[np.bool_]
 ) -> dict[str, Any]:
     """The seen-unseen curve: its area, its best H (an oracle), and H at the chosen γ.
 

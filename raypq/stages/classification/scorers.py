@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import console, kernels
-from raypq.config import Answers, ClassifyJob, Metric
+from raypq.config import ClassificationTarget, ClassifyJob, Metric
 from raypq.data.class_list import Chosen
 from raypq.data.classes import ClassTable
 from raypq.data.storage import join
@@ -44,7 +44,7 @@ class Candidates:
     named: Chosen
 
     @classmethod
-    def of(cls, job: Answers, table: ClassTable) -> Candidates:
+    def of(cls, job: ClassificationTarget, table: ClassTable) -> Candidates:
         """The candidates of a job.
 
         Raises:
@@ -83,7 +83,7 @@ class Candidates:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Judge:
+class ClassScorer:
     """A model and how it is asked.
 
     Attributes:
@@ -123,13 +123,13 @@ class Judge:
         }
 
 
-def appoint(
+def build_scorers(
     job: ClassifyJob,
     codes: Snapshot | None,
     candidates: Candidates,
     *,
     own: Model | None = None,
-) -> dict[str, Judge]:
+) -> dict[str, ClassScorer]:
     """The judges by fingerprint: the model that the job names, or those that made the codes.
 
     Args:
@@ -166,7 +166,7 @@ def appoint(
         model = _with_table(model, table)
         # They must fit before any work starts.
         candidates.prototypes(model, candidates.chosen[: 1 if model.classes is None else None])
-        judges[name] = Judge(
+        judges[name] = ClassScorer(
             model=model, metric=job.metric or model.class_metric, calibration=calibration
         )
     return judges
@@ -185,7 +185,7 @@ def _with_table(model: Model, table: ClassTable) -> Model:
     return model.with_classes(ids, table.embeddings)
 
 
-def told_of(judges: Mapping[str, Judge], receipts: Iterable[Receipt]) -> dict[str, Any]:
+def told_of(judges: Mapping[str, ClassScorer], receipts: Iterable[Receipt]) -> dict[str, Any]:
     """What a version says of its models: each with its shards and rows."""
     shards: Counter[str] = Counter()
     rows: Counter[str] = Counter()

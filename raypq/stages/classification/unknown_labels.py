@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raypq import console
-from raypq.config import Answers, EvaluateJob
+from raypq.config import ClassificationTarget, EvaluateJob
 from raypq.data import unknown_classes
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import InputError
@@ -21,11 +21,13 @@ _SO = {
 }
 
 
-def check_labels(job: Answers | EvaluateJob, store: str, result: Mapping[str, Any]) -> None:
+def check_labels(
+    job: ClassificationTarget | EvaluateJob, store: str, result: Mapping[str, Any]
+) -> None:
     """Warns of names in a prediction store that the class table lacks, or refuses them.
 
     Args:
-        result: counts, as ``Tally.summary`` gives them.
+        result: counts, as ``ClassCounts.summary`` gives them.
 
     Raises:
         InputError: there are some, and the job refuses them.

@@ -8,13 +8,15 @@ from typing import Any
 from raypq.config import ReindexJob
 from raypq.data.features import count_rows
 from raypq.data.store import snapshot
-from raypq.stages.nightly.source_diff import Night
+from raypq.stages.nightly.source_diff import ReindexPlan
 
 _NAMES = 20  # of each kind that are told one by one
 _LOOK_BACK = 10  # versions, for the rate of earlier runs
 
 
-def plan_of(job: ReindexJob, night: Night, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def plan_of(
+    job: ReindexJob, night: ReindexPlan, answers: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """The plan as plain values.
 
     Args:
@@ -47,7 +49,7 @@ def plan_of(job: ReindexJob, night: Night, answers: Sequence[dict[str, Any]]) ->
     }
 
 
-def images_of(night: Night) -> int:
+def images_of(night: ReindexPlan) -> int:
     """Images to encode: known ones by their receipts, others by their bytes or their footers."""
     before = night.latest.shards if night.latest else ()
     rows = {receipt.shard: receipt.rows for receipt in before}

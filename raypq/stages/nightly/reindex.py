@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from raypq import console
-from raypq.config import Answers, ClassifyJob, ReindexJob
+from raypq.config import ClassificationTarget, ClassifyJob, ReindexJob
 from raypq.data.classes import ClassTable
 from raypq.data.store import lease
 from raypq.data.store.lease import Lease
@@ -28,7 +28,7 @@ from raypq.metrics.drift import Drifted, judge, known_baseline
 from raypq.stages.classification import classify, scorers, unknown_labels
 from raypq.stages.encoding import encode
 from raypq.stages.nightly import dry_run
-from raypq.stages.nightly.source_diff import Night, compare, encode_job
+from raypq.stages.nightly.source_diff import ReindexPlan, compare, encode_job
 from raypq.stages.stores import model_store, quarantine
 
 _FEW = 5  # shards of each head that a line names
@@ -86,7 +86,7 @@ def _rehearse(job: ReindexJob, model: Model) -> dict[str, Any]:
 def _encode(
     job: ReindexJob,
     model: Model,
-    night: Night,
+    night: ReindexPlan,
     executor: Executor,
     record: RunRecord,
     leases: Mapping[str, Lease],
@@ -126,7 +126,7 @@ def _encode(
     )
 
 
-def _check(job: ReindexJob, section: Answers, model: Model) -> None:
+def _check(job: ReindexJob, section: ClassificationTarget, model: Model) -> None:
     """Refuses classes that the model cannot serve, before hours go into codes.
 
     Raises:
@@ -136,10 +136,12 @@ def _check(job: ReindexJob, section: Answers, model: Model) -> None:
     table = ClassTable.open(section.classes)
     candidates = scorers.Candidates.of(section, table)
     task = ClassifyJob(model=job.model, features=job.features, **section.model_dump())
-    scorers.appoint(task, None, candidates, own=model)
+    scorers.build_scorers(task, None, candidates, own=model)
 
 
-def _classify_job(job: ReindexJob, section: Answers, version: int | None = None) -> ClassifyJob:
+def _classify_job(
+    job: ReindexJob, section: ClassificationTarget, version: int | None = None
+) -> ClassifyJob:
     return ClassifyJob(
         codes=job.codes,
         version=version,
@@ -151,7 +153,7 @@ def _classify_job(job: ReindexJob, section: Answers, version: int | None = None)
 
 def _classify(
     job: ReindexJob,
-    section: Answers,
+    section: ClassificationTarget,
     model: Model,
     codes: Snapshot,
     executor: Executor,
@@ -167,7 +169,7 @@ def _classify(
     return classify.carry_out(task, replace(plan, run=run), executor, record), True
 
 
-def _counts(night: Night) -> dict[str, int]:
+def _counts(night: ReindexPlan) -> dict[str, int]:
     return {
         name: len(getattr(night, name))
         for name in (
@@ -176,7 +178,7 @@ def _counts(night: Night) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _name(night: Night) -> None:
+def _name(night: ReindexPlan) -> None:
     """Names a few of the shards whose codes the next version does not take over."""
     heads = {
         "changed": [task.name for task in night.changed],
@@ -189,14 +191,16 @@ def _name(night: Night) -> None:
             console.say(f"{head}: {', '.join(sorted(uris)[:_FEW])}{more}", shards=len(uris))
 
 
-def _rollout(night: Night) -> dict[str, Any]:
+def _rollout(night: ReindexPlan) -> dict[str, Any]:
     """How far the shards are under the job's model and settings."""
     total = len(night.tasks)
     done = total - len(night.waiting)
     return {"done": done, "of": total, "share": round(done / total, 4) if total else 1.0}
 
 
-def _drift(job: ReindexJob, model: Model, night: Night, fresh: Sequence[Receipt]) -> dict[str, Any]:
+def _drift(
+    job: ReindexJob, model: Model, night: ReindexPlan, fresh: Sequence[Receipt]
+) -> dict[str, Any]:
     """The shards encoded tonight that are unlike the training data."""
     before = night.latest.shards if night.latest else ()
     old = {receipt.path for receipt in before}
@@ -216,7 +220,7 @@ def _drift(job: ReindexJob, model: Model, night: Night, fresh: Sequence[Receipt]
 
 def _report(
     job: ReindexJob,
-    night: Night,
+    night: ReindexPlan,
     codes: Snapshot,
     answers: Sequence[tuple[Snapshot, bool]],
     seconds: float,

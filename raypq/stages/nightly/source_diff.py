@@ -21,7 +21,7 @@ from raypq.stages.stores.work_id import encode_work
 
 
 @dataclass(kw_only=True, eq=False)
-class Night:
+class ReindexPlan:
     """Every shard of the source, and of the last version, under one of these heads.
 
     Attributes:
@@ -67,7 +67,7 @@ class Night:
         return replace(run, put_aside=self.put_aside)
 
 
-def compare(job: ReindexJob, model: Model) -> Night:
+def compare(job: ReindexJob, model: Model) -> ReindexPlan:
     """Compares the source with the last version of the codes.
 
     Raises:
@@ -82,7 +82,7 @@ def compare(job: ReindexJob, model: Model) -> Night:
     shards = under_known_stems(_listing(job, latest), known_stems(latest))
     seen = {shard.stem for shard in shards}
     before = latest.shards if latest else ()
-    night = Night(
+    night = ReindexPlan(
         latest=latest, new=[], changed=[], lost=[], touched=[], rolled=[], waiting=[], kept=[],
         put_aside=[], removed=[receipt for receipt in before if receipt.shard not in seen],
     )  # fmt: skip
@@ -174,7 +174,7 @@ def _holds_shards(uri: str) -> bool:
     return True
 
 
-def _refuse_a_vanished_source(job: ReindexJob, night: Night) -> None:
+def _refuse_a_vanished_source(job: ReindexJob, night: ReindexPlan) -> None:
     before = len(night.latest.shards) if night.latest else 0
     gone = len(night.removed)
     if not gone or gone <= job.max_removed * before:
@@ -188,7 +188,7 @@ def _refuse_a_vanished_source(job: ReindexJob, night: Night) -> None:
     )
 
 
-def _place_new(night: Night, known: _Known, task: ShardTask, *, retry: bool) -> None:
+def _place_new(night: ReindexPlan, known: _Known, task: ShardTask, *, retry: bool) -> None:
     aside = known.aside.get(task.shard.stem)
     if aside and not retry and quarantine.is_unchanged(aside, Source.of(task.shard), task.work):
         night.put_aside.append(aside)  # it was bad, and nothing about it has changed
@@ -196,14 +196,14 @@ def _place_new(night: Night, known: _Known, task: ShardTask, *, retry: bool) -> 
         night.new.append(task)
 
 
-def _place_changed(night: Night, receipt: Receipt, task: ShardTask, *, content: bool) -> None:
+def _place_changed(night: ReindexPlan, receipt: Receipt, task: ShardTask, *, content: bool) -> None:
     if content and receipt.source.sha256 and receipt.source.size == task.shard.size:
         night.touched.append(replace(task, kept=receipt))
     else:
         night.changed.append(task)
 
 
-def _roll(night: Night, stale: list[tuple[ShardTask, Receipt]], share: int) -> None:
+def _roll(night: ReindexPlan, stale: list[tuple[ShardTask, Receipt]], share: int) -> None:
     """Chooses which shards move tonight: by hash, so a rerun chooses the same, and any share of
     them is a fair sample of the database."""
     order = sorted(

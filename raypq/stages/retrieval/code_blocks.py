@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from raypq import kernels
 from raypq.data.codes import CodeBatch, CodeFile
 from raypq.data.filters import Filter
-from raypq.data.search_results import Ranked
+from raypq.data.search_results import SearchResults
 from raypq.data.storage import Shard
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import InputError, ModelError
@@ -34,7 +34,7 @@ PLACE_BITS = 40  # of the row within its file, in a place
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Block:
+class CodeBlock:
     """Rows that one model encoded.
 
     Attributes:
@@ -50,7 +50,7 @@ class Block:
     labels: pa.StringArray | None = None
 
     @classmethod
-    def join(cls, blocks: Sequence[Block]) -> Block:
+    def join(cls, blocks: Sequence[CodeBlock]) -> CodeBlock:
         """Several blocks of one model as one."""
         first = blocks[0]
         if len(blocks) == 1:
@@ -64,10 +64,10 @@ class Block:
             labels=pa.concat_arrays([block.labels for block in blocks]) if labelled else None,
         )
 
-    def take(self, rows: NDArray[np.int64]) -> Block:
+    def take(self, rows: NDArray[np.int64]) -> CodeBlock:
         """Some of the rows, in the order given."""
         index = pa.array(rows)
-        return Block(
+        return CodeBlock(
             fingerprint=self.fingerprint,
             B=self.B[rows],
             ids=self.ids.take(index),
@@ -83,7 +83,7 @@ def read_block(
     keep: Filter | None = None,
     *,
     labels: bool = False,
-) -> Block:
+) -> CodeBlock:
     """The rows of one code file that the filter keeps.
 
     Args:
@@ -103,7 +103,7 @@ def read_block(
             found=f"{file.id_type}; encode it again from features whose ids are all of one type",
         )
     if not file.rows:
-        return Block(
+        return CodeBlock(
             fingerprint=file.fingerprint,
             B=np.empty((0, file.M), np.uint8),
             ids=pa.array([], id_type),
@@ -111,10 +111,10 @@ def read_block(
             labels=pa.array([], pa.string()) if labels else None,
         )
     chosen = None if keep is None else keep.fit(id_type, file.uri)
-    parts: list[Block] = []
+    parts: list[CodeBlock] = []
     row = 0
     for batch in file.batches(_BATCH, labels=labels or keep is not None):
-        block = Block(
+        block = CodeBlock(
             fingerprint=file.fingerprint,
             B=batch.B,
             ids=batch.ids,
@@ -123,7 +123,7 @@ def read_block(
         )
         row += len(batch.B)
         parts.append(block if chosen is None else block.take(np.flatnonzero(chosen(batch))))
-    return Block.join(parts)
+    return CodeBlock.join(parts)
 
 
 def _labels(batch: CodeBatch) -> pa.StringArray:
@@ -147,17 +147,17 @@ def blocks_of(
     models: Mapping[str, Model],
     id_type: pa.DataType,
     keep: Filter | None = None,
-) -> Iterator[Block]:
+) -> Iterator[CodeBlock]:
     """The rows of several files, joined by model up to ``GROUP_ROWS`` at a time."""
-    held: dict[str, list[Block]] = {}
+    held: dict[str, list[CodeBlock]] = {}
     for shard in shards:
         block = read_block(shard, models, id_type, keep)
         waiting = held.setdefault(block.fingerprint, [])
         waiting.append(block)
         if sum(len(part.B) for part in waiting) >= GROUP_ROWS:
-            yield Block.join(held.pop(block.fingerprint))
+            yield CodeBlock.join(held.pop(block.fingerprint))
     for waiting in held.values():
-        yield Block.join(waiting)
+        yield CodeBlock.join(waiting)
 
 
 def groups(
@@ -177,7 +177,7 @@ def groups(
     return [tuple(group) for group in found]
 
 
-def topk(block: Block, tables: kernels.Tables, k: int, *, device: str = "cpu") -> Ranked:
+def topk(block: CodeBlock, tables: kernels.Tables, k: int, *, device: str = "cpu") -> SearchResults:
     """The k best rows of a block for each query; ties by id.
 
     Raises:
@@ -200,7 +200,7 @@ def topk(block: Block, tables: kernels.Tables, k: int, *, device: str = "cpu") -
             again, at = kernels.topk_per_query(block.B[order], some, k, device=device)
             score[tied], row[tied] = again, order[at]
     ids = block.ids.take(pa.array(row.reshape(-1)))
-    return Ranked(score=score, ids=ids, place=block.place[row])
+    return SearchResults(score=score, ids=ids, place=block.place[row])
 
 
 def ascending(ids: pa.Array) -> bool:

@@ -32,7 +32,7 @@ from raypq.config import RetrievalJob
 from raypq.data import search_results
 from raypq.data.codes import CodeFile
 from raypq.data.features import FeatureBatch, FeatureStore, open_features
-from raypq.data.search_results import Ranked
+from raypq.data.search_results import SearchResults
 from raypq.data.storage import Shard
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, InputError
@@ -42,7 +42,7 @@ from raypq.methods.base import Model
 from raypq.metrics.ranking import LEVELS
 from raypq.stages.retrieval.code_blocks import id_type_of
 from raypq.stages.retrieval.evaluate_worker import ExactTask, Figures, QueryTask, RetrievalWorker
-from raypq.stages.retrieval.query_vectors import unfit, vectors
+from raypq.stages.retrieval.query_vectors import report_invalid, vectors
 from raypq.stages.stores.code_store import metric_of, models_for, open_store
 from raypq.stages.stores.shard_task import stored_shards
 from raypq.stages.stores.shard_types import check_label_column
@@ -68,7 +68,7 @@ class _Queries:
             labels = pa.nulls(len(batch), pa.string())
         labelled = labels.is_valid().to_numpy(zero_copy_only=False)
         fit = np.asarray(np.isfinite(batch.X).all(axis=1))
-        self.refused += unfit(batch.ids, fit, uri, batch.row)
+        self.refused += report_invalid(batch.ids, fit, uri, batch.row)
         self.unlabelled += int((~labelled).sum())
         self.X.append(batch.X[fit & labelled])
         self.labels.append(labels.filter(pa.array(fit & labelled)))
@@ -196,10 +196,10 @@ def _rank(pool: WorkerPool[RetrievalWorker], tasks: Sequence[QueryTask]) -> Figu
 
 def _exact(
     pool: WorkerPool[RetrievalWorker], job: RetrievalJob, X: NDArray[np.float32], k: int
-) -> Ranked:
+) -> SearchResults:
     """The k nearest rows of all feature files for each query."""
     shards = FeatureStore.open(job.features or [], job.columns).shards
-    parts: list[Ranked] = []
+    parts: list[SearchResults] = []
     results = pool.map(RetrievalWorker.exact, [ExactTask(shard=shard) for shard in shards], X)
     for part in completed(results, total=len(shards), label="exact search"):
         parts = [search_results.merge([*parts, part], k)]
@@ -228,7 +228,7 @@ def _means(figures: Figures, at: Sequence[int]) -> dict[str, Any]:
     return found
 
 
-def _recalls(figures: Figures, exact: Ranked, at: Sequence[int]) -> dict[str, Any]:
+def _recalls(figures: Figures, exact: SearchResults, at: Sequence[int]) -> dict[str, Any]:
     if exact.ids.type != figures.first.type:
         raise InputError(
             "features",

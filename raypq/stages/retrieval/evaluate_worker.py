@@ -22,13 +22,13 @@ from raypq.config import Columns, Metric
 from raypq.data import search_results
 from raypq.data.features import FeatureBatch, open_features
 from raypq.data.ids import IdRule
-from raypq.data.search_results import Ranked
+from raypq.data.search_results import SearchResults
 from raypq.data.storage import Shard
 from raypq.errors import InputError
 from raypq.methods.base import Model
 from raypq.metrics.ranking import LEVELS, precision_at_relevant, precision_over_recall
-from raypq.stages.retrieval.code_blocks import Block, by_id, read_block
-from raypq.stages.retrieval.query_vectors import steady
+from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, read_block
+from raypq.stages.retrieval.query_vectors import apply_in_fixed_blocks
 
 _KEYS = 1 << 23  # scores that are ranked at once; a score, its key and a copy are 20 bytes
 _ROW = np.uint64(0xFFFFFFFF)  # of a key, the half that is the row
@@ -140,10 +140,10 @@ class RetrievalWorker:
         keys.sort(axis=1)
         return (keys & _ROW).astype(np.int64)
 
-    def exact(self, task: ExactTask, X: NDArray[np.float32]) -> Ranked:
+    def exact(self, task: ExactTask, X: NDArray[np.float32]) -> SearchResults:
         """The nearest rows of a feature file, uncompressed."""
         model = next(iter(self._models.values()))
-        V = steady(X, model.embed)
+        V = apply_in_fixed_blocks(X, model.embed)
         tables = model.tables(V, None, self._metric)
         k = max(self._at)
         text = pa.types.is_string(self._id_type)
@@ -151,16 +151,16 @@ class RetrievalWorker:
         with open_features(
             task.shard, self._columns, width=model.dx, labels=False, rule=rule
         ) as reader:
-            best = Ranked.empty(len(V), reader.id_type)
+            best = SearchResults.empty(len(V), reader.id_type)
             for batch in reader.batches():
                 best = search_results.merge([best, _nearest(model, tables, batch, k)], k)
-        return Ranked(score=best.score, ids=best.ids)
+        return SearchResults(score=best.score, ids=best.ids)
 
 
-def _nearest(model: Model, tables: kernels.Tables, batch: FeatureBatch, k: int) -> Ranked:
+def _nearest(model: Model, tables: kernels.Tables, batch: FeatureBatch, k: int) -> SearchResults:
     """The k nearest rows of a batch for each query, by exact scores; ties by id."""
     order = by_id(batch.ids)
-    U = steady(batch.X[order], model.embed)
+    U = apply_in_fixed_blocks(batch.X[order], model.embed)
     scale, offset = tables.row_terms(kernels.tables.squared_norms(U))
     U64, place = U.astype(np.float64), np.arange(len(U))
     k = min(k, len(U))
@@ -177,7 +177,7 @@ def _nearest(model: Model, tables: kernels.Tables, batch: FeatureBatch, k: int) 
         scores.append(np.take_along_axis(score, rows[-1], axis=1))
     chosen = order[np.concatenate(rows)]
     ids = batch.ids.take(pa.array(chosen.reshape(-1)))
-    return Ranked(score=np.concatenate(scores), ids=ids)
+    return SearchResults(score=np.concatenate(scores), ids=ids)
 
 
 def sort_keys(score: NDArray[np.float32], row: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -200,18 +200,18 @@ class _Held:
     ids: pa.Array
     label: NDArray[np.int64]
     names: pa.Array
-    blocks: list[Block]
+    blocks: list[CodeBlock]
     places: list[NDArray[np.int64]]
 
     @classmethod
     def read(
         cls, shards: Sequence[Shard], models: Mapping[str, Model], id_type: pa.DataType
     ) -> _Held:
-        held: dict[str, list[Block]] = {}
+        held: dict[str, list[CodeBlock]] = {}
         for shard in shards:
             block = read_block(shard, models, id_type, labels=True)
             held.setdefault(block.fingerprint, []).append(block)
-        blocks = [Block.join(parts) for parts in held.values()]
+        blocks = [CodeBlock.join(parts) for parts in held.values()]
         ids = pa.concat_arrays([block.ids for block in blocks])
         labels = pa.concat_arrays([block.labels for block in blocks])
         if labels.null_count == len(labels):

@@ -29,7 +29,7 @@ from raypq.methods.base import Array, Model, Normalise
 from raypq.methods.opq import OPQModel, OPQSettings
 from raypq.methods.pq import PQModel, PQSettings
 from raypq.methods.support.linear_model import LinearModel
-from raypq.stages.retrieval.code_blocks import Block, by_id, id_type_of, read_block
+from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, id_type_of, read_block
 from raypq.stages.stores.code_store import metric_of, models_for, open_store
 from raypq.stages.stores.shard_task import stored_shards
 
@@ -73,7 +73,7 @@ def export_faiss(job: ExportFaissJob) -> dict[str, Any]:
             index.prepend_transform(transform)
     named = faiss.IndexIDMap(index)  # takes empty ones only
     id_type = id_type_of(job.codes, version)
-    block = Block.join(
+    block = CodeBlock.join(
         [read_block(shard, models, id_type) for shard in stored_shards(job.codes, version)]
     )
     block = block.take(by_id(block.ids))

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from raypq.config import Distance, Metric
 from raypq.config.places import path_of
 from raypq.data import search_results
-from raypq.data.search_results import Ranked
+from raypq.data.search_results import SearchResults
 from raypq.errors import ConfigError, InputError
 from raypq.methods.base import Model
-from raypq.stages.retrieval.code_blocks import Block, by_id, id_type_of, read_block, topk
+from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, id_type_of, read_block, topk
 from raypq.stages.retrieval.query_vectors import vectors
 from raypq.stages.stores.code_store import metric_of, models_for, open_store
 from raypq.stages.stores.shard_task import stored_shards
@@ -50,13 +50,13 @@ class Index:
         self.version = found.version
         self.models = models_for(codes, found, None)
         self.metric = metric_of(self.models, metric)
-        held: dict[str, list[Block]] = {}
+        held: dict[str, list[CodeBlock]] = {}
         self._id_type = id_type_of(codes, found)
         for shard in stored_shards(codes, found):
             block = read_block(shard, self.models, self._id_type)
             held.setdefault(block.fingerprint, []).append(block)
         # In the order of ids the kernel's ties are the right ones.
-        joined = [Block.join(blocks) for blocks in held.values()]
+        joined = [CodeBlock.join(blocks) for blocks in held.values()]
         self._blocks = [block.take(by_id(block.ids)) for block in joined]
         ids = pa.concat_arrays([block.ids for block in self._blocks])
         self.ids = _plain(ids.take(pa.array(by_id(ids))))
@@ -116,7 +116,9 @@ class Index:
             names[rows, : best.k] = _plain(best.ids).reshape(best.score.shape)
         return D, names
 
-    def _scan(self, block: Block, X: NDArray[np.float32], k: int, distance: Distance) -> Ranked:
+    def _scan(
+        self, block: CodeBlock, X: NDArray[np.float32], k: int, distance: Distance
+    ) -> SearchResults:
         model = self.models[block.fingerprint]
         V = vectors(model, X, distance)
         return topk(block, model.tables(V, None, self.metric), k)

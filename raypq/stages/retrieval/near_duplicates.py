@@ -27,7 +27,7 @@ from raypq.execution.executor import Executor, TaskResult, WorkerPool, completed
 from raypq.execution.run_record import RunRecord
 from raypq.kernels.sdc import SymmetricTables
 from raypq.methods.base import Model
-from raypq.stages.retrieval.code_blocks import Block, groups, id_type_of, read_block
+from raypq.stages.retrieval.code_blocks import CodeBlock, groups, id_type_of, read_block
 from raypq.stages.stores.code_store import metric_of, models_for, open_store
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
@@ -118,13 +118,13 @@ class PairWorker:
         path = intermediate.write(plan.store, pa.concat_tables(parts))
         return Found(path=path, count=count)
 
-    def _read(self, shards: Sequence[Shard]) -> Block:
+    def _read(self, shards: Sequence[Shard]) -> CodeBlock:
         plan = self._plan
         models = {plan.model.fingerprint: plan.model}
-        return Block.join([read_block(shard, models, plan.id_type) for shard in shards])
+        return CodeBlock.join([read_block(shard, models, plan.id_type) for shard in shards])
 
     def _within(
-        self, one: Block, other: Block, *, same: bool
+        self, one: CodeBlock, other: CodeBlock, *, same: bool
     ) -> Iterator[tuple[pa.Array, pa.Array, NDArray[np.float32]]]:
         """Rows of the two blocks and their score, pair by pair."""
         plan = self._plan

@@ -19,7 +19,7 @@ from raypq.data.ids import IdRule
 from raypq.data.storage import Shard
 from raypq.errors import RaypqError, ShardFailure
 from raypq.methods.base import Model
-from raypq.stages.retrieval.query_vectors import unfit, vectors
+from raypq.stages.retrieval.query_vectors import report_invalid, vectors
 
 _MOST = 8192  # queries in a round
 _VALUES = 1 << 20  # values in a partial answer of a round
@@ -31,7 +31,7 @@ def round_size(k: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Segment:
+class QuerySlice:
     """Consecutive queries of one file within a round.
 
     Attributes:
@@ -46,7 +46,7 @@ class Segment:
 
 
 @dataclass(kw_only=True, eq=False)
-class Questions:
+class QueryRound:
     """One round.
 
     Attributes:
@@ -57,7 +57,7 @@ class Questions:
 
     V: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     T: int = 0
-    segments: list[Segment] = field(default_factory=list)
+    segments: list[QuerySlice] = field(default_factory=list)
     ends: list[tuple[int, pa.DataType]] = field(default_factory=list)
     failures: list[tuple[int, ShardFailure]] = field(default_factory=list)
 
@@ -81,10 +81,10 @@ class Reader:
         self._models, self._columns, self._distance = models, columns, distance
         self._size, self._rule = size, rule
         self._X: list[NDArray[np.float32]] = []
-        self._now = Questions()
+        self._now = QueryRound()
         self.refused: list[str] = []
 
-    def rounds(self, shards: Sequence[Shard]) -> Iterator[Questions]:
+    def rounds(self, shards: Sequence[Shard]) -> Iterator[QueryRound]:
         """All queries of the files. A file that cannot be read is a failure of its own."""
         width = next(iter(self._models.values())).dx
         for task, shard in enumerate(shards):
@@ -107,13 +107,13 @@ class Reader:
 
     def _add(
         self, task: int, X: NDArray[np.float32], ids: pa.Array, uri: str, row: int
-    ) -> Iterator[Questions]:
+    ) -> Iterator[QueryRound]:
         fit = np.asarray(np.isfinite(X).all(axis=1))
-        self.refused += unfit(ids, fit, uri, row)
+        self.refused += report_invalid(ids, fit, uri, row)
         done = 0
         while done < len(X):
             part = slice(done, done + self._size - self._now.T)
-            segment = Segment(task=task, ids=ids[part], asked=fit[part], start=self._now.T)
+            segment = QuerySlice(task=task, ids=ids[part], asked=fit[part], start=self._now.T)
             self._now.segments.append(segment)
             self._X.append(X[part][segment.asked])
             self._now.T += int(segment.asked.sum())
@@ -122,9 +122,9 @@ class Reader:
             if not room:
                 yield self._full()
 
-    def _full(self) -> Questions:
+    def _full(self) -> QueryRound:
         """The round as it is, its vectors embedded; the next one begins empty."""
-        found, self._now = self._now, Questions()
+        found, self._now = self._now, QueryRound()
         if found.T:
             X = np.concatenate(self._X)
             found.V = {

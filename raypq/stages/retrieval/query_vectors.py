@@ -15,7 +15,7 @@ from raypq.methods.base import Array, Model
 _STEADY = 256  # rows that are embedded together, always
 
 
-def steady(X: Array, embed: Callable[[Array], Array]) -> Array:
+def apply_in_fixed_blocks(X: Array, embed: Callable[[Array], Array]) -> Array:
     """``embed(X)`` in blocks of one size, the last filled up: a matrix product of another shape may
     add in another order, and a row's bits must not depend on its neighbours."""
     parts = []
@@ -31,11 +31,11 @@ def vectors(model: Model, X: NDArray[np.float32], distance: Distance) -> NDArray
     """What stands for queries X [n, dx] in the model's space [n, D]: as the model asks (adc),
     or the codewords of their codes (sdc)."""
     if distance == "sdc":
-        return model.decode(steady(X, model.encode))
-    return steady(X, model.queries)
+        return model.decode(apply_in_fixed_blocks(X, model.encode))
+    return apply_in_fixed_blocks(X, model.queries)
 
 
-def unfit(ids: pa.Array, fit: NDArray[np.bool_], uri: str, row: int) -> list[str]:
+def report_invalid(ids: pa.Array, fit: NDArray[np.bool_], uri: str, row: int) -> list[str]:
     """What is wrong with queries that are not fit to be answered; warned of, too.
 
     Args:

@@ -29,7 +29,7 @@ from raypq.errors import InputError
 from raypq.kernels.tables import squared_norms
 from raypq.methods.base import Model
 from raypq.stages.retrieval.code_blocks import PLACE_BITS
-from raypq.stages.retrieval.query_vectors import steady
+from raypq.stages.retrieval.query_vectors import apply_in_fixed_blocks
 
 _ROWS = 4096  # rows that are decoded together
 
@@ -160,7 +160,7 @@ def _score(
     order = np.argsort(rows, kind="stable")
     kind: IdKind = "string" if pa.types.is_string(ids.type) else "int64"
     for found, X, names in read_rows(shard, columns, model.dx, np.unique(rows), kind):
-        U = steady(X, model.embed)
+        U = apply_in_fixed_blocks(X, model.embed)
         low, high = np.searchsorted(rows[order], [found[0], found[-1] + 1])
         pairs = order[low:high]
         at = np.searchsorted(found, rows[pairs])

@@ -23,7 +23,7 @@ from raypq.data.codes import CodeFile
 from raypq.data.features import FeatureStore
 from raypq.data.filters import Filter, IdFile, unknown_ids
 from raypq.data.ids import IdRule
-from raypq.data.search_results import Ranked
+from raypq.data.search_results import SearchResults
 from raypq.data.storage import Shard, delete, join
 from raypq.data.store.shard_writer import Receipt
 from raypq.data.store.snapshot import Snapshot
@@ -33,7 +33,7 @@ from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model
 from raypq.stages.retrieval import rerank
 from raypq.stages.retrieval.code_blocks import groups, id_type_of
-from raypq.stages.retrieval.query_rounds import Questions, Reader, Segment, round_size
+from raypq.stages.retrieval.query_rounds import QueryRound, QuerySlice, Reader, round_size
 from raypq.stages.retrieval.search_worker import (
     MergeTask,
     Piece,
@@ -248,7 +248,7 @@ class _Rounds:
             self.unknown = unknown_ids(str(self._job.ids), unknown, len(ids), self._job.codes)
             console.warn(self.unknown)
 
-    def _questions(self, files: Sequence[ShardTask]) -> Iterator[Questions]:
+    def _questions(self, files: Sequence[ShardTask]) -> Iterator[QueryRound]:
         if self._asked is not None:
             ids = self._asked.of_type(self._plan.id_type)
             for at in range(0, len(ids), self._size):
@@ -264,7 +264,7 @@ class _Rounds:
         yield from reader.rounds([task.shard for task in files])
         self.refused = reader.refused
 
-    def _stored(self, ids: pa.Array, *, last: bool) -> Questions:
+    def _stored(self, ids: pa.Array, *, last: bool) -> QueryRound:
         """A round of stored codes, each decoded by the model that made it."""
         codes: dict[Any, tuple[str, bytes]] = {}
         tasks = [ScanTask(shards=group) for group in self._groups]
@@ -287,10 +287,10 @@ class _Rounds:
             raise ModelError(
                 self._job.codes, expected="codes of one common space", found="models of several D"
             )
-        return Questions(
+        return QueryRound(
             V={name: np.array(v, np.float32) for name in self._plan.models} if v else {},
             T=len(v),
-            segments=[Segment(task=0, ids=ids, asked=asked, start=0)],
+            segments=[QuerySlice(task=0, ids=ids, asked=asked, start=0)],
             ends=[(0, ids.type)] if last else [],
         )
 
@@ -298,7 +298,7 @@ class _Rounds:
         B = np.frombuffer(code, np.uint8)[None]
         return self._plan.models[fingerprint].decode(B)[0]
 
-    def _answer(self, questions: Questions) -> list[str]:
+    def _answer(self, questions: QueryRound) -> list[str]:
         """Scans and merges for one round; paths of the partial answers, at most ``_FAN``."""
         if not questions.T:
             return []
@@ -317,7 +317,7 @@ class _Rounds:
             paths = merged
         return self._rescored(paths, questions) if self._sources else paths
 
-    def _rescored(self, paths: list[str], questions: Questions) -> list[str]:
+    def _rescored(self, paths: list[str], questions: QueryRound) -> list[str]:
         """The one partial answer that there is, with exact scores."""
         store = self._plan.store
         for path in paths:
@@ -339,7 +339,7 @@ class _Rounds:
             for flat, value in self._pass(results, len(tasks)):
                 score.flat[flat] = value
             delete(join(store, path))
-            return [search_results.write_partial(store, Ranked(score=score, ids=answer.ids))]
+            return [search_results.write_partial(store, SearchResults(score=score, ids=answer.ids))]
         return []
 
     def _pass(self, results: Iterator[TaskResult[R]], total: int) -> list[R]:
@@ -348,7 +348,7 @@ class _Rounds:
         return list(completed(results, total=total, label="search", unit="groups of code shards"))
 
     def _write(
-        self, files: Sequence[ShardTask], questions: Questions, waiting: dict[int, list[Piece]]
+        self, files: Sequence[ShardTask], questions: QueryRound, waiting: dict[int, list[Piece]]
     ) -> Iterator[TaskResult[Receipt]]:
         for task, _ in questions.failures:
             waiting.pop(task, None)
@@ -367,5 +367,5 @@ class _Rounds:
             yield TaskResult(index, receipt)
 
 
-def _piece(segment: Segment, paths: Sequence[str]) -> Piece:
+def _piece(segment: QuerySlice, paths: Sequence[str]) -> Piece:
     return Piece(paths=tuple(paths), ids=segment.ids, asked=segment.asked, start=segment.start)

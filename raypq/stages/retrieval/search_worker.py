@@ -20,13 +20,13 @@ from raypq.config import Columns, Metric
 from raypq.data import search_results
 from raypq.data.codes import CodeFile
 from raypq.data.filters import Filter
-from raypq.data.search_results import Ranked
+from raypq.data.search_results import SearchResults
 from raypq.data.storage import Shard
 from raypq.data.store import shard_writer
 from raypq.errors import ModelError
 from raypq.methods.base import Model
 from raypq.stages.retrieval import rerank
-from raypq.stages.retrieval.code_blocks import Block, blocks_of, topk
+from raypq.stages.retrieval.code_blocks import CodeBlock, blocks_of, topk
 
 _IDS = 1 << 17  # that are looked through at once
 
@@ -121,7 +121,7 @@ class SearchWorker:
     def scan(self, task: ScanTask, V: Vectors) -> str | None:
         """The best rows of a group for a round of queries; None where it has none."""
         plan = self._plan
-        best: Ranked | None = None
+        best: SearchResults | None = None
         for block in blocks_of(task.shards, plan.models, plan.id_type, plan.keep):
             if not len(block.B):
                 continue
@@ -129,7 +129,7 @@ class SearchWorker:
             best = search_results.merge([best, found] if best else [found], plan.depth)
         return None if best is None else self._put(best)
 
-    def _table(self, block: Block, V: Vectors) -> kernels.Tables:
+    def _table(self, block: CodeBlock, V: Vectors) -> kernels.Tables:
         if block.fingerprint not in V:
             raise ModelError(
                 f"codes of model {block.fingerprint[:12]}",
@@ -146,9 +146,9 @@ class SearchWorker:
                     self._tables[name] = model.tables(V[name], None, self._plan.metric)
             return self._tables
 
-    def _put(self, answer: Ranked) -> str:
+    def _put(self, answer: SearchResults) -> str:
         if not self._plan.reranked:  # nobody will ask where the rows stand
-            answer = Ranked(score=answer.score, ids=answer.ids)
+            answer = SearchResults(score=answer.score, ids=answer.ids)
         return search_results.write_partial(self._plan.store, answer)
 
     def find(self, task: ScanTask, ids: pa.Array) -> list[tuple[str, pa.Array, NDArray[np.uint8]]]:
@@ -205,7 +205,7 @@ class SearchWorker:
         plan = self._plan
         for piece in pieces:
             T = int(piece.asked.sum())
-            parts = [Ranked.empty(T, plan.id_type)]
+            parts = [SearchResults.empty(T, plan.id_type)]
             for path in piece.paths:
                 part = search_results.read_partial(plan.store, path)
                 parts.append(part.queries(piece.start, piece.start + T))

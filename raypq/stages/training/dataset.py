@@ -14,7 +14,7 @@ from raypq.data.classes import ClassTable
 from raypq.data.features import FeatureBatch, FeatureStore, read_batches, survey
 from raypq.data.storage import Shard
 from raypq.errors import ConfigError, InputError, ShardFailure
-from raypq.methods.base import Corpus, Method, TrainBatch
+from raypq.methods.base import Method, TrainBatch, TrainingSetInfo
 from raypq.stages.stores.shard_types import check_label_column
 
 
@@ -104,7 +104,7 @@ def training_batches(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
+class ShardListing:
     """A store's shards as tasks with their row numbers, and those whose footers are bad."""
 
     tasks: Sequence[TrainTask]
@@ -112,7 +112,7 @@ class Listed:
     failures: Sequence[ShardFailure]
 
     @classmethod
-    def open(cls, uris: Sequence[str], columns: Columns) -> Listed:
+    def open(cls, uris: Sequence[str], columns: Columns) -> ShardListing:
         """Reads every footer."""
         found = survey(FeatureStore.open(uris, columns))
         starts = [0, *accumulate(found.rows)]
@@ -133,10 +133,10 @@ class Plan:
     """The shards to train on, and what their footers and the class table say."""
 
     tasks: Sequence[TrainTask]
-    corpus: Corpus
+    corpus: TrainingSetInfo
     classes: TrainingClasses | None
     failures: Sequence[ShardFailure]
-    unlabelled: Listed | None = None
+    unlabelled: ShardListing | None = None
 
     @classmethod
     def make(cls, job: TrainJob, method: Method) -> Plan:
@@ -147,11 +147,11 @@ class Plan:
             InputError: the unlabelled store has another width.
         """
         classes = _classes(job, method)
-        found = Listed.open(job.features, job.columns)
+        found = ShardListing.open(job.features, job.columns)
         check_label_column([task.shard for task in found.tasks], job.columns)
         unlabelled = _unlabelled(job, method, found.width)
         others = classes.others if classes else None
-        corpus = Corpus(
+        corpus = TrainingSetInfo(
             N=found.rows,
             dx=found.width,
             A=classes.embeddings_if(method.needs_embeddings) if classes else None,
@@ -177,14 +177,14 @@ def _classes(job: TrainJob, method: Method) -> TrainingClasses | None:
     return TrainingClasses.open(job.classes)
 
 
-def _unlabelled(job: TrainJob, method: Method, width: int) -> Listed | None:
+def _unlabelled(job: TrainJob, method: Method, width: int) -> ShardListing | None:
     if job.unlabelled and not method.needs_unlabelled:
         raise ConfigError(
             f"--unlabelled (unlabelled): {job.method} learns from labelled rows alone"
         )
     if not job.unlabelled:
         return None
-    found = Listed.open(job.unlabelled, job.columns)
+    found = ShardListing.open(job.unlabelled, job.columns)
     if found.width != width:
         raise InputError(
             job.unlabelled[0],

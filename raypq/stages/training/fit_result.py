@@ -15,7 +15,7 @@ def nothing() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
+class FitResult:
     """A model, the shards left out, the images used, what some shards look like to the model,
     and what to clear once it is saved."""
 

@@ -24,12 +24,12 @@ from raypq.data.storage import is_local, join, local_path
 from raypq.errors import InputError, ShardFailure
 from raypq.execution.executor import Executor, completed
 from raypq.execution.run_record import RunRecord
-from raypq.methods.base import Corpus, ReductionMethod
+from raypq.methods.base import ReductionMethod, TrainingSetInfo
 from raypq.methods.gradient import GradientMethod, Network, seeded, tensor_of
 from raypq.methods.support.statistics import scale
 from raypq.stages.training.checkpoint import Checkpoints
 from raypq.stages.training.dataset import Plan, TrainingClasses, TrainTask, training_batches
-from raypq.stages.training.fit_result import Fitted
+from raypq.stages.training.fit_result import FitResult
 from raypq.stages.training.reduction import TrainWorker, cache_of, iterate, measure, run_pass
 from raypq.stages.training.row_stream import Source
 from raypq.stages.training.sample import draw
@@ -106,7 +106,7 @@ class ScanWorker:
 
 def learn(
     job: TrainJob, method: GradientMethod, plan: Plan, executor: Executor, record: RunRecord
-) -> Fitted:
+) -> FitResult:
     """Trains a method by gradient.
 
     Raises:
@@ -150,7 +150,7 @@ def learn(
         record.observe(pool, "train"),
     ):
         measured = measure(pool, tasks, model)
-    return Fitted(
+    return FitResult(
         model=model,
         failures=failures,
         images=images,
@@ -247,7 +247,9 @@ def _folder(job: TrainJob) -> str:
     return str(local_path(uri).absolute()) if is_local(uri) else uri
 
 
-def _identity(job: TrainJob, method: GradientMethod, corpus: Corpus, plan: Plan) -> dict[str, Any]:
+def _identity(
+    job: TrainJob, method: GradientMethod, corpus: TrainingSetInfo, plan: Plan
+) -> dict[str, Any]:
     """What a checkpoint must agree with to be gone on from."""
     digest = hashlib.sha256("\n".join(corpus.names).encode())
     tasks = [*plan.tasks, *(plan.unlabelled.tasks if plan.unlabelled else ())]

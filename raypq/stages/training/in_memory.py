@@ -8,7 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypq.methods.base import Corpus, Method, Model, ReductionMethod, State, Stats, TrainBatch
+from raypq.methods.base import (
+    Method,
+    Model,
+    ReductionMethod,
+    State,
+    Stats,
+    TrainBatch,
+    TrainingSetInfo,
+)
 from raypq.methods.gradient import Batch, GradientMethod, Network, Phase, seeded
 from raypq.methods.support.linear_model import normalise
 from raypq.methods.support.statistics import scale
@@ -20,7 +28,9 @@ _BATCH = 4096  # rows of a batch of statistics
 Rows = tuple[NDArray[np.float32], NDArray[np.int32]]
 
 
-def fit_rows(method: Method, corpus: Corpus, X: NDArray[np.float32], y: NDArray[np.int32]) -> Model:
+def fit_in_memory(
+    method: Method, corpus: TrainingSetInfo, X: NDArray[np.float32], y: NDArray[np.int32]
+) -> Model:
     """The model of rows X [n, dx] with targets y [n] among the L classes of ``corpus``.
 
     Raises:
@@ -34,7 +44,7 @@ def fit_rows(method: Method, corpus: Corpus, X: NDArray[np.float32], y: NDArray[
 
 
 def _reduce(
-    method: ReductionMethod, corpus: Corpus, X: NDArray[np.float32], y: NDArray[np.int32]
+    method: ReductionMethod, corpus: TrainingSetInfo, X: NDArray[np.float32], y: NDArray[np.int32]
 ) -> Model:
     def run_pass(state: State) -> Stats:
         stats = Stats()
@@ -47,7 +57,7 @@ def _reduce(
 
 
 def _descend(
-    method: GradientMethod, corpus: Corpus, X: NDArray[np.float32], y: NDArray[np.int32]
+    method: GradientMethod, corpus: TrainingSetInfo, X: NDArray[np.float32], y: NDArray[np.int32]
 ) -> Model:
     settings = method.settings
     method.check(corpus)
@@ -68,7 +78,7 @@ def _descend(
     if follower is not None:
         with torch.inference_mode():
             U = network.embed(torch.from_numpy(X)).float().numpy()
-        codebooks = _reduce(follower, Corpus(N=len(U), dx=U.shape[1]), U, y).C
+        codebooks = _reduce(follower, TrainingSetInfo(N=len(U), dx=U.shape[1]), U, y).C
     return method.freeze(network, corpus, scale=fitted, codebooks=codebooks, record={})
 
 

@@ -17,11 +17,11 @@ from raypq.errors import ShardFailure
 from raypq.execution.executor import Executor
 from raypq.execution.run_record import RunRecord
 from raypq.methods import registry
-from raypq.methods.base import Corpus, Model, ReductionMethod, State, Stats
+from raypq.methods.base import Model, ReductionMethod, State, Stats, TrainingSetInfo
 from raypq.methods.gradient import GradientMethod
 from raypq.metrics.drift import baseline_of
 from raypq.stages.training.dataset import Plan
-from raypq.stages.training.fit_result import Fitted
+from raypq.stages.training.fit_result import FitResult
 from raypq.stages.training.gradient import learn
 from raypq.stages.training.reduction import TrainWorker, cache_of, iterate, measure, run_pass
 from raypq.stages.training.tune import tune
@@ -98,7 +98,7 @@ def train(job: TrainJob, executor: Executor) -> Trained:
     return Trained(model=model, quarantined=fitted.failures, summary=summary)
 
 
-def _with_classes(model: Model, corpus: Corpus) -> Model:
+def _with_classes(model: Model, corpus: TrainingSetInfo) -> Model:
     """The model with prototypes of the whole class table, where they depend on one another."""
     if not model.joint_classes or corpus.A is None:
         return model
@@ -110,7 +110,7 @@ def _with_classes(model: Model, corpus: Corpus) -> Model:
 
 def _reduce(
     job: TrainJob, method: ReductionMethod, plan: Plan, executor: Executor, record: RunRecord
-) -> Fitted:
+) -> FitResult:
     """Every pass of a method by reduction."""
     tasks = list(plan.tasks)
     left_out: list[ShardFailure] = []
@@ -142,7 +142,7 @@ def _reduce(
         model = method.model(state)
         measured = measure(pool, tasks, model)
     images = sum(task.rows for task in tasks)
-    return Fitted(model=model, failures=left_out, images=images, measured=measured)
+    return FitResult(model=model, failures=left_out, images=images, measured=measured)
 
 
 def _log(name: str, state: State) -> None:

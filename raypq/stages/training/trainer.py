@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raypq.data.prefetch import ahead
 from raypq.errors import DivergenceError
 from raypq.execution.executor import Rank, Report
-from raypq.methods.base import Corpus
+from raypq.methods.base import TrainingSetInfo
 from raypq.methods.gradient import (
     Batch,
     GradientMethod,
@@ -57,7 +57,7 @@ class TrainingSpec:
     """
 
     method: GradientMethod
-    corpus: Corpus
+    corpus: TrainingSetInfo
     labelled: Source
     unlabelled: Source | None
     scale: Mapping[str, NDArray[np.float32]]

@@ -23,9 +23,9 @@ from raypq.execution.executor import Executor
 from raypq.execution.run_record import RunRecord
 from raypq.kernels import topk_per_vector
 from raypq.methods import registry
-from raypq.methods.base import Corpus, Model
+from raypq.methods.base import Model, TrainingSetInfo
 from raypq.metrics.accuracy import harmonic
-from raypq.stages.training.in_memory import fit_rows
+from raypq.stages.training.in_memory import fit_in_memory
 from raypq.stages.training.sample import draw
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Sample:
 
     X: NDArray[np.float32]
     y: NDArray[np.int32]
-    corpus: Corpus
+    corpus: TrainingSetInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Judged:
+class TrialScores:
     """What a trial found: accuracies, and what every γ would make of them.
 
     Attributes:
@@ -121,7 +121,7 @@ def tune(job: TrainJob, plan: Plan, executor: Executor, record: RunRecord) -> Tu
     trials = [
         Trial(settings=chosen, split=split) for chosen in combinations for split in range(SPLITS)
     ]
-    judged: list[Judged] = []
+    judged: list[TrialScores] = []
     args = (job.method, dict(job.settings), sample, seed)
     with (
         executor.start_workers(TuneWorker, *args, stage="tune") as pool,
@@ -136,7 +136,7 @@ def tune(job: TrainJob, plan: Plan, executor: Executor, record: RunRecord) -> Tu
     return _choose(job, combinations, judged)
 
 
-def _choose(job: TrainJob, combinations: list[dict[str, Any]], judged: list[Judged]) -> Tuned:
+def _choose(job: TrainJob, combinations: list[dict[str, Any]], judged: list[TrialScores]) -> Tuned:
     groups = [judged[at : at + SPLITS] for at in range(0, len(judged), SPLITS)]
     table = []
     for chosen, group in zip(combinations, groups, strict=True):
@@ -182,7 +182,7 @@ class TuneWorker:
     def __init__(self, method: str, fixed: Mapping[str, Any], sample: Sample, seed: int) -> None:
         self._method, self._fixed, self._sample, self._seed = method, fixed, sample, seed
 
-    def run(self, trial: Trial) -> Judged:
+    def run(self, trial: Trial) -> TrialScores:
         """Trains and judges under the settings of a trial."""
         sample = self._sample
         unseen, fit = split_rows(sample.y, sample.corpus.L, self._seed, trial.split)
@@ -203,8 +203,8 @@ class TuneWorker:
         place[chosen] = np.arange(len(chosen), dtype=np.int32)
         X, y = sample.X[rows], place[sample.y[rows]]
         names = tuple(sample.corpus.names[index] for index in chosen)
-        corpus = Corpus(N=len(X), dx=X.shape[1], A=sample.corpus.A[chosen], names=names)
-        return fit_rows(method, corpus, X, y)
+        corpus = TrainingSetInfo(N=len(X), dx=X.shape[1], A=sample.corpus.A[chosen], names=names)
+        return fit_in_memory(method, corpus, X, y)
 
 
 def split_rows(
@@ -220,7 +220,7 @@ def split_rows(
 
 def judge(
     model: Model, sample: Sample, unseen: NDArray[np.bool_], rows: NDArray[np.bool_]
-) -> Judged:
+) -> TrialScores:
     """Scores rows against all training classes, without compression."""
     assert sample.corpus.A is not None, "checked before"
     U, y = model.embed(sample.X[rows]), sample.y[rows]
@@ -234,7 +234,7 @@ def judge(
     images = np.bincount(y, minlength=len(unseen))
     classes = np.where(of_seen, (images[~unseen] > 0).sum(), (images[unseen] > 0).sum())
     share = right / images[y] / classes
-    return Judged(
+    return TrialScores(
         zsl=float(share[~of_seen].sum()),
         margin=best["seen"][0] - best["unseen"][0],
         share=share,
