@@ -21,8 +21,49 @@ from raypq.cli import (
     training,
 )
 
+_GROUPS = {
+    "Main path": (
+        training.train,
+        encoding.encode,
+        classification.classify,
+        classification.evaluate,
+    ),
+    "Retrieval": (
+        retrieval.search,
+        retrieval.duplicates,
+        retrieval.export_faiss,
+        retrieval.import_faiss,
+    ),
+    "Nightly": (nightly.reindex, snapshots.snapshots),
+    "Data": (
+        preparation.extract,
+        preparation.repack,
+        preparation.split,
+        preparation.import_xlsa17,
+    ),
+    "New classes and papers": (
+        classification.add_classes,
+        classification.infer_semantics,
+        training.ablation,
+    ),
+    "Tools": (demo.demo, report.report, plan.plan, bench.bench, doctor.doctor),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class _Grouped(click.Group):
+    """A group that lists its commands by topic."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in _GROUPS.items():
+            with formatter.section(title):
+                rows = [(str(one.name), one.get_short_help_str(limit=80)) for one in commands]
+                formatter.write_dl(rows)
+
+
+@click.group(
+    cls=_Grouped,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__)
 def main() -> None:
     """Compress image features to a few dozen bytes each; classify and search straight from the
@@ -38,28 +79,6 @@ def main() -> None:
     """
 
 
-for command in (
-    training.train,
-    encoding.encode,
-    preparation.repack,
-    preparation.extract,
-    preparation.split,
-    training.ablation,
-    classification.classify,
-    classification.evaluate,
-    retrieval.search,
-    retrieval.duplicates,
-    retrieval.export_faiss,
-    retrieval.import_faiss,
-    classification.add_classes,
-    classification.infer_semantics,
-    preparation.import_xlsa17,
-    nightly.reindex,
-    snapshots.snapshots,
-    report.report,
-    plan.plan,
-    bench.bench,
-    doctor.doctor,
-    demo.demo,
-):
-    main.add_command(command)
+for commands in _GROUPS.values():
+    for command in commands:
+        main.add_command(command)
