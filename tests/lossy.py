@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import fsspec
@@ -16,11 +17,13 @@ class LossyFileSystem(MemoryFileSystem):
     pseudo_dirs = [""]  # noqa: RUF012
     answers: list[Exception] = []  # noqa: RUF012
     done = True
+    one_step = Lock()  # the parent looks and then writes
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         answer = self.answers.pop(0) if self.answers else None
         if answer is None or self.done:
-            super().pipe_file(path, value, mode=mode, **kwargs)
+            with self.one_step:
+                super().pipe_file(path, value, mode=mode, **kwargs)
         if answer is not None:
             raise answer
 

@@ -47,7 +47,7 @@ _SOLVE = 384
 _SMALL_ROWS, _SMALL_SHARDS, _SMALL_DX, _SMALL_M = 65_536, 4, 16, 4
 _TINY_SHARDS = 32
 _MEMORY = """
-import pathlib, raypq.api, raypq.stages.classify, raypq.stages.train
+import pathlib, raypq.api, raypq.stages.classification.classify, raypq.stages.training.train
 status = pathlib.Path("/proc/self/status")
 text = status.read_text() if status.exists() else ""
 print(text.partition("VmRSS:")[2].split()[0] if text else 0)

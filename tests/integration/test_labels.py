@@ -223,7 +223,9 @@ def probed(root: Path) -> None:
 def test_a_label_column_that_no_shard_has(tmp_path, run):
     for part in range(2):
         shard(tmp_path / "features" / f"p{part}.parquet", X[:N], pa.array(range(N)), STRINGS)
-    with pytest.raises(InputError, match=r"'klass' \(--label-column\).*found columns id, fea.*lab"):
+    with pytest.raises(
+        InputError, match=r"'klass' \(--label-column, columns.label\).*found columns id, fea.*lab"
+    ):
         run(tmp_path)
     assert not (tmp_path / "codes" / "snapshots").exists()
     # One shard that has it is enough: another may be without labels.
@@ -236,7 +238,7 @@ def test_a_label_column_that_no_shard_has(tmp_path, run):
 
 
 def test_classified_features_with_a_label_column_that_no_shard_has(home):
-    with pytest.raises(InputError, match=r"'klass' \(--label-column\)"):
+    with pytest.raises(InputError, match=r"'klass' \(--label-column, columns.label\)"):
         home.classify(codes=None, model=home("old"), features=[home("features")], columns=NAMED)
 
 

@@ -207,7 +207,7 @@ def test_a_class_with_one_sample(world, tmp_path):
     ("method", "changes", "reason"),
     [
         ("gpq", {"unlabelled": []}, "gpq learns from unlabelled rows too.*--unlabelled"),
-        ("dpq", {"unlabelled": ["x"]}, "--unlabelled: dpq learns from labelled rows alone"),
+        ("dpq", {"unlabelled": ["x"]}, r"--unlabelled \(unlabelled\): dpq learns"),
         ("dpq", {"set": {"batch": 4}}, "batch: 4 rows .* fewer than the 8 training classes"),
         ("dpq", {"set": {"batch": 301}}, "batch: 301 rows are more than the 300 to train on"),
         ("dpq", {"set": {"validation": 280}}, "less 280 for validation"),

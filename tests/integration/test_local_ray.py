@@ -64,7 +64,7 @@ def test_a_folder_that_cannot_be_written_to(home: Any, short: Path) -> None:
     folder = str(short / "file")
     said = told(encode(home, RAY_TMPDIR=folder))
     assert f"Check that {folder} can be written to" in said
-    assert "--cluster none does the same without Ray" in said
+    assert "--cluster none (cluster: none) does the same without Ray" in said
     whole = encode(home, "--debug", RAY_TMPDIR=folder)
     assert "Traceback" in whole
     assert "ray.init(" in whole, "what Ray was at is not lost"

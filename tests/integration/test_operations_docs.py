@@ -105,7 +105,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_the_metrics_of_the_page_are_those_that_there_are() -> None:
-    source = (ROOT / "raypq" / "distributed" / "metrics.py").read_text(encoding="utf-8")
+    source = (ROOT / "raypq" / "distributed" / "pool_metrics.py").read_text(encoding="utf-8")
     counters = {f"ray_raypq_{name}_total" for name in re.findall(r'counter\("(\w+)"', source)}
     gauges = {f"ray_raypq_{name}" for name in re.findall(r'gauge\("(\w+)"', source)}
     histograms = {f"ray_{name}" for name in re.findall(r'"(raypq_\w+)"', source)}

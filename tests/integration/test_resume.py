@@ -226,7 +226,7 @@ def test_a_killed_driver_is_taken_over(place: Path) -> None:
         "import sys, time\n"
         "from raypq import api\n"
         "from raypq.config import EncodeJob, read_mapping\n"
-        "from raypq.data import journal\n"
+        "from raypq.data.store import journal\n"
         "from raypq.stages.encoding.encode import EncodeWorker\n"
         "journal._SECONDS = 0.0\n"
         "work = EncodeWorker.encode\n"

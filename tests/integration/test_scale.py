@@ -80,7 +80,7 @@ _ENCODE = """
 import re, sys
 from pathlib import Path
 import pyarrow.parquet, torch
-import raypq.api, raypq.stages.encode
+import raypq.api, raypq.stages.encoding.encode
 from raypq.methods import registry
 from raypq.config import EncodeJob
 

@@ -137,7 +137,10 @@ def test_what_encode_would_refuse_is_refused_in_its_words(write, tmp_path, colum
 @pytest.mark.parametrize(
     ("columns", "says"),
     [
-        (Columns(label="lable"), r"'lable' \(--label-column\).*found columns id, feature, label"),
+        (
+            Columns(label="lable"),
+            r"'lable' \(--label-column, columns.label\).*found columns id, feature, label",
+        ),
         (Columns(id="idd"), r"a column 'idd', found columns id, feature, label"),
         (Columns(feature="vec"), r"a column 'vec', found columns id, feature, label"),
     ],
