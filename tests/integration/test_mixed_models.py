@@ -95,9 +95,7 @@ def test_features_need_a_model(home: Any) -> None:
 def test_a_store_without_its_model_says_what_to_do(home: Any) -> None:
     home.encode("old")
     shutil.rmtree(home("codes/models"))
-    with pytest.raises(
-        ModelError, match=r"name it by raypq classify --model.*found no model\.json"
-    ):
+    with pytest.raises(ModelError, match=r"raypq classify --model.*found no model\.json"):
         home.classify()
     assert home.classify(model=home("old")).rows == 600
 

@@ -139,7 +139,7 @@ def test_what_encode_would_refuse_is_refused_in_its_words(write, tmp_path, colum
     [
         (
             Columns(label="lable"),
-            r"'lable' \(--label-column, columns.label\).*found columns id, feature, label",
+            r"'lable' \(--label-column, columns.label\).*found columns id, feature",
         ),
         (Columns(id="idd"), r"a column 'idd', found columns id, feature, label"),
         (Columns(feature="vec"), r"a column 'vec', found columns id, feature, label"),
