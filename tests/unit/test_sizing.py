@@ -103,6 +103,7 @@ def _compare(root: Path, clock: Callable[[], float]) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow  # tests beside it would share its caches and cores
 def test_a_plan_holds_within_30_percent_of_processor_time(tmp_path: Path) -> None:
     """By the processor's clock, which others on the machine disturb little."""
     ratio = _compare(tmp_path, time.process_time)
