@@ -1,6 +1,6 @@
 """The work of the kill tests: a store of small shards, half of which change every night.
 
-Everything that a run stands on is the real thing (plan, gang, seats, shard files, journal,
+Everything that a run stands on is the real thing (plan, worker pool, actors, shard files, journal,
 commit); only the computing is a short sleep. Run as a script it is one of the processes:
 ``night.py drivers|keeper|reader ...``.
 """
