@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -260,6 +261,31 @@ def test_gc_takes_old_temporary_files_everywhere(store: Path) -> None:
     assert not list(store.rglob("*.part"))
     assert not list(store.rglob(".clock-*"))
     assert keep.exists()
+
+
+@pytest.mark.parametrize("times", [1, 3, 99])
+def test_a_clock_file_that_a_gc_took_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """A gc of age 0 takes it between the writing and the look."""
+    from raypq.data.storage import operations
+
+    looks = []
+    look = operations.list_files
+
+    def taken(folder: str) -> dict[str, Any]:
+        looks.append(folder)
+        found = look(folder)
+        return {} if len(looks) <= times else found
+
+    monkeypatch.setattr(operations, "list_files", taken)
+    if times == 99:
+        with pytest.raises(OSError, match="5 files were removed as they were written"):
+            operations.now(str(tmp_path))
+    else:
+        assert abs(operations.now(str(tmp_path)) - time.time()) < 60
+        assert len(looks) == times + 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["json", "tensors", "folder", "all", "swapped"])

@@ -6,6 +6,7 @@ Everything that writes or lists a store goes through the functions here, and the
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from raypq.data.storage.settings import StorageSettings
 from raypq.errors import InputError
 
 _PIECE = 8 << 20  # bytes read at once
+_CLOCK_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -277,12 +279,16 @@ def sync_folder(uri: str) -> None:
 def now(folder: str) -> float:
     """The time by the clock that dates the files of a folder (seconds since 1970).
 
-    Asked by writing a file there: the clock of this machine may be days off that of the storage.
+    Read from a file that is written there: the clock of this machine may be days off that of the
+    storage. A gc that takes files of any age may take this one too, so there are several tries.
     """
-    name = f".clock-{uuid.uuid4().hex}"
-    probe = join(folder, name)
-    create(probe, b"what time is it?")
-    try:
-        return list_files(folder)[name].written
-    finally:
-        delete(probe)
+    for _ in range(_CLOCK_TRIES):
+        name = f".clock-{uuid.uuid4().hex}"
+        probe = join(folder, name)
+        create(probe, b"what time is it?")
+        try:
+            if found := list_files(folder).get(name):
+                return found.written
+        finally:
+            delete(probe)
+    raise OSError(errno.EBUSY, f"{_CLOCK_TRIES} files were removed as they were written", folder)
