@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 # Tests side by side: one process a core, each file as a whole for its shared fixtures.
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadfile
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-all lint docs reference clean
 
