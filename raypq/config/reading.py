@@ -25,7 +25,7 @@ _DEEPEST = 64  # levels of sections in sections
 _NULL = re.compile(r"|~|null|Null|NULL")
 _BOOL = re.compile(r"(true|True|TRUE)|false|False|FALSE")
 _INT = re.compile(r"[-+]?(?:[0-9]+|[0-9]{1,3}(?:_[0-9]{3})+)|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+NUMBER = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 
@@ -134,7 +134,7 @@ def _scalar(text: str, fail: Callable[[str], NoReturn]) -> Any:
             return int(text.removeprefix("0o") if base == 8 else text, base)
         except ValueError:  # thousands of digits
             fail(f"a number of {len(text)} digits; put it in quotes if it is text")
-    if _FLOAT.fullmatch(text):
+    if NUMBER.fullmatch(text):
         number = float(text)
         if problem := lost(text, number):
             fail(f"{problem}; put it in quotes if it is text")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, cast, 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raypq.config.explain import Refused, explain, options
-from raypq.config.reading import lost
+from raypq.config.reading import NUMBER, lost
 from raypq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ Positive = Annotated[int, Field(ge=1)]
 T = TypeVar("T", bound=BaseModel)
 
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
-_NUMBER = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _SWITCHES = {
     **dict.fromkeys(("true", "yes", "y", "on"), True),
     **dict.fromkeys(("false", "no", "n", "off"), False),
@@ -136,7 +135,7 @@ def _read_text(text: str, kinds: list[Any]) -> Any:
     if bool in kinds:
         return _SWITCHES.get(text.lower(), Refused(text))
     if int in kinds or float in kinds:
-        if not _NUMBER.fullmatch(text):
+        if not NUMBER.fullmatch(text):
             return Refused(text)
         if _INTEGER.fullmatch(text):
             return int(text)
