@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from raypq import console
 from raypq.data import arrays
-from raypq.data.storage import is_parquet, open_parquet, read_named
+from raypq.data.storage import is_parquet, named_lines, open_parquet, read_named
 from raypq.data.storage.shards import SUFFIXES
 from raypq.data.unknown_classes import SHOWN, short
 from raypq.errors import InputError
@@ -101,13 +101,8 @@ def read_listed(uri: str) -> Iterator[tuple[str, str]]:
             ids = class_ids(file.read(columns=["class_id"]), uri)
         yield from ((f"row {row}", str(class_id)) for row, class_id in enumerate(ids.to_pylist()))
         return
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(uri, expected=_EXPECTED, found=str(error)) from None
-    for number, line in enumerate(text.split("\n"), start=1):
-        if class_id := line.strip():
-            yield f"line {number}", class_id
+    for number, class_id in named_lines(uri, content, expected=_EXPECTED):
+        yield f"line {number}", class_id
 
 
 def class_ids(table: pa.Table, uri: str) -> pa.StringArray:

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypq.data.codes import CodeBatch
-from raypq.data.storage import is_parquet, read_named
+from raypq.data.storage import is_parquet, named_lines, read_named
 from raypq.errors import ConfigError, InputError
 
 Expression = Callable[[pa.Schema, str], pc.Expression]  # the file's schema, and its name
@@ -384,16 +384,11 @@ class IdFile:
         if is_parquet(content):
             found = "a Parquet file; write its ids as text"
             raise InputError(uri, expected=_ID_FILE, found=found)
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(uri, expected=_ID_FILE, found=str(error)) from None
-        lines = text.split("\n")
-        named = [(name, number) for number, line in enumerate(lines, 1) if (name := line.strip())]
+        named = list(named_lines(uri, content, expected=_ID_FILE))
         if not named:
             raise InputError(uri, expected="at least one id", found="none")
-        ids, places = zip(*named, strict=True)
-        return cls(uri=uri, ids=ids, lines=places, digest=hashlib.sha256(content).hexdigest())
+        lines, ids = zip(*named, strict=True)
+        return cls(uri=uri, ids=ids, lines=lines, digest=hashlib.sha256(content).hexdigest())
 
     def of_type(self, id_type: pa.DataType) -> pa.Array:
         """The ids in the type of a store; as int64, ``+5`` and ``005`` are the number 5.

@@ -154,6 +154,22 @@ def read_bytes(uri: str) -> bytes:
     return _used.read_bytes(uri)
 
 
+def named_lines(uri: str, content: bytes, *, expected: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text that have more than spaces in them, without those around them, each
+    with its number from 1.
+
+    Raises:
+        InputError: it is no UTF-8; ``expected`` says what should be there.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(uri, expected=expected, found=str(error)) from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if name := line.strip():
+            yield number, name
+
+
 def read_named(uri: str, *, expected: str) -> bytes:
     """The whole content of a file that a user named.
 
