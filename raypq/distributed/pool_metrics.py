@@ -19,9 +19,9 @@ _TAGS = ("stage",)
 class PoolMetrics:
     """Keeps the statistics of one pool and Ray's metrics of its stage in step."""
 
-    def __init__(self, stage: str, stats: PoolStats) -> None:
+    def __init__(self, stats: PoolStats) -> None:
         self.stats = stats
-        tags = {"stage": stage}
+        tags = {"stage": stats.stage}
 
         def counter(name: str, what: str) -> Counter:
             return Counter(f"raypq_{name}", what, _TAGS).set_default_tags(tags)

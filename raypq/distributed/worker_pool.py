@@ -87,7 +87,7 @@ class RayWorkerPool(Generic[W]):
         self._spawn, self.n_workers = spawn, n_workers
         self.start_timeout, self.requested = start_timeout, requested
         self._warned_of_few = False
-        self.metrics = PoolMetrics(stage, PoolStats(started=time.monotonic()))
+        self.metrics = PoolMetrics(PoolStats(stage=stage, started=time.monotonic()))
         self.starting: dict[Any, _Worker] = {}  # reference of a ping -> worker
         self.ready: list[_Worker] = []
         self.affinity: dict[str, _Worker] = {}  # task name -> the worker that did it last

@@ -56,6 +56,7 @@ class PoolStats:
     """Counters of a pool since it was started.
 
     Attributes:
+        stage: name of the work.
         started: ``time.monotonic()`` when the pool was requested. ready: when its first worker was
             ready.
         workers: most workers that were ready at once.
@@ -64,6 +65,7 @@ class PoolStats:
         tasks, failed, retries: finished, given up, and tried again. deaths: of workers.
     """
 
+    stage: str
     started: float
     ready: float | None = None
     workers: int = 0
@@ -132,7 +134,7 @@ class Executor(Protocol):
         """A pool of workers, each made by ``make(*args)``; they end with the context.
 
         Args:
-            stage: name of the work in metrics.
+            stage: name of the work in metrics and run records.
             cache: bytes that each worker keeps in memory on top of what it needs, where a user set
                 them.
         """

@@ -49,7 +49,7 @@ class LocalExecutor:
     ) -> Iterator[WorkerPool[W]]:
         """One worker, which all threads share."""
         kernels.set_threads(self._threads)
-        stats = PoolStats(started=time.monotonic(), workers=self.n_workers)
+        stats = PoolStats(stage=stage, started=time.monotonic(), workers=self.n_workers)
         with ThreadPoolExecutor(self.n_workers, "raypq", kernels.apply_thread_limit) as threads:
             worker = make(*args)
             stats.ready = time.monotonic()

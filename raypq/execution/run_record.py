@@ -31,16 +31,16 @@ class RunRecord:
         self._images, self._every, self._count = 0, 1, 0
 
     @contextmanager
-    def observe(self, pool: WorkerPool[Any], phase: str) -> Iterator[None]:
+    def observe(self, pool: WorkerPool[Any]) -> Iterator[None]:
         """Times the work of a pool. What came before it is the phase ``plan``, the wait for its
-        first worker ``start``, and the rest ``phase``."""
+        first worker ``start``, and the rest is named after the stage of the pool."""
         self.lap("plan", until=pool.stats.started)
         spell = _Spell(pool)
         self._spells.append(spell)
         try:
             yield
         finally:
-            self._close(spell, phase)
+            self._close(spell, spell.stats.stage)
 
     def lap(self, phase: str, *, until: float | None = None) -> None:
         """What was done since the last lap was this phase; a phase may come again."""

@@ -48,7 +48,7 @@ def test_phases_and_pools_are_measured() -> None:
     executor = LocalExecutor(2)
     record = RunRecord(JOB, executor)
     time.sleep(0.1)
-    with executor.start_workers(SleepWorker, stage="sleep") as pool, record.observe(pool, "sleep"):
+    with executor.start_workers(SleepWorker, stage="sleep") as pool, record.observe(pool):
         tasks = [Task("a"), Task("b"), Task("bad"), Task("broken")]
         for result in pool.map(SleepWorker.sleep, tasks):
             if result.value:

@@ -350,7 +350,7 @@ def carry_out(job: ClassifyJob, plan: Plan, executor: Executor, record: RunRecor
         executor.start_workers(
             ClassifyWorker, plan.judges, plan.candidates, job, rule, stage="classify"
         ) as pool,
-        record.observe(pool, "classify"),
+        record.observe(pool),
     ):
 
         def read_counts(tasks: Sequence[ShardTask]) -> Iterator[TaskResult[Classified]]:

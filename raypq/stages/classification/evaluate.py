@@ -217,7 +217,7 @@ def evaluate(job: EvaluateJob, executor: Executor) -> dict[str, Any]:
     applied = {name: value or 0.0 for name, value in of_models(version, "calibration").items()}
     with (
         executor.start_workers(EvaluateWorker, table, applied, stage="evaluate") as pool,
-        record.observe(pool, "evaluate"),
+        record.observe(pool),
     ):
         counted = _first_pass(pool, tasks, table)
         tally, grouped = counted.tally, counted.grouped

@@ -236,7 +236,7 @@ def carry_out(
     how = (job.columns, job.output, job.where.device, job.precision, content, rule, work)
     with (
         executor.start_workers(EncodeWorker, model, *how, stage="encode") as pool,
-        record.observe(pool, "encode"),
+        record.observe(pool),
     ):
         return run.execute(
             lambda tasks: pool.map(EncodeWorker.encode, tasks),

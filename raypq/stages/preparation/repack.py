@@ -194,7 +194,7 @@ def repack(job: RepackJob, executor: Executor) -> dict[str, Any]:
         executor.start_workers(
             RepackWorker, job.columns, job.output, job.dtype, rule, stage="repack"
         ) as pool,
-        record.observe(pool, "repack"),
+        record.observe(pool),
     ):
         for done in completed(
             pool.map(RepackWorker.repack, tasks),

@@ -98,7 +98,7 @@ def evaluate(job: RetrievalJob, executor: Executor) -> dict[str, Any]:
     how = (shards, id_type, models, metric, at, job.columns)
     with (
         executor.start_workers(RetrievalWorker, *how, stage="retrieval") as pool,
-        record.observe(pool, "retrieval"),
+        record.observe(pool),
     ):
         figures = _rank(pool, list(_tasks(job, models, X, labels)))
         exact = _exact(pool, job, X, at[-1]) if job.features is not None else None

@@ -230,7 +230,7 @@ def duplicates(job: DuplicatesJob, executor: Executor) -> Snapshot:
 
     with (
         executor.start_workers(PairWorker, plan, stage="pair") as pool,
-        record.observe(pool, "pair"),
+        record.observe(pool),
     ):
         return run.execute(
             lambda tasks: _pairs(plan, blocks, pool, tasks),

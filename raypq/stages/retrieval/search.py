@@ -105,7 +105,7 @@ def search(job: SearchJob, executor: Executor) -> Snapshot:
     }
     with (
         executor.start_workers(SearchWorker, plan, stage="search") as pool,
-        record.observe(pool, "search"),
+        record.observe(pool),
     ):
         rule = id_rule(run, job.columns) if job.queries is not None else None
         rounds = _Rounds(job, version, plan, pool, rule, asked, originals)

@@ -147,7 +147,7 @@ def learn(
     args = (None, job.columns, plan.corpus.dx, None, 0)
     with (
         executor.start_workers(TrainWorker, *args, stage="train") as pool,
-        record.observe(pool, "train"),
+        record.observe(pool),
     ):
         measured = measure(pool, tasks, model)
     return FitResult(
@@ -225,7 +225,7 @@ def _scan(
     args = (source.columns, source.width, source.classes, source.held_out)
     with (
         executor.start_workers(ScanWorker, *args, stage="scan") as pool,
-        record.observe(pool, "scan"),
+        record.observe(pool),
     ):
         results = pool.map(ScanWorker.scan, source.tasks, ordered=True)
         for part in completed(
@@ -337,7 +337,7 @@ def _follow_up(
         executor.start_workers(
             TrainWorker, *args, stage="train", cache=job.cache_bytes or 0
         ) as pool,
-        record.observe(pool, "train"),
+        record.observe(pool),
     ):
         state = iterate(
             follower,

@@ -58,7 +58,7 @@ def draw(
         executor.start_workers(
             SampleWorker, rows, job.columns, width, classes, stage="sample"
         ) as pool,
-        record.observe(pool, "sample"),
+        record.observe(pool),
     ):
         results = pool.map(SampleWorker.read, tasks, ordered=True)
         for part in completed(

@@ -130,7 +130,7 @@ def _reduce(
         executor.start_workers(
             TrainWorker, *args, stage="train", cache=job.cache_bytes or 0
         ) as pool,
-        record.observe(pool, "train"),
+        record.observe(pool),
     ):
         state = iterate(
             method,

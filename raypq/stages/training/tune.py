@@ -125,7 +125,7 @@ def tune(job: TrainJob, plan: Plan, executor: Executor, record: RunRecord) -> Tu
     args = (job.method, dict(job.settings), sample, seed)
     with (
         executor.start_workers(TuneWorker, *args, stage="tune") as pool,
-        record.observe(pool, "tune"),
+        record.observe(pool),
         console.progress(len(trials), "tune", unit="trials") as progress,
     ):
         for result in pool.map(TuneWorker.run, trials, ordered=True):
