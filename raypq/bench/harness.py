@@ -152,7 +152,7 @@ def machine(threads: int) -> dict[str, Any]:
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "packages": packages,
-        "kernels": kernels.active(),
+        "kernels": kernels.runtime_info(),
     }
 
 

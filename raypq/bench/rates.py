@@ -171,7 +171,7 @@ def _computing(threads: int, clock: Clock, rng: np.random.Generator) -> dict[str
     return {
         "normalise": X.nbytes / _seconds(lambda: normalise(X, "unit"), threads, clock),
         "gram": 2.0 * _ROWS * _DX * _DX / _seconds(lambda: gram(X), threads, clock),
-        "accumulate": U.size / _seconds(lambda: kernels.accumulate(U, B, C), threads, clock),
+        "accumulate": U.size / _seconds(lambda: kernels.codeword_sums(U, B, C), threads, clock),
         "seed": float(_K) * U.size / _seconds(partial(_seed, U), threads, clock),
         "solve": 9.0 * _SOLVE**3 / _seconds(lambda: np.linalg.eigh(S), 1, clock),
     }

@@ -33,4 +33,4 @@ def doctor() -> None:
         "worker_memory_bytes": memory,
         "cache_bytes": machine.cache_bytes(memory),
     }
-    show(kernels.active() | limits)
+    show(kernels.runtime_info() | limits)

@@ -1,6 +1,7 @@
-"""Encode and scan, on the fastest path there is; every path gives the same answer, bit for bit.
+"""Encoding and scanning of codes, dispatched to the fastest implementation available.
 
-``reference`` is the oracle, ``native`` the compiled CPU kernels, ``torch`` runs on any device.
+All implementations give the same results, bit for bit: ``reference`` (NumPy, the oracle of the
+tests), ``native`` (compiled, CPU) and ``torch`` (any device).
 Shapes: U [N, D], C [M, K, d], B [N, M] uint8, V [T, D]; D = M·d.
 """
 
@@ -24,28 +25,28 @@ from raypq.kernels.tables import Tables, build_tables, check_scores, decode, mer
 
 __all__ = [
     "Tables",
-    "accumulate",
-    "active",
+    "apply_thread_limit",
     "build_tables",
     "check_device",
     "check_scores",
+    "codeword_sums",
     "decode",
     "encode",
-    "heed_threads",
+    "kmeans_pp_init",
     "merge_topk",
     "native_threads",
+    "range_search",
+    "runtime_info",
     "scores",
     "set_threads",
-    "spread",
     "threads",
     "topk_per_code",
     "topk_per_query",
     "topk_per_vector",
-    "within",
 ]
 
-_threads: int | None = None
-_here = threading.local()  # threads of native kernels, where a thread has its own number
+_threads: int | None = None  # of the process; None: one for each usable CPU
+_per_thread = threading.local()  # .threads: limit of native kernels called from this thread
 
 
 def encode(
@@ -54,25 +55,25 @@ def encode(
     """Codes [N, M] of U [N, M·d]: the nearest codeword of each part, ties to the lower index."""
     if _use_native(device):
         return native.encode(U, C, threads=threads())
-    from raypq.kernels import torch as fast
+    from raypq.kernels import torch as torch_kernels
 
-    return fast.encode(U, C, device=device)
+    return torch_kernels.encode(U, C, device=device)
 
 
 def topk_per_code(
     B: NDArray[np.uint8], tables: Tables, k: int, *, device: str = "cpu"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The k best classes of each code: scores and classes [N, min(k, T)], ties to the lower.
+    """The k best classes of each code: scores and classes [N, min(k, T)], ties to the lower class.
 
     Raises:
-        InputError: scores beyond float32's range, here and in all that gives scores.
+        InputError: scores beyond float32's range (as in every function here that gives scores).
     """
     if _use_native(device):
         score, index = native.topk_per_code(B, tables, k, threads=threads())
     else:
-        from raypq.kernels import torch as fast
+        from raypq.kernels import torch as torch_kernels
 
-        score, index = fast.topk_per_code(B, tables, k, device=device)
+        score, index = torch_kernels.topk_per_code(B, tables, k, device=device)
     return check_scores(score), index
 
 
@@ -81,89 +82,93 @@ def topk_per_query(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k best codes of each query: scores and rows [T, min(k, N)], ties to the lower row.
 
-    Rows count from ``row0``, so a store can be searched block by block and its answers joined
-    with ``merge_topk``.
+    ``row0`` is the number of the first row, so a store can be searched block by block and the
+    results joined with ``merge_topk``.
     """
     if _use_native(device):
         score, row = native.topk_per_query(B, tables, k, threads=threads())
     else:
-        from raypq.kernels import torch as fast
+        from raypq.kernels import torch as torch_kernels
 
-        score, row = fast.topk_per_query(B, tables, k, device=device)
+        score, row = torch_kernels.topk_per_query(B, tables, k, device=device)
     return check_scores(score), row + row0
 
 
 def scores(B: NDArray[np.uint8], tables: Tables) -> NDArray[np.float32]:
-    """Every score [T, N] of codes B [N, M]: for what needs whole rankings."""
+    """All scores [T, N] of codes B [N, M], for metrics over whole rankings."""
     if _use_native("cpu"):
         return check_scores(native.scores(B, tables, threads=threads()))
-    with np.errstate(over="ignore"):  # is told below
-        all_of_them = reference.scores(decode(B, tables.C), tables.squared_norms(B), tables)
-    return check_scores(np.ascontiguousarray(all_of_them.T))
+    with np.errstate(over="ignore"):  # check_scores reports it
+        by_row = reference.scores(decode(B, tables.C), tables.squared_norms(B), tables)
+    return check_scores(np.ascontiguousarray(by_row.T))
 
 
-def within(
+def range_search(
     B: NDArray[np.uint8],
     tables: Tables,
-    least: float,
+    threshold: float,
     *,
-    after: bool = False,
+    upper_triangle: bool = False,
     device: str = "cpu",
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Every (query, row, score) whose score is at least ``least`` (compared as float32).
+    """Every (query, row, score) with a score of at least ``threshold`` (compared as float32).
 
-    In the order of queries and then of rows; three arrays of one length. ``after``: only rows
-    whose number is above the query's, for pairs among the codes themselves.
+    Three arrays of equal length, sorted by query, then by row. ``upper_triangle``: only pairs with
+    row > query, for a search of codes among themselves.
     """
     if _use_native(device):
-        query, row, score = native.within(B, tables, least, after=after, threads=threads())
+        query, row, score = native.range_search(
+            B, tables, threshold, upper_triangle=upper_triangle, threads=threads()
+        )
     else:
-        from raypq.kernels import torch as fast
+        from raypq.kernels import torch as torch_kernels
 
-        query, row, score = fast.within(B, tables, least, after=after, device=device)
+        query, row, score = torch_kernels.range_search(
+            B, tables, threshold, upper_triangle=upper_triangle, device=device
+        )
     return query, row, check_scores(score)
 
 
 def topk_per_vector(
     U: NDArray[np.float32], tables: Tables, k: int, *, device: str = "cpu"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """As ``topk_per_code`` for vectors that were not compressed: the exact peer of the codes."""
+    """As ``topk_per_code`` for uncompressed vectors U [N, D], the baseline without quantization."""
     check_device(device)
-    from raypq.kernels import torch as fast
+    from raypq.kernels import torch as torch_kernels
 
-    score, index = fast.topk_per_vector(U, tables, k, device=device)
+    score, index = torch_kernels.topk_per_vector(U, tables, k, device=device)
     return check_scores(score), index
 
 
-def accumulate(
+def codeword_sums(
     U: NDArray[np.floating], B: NDArray[np.uint8], C: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Per codeword: count [M, K], Σu [M, K, d] and Σ‖u − c‖² [M, K], all float64.
+    """Sums of each codeword's rows: count [M, K], Σu [M, K, d] and Σ‖u − c‖² [M, K], float64.
 
-    Rows are added in order, so the bits do not depend on the path or the threads.
+    Rows are added in order, so the bits depend neither on the implementation nor on the threads.
     """
     if _use_native("cpu"):
-        return native.accumulate(U, B, C, threads=threads())
-    return reference.accumulate(U, B, C)
+        return native.codeword_sums(U, B, C, threads=threads())
+    return reference.codeword_sums(U, B, C)
 
 
-def spread(
-    U: NDArray[np.floating], first: NDArray[np.int64], aims: NDArray[np.float64]
+def kmeans_pp_init(
+    U: NDArray[np.floating], first: NDArray[np.int64], draws: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """k-means++ in every sub-space of U [n, M·d]: codewords C [M, K, d], which are rows of U.
+    """k-means++ seeds in every sub-space of U [n, M·d]: codewords C [M, K, d], all rows of U.
 
     Args:
-        first: the row that each sub-codebook begins with [M].
-        aims: where each further draw falls in the running sum of squared distances [M, K − 1],
-            from 0 to 1.
+        first: the row of the first codeword of each sub-codebook [M].
+        draws: uniform random numbers in [0, 1), one for each further codeword [M, K − 1]: its row
+            is where the running sum of squared distances reaches this share of the total.
     """
     if _use_native("cpu"):
-        return native.spread(U, first, aims, threads=threads())
-    return reference.spread(U, first, aims)
+        return native.kmeans_pp_init(U, first, draws, threads=threads())
+    return reference.kmeans_pp_init(U, first, draws)
 
 
 def set_threads(threads: int) -> None:
-    """Sets the CPU threads of this process: the native kernels', NumPy's and torch's."""
+    """Limits the CPU threads of this process: of native kernels, NumPy and torch."""
     global _threads
     import torch
     from threadpoolctl import threadpool_limits
@@ -174,9 +179,9 @@ def set_threads(threads: int) -> None:
 
 
 def apply_thread_limit() -> None:
-    """Makes the calling thread heed what ``set_threads`` said before it began.
+    """Applies the limit of ``set_threads`` to the calling thread; a thread pool's initialiser.
 
-    OpenMP keeps the number for each thread, and a new one would take all cores for a product.
+    OpenMP keeps its limit per thread, so a matrix product in a new thread would take all cores.
     """
     if _threads is not None:
         import torch
@@ -186,30 +191,32 @@ def apply_thread_limit() -> None:
 
 @contextmanager
 def native_threads(threads: int) -> Iterator[None]:
-    """As many threads for native kernels in the calling thread, whose answers do not depend on it.
+    """Context with another thread limit for native kernels called from this thread.
 
-    NumPy and torch keep theirs: the last bits of a product may follow the number of threads.
+    The limits of NumPy and torch stay: the last bits of their products may depend on the number of
+    threads, those of native kernels do not.
     """
-    before = getattr(_here, "threads", None)
-    _here.threads = threads
+    before = getattr(_per_thread, "threads", None)
+    _per_thread.threads = threads
     try:
         yield
     finally:
-        _here.threads = before
+        _per_thread.threads = before
 
 
 def threads() -> int:
-    """The CPU threads that kernels use: as set, or as many as this process has CPUs."""
-    here: int | None = getattr(_here, "threads", None)
-    if here is not None:
-        return here
+    """The number of CPU threads that kernels use: the limit that was set, or the usable CPUs."""
+    limit: int | None = getattr(_per_thread, "threads", None)
+    if limit is not None:
+        return limit
     if _threads is not None:
         return _threads
     return machine.usable().cpus
 
 
-def active() -> dict[str, Any]:
-    """Which kernels serve here, for people: kernels, isa, isas, threads, torch, cuda.
+def runtime_info() -> dict[str, Any]:
+    """What kernels run with here: kernels, native_missing (why there are no native kernels), isa,
+    isas, threads, torch, cuda.
 
     Raises:
         ValueError: RAYPQ_ISA names an instruction set that this CPU lacks.
@@ -219,6 +226,7 @@ def active() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "kernels": "native" if native.available() else "torch",
+        "native_missing": native.missing_reason(),
         "isa": native.isa() if native.available() else None,
         "isas": native.isas(),
         "threads": threads(),
@@ -228,12 +236,12 @@ def active() -> dict[str, Any]:
 
 
 def check_device(device: str) -> None:
-    """Says at once that a device cannot be used here.
+    """Refuses a CUDA device where torch cannot use one.
 
     Raises:
-        ConfigError: torch finds no CUDA; why, and what to do.
+        ConfigError: why, and what to do.
     """
-    if not device.startswith("cuda") or _cuda():
+    if not device.startswith("cuda") or _cuda_available():
         return
     import torch
 
@@ -249,7 +257,7 @@ def check_device(device: str) -> None:
 
 
 @cache
-def _cuda() -> bool:
+def _cuda_available() -> bool:
     import torch
 
     return torch.cuda.is_available()
@@ -257,15 +265,18 @@ def _cuda() -> bool:
 
 def _use_native(device: str) -> bool:
     check_device(device)
-    return device == "cpu" and (native.available() or _warn())
+    if device != "cpu":
+        return False
+    if not native.available():
+        _warn_once()
+    return native.available()
 
 
 @cache
-def _warn() -> bool:
+def _warn_once() -> None:
     warnings.warn(
-        "raypq was installed without a C++ compiler: the torch kernels serve, equal in answers "
-        "but several times slower; install a compiler and reinstall raypq",
+        f"{native.missing_reason()}; until then the torch kernels are used, with equal results but "
+        "several times slower",
         RuntimeWarning,
         stacklevel=4,
     )
-    return False

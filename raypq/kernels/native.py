@@ -1,14 +1,17 @@
-"""The compiled CPU kernels: uint8 tables as a filter, exact scores for what it keeps.
+"""The compiled CPU kernels: a scan of uint8 tables filters, and survivors get exact scores.
 
-Same functions as ``torch`` with ``threads``; answers equal ``reference`` bit for bit. The
-instruction set is the best the CPU has; the environment variable ``RAYPQ_ISA`` (avx512, avx2 or
-baseline) or the argument ``isa`` names another.
+The functions of ``torch``, with ``threads`` instead of ``device``; results equal ``reference`` bit
+for bit. The instruction set is the best that the CPU has, unless the environment variable
+``RAYPQ_ISA`` or the argument ``isa`` names one: avx512, avx2 or baseline.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,16 +21,47 @@ from raypq.kernels.tables import Tables, check_codebooks, squared_norms
 
 try:
     from raypq.kernels import _native
-except ImportError:  # the package was installed without a compiler
+except ImportError as error:  # see missing_reason
     _native = None  # type: ignore[assignment]
+    _import_error = str(error)
+else:
+    _import_error = ""
 
-_prepared: WeakKeyDictionary[Tables, dict[tuple[bool, str], _native.Tables]] = WeakKeyDictionary()
-_preparing = threading.Lock()
+_cache: WeakKeyDictionary[Tables, dict[tuple[bool, str], _native.Tables]] = WeakKeyDictionary()
+_cache_lock = threading.Lock()
 
 
 def available() -> bool:
     """Whether this installation has the compiled kernels."""
     return _native is not None
+
+
+def missing_reason() -> str | None:
+    """Why there are no compiled kernels, and what to do; None where there are."""
+    if available():
+        return None
+    from raypq import kernels
+
+    package = Path(__file__).resolve().parent
+    return explain_missing(package, [Path(folder) for folder in kernels.__path__], _import_error)
+
+
+def explain_missing(package: Path, search_path: Sequence[Path], import_error: str) -> str:
+    """Why ``package`` (raypq/kernels) has no extension; ``search_path``: where it may be."""
+    for folder in search_path:
+        for suffix in EXTENSION_SUFFIXES:
+            if (path := folder / f"_native{suffix}").exists():
+                return (
+                    f"the compiled kernels ({path}) cannot be loaded: {import_error}; reinstall "
+                    "raypq with this Python"
+                )
+    if (package / "cpp").is_dir():  # no wheel contains it
+        root = package.parents[1]
+        return (
+            f"raypq is imported from a source tree ({root}) whose C++ extension is not built; with "
+            f"a C++ compiler, run: pip install -e {root}"
+        )
+    return "raypq was installed without a C++ compiler; install one and reinstall raypq"
 
 
 def isas() -> list[str]:
@@ -36,7 +70,7 @@ def isas() -> list[str]:
 
 
 def isa(name: str | None = None) -> str:
-    """The instruction set in use where ``name`` is asked for; None: RAYPQ_ISA, or the best.
+    """The instruction set called ``name``; None: that of RAYPQ_ISA, or the best.
 
     Raises:
         ValueError: the CPU or this build lacks it.
@@ -58,7 +92,7 @@ def encode(
     M, K, d = C.shape
     norms = squared_norms(C.reshape(-1, d)).reshape(M, K)
     B = np.empty((len(U), M), np.uint8)
-    _native.encode(U, C, norms, _named(isa), threads, B)
+    _native.encode(U, C, norms, _isa_name(isa), threads, B)
     return B
 
 
@@ -67,9 +101,9 @@ def topk_per_code(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k best classes of each code; equal to ``reference.topk_per_code``.
 
-    Large blocks are best: the tables (M·K·T bytes) stream through the cache once for every 65,536
-    codes of a thread. Calls with the same tables learn from each other how high the k-th best
-    scores of such codes are; only their speed depends on it.
+    Pass many codes at once: the tables (M·K·T bytes) stream through the cache once for every
+    65,536 codes of a thread. Each call with the same tables improves the next one's forecast of
+    k-th best scores, which affects speed only.
     """
     return _scan(B, tables, (len(B), min(k, tables.T)), False, threads, isa)
 
@@ -87,39 +121,41 @@ def scores(
     """All scores [T, n]; equal to ``reference.scores`` transposed."""
     out = np.empty((tables.T, len(B)), np.float32)
     if out.size:
-        made = prepare(tables, across_rows=True, threads=threads, isa=isa)
-        made.scores(np.ascontiguousarray(B), threads, out)
+        prepared = prepare(tables, across_rows=True, threads=threads, isa=isa)
+        prepared.scores(np.ascontiguousarray(B), threads, out)
     return out
 
 
-def within(
+def range_search(
     B: NDArray[np.uint8],
     tables: Tables,
-    least: float,
+    threshold: float,
     *,
-    after: bool = False,
+    upper_triangle: bool = False,
     threads: int = 1,
     isa: str | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Every pair that scores at least ``least``; equal to ``reference.within``."""
+    """Every (query, row, score) from ``threshold`` on; equal to ``reference.range_search``."""
     if not len(B) or not tables.T:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
-    made = prepare(tables, across_rows=True, threads=threads, isa=isa)
-    return made.within(np.ascontiguousarray(B), float(np.float32(least)), after, threads)
+    prepared = prepare(tables, across_rows=True, threads=threads, isa=isa)
+    limit = float(np.float32(threshold))
+    return prepared.within(np.ascontiguousarray(B), limit, upper_triangle, threads)
 
 
 def prepare(
     tables: Tables, *, across_rows: bool, threads: int = 1, isa: str | None = None
 ) -> _native.Tables:
-    """The uint8 tables of ``topk_per_query`` (across rows) or ``topk_per_code``, M·K·T bytes.
+    """The uint8 tables for scans with ``tables``, M·K·T bytes; cached as long as ``tables`` lives.
 
-    Made once and kept as long as ``tables`` lives.
+    ``across_rows``: for ``topk_per_query``, ``scores`` and ``range_search``; else for
+    ``topk_per_code``.
     """
-    key = across_rows, _named(isa)
-    with _preparing:
-        made = _prepared.setdefault(tables, {})
-        if key not in made:
-            made[key] = _native.Tables(
+    key = across_rows, _isa_name(isa)
+    with _cache_lock:
+        by_kind = _cache.setdefault(tables, {})
+        if key not in by_kind:
+            by_kind[key] = _native.Tables(
                 np.ascontiguousarray(tables.C),
                 np.ascontiguousarray(tables.W),
                 np.ascontiguousarray(tables.bias),
@@ -129,13 +165,13 @@ def prepare(
                 key[1],
                 threads,
             )
-        return made[key]
+        return by_kind[key]
 
 
-def accumulate(
+def codeword_sums(
     U: NDArray[np.floating], B: NDArray[np.uint8], C: NDArray[np.floating], *, threads: int = 1
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Per codeword count, Σu and Σ‖u − c‖²; equal to ``reference.accumulate``."""
+    """Count, Σu and Σ‖u − c‖² of each codeword; equal to ``reference.codeword_sums``."""
     C = np.ascontiguousarray(C, dtype=np.float32)
     U = np.ascontiguousarray(U, dtype=np.float32)
     count, total, error = np.zeros(C.shape[:2]), np.zeros(C.shape), np.zeros(C.shape[:2])
@@ -143,19 +179,19 @@ def accumulate(
     return count, total, error
 
 
-def spread(
+def kmeans_pp_init(
     U: NDArray[np.floating],
     first: NDArray[np.int64],
-    aims: NDArray[np.float64],
+    draws: NDArray[np.float64],
     *,
     threads: int = 1,
 ) -> NDArray[np.float32]:
-    """k-means++ in every sub-space; equal to ``reference.spread``."""
+    """k-means++ seeds in every sub-space; equal to ``reference.kmeans_pp_init``."""
     U = np.ascontiguousarray(U, dtype=np.float32)
     M = len(first)
-    C = np.empty((M, aims.shape[1] + 1, U.shape[1] // M), np.float32)
-    first, aims = np.ascontiguousarray(first, np.int64), np.ascontiguousarray(aims, np.float64)
-    _native.spread(U, first, aims, threads, C)
+    C = np.empty((M, draws.shape[1] + 1, U.shape[1] // M), np.float32)
+    first, draws = np.ascontiguousarray(first, np.int64), np.ascontiguousarray(draws, np.float64)
+    _native.spread(U, first, draws, threads, C)
     return C
 
 
@@ -167,11 +203,11 @@ def _scan(
     threads: int,
     isa: str | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    scores, names = np.empty(shape, np.float32), np.empty(shape, np.int64)
+    scores, index = np.empty(shape, np.float32), np.empty(shape, np.int64)
     if scores.size:
-        made = prepare(tables, across_rows=across_rows, threads=threads, isa=isa)
-        made.scan(np.ascontiguousarray(B), threads, scores, names)
-    return scores, names
+        prepared = prepare(tables, across_rows=across_rows, threads=threads, isa=isa)
+        prepared.scan(np.ascontiguousarray(B), threads, scores, index)
+    return scores, index
 
 
-_named = isa  # within the functions above, ``isa`` is the argument
+_isa_name = isa  # for functions with an argument ``isa``

@@ -1,4 +1,4 @@
-"""The oracle: every kernel in plain NumPy, in the arithmetic that ``tables`` and this page define.
+"""Reference implementation of every kernel in NumPy; the arithmetic of scores is in ``tables``.
 
 **Codes**: argmax over k of Σ_j u_j·c_kj − ½‖c_k‖², both sums in float64 over j in order (the
 products are exact), which is the nearest codeword; ties to the lower index.
@@ -46,7 +46,7 @@ def dot(q: NDArray[np.float32], W: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def add_lanes(lanes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Adds eight lanes on the last axis in the canonical order."""
+    """Sum of eight lanes on the last axis, in the canonical order."""
     four = lanes[..., :4] + lanes[..., 4:]
     two = four[..., :2] + four[..., 2:]
     return np.asarray(two[..., 0] + two[..., 1])
@@ -82,7 +82,7 @@ def topk_per_code(
 def topk_per_vector(
     U: NDArray[np.float32], tables: Tables, k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """As ``topk_per_code`` for vectors [n, D] that were not compressed."""
+    """As ``topk_per_code`` for uncompressed vectors U [n, D]."""
     return best(scores(U, squared_norms(U), tables), k)
 
 
@@ -94,25 +94,25 @@ def topk_per_query(
     return best(np.ascontiguousarray(score.T), k)
 
 
-def within(
-    B: NDArray[np.uint8], tables: Tables, least: float, *, after: bool = False
+def range_search(
+    B: NDArray[np.uint8], tables: Tables, threshold: float, *, upper_triangle: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Every (query, row, score) whose score is at least ``least``, by query and then by row.
+    """Every (query, row, score) with a score of at least ``threshold``, by query, then by row.
 
-    ``after``: only rows whose number is above the query's.
+    ``upper_triangle``: only pairs with row > query.
     """
     score = scores(decode(B, tables.C), tables.squared_norms(B), tables).T
-    near = score >= np.float32(least)
-    if after:
-        near &= np.arange(score.shape[1]) > np.arange(len(score))[:, None]
-    query, row = np.nonzero(near)
+    match = score >= np.float32(threshold)
+    if upper_triangle:
+        match &= np.arange(score.shape[1]) > np.arange(len(score))[:, None]
+    query, row = np.nonzero(match)
     return query, row, score[query, row]
 
 
-def accumulate(
+def codeword_sums(
     U: NDArray[np.floating], B: NDArray[np.uint8], C: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Per codeword: count [M, K], Σu [M, K, d] and Σ‖u − c‖² [M, K], all float64."""
+    """Count [M, K], Σu [M, K, d] and Σ‖u − c‖² [M, K] of each codeword's rows, float64."""
     C = np.ascontiguousarray(C, dtype=np.float32)
     U = np.ascontiguousarray(U, dtype=np.float32)
     M, K, d = C.shape
@@ -128,26 +128,27 @@ def accumulate(
     return count, total, error
 
 
-def spread(
-    U: NDArray[np.floating], first: NDArray[np.int64], aims: NDArray[np.float64]
+def kmeans_pp_init(
+    U: NDArray[np.floating], first: NDArray[np.int64], draws: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """k-means++ in every sub-space: C [M, K, d], whose codewords are rows of U [n, M·d].
+    """k-means++ seeds in every sub-space: C [M, K, d], all of them rows of U [n, M·d].
 
-    The first is row ``first[m]``. Each further one is drawn by its squared distance to the nearest
-    so far: the row at which the running sum of these reaches ``aims[m, k - 1]`` of their total.
-    A part whose squares would overflow or vanish in float32 is first scaled by a power of two.
+    The first codeword is row ``first[m]``. Each further one is drawn with probability proportional
+    to its squared distance to the nearest codeword so far: the row at which the running sum of
+    these distances reaches ``draws[m, k - 1]`` of their total. A part whose squares would overflow
+    or vanish in float32 is first scaled by a power of two.
     """
-    M, K = len(first), aims.shape[1] + 1
+    M, K = len(first), draws.shape[1] + 1
     d = U.shape[1] // M
     C = np.empty((M, K, d), np.float32)
     for m in range(M):
-        given = np.ascontiguousarray(U[:, m * d : (m + 1) * d].T, dtype=np.float32)
-        exponent = int(np.frexp(np.abs(given).max())[1])
-        part = given
+        original = np.ascontiguousarray(U[:, m * d : (m + 1) * d].T, dtype=np.float32)
+        exponent = int(np.frexp(np.abs(original).max())[1])
+        part = original
         if not -40 <= exponent <= 50:
-            part = (given * np.ldexp(1.0, -exponent)).astype(np.float32)
+            part = (original * np.ldexp(1.0, -exponent)).astype(np.float32)
         row = int(first[m])
-        C[m, 0] = given[:, row]
+        C[m, 0] = original[:, row]
         nearest = np.full(len(U), np.inf, np.float32)
         for k in range(1, K):
             squared = np.zeros(len(U), np.float32)
@@ -156,6 +157,6 @@ def spread(
                 squared += delta * delta
             np.minimum(nearest, squared, out=nearest)
             mass = np.cumsum(nearest, dtype=np.float64)
-            row = min(int(np.searchsorted(mass, aims[m, k - 1] * mass[-1])), len(U) - 1)
-            C[m, k] = given[:, row]
+            row = min(int(np.searchsorted(mass, draws[m, k - 1] * mass[-1])), len(U) - 1)
+            C[m, k] = original[:, row]
     return C

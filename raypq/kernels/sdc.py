@@ -1,9 +1,9 @@
-"""Symmetric scores: both sides are codes, and every part of a pair is one entry of a table.
+"""Symmetric distance computation (SDC): scores of pairs of codes by table look-ups.
 
     d(i, j) = Σ_m T[m, B_i[m], B_j[m]]      (symmetric distance, Jégou et al.; DPQ section 3.1.4)
 
-The entries are float64 and the same for (a, b) as for (b, a), so a pair has one score whichever of
-the two asks. Equal codes have the l2 distance 0, exactly.
+Entries are float64 and symmetric, so d(i, j) = d(j, i) bit for bit. Equal codes have the l2
+distance 0, exactly.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class SymmetricTables:
     """Tables T [M, K, K] of codebooks C [M, K, d]: 8·M·K² bytes.
 
     Attributes:
-        reach: how far the score of ``Tables``, with one side decoded, may be from the one here,
-            beside ``2⁻²⁰`` of itself; both are of the same pair, rounded on different ways.
+        tolerance: bound on the difference between this score of a pair and that of ``Tables``,
+            which rounds differently, in addition to ``2⁻²⁰`` of the score itself.
     """
 
     def __init__(self, C: NDArray[np.float32], metric: Metric) -> None:
@@ -32,10 +32,10 @@ class SymmetricTables:
             self.entries += (a - b) ** 2 if metric == "l2" else a * b
             self._norms += x * x
         largest = float(self._norms.max(axis=1).sum())
-        self.reach = 1e-6 if metric == "cosine" else 1e-9 * largest
+        self.tolerance = 1e-6 if metric == "cosine" else 1e-9 * largest
 
     def __call__(self, A: NDArray[np.uint8], B: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Scores [n] of pairs of codes A, B [n, M], in the metric's own terms (l2: squared)."""
+        """Scores [n] of pairs of codes A, B [n, M]: squared distances for l2, else similarities."""
         total, square_a, square_b = (np.zeros(len(A)) for _ in range(3))
         for m in range(A.shape[1]):
             total += self.entries[m, A[:, m], B[:, m]]

@@ -1,4 +1,4 @@
-"""What a scan needs of the classes or queries, for every metric in one form.
+"""Classes or queries prepared for a scan, with one form of score for every metric.
 
     score(i, t) = scale[i] · ⟨q_i, W[t]⟩ + offset[i] + bias[t]
 
@@ -24,20 +24,20 @@ from numpy.typing import NDArray
 from raypq.config import Metric
 from raypq.errors import InputError
 
-LANES = 8
-_ROWS = 1024  # whose norms are summed together
+LANES = 8  # partial sums of an inner product
+_NORM_ROWS = 1024  # rows of one block of squared_norms
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tables:
-    """Classes (or queries) made ready for scanning codes of one quantizer.
+    """Classes (or queries) prepared for scanning codes of one quantizer.
 
     Attributes:
         C: codebooks [M, K, d], float32.
         W: weights [T, D], float32, D = M·d.
         bias: [T], float64.
         norms: ‖C[m, k]‖² [M, K], float64.
-        metric: how scores are formed.
+        metric: l2, cosine or dot.
     """
 
     C: NDArray[np.float32]
@@ -73,10 +73,10 @@ class Tables:
 def squared_norms(X: NDArray[np.float32]) -> NDArray[np.float64]:
     """‖x_i‖² of vectors [n, D], summed over the dimensions in order, float64 [n]."""
     total = np.zeros(len(X))
-    for first in range(0, len(X), _ROWS):
-        part = total[first : first + _ROWS]
-        # Columns of many rows lie a page apart each; those of some rows, turned, stay in the cache.
-        for column in np.ascontiguousarray(X[first : first + _ROWS].T):
+    for first in range(0, len(X), _NORM_ROWS):
+        part = total[first : first + _NORM_ROWS]
+        # Columns of a large array are strided over many pages; a transposed block fits the cache.
+        for column in np.ascontiguousarray(X[first : first + _NORM_ROWS].T):
             wide = column.astype(np.float64)
             part += wide * wide
     return total
@@ -88,7 +88,7 @@ def build_tables(
     bias: NDArray[np.floating] | None,
     metric: Metric,
 ) -> Tables:
-    """Prepares prototypes V [T, D] with bias [T] (None: zero) for scanning codes of C [M, K, d].
+    """Tables of prototypes V [T, D] with bias [T] (None: zero) for codes of C [M, K, d].
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite, or a metric that is not
@@ -125,20 +125,20 @@ def build_tables(
 
 
 def check_codebooks(C: NDArray[np.floating]) -> None:
-    """Refuses what is no codebooks [M, K, d], or has more codewords than a byte can name.
+    """Refuses arrays other than codebooks [M, K, d] with 1 to 256 codewords.
 
     Raises:
-        ValueError: the shape.
+        ValueError: the shape does not fit.
     """
     if C.ndim != 3 or 0 in C.shape or C.shape[1] > 256:
         raise ValueError(f"C must be [M, K, d], K at most 256 and none of them 0, found {C.shape}")
 
 
 def check_scores(score: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores as they are, if all of them are numbers: what overflows would tie with the rest of it.
+    """Returns finite scores unchanged; infinite ones would all tie.
 
     Raises:
-        InputError: some are beyond float32's range.
+        InputError: scores beyond float32's range.
     """
     if not np.isfinite(score).all():
         beyond = score.size - int(np.isfinite(score).sum())
@@ -163,8 +163,7 @@ def merge_topk(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k best of several (scores, indices) [n, ·] of each row, ties to the lower index.
 
-    Exact where every part holds the k best of its own indices: blocks of a store can be searched
-    one by one.
+    Exact if every part holds its own k best, so blocks of a store can be searched one by one.
     """
     score = np.concatenate([part[0] for part in parts], axis=1)
     index = np.concatenate([part[1] for part in parts], axis=1)

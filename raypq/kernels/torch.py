@@ -1,8 +1,8 @@
-"""The kernels on any torch device: matrix products as the filter, exact scores for what it keeps.
+"""The kernels on any torch device: float32 matrix products filter, and survivors get exact scores.
 
-A float32 product is off by at most γ·‖q‖·‖w‖ (γ = n·ε over n terms), so whatever is further than
-twice that below the k-th best cannot be among the k best. The rest is scored again exactly. Where a
-product may leave float32's range the bound is infinite, and all is scored exactly.
+The error of a float32 product is at most γ·‖q‖·‖w‖ (γ = n·ε over n terms), so a score that is below
+the k-th best by more than twice that cannot be among the k best. The others are computed again
+exactly. Where a product may leave float32's range the bound is infinite, and all are.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from raypq.kernels.tables import (
 )
 
 _BUDGET = 128 << 20  # bytes of one intermediate array
-_CACHE = 8 << 20  # bytes of a block of scores that a CPU core still holds
-_PAD = 8  # candidates kept beyond k before a row counts as doubtful
-_TOGETHER = 256  # doubtful rows that are scored together
+_CACHE = 8 << 20  # bytes of a block of scores that fits the cache of a CPU core
+_PAD = 8  # candidates beyond k in the first attempt at a row's top k
+_RETRY_ROWS = 256  # rows with more candidates than that, rescored at a time
 _EPS = 2.0**-23  # twice the unit roundoff of float32: room for the bound's own rounding
-_TINY = 2.0**-126  # what a float32 product may lose below the normal numbers
-_HUGE = 2.0**126  # a sum of products that is bounded by it is sure to be finite
+_TINY = 2.0**-126  # smallest normal float32: bound on the error of underflow
+_HUGE = 2.0**126  # products whose sum of magnitudes is below it cannot overflow
 
 
 def encode(
     U: NDArray[np.floating] | torch.Tensor, C: NDArray[np.floating], *, device: str = "cpu"
 ) -> NDArray[np.uint8]:
-    """Codes [n, M] of vectors U [n, M·d], which may be on the device already.
+    """Codes [n, M] of vectors U [n, M·d], an array or a tensor (on the device, too).
 
     Equal to ``reference.encode``.
     """
@@ -62,11 +62,11 @@ def encode(
         length = torch.linalg.vector_norm(u, dim=2, dtype=torch.float64)
         size = length * largest + largest**2
         error = (d + 4) * (_EPS * size + _TINY)
-        # "not below" rather than "at least": where float32 overflows a score is not a number.
+        # Negated, so that NaN (from overflow) counts as close.
         close = ~((second < top - 2 * error) & (size < _HUGE))
         pairs = close.nonzero()
-        for some in torch.split(pairs, max(1, _BUDGET // (8 * K))):
-            m, i = some.unbind(1)
+        for chunk in torch.split(pairs, max(1, _BUDGET // (8 * K))):
+            m, i = chunk.unbind(1)
             part = torch.zeros((len(m), K), dtype=torch.float64, device=device)
             for j in range(d):
                 part += u[m, i, j].double()[:, None] * exact[m, :, j]
@@ -76,12 +76,11 @@ def encode(
 
 
 def _first_max(score: torch.Tensor) -> torch.Tensor:
-    # torch does not promise which of several equal maxima it names; NumPy names the first, and the
-    # first that is not a number before any that is.
-    at = torch.arange(score.shape[1], device=score.device)
+    # As NumPy's argmax: the first NaN, else the first maximum, which torch does not promise.
+    column = torch.arange(score.shape[1], device=score.device)
     best = (score == score.amax(1, keepdim=True)) | score.isnan()
     best &= score.isnan() | ~score.isnan().any(1, keepdim=True)
-    return torch.where(best, at, score.shape[1]).amin(1)
+    return torch.where(best, column, score.shape[1]).amin(1)
 
 
 def topk_per_code(
@@ -126,15 +125,20 @@ def topk_per_query(
     return best
 
 
-def within(
-    B: NDArray[np.uint8], tables: Tables, least: float, *, after: bool = False, device: str = "cpu"
+def range_search(
+    B: NDArray[np.uint8],
+    tables: Tables,
+    threshold: float,
+    *,
+    upper_triangle: bool = False,
+    device: str = "cpu",
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Every pair that scores at least ``least``; equal to ``reference.within``."""
+    """Every (query, row, score) from ``threshold`` on; equal to ``reference.range_search``."""
     T, D = tables.W.shape
-    limit = float(np.float32(least))
+    limit = np.float32(threshold)
     W = torch.from_numpy(tables.W).to(device)
     norm = torch.from_numpy(np.sqrt(squared_norms(tables.W))).to(device)
-    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+    parts = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     for rows in _blocks(len(B), 4 * (D + T)):
         squared = tables.squared_norms(B[rows])
         scale, offset = (_column(term, device).T for term in tables.row_terms(squared))
@@ -142,26 +146,28 @@ def within(
         product = norm[:, None] * _column(np.sqrt(squared), device).T
         error = _error(D, product, scale, product * scale + offset.abs() + terms.bias.abs())
         q = torch.from_numpy(decode(B[rows], tables.C)).to(device)
-        # "not below" rather than "at least": where float32 overflows a score is not a number.
-        near = ~(terms.rough(W @ q.T) < (limit - 2 * error).float())
-        query, row = near.nonzero(as_tuple=True)
+        # Negated, so that NaN (from overflow) stays a candidate.
+        candidate = ~(terms.rough(W @ q.T) < (float(limit) - 2 * error).float())
+        query, row = candidate.nonzero(as_tuple=True)
         value = np.empty(len(query), np.float32)
         for part in _blocks(len(query), 8 * D):
             i, j = query[part], row[part]
-            dot = _lanes(W[i], q[j])
+            dot = _exact_dot(W[i], q[j])
             pair = (dot * scale[0, j] + offset[0, j]) + terms.bias[i, 0]
             value[part] = _float32(pair)
-        at, where = query.cpu().numpy(), row.cpu().numpy() + rows.start
-        keep = (value >= np.float32(least)) & (~np.bool_(after) | (where > at))
-        found.append((at[keep], where[keep], value[keep]))
-    query_, row_, score = (np.concatenate(column) for column in zip(*found, strict=True))
-    order = np.lexsort((row_, query_))
-    return query_[order], row_[order], score[order]
+        query_id, row_id = query.cpu().numpy(), row.cpu().numpy() + rows.start
+        keep = value >= limit
+        if upper_triangle:
+            keep &= row_id > query_id
+        parts.append((query_id[keep], row_id[keep], value[keep]))
+    query_id, row_id, score = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((row_id, query_id))
+    return query_id[order], row_id[order], score[order]
 
 
 @dataclass(frozen=True)
 class _Terms:
-    """score[i, j] = (dot[i, j]·scale + offset) + bias; each broadcasts to [n, m], float64."""
+    """score[i, j] = (dot[i, j]·scale + offset) + bias; each term broadcasts to [n, m], float64."""
 
     scale: torch.Tensor
     offset: torch.Tensor
@@ -173,12 +179,12 @@ class _Terms:
 
         return _Terms(part(self.scale), part(self.offset), part(self.bias))
 
-    def exact(self, dot: torch.Tensor, i: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-        """Scores of the products dot [n, c] of rows i [n] and columns found [n, c]."""
+    def exact(self, dot: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        """Scores from the products dot [n, c] of rows i [n] with columns j [n, c]."""
 
         def pick(term: torch.Tensor) -> torch.Tensor:
             if term.shape[1] > 1:
-                return term[0][found]
+                return term[0][j]
             return term[i] if len(term) > 1 else term
 
         return (dot * pick(self.scale) + pick(self.offset)) + pick(self.bias)
@@ -192,10 +198,9 @@ def _column(term: NDArray[np.float64], device: str) -> torch.Tensor:
 
 
 def _error(D: int, product: torch.Tensor, scale: torch.Tensor, parts: torch.Tensor) -> torch.Tensor:
-    """How far a float32 score of D products may be off.
+    """Bound on the error of a float32 score of D products; infinite where it may overflow.
 
-    Infinite where float32 may overflow on the way. ``product`` bounds ‖q‖·‖w‖, ``parts`` the sum of
-    the magnitudes of a score's parts.
+    ``product`` bounds ‖q‖·‖w‖, ``parts`` the sum of the magnitudes of a score's terms.
     """
     error = (D + 8) * _EPS * parts + D * _TINY * (1 + scale)
     fits = (product < _HUGE) & (scale < _HUGE) & (parts < _HUGE)
@@ -212,8 +217,8 @@ def _topk_rows(
     W = torch.from_numpy(tables.W).to(device)
     bias = torch.from_numpy(tables.bias).to(device)[None, :]
     scale, offset = (_column(term, device) for term in tables.row_terms(squared))
-    wide = float(np.sqrt(squared_norms(tables.W).max()))
-    product = wide * _column(np.sqrt(squared), device)
+    longest = float(np.sqrt(squared_norms(tables.W).max()))
+    product = longest * _column(np.sqrt(squared), device)
     error = _error(D, product, scale, product * scale + offset.abs() + bias.abs().max())[:, 0]
     x = torch.from_numpy(np.ascontiguousarray(q, dtype=np.float32))
     return _topk(x, W, _Terms(scale, offset, bias), error, k)
@@ -222,7 +227,7 @@ def _topk_rows(
 def _topk(
     x: torch.Tensor, W: torch.Tensor, terms: _Terms, error: torch.Tensor, k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The k best of W [m, D] for each of x [n, D]; error [n] bounds the float32 scores."""
+    """The k best of W [m, D] for each of x [n, D]; error [n] bounds that of float32 scores."""
     n, m = len(x), len(W)
     k = min(k, m)
     best, index = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
@@ -233,46 +238,47 @@ def _topk(
         floor = top.values[:, k - 1] - 2 * error[rows].float()
         enough = (top.values[:, -1] < floor) | (top.values.shape[1] == m)
         for chosen, width in _groups(score, floor, enough, top.indices.shape[1]):
-            found = top.indices[chosen] if width is None else score[chosen].topk(width).indices
-            value = local.exact(_rescore(part[chosen], W, found), chosen, found)
-            place = rows.start + chosen.cpu().numpy()
-            best[place], index[place] = _first_k(value, found, k)
+            columns = top.indices[chosen] if width is None else score[chosen].topk(width).indices
+            value = local.exact(_rescore(part[chosen], W, columns), chosen, columns)
+            out = rows.start + chosen.cpu().numpy()
+            best[out], index[out] = _first_k(value, columns, k)
     return best, index
 
 
 def _groups(
     score: torch.Tensor, floor: torch.Tensor, enough: torch.Tensor, width: int
 ) -> Iterator[tuple[torch.Tensor, int | None]]:
-    """Rows whose padded top-k is sure to hold the answer, then the others with their width."""
+    """Rows whose padded top k surely has the k best (width None); then the others, with the number
+    of candidates that they need."""
     sure = enough.nonzero()[:, 0]
     if len(sure):
         yield sure, None
     doubtful = (~enough).nonzero()[:, 0]
     if len(doubtful):
-        # "not below" rather than "at least": where float32 overflows the floor is not a number.
+        # Negated, so that NaN (from overflow) stays a candidate.
         needed = (~(score[doubtful] < floor[doubtful, None])).sum(1).clamp_min(width).cpu()
-        # To a power of two, so that many rows share their width.
-        whole = (2 ** needed.double().log2().ceil().long()).clamp_max(score.shape[1])
-        for several in np.unique(whole.numpy()).tolist():
-            alike = doubtful[(whole == several).to(doubtful.device)]
-            for rows in torch.split(alike, _TOGETHER):
-                yield rows, several
+        # Rounded up to a power of two, so that many rows share a width.
+        widths = (2 ** needed.double().log2().ceil().long()).clamp_max(score.shape[1])
+        for shared in np.unique(widths.numpy()).tolist():
+            group = doubtful[(widths == shared).to(doubtful.device)]
+            for rows in torch.split(group, _RETRY_ROWS):
+                yield rows, shared
 
 
-def _rescore(x: torch.Tensor, W: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """⟨x_i, W[found[i, c]]⟩ [n, c], float64 in the canonical order of ``tables``."""
-    n, c = found.shape
+def _rescore(x: torch.Tensor, W: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """⟨x_i, W[columns[i, c]]⟩ [n, c], float64 in the canonical order of ``tables``."""
+    n, c = columns.shape
     D = W.shape[1]
     out = torch.empty((n, c), dtype=torch.float64, device=x.device)
-    columns = max(1, _BUDGET // (4 * D * max(1, n)))
-    for start in range(0, c, columns):
-        w = W[found[:, start : start + columns]]
-        out[:, start : start + columns] = _lanes(x[:, None, :], w)
+    step = max(1, _BUDGET // (4 * D * max(1, n)))
+    for start in range(0, c, step):
+        w = W[columns[:, start : start + step]]
+        out[:, start : start + step] = _exact_dot(x[:, None, :], w)
     return out
 
 
-def _lanes(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Products of vectors on the last axis, float64 in the canonical order of ``tables``."""
+def _exact_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Inner products on the last axis, float64 in the canonical order of ``tables``."""
     shape = np.broadcast_shapes(a.shape, b.shape)[:-1]
     lanes = torch.zeros((*shape, LANES), dtype=torch.float64, device=a.device)
     for j in range(0, a.shape[-1], LANES):
@@ -284,15 +290,15 @@ def _lanes(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _first_k(
-    value: torch.Tensor, found: torch.Tensor, k: int
+    value: torch.Tensor, columns: torch.Tensor, k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    score, index = _float32(value), found.cpu().numpy()
+    score, index = _float32(value), columns.cpu().numpy()
     order = np.lexsort((index, -score), axis=1)[:, :k]
     return np.take_along_axis(score, order, 1), np.take_along_axis(index, order, 1)
 
 
 def _float32(score: torch.Tensor) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # beyond float32's range is infinite, as everywhere
+    with np.errstate(over="ignore"):  # to infinity, as in every implementation
         return score.cpu().numpy().astype(np.float32)
 
 

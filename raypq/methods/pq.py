@@ -103,7 +103,7 @@ class PQ(ReductionMethod):
         U = self._project(state, X)
         C = state.arrays["C"]
         B = kernels.encode(U, C)
-        count, total, error = codebooks.sums(U, B, C)
+        count, total, error = kernels.codeword_sums(U, B, C)
         stats = Stats(sums={"count": count, "total": total, "error": error})
         if self._moves_projection(state):
             stats.sums["qx"] = outer(kernels.decode(B, C), X)

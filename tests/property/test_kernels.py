@@ -222,8 +222,8 @@ def test_nothing_in_nothing_out(path: str, metric: Metric, N: int, T: int, k: in
         wanted = getattr(reference, name)(B, tables, k)
         for threads in THREADS:
             same(run(path, name, B, tables, k, threads=threads), wanted)
-    found = run(path, "within", B, tables, -10.0)
-    same(found, reference.within(B, tables, -10.0))
+    found = run(path, "range_search", B, tables, -10.0)
+    same(found, reference.range_search(B, tables, -10.0))
     assert run(path, "encode", np.ones((N, 1), np.float32), C).shape == (N, 1)
 
 
@@ -248,16 +248,18 @@ def test_weights_that_overflow_are_refused() -> None:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("path", PATHS)
 @few
-@given(case=cases(), after=st.booleans(), rank=st.integers(0, 40))
-def test_within(path: str, metric: Metric, case: dict[str, Any], after: bool, rank: int) -> None:
+@given(case=cases(), upper=st.booleans(), rank=st.integers(0, 40))
+def test_range_search(
+    path: str, metric: Metric, case: dict[str, Any], upper: bool, rank: int
+) -> None:
     # The limit is a score that occurs, so that some pairs lie exactly at it.
     tables = kernels.build_tables(case["C"], case["V"], case["bias"], metric)
     occurring = np.sort(reference.topk_per_query(case["B"], tables, 41)[0].ravel())[::-1]
-    least = float(occurring[min(rank, len(occurring) - 1)]) if len(occurring) else 0.0
-    found = (torch_path if path == "torch" else native).within
+    threshold = float(occurring[min(rank, len(occurring) - 1)]) if len(occurring) else 0.0
+    found = (torch_path if path == "torch" else native).range_search
     more = {} if path == "torch" else {"isa": path, "threads": case["threads"]}
-    wanted = reference.within(case["B"], tables, least, after=after)
-    same(found(case["B"], tables, least, after=after, **more), wanted)
+    wanted = reference.range_search(case["B"], tables, threshold, upper_triangle=upper)
+    same(found(case["B"], tables, threshold, upper_triangle=upper, **more), wanted)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -300,9 +302,9 @@ def test_scores_that_differ_by_less_than_float32_tells(path: str, metric: Metric
 @pytest.mark.skipif(not native.available(), reason="the native kernels are not built")
 @few
 @given(case=cases(), threads=st.integers(1, 5))
-def test_accumulate(case: dict[str, Any], threads: int) -> None:
+def test_codeword_sums(case: dict[str, Any], threads: int) -> None:
     args = case["U"], case["B"], case["C"]
-    same(native.accumulate(*args, threads=threads), reference.accumulate(*args))
+    same(native.codeword_sums(*args, threads=threads), reference.codeword_sums(*args))
 
 
 @pytest.mark.skipif(not native.available(), reason="the native kernels are not built")
@@ -312,15 +314,15 @@ def test_accumulate(case: dict[str, Any], threads: int) -> None:
     threads=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
-def test_spread(case: dict[str, Any], threads: int, seed: int) -> None:
+def test_kmeans_pp_init(case: dict[str, Any], threads: int, seed: int) -> None:
     """k-means++: the same rows from either path, ends of the running sum included."""
     U, (M, K, _) = case["U"], case["C"].shape
     rng = np.random.default_rng(seed)
-    aims = rng.random((M, K - 1))
-    aims[rng.random(aims.shape) < 0.1] = 0.0
+    draws = rng.random((M, K - 1))
+    draws[rng.random(draws.shape) < 0.1] = 0.0
     first = rng.integers(0, len(U), M)
-    found = native.spread(U, first, aims, threads=threads)
-    np.testing.assert_array_equal(found, reference.spread(U, first, aims))
+    found = native.kmeans_pp_init(U, first, draws, threads=threads)
+    np.testing.assert_array_equal(found, reference.kmeans_pp_init(U, first, draws))
     rows = np.asarray(U, np.float32).reshape(len(U), M, -1)
     for m in range(M):
         assert {c.tobytes() for c in found[m]} <= {row.tobytes() for row in rows[:, m]}

@@ -1,10 +1,13 @@
-"""The dispatch: instruction sets by name, refusals, and an installation without a compiler."""
+"""Kernel dispatch: instruction sets, refused inputs, missing native kernels, thread limits."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +26,6 @@ def tables(K: int = 16) -> kernels.Tables:
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
 def test_a_compiler_means_native_kernels() -> None:
-    """An install survives a failed build, so nothing else would tell that the build is broken."""
     assert native.available()
 
 
@@ -31,7 +33,7 @@ def test_a_compiler_means_native_kernels() -> None:
 def test_isa_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in native.isas():
         monkeypatch.setenv("RAYPQ_ISA", name)
-        assert kernels.active()["isa"] == name
+        assert kernels.runtime_info()["isa"] == name
     monkeypatch.setenv("RAYPQ_ISA", "avx1024")
     with pytest.raises(ValueError, match=r"avx1024.*there are:.*baseline"):
         kernels.encode(np.zeros((1, 6), np.float32), tables().C)
@@ -61,28 +63,49 @@ def test_values_that_are_not_finite_are_refused() -> None:
         kernels.build_tables(C, V, None, "dot")
 
 
-def test_without_a_compiler_torch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_native_kernels_torch_is_used_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rng = np.random.default_rng(0)
     U, C = rng.standard_normal((50, 6)).astype(np.float32), tables().C + 1
-    wanted = kernels.encode(U, C)
+    expected = kernels.encode(U, C)
+    assert kernels.runtime_info()["native_missing"] == native.missing_reason()
     monkeypatch.setattr(native, "_native", None)
-    kernels._warn.cache_clear()
-    with pytest.warns(RuntimeWarning, match="without a C\\+\\+ compiler"):
-        np.testing.assert_array_equal(kernels.encode(U, C), wanted)
-    np.testing.assert_array_equal(kernels.encode(U, C), wanted)  # and warns no more
-    assert kernels.active()["kernels"] == "torch"
-    kernels._warn.cache_clear()
+    kernels._warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="the torch kernels are used"):
+        np.testing.assert_array_equal(kernels.encode(U, C), expected)
+    np.testing.assert_array_equal(kernels.encode(U, C), expected)  # without another warning
+    info = kernels.runtime_info()
+    assert info["kernels"] == "torch"
+    assert info["native_missing"] == native.missing_reason()
+    kernels._warn_once.cache_clear()
 
 
-def test_threads_are_as_set() -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("native.py", r"installed without a C\+\+ compiler"),
+        ("cpp/module.cpp", r"source tree .* is not built.*pip install -e"),
+        (f"_native{EXTENSION_SUFFIXES[0]}", r"_native\..* cannot be loaded: no symbol.*reinstall"),
+    ],
+)
+def test_why_native_kernels_are_missing(content: str, reason: str, tmp_path: Path) -> None:
+    package = tmp_path / "raypq" / "kernels"
+    path = package / content
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert re.search(reason, native.explain_missing(package, [package], "no symbol"))
+
+
+def test_set_threads() -> None:
     before = kernels.threads()
     kernels.set_threads(1)
-    assert kernels.threads() == kernels.active()["threads"] == 1
+    assert kernels.threads() == kernels.runtime_info()["threads"] == 1
     kernels.set_threads(before)
 
 
-def test_a_new_thread_heeds_the_number_that_was_set() -> None:
-    """By processor time: otherwise other threads do their share of its first product."""
+def test_a_new_thread_keeps_to_the_thread_limit() -> None:
+    """Measured by processor time: without a limit other threads share the work of a product."""
 
     X = torch.ones(1536, 1536)
 
@@ -100,7 +123,7 @@ def test_a_new_thread_heeds_the_number_that_was_set() -> None:
         kernels.set_threads(before)
 
 
-def test_a_thread_may_have_its_own_number_for_native_kernels() -> None:
+def test_native_threads_limits_the_calling_thread_only() -> None:
     before = kernels.threads()
     with kernels.native_threads(before + 3):
         assert kernels.threads() == before + 3

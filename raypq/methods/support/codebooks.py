@@ -1,4 +1,4 @@
-"""Codebook updates of the reduction methods: seeding, sums, means, empty codewords."""
+"""Codebook updates of the reduction methods: seeding, means, empty codewords."""
 
 from __future__ import annotations
 
@@ -11,31 +11,23 @@ from raypq import kernels
 
 Floats = NDArray[np.float32]
 
-
-_SEED_ROWS = 16  # rows for each codeword that k-means++ chooses among
+_SEED_ROWS = 16  # rows that k-means++ draws from, for each codeword
 
 
 def seed(U: Floats, M: int, K: int, rng: np.random.Generator, *, rounds: int = 10) -> Floats:
-    """k-means++ per sub-space on a sample U [n, M·d], then ``rounds`` of Lloyd on it; [M, K, d].
+    """Codebooks [M, K, d] of a sample U [n, M·d]: k-means++, then ``rounds`` of Lloyd's algorithm.
 
-    Seeds are chosen among ``_SEED_ROWS``·K of the rows: the choice costs K passes over them, and
-    what more rows would add is added by Lloyd's algorithm at a fraction of that.
+    k-means++ costs K passes over its rows, so it gets only ``_SEED_ROWS``·K of them; Lloyd's
+    algorithm, which is cheaper, gets all.
     """
     n = min(len(U), _SEED_ROWS * K)
-    some = U if n == len(U) else U[np.sort(rng.choice(len(U), n, replace=False))]
-    first, aims = rng.integers(n), rng.random((K - 1, M)).T
-    C = kernels.spread(some, np.full(M, first), aims)
+    subset = U if n == len(U) else U[np.sort(rng.choice(len(U), n, replace=False))]
+    first, draws = rng.integers(n), rng.random((K - 1, M)).T
+    C = kernels.kmeans_pp_init(subset, np.full(M, first), draws)
     for _ in range(rounds):
         B = kernels.encode(U, C)
-        C = means(C, *sums(U, B, C), rng)
+        C = means(C, *kernels.codeword_sums(U, B, C), rng)
     return C
-
-
-def sums(
-    U: Floats, B: NDArray[np.uint8], C: Floats
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Per codeword: count [M, K], Σu [M, K, d] and Σ‖u − c‖² [M, K], all float64."""
-    return kernels.accumulate(U, B, C)
 
 
 def means(
@@ -47,8 +39,9 @@ def means(
 ) -> Floats:
     """Codewords moved to the means of their rows (PQZSL eq. 19), empty ones re-seeded.
 
-    An empty codeword makes B·Bᵀ singular. It takes half of the codeword with the largest error:
-    the two stand one standard deviation apart, in a random direction.
+    Count [M, K], total [M, K, d] and error [M, K] as of ``kernels.codeword_sums``; error is
+    overwritten. An empty codeword, which would make B·Bᵀ singular, splits the one with the largest
+    error: the two are placed one standard deviation apart, in a random direction.
     """
     d = C.shape[2]
     moved = np.divide(
@@ -58,9 +51,9 @@ def means(
         source = int(np.argmax(error[m]))
         if error[m, source] <= 0:  # fewer distinct rows than codewords: nothing left to split
             continue
-        spread = np.sqrt(error[m, source] / max(count[m, source], 1.0))
+        deviation = np.sqrt(error[m, source] / max(count[m, source], 1.0))
         direction = rng.standard_normal(d)
-        step = 0.5 * spread * direction / np.linalg.norm(direction)
+        step = 0.5 * deviation * direction / np.linalg.norm(direction)
         moved[m, k] = moved[m, source] + step
         moved[m, source] -= step
         error[m, source] /= 4
@@ -69,7 +62,7 @@ def means(
 
 
 def usage_entropy(count: NDArray[np.float64]) -> float:
-    """Mean entropy of codeword usage over sub-codebooks, in bits; log2(K) when all are equal."""
+    """Mean entropy of codeword usage over sub-codebooks, in bits; log2(K) for uniform usage."""
     share: NDArray[Any] = count / np.maximum(count.sum(axis=1, keepdims=True), 1.0)
     logs = np.log2(share, out=np.zeros_like(share), where=share > 0)
     return float(-(share * logs).sum(axis=1).mean())

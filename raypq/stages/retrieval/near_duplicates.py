@@ -129,7 +129,7 @@ class PairWorker:
         """Rows of the two blocks and their score, pair by pair."""
         plan = self._plan
         threshold = np.float32(plan.threshold)
-        slack = 2.0**-20 * abs(plan.threshold) + self._symmetric.reach
+        slack = 2.0**-20 * abs(plan.threshold) + self._symmetric.tolerance
         least = (-plan.threshold if plan.metric == "l2" else plan.threshold) - slack
         for start in range(0, len(one.B), _ASKING):
             A = one.B[start : start + _ASKING]
@@ -139,7 +139,9 @@ class PairWorker:
                 B = other.B[at : at + _ASKED]
                 # Within one block the first rows asked are those that ask.
                 after = same and at == start
-                i, j, _ = kernels.within(B, tables, least, after=after, device=plan.device)
+                i, j, _ = kernels.range_search(
+                    B, tables, least, upper_triangle=after, device=plan.device
+                )
                 score = self._symmetric(A[i], B[j])
                 near = score <= threshold if plan.metric == "l2" else score >= threshold
                 if near.any():
