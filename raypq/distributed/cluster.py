@@ -5,25 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import re
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any, TypeVar
 
-import grpc
 import ray
-from ray._private.authentication.authentication_token_setup import (
-    maybe_enable_token_auth_if_token_available,
-)
-from ray._private.grpc_utils import init_grpc_channel
-from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError
 
 from raypq import console, machine
 from raypq.config import ClusterSettings
 from raypq.distributed.errors import ClusterError, described, reason_of
+from raypq.distributed.head import (
+    authentication_restored,
+    check_address,
+    no_token,
+    unreachable,
+)
 from raypq.distributed.worker_actor import WorkerActor
 from raypq.distributed.worker_pool import RayWorkerPool
 from raypq.errors import ConfigError
@@ -34,21 +33,14 @@ __all__ = ["ClusterError", "RayExecutor", "connect"]
 W = TypeVar("W")
 
 _VERSION = metadata.version("raypq")
-_DIAL_TIMEOUT = 4.0  # seconds for the head node to accept a connection
-_ANSWER_TIMEOUT = 9.0  # seconds for it to answer as Ray does
 _MEMORY = 0.95  # of what a node tells that it has: it may be counted a little otherwise
 # Bytes of the folder: below it comes ray/session_<date>_<time>_<µs>_<pid>/sockets/plasma_store.0,
 # and a socket's path has 107 in all.
 _LONGEST = 107 - 70
 _SHORT = "/tmp"  # noqa: S108 - what Ray itself falls back on
-_CLIENT_PORT = 10001  # of ray://
 # Ray tells both sides' versions in its error, and in no other way before a connection stands.
 _VERSIONS = re.compile(
     r"Version mismatch.*?Ray: (\S+)\s+Python: (\S+).*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL
-)
-_LOCKED_OUT = (
-    "does not let this client in: it wants a token, and the one here is missing or another. Set "
-    "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to that of the cluster"
 )
 
 
@@ -226,6 +218,15 @@ def connect(settings: ClusterSettings) -> Iterator[RayExecutor]:
     if ray.is_initialized():
         yield RayExecutor(settings)
         return
+    with authentication_restored():
+        _start_or_join(settings)
+        try:
+            yield RayExecutor(settings)
+        finally:
+            ray.shutdown()
+
+
+def _start_or_join(settings: ClusterSettings) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     place: str | None = None
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -246,10 +247,15 @@ def connect(settings: ClusterSettings) -> Iterator[RayExecutor]:
         if settings.cluster == "local":
             raise _not_started(error, place) from error
         raise _not_joined(settings.cluster, error) from error
-    try:
-        yield RayExecutor(settings)
-    finally:
-        ray.shutdown()
+
+
+def _mismatch(address: str, found: re.Match[str]) -> str:
+    theirs, ours = found.group(1, 2), found.group(3, 4)
+    return (
+        f"the Ray cluster at {address!r} runs Ray {theirs[0]} on Python {theirs[1]}, this client "
+        f"Ray {ours[0]} on Python {ours[1]}; install the cluster's versions here, or submit a job "
+        "to it, which runs with the cluster's own (ray job submit, docs/operations.md)"
+    )
 
 
 def _not_started(error: Exception, place: str | None) -> ClusterError:
@@ -305,57 +311,7 @@ def _folder() -> str | None:
 def _not_joined(address: str, error: Exception) -> ClusterError:
     """Why the cluster at an address could not be joined, and what to try."""
     if isinstance(error, AuthenticationError):
-        return ClusterError(f"the Ray cluster at {address!r} {_LOCKED_OUT}")
+        return no_token(address)
     if found := _VERSIONS.search(str(error)):
         return ClusterError(_mismatch(address, found))
-    return _unreachable(address, reason_of(error))
-
-
-def check_address(address: str) -> None:
-    """Finds out within seconds whether a Ray head is at ``host:port``, and lets this client in.
-
-    ``ray.init`` itself tries for 81 seconds and then ends the process (Ray 2.60), so whether
-    anything listens is tried first, and then the head is asked whether it lives.
-
-    Raises:
-        ClusterError: naming the address and what to try.
-    """
-    scheme, found, place = address.rpartition("://")
-    host, colon, port = place.rpartition(":")
-    if not colon and scheme == "ray":
-        host, port = place, str(_CLIENT_PORT)
-    if not host or not port.isdigit():
-        return  # "auto" and the like: ray.init answers at once
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _DIAL_TIMEOUT).close()
-    except OSError as error:
-        raise _unreachable(address, error.strerror or str(error)) from None
-    if found:
-        return
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as ray.init would
-    with init_grpc_channel(address) as channel:
-        head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-        try:
-            asked = gcs_service_pb2.CheckAliveRequest()  # type: ignore[attr-defined]  # generated
-            head.CheckAlive(asked, timeout=_ANSWER_TIMEOUT)
-        except grpc.RpcError as error:
-            if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-                raise ClusterError(f"the Ray cluster at {address!r} {_LOCKED_OUT}") from None
-            why = f"something listens there, but it is not a Ray head ({error.code().name})"
-            raise _unreachable(address, why) from None
-
-
-def _mismatch(address: str, found: re.Match[str]) -> str:
-    theirs, ours = found.group(1, 2), found.group(3, 4)
-    return (
-        f"the Ray cluster at {address!r} runs Ray {theirs[0]} on Python {theirs[1]}, this client "
-        f"Ray {ours[0]} on Python {ours[1]}; install the cluster's versions here, or submit a job "
-        "to it, which runs with the cluster's own (ray job submit, docs/operations.md)"
-    )
-
-
-def _unreachable(address: str, why: str) -> ClusterError:
-    return ClusterError(
-        f"cannot reach the Ray cluster at {address!r}: {why}; check the address and port of the "
-        f"head node (usually 6379) and that `ray status --address {address}` works from here"
-    )
+    return unreachable(address, reason_of(error))
