@@ -37,7 +37,7 @@ from raypq.config import (
 from raypq.config.places import Place, Reads, path_of
 from raypq.data.store import overlap
 from raypq.data.store.snapshot import Snapshot
-from raypq.execution.executor import Executor, Rank, Report, WorkerPool
+from raypq.execution.executor import Executor, SpmdJob, WorkerPool
 from raypq.execution.local import LocalExecutor
 from raypq.stages.training.train import Trained
 
@@ -96,16 +96,8 @@ class _LazyExecutor:
     ) -> AbstractContextManager[WorkerPool[W]]:
         return self._executor().start_workers(make, *args, stage=stage, cache=cache)
 
-    def run_spmd(
-        self,
-        run: Callable[[Rank, Report], None],
-        *,
-        report: Report,
-        device: str,
-        scratch: str,
-        memory: int,
-    ) -> None:
-        self._executor().run_spmd(run, report=report, device=device, scratch=scratch, memory=memory)
+    def run_spmd(self, job: SpmdJob) -> None:
+        self._executor().run_spmd(job)
 
 
 @contextmanager

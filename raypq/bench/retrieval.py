@@ -27,7 +27,7 @@ from raypq.config import ClusterSettings, SearchJob
 from raypq.data import arrays
 from raypq.data.storage import join
 from raypq.data.store import snapshot
-from raypq.execution.executor import Executor, Rank, Report, WorkerPool
+from raypq.execution.executor import Executor, SpmdJob, WorkerPool
 from raypq.methods.pq import PQModel, PQSettings
 from raypq.stages.retrieval import search as stage
 from raypq.stages.stores import model_store
@@ -60,8 +60,8 @@ class _KeptWorkers:
             self._pool = self._stack.enter_context(started)
         yield self._pool
 
-    def run_spmd(self, run: Callable[[Rank, Report], None], **how: Any) -> None:
-        self._executor.run_spmd(run, **how)
+    def run_spmd(self, job: SpmdJob) -> None:
+        self._executor.run_spmd(job)
 
 
 def run(threads: int) -> Iterator[Result]:

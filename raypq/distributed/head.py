@@ -20,15 +20,15 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from raypq.distributed.errors import ClusterError
 
-_DIAL_TIMEOUT = 4.0  # seconds to accept a connection
-_ANSWER_TIMEOUT = 9.0  # seconds to answer as Ray does
+_CONNECT_TIMEOUT = 4.0  # seconds to accept a connection
+_RPC_TIMEOUT = 9.0  # seconds to answer a call
 _CLIENT_PORT = 10001  # of ray://
 _REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
 @contextmanager
 def authentication_restored() -> Iterator[None]:
-    """Sets Ray's authentication mode of this process back at the end.
+    """Restores Ray's authentication mode of this process at the end.
 
     Ray sets ``RAY_AUTH_MODE`` itself where it starts a local cluster (2.60), and the next cluster
     that this process joins may be another one.
@@ -44,26 +44,26 @@ def authentication_restored() -> Iterator[None]:
 def check_address(address: str) -> None:
     """Checks within seconds that a Ray head is at ``host:port``, and agrees with it on tokens.
 
-    ``ray.init`` itself tries for 81 seconds and then ends the process (Ray 2.60). And it takes a
-    token for required or not by what lies on this machine: a client with a token on a cluster
-    without one refuses the cluster's own messages, so that every actor seems to die at its start.
+    ``ray.init`` itself tries for 81 seconds and then ends the process (Ray 2.60). It also decides
+    from the files of this machine whether tokens are required: a client with a token on a cluster
+    without one refuses the cluster's own messages, so every actor seems to die at its start.
 
     Raises:
-        ClusterError: naming the address and what to try.
+        ClusterError: the head cannot be reached; names the address and the remedy.
     """
     if address == "auto":
-        found = services.canonicalize_bootstrap_address(address)
-        if not found:
-            return  # ray.init says at once that there is none
-        address = found
-    scheme, separator, place = address.rpartition("://")
-    host, colon, port = place.rpartition(":")
+        running = services.canonicalize_bootstrap_address(address)
+        if not running:
+            return  # ray.init fails at once
+        address = running
+    scheme, separator, location = address.rpartition("://")
+    host, colon, port = location.rpartition(":")
     if not colon and scheme == "ray":
-        host, port = place, str(_CLIENT_PORT)
+        host, port = location, str(_CLIENT_PORT)
     if not host or not port.isdigit():
-        return  # ray.init answers at once
+        return  # ray.init fails at once
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _DIAL_TIMEOUT).close()
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT).close()
     except OSError as error:
         raise unreachable(address, error.strerror or str(error)) from None
     if not separator:
@@ -71,46 +71,51 @@ def check_address(address: str) -> None:
 
 
 def _agree_on_tokens(address: str) -> None:
+    """Uses a token where the head requires one, and none where it does not.
+
+    Raises:
+        ClusterError: the token is missing or wrong, or the user's mode contradicts the cluster's.
+    """
     chosen = os.environ.get(AUTH_MODE_ENV_VAR)
     if chosen is None:
         _set_mode("disabled")
     if is_token_auth_enabled():
-        if not _lets_in(address):
+        if not _accepts(address):
             raise no_token(address)
         with authentication_restored():
             _set_mode("disabled")
-            open_to_all = _lets_in(address)
-        if open_to_all:
+            without_tokens = _accepts(address)
+        if without_tokens:
             raise ClusterError(
                 f"the Ray cluster at {address!r} runs without tokens, and {AUTH_MODE_ENV_VAR}="
                 f"{chosen} has this client refuse messages without one: unset {AUTH_MODE_ENV_VAR}, "
                 f"or start the cluster with {AUTH_MODE_ENV_VAR}=token"
             )
-    elif not _lets_in(address):
+    elif not _accepts(address):
         if chosen is not None:
             raise no_token(address)
         _set_mode(None)
-        found = maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-        if not found or not _lets_in(address):
+        has_token = maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        if not has_token or not _accepts(address):
             raise no_token(address)
 
 
-def _lets_in(address: str) -> bool:
-    """Asks the head whether it is alive, with a token if this process uses tokens.
+def _accepts(address: str) -> bool:
+    """Whether the head accepts calls of this process, with its token if it uses tokens.
 
     Raises:
-        ClusterError: it does not answer as Ray does.
+        ClusterError: no Ray head answers.
     """
     with init_grpc_channel(address) as channel:
         head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
         try:
             request = gcs_service_pb2.CheckAliveRequest()  # type: ignore[attr-defined]  # generated
-            head.CheckAlive(request, timeout=_ANSWER_TIMEOUT)
+            head.CheckAlive(request, timeout=_RPC_TIMEOUT)
         except grpc.RpcError as error:
             if error.code() in _REFUSED:
                 return False
-            why = f"something listens there, but it is not a Ray head ({error.code().name})"
-            raise unreachable(address, why) from None
+            reason = f"a server listens there, but it is not a Ray head ({error.code().name})"
+            raise unreachable(address, reason) from None
     return True
 
 
@@ -119,23 +124,23 @@ def _set_mode(mode: str | None) -> None:
         os.environ.pop(AUTH_MODE_ENV_VAR, None)
     else:
         os.environ[AUTH_MODE_ENV_VAR] = mode
-    # Both are read once a process. A token that stays loaded would be required of the cluster.
+    # Ray reads both once per process. With a token still loaded, it would require one of the
+    # cluster.
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 def no_token(address: str) -> ClusterError:
-    """The error of a cluster that requires a token which this client does not have."""
+    """The error where a cluster requires a token that this client does not have."""
     return ClusterError(
-        f"the Ray cluster at {address!r} does not let this client in: it wants a token, and the "
-        "one here is missing or another. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
-        "RAY_AUTH_TOKEN_PATH to that of the cluster"
+        f"the Ray cluster at {address!r} refused this client: its token is missing or wrong. Set "
+        "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token of the cluster"
     )
 
 
-def unreachable(address: str, why: str) -> ClusterError:
-    """The error of an address where no Ray head answers."""
+def unreachable(address: str, reason: str) -> ClusterError:
+    """The error where no Ray head answers at an address."""
     return ClusterError(
-        f"cannot reach the Ray cluster at {address!r}: {why}; check the address and port of the "
+        f"cannot reach the Ray cluster at {address!r}: {reason}; check the address and port of the "
         f"head node (usually 6379) and that `ray status --address {address}` works from here"
     )

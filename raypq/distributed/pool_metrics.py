@@ -1,8 +1,8 @@
 """Metrics of a worker pool in Ray's Prometheus endpoint.
 
 The driver reports them, not the workers: it sees every task, and it can still be scraped after a
-worker died or was stopped. Ray puts ``ray_`` before each name and
-``_total`` behind a counter: ``ray_raypq_images_total{stage="encode"}``.
+worker died or was stopped. Ray prepends ``ray_`` to each name and appends ``_total`` to counters:
+``ray_raypq_images_total{stage="encode"}``.
 """
 
 from __future__ import annotations
@@ -12,67 +12,67 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from raypq.execution.executor import PoolStats
 from raypq.io_counters import Reading
 
-_SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]  # bounds of shard seconds
+_BUCKETS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]  # seconds of a shard
 _TAGS = ("stage",)
 
 
 class PoolMetrics:
-    """Keeps the statistics of one pool and Ray's metrics of its stage in step."""
+    """Updates the statistics of one pool and the Prometheus metrics of its stage together."""
 
     def __init__(self, stats: PoolStats) -> None:
         self.stats = stats
         tags = {"stage": stats.stage}
 
-        def counter(name: str, what: str) -> Counter:
-            return Counter(f"raypq_{name}", what, _TAGS).set_default_tags(tags)
+        def counter(name: str, description: str) -> Counter:
+            return Counter(f"raypq_{name}", description, _TAGS).set_default_tags(tags)
 
-        def gauge(name: str, what: str) -> Gauge:
-            return Gauge(f"raypq_{name}", what, _TAGS).set_default_tags(tags)
+        def gauge(name: str, description: str) -> Gauge:
+            return Gauge(f"raypq_{name}", description, _TAGS).set_default_tags(tags)
 
         self._images = counter("images", "Images read, from features or codes.")
         self._bytes = counter("bytes_read", "Bytes of Parquet read.")
-        self._failed = counter("shards_failed", "Shards given up.")
-        self._retries = counter("retries", "Tasks that were tried again.")
+        self._failed = counter("shards_failed", "Shards that failed.")
+        self._retries = counter("retries", "Tasks that were retried.")
         self._deaths = counter("worker_deaths", "Workers that died.")
         self._workers = gauge("workers", "Workers that are ready.")
-        self._queue = gauge("queue_depth", "Tasks that no worker is at yet.")
+        self._queue = gauge("queue_depth", "Tasks that wait for a worker.")
         self._seconds = Histogram(
-            "raypq_shard_seconds", "Seconds that a task took its worker.", _SECONDS, _TAGS
+            "raypq_shard_seconds", "Seconds that a task took its worker.", _BUCKETS, _TAGS
         ).set_default_tags(tags)
 
     def task_returned(self, seconds: float, read: Reading) -> None:
-        """A worker returned from a task, with its result or an error."""
+        """Counts the cost of a call, whether it gave a result or an error."""
         stats = self.stats
         stats.seconds += seconds
         stats.images += read.images
         stats.bytes += read.bytes
         self._seconds.observe(seconds)
-        if read.images:  # Ray's counters take nothing that is not above zero
+        if read.images:  # Ray's counters refuse increments of zero
             self._images.inc(read.images)
         if read.bytes:
             self._bytes.inc(read.bytes)
 
     def task_finished(self) -> None:
-        """A task has its result."""
+        """Counts a task that has its result."""
         self.stats.tasks += 1
 
     def task_retried(self) -> None:
-        """A task goes back to the queue for another try."""
+        """Counts a task that is retried."""
         self.stats.retries += 1
         self._retries.inc()
 
     def task_failed(self) -> None:
-        """A task failed for good."""
+        """Counts a task that failed for good."""
         self.stats.failed += 1
         self._failed.inc()
 
     def worker_died(self) -> None:
-        """A worker died."""
+        """Counts a dead worker."""
         self.stats.deaths += 1
         self._deaths.inc()
 
     def gauge(self, *, workers: int, queue: int) -> None:
-        """Sets how many workers are ready, and how many tasks wait."""
+        """Sets the numbers of workers that are ready and of tasks that wait."""
         self.stats.workers = max(self.stats.workers, workers)
         self._workers.set(workers)
         self._queue.set(queue)

@@ -1,7 +1,7 @@
-"""Functions in step on Ray Train: one process a worker, in one torch process group.
+"""Functions that run in step on Ray Train: a process per worker, in one torch process group.
 
-Ray starts all workers anew after a death; the function resumes from its own checkpoints. Ray's
-checkpoints are not used: they would be pickles, and another code path than the one without Ray.
+After a worker died, Ray starts all workers anew and the function resumes from its own checkpoints.
+Ray's checkpoints are not used: they are pickles, and training without Ray would need a second kind.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from typing import Any
 
 import pyarrow.fs
 import ray
+from fsspec import AbstractFileSystem
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
@@ -25,16 +26,16 @@ from raypq.config import ClusterSettings
 from raypq.data.storage import filesystem
 from raypq.distributed.errors import ClusterError, reason_of
 from raypq.errors import RaypqError
-from raypq.execution.executor import MAX_TRIES, Rank, Report
+from raypq.execution.executor import MAX_TRIES, Rank, Report, SpmdJob
 from raypq.execution.retries import may_pass
 
 _POLL = 0.5  # seconds between reads of the workers' events
 _STARTS = 3  # attempts to start the group of workers; they share the start timeout
-_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+_START_TIMEOUT_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
 class TrainingEvents:
-    """An actor that holds events for the driver, and the error that ends the run."""
+    """Actor that holds the workers' events for the driver, and the error that ends the run."""
 
     def __init__(self) -> None:
         self._events: list[Mapping[str, Any]] = []
@@ -58,15 +59,7 @@ class TrainingEvents:
         return events
 
 
-def run_spmd(
-    run: Callable[[Rank, Report], None],
-    *,
-    settings: ClusterSettings,
-    resources: dict[str, float],
-    report: Report,
-    device: str,
-    scratch: str,
-) -> None:
+def run_spmd(job: SpmdJob, settings: ClusterSettings, resources: dict[str, float]) -> None:
     """Runs a function in step in all workers, each of which has these ``resources``.
 
     Raises:
@@ -74,14 +67,40 @@ def run_spmd(
         ClusterError: workers cannot start, or keep dying.
     """
     events: Any = ray.remote(num_cpus=0)(TrainingEvents).remote()
-    config = {
-        "run": ray.put(run), "events": events, "threads": settings.threads, "device": device,
-    }  # fmt: skip
-    fs, path = filesystem(scratch)
-    gpu = device == "cuda"
-    trainer = TorchTrainer(
+    fs, path = filesystem(job.scratch)
+    trainer = _trainer(job, settings, resources, events, fs, path)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    with _forwarded(events, job.report), _start_timeout(settings.start_timeout / _STARTS):
+        try:
+            trainer.fit()
+        except Exception as error:  # Ray Train wraps the errors of workers in its own
+            _raise_fatal(events)
+            raise ClusterError(f"training on Ray failed: {reason_of(error)}") from error
+        else:
+            _raise_fatal(events)  # workers that start after a fatal error end without one
+        finally:
+            with suppress(FileNotFoundError):
+                fs.rm(path, recursive=True)
+
+
+def _trainer(
+    job: SpmdJob,
+    settings: ClusterSettings,
+    resources: dict[str, float],
+    events: Any,
+    fs: AbstractFileSystem,
+    path: str,
+) -> TorchTrainer:
+    """The trainer, which calls ``_run_rank`` in each worker."""
+    gpu = job.device == "cuda"
+    return TorchTrainer(
         _run_rank,
-        train_loop_config=config,
+        train_loop_config={
+            "run": ray.put(job.run),
+            "events": events,
+            "threads": settings.threads,
+            "device": job.device,
+        },
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
@@ -98,29 +117,33 @@ def run_spmd(
             ),
         ),
     )
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _forwarded(events: Any, report: Report) -> Iterator[None]:
+    """Forwards the workers' events from a thread; at the end, all that are left."""
     over = Event()
     listener = Thread(
         target=_forward, args=(events, report, over), name="raypq-events", daemon=True
     )
     listener.start()
-    # Ray Train has no setting for it but this variable, which it hands on.
-    os.environ[_START_TIMEOUT] = str(settings.start_timeout / _STARTS)
     try:
-        trainer.fit()
-    except Exception as error:  # Ray Train wraps what a worker raised in errors of its own
-        _raise_fatal(events)
-        raise ClusterError(f"training on Ray failed: {reason_of(error)}") from error
-    else:
-        _raise_fatal(events)  # the workers were started anew, and did nothing more
+        yield
     finally:
-        os.environ.pop(_START_TIMEOUT, None)
         over.set()
         listener.join()
         with suppress(RayError):
             ray.kill(events)
-        with suppress(FileNotFoundError):
-            fs.rm(path, recursive=True)
+
+
+@contextmanager
+def _start_timeout(seconds: float) -> Iterator[None]:
+    """Sets Ray Train's start timeout, for which it has an environment variable only."""
+    os.environ[_START_TIMEOUT_VARIABLE] = str(seconds)
+    try:
+        yield
+    finally:
+        os.environ.pop(_START_TIMEOUT_VARIABLE, None)
 
 
 def _raise_fatal(events: Any) -> None:
@@ -131,15 +154,15 @@ def _raise_fatal(events: Any) -> None:
 
 
 def _forward(events: Any, report: Report, over: Event) -> None:
-    """Passes on the workers' events, to the end."""
+    """Forwards events until ``over`` is set, then once more."""
     last = False
     while not last:
         last = over.wait(_POLL)
         try:
-            taken = ray.get(events.take.remote())
+            batch = ray.get(events.take.remote())
         except RayError:
             return
-        for event in taken:
+        for event in batch:
             report(event)
 
 
@@ -148,7 +171,7 @@ def _run_rank(config: dict[str, Any]) -> None:
     events = config["events"]
     fatal = ray.get(events.fatal.remote())
     if fatal is not None:
-        return  # started again after an error that would come again
+        return  # Ray restarted the workers, but the error would recur
     context = ray.train.get_context()
     kernels.set_threads(config["threads"])
     run: Callable[[Rank, Report], None] = ray.get(config["run"])
@@ -164,6 +187,6 @@ def _run_rank(config: dict[str, Any]) -> None:
         ray.get(events.fail.remote(error))
         raise
     except Exception as error:
-        if not may_pass(error):  # the same would come of another start
+        if not may_pass(error):  # a restart would fail in the same way
             ray.get(events.fail.remote(ClusterError(f"{type(error).__name__}: {error}")))
         raise

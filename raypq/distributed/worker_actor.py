@@ -23,18 +23,18 @@ class StartupError:
     """Why a worker could not be made.
 
     Attributes:
-        final: it would be the same on every machine. lasting: another try on this machine would
-            find the same.
+        everywhere: it would fail on every machine.
+        permanent: it would fail again on this machine.
     """
 
     reason: str
-    final: bool = False
-    lasting: bool = False
+    everywhere: bool = False
+    permanent: bool = False
 
 
 @dataclass(frozen=True)
 class TaskReply:
-    """The value of one call, the seconds that it took and what it read."""
+    """The value of one call, its seconds, and the images and bytes that it read."""
 
     value: Any
     seconds: float
@@ -54,24 +54,24 @@ class WorkerActor:
         self._shared: tuple[Any, ...] = ()
 
     def ping(self) -> StartupError | None:
-        """Makes the worker. An error is returned, or Ray would only report a dead actor."""
+        """Makes the worker. Errors are returned: of a raised one, Ray reports only a dead actor."""
         if self._worker is None:
-            if (here := metadata.version("raypq")) != self._version:
+            if (installed := metadata.version("raypq")) != self._version:
                 return StartupError(
-                    f"the driver runs raypq {self._version}, but the workers have raypq {here}; "
-                    "install one version everywhere (an image, or setup_commands)",
-                    final=True,
+                    f"the driver runs raypq {self._version}, but the workers have raypq "
+                    f"{installed}; install one version everywhere (an image, or setup_commands)",
+                    everywhere=True,
                 )
             if problem := device_problem(self._device):
-                return StartupError(problem, final=True)
+                return StartupError(problem, everywhere=True)
             try:
                 kernels.set_threads(self._threads)
                 self._worker = self._make(*self._args)
             except RaypqError as error:
-                return StartupError(str(error), final=True)
-            except Exception as error:  # perhaps this machine only
+                return StartupError(str(error), everywhere=True)
+            except Exception as error:  # may concern this machine only
                 reason = f"{type(error).__name__}: {error}"
-                return StartupError(reason, lasting=not may_pass(error))
+                return StartupError(reason, permanent=not may_pass(error))
             self._args = ()
         return None
 
@@ -79,8 +79,8 @@ class WorkerActor:
         """Calls ``function(worker, task, *shared)``.
 
         Args:
-            shared: the reference of a tuple in the object store, or nothing. It travels in a list,
-                or Ray would fetch the value anew for every call.
+            shared: the reference of a tuple in the object store, or nothing. It is in a list
+                because Ray would fetch a plain reference anew for every call.
         """
         if self._worker is None:
             raise RuntimeError("a task arrived before its worker was ready")
@@ -94,11 +94,11 @@ class WorkerActor:
 
 
 PROCESS_TITLE = f"ray::{WorkerActor.__name__}"
-"""How the titles of worker processes begin, as Ray sets them."""
+"""Start of the process titles that Ray gives to workers."""
 
 
 def device_problem(device: str) -> str | None:
-    """Why a worker cannot compute on a device here, and what to do; None if it can."""
+    """Why a worker on this node cannot use a device, and the remedy; None if it can."""
     try:
         kernels.check_device(device)
     except ConfigError as error:

@@ -18,11 +18,11 @@ from raypq import console
 from raypq.errors import InputError, JobError, RaypqError, ShardFailure
 from raypq.execution.retries import may_pass
 
-MAX_TRIES = 3  # attempts at a task that kills its worker, or whose error may pass
-# An ordered pass begins no task that is this many times the workers ahead of the oldest unfinished
-# one: the least and the most, between which the size of results decides.
-_AHEAD = 2, 16
-_HELD_BYTES = 1 << 30  # results that may wait for an older one, where ``_AHEAD`` allows fewer
+MAX_TRIES = 3  # attempts at a task that kills its worker, or whose error is transient
+# Bounds of the window of an ordered pass, in tasks per worker; between them the size of the
+# results decides.
+_MIN_WINDOW, _MAX_WINDOW = 2, 16
+_WINDOW_BYTES = 1 << 30  # results that may wait in the driver for an older one
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ class PoolStats:
         workers: most workers that were ready at once.
         seconds: spent in tasks, over all workers.
         images, bytes: read by the workers (``raypq.io_counters``).
-        tasks, failed, retries: finished, given up, and tried again. deaths: of workers.
+        tasks, failed, retries: tasks that finished, that failed for good, and further attempts.
+        deaths: workers that died.
     """
 
     stage: str
@@ -96,8 +97,8 @@ class WorkerPool(Protocol[W_co]):
 
         Args:
             shared: sent to each worker once, not with every task.
-            ordered: results come in task order, each as soon as those before it are there. Tasks
-                wait rather than run far ahead of a slow one (``OrderedWindow``).
+            ordered: results come in task order; ``OrderedWindow`` limits how far tasks run ahead
+                of a slow one.
         """
 
 
@@ -115,6 +116,25 @@ class Rank:
 
 
 Report = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpmdJob:
+    """A function that runs in all workers, in step (single program, multiple data).
+
+    Attributes:
+        run: called with the rank of its process and a function that sends events.
+        report: receives these events, in the driver process.
+        device: ``cpu`` or ``cuda``.
+        scratch: folder that the executor may write to meanwhile.
+        memory: bytes that each worker needs for what it holds.
+    """
+
+    run: Callable[[Rank, Report], None]
+    report: Report
+    device: str
+    scratch: str
+    memory: int
 
 
 class Executor(Protocol):
@@ -135,42 +155,26 @@ class Executor(Protocol):
 
         Args:
             stage: name of the work in metrics and run records.
-            cache: bytes that each worker keeps in memory on top of what it needs, where a user set
-                them.
+            cache: bytes of each worker's cache, where a user set them.
         """
 
-    def run_spmd(
-        self,
-        run: Callable[[Rank, Report], None],
-        *,
-        report: Report,
-        device: str,
-        scratch: str,
-        memory: int,
-    ) -> None:
-        """Runs the same function in all workers, in step (single program, multiple data).
+    def run_spmd(self, job: SpmdJob) -> None:
+        """Runs a function in all workers, in step.
 
-        Where there are several, a torch process group connects them. After a worker died all are
-        started again; the function itself resumes from what it has written.
-
-        Args:
-            run: called with the rank of its process and a function that sends events.
-            report: receives these events, in this process.
-            device: ``cpu`` or ``cuda``.
-            scratch: folder that the executor may write to while it runs.
-            memory: bytes that each worker keeps.
+        Several workers are connected by a torch process group. After a worker died, all are
+        started again; the function itself resumes from its own checkpoints.
         """
 
 
 def run_task(call: Callable[..., R], worker: Any, task: Task, *shared: Any) -> R | ShardFailure:
-    """The result of a call; an error becomes a value that describes it."""
+    """Calls ``call(worker, task, *shared)``; an error becomes a ``ShardFailure``."""
     try:
         return call(worker, task, *shared)
     except RaypqError as error:
         return ShardFailure(
             shard=task.name, reason=str(error), bad_input=isinstance(error, InputError)
         )
-    except Exception as error:  # whatever it is, it belongs to this one shard
+    except Exception as error:  # any other error fails this shard only
         log.debug("%s failed", task.name, exc_info=True)
         return ShardFailure(
             shard=task.name,
@@ -194,11 +198,10 @@ def completed(
     """The values of a pass as they arrive, with progress; failures are raised at its end.
 
     Args:
-        total: tasks of the pass. label, unit: for the progress line.
-        failures: a list to which failures are appended. Failures that it holds already count as
-            those of this pass.
-        kept: shards of the job that need no work.
-        images: images behind a value, for the progress line.
+        total: number of tasks. label, unit: of the progress line.
+        failures: list to which failures are appended; those already in it count as well.
+        kept: number of shards that need no work.
+        images: number of images of a value, for the progress line.
 
     Raises:
         JobError: naming every shard that failed, unless all are bad input to be quarantined.
@@ -220,10 +223,10 @@ def completed(
 def raise_or_quarantine(
     failures: Sequence[ShardFailure], done: int, on_bad_shard: str, *, kept: int = 0
 ) -> None:
-    """Ends a pass: failures stop the job, unless they are bad input to be quarantined.
+    """Raises the failures of a pass, or warns of them where bad shards are quarantined.
 
     Args:
-        done: shards that the pass finished. kept: shards of the job that need no work.
+        done: number of shards that the pass finished. kept: of shards that need no work.
 
     Raises:
         JobError: naming every shard that failed.
@@ -236,61 +239,61 @@ def raise_or_quarantine(
 
 
 class OrderedWindow:
-    """How far tasks may run ahead of the oldest unfinished one.
+    """Limits how far the tasks of an ordered pass run ahead of the oldest unfinished one.
 
-    Results that overtake a slow task wait for it in the driver's memory. So a task is begun only
-    if few enough lie between it and the oldest unfinished one, which is always admitted: nothing
-    can come to a standstill. Shards of one size finish nearly in order and never wait.
+    Results that overtake a slow task wait for it in the driver's memory, so a task starts only
+    within a window after the oldest unfinished one. That one may always start, so there is no
+    deadlock. Shards of equal size finish nearly in order and never wait.
     """
 
     def __init__(self, workers: int, *, ordered: bool) -> None:
         self._workers, self._ordered = workers, ordered
         self._oldest = 0
-        self._overtaken: set[int] = set()  # finished ones after the oldest that is not
-        self._largest = 0
+        self._finished: set[int] = set()  # finished tasks after ``_oldest``
+        self._largest_result = 0  # bytes
 
     @property
     def end(self) -> int:
-        """The first task that may not be begun yet."""
+        """Index of the first task that may not start yet."""
         if not self._ordered:
             return sys.maxsize
-        least, most = (factor * self._workers for factor in _AHEAD)
-        if self._largest:
-            least = max(least, min(most, _HELD_BYTES // self._largest))
-        return self._oldest + least
+        size, largest = _MIN_WINDOW * self._workers, _MAX_WINDOW * self._workers
+        if self._largest_result:
+            size = max(size, min(largest, _WINDOW_BYTES // self._largest_result))
+        return self._oldest + size
 
     def finished(self, index: int, value: Any) -> None:
-        """Notes that a task is over."""
+        """Records that a task has finished or failed."""
         if not self._ordered:
             return
-        self._largest = max(self._largest, held_bytes(value), 1)
-        self._overtaken.add(index)
-        while self._oldest in self._overtaken:
-            self._overtaken.remove(self._oldest)
+        self._largest_result = max(self._largest_result, result_bytes(value), 1)
+        self._finished.add(index)
+        while self._oldest in self._finished:
+            self._finished.remove(self._oldest)
             self._oldest += 1
 
 
-def held_bytes(value: Any) -> int:
+def result_bytes(value: Any) -> int:
     """Bytes of the arrays and strings in a value, through dataclasses and containers."""
     if isinstance(value, bytes | str):
         return len(value)
     if isinstance(value, Mapping):
-        return sum(held_bytes(item) for item in value.values())
+        return sum(result_bytes(item) for item in value.values())
     if isinstance(value, list | tuple):
-        return sum(held_bytes(item) for item in value)
+        return sum(result_bytes(item) for item in value)
     if is_dataclass(value):
-        return sum(held_bytes(getattr(value, item.name)) for item in fields(value))
+        return sum(result_bytes(getattr(value, item.name)) for item in fields(value))
     return int(getattr(value, "nbytes", 0))
 
 
 def in_order(results: Iterator[TaskResult[R]]) -> Iterator[TaskResult[R]]:
-    """Results in task order, each as soon as those before it are there."""
-    held: dict[int, TaskResult[R]] = {}
+    """Results in task order, each as soon as all before it have arrived."""
+    waiting: dict[int, TaskResult[R]] = {}
     following = 0
     for result in results:
-        held[result.index] = result
-        while following in held:
-            yield held.pop(following)
+        waiting[result.index] = result
+        while following in waiting:
+            yield waiting.pop(following)
             following += 1
-    if held:
-        raise RuntimeError(f"no result of task {following}, but of later ones")
+    if waiting:
+        raise RuntimeError(f"results of later tasks, but none of task {following}")

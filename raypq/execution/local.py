@@ -18,8 +18,8 @@ from raypq.execution.executor import (
     PoolStats,
     R,
     Rank,
-    Report,
     Shared,
+    SpmdJob,
     T,
     Task,
     TaskResult,
@@ -40,14 +40,14 @@ class LocalExecutor:
 
     @property
     def worker_memory(self) -> int:
-        """Bytes that the one worker of all threads may use."""
+        """Bytes for the worker, which all threads share."""
         return self._memory or machine.usable().worker_memory(1)
 
     @contextmanager
     def start_workers(
         self, make: Callable[..., W], *args: Any, stage: str, cache: int = 0
     ) -> Iterator[WorkerPool[W]]:
-        """One worker, which all threads share."""
+        """Makes one worker, which all threads share."""
         kernels.set_threads(self._threads)
         stats = PoolStats(stage=stage, started=time.monotonic(), workers=self.n_workers)
         with ThreadPoolExecutor(self.n_workers, "raypq", kernels.apply_thread_limit) as threads:
@@ -55,18 +55,10 @@ class LocalExecutor:
             stats.ready = time.monotonic()
             yield LocalWorkerPool(threads, worker, stats)
 
-    def run_spmd(
-        self,
-        run: Callable[[Rank, Report], None],
-        *,
-        report: Report,
-        device: str,
-        scratch: str,
-        memory: int,
-    ) -> None:
-        """Runs the function in this process, as the only rank."""
-        kernels.set_threads(self._threads * self.n_workers)  # torch has use for all of them
-        run(Rank(device=device), report)
+    def run_spmd(self, job: SpmdJob) -> None:
+        """Runs the function in this process, as the only rank, with the threads of all workers."""
+        kernels.set_threads(self._threads * self.n_workers)
+        job.run(Rank(device=job.device), job.report)
 
 
 class LocalWorkerPool(Generic[W]):
@@ -104,11 +96,12 @@ class LocalWorkerPool(Generic[W]):
         window: OrderedWindow,
     ) -> Iterator[TaskResult[R]]:
         running: dict[Future[R | ShardFailure], int] = {}
-        begun = 0
-        while running or begun < len(tasks):
-            while begun < len(tasks) and len(running) < self._stats.workers and begun < window.end:
-                running[self._threads.submit(self._try, call, tasks[begun], shared)] = begun
-                begun += 1
+        following = 0  # the next task to start
+        while running or following < len(tasks):
+            end = min(len(tasks), window.end)
+            while following < end and len(running) < self._stats.workers:
+                running[self._threads.submit(self._try, call, tasks[following], shared)] = following
+                following += 1
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 index = running.pop(future)

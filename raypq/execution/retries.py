@@ -1,12 +1,12 @@
-"""Which errors are worth another try."""
+"""Classification of errors: transient ones are retried, others are not."""
 
 from __future__ import annotations
 
 import errno
 
-# Of the network, of a busy machine, of a disk or a mount that fails for a moment. Missing files,
-# missing rights, full disks and names that are too long stay what they are.
-_PASSING = {
+# Errors of the network, of a busy machine, of a disk or mount that fails for a moment. Missing
+# files, missing permissions, full disks and names that are too long are permanent.
+_TRANSIENT = {
     getattr(errno, name)
     for name in (
         "EAGAIN", "EBUSY", "ECOMM", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EDEADLK",
@@ -16,43 +16,44 @@ _PASSING = {
     )
     if hasattr(errno, name)
 }  # fmt: skip
-# Libraries that speak to servers, whose errors are not all ``OSError``.
+# Network libraries whose errors are not all ``OSError``.
 _NETWORK = {
     "aiobotocore", "aiohttp", "botocore", "google", "http", "httpx", "requests", "urllib3",
 }  # fmt: skip
-# Of these libraries: what no other try would find either.
-_LASTING = {
+# Permanent errors of these libraries.
+_PERMANENT = {
     "InvalidRegionError", "NoCredentialsError", "NoRegionError", "ParamValidationError",
     "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError", "UnknownServiceError",
     "UnauthorizedSSOTokenError",
 }  # fmt: skip
-_DEPTH = 8  # causes that are looked at
+_MAX_CAUSES = 8  # length of the chain of causes that is examined
 
 
 def may_pass(error: BaseException) -> bool:
     """Whether another try of the same work might succeed.
 
-    Yes: time-outs, lost connections, disks and servers that fail for a moment, an ``OSError``
-    without a number, and memory that ran out (what others hold may be free by then). No: all other
-    errors, such as ``ValueError``, ``KeyError``, ``ModuleNotFoundError``, a full disk or a missing
-    right. Where an error says neither, what it was raised from counts.
+    True for time-outs, lost connections, disks and servers that fail for a moment, an ``OSError``
+    without a number, and exhausted memory (other processes may have freed theirs). False for all
+    other errors, such as ``ValueError``, ``KeyError``, ``ModuleNotFoundError``, a full disk or a
+    missing permission. An error that is neither counts as its cause (``__cause__``) does.
     """
     chain: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and len(chain) < _DEPTH:
+    while cause is not None and len(chain) < _MAX_CAUSES:
         chain.append(cause)
         cause = cause.__cause__
-    if any(type(one).__name__ in _LASTING for one in chain):
+    if any(type(item).__name__ in _PERMANENT for item in chain):
         return False
-    return next((found for one in chain if (found := _passes(one)) is not None), False)
+    verdicts = (_is_transient(item) for item in chain)
+    return next((verdict for verdict in verdicts if verdict is not None), False)
 
 
-def _passes(error: BaseException) -> bool | None:
-    """As ``may_pass`` of one error; None where it does not say."""
+def _is_transient(error: BaseException) -> bool | None:
+    """Whether an error is transient, without regard to its cause; None where that is not known."""
     if isinstance(error, ConnectionError | TimeoutError | MemoryError):
         return True
     if isinstance(error, OSError):
-        return error.errno is None or error.errno in _PASSING
+        return error.errno is None or error.errno in _TRANSIENT
     library = type(error).__module__.partition(".")[0]
     if library in _NETWORK or (library, type(error).__name__) == ("torch", "OutOfMemoryError"):
         return True

@@ -14,59 +14,60 @@ from typing import Any
 from raypq.config import Settings
 from raypq.execution.executor import Executor, PoolStats, WorkerPool
 
-_POINTS = 200  # of the timeline at most; then every second one goes
+_MAX_POINTS = 200  # of the timeline; when it is full, every second one is dropped
 _LIBRARIES = ("raypq", "ray", "torch", "numpy", "pyarrow")
 
 
 class RunRecord:
-    """Kept while a stage runs: phases end with ``lap``, and worker pools are observed."""
+    """Record of a running stage: ``lap`` ends a phase, ``observe`` times a worker pool."""
 
     def __init__(self, job: Settings, executor: Executor) -> None:
         self._job, self._executor = job, executor
         self._started = datetime.now(UTC)
         self._last = self._origin = time.monotonic()
         self._seconds: dict[str, float] = {}
-        self._spells: list[_Spell] = []
+        self._observed: list[_ObservedPool] = []
         self._timeline: list[tuple[float, int]] = []
-        self._images, self._every, self._count = 0, 1, 0
+        self._images, self._count = 0, 0
+        self._stride = 1  # of the calls of ``finished``, every so many add a point
 
     @contextmanager
     def observe(self, pool: WorkerPool[Any]) -> Iterator[None]:
-        """Times the work of a pool. What came before it is the phase ``plan``, the wait for its
+        """Times the work of a pool. The time before it is the phase ``plan``, the wait for its
         first worker ``start``, and the rest is named after the stage of the pool."""
         self.lap("plan", until=pool.stats.started)
-        spell = _Spell(pool)
-        self._spells.append(spell)
+        observed = _ObservedPool(pool)
+        self._observed.append(observed)
         try:
             yield
         finally:
-            self._close(spell, spell.stats.stage)
+            self._close(observed, observed.stats.stage)
 
     def lap(self, phase: str, *, until: float | None = None) -> None:
-        """What was done since the last lap was this phase; a phase may come again."""
+        """Adds the time since the last lap to a phase."""
         now = max(until or time.monotonic(), self._last)
         self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last
         self._last = now
 
     def finished(self, images: int) -> None:
-        """So many more images are finished."""
+        """Counts more finished images, and extends the timeline."""
         self._images += images
         self._count += 1
-        if self._count % self._every:
+        if self._count % self._stride:
             return
-        self._timeline.append(self._now())
-        if len(self._timeline) >= _POINTS:
-            self._timeline, self._every = self._timeline[1::2], 2 * self._every
+        self._timeline.append(self._point())
+        if len(self._timeline) >= _MAX_POINTS:
+            self._timeline, self._stride = self._timeline[1::2], 2 * self._stride
 
     def end_of_work(self, phase: str) -> None:
-        """The pool that is observed has done its tasks; what follows is another phase."""
-        self._close(self._spells[-1], phase)
+        """Ends the work of the observed pool as this phase, before its context ends."""
+        self._close(self._observed[-1], phase)
 
     def summary(self) -> dict[str, Any]:
         """The record as plain values; ``timeline`` is (seconds, images finished by then)."""
         timeline = list(self._timeline)
-        if self._images and timeline[-1:] != [self._now()]:
-            timeline.append(self._now())
+        if self._images and timeline[-1:] != [self._point()]:
+            timeline.append(self._point())
         return {
             "started": self._started.isoformat(timespec="seconds"),
             "settings": self._job.model_dump(mode="json"),
@@ -76,26 +77,27 @@ class RunRecord:
             "timeline": [list(point) for point in timeline],  # as JSON gives them back
         }
 
-    def _now(self) -> tuple[float, int]:
+    def _point(self) -> tuple[float, int]:
         return round(time.monotonic() - self._origin, 3), self._images
 
-    def _close(self, spell: _Spell, phase: str) -> None:
-        if spell.seconds is None:
-            self.lap("start", until=spell.stats.ready)
+    def _close(self, observed: _ObservedPool, phase: str) -> None:
+        if observed.seconds is None:
+            self.lap("start", until=observed.stats.ready)
             begin = self._last
             self.lap(phase)
-            spell.seconds = self._last - begin
+            observed.seconds = self._last - begin
         else:
             self.lap("finish")
 
     def _workers(self) -> dict[str, Any]:
-        pools = [spell.stats for spell in self._spells]
+        pools = [observed.stats for observed in self._observed]
         busy = sum(stats.seconds for stats in pools)
-        # Of the workers requested: one that never started, or that waits, counts as idle.
-        offered = self._executor.n_workers * sum(spell.seconds or 0.0 for spell in self._spells)
+        # Workers that never started count as idle: utilisation is that of the requested ones.
+        open_seconds = sum(observed.seconds or 0.0 for observed in self._observed)
+        offered = self._executor.n_workers * open_seconds
         return {
             "asked": self._executor.n_workers,
-            "memory": self._executor.worker_memory if self._spells else 0,
+            "memory": self._executor.worker_memory if self._observed else 0,
             "most": max((stats.workers for stats in pools), default=0),
             "busy_seconds": round(busy, 4),
             "utilisation": round(min(busy / offered, 1.0), 4) if offered else None,
@@ -109,8 +111,8 @@ class RunRecord:
 
 
 @dataclass
-class _Spell:
-    """One pool, and the seconds that it was at work."""
+class _ObservedPool:
+    """A pool, and the seconds that it worked; None while it is open."""
 
     pool: WorkerPool[Any]
     seconds: float | None = None

@@ -120,6 +120,6 @@ def test_a_ray_worker_refuses_for_good_before_it_loads_anything() -> None:
 
     problem = WorkerActor(raypq.__version__, 1, "cuda", make).ping()
     assert problem is not None
-    assert problem.final
+    assert problem.everywhere
     assert "device: cuda cannot be used here" in problem.reason
     assert "--gpus-per-worker 1" in problem.reason

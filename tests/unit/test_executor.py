@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from raypq.errors import ConfigError, InputError, JobError, ModelError, ShardFailure
-from raypq.execution.executor import OrderedWindow, completed, held_bytes, in_order
+from raypq.execution.executor import OrderedWindow, completed, in_order, result_bytes
 from raypq.execution.local import LocalExecutor
 from raypq.execution.retries import may_pass
 
@@ -113,7 +113,7 @@ def test_a_missing_result_is_an_error() -> None:
     with LocalExecutor(1).start_workers(object, stage="test") as pool:
         results = pool.map(lambda worker, job: job, jobs(5))
         results = [one for one in results if one.index != 2]
-    with pytest.raises(RuntimeError, match="no result of task 2"):
+    with pytest.raises(RuntimeError, match="none of task 2"):
         list(in_order(iter(results)))
 
 
@@ -124,9 +124,11 @@ def test_the_size_of_a_result() -> None:
         parts: Any
 
     X = np.zeros((10, 10), np.float32)
-    assert held_bytes(Result(X, {"a": [X, X], "b": (b"12345", "678"), "c": None, "d": 1.5})) == 1208
-    assert held_bytes(pa.array([1, 2, 3], pa.int64())) == 24
-    assert held_bytes(None) == 0
+    assert (
+        result_bytes(Result(X, {"a": [X, X], "b": (b"12345", "678"), "c": None, "d": 1.5})) == 1208
+    )
+    assert result_bytes(pa.array([1, 2, 3], pa.int64())) == 24
+    assert result_bytes(None) == 0
 
 
 class BotoError(Exception):

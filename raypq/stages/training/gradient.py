@@ -22,7 +22,7 @@ from raypq import console, machine
 from raypq.config import Columns, TrainJob
 from raypq.data.storage import is_local, join, local_path
 from raypq.errors import InputError, ShardFailure
-from raypq.execution.executor import Executor, completed
+from raypq.execution.executor import Executor, SpmdJob, completed
 from raypq.execution.run_record import RunRecord
 from raypq.methods.base import ReductionMethod, TrainingSetInfo
 from raypq.methods.gradient import GradientMethod, Network, seeded, tensor_of
@@ -120,11 +120,13 @@ def learn(
     spec, failures = _prepare(job, method, plan, executor, record)
     record.lap("plan")
     executor.run_spmd(
-        partial(run_rank, spec),
-        report=lambda epoch: _log(job.method, epoch),
-        device=job.where.device,
-        scratch=join(spec.checkpoints.uri, _SCRATCH),
-        memory=spec.kept_bytes + spec.shuffle_bytes,
+        SpmdJob(
+            run=partial(run_rank, spec),
+            report=lambda epoch: _log(job.method, epoch),
+            device=job.where.device,
+            scratch=join(spec.checkpoints.uri, _SCRATCH),
+            memory=spec.kept_bytes + spec.shuffle_bytes,
+        )
     )
     record.lap("learn")
     done = spec.checkpoints.read()
