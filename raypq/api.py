@@ -32,6 +32,7 @@ from raypq.config import (
     Settings,
     SplitJob,
     TrainJob,
+    WorkerSettings,
     read_mapping,
 )
 from raypq.config.places import Place, Reads, path_of
@@ -60,24 +61,24 @@ def _checked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
 
 
 @contextmanager
-def open_executor(where: ClusterSettings) -> Iterator[Executor]:
+def open_executor(where: WorkerSettings) -> Iterator[Executor]:
     """Threads of this process (``none``), a local Ray, or the cluster at an address."""
-    if where.cluster in ("none", "local"):
-        kernels.check_device(where.device)  # elsewhere the workers look for themselves
+    if where.cluster in ("none", "local") and isinstance(where, ClusterSettings):
+        kernels.check_device(where.device)  # on other clusters the workers check it
     if where.cluster == "none":
         memory = int((where.memory_per_worker or 0) * machine.GIB) * where.workers
         yield LocalExecutor(where.workers, where.threads, memory)
         return
     from raypq.distributed.cluster import connect
 
-    with connect(where) as executor:
+    with connect(ClusterSettings.of(where)) as executor:
         yield executor
 
 
 class _LazyExecutor:
     """Opens an executor when the first workers are started: to do nothing, Ray need not start."""
 
-    def __init__(self, where: ClusterSettings, stack: ExitStack) -> None:
+    def __init__(self, where: WorkerSettings, stack: ExitStack) -> None:
         self.n_workers = where.workers
         self._where, self._stack = where, stack
         self._opened: Executor | None = None
@@ -101,7 +102,7 @@ class _LazyExecutor:
 
 
 @contextmanager
-def _lazy_executor(where: ClusterSettings) -> Iterator[Executor]:
+def _lazy_executor(where: WorkerSettings) -> Iterator[Executor]:
     with ExitStack() as stack:
         yield _LazyExecutor(where, stack)
 
@@ -204,7 +205,7 @@ def reindex(job: ReindexJob) -> dict[str, Any]:
 
 
 @_checked
-def evaluate(job: EvaluateJob, where: ClusterSettings | None = None) -> dict[str, Any]:
+def evaluate(job: EvaluateJob, where: WorkerSettings | None = None) -> dict[str, Any]:
     """Figures of a prediction store (``raypq evaluate classification``)."""
     from raypq.stages.classification import evaluate as stage
 

@@ -6,10 +6,9 @@ import io
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,13 +17,11 @@ from raypq import api, console
 from raypq.config import (
     ClassifyJob,
     ClusterSettings,
+    DemoSettings,
     EncodeJob,
     EvaluateJob,
-    Positive,
     TrainJob,
-    UserSettings,
 )
-from raypq.config.places import Uri, Writes
 from raypq.data import result_file, synthetic
 from raypq.data.codes import bytes_per_code
 from raypq.data.storage import local_path
@@ -38,21 +35,10 @@ _MARK = "_raypq-demo"
 _NAMES = ("features", "classes.parquet", "model", "codes", "predictions", "results", "smaller")
 
 
-class DemoSettings(UserSettings):
-    """How large the generated world is, and where it goes."""
-
-    output: Annotated[Uri, Writes("demo")] = "demo-output"
-    images: Annotated[int, Field(ge=1000)] = 40_000
-    n_classes: Annotated[int, Field(ge=40)] = 400
-    dims: Annotated[int, Field(ge=16)] = 512
-    M: Positive = 50
-    smaller: tuple[Positive, ...] = (5, 10, 25)
-    seed: Annotated[int, Field(ge=0)] = 0
-
-
-def run(settings: DemoSettings, where: ClusterSettings) -> str:
-    """Generates, trains, encodes, classifies, evaluates and reports; returns the story to print."""
+def run(settings: DemoSettings) -> str:
+    """Generates, trains, encodes, classifies, evaluates and reports; returns the text to print."""
     overlap.refuse(settings)
+    where = settings.where
     root = local_path(settings.output).absolute()
     claim(root)
     times: dict[str, float] = {}
@@ -132,7 +118,9 @@ class _Path:
                     where=self.where,
                 )
             )
-            found = api.evaluate(EvaluateJob(predictions=output, classes=classes, where=self.where))
+            found = api.evaluate(
+                EvaluateJob(predictions=output, classes=classes, where=self.where.without_gpus())
+            )
         self.results[name] = found
         result_file.write(str(self.root / "results" / f"{name}.json"), found)
 

@@ -173,7 +173,13 @@ def _parts(job: AblationJob, method: str, seed: int, folder: str) -> dict[str, l
     def cut(name: str, **changes: Any) -> str:
         place = f"{folder}/{name}"
         api.split(
-            SplitJob(protocol=1, output=place, columns=job.columns, where=job.where, **changes)
+            SplitJob(
+                protocol=1,
+                output=place,
+                columns=job.columns,
+                where=job.where.without_gpus(),
+                **changes,
+            )
         )
         return place
 

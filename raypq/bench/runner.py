@@ -6,22 +6,22 @@ import importlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from raypq import console, kernels
 from raypq.bench.harness import Line, Result, machine
-from raypq.config import read_mapping
+from raypq.config import BenchSettings, read_mapping
 from raypq.config.places import Place, Reads
 from raypq.data import result_file
 from raypq.data.store import overlap
 from raypq.errors import ConfigError
 
-NAMES = (
-    "classify", "ratio", "search", "encode", "train", "read", "rates", "pipeline", "retrieval",
-)  # fmt: skip
+NAMES = tuple(
+    name for name in get_args(BenchSettings.model_fields["name"].annotation) if name != "all"
+)
 
 
 def run(

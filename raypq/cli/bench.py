@@ -2,59 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from raypq import console
-from raypq.cli.options import PLACE, verb
+from raypq.cli.job_command import job_command
+
+if TYPE_CHECKING:
+    from raypq.config import BenchSettings
 
 
-@click.command()
-@click.argument(
-    "name",
-    type=click.Choice(
-        [
-            "all",
-            "classify",
-            "ratio",
-            "search",
-            "encode",
-            "train",
-            "read",
-            "rates",
-            "pipeline",
-            "retrieval",
-        ]
-    ),
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(1),
-    default=2,
-    show_default=True,
-    help="Of everything that runs.",
-)
-@click.option(
-    "--classes", type=PLACE, help="Class table for the pipeline bench. [default: generated]"
-)
-@click.option("--json", "json_file", type=PLACE, help="Write the figures here too.")
-@click.option("--show", type=PLACE, help="Run nothing: print this result file as Markdown tables.")
-@click.option("--goals", is_flag=True, help="With --show: only what has a goal, in one table.")
-@click.option(
-    "--processor-time",
-    is_flag=True,
-    help="rates only: count the processor's seconds of one worker, for a machine that others use.",
-)
-@verb
-def bench(
-    name: str,
-    threads: int,
-    classes: str | None,
-    json_file: str | None,
-    show: str | None,
-    goals: bool,
-    processor_time: bool,
-) -> None:
+@job_command("raypq.config:BenchSettings")
+def bench(settings: BenchSettings) -> None:
     """Run raypq and its peers side by side, in one process on the same data.
+
+    NAME is all, classify, ratio, search, encode, train, read, rates, pipeline or retrieval.
 
     \b
     Example:
@@ -63,18 +26,17 @@ def bench(
     """
     from raypq.bench import runner
 
-    if show:
-        console.emit(runner.markdown(name, show, goals=goals))
+    if settings.show:
+        console.emit(runner.markdown(settings.name, settings.show, goals=settings.goals))
         return
-    if goals:
+    if settings.goals:
         raise click.UsageError("--goals goes with --show")
-    names = list(runner.NAMES) if name == "all" else [name]
-    if processor_time and name != "rates":
+    if settings.processor_time and settings.name != "rates":
         raise click.UsageError("--processor-time is for bench rates")
     runner.run(
-        names,
-        threads=1 if processor_time else threads,
-        classes=classes,
-        json_file=json_file,
-        processor_time=processor_time,
+        list(runner.NAMES) if settings.name == "all" else [settings.name],
+        threads=1 if settings.processor_time else settings.threads,
+        classes=settings.classes,
+        json_file=settings.json_file,
+        processor_time=settings.processor_time,
     )

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import click
+from typing import TYPE_CHECKING
 
 from raypq import console
-from raypq.cli.options import cluster, verb, where_of
+from raypq.cli.job_command import job_command
+
+if TYPE_CHECKING:
+    from raypq.config import DemoSettings
 
 
-@click.command()
-@click.option(
-    "--output", default="demo-output", show_default=True, help="Folder to write everything to."
-)
-@click.option("--images", type=click.IntRange(1000), default=40_000, show_default=True)
-@click.option("--classes", "n_classes", type=click.IntRange(40), default=400, show_default=True)
-@click.option(
-    "--dims", type=click.IntRange(16), default=512, show_default=True, help="Feature width."
-)
-@click.option(
-    "--sub-codebooks",
-    "M",
-    type=click.IntRange(1),
-    default=50,
-    show_default=True,
-    help="Bytes per image.",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@cluster
-@verb
-def demo(**options: Any) -> None:
+@job_command("raypq.config:DemoSettings")
+def demo(settings: DemoSettings) -> None:
     """Generate an ImageNet-like feature store and run the whole path on it.
 
     \b
     Example:
       raypq demo --images 100000 --classes 1000
     """
-    from raypq import demo as story
+    from raypq import demo as pipeline
 
-    where = where_of(options)
-    console.emit(story.run(story.DemoSettings(**options), where))
+    console.emit(pipeline.run(settings))

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import click
+from typing import TYPE_CHECKING
 
 from raypq import console
-from raypq.cli.options import PLACE, verb
+from raypq.cli.job_command import job_command
+
+if TYPE_CHECKING:
+    from raypq.config import ReportSettings
 
 
-@click.command()
-@click.argument("places", nargs=-1, required=True, type=PLACE)
-@click.option(
-    "--output",
-    default="report.html",
-    show_default=True,
-    type=PLACE,
-    help="HTML file to write.",
-)
-@click.option("--title", default="raypq report", show_default=True)
-@verb
-def report(places: tuple[str, ...], output: str, title: str) -> None:
+@job_command("raypq.config:ReportSettings")
+def report(settings: ReportSettings) -> None:
     """One self-contained HTML page of what is found in PLACES: files, folders, models, stores.
 
     Result files are those of raypq evaluate --json and raypq bench --json. Folders are searched.
@@ -30,5 +23,5 @@ def report(places: tuple[str, ...], output: str, title: str) -> None:
     """
     from raypq import api
 
-    figures = api.report(places, output, title=title)
-    console.emit(f"{output}: {figures} figures")
+    figures = api.report(settings.places, settings.output, title=settings.title)
+    console.emit(f"{settings.output}: {figures} figures")

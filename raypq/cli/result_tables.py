@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from raypq import console
 from raypq.cli.options import PLACE, show
-
-if TYPE_CHECKING:
-    from raypq.config import UserSettings
 
 _WIDTH = 100  # of a table, as everything else that is printed
 
@@ -25,15 +22,8 @@ json_file = click.option(
 )
 
 
-def check(job: UserSettings, to: str | None) -> None:
-    """Refuses, before the work, to write the figures over what they are made of."""
-    from raypq.data.store import overlap
-
-    overlap.refuse(job, json=overlap.written_file("--json", to))
-
-
-def tell(result: dict[str, Any], to: str | None, table: Callable[[dict[str, Any]], str]) -> None:
-    """Writes the figures to a file if one is named, and prints them as a table."""
+def output(result: dict[str, Any], to: str | None, table: Callable[[dict[str, Any]], str]) -> None:
+    """Writes the scores to a file if one is named, and prints them as a table."""
     from raypq.data import result_file
 
     if console.structured():

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from raypq import console
-from raypq.cli.options import PLACE, Number, show, told, verb
+from raypq.cli.job_command import job_command
+from raypq.cli.options import show, version_summary
+
+if TYPE_CHECKING:
+    from raypq.config import (
+        CollectSettings,
+        DiffSettings,
+        ListSettings,
+        RestoreSettings,
+        ShowSettings,
+        VerifySettings,
+    )
 
 
 @click.group()
@@ -20,10 +32,8 @@ def snapshots() -> None:
     """
 
 
-@snapshots.command("list")
-@click.argument("store", type=PLACE)
-@verb
-def snapshots_list(store: str) -> None:
+@job_command("raypq.config:ListSettings", "list", group=snapshots)
+def snapshots_list(settings: ListSettings) -> None:
     """One line for each version of STORE, oldest first.
 
     \b
@@ -32,16 +42,13 @@ def snapshots_list(store: str) -> None:
     """
     from raypq.stages.stores import versions
 
-    for line in versions.listing(store):
+    for line in versions.listing(settings.store):
         console.emit(json.dumps(line))
 
 
-@snapshots.command("show")
-@click.argument("store", type=PLACE)
-@click.option("--version", type=click.IntRange(1), help="[default: latest]")
-@verb
-def snapshots_show(store: str, version: int | None) -> None:
-    """Everything that a version of STORE says of itself.
+@job_command("raypq.config:ShowSettings", "show", group=snapshots)
+def snapshots_show(settings: ShowSettings) -> None:
+    """The whole snapshot of a version of STORE.
 
     \b
     Example:
@@ -49,15 +56,11 @@ def snapshots_show(store: str, version: int | None) -> None:
     """
     from raypq.stages.stores import versions
 
-    show(versions.show(store, version))
+    show(versions.show(settings.store, settings.version))
 
 
-@snapshots.command("verify")
-@click.argument("store", type=PLACE)
-@click.option("--version", type=click.IntRange(1), help="[default: latest]")
-@click.option("--sha256", is_flag=True, help="Read every byte, not only the sizes.")
-@verb
-def snapshots_verify(store: str, version: int | None, sha256: bool) -> None:
+@job_command("raypq.config:VerifySettings", "verify", group=snapshots)
+def snapshots_verify(settings: VerifySettings) -> None:
     """Check that every file of a version of STORE is there as it was written.
 
     \b
@@ -66,15 +69,11 @@ def snapshots_verify(store: str, version: int | None, sha256: bool) -> None:
     """
     from raypq.stages.stores import versions
 
-    show(versions.verify(store, version, content=sha256))
+    show(versions.verify(settings.store, settings.version, content=settings.sha256))
 
 
-@snapshots.command("diff")
-@click.argument("store", type=PLACE)
-@click.argument("old", type=click.IntRange(1))
-@click.argument("new", type=click.IntRange(1), required=False)
-@verb
-def snapshots_diff(store: str, old: int, new: int | None) -> None:
+@job_command("raypq.config:DiffSettings", "diff", group=snapshots)
+def snapshots_diff(settings: DiffSettings) -> None:
     """Shards that versions OLD and NEW (default: the latest) of STORE do not share.
 
     \b
@@ -83,15 +82,12 @@ def snapshots_diff(store: str, old: int, new: int | None) -> None:
     """
     from raypq.stages.stores import versions
 
-    show(versions.diff(store, old, new))
+    show(versions.diff(settings.store, settings.old, settings.new))
 
 
-@snapshots.command("restore")
-@click.argument("store", type=PLACE)
-@click.argument("version", type=click.IntRange(1))
-@verb
-def snapshots_restore(store: str, version: int) -> None:
-    """Make what VERSION of STORE holds the latest version again; no file is copied.
+@job_command("raypq.config:RestoreSettings", "restore", group=snapshots)
+def snapshots_restore(settings: RestoreSettings) -> None:
+    """Make the content of VERSION of STORE the latest version again; no file is copied.
 
     \b
     Example:
@@ -99,22 +95,12 @@ def snapshots_restore(store: str, version: int) -> None:
     """
     from raypq.stages.stores import versions
 
-    show(told(versions.restore(store, version), store))
+    restored = versions.restore(settings.store, settings.version)
+    show(version_summary(restored, settings.store))
 
 
-@snapshots.command("gc")
-@click.argument("store", type=PLACE)
-@click.option("--keep", type=click.IntRange(1), help="Latest versions to retain. [default: all]")
-@click.option(
-    "--older-than-days",
-    type=Number(0),
-    default=7.0,
-    show_default=True,
-    help="Younger files may belong to a run that is not finished.",
-)
-@click.option("--delete", "remove", is_flag=True, help="Remove them; otherwise only tell.")
-@verb
-def snapshots_gc(store: str, keep: int | None, older_than_days: float, remove: bool) -> None:
+@job_command("raypq.config:CollectSettings", "gc", group=snapshots)
+def snapshots_gc(settings: CollectSettings) -> None:
     """Find files in STORE that no retained version names; remove them with --delete.
 
     \b
@@ -123,14 +109,19 @@ def snapshots_gc(store: str, keep: int | None, older_than_days: float, remove: b
     """
     from raypq.stages.stores import versions
 
-    found = versions.collect(store, keep=keep, older_than_days=older_than_days, remove=remove)
+    unused = versions.collect(
+        settings.store,
+        keep=settings.keep,
+        older_than_days=settings.older_than_days,
+        remove=settings.delete,
+    )
     show(
         {
-            "removed" if remove else "would remove": {
-                "versions": list(found.versions),
-                "files": len(found.files),
-                "bytes": found.bytes,
+            "removed" if settings.delete else "would remove": {
+                "versions": list(unused.versions),
+                "files": len(unused.files),
+                "bytes": unused.bytes,
             },
-            **({"beside": list(found.beside)} if found.beside else {}),
+            **({"beside": list(unused.beside)} if unused.beside else {}),
         }
     )

@@ -2,140 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import click
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from raypq import console
-from raypq.cli.encoding import features
-from raypq.cli.options import (
-    PLACE,
-    Number,
-    assigned,
-    bad_shard,
-    cluster,
-    columns,
-    columns_of,
-    job,
-    show,
-    verb,
-    where_of,
-)
+from raypq.cli.job_command import JobCommand, job_command
+from raypq.cli.options import show
+
+if TYPE_CHECKING:
+    from raypq.config import AblationJob, TrainJob
+    from raypq.config.reading import FromFile
 
 
-@click.command()
-@click.argument("method")
-@features
-@click.option(
-    "--unlabelled", multiple=True, help="Rows without labels, for methods that learn from them too."
-)
-@click.option("--classes", help="Class table (Parquet).")
-@click.option("--output", required=True, help="Model directory to write.")
-@click.option("--config", type=PLACE, help="YAML file of method settings; --set counts over it.")
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A method setting, such as M=37; counts over --config.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace a model that is there already.")
-@click.option("--tune", is_flag=True, help="Choose settings on held-out training classes first.")
-@click.option(
-    "--cache-gb",
-    type=Number(0),
-    help="GiB of features that a worker keeps. [default: what its memory leaves, 4 at most]",
-)
-@bad_shard
-@columns
-@cluster
-@verb
-def train(
-    method: str,
-    config: str | None,
-    assignments: tuple[str, ...],
-    cache_gb: float | None,
-    **options: Any,
-) -> None:
+class _TrainCommand(JobCommand):
+    """The command with the settings of a method in it."""
+
+    def read_config(self, path: str, given: Mapping[tuple[str, ...], Any]) -> FromFile:
+        """The settings in a file of a whole job, or of the method alone (``M: 50``)."""
+        from raypq.stages.training.train import setting_names
+
+        values = super().read_config(path, given)
+        of_method = setting_names(given.get(("method",), ""))
+        of_job = set(self.settings.model_fields) - of_method
+        return values if not of_method or of_job & set(values) else values.below("settings")
+
+    def check(self, values: FromFile) -> None:
+        """Checks the settings of the method, whose errors name their lines too."""
+        from raypq.stages.training.train import check_settings
+
+        if isinstance(values.get("method"), str) and isinstance(values.get("settings", {}), dict):
+            check_settings(values["method"], values.section("settings"))
+
+
+@job_command("raypq.config:TrainJob", cls=_TrainCommand)
+def train(job: TrainJob) -> None:
     """Train METHOD (pq, opq, pqzsl, vq, dpq, gpq, psr, clusterable, eszsl, sae) and save its model.
+
+    With METHOD, --config may also be a file of the method's settings alone; --set counts over it.
 
     \b
     Example:
       raypq train pqzsl --features train/ --classes classes.parquet --output model --set M=37
     """
     from raypq import api
-    from raypq.config import TrainJob, read_mapping
-    from raypq.data.store import overlap
-    from raypq.stages.training.train import check_settings
 
-    settings = assigned(assignments)
-    if config:
-        settings = read_mapping(config).below(settings)
-    check_settings(method, settings)
-    where, columns = where_of(options), columns_of(options)
-    options |= {
-        "method": method,
-        "settings": settings,
-        "features": list(options["features"]),
-        "unlabelled": list(options["unlabelled"]),
-        "cache_bytes": None if cache_gb is None else int(cache_gb * 2**30),
-        "where": where,
-        "columns": columns,
-    }
-    asked = job(TrainJob, options)
-    overlap.refuse(asked, config=overlap.read_file("--config", config))
-    show(api.train(asked).summary)
+    show(api.train(job).summary)
 
 
-@click.command()
-@click.argument(
-    "name", type=click.Choice(["dpq-bits", "dpq-central", "dpq-gini", "gpq-bits", "gpq-terms"])
-)
-@click.option("--train", required=True, multiple=True, help="Labelled rows; may be repeated.")
-@click.option("--test", multiple=True, help="Test rows. [default: a tenth of --train, held out]")
-@click.option("--classes", required=True, help="Class table (Parquet).")
-@click.option(
-    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of a variant."
-)
-@click.option(
-    "--queries", type=click.IntRange(1), default=1000, show_default=True, help="Rows that ask."
-)
-@click.option(
-    "--labelled",
-    type=click.IntRange(1),
-    default=500,
-    show_default=True,
-    help="Rows of each class that keep their label (gpq).",
-)
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A method setting for every variant, such as epochs=8.",
-)
-@click.option(
-    "--json", "json_file", type=PLACE, help="Write the figures here; what it has is kept."
-)
-@columns
-@cluster
-@verb
-def ablation(assignments: tuple[str, ...], **options: Any) -> None:
+@job_command("raypq.config:AblationJob")
+def ablation(job: AblationJob) -> None:
     """Train the variants of a learned quantizer and compare their retrieval.
+
+    NAME is dpq-bits, dpq-central, dpq-gini, gpq-bits or gpq-terms.
 
     \b
     Example:
       raypq ablation gpq-terms --train train/ --test test/ --classes classes.parquet --seeds 3
     """
     from raypq.bench import ablation as bench
-    from raypq.config import AblationJob
 
-    where, columns = where_of(options), columns_of(options)
-    options |= {
-        "train": list(options["train"]),
-        "test": list(options["test"]),
-        "settings": assigned(assignments),
-        "where": where,
-        "columns": columns,
-    }
-    console.emit(bench.run(job(AblationJob, options))[1])
+    console.emit(bench.run(job)[1])

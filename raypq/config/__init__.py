@@ -13,7 +13,7 @@ from raypq.config.classification import (
     UnknownLabels,
 )
 from raypq.config.encoding import DuplicateIds, EncodeJob
-from raypq.config.job import ClusterSettings, Columns, Job
+from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, WorkerSettings
 from raypq.config.nightly import DriftLimits, ReindexJob
 from raypq.config.preparation import ExtractJob, ImportXlsa17Job, RepackJob, SplitJob
 from raypq.config.reading import parse_assignments, read_mapping
@@ -33,16 +33,32 @@ from raypq.config.settings import (
     Settings,
     UserSettings,
 )
+from raypq.config.tools import (
+    BenchSettings,
+    CollectSettings,
+    DemoSettings,
+    DiffSettings,
+    ListSettings,
+    ReportSettings,
+    RestoreSettings,
+    ShowSettings,
+    VerifySettings,
+)
 from raypq.config.training import AblationJob, TrainJob
 
 __all__ = [
     "AblationJob",
     "AddClassesJob",
+    "BenchSettings",
     "ClassificationTarget",
     "ClassifyJob",
     "ClusterSettings",
     "ClusterabilityJob",
+    "CollectSettings",
     "Columns",
+    "CpuJob",
+    "DemoSettings",
+    "DiffSettings",
     "Distance",
     "DriftLimits",
     "DuplicateIds",
@@ -56,20 +72,26 @@ __all__ = [
     "ImportXlsa17Job",
     "InferSemanticsJob",
     "Job",
+    "ListSettings",
     "Metric",
     "Positive",
     "Precision",
     "ProbeJob",
     "ReindexJob",
     "RepackJob",
+    "ReportSettings",
+    "RestoreSettings",
     "RetrievalJob",
     "SearchJob",
     "Settings",
+    "ShowSettings",
     "Space",
     "SplitJob",
     "TrainJob",
     "UnknownLabels",
     "UserSettings",
+    "VerifySettings",
+    "WorkerSettings",
     "parse_assignments",
     "read_mapping",
 ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from raypq.config.job import Columns, Job
+from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, OnBadShard, Overwrite, Version
 from raypq.config.places import (
     InputFile,
     ModelFolder,
@@ -25,66 +25,96 @@ from raypq.config.settings import Metric, Positive, UserSettings
 UnknownLabels = Annotated[
     Literal["report", "refuse"],
     Field(
-        description="labels, and listed candidates, that the class table lacks: warn, or an error"
+        description="labels, and candidates in a file, that the class table lacks: warn, or fail"
     ),
 ]
 
 
 class ClassificationTarget(UserSettings):
-    """What is asked of a store, and where the answers go: one section ``classify`` of a nightly
-    job, whose predictions follow the codes, and part of a job of its own."""
+    """Classes to choose from and the prediction store to write: a section ``classify`` of a
+    nightly job, and part of a ``ClassifyJob``."""
 
-    classes: InputFile
-    candidates: Split = "all"
-    top_k: Positive = 10
-    metric: Metric | None = None
-    calibration: float | Literal["model"] = 0.0
+    classes: InputFile = Field(description="class table (Parquet)")
+    candidates: Split = Field(
+        "all",
+        description="all, seen, unseen, 2-hops, 3-hops, most-N, least-N, a file, or several joined "
+        "by +",
+    )
+    top_k: Positive = Field(10, description="classes per image")
+    metric: Metric | None = Field(None, description="default: the model's")
+    calibration: float | Literal["model"] = Field(
+        0.0, description="subtracted from the scores of seen classes: a number, or 'model'"
+    )
     unknown_labels: UnknownLabels = "report"
-    output: NewStore
+    output: NewStore = Field(description="prediction store to write a version of")
 
 
 class ClassifyJob(Job, ClassificationTarget):
     """``raypq classify``: from codes, or exactly from features (no compression)."""
 
+    verb: ClassVar[str] = "raypq classify"
+
     model: ModelFolder | None = Field(
-        None, description="needed for features; with codes a check, or each shard's own model"
+        None,
+        description="model directory; needed for features. With codes: refuse those of another "
+        "model; default: the models that the code store carries, each for its own shards",
     )
-    codes: Store | None = None
-    version: Annotated[int, Field(ge=1)] | None = None
-    features: Paths | None = None
+    codes: Store | None = Field(None, description="code store")
+    version: Version | None = Field(None, description="version of the code store; default: latest")
+    features: Paths | None = Field(
+        None, description="instead of codes: score features exactly, uncompressed"
+    )
+    on_bad_shard: OnBadShard = "fail"
     columns: Columns = Columns()
+    where: ClusterSettings = ClusterSettings()
 
 
-class EvaluateJob(Job):
+class EvaluateJob(CpuJob):
     """``raypq evaluate classification``."""
 
-    predictions: Store
-    version: Annotated[int, Field(ge=1)] | None = None
-    classes: InputFile
-    split: Split = "all"
-    calibration: float | None = None
+    verb: ClassVar[str] = "raypq evaluate classification"
+
+    predictions: Store = Field(description="prediction store")
+    version: Version | None = Field(None, description="its version; default: latest")
+    classes: InputFile = Field(description="class table (Parquet)")
+    split: Split = Field(
+        "all", description="evaluate only images of these classes (as --candidates)"
+    )
+    calibration: float | None = Field(
+        None, description="for calibrated stacking; default: the model's"
+    )
     unknown_labels: UnknownLabels = "report"
 
 
 class AddClassesJob(Job):
     """``raypq add-classes``."""
 
-    model: Annotated[Uri, Reads("model", in_place=True)]
-    classes: InputFile
-    output: NewModel
-    overwrite: bool = Field(False, description="replace a model that is there already")
+    verb: ClassVar[str] = "raypq add-classes"
+
+    model: Annotated[Uri, Reads("model", in_place=True)] = Field(description="model directory")
+    classes: InputFile = Field(description="class table (Parquet) of the classes to add")
+    output: NewModel = Field(description="model directory to write")
+    overwrite: Overwrite = False
+    workers: Positive | None = Field(None, description="CPU threads; default: CPU cores")
 
 
-class InferSemanticsJob(Job):
+class InferSemanticsJob(CpuJob):
     """``raypq infer-semantics``."""
 
-    model: ModelFolder
-    codes: Store
-    version: Annotated[int, Field(ge=1)] | None = None
-    classes: InputFile
-    candidates: Split = "all"
-    by: Literal["image", "label"] = "image"
-    labels: tuple[Text, ...] = Field((), description="only images of these labels; default: all")
-    top_k: Positive = 3
+    verb: ClassVar[str] = "raypq infer-semantics"
+
+    model: ModelFolder = Field(description="model directory")
+    codes: Store = Field(description="code store")
+    version: Version | None = Field(None, description="version of the code store; default: latest")
+    classes: InputFile = Field(description="class table (Parquet) of the known classes")
+    candidates: Split = Field("all", description="which of them")
+    by: Literal["image", "label"] = Field(
+        "image", description="one result per image, or one for all images of a label together"
+    )
+    labels: tuple[Text, ...] = Field(
+        (), description="only images of these labels; may be repeated; default: all"
+    )
+    top_k: Positive = Field(3, description="classes per image")
     tau: float = Field(0.0, ge=-1, le=1, description="similar from this cosine on")
-    output: NewShards
+    output: NewShards = Field(description="folder to write Parquet files to")
+    on_bad_shard: OnBadShard = "fail"

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from raypq.config.job import Columns, Job
+from raypq.config.job import ClusterSettings, Columns, Job, OnBadShard
 from raypq.config.places import ModelFolder, NewStore, Paths
 from raypq.config.settings import Precision
 
 DuplicateIds = Annotated[
     Literal["report", "refuse", "ignore"],
-    Field(description="ids that are there more than once, within a shard or across shards"),
+    Field(
+        description="ids that occur more than once, within a shard or across shards: warn, make no "
+        "version, or do not look"
+    ),
+]
+ProjectionPrecision = Annotated[
+    Precision,
+    Field(
+        description="of the projection; bf16 is faster and the share of codes it changes is "
+        "reported"
+    ),
 ]
 
 
 class EncodeJob(Job):
     """``raypq encode``."""
 
-    model: ModelFolder
-    features: Paths
-    output: NewStore
-    precision: Precision = Field("fp32", description="of the projection; bf16 changes some codes")
+    verb: ClassVar[str] = "raypq encode"
+
+    model: ModelFolder = Field(description="model directory")
+    features: Paths = Field(description="Parquet folder, file or glob; may be repeated")
+    output: NewStore = Field(description="code store to write a version of")
+    precision: ProjectionPrecision = "fp32"
     duplicate_ids: DuplicateIds = "report"
     append: bool = Field(
-        False, description="keep the shards of the last version that are not among the features"
+        False,
+        description="keep the shards of the last version that are not among these features, as "
+        "they are; otherwise the new version holds these features alone",
     )
+    on_bad_shard: OnBadShard = "fail"
     columns: Columns = Columns()
+    where: ClusterSettings = ClusterSettings()

@@ -45,17 +45,23 @@ def explain(
     """One line for each key that is wrong: what was expected, and what was found.
 
     Args:
-        names: what a key is called where it comes from.
-        where: the file and line of each path of keys that comes from a file.
+        names: what a key (of a section: ``section.key``) is called where it comes from.
+        where: the origin of single paths of keys, such as a file and line.
     """
-    told: dict[str, None] = {}
+    lines: dict[str, None] = {}
     for item in error.errors(include_url=False):
-        path, said = _said(cls, item, names or {})
-        told[f"{(where or {}).get(path, origin)}: {said}"] = None
-    return "\n".join(told)
+        path, problem = _problem(cls, item, names or {})
+        lines[f"{_nearest(where or {}, path) or origin}: {problem}"] = None
+    return "\n".join(lines)
 
 
-def _said(
+def _nearest(where: Mapping[tuple[str, ...], str], path: tuple[str, ...]) -> str | None:
+    """The origin of a path of keys, or of the nearest one above it."""
+    above = (path[:length] for length in range(len(path), 0, -1))
+    return next((where[at] for at in above if at in where), None)
+
+
+def _problem(
     cls: type[BaseModel], item: Mapping[str, Any], names: Mapping[str, str]
 ) -> tuple[tuple[str, ...], str]:
     """The path of the key that is wrong, and what is wrong with it."""
@@ -64,12 +70,14 @@ def _said(
     dotted = ".".join(whole)
     if kind == "extra_forbidden":
         owner = _section(cls, loc[:-1])
-        return whole, f"unknown key '{dotted}'; allowed: {', '.join(sorted(owner.model_fields))}"
+        verb = getattr(cls, "verb", "")
+        key = f"unknown key '{dotted}'{f' of {verb}' if verb else ''}"
+        return whole, f"{key}; allowed: {', '.join(sorted(owner.model_fields))}"
     if kind == "missing":
         missing = names.get(dotted, f"key '{dotted}'")
         return whole[:-1], f"{missing} is required"
     path, annotation, metadata = _follow(cls, loc)
-    key = names.get(path[0] if path else "") or f"key '{'.'.join(path)}'"
+    key = _name(path, names) or f"key '{'.'.join(path)}'"
     if kind == "value_error":  # a validator's own words
         return path, f"{key}: {item['ctx']['error']}" if path else str(item["ctx"]["error"])
     found = shown(item["input"])
@@ -80,6 +88,11 @@ def _said(
         return path, f"{item['msg']}, found {found}"
     expected = expectation(annotation, metadata)
     return path, f"{key}: expected {expected}, found {found}{_hint(annotation, item)}"
+
+
+def _name(path: tuple[str, ...], names: Mapping[str, str]) -> str | None:
+    above = (".".join(path[:length]) for length in range(len(path), 0, -1))
+    return next((names[key] for key in above if key in names), None)
 
 
 def _hint(annotation: Any, item: Mapping[str, Any]) -> str:

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from raypq.config.option import Option
 from raypq.config.settings import Positive, UserSettings
 from raypq.machine import usable
 
 _START_TIMEOUT = 300.0
 
 Name = Annotated[str, Field(min_length=1)]
+Version = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Overwrite = Annotated[bool, Field(description="replace a model that is there already")]
+OnBadShard = Annotated[
+    Literal["fail", "quarantine"],
+    Field(description="fail after all good shards are done, or leave bad ones out and record them"),
+]
 
 
 class Columns(UserSettings):
-    """Names of the columns in feature files."""
+    """Names of the columns in feature files, and how to read the feature column."""
 
-    id: Name = "id"
-    feature: Name = "feature"
-    label: Name = "label"
-    width: Positive | None = Field(
-        None, description="feature width; needed for fixed_size_binary where no model tells it"
+    id: Annotated[Name, Option(names=("--id-column",))] = "id"
+    feature: Annotated[Name, Option(names=("--feature-column",))] = "feature"
+    label: Annotated[Name, Option(names=("--label-column",))] = "label"
+    width: Annotated[Positive | None, Option(names=("--feature-width",))] = Field(
+        None,
+        description="values of a vector stored as bytes (fixed_size_binary); default: the model's, "
+        "where there is one",
     )
     image_size: Positive | None = Field(
         None, description="pixels on a side, where the feature column holds encoded images"
     )
     bad_images: int = Field(
-        0, ge=0, description="undecodable images of one shard that are left out; more make it bad"
+        0,
+        ge=0,
+        description="undecodable images of a shard that are left out; one more makes it bad",
     )
 
 
@@ -35,37 +47,33 @@ def _workers(given: dict[str, Any]) -> int:
     return usable().workers(given.get("threads", 1))
 
 
-class ClusterSettings(UserSettings):
-    """Where the work runs."""
+class WorkerSettings(UserSettings):
+    """Workers of a job that uses CPUs alone."""
 
-    cluster: Name = Field("local", description="none, local, or the address of a Ray cluster")
-    threads: Positive = Field(1, description="CPU threads of one worker; also its num_cpus on Ray")
+    cluster: Name = Field("local", description="Ray cluster: none, local, or an address")
+    threads: Positive = Field(1, description="CPU threads of a worker; also its num_cpus on Ray")
     workers: Positive = Field(
         default_factory=_workers,
-        description="by default as many as the CPUs and the memory that this process may use allow",
+        description="workers; default: what CPUs and memory allow (raypq doctor)",
     )
-    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="GPUs that Ray keeps for a worker; a part of one shares it"
-    )
-    device: Literal["cpu", "cuda"] = "cpu"
     memory_per_worker: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="GiB of memory of one worker, which Ray keeps for it; by default the worker's "
-        "part of its node, 5 GiB at most",
+        description="GiB of a worker, which Ray keeps for it; default: its part of a node, 5 at "
+        "most",
     )
     start_timeout: Annotated[float, Field(gt=0)] = Field(
         _START_TIMEOUT, description="seconds to wait for a first worker on Ray"
     )
 
-    @field_validator("gpus_per_worker", "start_timeout")
+    @field_validator("start_timeout", "gpus_per_worker", check_fields=False)
     @classmethod
-    def _heeded(cls, value: float, info: ValidationInfo) -> float:
-        """Refuses what only Ray would heed."""
-        ignored = {
+    def _refuse_without_ray(cls, value: float, info: ValidationInfo) -> float:
+        """Refuses what only Ray uses where there is no Ray."""
+        unused = {
             "gpus_per_worker": (0.0, "leave it out and name the device (--device cuda)"),
             "start_timeout": (_START_TIMEOUT, "leave it out"),
         }
-        default, instead = ignored[str(info.field_name)]
+        default, instead = unused[str(info.field_name)]
         if info.data.get("cluster") == "none" and value != default:
             raise ValueError(
                 f"is for Ray, and cluster 'none' is without: {instead}, or run on Ray "
@@ -74,8 +82,43 @@ class ClusterSettings(UserSettings):
         return value
 
 
-class Job(UserSettings):
-    """What all jobs share."""
+class ClusterSettings(WorkerSettings):
+    """Workers of a job, which may use GPUs."""
 
-    where: ClusterSettings = ClusterSettings()
-    on_bad_shard: Literal["fail", "quarantine"] = "fail"
+    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="GPUs that Ray keeps for a worker; a part of one, such as 0.5, shares it"
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="what a worker computes on")
+
+    @classmethod
+    def of(cls, workers: WorkerSettings) -> ClusterSettings:
+        """The same workers, without GPUs where they have none."""
+        if isinstance(workers, ClusterSettings):
+            return workers
+        return cls(**{name: getattr(workers, name) for name in WorkerSettings.model_fields})
+
+    def without_gpus(self) -> WorkerSettings:
+        """The same workers for a job that uses CPUs alone."""
+        return WorkerSettings(**{name: getattr(self, name) for name in WorkerSettings.model_fields})
+
+
+class Job(UserSettings):
+    """Base of all jobs; ``verb`` is the command that runs one."""
+
+    verb: ClassVar[str] = ""
+
+
+class CpuJob(Job):
+    """A job whose workers use CPUs alone."""
+
+    where: WorkerSettings = WorkerSettings()
+
+    @field_validator("where")
+    @classmethod
+    def _refuse_gpus(cls, value: WorkerSettings) -> WorkerSettings:
+        if isinstance(value, ClusterSettings) and (value.device != "cpu" or value.gpus_per_worker):
+            raise ValueError(
+                f"expected workers without GPUs, which {cls.verb} does not use, found device "
+                f"{value.device!r} and {value.gpus_per_worker:g} GPUs for each"
+            )
+        return value

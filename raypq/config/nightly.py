@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from raypq.config.classification import ClassificationTarget
-from raypq.config.encoding import DuplicateIds
-from raypq.config.job import Columns, Job
+from raypq.config.encoding import DuplicateIds, ProjectionPrecision
+from raypq.config.job import ClusterSettings, Columns, Job, OnBadShard
+from raypq.config.option import Option
 from raypq.config.places import ModelFolder, NewStore, Paths
-from raypq.config.settings import Precision, UserSettings
+from raypq.config.settings import UserSettings
 
 
 class DriftLimits(UserSettings):
     """How far a shard may be from the training data before it is called drifted."""
 
     error: Annotated[float, Field(ge=0)] = Field(0.25, description="rise of the relative error")
-    norm: Annotated[float, Field(ge=0)] = Field(0.25, description="relative change, either way")
-    entropy: Annotated[float, Field(ge=0)] = Field(0.5, description="bits lost")
+    norm: Annotated[float, Field(ge=0)] = Field(
+        0.25, description="relative change of the norm, either way"
+    )
+    entropy: Annotated[float, Field(ge=0)] = Field(0.5, description="bits of code entropy lost")
     sigmas: Annotated[float, Field(ge=0)] = Field(
         4.0, description="standard deviations (of shards, and of a sample's mean) that are chance"
     )
@@ -28,15 +31,20 @@ class DriftLimits(UserSettings):
 class ReindexJob(Job):
     """``raypq reindex``: codes and predictions brought up to date with a feature store."""
 
-    model: ModelFolder
-    features: Paths
-    codes: NewStore
-    precision: Precision = "fp32"
+    verb: ClassVar[str] = "raypq reindex"
+
+    model: ModelFolder = Field(description="model directory")
+    features: Paths = Field(description="Parquet folder, file or glob; may be repeated")
+    codes: NewStore = Field(description="code store to write a version of")
+    precision: ProjectionPrecision = "fp32"
     duplicate_ids: DuplicateIds = "report"
-    columns: Columns = Columns()
-    classify: list[ClassificationTarget] = Field(default_factory=list)
+    classify: Annotated[list[ClassificationTarget], Option(file_only=True)] = Field(
+        default_factory=list, description="prediction stores to keep up to date"
+    )
     compare: Literal["listing", "content"] = Field(
-        "listing", description="content keeps a shard that was touched but holds the same bytes"
+        "listing",
+        description="what tells that a shard changed; content keeps a shard that was touched but "
+        "holds the same bytes",
     )
     max_removed: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="a source that lost a larger share of its shards is refused"
@@ -44,17 +52,26 @@ class ReindexJob(Job):
     rollout: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="share of all shards that a night moves to another model or settings"
     )
-    drift: DriftLimits = DriftLimits()
-    fail_on_drift: bool = False
+    drift: Annotated[DriftLimits, Option(prefix="drift-")] = DriftLimits()
+    fail_on_drift: bool = Field(
+        False, description="exit with 1 if new shards drifted; all is committed"
+    )
     fail_on_quarantined: bool = Field(
-        False, description="an error, after the commit, where shards are left out"
+        False, description="exit with 1 if shards are left out; everything else is committed"
     )
     lease_seconds: Annotated[float, Field(ge=1)] = Field(
         60.0, description="a run without a sign of life for so long counts as crashed"
     )
-    dry_run: bool = False
+    dry_run: bool = Field(False, description="print the plan and its estimated time; do nothing")
+    on_bad_shard: OnBadShard = Field(
+        "fail",
+        description="fail after all good shards are done (and try those that are left out), or "
+        "leave bad ones out and record them",
+    )
+    columns: Columns = Columns()
+    where: ClusterSettings = ClusterSettings()
 
     @field_validator("classify", mode="before")
     @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
+    def _list_of_one(cls, value: Any) -> Any:
         return [value] if isinstance(value, Mapping) else value

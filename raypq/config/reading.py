@@ -31,15 +31,61 @@ _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 
 
 class FromFile(dict[str, Any]):
-    """The mapping of a config file; ``where`` has the file and line of each path of keys."""
+    """The mapping of a config file.
 
-    where: Mapping[tuple[str, ...], str]
+    Attributes:
+        where: the file and line of each path of keys.
+    """
 
-    def below(self, over: Mapping[str, Any]) -> FromFile:
-        """What comes of it where the values of ``over`` count first."""
-        found = FromFile({**self, **over})
-        found.where = {path: line for path, line in self.where.items() if path[0] not in over}
-        return found
+    def __init__(
+        self, values: Mapping[str, Any], where: Mapping[tuple[str, ...], str] | None = None
+    ) -> None:
+        super().__init__(values)
+        self.where = dict(where or {})
+
+    def with_options(self, options: Mapping[tuple[str, ...], Any], origin: str) -> FromFile:
+        """The mapping with options over its values; a mapping is merged key by key.
+
+        Args:
+            options: values by path of keys.
+            origin: where the options come from, for errors.
+        """
+        merged = FromFile(self, self.where)
+        for path, value in options.items():
+            section: dict[str, Any] = merged
+            for key in path[:-1]:
+                inner = section.get(key, {})
+                if not isinstance(inner, dict):
+                    break  # refused with the rest
+                section[key] = inner = dict(inner)
+                section = inner
+            else:
+                merged._set(section, path, value, origin)
+        return merged
+
+    def _set(self, section: dict[str, Any], path: tuple[str, ...], value: Any, origin: str) -> None:
+        before = section.get(path[-1])
+        if isinstance(value, dict) and isinstance(before, dict):
+            for key, item in value.items():
+                section[path[-1]] = {**section[path[-1]], key: item}
+                self._forget((*path, key), origin)
+            return
+        section[path[-1]] = value
+        self._forget(path, origin)
+
+    def _forget(self, path: tuple[str, ...], origin: str) -> None:
+        self.where = {at: line for at, line in self.where.items() if at[: len(path)] != path}
+        self.where[path] = origin
+
+    def section(self, key: str) -> FromFile:
+        """A mapping in it, with its lines; empty where there is none."""
+        values = self.get(key, {})
+        where = {at[1:]: line for at, line in self.where.items() if at[0] == key and at[1:]}
+        return FromFile(values if isinstance(values, dict) else {}, where)
+
+    def below(self, key: str) -> FromFile:
+        """A mapping with this one as its only section."""
+        return FromFile({key: dict(self)}, {(key, *at): line for at, line in self.where.items()})
 
 
 def read_mapping(path: str | os.PathLike[str]) -> FromFile:
@@ -73,9 +119,7 @@ def read_mapping(path: str | os.PathLike[str]) -> FromFile:
         raise ConfigError(
             f"{where}: expected a mapping, found {type(values).__name__}; write 'key: value' lines"
         )
-    found = FromFile(values)
-    found.where = {path: f"{where}, line {line}" for path, line in lines.items()}
-    return found
+    return FromFile(values, {path: f"{where}, line {line}" for path, line in lines.items()})
 
 
 def parse_assignments(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from raypq.config.job import ClusterSettings, Columns, Job
+from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, OnBadShard, Overwrite, Version
+from raypq.config.option import Option
 from raypq.config.places import (
     InputFile,
     ModelFolder,
@@ -18,47 +19,75 @@ from raypq.config.places import (
     Uri,
     Writes,
 )
-from raypq.config.settings import Distance, Metric, Positive, UserSettings
+from raypq.config.settings import Distance, Metric, Positive
+
+CodeStore = Annotated[Store, Field(description="code store")]
+CodeVersion = Annotated[
+    Version | None, Field(description="version of the code store; default: latest")
+]
+CodeModel = Annotated[
+    ModelFolder | None,
+    Field(description="model directory; default: the models kept in the code store"),
+]
+ModelMetric = Annotated[Metric | None, Field(description="default: the model's")]
+QueryDistance = Annotated[
+    Distance,
+    Field(description="queries as they are (asymmetric), or compressed too (symmetric)"),
+]
 
 
 class SearchJob(Job):
     """``raypq search``: queries are features, or (SDC only) ids of stored codes."""
 
-    codes: Store
-    version: Annotated[int, Field(ge=1)] | None = None
-    model: ModelFolder | None = Field(
-        None, description="default: the models that the code store keeps"
+    verb: ClassVar[str] = "raypq search"
+
+    codes: CodeStore
+    version: CodeVersion = None
+    model: CodeModel = None
+    queries: Paths | None = Field(None, description="query features (Parquet); may be repeated")
+    query_ids: InputFile | None = Field(
+        None,
+        description="instead: a file of ids of stored codes, one a line; needs --distance sdc",
     )
-    queries: Paths | None = None
-    query_ids: InputFile | None = Field(None, description="a file of stored ids, one a line")
-    top_k: Positive = 100
-    metric: Metric | None = Field(None, description="default: the model's")
-    distance: Distance = "adc"
-    filter: Text | None = Field(None, description="rows to search, such as label = 'x'")
-    ids: InputFile | None = Field(None, description="only rows with these ids: a file, one a line")
+    top_k: Positive = Field(100, description="results per query")
+    metric: ModelMetric = None
+    distance: QueryDistance = "adc"
+    filter: Annotated[Text | None, Option(names=("--where", "--filter"), metavar="EXPRESSION")] = (
+        Field(None, description="rows to search: \"label = 'x'\"")
+    )
+    ids: InputFile | None = Field(
+        None, description="search only rows with these ids: a file, one a line"
+    )
     rerank: Positive | None = Field(
-        None, description="candidates of a query that are scored again by their original vectors"
+        None, description="candidates per query to score again by their original vectors"
     )
-    features: Paths | None = Field(None, description="the original vectors, for rerank")
-    output: NewStore
+    features: Paths | None = Field(
+        None, description="the original vectors, for --rerank; may be repeated"
+    )
+    output: NewStore = Field(description="result store to write a version of")
+    on_bad_shard: OnBadShard = "fail"
     columns: Columns = Columns()
+    where: ClusterSettings = ClusterSettings()
 
 
-class RetrievalJob(UserSettings):
+class RetrievalJob(CpuJob):
     """``raypq evaluate retrieval``."""
 
-    where: ClusterSettings = ClusterSettings()
-    codes: Store
-    version: Annotated[int, Field(ge=1)] | None = None
-    model: ModelFolder | None = Field(
-        None, description="default: the models that the code store keeps"
+    verb: ClassVar[str] = "raypq evaluate retrieval"
+
+    codes: CodeStore
+    version: CodeVersion = None
+    model: CodeModel = None
+    queries: Paths = Field(description="labelled features (Parquet); may be repeated")
+    metric: ModelMetric = None
+    distance: QueryDistance = "adc"
+    at: tuple[Positive, ...] = Field(
+        (1, 10, 100), description="R of mAP@R, precision@R and recall@R; may be repeated"
     )
-    queries: Paths
-    metric: Metric | None = Field(None, description="default: the model's")
-    distance: Distance = "adc"
-    at: tuple[Positive, ...] = Field((1, 10, 100), description="R of the figures @R")
     features: Paths | None = Field(
-        None, description="the original vectors: recall is measured against exact search in them"
+        None,
+        description="the store's features: measures recall@R against exact search in them; may be "
+        "repeated",
     )
     columns: Columns = Columns()
 
@@ -66,36 +95,41 @@ class RetrievalJob(UserSettings):
 class DuplicatesJob(Job):
     """``raypq duplicates``."""
 
-    codes: Store
-    version: Annotated[int, Field(ge=1)] | None = None
-    model: ModelFolder | None = Field(
-        None, description="default: the model that the code store keeps"
-    )
-    metric: Metric | None = Field(None, description="default: the model's")
+    verb: ClassVar[str] = "raypq duplicates"
+
+    codes: CodeStore
+    version: CodeVersion = None
+    model: CodeModel = None
     threshold: float = Field(
         description="largest squared distance (l2) or smallest score (cosine, dot) of a pair"
     )
+    metric: ModelMetric = None
     max_pairs: Positive = Field(
-        20_000_000, description="more are refused: they are sorted in one worker's memory"
+        20_000_000,
+        description="refuse a threshold that gives more; pairs are sorted in one worker's memory",
     )
-    output: NewStore
+    output: NewStore = Field(description="store of pairs to write a version of")
+    on_bad_shard: OnBadShard = "fail"
+    where: ClusterSettings = ClusterSettings()
 
 
-class ExportFaissJob(UserSettings):
+class ExportFaissJob(Job):
     """``raypq export-faiss``."""
 
-    codes: Store
-    version: Annotated[int, Field(ge=1)] | None = None
-    model: ModelFolder | None = Field(
-        None, description="default: the model that the code store keeps"
-    )
-    metric: Metric | None = Field(None, description="default: the model's")
-    output: Annotated[Uri, Writes("index")]
+    verb: ClassVar[str] = "raypq export-faiss"
+
+    codes: CodeStore
+    version: CodeVersion = None
+    model: CodeModel = None
+    metric: ModelMetric = None
+    output: Annotated[Uri, Writes("index")] = Field(description="index file to write")
 
 
-class ImportFaissJob(UserSettings):
+class ImportFaissJob(Job):
     """``raypq import-faiss``."""
 
-    index: InputFile
-    output: NewModel
-    overwrite: bool = Field(False, description="replace a model that is there already")
+    verb: ClassVar[str] = "raypq import-faiss"
+
+    index: Annotated[InputFile, Option(argument=True)] = Field(description="trained FAISS index")
+    output: NewModel = Field(description="model directory to write")
+    overwrite: Overwrite = False

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from raypq.config.job import Columns, Job
+from raypq.config.job import ClusterSettings, Columns, Job, OnBadShard, Overwrite
+from raypq.config.option import Option
 from raypq.config.places import (
     InputFile,
     MaybePaths,
@@ -17,36 +18,64 @@ from raypq.config.places import (
 )
 from raypq.config.settings import Positive
 
+_GIB = 2**30
+
 
 class TrainJob(Job):
     """``raypq train``."""
 
-    method: Text
-    features: Paths
-    unlabelled: MaybePaths = Field(default_factory=list)
-    classes: InputFile | None = None
-    output: NewModel
-    settings: dict[str, Any] = Field(default_factory=dict)
-    columns: Columns = Columns()
-    cache_bytes: Annotated[int, Field(ge=0)] | None = Field(
-        None,
-        description="features are kept in the workers' memory up to this many bytes each; by "
-        "default what a worker's memory leaves, 4 GiB at most",
+    verb: ClassVar[str] = "raypq train"
+
+    method: Annotated[Text, Option(argument=True)]
+    features: Paths = Field(description="Parquet folder, file or glob; may be repeated")
+    unlabelled: MaybePaths = Field(
+        default_factory=list,
+        description="rows without labels, for methods that learn from them too; may be repeated",
     )
-    tune: bool = False
-    overwrite: bool = Field(False, description="replace a model that is there already")
+    classes: InputFile | None = Field(None, description="class table (Parquet)")
+    output: NewModel = Field(description="model directory to write")
+    settings: Annotated[dict[str, Any], Option(names=("--set",), metavar="KEY=VALUE")] = Field(
+        default_factory=dict, description="a method setting, such as M=37; may be repeated"
+    )
+    overwrite: Overwrite = False
+    tune: bool = Field(False, description="choose settings on held-out training classes first")
+    cache_bytes: Annotated[int | None, Option(names=("--cache-gb",), unit=_GIB)] = Field(
+        None,
+        ge=0,
+        description="features that a worker keeps in memory, in GiB (cache_bytes: in bytes); "
+        "default: what its memory leaves, 4 GiB at most",
+    )
+    on_bad_shard: OnBadShard = "fail"
+    columns: Columns = Columns()
+    where: ClusterSettings = ClusterSettings()
 
 
 class AblationJob(Job):
     """``raypq ablation``."""
 
-    name: Text
-    train: Paths
-    test: MaybePaths = Field(default_factory=list)
-    classes: InputFile
-    seeds: Positive = 1
-    queries: Positive = 1000
-    labelled: Positive = Field(500, description="rows of each class that keep their label, GPQ")
-    settings: dict[str, Any] = Field(default_factory=dict)
+    verb: ClassVar[str] = "raypq ablation"
+
+    name: Annotated[
+        Literal["dpq-bits", "dpq-central", "dpq-gini", "gpq-bits", "gpq-terms"],
+        Option(argument=True),
+    ]
+    train: Paths = Field(description="labelled rows; may be repeated")
+    test: MaybePaths = Field(
+        default_factory=list,
+        description="test rows; may be repeated; default: a tenth of --train, held out",
+    )
+    classes: InputFile = Field(description="class table (Parquet)")
+    seeds: Positive = Field(1, description="trainings of a variant")
+    queries: Positive = Field(1000, description="number of query rows")
+    labelled: Positive = Field(
+        500, description="rows of each class that keep their label, where the method is gpq"
+    )
+    settings: Annotated[dict[str, Any], Option(names=("--set",), metavar="KEY=VALUE")] = Field(
+        default_factory=dict,
+        description="a method setting for every variant, such as epochs=8; may be repeated",
+    )
+    json_file: Annotated[NewFile | None, Option(names=("--json",))] = Field(
+        None, description="write the figures here; rows that the file has already are kept"
+    )
     columns: Columns = Columns()
-    json_file: NewFile | None = None
+    where: ClusterSettings = ClusterSettings()

@@ -9,6 +9,15 @@ query the lookups of M codes.
 from raypq.sizing.rates import DeviceRates, Rates, SearchRates
 from raypq.sizing.stage import Stage, total
 from raypq.sizing.stages import plan
-from raypq.sizing.workload import Workload
+from raypq.sizing.workload import PlanSettings, Workload
 
-__all__ = ["DeviceRates", "Rates", "SearchRates", "Stage", "Workload", "plan", "total"]
+__all__ = [
+    "DeviceRates",
+    "PlanSettings",
+    "Rates",
+    "SearchRates",
+    "Stage",
+    "Workload",
+    "plan",
+    "total",
+]

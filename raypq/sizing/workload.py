@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from raypq.config import Positive, UserSettings
+from raypq.config import Job, Positive
+from raypq.config.option import Option
+from raypq.config.places import InputFile
 from raypq.sizing.rates import Cost, Rate
 
 
-class Workload(UserSettings):
-    """What is to be done, and by whom. Names follow the legend."""
+class Workload(Job):
+    """Sizes of the data, the model and the cluster. Names follow the legend."""
 
-    images: Positive
+    verb: ClassVar[str] = "raypq plan"
+
+    images: Positive = Field(description="images to encode")
     dims: Positive = Field(2048, description="feature width dx")
     classes: Positive = Field(1000, description="candidate classes T")
-    M: Positive = Field(50, description="sub-codebooks")
-    K: int = Field(256, ge=1, le=256)
+    M: Annotated[Positive, Option(names=("--sub-codebooks",))] = Field(
+        50, description="M, the bytes of an image"
+    )
+    K: Annotated[int, Option(names=("--codewords",))] = Field(
+        256, ge=1, le=256, description="K, codewords of a sub-codebook"
+    )
     method: Literal["pqzsl", "pq", "opq"] = "pqzsl"
-    train_images: Positive | None = Field(None, description="default: all images")
-    train_classes: Positive | None = Field(None, description="seen classes L; default: classes")
+    train_images: Positive | None = Field(None, description="images to train on; default: all")
+    train_classes: Positive | None = Field(None, description="seen classes L; default: all")
     attributes: Positive = Field(384, description="width of class embeddings")
-    top_k: Positive = 10
-    queries: Annotated[int, Field(ge=0)] = Field(0, description="of a search; 0: no search")
-    results: Positive = Field(100, description="of a query")
-    dtype: Literal["float32", "float16"] = "float32"
-    layout: Literal["list", "binary"] = "list"
-    shard_images: Positive = Field(100_000, description="images in one feature file")
-    cache_bytes: Annotated[int, Field(ge=0)] = 4 << 30
+    top_k: Positive = Field(10, description="classes per image")
+    queries: Annotated[int, Field(ge=0)] = Field(
+        0, description="number of queries of a search; default: no search"
+    )
+    results: Positive = Field(100, description="results per query")
+    dtype: Literal["float32", "float16"] = Field("float32", description="of the features")
+    layout: Literal["list", "binary"] = Field(
+        "list", description="of the features: as most tools write them, or as raypq repack does"
+    )
+    shard_images: Positive = Field(
+        100_000, description="images of a feature file; one worker processes a file"
+    )
+    cache_bytes: Annotated[int, Option(names=("--cache-gb",), unit=2**30)] = Field(
+        4 << 30,
+        ge=0,
+        description="features that a worker keeps in memory, in GiB (cache_bytes: in bytes); "
+        "default: 4",
+    )
     workers: Positive = 2
     gpus: Annotated[int, Field(ge=0)] = 0
     cluster: Literal["none", "ray"] = "ray"
-    bandwidth: Rate | None = Field(None, description="bytes a second that storage gives a worker")
+    bandwidth: Annotated[Rate | None, Option(unit=1e6)] = Field(
+        None,
+        description="storage bandwidth of a worker in MB/s (in a config file: bytes a second)",
+    )
     worker_hour: Cost = Field(0.0, description="price of a worker for an hour")
     gpu_hour: Cost = Field(0.0, description="price of a GPU for an hour")
 
@@ -50,3 +72,14 @@ class Workload(UserSettings):
     def feature_bytes(self) -> int:
         """Bytes of one image's features."""
         return self.dims * (4 if self.dtype == "float32" else 2)
+
+
+class PlanSettings(Workload):
+    """``raypq plan``: a workload, the rates to size it with, and the form of the answer."""
+
+    rates_file: Annotated[InputFile | None, Option(names=("--rates",))] = Field(
+        None,
+        description="result file of raypq bench rates; default: this machine's, measured now if "
+        "need be",
+    )
+    format: Literal["markdown", "json"] = "markdown"

@@ -365,9 +365,7 @@ def infer_semantics(world: World) -> Any:
 @verb
 def add_classes(world: World) -> Any:
     model, codes = world.zeroshot()
-    job = AddClassesJob(
-        model=model, classes=world("classes.parquet"), output=world("more"), where=ALONE
-    )
+    job = AddClassesJob(model=model, classes=world("classes.parquet"), output=world("more"))
     api.add_classes(job)
     return classified(world, codes=codes, model=world("more"))
 

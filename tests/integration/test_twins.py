@@ -93,7 +93,6 @@ def test_classes_added_after_the_codes_were_made(home: Any) -> None:
     api.add_classes(
         AddClassesJob(
             model=home("old"), classes=home("classes.parquet"), output=home("more"),
-            where=home.where,
         )
     )  # fmt: skip
     told = night(home, home("more"), calibration=0.0)

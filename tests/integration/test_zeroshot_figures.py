@@ -104,7 +104,6 @@ def test_a_thousand_new_classes(
             model=str(tmp_path / "model"),
             classes=str(tmp_path / "new.parquet"),
             output=str(tmp_path / "later"),
-            where=where,
         )
     )
     with capsys.disabled():

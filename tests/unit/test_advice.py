@@ -16,25 +16,40 @@ import pytest
 
 import raypq
 from raypq.cli import main
+from raypq.cli.job_command import JobCommand
 
 ROOT = Path(raypq.__file__).parent
-KEYS = {
-    "feature-width": "width",
-    "cache-gb": "cache_bytes",
-    "label-column": "label",
-    "debug": None,
-    "set": None,
-}
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
 COMMAND = re.compile(
     r"\b(ray|raypq) ([a-z-]+(?: [a-z0-9-]+)?)((?: [A-Z…]+| --[a-z0-9-]+(?: [A-Za-z_…]+)?)*)"
 )
 
 
-def options(command: click.Command) -> set[str]:
+def commands(command: click.Command) -> Iterator[click.Command]:
+    yield command
     if isinstance(command, click.Group):
-        return set().union(*(options(one) for one in command.commands.values()))
-    return {name.removeprefix("--") for one in command.params for name in one.opts}
+        for inner in command.commands.values():
+            yield from commands(inner)
+
+
+def options(command: click.Command) -> set[str]:
+    return {
+        name.removeprefix("--")
+        for one in commands(command)
+        for parameter in one.get_params(click.Context(one))
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+
+
+OPTIONS = options(main)
+KEYS = {  # of options that have one
+    name.removeprefix("--"): field.path[-1]
+    for command in commands(main)
+    if isinstance(command, JobCommand)
+    for field in command.fields
+    for name in field.parameter.opts
+    if not field.is_mapping
+}
 
 
 def of_verb(words: list[str]) -> set[str]:
@@ -49,8 +64,19 @@ def docstrings(tree: ast.AST) -> set[int]:
     return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
 
 
+def helps(tree: ast.AST) -> set[int]:
+    """Texts of the fields of settings: their options, and descriptions that help shows."""
+    return {
+        id(text)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Field", "Option")
+        for text in ast.walk(node)
+        if isinstance(text, ast.Constant)
+    }
+
+
 def texts(tree: ast.AST) -> Iterator[str]:
-    skipped = docstrings(tree)
+    skipped = docstrings(tree) | helps(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             skipped |= {id(part) for part in node.values}
@@ -79,9 +105,8 @@ def test_advice_names_options_that_are_there(text: str) -> None:
             assert set(OPTION.findall(rest)) <= of_verb(words.split()), words
     rest = COMMAND.sub("", text)
     for option in OPTION.findall(rest):
-        assert option in options(main), f"no verb has --{option}"
-        key = KEYS.get(option, option.replace("-", "_"))
-        if key:
+        assert option in OPTIONS, f"no verb has --{option}"
+        if key := KEYS.get(option):
             assert re.search(rf"(?<![\w-]){key}\b", rest), f"--{option} without its key {key}"
 
 

@@ -103,7 +103,10 @@ def test_structured_lines_hold_the_error(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("model: m\nfeatures: [f]\noutput: o\nmodle: m\n", "unknown key 'modle'; allowed: "),
+        (
+            "model: m\nfeatures: [f]\noutput: o\nmodle: m\n",
+            "unknown key 'modle' of raypq encode; allowed: ",
+        ),
         ("model: m\nfeatures: [f]\n", "key 'output' is required"),
         ("model: m\nfeatures: {f: g}\noutput: o\n", "key 'features': expected a list"),
         ("model: m\nfeatures: [f]\noutput: o\nprecision:\n", ", line 4: key 'precision'"),
@@ -190,7 +193,7 @@ def parameters() -> Iterator[tuple[tuple[str, ...], click.Command, click.Paramet
         for word in words:
             assert isinstance(command, click.Group)
             command = command.commands[word]
-        for parameter in command.params:
+        for parameter in command.get_params(click.Context(command)):
             yield words, command, parameter
 
 

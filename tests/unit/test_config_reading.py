@@ -238,7 +238,7 @@ def test_errors_name_the_line(tmp_path: Path):
     found = sorted(str(caught.value).splitlines())
     expected = [
         f"{path}, line 10: key 'where.threads': expected a whole number",
-        f"{path}, line 7: unknown key 'classify.0.topk'; allowed: ",
+        f"{path}, line 7: unknown key 'classify.0.topk' of raypq reindex; allowed: ",
         f"{path}, line 9: key 'where.workers': expected a whole number",
     ]
     assert len(found) == len(expected)
@@ -249,7 +249,7 @@ def test_errors_name_the_line(tmp_path: Path):
 def test_errors_of_a_method_name_the_line_too(tmp_path: Path):
     path = tmp_path / "s.yaml"
     path.write_text("K: 16\nM: many\nseed: -1\n")
-    settings = read_mapping(path).below({"seed": 1.5, "alpha": 1})
+    settings = read_mapping(path).with_options({("seed",): 1.5, ("alpha",): 1}, "pq settings")
     with pytest.raises(ConfigError) as caught:
         registry.create("pq", settings)
     first, second, third = str(caught.value).splitlines()

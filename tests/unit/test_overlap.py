@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -24,7 +25,7 @@ from raypq.errors import ConfigError, RaypqError
 JOBS: dict[str, type[UserSettings]] = {
     name: value
     for name, value in vars(config).items()
-    if name.endswith("Job") and name not in ("Job", "ProbeJob")
+    if name.endswith("Job") and name not in ("Job", "CpuJob", "ProbeJob")
 }
 
 
@@ -336,7 +337,7 @@ def options_that_write() -> Iterator[tuple[tuple[str, ...], str]]:
                 yield from walk(command, (*words, name))
 
     for words, command in walk(main, ()):
-        for parameter in command.params:
+        for parameter in command.get_params(click.Context(command)):
             for option in {"--json", "--output"} & set(parameter.opts):
                 yield words, option
 

@@ -15,15 +15,17 @@ from raypq.config import ClusterSettings, Columns, UserSettings
 from raypq.errors import ConfigError
 from raypq.methods import registry
 
+BASES = ("Job", "CpuJob")
 CLASSES: list[type[UserSettings]] = [
-    *(value for name, value in vars(config).items() if name.endswith("Job") and name != "Job"),
-    config.ClassificationTarget, config.Columns, config.ClusterSettings, config.DriftLimits,
+    *(value for name, value in vars(config).items() if name.endswith("Job") and name not in BASES),
+    config.ClassificationTarget, config.Columns, config.ClusterSettings, config.WorkerSettings,
+    config.DriftLimits,
     *(method.settings_class for method in registry.METHODS.values()),
 ]  # fmt: skip
 REQUIRED: dict[str, Any] = {
     "model": "m", "features": ["f"], "output": "o", "classes": "c", "codes": "s", "method": "pq",
     "predictions": "p", "queries": ["q"], "images": ["i"], "backbone": "b", "protocol": 1,
-    "name": "n", "train": ["t"], "threshold": 1.0, "index": "x", "source": "y",
+    "name": "gpq-bits", "train": ["t"], "threshold": 1.0, "index": "x", "source": "y",
 }  # fmt: skip
 WRONG: list[Any] = [
     True, False, 3, 2.5, -1, math.nan, math.inf, "", "text", "1_0", "0x10", " 3 ", b"bytes", None,
@@ -65,7 +67,9 @@ def test_missing_and_unknown_keys_are_named(cls: type[UserSettings]) -> None:
         values = {key: value for key, value in required(cls).items() if key != name}
         with pytest.raises(ConfigError, match=f"{cls.__name__}: key '{name}' is required"):
             cls(**values)
-    with pytest.raises(ConfigError, match=f"{cls.__name__}: unknown key 'no_such'; allowed: "):
+    verb = getattr(cls, "verb", "")
+    key = f"unknown key 'no_such'{f' of {verb}' if verb else ''}"
+    with pytest.raises(ConfigError, match=f"{cls.__name__}: {key}; allowed: "):
         cls(**required(cls), no_such=1)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from raypq import console, kernels
+from raypq import console, kernels, machine
 from raypq.config import AddClassesJob
 from raypq.data.classes import ClassTable
 from raypq.data.storage import exists, join
@@ -30,7 +30,7 @@ def add_classes(job: AddClassesJob) -> dict[str, Any]:
             f"{job.output}: a model is there already; pass --overwrite (overwrite: true) to "
             "replace it"
         )
-    kernels.set_threads(job.where.threads * job.where.workers)
+    kernels.set_threads(job.workers or machine.usable().workers())
     model = registry.load(job.model)
     if model.da is None:
         raise ModelError(

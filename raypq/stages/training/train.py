@@ -36,6 +36,12 @@ class Trained:
     summary: dict[str, Any]
 
 
+def setting_names(method: str) -> frozenset[str]:
+    """The names of a method's settings; none for an unknown method."""
+    found = registry.METHODS.get(method)
+    return frozenset(found.settings_class.model_fields if found else ())
+
+
 def check_settings(method: str, settings: Mapping[str, Any]) -> None:
     """Refuses settings that a method does not have, by the file and line that they come from.
 

@@ -1,0 +1,138 @@
+"""Settings of the tools: the demo, the report, the benches and the versions of stores."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from raypq.config.job import ClusterSettings, Job, Seed, Version
+from raypq.config.option import Option
+from raypq.config.places import InputFile, NewFile, NoPlace, Reads, Store, Text, Uri, Writes
+from raypq.config.settings import Positive
+
+StoreArgument = Annotated[Store, Option(argument=True)]
+LatestVersion = Annotated[Version | None, Field(description="default: latest")]
+
+
+class DemoSettings(Job):
+    """``raypq demo``: size of the generated data, and where it goes."""
+
+    verb: ClassVar[str] = "raypq demo"
+
+    output: Annotated[Uri, Writes("demo")] = Field(
+        "demo-output", description="folder to write everything to"
+    )
+    images: Annotated[int, Field(ge=1000)] = 40_000
+    n_classes: Annotated[int, Field(ge=40), Option(names=("--classes",))] = 400
+    dims: Annotated[int, Field(ge=16)] = Field(512, description="feature width")
+    M: Annotated[Positive, Option(names=("--sub-codebooks",))] = Field(
+        50, description="bytes per image"
+    )
+    smaller: tuple[Positive, ...] = Field(
+        (5, 10, 25), description="smaller codes to compare, in bytes per image; may be repeated"
+    )
+    seed: Seed = 0
+    where: ClusterSettings = ClusterSettings()
+
+
+class ReportSettings(Job):
+    """``raypq report``."""
+
+    verb: ClassVar[str] = "raypq report"
+
+    places: Annotated[list[Annotated[Uri, Reads("results")]], Option(argument=True)] = Field(
+        min_length=1
+    )
+    output: Annotated[Uri, Writes("file")] = Field("report.html", description="HTML file to write")
+    title: Text = "raypq report"
+
+
+class BenchSettings(Job):
+    """``raypq bench``."""
+
+    verb: ClassVar[str] = "raypq bench"
+
+    name: Annotated[
+        Literal[
+            "all", "classify", "ratio", "search", "encode", "train", "read", "rates", "pipeline",
+            "retrieval",
+        ],
+        NoPlace(),
+        Option(argument=True),
+    ]  # fmt: skip
+    threads: Positive = Field(2, description="CPU threads of everything that runs")
+    classes: InputFile | None = Field(
+        None, description="class table for the pipeline bench; default: generated"
+    )
+    json_file: Annotated[NewFile | None, Option(names=("--json",))] = Field(
+        None, description="write the figures here too"
+    )
+    show: InputFile | None = Field(
+        None, description="run nothing: print this result file as Markdown tables"
+    )
+    goals: bool = Field(False, description="with --show: only what has a goal, in one table")
+    processor_time: bool = Field(
+        False,
+        description="rates only: count the processor's seconds of one worker, for a machine that "
+        "others use",
+    )
+
+
+class ListSettings(Job):
+    """``raypq snapshots list``."""
+
+    verb: ClassVar[str] = "raypq snapshots list"
+
+    store: StoreArgument
+
+
+class ShowSettings(Job):
+    """``raypq snapshots show``."""
+
+    verb: ClassVar[str] = "raypq snapshots show"
+
+    store: StoreArgument
+    version: LatestVersion = None
+
+
+class VerifySettings(Job):
+    """``raypq snapshots verify``."""
+
+    verb: ClassVar[str] = "raypq snapshots verify"
+
+    store: StoreArgument
+    version: LatestVersion = None
+    sha256: bool = Field(False, description="read every byte, not only the sizes")
+
+
+class DiffSettings(Job):
+    """``raypq snapshots diff``."""
+
+    verb: ClassVar[str] = "raypq snapshots diff"
+
+    store: StoreArgument
+    old: Annotated[Version, Option(argument=True)]
+    new: Annotated[Version | None, Option(argument=True)] = None
+
+
+class RestoreSettings(Job):
+    """``raypq snapshots restore``."""
+
+    verb: ClassVar[str] = "raypq snapshots restore"
+
+    store: StoreArgument
+    version: Annotated[Version, Option(argument=True)]
+
+
+class CollectSettings(Job):
+    """``raypq snapshots gc``."""
+
+    verb: ClassVar[str] = "raypq snapshots gc"
+
+    store: StoreArgument
+    keep: Positive | None = Field(None, description="latest versions to retain; default: all")
+    older_than_days: Annotated[float, Field(ge=0)] = Field(
+        7.0, description="younger files may belong to a run that is not finished"
+    )
+    delete: bool = Field(False, description="remove the files; otherwise only list them")
