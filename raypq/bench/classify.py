@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.bench import clustered_data
-from raypq.bench.harness import Contender, Goal, Result, rounds
+from raypq.bench.harness import Contender, Goal, Result, faiss_for, rounds
 
 T, D, TOP = 21_841, 1000, 10
 _CODES = {50: 131_072, 10: 262_144}
@@ -43,13 +43,8 @@ def _case(data: clustered_data.Embedded, M: int, least: float, threads: int) -> 
         Contender(name="torch fp32", run=lambda: _dense(dense, W), work=_DENSE),
         Contender(name="torch bf16", run=lambda: _dense(dense.bfloat16(), half), work=_DENSE),
     ]
-    absent = []
-    try:
-        import faiss
-    except ImportError:
-        absent.append("FAISS IndexFlatIP (faiss-cpu is not installed)")
-    else:
-        faiss.omp_set_num_threads(threads)
+    absent: list[str] = []
+    if faiss := faiss_for("FAISS IndexFlatIP", threads, absent):
         index = faiss.IndexFlatIP(D)
         index.add(tables.W)
         contenders.append(

@@ -1,15 +1,16 @@
-"""Encoding from memory: projection and assignment, beside the bare projection and FAISS."""
+"""Encoding from memory: raypq, the projection alone, and FAISS."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from raypq import kernels
 from raypq.bench import clustered_data
-from raypq.bench.harness import Contender, Goal, Result, rounds
+from raypq.bench.harness import Contender, Goal, Result, faiss_for, rounds
 from raypq.data.features import batch_rows
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
 from raypq.methods.support.linear_model import LinearModel
@@ -33,13 +34,42 @@ def model(seed: int = 0) -> tuple[LinearModel, np.ndarray]:
 def run(threads: int) -> Iterator[Result]:
     """2048 → 1000, M = 50, K = 256."""
     coder, X = model()
-    P = torch.from_numpy(coder.tensors["P"])
-    x = torch.from_numpy(X)
+    contenders = _contenders(coder, X)
+    exact, low = coder.encode(X[:_BATCH]), coder.encode(X[:_BATCH], precision="bf16")
+    checks: dict[str, object] = {"codes that bf16 changes": float((exact != low).mean())}
+    absent: list[str] = []
+    if faiss := faiss_for("FAISS LinearTransform + ProductQuantizer", threads, absent):
+        part = X[:_PEER_ROWS]
+        encode = _faiss_encoder(faiss, coder)
+        contenders.append(
+            Contender(name="FAISS LinearTransform + PQ", run=lambda: encode(part), work=len(part))
+        )
+        checks["codes equal to FAISS's"] = float((encode(part) == coder.encode(part)).mean())
+    result = Result(
+        bench="encode",
+        case=f"{DX} → {D}, M={M} K={K}, from memory",
+        unit="images/s",
+        lines=rounds(contenders),
+        checks=checks,
+        absent=absent,
+    )
+    yield result.judge(
+        [
+            Goal(ours="raypq encode", peer="bare projection (torch fp32)", at_least=0.85),
+            Goal(ours="raypq encode", peer="FAISS LinearTransform + PQ", at_least=2.3),
+        ]
+    )
+    yield _assignment(coder, X @ coder.tensors["P"].T)
+
+
+def _contenders(coder: LinearModel, X: np.ndarray) -> list[Contender]:
+    """raypq in both precisions, and the projection alone; batch by batch."""
+    P, x = torch.from_numpy(coder.tensors["P"]), torch.from_numpy(X)
 
     def batches() -> Iterator[slice]:
         return (slice(start, start + _BATCH) for start in range(0, len(X), _BATCH))
 
-    contenders = [
+    return [
         Contender(
             name="raypq encode",
             run=lambda: [coder.encode(X[rows]) for rows in batches()],
@@ -58,45 +88,16 @@ def run(threads: int) -> Iterator[Result]:
             work=len(X),
         ),
     ]
-    exact, low = coder.encode(X[:_BATCH]), coder.encode(X[:_BATCH], precision="bf16")
-    checks: dict[str, object] = {"codes that bf16 changes": float((exact != low).mean())}
-    absent = []
-    try:
-        import faiss
-    except ImportError:
-        absent.append("FAISS LinearTransform + ProductQuantizer (faiss-cpu is not installed)")
-    else:
-        faiss.omp_set_num_threads(threads)
-        transform = faiss.LinearTransform(DX, D, False)
-        faiss.copy_array_to_vector(coder.tensors["P"].ravel(), transform.A)
-        transform.is_trained = True
-        pq = faiss.ProductQuantizer(D, M, 8)
-        faiss.copy_array_to_vector(coder.C.ravel(), pq.centroids)
-        part = X[:_PEER_ROWS]
-        contenders.append(
-            Contender(
-                name="FAISS LinearTransform + PQ",
-                run=lambda: pq.compute_codes(transform.apply(part)),
-                work=len(part),
-            )
-        )
-        theirs = pq.compute_codes(transform.apply(part))
-        checks["codes equal to FAISS's"] = float((theirs == coder.encode(part)).mean())
-    result = Result(
-        bench="encode",
-        case=f"{DX} → {D}, M={M} K={K}, from memory",
-        unit="images/s",
-        lines=rounds(contenders),
-        checks=checks,
-        absent=absent,
-    )
-    yield result.judge(
-        [
-            Goal(ours="raypq encode", peer="bare projection (torch fp32)", at_least=0.85),
-            Goal(ours="raypq encode", peer="FAISS LinearTransform + PQ", at_least=2.3),
-        ]
-    )
-    yield _assignment(coder, X @ coder.tensors["P"].T)
+
+
+def _faiss_encoder(faiss: Any, coder: LinearModel) -> Callable[[np.ndarray], np.ndarray]:
+    """The model's projection and codebooks in FAISS: features [n, dx] to codes [n, M]."""
+    transform = faiss.LinearTransform(DX, D, False)
+    faiss.copy_array_to_vector(coder.tensors["P"].ravel(), transform.A)
+    transform.is_trained = True
+    pq = faiss.ProductQuantizer(D, M, 8)
+    faiss.copy_array_to_vector(coder.C.ravel(), pq.centroids)
+    return lambda X: pq.compute_codes(transform.apply(X))
 
 
 def _assignment(coder: LinearModel, U: np.ndarray) -> Result:

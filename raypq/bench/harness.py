@@ -13,6 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from raypq.errors import ConfigError
+from raypq.optional_packages import require
+
 REPEATS = 5
 
 
@@ -86,6 +89,17 @@ class Result:
                     }
                 )
         return self
+
+
+def faiss_for(peer: str, threads: int, absent: list[str]) -> Any:
+    """FAISS with this number of threads; None where it is not installed, and ``peer`` is absent."""
+    try:
+        faiss = require("faiss", extra="bench")
+    except ConfigError:
+        absent.append(f"{peer} (faiss-cpu is not installed)")
+        return None
+    faiss.omp_set_num_threads(threads)
+    return faiss
 
 
 def rounds(contenders: Sequence[Contender], repeats: int = REPEATS) -> list[Line]:

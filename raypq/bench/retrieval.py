@@ -1,7 +1,7 @@
-"""Retrieval from a store: the whole verb on Ray, from Parquet to a committed result, beside FAISS
+"""Retrieval from a store: ``raypq search`` on Ray, from Parquet to a committed result, and FAISS
 searching the same codes in memory.
 
-Ray's workers stand ready, as FAISS's index does; what their start costs is told beside it.
+Ray's workers run already, as FAISS's index is built already; the cost of their start is a check.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from raypq import api, kernels
 from raypq.bench import clustered_data
-from raypq.bench.harness import Contender, Goal, Result, processor_seconds, rounds
+from raypq.bench.harness import Contender, Goal, Result, faiss_for, processor_seconds, rounds
 from raypq.bench.pipeline import Memory, write_codes
 from raypq.config import ClusterSettings, SearchJob
 from raypq.data import arrays
@@ -36,7 +36,8 @@ W = TypeVar("W")
 N, QUERIES, TOP, M, D = 1_000_000, 1024, 100, 16, 128
 _TRAIN = 65_536
 _GOAL = 10.0
-_TURNS = 3  # for processor time, which is told in hundredths of a second
+_OURS = "raypq search on Ray"
+_TURNS = 3  # for processor time, whose unit is a hundredth of a second
 
 
 class _KeptWorkers:
@@ -75,64 +76,34 @@ def run(threads: int) -> Iterator[Result]:
         root = Path(folder)
         write_codes(str(root / "codes"), model, B)
         model_store.keep(str(root / "codes"), model)
-        yield _beside_faiss(root, threads, Q, C, B)
+        yield _compare(root, threads, Q, C, B)
 
 
-def _beside_faiss(
+def _compare(
     root: Path, threads: int, Q: NDArray[np.float32], C: NDArray[np.float32], B: NDArray[np.uint8]
 ) -> Result:
+    """``raypq search`` on Ray and FAISS over the same codes [N, M], for queries Q [n, D]."""
     where = ClusterSettings(cluster="local", workers=threads, threads=1)
-    turns = count()
-
-    def job() -> SearchJob:
-        """The same work, under a new name: of the same name there would be nothing to do."""
-        queries = root / f"queries-{next(turns)}.parquet"
-        rows = {"id": np.arange(len(Q)), "feature": arrays.fixed_list(Q)}
-        pq.write_table(pa.table(rows), queries)
-        return SearchJob(
-            codes=str(root / "codes"),
-            queries=[str(queries)],
-            top_k=TOP,
-            output=str(root / "found"),
-            where=where,
-        )
-
-    work = N * len(Q) / 1e9
+    jobs = _search_jobs(root, Q, where)
+    absent: list[str] = []
+    faiss = faiss_for("FAISS IndexPQ", threads, absent)
+    index = _faiss_index(faiss, C, B) if faiss else None
     with ExitStack() as stack:
         executor = _KeptWorkers(stack.enter_context(api.open_executor(where)), stack)
         start = time.perf_counter()
-        stage.search(job(), executor)
+        stage.search(next(jobs), executor)
         first = time.perf_counter() - start
-        ours = Contender(
-            name="raypq search on Ray",
-            run=lambda: stage.search(job(), executor),
-            work=work,
-            ours=True,
-        )
-        contenders, absent = [ours], []
-        try:
-            import faiss
-        except ImportError:
-            absent.append("FAISS IndexPQ (faiss-cpu is not installed)")
-        else:
-            faiss.omp_set_num_threads(threads)
-            index = faiss.IndexPQ(D, M, 8)
-            faiss.copy_array_to_vector(C.ravel(), index.pq.centroids)
-            index.is_trained = True
-            index.add_sa_codes(B)
-            contenders.append(
-                Contender(name="FAISS IndexPQ", run=lambda: index.search(Q, TOP), work=work)
-            )
+        contenders = _contenders(lambda: stage.search(next(jobs), executor), index, Q)
         lines = rounds(contenders)
         spent = [_processor(contender.run) for contender in contenders]
         with Memory() as memory:  # it looks at all processes, which takes time
-            stage.search(job(), executor)
+            stage.search(next(jobs), executor)
     checks: dict[str, Any] = {
         "seconds, workers standing": lines[0].seconds,
         "seconds, with the start of the workers": first,
         "peak memory of a worker, GB": memory.peak / 1e9,
     }
-    if not absent:
+    if index is not None:
         checks["processor time, FAISS over raypq"] = spent[1] / spent[0]
         _, ids = index.search(Q, TOP)
         checks["ids equal to FAISS's"] = float((_ids(str(root / "found")) == ids).mean())
@@ -144,11 +115,48 @@ def _beside_faiss(
         checks=checks,
         absent=absent,
     )
-    return result.judge([Goal(ours=ours.name, peer="FAISS IndexPQ", at_least=_GOAL)])
+    return result.judge([Goal(ours=_OURS, peer="FAISS IndexPQ", at_least=_GOAL)])
+
+
+def _search_jobs(root: Path, Q: NDArray[np.float32], where: ClusterSettings) -> Iterator[SearchJob]:
+    """The same search again and again, each with a query file of its own name: of the same name,
+    the results of the run before would be kept."""
+    for number in count():
+        queries = root / f"queries-{number}.parquet"
+        rows = {"id": np.arange(len(Q)), "feature": arrays.fixed_list(Q)}
+        pq.write_table(pa.table(rows), queries)
+        yield SearchJob(
+            codes=str(root / "codes"),
+            queries=[str(queries)],
+            top_k=TOP,
+            output=str(root / "found"),
+            where=where,
+        )
+
+
+def _faiss_index(faiss: Any, C: NDArray[np.float32], B: NDArray[np.uint8]) -> Any:
+    """An ``IndexPQ`` with these codebooks and codes."""
+    index = faiss.IndexPQ(D, M, 8)
+    faiss.copy_array_to_vector(C.ravel(), index.pq.centroids)
+    index.is_trained = True
+    index.add_sa_codes(B)
+    return index
+
+
+def _contenders(
+    search: Callable[[], object], index: Any, Q: NDArray[np.float32]
+) -> list[Contender]:
+    work = N * len(Q) / 1e9
+    contenders = [Contender(name=_OURS, run=search, work=work, ours=True)]
+    if index is not None:
+        contenders.append(
+            Contender(name="FAISS IndexPQ", run=lambda: index.search(Q, TOP), work=work)
+        )
+    return contenders
 
 
 def _processor(work: Callable[[], object]) -> float:
-    """Processor seconds of one turn, Ray's processes included; the mean of some."""
+    """Mean processor seconds of a turn, Ray's processes included."""
     start = processor_seconds()
     for _ in range(_TURNS):
         work()

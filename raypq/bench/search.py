@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.bench import clustered_data
-from raypq.bench.harness import Contender, Goal, Result, rounds
+from raypq.bench.harness import Contender, Goal, Result, faiss_for, rounds
 
 N, QUERIES, TOP = 1_000_000, 1024, 10
 _EXACT = 128  # queries for recall and for the check against float ADC
@@ -47,13 +47,8 @@ def _case(M: int, threads: int) -> Result:
         "recall@10 of raypq": _recall(rows[:_EXACT], truth),
         "equals float ADC": _equals_adc(B, Q[:8], C, rows, score),
     }
-    absent = []
-    try:
-        import faiss
-    except ImportError:
-        absent.append("FAISS IndexPQ and IndexPQFastScan (faiss-cpu is not installed)")
-    else:
-        faiss.omp_set_num_threads(threads)
+    absent: list[str] = []
+    if faiss := faiss_for("FAISS IndexPQ and IndexPQFastScan", threads, absent):
         contenders += _faiss(faiss, M, D, U, Q, C, B, truth, checks)
     slow, fast = _GOALS[M]
     result = Result(

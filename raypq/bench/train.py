@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.bench import clustered_data
-from raypq.bench.harness import Contender, Goal, Result, rounds
+from raypq.bench.harness import Contender, Goal, Result, faiss_for, rounds
 from raypq.execution.local import LocalExecutor
 from raypq.methods import registry
 from raypq.methods.base import ReductionMethod, State, Stats, TrainBatch, TrainingSetInfo
@@ -49,13 +49,8 @@ def run(threads: int) -> Iterator[Result]:
         found["raypq pq"] = _train(X, threads)
 
     contenders = [Contender(name="raypq pq", run=ours, work=ROWS, ours=True)]
-    absent = []
-    try:
-        import faiss
-    except ImportError:
-        absent.append("FAISS ProductQuantizer.train (faiss-cpu is not installed)")
-    else:
-        faiss.omp_set_num_threads(threads)
+    absent: list[str] = []
+    if faiss := faiss_for("FAISS ProductQuantizer.train", threads, absent):
 
         def theirs() -> None:
             pq = faiss.ProductQuantizer(D, M, 8)

@@ -31,6 +31,13 @@ def bytes_per_code(M: int, K: int) -> int:
     return (M + 1) // 2 if K <= 16 else M
 
 
+def usage_bits(count: NDArray[Any]) -> NDArray[np.float64]:
+    """Entropy of codeword usage in bits, [M], of counts [M, K]; log2(K) for uniform usage."""
+    share: NDArray[np.float64] = count / np.maximum(count.sum(axis=1, keepdims=True), 1.0)
+    logs = np.log2(share, out=np.zeros_like(share), where=share > 0)
+    return -(share * logs).sum(axis=1)
+
+
 def pack(B: NDArray[np.uint8], K: int) -> NDArray[np.uint8]:
     """Codes [n, M] as stored bytes [n, bytes_per_code]."""
     if K > 16:

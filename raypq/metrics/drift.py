@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from raypq import console
 from raypq.config import DriftLimits
+from raypq.data.codes import usage_bits
 from raypq.data.store.shard_stats import Baseline, Level, ShardStats, Spread
 from raypq.methods.base import Model
 
@@ -94,10 +95,8 @@ def _inside(chosen: NDArray[np.int64], row: int, n: int) -> NDArray[np.int64]:
 
 def _entropy(count: NDArray[np.int64]) -> float:
     n = int(count[0].sum())
-    share = count / n
-    logs = np.log2(share, out=np.zeros_like(share), where=share > 0)
     correction = ((count > 0).sum(axis=1) - 1) / (2 * n * np.log(2))
-    bits = np.minimum(-(share * logs).sum(axis=1) + correction, np.log2(count.shape[1]))
+    bits = np.minimum(usage_bits(count) + correction, np.log2(count.shape[1]))
     return float(bits.mean())
 
 

@@ -12,15 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq.errors import ConfigError
-
-try:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-except ImportError:  # an extra; ``need`` says so
-    mpl = None  # type: ignore[assignment]
-
 Floats = NDArray[np.float64]
 
 _SIZE = (4.7, 3.4)  # inches: on a telephone a point is about a pixel
@@ -64,17 +55,10 @@ class Chart:
     caption: str
 
 
-def need() -> None:
-    """Says what to install where the drawing library is absent.
-
-    Raises:
-        ConfigError: it is.
-    """
-    if mpl is None:
-        raise ConfigError("a report needs matplotlib and jinja2: pip install 'raypq[report]'")
-
-
 def _draw(name: str, title: str, caption: str, plot: Callable[[Any], None]) -> Chart:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=_SIZE, layout="constrained")
         plot(figure.add_subplot())
@@ -150,6 +134,8 @@ def lines(
 def _axes(
     axes: Any, x: str, y: str, *, log_x: bool = False, log_y: bool = False, whole_x: bool = False
 ) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     for axis, log in ((axes.xaxis, log_x), (axes.yaxis, log_y)):

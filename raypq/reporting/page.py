@@ -8,7 +8,8 @@ from pathlib import Path
 
 from raypq._version import __version__
 from raypq.data.storage import write_bytes
-from raypq.reporting import chapters, charts
+from raypq.optional_packages import require
+from raypq.reporting import chapters
 from raypq.reporting.findings import gather
 
 
@@ -19,12 +20,11 @@ def make(places: Sequence[str], output: str, *, title: str = "raypq report") -> 
         places: result files, models, stores, or folders of them. output: the HTML file.
 
     Raises:
-        ConfigError: the libraries that draw are not installed.
+        ConfigError: matplotlib or jinja2 is not installed.
         InputError: a place that is not there, or nothing to report on.
     """
-    charts.need()
-    import jinja2
-
+    require("matplotlib", extra="report", purpose="a report")
+    jinja2 = require("jinja2", extra="report", purpose="a report")
     report = chapters.write(gather(places))
     folder = Path(__file__).parent
     environment = jinja2.Environment(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq.data.codes import CodeFile
+from raypq.data.codes import CodeFile, usage_bits
 from raypq.data.storage import join, list_files
 from raypq.errors import InputError
 from raypq.reporting import charts
@@ -72,9 +72,7 @@ def codewords(found: Findings) -> tuple[list[Table], list[Chart]]:
                 continue
             M, K = usage.shape
             n = int(usage[0].sum())
-            shares = usage / n
-            logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
-            bits = -(shares * logs).sum(axis=1)
+            bits = usage_bits(usage)
             unused = int((usage == 0).sum())
             rows.append(
                 [
@@ -87,7 +85,7 @@ def codewords(found: Findings) -> tuple[list[Table], list[Chart]]:
                     f"codewords-{fingerprint[:8]}", f"How often codewords are used, M = {M}",
                     f"Model {fingerprint[:8]}, {n:,} codes: share of each codeword in percent, the "
                     "most used first.",
-                    -np.sort(-100 * shares, axis=1), x="codeword, most used first",
+                    -np.sort(-100 * usage / n, axis=1), x="codeword, most used first",
                     y="share of images (%)", level=100 / K, word="if all were used alike",
                 )
             )  # fmt: skip

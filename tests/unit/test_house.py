@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2] / "raypq"
 
 # What each folder may import of raypq beside itself. Folders are guarded, not only top-level
 # packages: ``stages.nightly`` alone knows other families of stages; all may use ``stages.stores``.
-BASE = {"errors", "console", "config"}
+BASE = {"errors", "console", "config", "optional_packages"}
 STAGE = BASE | {
     "data",
     "data.storage",
@@ -44,13 +44,14 @@ ALLOWED: dict[str, set[str]] = {
     "io_counters": set(),
     "console": {"errors"},
     "exits": {"console", "errors"},
+    "optional_packages": {"errors"},
     "config": {"errors", "machine"},
     "data.storage": BASE | {"io_counters"},
     "data": BASE | {"data.storage", "io_counters"},
     "data.store": BASE | {"data", "data.storage"},
     "kernels": {"config", "errors", "console", "machine"},
     "methods": {"kernels", "data", "data.storage", "config", "errors", "methods.support"},
-    "methods.support": {"kernels", "data", "config", "errors", "methods"},
+    "methods.support": {"kernels", "data", "config", "errors", "methods", "optional_packages"},
     "metrics": BASE | {"data", "data.store", "methods"},
     "execution": BASE | {"kernels", "io_counters", "machine"},
     "distributed": BASE | {"execution", "kernels", "data.storage", "io_counters", "machine"},
@@ -71,7 +72,7 @@ ALLOWED: dict[str, set[str]] = {
         "reporting",
     },
     "sizing": {"data", "config", "errors"},
-    "reporting": {"_version", "data", "data.storage", "data.store", "errors", "console"},
+    "reporting": BASE | {"_version", "data", "data.storage", "data.store"},
     "demo": {"api", "bench", "data", "data.storage", "data.store", "config", "console", "errors"},
     "bench": (STAGE | FAMILIES | {"api", "distributed", "sizing"}) - {"stages.nightly"},
     "cli": {

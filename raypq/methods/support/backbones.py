@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -16,6 +14,7 @@ from raypq.errors import ConfigError
 from raypq.methods.gradient import GradientSettings
 from raypq.methods.support.cnn import DSH, VGG32, Pictures
 from raypq.methods.support.layers import Trunk
+from raypq.optional_packages import require
 
 NAMES = "mlp (features), dsh, vgg32, torchvision:NAME or timm:NAME (images)"
 _LEAST_SIDE = {"dsh": 8, "vgg32": 16}  # pixels that the poolings need
@@ -80,7 +79,7 @@ def named(library: str, model: str, width: int | None, *, pretrained: bool) -> n
     Raises:
         ConfigError: the package is not installed, or has no model of this name.
     """
-    package = package_of(library)
+    package = require(library, extra="backbones", purpose=f"backbone {library}:{model}")
     try:
         if library == "timm":
             network: nn.Module = package.create_model(
@@ -91,20 +90,6 @@ def named(library: str, model: str, width: int | None, *, pretrained: bool) -> n
     except (ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(f"backbone: {library} has no model {model!r}: {error}") from None
     return _with_head(network, f"{library}:{model}", width)
-
-
-def package_of(name: str) -> ModuleType:
-    """An optional package.
-
-    Raises:
-        ConfigError: it is not installed; says how to get it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise ConfigError(
-            f"backbone: {name} is not installed here; pip install {name} (on every worker)"
-        ) from None
 
 
 def _with_head(network: nn.Module, name: str, width: int | None) -> nn.Module:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from raypq import kernels
+from raypq.data.codes import usage_bits
 
 Floats = NDArray[np.float32]
 
@@ -62,7 +61,5 @@ def means(
 
 
 def usage_entropy(count: NDArray[np.float64]) -> float:
-    """Mean entropy of codeword usage over sub-codebooks, in bits; log2(K) for uniform usage."""
-    share: NDArray[Any] = count / np.maximum(count.sum(axis=1, keepdims=True), 1.0)
-    logs = np.log2(share, out=np.zeros_like(share), where=share > 0)
-    return float(-(share * logs).sum(axis=1).mean())
+    """Mean entropy of codeword usage over sub-codebooks, in bits."""
+    return float(usage_bits(count).mean())

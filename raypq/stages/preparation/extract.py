@@ -28,7 +28,8 @@ from raypq.data.storage import exists, join, read_bytes, replacing
 from raypq.errors import ConfigError, ShardFailure
 from raypq.execution.executor import Executor, completed
 from raypq.methods import registry
-from raypq.methods.support.backbones import named, package_of
+from raypq.methods.support.backbones import named
+from raypq.optional_packages import require
 from raypq.stages.stores.shard_task import ShardTask
 from raypq.stages.stores.shard_types import check_label_column, rule_of
 
@@ -158,7 +159,7 @@ def _through(network: torch.nn.Module, job: ExtractJob) -> Backbone:
 
 
 def _onnx(content: bytes, job: ExtractJob) -> Backbone:
-    runtime = package_of("onnxruntime")
+    runtime = require("onnxruntime", extra="backbones", purpose=f"backbone {job.backbone}")
     cuda = ["CUDAExecutionProvider"] if job.where.device == "cuda" else []
     session = runtime.InferenceSession(content, providers=[*cuda, "CPUExecutionProvider"])
     name = session.get_inputs()[0].name

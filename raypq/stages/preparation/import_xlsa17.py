@@ -19,7 +19,8 @@ from raypq import console
 from raypq.config import ImportXlsa17Job
 from raypq.data import arrays
 from raypq.data.storage import join, replacing
-from raypq.errors import ConfigError, InputError
+from raypq.errors import InputError
+from raypq.optional_packages import require
 
 PARTS = {
     "train": "trainval_loc",
@@ -78,12 +79,7 @@ def import_xlsa17(job: ImportXlsa17Job) -> dict[str, Any]:
 
 
 def _load(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise ConfigError(
-            "import-xlsa17 reads MATLAB files with SciPy: pip install 'raypq[xlsa17]'"
-        ) from None
+    loadmat = require("scipy.io", extra="xlsa17", purpose="import-xlsa17").loadmat
     if not path.is_file():
         raise InputError(str(path), expected="a MATLAB file", found="none")
     try:

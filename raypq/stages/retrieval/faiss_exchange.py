@@ -29,21 +29,12 @@ from raypq.methods.base import Array, Model, Normalise
 from raypq.methods.opq import OPQModel, OPQSettings
 from raypq.methods.pq import PQModel, PQSettings
 from raypq.methods.support.linear_model import LinearModel
+from raypq.optional_packages import require
 from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, id_type_of, read_block
 from raypq.stages.stores.code_store import metric_of, models_for, open_store
 from raypq.stages.stores.shard_task import stored_shards
 
 _CLOSE = 1e-4  # relative error at which a bias counts as that of a mean
-
-
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError:
-        raise ConfigError(
-            "FAISS is not installed; install it with: pip install 'raypq[faiss]'"
-        ) from None
-    return faiss
 
 
 def export_faiss(job: ExportFaissJob) -> dict[str, Any]:
@@ -57,7 +48,7 @@ def export_faiss(job: ExportFaissJob) -> dict[str, Any]:
         ConfigError: cosine, for which FAISS would need the norms of codes; FAISS is absent.
         ModelError: codes of several models, or of one that is not linear.
     """
-    faiss = _faiss()
+    faiss = require("faiss", extra="faiss")
     version = open_store(job.codes, job.version)
     models = models_for(job.codes, version, job.model)
     if len(models) > 1:
@@ -168,7 +159,7 @@ def import_faiss(job: ImportFaissJob) -> dict[str, Any]:
         ModelError: transforms that are none of a linear model's.
     """
     check_vacant(job.output, overwrite=job.overwrite)
-    faiss = _faiss()
+    faiss = require("faiss", extra="faiss")
     index = whole = _read(faiss, job.index)  # which owns all that is reached from it
     transforms: list[Any] = []
     while not isinstance(index, faiss.IndexPQ):
