@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from raypq.cli import main
 from raypq.data import arrays
 from raypq.data.classes import ClassTable
-from raypq.data.filters import IdFile
+from raypq.data.id_list import IdList
 from raypq.errors import ConfigError, InputError
 
 IDS = ["a", "b", "c", "d", "e", "f"]
@@ -355,7 +355,7 @@ def test_of_a_file_of_candidates_the_ids_alone_are_read(table, write):
 NAMED_BY_USERS = {
     "a class table": ClassTable.open,
     "candidates": lambda uri: table_of(uri).select(uri),
-    "ids": IdFile.read,
+    "ids": IdList.read,
 }
 
 
@@ -374,7 +374,7 @@ def test_a_folder_in_place_of_a_file_is_told(tmp_path, what):
 
 def test_parquet_in_place_of_a_text_of_ids_is_told(write):
     with pytest.raises(InputError, match=r"ids\.txt: expected a text file .*found a Parquet file"):
-        IdFile.read(write("ids.txt", id=["a"]))
+        IdList.read(write("ids.txt", id=["a"]))
 
 
 BYTES = [pa.binary(8), pa.binary(), pa.large_binary(), pa.binary_view()]

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from raypq.data.codes import CodeBatch
-from raypq.data.filters import Filter, IdFile
+from raypq.data.filters import Filter
+from raypq.data.id_list import IdList
 from raypq.errors import ConfigError, InputError
 
 LEAST, MOST = -(2**63), 2**63 - 1
@@ -29,16 +30,16 @@ SIGNS = {
 LABELS = [None if row % 4 == 0 else f"c{row % 3}" for row in range(len(IDS))]
 
 
-def kept(text: str, ids: Any, kind: pa.DataType, labels: list[str | None] | None) -> list[Any]:
+def matching(text: str, ids: Any, kind: pa.DataType, labels: list[str | None] | None) -> list[Any]:
     """The ids that a filter keeps."""
     batch = CodeBatch(
         B=np.zeros((len(ids), 1), np.uint8),
         ids=pa.array(ids, kind),
         labels=None if labels is None else pa.array(labels, pa.string()),
     )
-    chosen = Filter.of(text, None, kind)
-    assert chosen is not None
-    return batch.ids.filter(pa.array(chosen.fit(kind, "x")(batch))).to_pylist()
+    row_filter = Filter.of(text, None, kind)
+    assert row_filter is not None
+    return batch.ids.filter(pa.array(row_filter.compile(kind, "x")(batch))).to_pylist()
 
 
 def value(number: str) -> Fraction:
@@ -55,20 +56,20 @@ def value(number: str) -> Fraction:
 @pytest.mark.parametrize("sign", SIGNS)
 def test_integers_compare_as_numbers(sign, number):
     right = [one for one in IDS if SIGNS[sign](Fraction(one), value(number))]
-    assert kept(f"id {sign} {number}", IDS, pa.int64(), None) == right
+    assert matching(f"id {sign} {number}", IDS, pa.int64(), None) == right
     wrong = [one for one in IDS if one not in right]
-    assert kept(f"NOT id {sign} {number}", IDS, pa.int64(), None) == wrong
+    assert matching(f"NOT id {sign} {number}", IDS, pa.int64(), None) == wrong
 
 
 def test_lists_of_numbers():
     listed = ", ".join(NUMBERS)
     right = [one for one in IDS if Fraction(one) in {value(number) for number in NUMBERS}]
-    assert kept(f"id IN ({listed})", IDS, pa.int64(), None) == right
-    assert kept(f"id NOT IN ({listed})", IDS, pa.int64(), None) == [
+    assert matching(f"id IN ({listed})", IDS, pa.int64(), None) == right
+    assert matching(f"id NOT IN ({listed})", IDS, pa.int64(), None) == [
         one for one in IDS if one not in right
     ]
-    assert kept("id IN (2.5, 99999999999999999999)", IDS, pa.int64(), None) == []
-    assert kept("id NOT IN (2.5)", IDS, pa.int64(), None) == IDS
+    assert matching("id IN (2.5, 99999999999999999999)", IDS, pa.int64(), None) == []
+    assert matching("id NOT IN (2.5)", IDS, pa.int64(), None) == IDS
 
 
 @pytest.mark.parametrize("text", ["id = '5'", "id IN (1, '5')", "id < 'a'", "NOT id != ''"])
@@ -76,15 +77,15 @@ def test_a_text_is_never_compared_with_integers(text):
     with pytest.raises(
         ConfigError, match=r"column 'id' holds int64, found the text.*without quote"
     ):
-        kept(text, IDS, pa.int64(), None)
+        matching(text, IDS, pa.int64(), None)
 
 
 def test_whole_numbers_stand_for_their_digits():
     ids = ["5", "05", "-7", "x", str(2**70)]
-    assert kept("id = 5", ids, pa.string(), None) == ["5"]
-    assert kept("id != 5", ids, pa.string(), None) == ids[1:]
-    assert kept(f"id IN (5, 'x', -7, {2**70})", ids, pa.string(), None) == [ids[0], *ids[2:]]
-    assert kept("id = '05'", ids, pa.string(), None) == ["05"]
+    assert matching("id = 5", ids, pa.string(), None) == ["5"]
+    assert matching("id != 5", ids, pa.string(), None) == ids[1:]
+    assert matching(f"id IN (5, 'x', -7, {2**70})", ids, pa.string(), None) == [ids[0], *ids[2:]]
+    assert matching("id = '05'", ids, pa.string(), None) == ["05"]
 
 
 @pytest.mark.parametrize("column", ["id", "label"])
@@ -92,14 +93,14 @@ def test_whole_numbers_stand_for_their_digits():
 def test_other_numbers_do_not_stand_for_a_text(column, number):
     for text in (f"{column} = {number}", f"{column} NOT IN ('a', {number})"):
         with pytest.raises(ConfigError, match=f"'{column}' holds text.*write '{number}'"):
-            kept(text, ["a"], pa.string(), ["b"])
+            matching(text, ["a"], pa.string(), ["b"])
 
 
 @pytest.mark.parametrize("column", ["id", "label"])
 @pytest.mark.parametrize("sign", ["<", "<=", ">", ">="])
 def test_text_is_not_ordered_by_numbers(column, sign):
     with pytest.raises(ConfigError, match=rf"column '{column}' holds text, which {sign} does not"):
-        kept(f"{column} {sign} 100", ["a"], pa.string(), ["b"])
+        matching(f"{column} {sign} 100", ["a"], pa.string(), ["b"])
 
 
 def test_nulls_are_neither_one_nor_the_other():
@@ -117,19 +118,19 @@ def test_nulls_are_neither_one_nor_the_other():
         "label IN ('c1') OR label IS NULL": lambda label: label in ("c1", None),
         "label IS NOT NULL": lambda label: label is not None,
     }.items():
-        assert kept(text, IDS, pa.int64(), LABELS) == of(test), text
+        assert matching(text, IDS, pa.int64(), LABELS) == of(test), text
 
 
 def test_a_file_without_labels_has_nulls():
-    assert kept("label IS NULL", IDS, pa.int64(), None) == IDS
+    assert matching("label IS NULL", IDS, pa.int64(), None) == IDS
     for text in ("label = 'c1'", "label != 'c1'", "NOT label IN ('c1')", "label < 'x'"):
-        assert kept(text, IDS, pa.int64(), None) == []
-    assert kept("label = 'c1' OR id = 0", IDS, pa.int64(), None) == [0]
+        assert matching(text, IDS, pa.int64(), None) == []
+    assert matching("label = 'c1' OR id = 0", IDS, pa.int64(), None) == [0]
 
 
-def listed(tmp_path: Path, content: bytes) -> IdFile:
+def listed(tmp_path: Path, content: bytes) -> IdList:
     (tmp_path / "ids.txt").write_bytes(content)
-    return IdFile.read(str(tmp_path / "ids.txt"))
+    return IdList.read(str(tmp_path / "ids.txt"))
 
 
 @pytest.mark.parametrize(
@@ -167,6 +168,6 @@ def test_a_list_without_ids(tmp_path, content):
 
 def test_long_numbers_make_another_work_than_before(tmp_path):
     short, long = (listed(tmp_path, text) for text in (b"5\n" + b"1" * 18, b"5\n-" + b"1" * 19))
-    assert short.content(pa.int64()) == short.digest
-    assert long.content(pa.int64()) != long.digest
-    assert long.content(pa.string()) == long.digest
+    assert short.work_digest(pa.int64()) == short.digest
+    assert long.work_digest(pa.int64()) != long.digest
+    assert long.work_digest(pa.string()) == long.digest

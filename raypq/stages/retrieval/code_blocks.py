@@ -110,7 +110,7 @@ def read_block(
             place=np.empty(0, np.int64),
             labels=pa.array([], pa.string()) if labels else None,
         )
-    chosen = None if keep is None else keep.fit(id_type, file.uri)
+    chosen = None if keep is None else keep.compile(id_type, file.uri)
     parts: list[CodeBlock] = []
     row = 0
     for batch in file.batches(_BATCH, labels=labels or keep is not None):

@@ -21,7 +21,8 @@ from raypq.config import Metric, SearchJob
 from raypq.data import search_results
 from raypq.data.codes import CodeFile
 from raypq.data.features import FeatureStore
-from raypq.data.filters import Filter, IdFile, unknown_ids
+from raypq.data.filters import Filter
+from raypq.data.id_list import IdList, unknown_ids_message
 from raypq.data.ids import IdRule
 from raypq.data.search_results import SearchResults
 from raypq.data.storage import Shard, delete, join
@@ -66,8 +67,8 @@ def search(job: SearchJob, executor: Executor) -> Snapshot:
     version = open_store(job.codes, job.version)
     models = models_for(job.codes, version, job.model)
     metric = metric_of(models, job.metric)
-    listed = None if job.ids is None else IdFile.read(job.ids)
-    asked = None if job.query_ids is None else IdFile.read(job.query_ids)
+    listed = None if job.ids is None else IdList.read(job.ids)
+    asked = None if job.query_ids is None else IdList.read(job.query_ids)
     plan = _plan(job, version, models, metric, listed)
     originals = rerank.sources(version.shards, job.features, job.columns) if job.features else []
     work = search_work(
@@ -75,8 +76,8 @@ def search(job: SearchJob, executor: Executor) -> Snapshot:
         job,
         metric=metric,
         codes=[receipt.sha256 for receipt in version.shards],
-        ids=listed.content(plan.id_type) if listed else None,
-        query_ids=asked.content(plan.id_type) if asked else None,
+        ids=listed.work_digest(plan.id_type) if listed else None,
+        query_ids=asked.work_digest(plan.id_type) if asked else None,
         originals=originals,
     )
     tasks = [
@@ -147,11 +148,11 @@ def _plan(
     version: Snapshot,
     models: dict[str, Model],
     metric: Metric,
-    listed: IdFile | None,
+    listed: IdList | None,
 ) -> SearchPlan:
     id_type = id_type_of(job.codes, version)
     keep = Filter.of(job.filter, listed, id_type)
-    if keep is not None and keep.by_label and not _has_labels(job.codes, version):
+    if keep is not None and keep.uses_labels and not _has_labels(job.codes, version):
         raise InputError(
             job.codes, expected="a column 'label' to filter by", found="codes without labels"
         )
@@ -199,7 +200,7 @@ class _Rounds:
         plan: SearchPlan,
         pool: WorkerPool[SearchWorker],
         rule: IdRule | None,
-        asked: IdFile | None,
+        asked: IdList | None,
         originals: Sequence[Shard],
     ) -> None:
         self._job, self._plan, self._pool = job, plan, pool
@@ -245,7 +246,9 @@ class _Rounds:
         known = np.unpackbits(stored, count=len(ids)).astype(bool)
         unknown = ids.filter(pa.array(~known))
         if len(unknown):
-            self.unknown = unknown_ids(str(self._job.ids), unknown, len(ids), self._job.codes)
+            self.unknown = unknown_ids_message(
+                str(self._job.ids), unknown, len(ids), self._job.codes
+            )
             console.warn(self.unknown)
 
     def _questions(self, files: Sequence[ShardTask]) -> Iterator[QueryRound]:
@@ -278,7 +281,9 @@ class _Rounds:
         asked = np.array([name in codes for name in ids.to_pylist()])
         unknown = ids.filter(pa.array(~asked))
         if len(unknown):
-            message = unknown_ids(str(self._job.query_ids), unknown, len(ids), self._job.codes)
+            message = unknown_ids_message(
+                str(self._job.query_ids), unknown, len(ids), self._job.codes
+            )
             console.warn(f"{message}; these queries have no answer")
             self.refused.append(message)
         wanted = [codes[name] for name in ids.to_pylist() if name in codes]
