@@ -75,7 +75,7 @@ def run(threads: int) -> Iterator[Result]:
     with tempfile.TemporaryDirectory(prefix="raypq-bench-") as folder:
         root = Path(folder)
         write_codes(str(root / "codes"), model, B)
-        model_store.keep(str(root / "codes"), model)
+        model_store.save(str(root / "codes"), model)
         yield _compare(root, threads, Q, C, B)
 
 

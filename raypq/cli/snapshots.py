@@ -107,9 +107,9 @@ def snapshots_gc(settings: CollectSettings) -> None:
     Example:
       raypq snapshots gc codes --keep 30 --delete
     """
-    from raypq.stages.stores import versions
+    from raypq.stages.stores import garbage
 
-    unused = versions.collect(
+    unused = garbage.collect(
         settings.store,
         keep=settings.keep,
         older_than_days=settings.older_than_days,
@@ -122,6 +122,6 @@ def snapshots_gc(settings: CollectSettings) -> None:
                 "files": len(unused.files),
                 "bytes": unused.bytes,
             },
-            **({"beside": list(unused.beside)} if unused.beside else {}),
+            **({"beside": list(unused.live_runs)} if unused.live_runs else {}),
         }
     )

@@ -108,7 +108,7 @@ def test_a_file_beyond_the_limit(world: Any, model: str, tmp_path: Path) -> None
     assert done.returncode == 1
     assert "File too large" in done.stderr
     assert str(store / "models") in done.stderr, "the model comes first, and is named"
-    model_store.keep(str(store), registry.load(model))
+    model_store.save(str(store), registry.load(model))
     done = raypq(*encode(world, model, store), preexec_fn=limit)
     assert done.returncode == 1
     assert "File too large" in done.stderr

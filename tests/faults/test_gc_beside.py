@@ -24,7 +24,7 @@ from raypq.data.storage import Listed, Shard, Storage, filesystem, join, list_na
 from raypq.data.store import journal, runs, shard_writer, snapshot
 from raypq.errors import ConflictError, InputError
 from raypq.execution.local import LocalExecutor
-from raypq.stages.stores import versions
+from raypq.stages.stores import garbage, versions
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask
 
@@ -111,7 +111,7 @@ def back(store: str) -> None:
 
 
 def sweep(store: str) -> None:
-    versions.collect(store, keep=1, older_than_days=-1, remove=True)
+    garbage.collect(store, keep=1, older_than_days=-1, remove=True)
 
 
 def whole(store: str) -> None:

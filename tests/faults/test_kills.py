@@ -24,7 +24,7 @@ from weed import seaweedfs
 
 from raypq.data.store import snapshot
 from raypq.distributed.worker_actor import PROCESS_TITLE
-from raypq.stages.stores import versions
+from raypq.stages.stores import garbage
 
 pytestmark = pytest.mark.ray
 SCRIPT = Path(night.__file__)
@@ -196,7 +196,7 @@ def check(store: str, nights: int) -> None:
         assert rows == night.expected(number)
     runs = [snapshot.read(store, number).run_id for number in range(1, nights + 1)]
     assert len(set(runs)) == nights
-    versions.collect(store, older_than_days=-1, remove=True)
+    garbage.collect(store, older_than_days=-1, remove=True)
     for number in range(1, nights + 1):
         snapshot.verify_sizes(store, snapshot.read(store, number))
 

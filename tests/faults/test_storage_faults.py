@@ -225,7 +225,7 @@ def test_every_system_call_fails_once(
 
 
 def test_what_faults_leave_behind_is_found_by_gc(tmp_path: Path) -> None:
-    from raypq.stages.stores import versions
+    from raypq.stages.stores import garbage
 
     store = str(tmp_path / "store")
     run(store, night=1)
@@ -236,9 +236,9 @@ def test_what_faults_leave_behind_is_found_by_gc(tmp_path: Path) -> None:
         run(store, night=3)
     left = list(Path(store, "data").glob(".*.part"))
     assert len(left) == 1, "a killed process leaves its temporary file"
-    found = versions.collect(store, older_than_days=-1)
+    found = garbage.collect(store, older_than_days=-1)
     assert f"data/{left[0].name}" in found.files
-    versions.collect(store, older_than_days=-1, remove=True)
+    garbage.collect(store, older_than_days=-1, remove=True)
     assert not left[0].exists()
     assert ids(store) == expected(1)
     assert np.unique(ids(store)).size == SHARDS * ROWS

@@ -13,7 +13,7 @@ from raypq.config import ReindexJob
 from raypq.data.storage import Listed, Storage, replaced
 from raypq.data.store import snapshot
 from raypq.errors import ConflictError, InputError
-from raypq.stages.stores import versions
+from raypq.stages.stores import garbage, versions
 
 STORES = ("codes", "predictions")
 
@@ -51,7 +51,7 @@ class Sweeping(Storage):
 def sweep(home: Any) -> None:
     for store in STORES:
         if snapshot.versions(home(store)):
-            versions.collect(home(store), keep=1, older_than_days=-1, remove=True)
+            garbage.collect(home(store), keep=1, older_than_days=-1, remove=True)
 
 
 def night(home: Any) -> dict[str, Any]:

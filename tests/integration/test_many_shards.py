@@ -17,7 +17,7 @@ from raypq.config import ReindexJob
 from raypq.data.storage import Shard, list_shards
 from raypq.data.store import snapshot
 from raypq.data.store.shard_writer import Receipt, Source
-from raypq.stages.classification.classify import Plan
+from raypq.stages.classification.classify import ClassifyPlan
 from raypq.stages.nightly.reindex import _classify_job
 from raypq.stages.nightly.source_diff import encode_job
 from raypq.stages.stores.work_id import encode_work
@@ -75,7 +75,7 @@ def many(home: Any) -> dict[str, Any]:
     job = ReindexJob.parse(config | {"features": [home("many")]})
     work = encode_work(registry.load(job.model).fingerprint, encode_job(job))
     multiply(home("codes"), snapshot.read(home("codes")).shards[0], list_shards(job.features), work)
-    plan = Plan.make(_classify_job(job, job.classify[0]))
+    plan = ClassifyPlan.make(_classify_job(job, job.classify[0]))
     template = snapshot.read(home("predictions")).shards[0]
     multiply(
         home("predictions"), template, [task.shard for task in plan.run.tasks],

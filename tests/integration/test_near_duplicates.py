@@ -135,7 +135,7 @@ def test_codes_of_two_models_are_refused(make: Make, tmp_path: Path) -> None:
 
     codes = make("s", 2)
     other = quantizer(7)
-    model_store.keep(codes, other)
+    model_store.save(codes, other)
     version = snapshot.read(codes)
     mixed = [
         receipt.model_copy(update={"model": other.fingerprint}) if at else receipt

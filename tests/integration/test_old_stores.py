@@ -27,7 +27,7 @@ from raypq.config import (
     SearchJob,
 )
 from raypq.data.store import snapshot
-from raypq.stages.stores import versions
+from raypq.stages.stores import garbage, versions
 
 STORES = Path(__file__).parents[1] / "stores"
 COMMITS = sorted(path.name for path in STORES.iterdir() if path.is_dir() and path.name[0] != "_")
@@ -176,7 +176,7 @@ def test_its_versions_can_be_looked_at(old: Path, store: str) -> None:
     for checked in (False, True):
         assert versions.verify(place, content=checked)["version"] == numbers[-1]
     before = content(old / store)
-    found = versions.collect(place, older_than_days=0, remove=True)
+    found = garbage.collect(place, older_than_days=0, remove=True)
     assert (found.versions, found.files) == ([], [])
     assert content(old / store) == before
 

@@ -176,8 +176,8 @@ def test_what_a_night_replaces_is_named(
     lost = next(item for item in latest(home).shards if item.shard == home.stem(2))
     Path(home("codes"), lost.path).unlink()
     with caplog.at_level("INFO", logger="raypq"):
-        assert night()["shards"]["lost"] == 1
-    for head, number in (("changed", 1), ("lost their code file", 2), ("removed", 4)):
+        assert night()["shards"]["output_missing"] == 1
+    for head, number in (("changed", 1), ("code file missing", 2), ("removed", 4)):
         assert f"{head}: {home.shard(number)}" in caplog.text
 
 
@@ -237,7 +237,7 @@ def test_by_content_a_touched_shard_stays(home: Any, night: Reindex) -> None:
     before = latest(home), latest(home, "predictions")
     home.touch(3)
     told = night(compare="content")
-    assert (told["shards"]["touched"], told["shards"]["changed"]) == (1, 0)
+    assert (told["shards"]["mtime_changed"], told["shards"]["changed"]) == (1, 0)
     assert moved(before[0], latest(home)) == set()
     assert latest(home).summary["worked"]["images"] == 0
     assert latest(home, "predictions") == before[1]
@@ -257,7 +257,7 @@ def test_by_content_the_same_size_is_not_the_same_shard(home: Any, night: Reinde
         write_page_checksum=True,
     )
     assert home.shard(3).stat().st_size == size
-    assert night(compare="content")["shards"]["touched"] == 1
+    assert night(compare="content")["shards"]["mtime_changed"] == 1
     assert moved(before, latest(home)) == {home.stem(3)}
 
 
@@ -265,7 +265,7 @@ def test_a_lost_code_file_is_made_again(home: Any, night: Reindex) -> None:
     night()
     before = latest(home)
     Path(home("codes"), before.shards[2].path).unlink()
-    assert night()["shards"]["lost"] == 1
+    assert night()["shards"]["output_missing"] == 1
     assert moved(before, latest(home)) == {home.stem(2)}
 
 
@@ -480,19 +480,19 @@ def test_new_shards_are_always_under_the_new_model(home: Any, night: Reindex) ->
     new = registry.load(home("new")).fingerprint
     under = {item.shard for item in latest(home).shards if item.model == new}
     assert {home.stem(0), home.stem(6)} < under
-    assert told["shards"]["rolled"] == 1
+    assert told["shards"]["migrating"] == 1
     assert told["rollout"] == {"done": 3, "of": 7, "share": round(3 / 7, 4)}
 
 
 def test_without_a_share_everything_moves_at_once(home: Any, night: Reindex) -> None:
     night()
-    assert night(model=home("new"))["shards"]["rolled"] == home.shards
+    assert night(model=home("new"))["shards"]["migrating"] == home.shards
 
 
 def test_a_roll_out_killed_on_the_way_chooses_the_same_again(home: Any, night: Reindex) -> None:
     night()
-    plan = night(model=home("new"), rollout=0.3, dry_run=True)["rolled"]
-    assert plan == night(model=home("new"), rollout=0.3, dry_run=True)["rolled"]
+    plan = night(model=home("new"), rollout=0.3, dry_run=True)["migrating"]
+    assert plan == night(model=home("new"), rollout=0.3, dry_run=True)["migrating"]
     before = latest(home)
     night(model=home("new"), rollout=0.3)
     names = {stem_of(name) for name in plan["names"]}

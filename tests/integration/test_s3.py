@@ -46,7 +46,7 @@ from raypq.data.storage import (
 )
 from raypq.data.store import shard_writer, snapshot
 from raypq.errors import ConfigError, EmptySourceError, InputError, JobError
-from raypq.stages.stores import versions
+from raypq.stages.stores import garbage, versions
 
 ALONE = ClusterSettings(cluster="none", workers=2)
 SMALL = {"M": 4, "K": 16, "iterations": 2, "polish": 1}
@@ -175,7 +175,7 @@ def test_versions_resume_and_gc(world: Any, bucket: str) -> None:
     new = set(list_names(f"{store}/data")) - held
     assert len(new) <= 1, "only what was missing is done"
     assert versions.diff(store, 1)["added"] == [stem_of(f"{path.root}/test/part-2.parquet")]
-    found = versions.collect(store, keep=1, older_than_days=-1, remove=True)
+    found = garbage.collect(store, keep=1, older_than_days=-1, remove=True)
     assert found.versions == [1]
     assert set(list_names(f"{store}/data")) == {
         item.path.removeprefix("data/") for item in second.shards

@@ -14,7 +14,7 @@ from raypq.data.storage import delete, join, list_names, write_bytes
 from raypq.data.store import lease, runs, snapshot
 from raypq.data.store.lease import Lease
 from raypq.errors import ConflictError, InputError
-from raypq.stages.stores import versions
+from raypq.stages.stores import garbage, versions
 
 ReindexPlan = Callable[..., dict[str, Any]]
 
@@ -64,7 +64,7 @@ def test_nights_follow_the_source(home: Any, bucket: str, night: ReindexPlan) ->
         place = f"{bucket}/{store}"
         assert versions.verify(place, content=True)["version"] == 3
         assert not list_names(join(place, runs.FOLDER))
-        versions.collect(place, keep=1, older_than_days=-1, remove=True)
+        garbage.collect(place, keep=1, older_than_days=-1, remove=True)
         assert snapshot.versions(place) == [3]
         assert versions.verify(place, content=True)["version"] == 3
     assert night(on_bad_shard="quarantine")["nothing_to_do"]

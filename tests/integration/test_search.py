@@ -338,7 +338,7 @@ def test_several_models_in_one_store(
         receipts.append(receipt.model_copy(update={"shard": stem}))
         from raypq.stages.stores import model_store
 
-        model_store.keep(str(mixed), stored.model)
+        model_store.save(str(mixed), stored.model)
     snapshot.commit(
         str(mixed), kind="codes", run_id="x", expected=[r.shard for r in receipts],
         receipts=receipts,

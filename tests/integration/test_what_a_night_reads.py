@@ -26,7 +26,7 @@ from raypq.data.storage import Storage, replaced
 from raypq.data.store import snapshot
 from raypq.errors import InputError, JobError
 from raypq.metrics.accuracy import ClassCounts
-from raypq.stages.stores import versions
+from raypq.stages.stores import garbage, versions
 
 SHARDS = 20
 
@@ -216,7 +216,7 @@ def test_on_an_object_store(nights: Nights, bucket: str) -> None:
     assert "duplicate_ids" not in told
     for store in ("codes", "p"):
         versions.verify(f"{bucket}/{store}", content=True)
-    assert not versions.collect(f"{bucket}/codes", keep=1).files, "all of it is young"
+    assert not garbage.collect(f"{bucket}/codes", keep=1).files, "all of it is young"
 
 
 def test_labels_that_the_class_table_lacks_are_counted_from_night_to_night(
@@ -324,7 +324,7 @@ def test_gc_leaves_what_the_next_night_needs(nights: Nights) -> None:
         for folder in ("data", "sidecars"):
             for path in Path(store, folder).iterdir():
                 os.utime(path, (1, 1))
-        found = versions.collect(store, keep=1, remove=True)
+        found = garbage.collect(store, keep=1, remove=True)
         assert any(path.startswith("sidecars/") for path in found.files)
         versions.verify(store, content=True)
     nights.add()

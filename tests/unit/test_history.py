@@ -17,7 +17,7 @@ import pytest
 from raypq.data.store import lease, runs, sidecars, snapshot
 from raypq.data.store.shard_writer import Receipt, Source
 from raypq.errors import ConfigError, ConflictError, DamagedError, InputError
-from raypq.stages.stores import versions
+from raypq.stages.stores import garbage, versions
 
 OLD = time.time() - 8 * 86_400
 
@@ -74,7 +74,7 @@ def test_listing_and_show(store: Path) -> None:
      ("model", "a model, not a store")],
 )  # fmt: skip
 @pytest.mark.parametrize(
-    "look", [versions.listing, versions.show, versions.verify, versions.collect]
+    "look", [versions.listing, versions.show, versions.verify, garbage.collect]
 )
 def test_what_is_no_store_is_an_error_of_every_verb(
     tmp_path: Path, look: Callable[[str], object], there: str, said: str
@@ -153,13 +153,13 @@ def _second(store: Path) -> int:
 
 def test_gc_tells_before_it_removes(store: Path) -> None:
     before = names(store)
-    found = versions.collect(str(store))
+    found = garbage.collect(str(store))
     assert (found.versions, found.files, found.bytes) == ([], ["data/orphan.7.parquet"], 17)
     assert names(store) == before
 
 
 def test_gc_keeps_what_retained_versions_name(store: Path) -> None:
-    found = versions.collect(str(store), keep=1, remove=True)
+    found = garbage.collect(str(store), keep=1, remove=True)
     assert found.versions == [1, 2]
     assert names(store) == {"a.2.parquet", "c.3.parquet"}
     assert snapshot.versions(str(store)) == [3]
@@ -168,7 +168,7 @@ def test_gc_keeps_what_retained_versions_name(store: Path) -> None:
 
 def test_gc_spares_the_young(store: Path) -> None:
     os.utime(store / "data" / "orphan.7.parquet")
-    assert versions.collect(str(store)).files == []
+    assert garbage.collect(str(store)).files == []
 
 
 def test_gc_clears_old_journals(store: Path) -> None:
@@ -176,15 +176,15 @@ def test_gc_clears_old_journals(store: Path) -> None:
     old.parent.mkdir(parents=True)
     old.write_text("[]")
     os.utime(old, (OLD, OLD))
-    assert "journal/w/1.json" in versions.collect(str(store), remove=True).files
+    assert "journal/w/1.json" in garbage.collect(str(store), remove=True).files
     assert not old.exists()
 
 
 def test_gc_refuses_a_wrong_place(tmp_path: Path, store: Path) -> None:
     with pytest.raises(InputError, match="no such store"):
-        versions.collect(str(tmp_path / "elsewhere"))
+        garbage.collect(str(tmp_path / "elsewhere"))
     with pytest.raises(ConfigError, match="keep"):
-        versions.collect(str(store), keep=0)
+        garbage.collect(str(store), keep=0)
 
 
 def test_restore_makes_a_new_version_of_an_old_one(store: Path) -> None:
@@ -226,7 +226,7 @@ def test_gc_does_not_follow_a_link_out_of_the_store(
     (store / folder).parent.mkdir(parents=True, exist_ok=True)
     (store / folder).symlink_to(victim)
     with pytest.raises(InputError, match=f"{folder}: expected a folder inside the store"):
-        versions.collect(str(store), older_than_days=0)
+        garbage.collect(str(store), older_than_days=0)
     assert len(list(victim.iterdir())) == 1
 
 
@@ -239,7 +239,7 @@ def test_gc_takes_models_that_no_version_needs(store: Path) -> None:
             if age:
                 os.utime(path, (age, age))
     (store / "models" / "young" / "model.json").touch()
-    found = versions.collect(str(store), remove=True).files
+    found = garbage.collect(str(store), remove=True).files
     assert [path for path in found if path.startswith("models")] == [
         "models/old/model.json", "models/old/model.safetensors",
     ]  # fmt: skip
@@ -257,7 +257,7 @@ def test_gc_takes_old_temporary_files_everywhere(store: Path) -> None:
     keep = store / "snapshots" / "notes.txt"
     keep.write_text("not ours")
     os.utime(keep, (OLD, OLD))
-    versions.collect(str(store), remove=True)
+    garbage.collect(str(store), remove=True)
     assert not list(store.rglob("*.part"))
     assert not list(store.rglob(".clock-*"))
     assert keep.exists()
@@ -336,12 +336,12 @@ def test_gc_beside_a_run_leaves_what_it_may_need(store: Path) -> None:
     os.utime(old, (OLD, OLD))
     receipt(store, "lost", 8)
     with runs.at_work(str(store), "encode"):
-        found = versions.collect(str(store), keep=1, older_than_days=-1, remove=True)
+        found = garbage.collect(str(store), keep=1, older_than_days=-1, remove=True)
         assert found.versions == []
         assert found.files == ["data/lost.8.parquet"], "neither journals nor what they name"
-        assert "encode (process" in found.beside[0]
-    found = versions.collect(str(store), keep=1, remove=True)
-    assert (found.versions, len(found.files), list(found.beside)) == ([1, 2], 4, [])
+        assert "encode (process" in found.live_runs[0]
+    found = garbage.collect(str(store), keep=1, remove=True)
+    assert (found.versions, len(found.files), list(found.live_runs)) == ([1, 2], 4, [])
     assert not list((store / "runs").iterdir())
 
 
@@ -349,15 +349,15 @@ def test_a_run_that_is_long_silent_counts_as_gone(store: Path) -> None:
     with runs.at_work(str(store), "encode") as mine:
         for path in (store / "runs").iterdir():
             os.utime(path, (OLD, OLD))
-        assert not versions.collect(str(store)).beside
+        assert not garbage.collect(str(store)).live_runs
         mine.beat()
-        assert len(versions.collect(str(store)).beside) == 1
+        assert len(garbage.collect(str(store)).live_runs) == 1
 
 
 def test_a_night_of_an_older_raypq_is_told_by_its_lease(store: Path) -> None:
     with lease.held(str(store)):
-        assert "a nightly run" in versions.collect(str(store), keep=1).beside[0]
-    assert not versions.collect(str(store), keep=1).beside
+        assert "a nightly run" in garbage.collect(str(store), keep=1).live_runs[0]
+    assert not garbage.collect(str(store), keep=1).live_runs
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"nonce": 1}', b"\xff"])
@@ -366,5 +366,5 @@ def test_a_mark_that_cannot_be_read_protects_all_the_same(
 ) -> None:
     (store / "runs").mkdir()
     (store / "runs" / f"run-{'0' * 32}.json").write_bytes(content)
-    assert versions.collect(str(store), keep=1).versions == []
+    assert garbage.collect(str(store), keep=1).versions == []
     assert "unreadable" in caplog.text

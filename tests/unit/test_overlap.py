@@ -420,11 +420,11 @@ def test_a_demo_writes_over_no_data(tmp_path: Path) -> None:
 def test_every_function_takes_a_path(tmp_path: Path) -> None:
     """And says the same of a path as of a text; a URI that pathlib cut is named."""
     import raypq
-    from raypq.stages.stores import versions
+    from raypq.stages.stores import garbage, versions
 
     calls: list[Callable[[Any], Any]] = [
         raypq.load_model, raypq.open, versions.listing, versions.show, versions.verify,
-        lambda at: versions.restore(at, 1), lambda at: versions.diff(at, 1), versions.collect,
+        lambda at: versions.restore(at, 1), lambda at: versions.diff(at, 1), garbage.collect,
         lambda at: raypq.report(at, tmp_path / "r.html"), lambda at: raypq.report([at], "r.html"),
     ]  # fmt: skip
     for call in calls:

@@ -30,7 +30,7 @@ def models() -> list[Model]:
 
 def test_models_come_back_by_fingerprint(tmp_path: Path, models: list[Model]) -> None:
     for model in [*models, models[0]]:
-        model_store.keep(str(tmp_path), model)
+        model_store.save(str(tmp_path), model)
     found = model_store.load(str(tmp_path), [model.fingerprint for model in models])
     assert set(found) == {model.fingerprint for model in models}
     for model in models:
@@ -44,19 +44,19 @@ def test_a_missing_model_is_named(tmp_path: Path, models: list[Model]) -> None:
 
 def test_half_a_model_is_no_model(tmp_path: Path, models: list[Model]) -> None:
     """A crash between the two files: the next writer finishes the job."""
-    where = Path(model_store.place(str(tmp_path), models[0].fingerprint))
-    model_store.keep(str(tmp_path), models[0])
+    where = Path(model_store.folder_of(str(tmp_path), models[0].fingerprint))
+    model_store.save(str(tmp_path), models[0])
     (where / "model.json").unlink()
     with pytest.raises(ModelError):
         model_store.load(str(tmp_path), [models[0].fingerprint])
-    model_store.keep(str(tmp_path), models[0])
+    model_store.save(str(tmp_path), models[0])
     assert model_store.load(str(tmp_path), [models[0].fingerprint])
 
 
 def test_a_model_in_another_models_place_is_refused(tmp_path: Path, models: list[Model]) -> None:
-    model_store.keep(str(tmp_path), models[0])
-    other = model_store.place(str(tmp_path), models[1].fingerprint)
-    ModelFiles.load(model_store.place(str(tmp_path), models[0].fingerprint)).save(other)
+    model_store.save(str(tmp_path), models[0])
+    other = model_store.folder_of(str(tmp_path), models[1].fingerprint)
+    ModelFiles.load(model_store.folder_of(str(tmp_path), models[0].fingerprint)).save(other)
     with pytest.raises(ModelError, match="expected the model"):
         model_store.load(str(tmp_path), [models[1].fingerprint])
 
@@ -85,7 +85,7 @@ def test_the_calibration_that_came_last_is_kept(
     tmp_path: Path, models: list[Model], order: list[float | None], kept: float
 ) -> None:
     for calibration in order:
-        model_store.keep(str(tmp_path), tuned(models[0], calibration))
+        model_store.save(str(tmp_path), tuned(models[0], calibration))
     assert record_of(tmp_path, models[0]) == kept
     assert (
         model_store.completed(str(tmp_path), tuned(models[0], None)).record["calibration"] == kept
@@ -96,17 +96,17 @@ def test_the_calibration_that_came_last_is_kept(
 
 
 def test_a_model_without_its_arrays_is_made_whole(tmp_path: Path, models: list[Model]) -> None:
-    model_store.keep(str(tmp_path), models[0])
-    where = Path(model_store.place(str(tmp_path), models[0].fingerprint))
+    model_store.save(str(tmp_path), models[0])
+    where = Path(model_store.folder_of(str(tmp_path), models[0].fingerprint))
     (where / "model.safetensors").unlink()
-    model_store.keep(str(tmp_path), models[0])
+    model_store.save(str(tmp_path), models[0])
     assert model_store.load(str(tmp_path), [models[0].fingerprint])
 
 
 def test_what_is_there_is_not_written_again(tmp_path: Path, models: list[Model]) -> None:
-    model_store.keep(str(tmp_path), tuned(models[0], 0.5))
-    where = Path(model_store.place(str(tmp_path), models[0].fingerprint)) / "model.json"
+    model_store.save(str(tmp_path), tuned(models[0], 0.5))
+    where = Path(model_store.folder_of(str(tmp_path), models[0].fingerprint)) / "model.json"
     before = where.stat().st_ino
     for calibration in (0.5, None):
-        model_store.keep(str(tmp_path), tuned(models[0], calibration))
+        model_store.save(str(tmp_path), tuned(models[0], calibration))
     assert where.stat().st_ino == before

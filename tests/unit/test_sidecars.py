@@ -13,7 +13,7 @@ import pytest
 from raypq.data.store import sidecars, snapshot
 from raypq.data.store.sidecars import Sidecar
 from raypq.errors import InputError
-from raypq.stages.stores import versions
+from raypq.stages.stores import garbage, versions
 
 OLD = time.time() - 8 * 86_400
 
@@ -96,7 +96,7 @@ def test_a_path_that_leads_elsewhere_is_refused(store: str, path: str) -> None:
     document = json.loads(place.read_text())
     document["summary"]["sidecars"]["counts"][0]["path"] = path
     place.write_text(json.dumps(document))
-    for verb in (snapshot.read, versions.collect):
+    for verb in (snapshot.read, garbage.collect):
         with pytest.raises(InputError, match=r"summary\.sidecars"):
             verb(store)
 
@@ -121,9 +121,9 @@ def test_gc_keeps_those_of_retained_versions(store: str) -> None:
     first, second, orphan = made(store), made(store), made(store)
     commit(store, first)
     commit(store, second)
-    assert versions.collect(store).files == [orphan.path]
-    assert set(versions.collect(store, keep=1).files) == {first.path, orphan.path}
-    versions.collect(store, keep=1, remove=True)
+    assert garbage.collect(store).files == [orphan.path]
+    assert set(garbage.collect(store, keep=1).files) == {first.path, orphan.path}
+    garbage.collect(store, keep=1, remove=True)
     assert os.listdir(Path(store) / "sidecars") == [Path(second.path).name]
     versions.verify(store, content=True)
 

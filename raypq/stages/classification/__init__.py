@@ -1,1 +1,1 @@
-"""Classification: predictions from codes, their evaluation, added classes."""
+"""Classification: predictions from codes, their evaluation, and added classes."""

@@ -1,4 +1,4 @@
-"""Adding classes to a model: prototypes from embeddings, without touching codes."""
+"""Adding classes to a model: prototypes from embeddings; codes stay as they are."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from raypq.methods import registry
 
 
 def add_classes(job: AddClassesJob) -> dict[str, Any]:
-    """Extends a model by the classes of a table; returns what was done, as plain values.
+    """Extends a model by the classes of a table; a class that it has takes the new embedding.
 
-    A class that the model knows already takes the new embedding.
+    Returns:
+        What was done, as plain values.
 
     Raises:
-        ConfigError: a model is at the output already.
-        ModelError: the model takes no class embeddings, or those of another width.
+        ConfigError: a model exists at the output.
+        ModelError: the model takes no class embeddings, or some of another width.
     """
     start = time.monotonic()
     if not job.overwrite and exists(join(job.output, "model.json")):

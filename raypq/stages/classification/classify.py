@@ -1,4 +1,4 @@
-"""Classify: codes (or, exactly, features) against the tables of a class set; top-k per image."""
+"""Classify: top-k classes of each image, from codes or from uncompressed features."""
 
 from __future__ import annotations
 
@@ -30,7 +30,12 @@ from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model
 from raypq.metrics.accuracy import ClassCounts
 from raypq.stages.classification import counts
-from raypq.stages.classification.scorers import Candidates, ClassScorer, build_scorers, told_of
+from raypq.stages.classification.scorers import (
+    Candidates,
+    ClassScorer,
+    build_scorers,
+    summary_of_models,
+)
 from raypq.stages.classification.unknown_labels import check_labels
 from raypq.stages.stores.code_store import check_model
 from raypq.stages.stores.shard_run import StoreRun
@@ -39,15 +44,15 @@ from raypq.stages.stores.shard_types import check_label_column, id_rule
 from raypq.stages.stores.work_id import classify_work
 
 _REMEDY = "add the class to the table, correct the label, or set unknown_labels: report"
-_CODE_ROWS = 65_536  # a tile of tables is read once for all of them
+_CODE_ROWS = 65_536  # codes scanned at once, so that each tile of tables is read once for many
 
 
 TopK = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and classes, both [n, k]
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Some images and the best of each group for them."""
+class _Scored:
+    """A batch of images with the top k of each group of candidates."""
 
     ids: pa.Array
     labels: pa.StringArray | None
@@ -56,97 +61,106 @@ class _Found:
 
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
-    """An open shard of codes or of features."""
+    """An open shard of codes or features.
+
+    Attributes:
+        ids: kind of its ids, for the receipt.
+    """
 
     id_type: pa.DataType
     label: bool
-    batches: Iterator[_Found]
-    noted: IdKind | None = None  # what a receipt says of the ids
+    batches: Iterator[_Scored]
+    ids: IdKind | None = None
 
 
 Classified = tuple[shard_writer.Receipt, ClassCounts]
 
 
 class ClassifyWorker:
-    """Scans each shard with the tables of its own model, built on first use and kept."""
+    """Classifies each shard with the tables of its own model, which are built once.
+
+    Args:
+        scorers: class scorers by the fingerprint of their model.
+        rule: the type that ids of features must have.
+    """
 
     def __init__(
         self,
-        judges: Mapping[str, ClassScorer],
+        scorers: Mapping[str, ClassScorer],
         candidates: Candidates,
         job: ClassifyJob,
         rule: IdRule | None = None,
     ) -> None:
-        self._judges, self._candidates, self._job = judges, candidates, job
+        self._scorers, self._candidates, self._job = scorers, candidates, job
         self._rule = rule
         self._built: dict[str, dict[str, kernels.Tables]] = {}
         self._lock = Lock()
 
     def _tables(self, model: str) -> dict[str, kernels.Tables]:
-        with self._lock:  # threads share the worker; tables are large, and built once
+        with self._lock:  # threads share the worker and its tables
             if model not in self._built:
-                self._built[model] = self._judges[model].tables(self._candidates)
+                self._built[model] = self._scorers[model].tables(self._candidates)
             return self._built[model]
 
     def classify(self, task: ShardTask) -> Classified:
-        """Classifies a shard; one that is kept is only counted."""
-        tally = ClassCounts.empty(len(self._candidates.table))
+        """Classifies a shard; of a kept one, only counts the predictions."""
+        class_counts = ClassCounts.empty(len(self._candidates.table))
         if task.kept is not None:
-            place = join(self._job.output, task.kept.path)
+            uri = join(self._job.output, task.kept.path)
             table = self._candidates.table
-            for batch in predictions.read(place, table, size=task.kept.bytes):
-                tally.add(batch)
-            return task.kept, tally
+            for batch in predictions.read(uri, table, size=task.kept.bytes):
+                class_counts.add(batch)
+            return task.kept, class_counts
         with self._open(task) as rows:
-            schema = self._schema(self._judges[task.model], rows.id_type, rows.label)
+            schema = self._schema(self._scorers[task.model], rows.id_type, rows.label)
             receipt = shard_writer.write_shard(
                 self._job.output,
                 task.shard,
                 model=task.model,
                 work=task.work,
                 schema=schema,
-                batches=self._batches(rows.batches, schema, tally, task.shard.uri),
+                batches=self._batches(rows.batches, schema, class_counts, task.shard.uri),
                 options=predictions.WRITE_OPTIONS,
             )
-        return receipt.model_copy(update={"ids": rows.noted}), tally
+        return receipt.model_copy(update={"ids": rows.ids}), class_counts
 
     @contextmanager
     def _open(self, task: ShardTask) -> Iterator[_Rows]:
         tables = self._tables(task.model)
-        model = self._judges[task.model].model
+        model = self._scorers[task.model].model
         if self._job.codes is not None:
             file = CodeFile.open(task.shard.uri, size=task.shard.size)
             check_model(file, {task.model: model})
-            found = (
-                _Found(b.ids, b.labels, self._scan(b.B, tables)) for b in file.batches(_CODE_ROWS)
+            scored = (
+                _Scored(b.ids, b.labels, self._scan(b.B, tables)) for b in file.batches(_CODE_ROWS)
             )
-            yield _Rows(id_type=file.id_type, label=file.label, batches=found)
+            yield _Rows(id_type=file.id_type, label=file.label, batches=scored)
             return
         rule = self._rule
         with open_features(task.shard, self._job.columns, width=model.dx, rule=rule) as reader:
-            found = (
-                _Found(b.ids, b.labels, self._score(model.embed(b.X), tables))
+            scored = (
+                _Scored(b.ids, b.labels, self._score(model.embed(b.X), tables))
                 for b in ahead(reader.batches())
             )
-            noted = receipt_kind(reader.id_column, rule) if rule else None
-            yield _Rows(id_type=reader.id_type, label=reader.label, batches=found, noted=noted)
+            ids = receipt_kind(reader.id_column, rule) if rule else None
+            yield _Rows(id_type=reader.id_type, label=reader.label, batches=scored, ids=ids)
 
     def _scan(self, B: NDArray[np.uint8], tables: Mapping[str, kernels.Tables]) -> dict[str, TopK]:
-        """The best of each group for codes [n, M]; of the smaller one those that may be among the
-        best of both, and its best in any case."""
+        """The top k of each group for codes [n, M]. Of the smaller group only classes that may be
+        among the top k of both are found, and always its best one."""
         k, device = self._job.top_k, self._job.where.device
         names = sorted(tables, key=lambda name: -tables[name].T)
-        large = kernels.topk_per_code(B, tables[names[0]], k, device=device)
-        found = {names[0]: large}
+        largest = kernels.topk_per_code(B, tables[names[0]], k, device=device)
+        best = {names[0]: largest}
         for name in names[1:]:
-            bar = large[0][:, -1] if large[0].shape[1] == k else None
-            found[name] = best_above(B, tables[name], k, bar, device)
-        return {name: found[name] for name in tables}
+            threshold = largest[0][:, -1] if largest[0].shape[1] == k else None
+            best[name] = best_above(B, tables[name], k, threshold, device)
+        return {name: best[name] for name in tables}
 
     def _score(
         self, U: NDArray[np.float32], tables: Mapping[str, kernels.Tables]
     ) -> dict[str, TopK]:
-        """The best of each group for embedded images [n, D], uncompressed."""
+        """The top k of each group for embedded images [n, D], uncompressed."""
         k, device = self._job.top_k, self._job.where.device
         return {
             name: kernels.topk_per_vector(U, group, k, device=device)
@@ -154,33 +168,36 @@ class ClassifyWorker:
         }
 
     def _batches(
-        self, batches: Iterator[_Found], schema: pa.Schema, tally: ClassCounts, where: str
+        self, batches: Iterator[_Scored], schema: pa.Schema, class_counts: ClassCounts, where: str
     ) -> Iterator[pa.RecordBatch]:
         groups, table = self._candidates.groups, self._candidates.table
         row = 0
-        for found in batches:
-            placed = {name: (score, groups[name][at]) for name, (score, at) in found.best.items()}
-            score, classes = kernels.merge_topk(list(placed.values()), self._job.top_k)
-            n = len(found.ids)
+        for scored in batches:
+            # From indices into a group to indices into the class table.
+            top = {name: (score, groups[name][at]) for name, (score, at) in scored.best.items()}
+            score, classes = kernels.merge_topk(list(top.values()), self._job.top_k)
+            n = len(scored.ids)
             y, unknown = np.full(n, -1, np.int32), None
-            if found.labels is not None and self._job.unknown_labels == "refuse":
-                y = table.index(found.labels, where=where, row0=row, remedy=_REMEDY)
-            elif found.labels is not None:
-                y, unknown = table.find(found.labels)
-            best = {name: Best(score=s[:, 0], classes=c[:, 0]) for name, (s, c) in placed.items()}
+            if scored.labels is not None and self._job.unknown_labels == "refuse":
+                y = table.index(scored.labels, where=where, row0=row, remedy=_REMEDY)
+            elif scored.labels is not None:
+                y, unknown = table.find(scored.labels)
+            best = {name: Best(score=s[:, 0], classes=c[:, 0]) for name, (s, c) in top.items()}
             batch = PredictionBatch(
                 score=score, classes=classes, y=y, best=best, unknown_labels=unknown
             )
-            tally.add(batch)
+            class_counts.add(batch)
             row += n
-            yield predictions.record_batch(schema, table, batch, ids=found.ids, labels=found.labels)
+            yield predictions.record_batch(
+                schema, table, batch, ids=scored.ids, labels=scored.labels
+            )
 
-    def _schema(self, judge: ClassScorer, id_type: pa.DataType, label: bool) -> pa.Schema:
+    def _schema(self, scorer: ClassScorer, id_type: pa.DataType, label: bool) -> pa.Schema:
         metadata = {
-            "raypq.model": judge.model.fingerprint,
-            "raypq.metric": judge.metric,
+            "raypq.model": scorer.model.fingerprint,
+            "raypq.metric": scorer.metric,
             "raypq.candidates": self._job.candidates,
-            "raypq.calibration": repr(judge.calibration),
+            "raypq.calibration": repr(scorer.calibration),
             "raypq.compressed": str(self._job.codes is not None).lower(),
         }
         both = set(self._candidates.groups) == set(predictions.GROUPS)
@@ -191,71 +208,71 @@ def best_above(
     B: NDArray[np.uint8],
     tables: kernels.Tables,
     k: int,
-    bar: NDArray[np.float32] | None,
+    threshold: NDArray[np.float32] | None,
     device: str = "cpu",
 ) -> TopK:
-    """The k best classes of codes [n, M] that score at least ``bar`` [n], and the best in any case.
+    """The top k classes of codes [n, M] with scores of at least ``threshold`` [n].
 
-    Where another group has k classes above all but the best of this one, the others of this one
-    need not be known: they stand at −∞. None: all k.
+    The best class is always included; others below the threshold have the score −∞. Without a
+    threshold, all top k classes.
     """
-    if bar is None:
+    if threshold is None:
         return kernels.topk_per_code(B, tables, k, device=device)
-    most = min(k, tables.T)
-    score = np.full((len(B), most), -np.inf, np.float32)
-    found = np.zeros((len(B), most), np.int64)
-    rows, few = np.arange(len(B)), 1
+    k = min(k, tables.T)
+    score = np.full((len(B), k), -np.inf, np.float32)
+    classes = np.zeros((len(B), k), np.int64)
+    rows, depth = np.arange(len(B)), 1
     while len(rows):
-        part = kernels.topk_per_code(B[rows], tables, few, device=device)
-        score[rows, :few], found[rows, :few] = part
-        if few == most:
+        part = kernels.topk_per_code(B[rows], tables, depth, device=device)
+        score[rows, :depth], classes[rows, :depth] = part
+        if depth == k:
             break
-        # Few have many: of four times as many the next ones are asked, where all were above.
-        rows, few = rows[part[0][:, -1] >= bar[rows]], min(4 * few, most)
-    return score, found
+        # Few codes have many classes above: only where all were, four times as many are found.
+        rows, depth = rows[part[0][:, -1] >= threshold[rows]], min(4 * depth, k)
+    return score, classes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Everything that is known before any shard is opened."""
+class ClassifyPlan:
+    """Scorers, candidates and tasks of a job, before any shard is opened."""
 
-    judges: Mapping[str, ClassScorer]
+    scorers: Mapping[str, ClassScorer]
     candidates: Candidates
     run: StoreRun
 
     @classmethod
-    def make(cls, job: ClassifyJob, *, own: Model | None = None) -> Plan:
-        """Loads models and classes, and looks at what is there already.
+    def make(cls, job: ClassifyJob, *, nightly_model: Model | None = None) -> ClassifyPlan:
+        """Loads models and classes, and finds the shards that need work.
 
         Args:
-            own: as of ``build_scorers``.
+            nightly_model: as of ``build_scorers``.
 
         Raises:
             ConfigError: neither or both of codes and features, an unknown split.
-            ModelError: a model that does not fit the codes or the classes.
+            ModelError: a model does not fit the codes or the classes.
         """
         if (job.codes is None) == (job.features is None):
             raise ConfigError("classify reads either codes or features: pass exactly one of them")
         codes = _codes(job)
         table = ClassTable.open(job.classes)
         candidates = Candidates.of(job, table)
-        candidates.named.warn()
-        judges = build_scorers(job, codes, candidates, own=own)
+        candidates.selection.warn()
+        scorers = build_scorers(job, codes, candidates, nightly_model=nightly_model)
         if codes is not None and job.codes is not None:
             shards = stored_shards(job.codes, codes)
             models = [receipt.model for receipt in codes.shards]
         else:
             shards = list(FeatureStore.open(job.features or [], job.columns).shards)
-            models = [*judges] * len(shards)  # there is one: the job names it
+            models = [*scorers] * len(shards)  # the one model of the job
         works = {
             name: classify_work(
                 name,
                 job,
-                scores=judge.settings,
+                scores=scorer.settings,
                 classes=table.digest,
                 candidates=table.digest_of(job.candidates, candidates.chosen),
             )
-            for name, judge in judges.items()
+            for name, scorer in scorers.items()
         }
         tasks = [
             ShardTask(shard=shard, model=model, work=works[model])
@@ -264,23 +281,23 @@ class Plan:
         run = StoreRun.plan(
             kind="predictions", store=job.output, tasks=tasks, on_bad_shard=job.on_bad_shard
         )
-        return cls(judges=judges, candidates=candidates, run=run)
+        return cls(scorers=scorers, candidates=candidates, run=run)
 
 
 def classify(job: ClassifyJob, executor: Executor) -> Snapshot:
-    """Classifies a store; returns the version of the prediction store that holds the result.
+    """Classifies a store; returns the new version of the prediction store.
 
-    Codes are judged by the models that made them, unless the job names one. The summary has the
-    counts of all shards under ``result``, and of each model under ``models``.
+    Codes are classified by the models that made them, unless the job names one. The summary has
+    the counts of all shards in ``result``, and of each model in ``models``.
 
     Raises:
         ConfigError: neither or both of codes and features, an unknown split.
-        JobError: shards that could not be classified; every good one is finished.
+        JobError: some shards could not be classified; all others are finished.
     """
     record = RunRecord(job, executor)
-    plan = Plan.make(job)
-    if found := finished(job, plan):
-        return found
+    plan = ClassifyPlan.make(job)
+    if latest := finished(job, plan):
+        return latest
     if job.features is not None and plan.run.latest and (others := plan.run.dropped):
         console.warn(
             f"{job.output}: {len(others)} shards of version {plan.run.latest.version} are not "
@@ -288,26 +305,28 @@ def classify(job: ClassifyJob, executor: Executor) -> Snapshot:
             "lack them; use another output to keep both",
             shards=len(others),
         )
-    return carry_out(job, plan, executor, record)
+    return execute(job, plan, executor, record)
 
 
-def finished(job: ClassifyJob, plan: Plan) -> Snapshot | None:
-    """The latest version, if it is what the job would make.
+def finished(job: ClassifyJob, plan: ClassifyPlan) -> Snapshot | None:
+    """The latest version, if it equals the one that the job would make.
 
     Raises:
         InputError: it has labels that the class table lacks, and the job refuses them.
     """
-    found = plan.run.finished()
-    if found is not None:
-        check_labels(job, job.output, found.summary.get("result") or {})
-    return found
+    latest = plan.run.finished()
+    if latest is not None:
+        check_labels(job, job.output, latest.summary.get("result") or {})
+    return latest
 
 
-def carry_out(job: ClassifyJob, plan: Plan, executor: Executor, record: RunRecord) -> Snapshot:
-    """Does what a plan found missing, and makes the version.
+def execute(
+    job: ClassifyJob, plan: ClassifyPlan, executor: Executor, record: RunRecord
+) -> Snapshot:
+    """Classifies the missing shards of a plan and commits its version.
 
     Raises:
-        JobError: shards that could not be classified; every good one is finished.
+        JobError: some shards could not be classified; all others are finished.
     """
     table = plan.candidates.table
     rule = None
@@ -315,40 +334,34 @@ def carry_out(job: ClassifyJob, plan: Plan, executor: Executor, record: RunRecor
         check_label_column([task.shard for task in plan.run.tasks], job.columns)
         rule = id_rule(plan.run, job.columns)
     total = ClassCounts.empty(len(table))
-    only = next(iter(plan.judges.values())) if len(plan.judges) == 1 else None
-    alike = only.describe() if only else {}
-    summary: dict[str, Any] = {
-        "model": job.model,
-        "fingerprint": only.model.fingerprint if only else None,
-        **{name: alike.get(name) for name in ("metric", "calibration", "model_calibration")},
-        "classes": job.classes,
-        "candidates": job.candidates,
-        **plan.candidates.named.told(),
-        "compressed": job.codes is not None,
-    }
+    settings = _settings(job, plan)
 
     def reduce(result: tuple[shard_writer.Receipt, ClassCounts]) -> shard_writer.Receipt:
-        receipt, tally = result
-        total.merge(tally)
+        receipt, class_counts = result
+        total.merge(class_counts)
         record.finished(receipt.rows)
         return receipt
 
     def summarise(receipts: Sequence[shard_writer.Receipt]) -> dict[str, Any]:
         record.end_of_work("classify")
-        models = told_of(plan.judges, receipts)
         result = total.summary(table)
         check_labels(job, job.output, result)
-        noted = sidecars.told(counts.write(job.output, table, receipts, total))
-        return {**summary, "models": models, "result": result, **noted, "run": record.summary()}
+        return {
+            **settings,
+            "models": summary_of_models(plan.scorers, receipts),
+            "result": result,
+            **sidecars.told(counts.write(job.output, table, receipts, total)),
+            "run": record.summary(),
+        }
 
-    def read_again(run: StoreRun) -> Collection[str]:
+    def revisit(run: StoreRun) -> Collection[str]:
         nonlocal total
         total, stems = counts.begin(read_counts, run, table)
         return stems
 
     with (
         executor.start_workers(
-            ClassifyWorker, plan.judges, plan.candidates, job, rule, stage="classify"
+            ClassifyWorker, plan.scorers, plan.candidates, job, rule, stage="classify"
         ) as pool,
         record.observe(pool),
     ):
@@ -361,8 +374,23 @@ def carry_out(job: ClassifyJob, plan: Plan, executor: Executor, record: RunRecor
             on_bad_shard=job.on_bad_shard,
             reduce=reduce,
             summarise=summarise,
-            read_again=read_again,
+            revisit=revisit,
         )
+
+
+def _settings(job: ClassifyJob, plan: ClassifyPlan) -> dict[str, Any]:
+    """The settings that a version records; those of the model only where there is one."""
+    only = next(iter(plan.scorers.values())) if len(plan.scorers) == 1 else None
+    described = only.describe() if only else {}
+    return {
+        "model": job.model,
+        "fingerprint": only.model.fingerprint if only else None,
+        **{name: described.get(name) for name in ("metric", "calibration", "model_calibration")},
+        "classes": job.classes,
+        "candidates": job.candidates,
+        **plan.candidates.selection.told(),
+        "compressed": job.codes is not None,
+    }
 
 
 def _codes(job: ClassifyJob) -> Snapshot | None:

@@ -1,9 +1,9 @@
 """The counts of a prediction version, carried from one version to the next.
 
-A version keeps the sum of its shards' counts in a sidecar. The next version takes off what the
-shards that went counted and adds what the new ones count, so only these are read. The result is
-exactly what counting all shards gives: the counts are integers. Where the sidecar is missing,
-damaged, of other classes or of other shards, all shards are counted again.
+A version keeps the sum of its shards' counts in a sidecar. The next version subtracts the counts of
+removed shards and adds those of new ones, so only these are read. The counts are integers, so the
+result is exactly that of counting all shards. If the sidecar is missing, damaged, or of other
+classes or shards, all shards are counted again.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from raypq.errors import InputError
 from raypq.execution.executor import TaskResult
 from raypq.metrics.accuracy import ClassCounts
 from raypq.stages.stores.shard_run import StoreRun
-from raypq.stages.stores.shard_task import ShardTask, kept_task
+from raypq.stages.stores.shard_task import ShardTask, task_of
 
 _KIND = "counts"
 _FORMAT = 1
 
-# Reads the counts of shards that are in a store.
+# Counts prediction shards of a store.
 ReadCounts = Callable[[Sequence[ShardTask]], Iterator[TaskResult[tuple[Receipt, ClassCounts]]]]
 
 
 def write(
     store: str, table: ClassTable, receipts: Sequence[Receipt], total: ClassCounts
 ) -> dict[str, list[Sidecar]]:
-    """Writes the counts of these shards as a sidecar for the version that will hold them."""
+    """Writes the counts of these shards as a sidecar of the next version."""
     document = {
         "format": _FORMAT,
         "classes": table.digest,
@@ -51,34 +51,34 @@ def write(
 def begin(
     read_counts: ReadCounts, run: StoreRun, table: ClassTable
 ) -> tuple[ClassCounts, frozenset[str]]:
-    """The counts to begin a run with, and the stems of kept shards that must be counted again.
+    """The initial counts of a run, and the stems of kept shards that must still be counted.
 
-    Counts of shards that the next version lacks are taken off; their files are read for that.
+    The counts of shards that the next version lacks are subtracted; this reads their files.
     """
-    everything = ClassCounts.empty(len(table)), frozenset(run.kept)
+    from_nothing = ClassCounts.empty(len(table)), frozenset(run.kept)
     if run.latest is None or not run.kept:
-        return everything
+        return from_nothing
     kept = {receipt.path for receipt in run.kept.values()}
-    gone = [receipt for receipt in run.latest.shards if receipt.path not in kept]
-    stay = [receipt for receipt in run.latest.shards if receipt.path in kept]
-    if _rows(gone) > _rows(stay):  # counting those that stay reads less
-        return everything
+    removed = [receipt for receipt in run.latest.shards if receipt.path not in kept]
+    retained = [receipt for receipt in run.latest.shards if receipt.path in kept]
+    if _rows(removed) > _rows(retained):  # counting the retained ones reads less
+        return from_nothing
     total = _read(run.store, run.latest, table)
-    if total is None or not _take_off(read_counts, gone, total, rows=_rows(stay)):
-        return everything
-    counted = {receipt.path for receipt in stay}
-    more = {stem for stem, receipt in run.kept.items() if receipt.path not in counted}
-    return total, frozenset(more)  # an earlier run made these and did not come to commit them
+    if total is None or not _subtract(read_counts, removed, total, rows=_rows(retained)):
+        return from_nothing
+    counted = {receipt.path for receipt in retained}
+    uncounted = {stem for stem, receipt in run.kept.items() if receipt.path not in counted}
+    return total, frozenset(uncounted)  # of an interrupted run, which did not commit them
 
 
 def _read(store: str, latest: Snapshot, table: ClassTable) -> ClassCounts | None:
-    found = latest.sidecars(store).get(_KIND)
-    if not found:
+    written = latest.sidecars(store).get(_KIND)
+    if not written:
         console.say(f"{store}: version {latest.version} has no counts of its own; all its shards "
                     "are counted once")  # fmt: skip
         return None
     try:
-        document = json_text.parse(sidecars.read(store, found[0]))
+        document = json_text.parse(sidecars.read(store, written[0]))
         if document["format"] != _FORMAT or document["shards"] != _digest(latest.shards):
             return None
         if document["classes"] != table.digest:
@@ -89,17 +89,18 @@ def _read(store: str, latest: Snapshot, table: ClassTable) -> ClassCounts | None
         return None
 
 
-def _take_off(
-    read_counts: ReadCounts, gone: Sequence[Receipt], total: ClassCounts, *, rows: int
+def _subtract(
+    read_counts: ReadCounts, removed: Sequence[Receipt], total: ClassCounts, *, rows: int
 ) -> bool:
-    """Whether the counts of these shards could be taken off, which leaves so many rows."""
-    tasks = [replace(kept_task(item), kept=item) for item in gone]
+    """Subtracts the counts of shards; false where one cannot be read, or other than ``rows`` images
+    are left."""
+    tasks = [replace(task_of(item), kept=item) for item in removed]
     for result in read_counts(tasks):
         if result.failure:
             console.say(f"all shards are counted again: {result.failure}")
             return False
-        _, counted = result.value
-        total.subtract(counted)
+        _, shard_counts = result.value
+        total.subtract(shard_counts)
     return total.valid and total.exact and int(total.rows[0]) == rows
 
 
@@ -108,6 +109,6 @@ def _rows(receipts: Iterable[Receipt]) -> int:
 
 
 def _digest(receipts: Iterable[Receipt]) -> str:
-    """Names a set of shard files."""
-    names = "\n".join(sorted(receipt.path for receipt in receipts))
-    return hashlib.sha256(names.encode()).hexdigest()
+    """Identifies a set of shard files."""
+    paths = "\n".join(sorted(receipt.path for receipt in receipts))
+    return hashlib.sha256(paths.encode()).hexdigest()

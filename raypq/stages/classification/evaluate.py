@@ -1,8 +1,8 @@
 """Evaluate predictions against labels: ZSL, GZSL, hit@k and calibrated stacking.
 
-All accuracies are means over classes (``…_image_mean`` beside them is the mean over images).
-*Calibrated stacking* (Chao et al., ECCV 2016) takes a constant γ off the scores of seen classes,
-which moves along the seen-unseen curve; uncalibrated H mostly measures the bias to seen classes.
+All accuracies are means over classes; ``…_image_mean`` is the mean over images. *Calibrated
+stacking* (Chao et al., ECCV 2016) subtracts a constant γ from the scores of seen classes; values of
+γ give the seen-unseen curve. Uncalibrated H mostly measures the bias to seen classes.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from raypq.stages.classification.unknown_labels import check_labels
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
 
 CURVE_POINTS = 2048  # values of γ on the seen-unseen curve
-_LIMBS, _BITS = 3, 26  # of shares: 78 bits after the point
+_LIMBS, _BITS = 3, 26  # of fixed-point numbers with 78 bits after the point
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curve:
-    """What the second pass is asked for.
+    """The seen-unseen curve that the second pass computes.
 
     Attributes:
-        edges: values of γ [P], ascending. share: 1 / images of each class, 0 outside the split, as
-            limbs of ``_BITS`` bits each [_LIMBS, T]: sums of whole numbers do not depend on their
-            order, so shards are added as they arrive.
-        gammas: a γ of special interest for each model, counted exactly.
+        edges: values of γ [P], ascending.
+        share: 1 / images of each class, 0 outside the split, as limbs of ``_BITS`` bits each
+            [_LIMBS, T]. Sums of integers do not depend on their order, so shards are added as they
+            arrive.
+        gammas: the γ of each model for which accuracy is counted exactly.
     """
 
     edges: NDArray[np.float64]
@@ -50,47 +51,47 @@ class Curve:
     @classmethod
     def of(
         cls,
-        tally: ClassCounts,
+        counts: ClassCounts,
         chosen: NDArray[np.bool_],
-        reach: NDArray[np.float64],
+        margin_range: NDArray[np.float64],
         gammas: Mapping[str, float] | None,
     ) -> Self:
-        """The curve over margins within ``reach`` (low, high); ``chosen`` [T] are judged."""
+        """The curve of the classes ``chosen`` [T], over margins from lowest to highest [2]."""
         share = np.zeros((_LIMBS, len(chosen)), np.int64)
-        for t in np.flatnonzero(chosen & (tally.images > 0)):
-            share[:, t] = share_limbs(int(tally.images[t]))
-        return cls(edges=np.linspace(reach[0], reach[1], CURVE_POINTS), share=share, gammas=gammas)
+        for t in np.flatnonzero(chosen & (counts.images > 0)):
+            share[:, t] = share_limbs(int(counts.images[t]))
+        low, high = margin_range
+        return cls(edges=np.linspace(low, high, CURVE_POINTS), share=share, gammas=gammas)
 
 
 def share_limbs(images: int) -> list[int]:
-    """1 / images, rounded to ``_LIMBS`` · ``_BITS`` bits after the point; the highest first."""
-    one = 1 << _LIMBS * _BITS
-    share = (one + images // 2) // images
+    """1 / images, rounded to ``_LIMBS`` · ``_BITS`` bits after the point; highest limb first."""
+    unit = 1 << _LIMBS * _BITS
+    share = (unit + images // 2) // images
     low = [share >> _BITS * limb & (1 << _BITS) - 1 for limb in range(_LIMBS - 1)]
     return [share >> _BITS * (_LIMBS - 1), *reversed(low)]
 
 
 def value_of_limbs(limbs: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The numbers that sums of limbs [_LIMBS, n] stand for [n]."""
-    one = 1 << _LIMBS * _BITS
+    """The values [n] of sums of limbs [_LIMBS, n]."""
+    unit = 1 << _LIMBS * _BITS
     exact = [
-        sum(int(limb) << _BITS * place for place, limb in enumerate(reversed(column)))
+        sum(int(limb) << _BITS * position for position, limb in enumerate(reversed(column)))
         for column in limbs.T
     ]
-    return np.array([whole / one for whole in exact])
+    return np.array([value / unit for value in exact])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Margins:
-    """The second pass: how often the right class wins its group, by margin.
+    """Result of the second pass: images whose class is the best of its own group, by margin.
 
-    A labelled image whose class is the best of its own group is right under γ as long as
-    ``seen_score − γ > unseen_score`` (seen label) or not (unseen label); its margin is the
-    difference of the two scores.
+    The margin of an image is ``seen_score − unseen_score``. Under γ, an image with a seen label is
+    right if its margin is above γ, and one with an unseen label if it is not.
 
     Attributes:
         seen, unseen: sums of shares by margin, as limbs [_LIMBS, P + 1].
-        at_gamma: right at γ by class [T].
+        at_gamma: images that are right at the model's γ, by class [T].
     """
 
     seen: NDArray[np.int64]
@@ -99,7 +100,7 @@ class Margins:
 
     @classmethod
     def empty(cls, curve: Curve) -> Self:
-        """Nothing counted yet."""
+        """Zeros."""
         shape = _LIMBS, len(curve.edges) + 1
         return cls(
             seen=np.zeros(shape, np.int64),
@@ -115,24 +116,28 @@ class Margins:
         model: str,
         applied: float,
     ) -> None:
-        """Counts one batch of a model's predictions, from whose seen scores γ = ``applied`` went
-        already; ``is_seen`` [T]."""
+        """Adds a batch of a model's predictions.
+
+        Args:
+            is_seen: by class [T].
+            applied: the γ that was subtracted from the seen scores already.
+        """
         known = np.flatnonzero(batch.y >= 0)
         y = batch.y[known]
         seen, unseen = batch.best["seen"], batch.best["unseen"]
         margin = seen.score[known].astype(np.float64) - unseen.score[known] + applied
-        of_seen = is_seen[y]
-        right = np.where(of_seen, seen.classes[known] == y, unseen.classes[known] == y)
-        place = np.searchsorted(curve.edges, margin, side="left")
-        for total, group in ((self.seen, right & of_seen), (self.unseen, right & ~of_seen)):
+        label_seen = is_seen[y]
+        right = np.where(label_seen, seen.classes[known] == y, unseen.classes[known] == y)
+        position = np.searchsorted(curve.edges, margin, side="left")
+        for total, group in ((self.seen, right & label_seen), (self.unseen, right & ~label_seen)):
             for limb in range(_LIMBS):
                 # Exact: a batch has fewer than 2^27 rows, and a double holds 53 bits.
                 weights = curve.share[limb, y[group]].astype(np.float64)
-                sums = np.bincount(place[group], weights, minlength=total.shape[1])
+                sums = np.bincount(position[group], weights, minlength=total.shape[1])
                 total[limb] += sums.astype(np.int64)
         if curve.gammas is not None:
             gamma = curve.gammas[model]
-            wins = np.where(of_seen, margin > gamma, margin <= gamma)
+            wins = np.where(label_seen, margin > gamma, margin <= gamma)
             self.at_gamma[:] += np.bincount(y[right & wins], minlength=len(self.at_gamma))
 
     def merge(self, other: Margins) -> None:
@@ -143,26 +148,36 @@ class Margins:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Counted:
-    """The first pass: counts, whether groups stand beside the classes, and the range of margins."""
+    """Result of the first pass.
 
-    tally: ClassCounts
+    Attributes:
+        grouped: whether predictions have the best seen and the best unseen class.
+        margin_range: lowest and highest margin [2].
+    """
+
+    counts: ClassCounts
     confusions: Confusions
     grouped: bool
-    reach: NDArray[np.float64]
+    margin_range: NDArray[np.float64]
 
     def merge(self, other: _Counted) -> _Counted:
-        self.tally.merge(other.tally)
+        self.counts.merge(other.counts)
         self.confusions.merge(other.confusions)
-        low, high = min(self.reach[0], other.reach[0]), max(self.reach[1], other.reach[1])
-        self.reach[:] = low, high
+        _widen(self.margin_range, *other.margin_range)
         return replace(self, grouped=self.grouped or other.grouped)
 
 
-class EvaluateWorker:
-    """Counts prediction shards: a tally and the range of margins, then the margins by bin.
+def _widen(margin_range: NDArray[np.float64], low: float, high: float) -> None:
+    """Extends a range (lowest, highest), in place, to include another one."""
+    margin_range[:] = min(margin_range[0], low), max(margin_range[1], high)
 
-    ``applied`` is the γ that each model's scores hold already; margins are without it, so that
-    one γ means the same for all.
+
+class EvaluateWorker:
+    """Counts prediction shards: first classes and the range of margins, then margins by bin.
+
+    Args:
+        applied: the γ that was subtracted from the seen scores of each model. Margins are computed
+            without it, so that one γ means the same for all models.
     """
 
     def __init__(self, table: ClassTable, applied: Mapping[str, float]) -> None:
@@ -170,36 +185,40 @@ class EvaluateWorker:
 
     def count(self, task: ShardTask) -> _Counted:
         """The first pass over a shard."""
-        tally = ClassCounts.empty(len(self._table))
+        counts = ClassCounts.empty(len(self._table))
         confusions = Confusions()
-        reach = np.array([np.inf, -np.inf])
+        margin_range = np.array([np.inf, -np.inf])
         grouped = False
         for batch in predictions.read(task.shard.uri, self._table, size=task.shard.size):
-            tally.add(batch)
+            counts.add(batch)
             confusions.add(batch, len(self._table))
             grouped = bool(batch.best)
             if grouped:
                 margin = batch.best["seen"].score.astype(np.float64) - batch.best["unseen"].score
                 margin += self._applied[task.model]
-                reach[:] = min(reach[0], margin.min()), max(reach[1], margin.max())
-        return _Counted(tally=tally, confusions=confusions, grouped=grouped, reach=reach)
+                _widen(margin_range, margin.min(), margin.max())
+        return _Counted(
+            counts=counts, confusions=confusions, grouped=grouped, margin_range=margin_range
+        )
 
     def margins(self, task: ShardTask, curve: Curve) -> Margins:
         """The second pass over a shard."""
-        assert self._table.seen is not None, "groups exist only where the table says who is seen"
-        found = Margins.empty(curve)
+        assert self._table.seen is not None, (
+            "groups exist only where the table has the column 'seen'"
+        )
+        margins = Margins.empty(curve)
         for batch in predictions.read(task.shard.uri, self._table, size=task.shard.size):
-            found.add(curve, batch, self._table.seen, task.model, self._applied[task.model])
-        return found
+            margins.add(curve, batch, self._table.seen, task.model, self._applied[task.model])
+        return margins
 
 
 def evaluate(job: EvaluateJob, executor: Executor) -> dict[str, Any]:
-    """Figures of a prediction store, as plain values.
+    """Accuracies and confusions of a prediction store, as plain values.
 
     Raises:
-        InputError: no labels, a store that is not one of predictions, or labels that the class
-            table lacks, where the job refuses them.
-        JobError: shards that could not be read.
+        InputError: no labels, not a prediction store, or ``unknown_labels`` is ``refuse`` and the
+            class table lacks labels.
+        JobError: some shards could not be read.
     """
     record = RunRecord(job, executor)
     table = ClassTable.open(job.classes)
@@ -220,10 +239,10 @@ def evaluate(job: EvaluateJob, executor: Executor) -> dict[str, Any]:
         record.observe(pool),
     ):
         counted = _first_pass(pool, tasks, table)
-        tally, grouped = counted.tally, counted.grouped
-        unknown = tally.unknown()
+        counts, grouped = counted.counts, counted.grouped
+        unknown = counts.unknown()
         check_labels(job, job.predictions, unknown)
-        if not tally.images.any():
+        if not counts.images.any():
             raise InputError(
                 job.predictions, expected="predictions with labels", found="no labelled image"
             )
@@ -235,64 +254,64 @@ def evaluate(job: EvaluateJob, executor: Executor) -> dict[str, Any]:
             "compressed": version.summary.get("compressed"),
             "metric": version.summary.get("metric"),
             "models": dict(version.summary.get("models", {})),
-            "images": int(tally.rows[0]),
+            "images": int(counts.rows[0]),
             **unknown,
-            "top1": tally.accuracy(chosen),
+            "top1": counts.accuracy(chosen),
         }
         if table.seen is not None:
-            result |= groups(tally, table.seen, chosen, grouped=grouped)
+            result |= groups(counts, table.seen, chosen, grouped=grouped)
         if grouped and "H" in result:
-            curve = Curve.of(tally, chosen, counted.reach, _gammas(job, version))
+            curve = Curve.of(counts, chosen, counted.margin_range, _gammas(job, version))
             margins = _second_pass(pool, tasks, curve)
-            result["calibrated"] = calibrated(curve, margins, tally, table, chosen)
-    result["per_class"] = per_class(tally, table, chosen)
+            result["calibrated"] = calibrated(curve, margins, counts, table, chosen)
+    result["per_class"] = per_class(counts, table, chosen)
     result["confusions"] = counted.confusions.worst(table, chosen)
     return {**result, "run": record.summary()}
 
 
 def per_class(
-    tally: ClassCounts, table: ClassTable, chosen: NDArray[np.bool_]
+    counts: ClassCounts, table: ClassTable, chosen: NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
-    """Each class of ``chosen`` [T] that has images: how many, and their share right at top 1."""
+    """Images and hit@1 of each class of ``chosen`` [T] that has images."""
     return [
         {
             "class_id": table.ids[int(t)].as_py(),
             "name": table.names[int(t)],
             "seen": None if table.seen is None else bool(table.seen[t]),
-            "images": int(tally.images[t]),
-            "hit@1": float(tally.hits[0][t] / tally.images[t]),
+            "images": int(counts.images[t]),
+            "hit@1": float(counts.hits[0][t] / counts.images[t]),
         }
-        for t in np.flatnonzero(chosen & (tally.images > 0))
+        for t in np.flatnonzero(chosen & (counts.images > 0))
     ]
 
 
 def of_models(version: Snapshot, key: str) -> dict[str, float | None]:
-    """A figure that a prediction version notes of each of its models; by fingerprint."""
-    noted = version.summary.get("models", {})
+    """A value of each model of a prediction version, by fingerprint."""
+    models = version.summary.get("models", {})
     values = {
-        receipt.model: noted.get(receipt.model, version.summary).get(key)
+        receipt.model: models.get(receipt.model, version.summary).get(key)
         for receipt in version.shards
     }
     return {name: None if value is None else float(value) for name, value in values.items()}
 
 
 def _gammas(job: EvaluateJob, version: Snapshot) -> dict[str, float] | None:
-    """The γ to judge by: the one asked for, or what each model was tuned to (all or none)."""
+    """The γ of each model: the job's, or those from tuning if all models have one."""
     if job.calibration is not None:
         return {receipt.model: job.calibration for receipt in version.shards}
-    own = of_models(version, "model_calibration")
-    found = {name: value for name, value in own.items() if value is not None}
-    return found if len(found) == len(own) else None
+    values = of_models(version, "model_calibration")
+    tuned = {name: value for name, value in values.items() if value is not None}
+    return tuned if len(tuned) == len(values) else None
 
 
 def _first_pass(
     pool: WorkerPool[EvaluateWorker], tasks: list[ShardTask], table: ClassTable
 ) -> _Counted:
     total = _Counted(
-        tally=ClassCounts.empty(len(table)),
+        counts=ClassCounts.empty(len(table)),
         confusions=Confusions(),
         grouped=False,
-        reach=np.array([np.inf, -np.inf]),
+        margin_range=np.array([np.inf, -np.inf]),
     )
     results = pool.map(EvaluateWorker.count, tasks)
     for part in completed(results, total=len(tasks), label="evaluate"):
@@ -309,40 +328,42 @@ def _second_pass(pool: WorkerPool[EvaluateWorker], tasks: list[ShardTask], curve
 
 
 def groups(
-    tally: ClassCounts, seen: NDArray[np.bool_], chosen: NDArray[np.bool_], *, grouped: bool
+    counts: ClassCounts, seen: NDArray[np.bool_], chosen: NDArray[np.bool_], *, grouped: bool
 ) -> dict[str, Any]:
-    """ts, tr and H of GZSL, and top-1 among the label's own group (ZSL for unseen labels).
+    """ts, tr and H of GZSL, and top-1 within the label's own group (ZSL for unseen labels).
 
     Args:
         seen, chosen: by class [T].
     """
-    found: dict[str, Any] = {}
-    for name, of_group in (("tr", chosen & seen), ("ts", chosen & ~seen)):
-        accuracy = tally.accuracy(of_group)
-        found["seen" if name == "tr" else "unseen"] = accuracy
+    figures: dict[str, Any] = {}
+    for name, group in (("tr", chosen & seen), ("ts", chosen & ~seen)):
+        accuracy = counts.accuracy(group)
+        figures["seen" if name == "tr" else "unseen"] = accuracy
         if "hit@1" not in accuracy:
             continue
         if grouped:
-            found[name] = accuracy["hit@1"]
-            has = of_group & (tally.images > 0)
-            within = class_mean(tally.group_hits[has], tally.images[has])
-            found["zsl" if name == "ts" else "seen_only"] = within
-        elif name == "ts" and not tally.predicted[seen].any():
-            found["zsl"] = accuracy["hit@1"]
-    if "ts" in found and "tr" in found:
-        found["H"] = harmonic(found["ts"], found["tr"])
-    return found
+            figures[name] = accuracy["hit@1"]
+            has = group & (counts.images > 0)
+            in_group = class_mean(counts.group_hits[has], counts.images[has])
+            figures["zsl" if name == "ts" else "seen_only"] = in_group
+        elif name == "ts" and not counts.predicted[seen].any():
+            figures["zsl"] = accuracy["hit@1"]
+    if "ts" in figures and "tr" in figures:
+        figures["H"] = harmonic(figures["ts"], figures["tr"])
+    return figures
 
 
 def calibrated(
-    curve: Curve, margins: Margins, tally: ClassCounts, table: ClassTable, chosen: NDArray[np.bool_]
+    curve: Curve,
+    margins: Margins,
+    counts: ClassCounts,
+    table: ClassTable,
+    chosen: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    """The seen-unseen curve: its area, its best H (an oracle), and H at the chosen γ.
-
-    ``chosen`` [T] are the classes that are judged.
-    """
+    """The seen-unseen curve of the classes ``chosen`` [T]: its area, its best H (which knows the
+    labels), and H at each model's γ."""
     assert table.seen is not None, "checked by the caller"
-    has = chosen & (tally.images > 0)
+    has = chosen & (counts.images > 0)
     n_seen, n_unseen = int((has & table.seen).sum()), int((has & ~table.seen).sum())
     by_seen, by_unseen = value_of_limbs(margins.seen), value_of_limbs(margins.unseen)
     # Under γ = edges[p], seen images with margin > γ are right, unseen ones with margin ≤ γ.
@@ -352,7 +373,7 @@ def calibrated(
     ts = np.concatenate([[0.0], ts])
     H = np.array([harmonic(float(a), float(b)) for a, b in zip(ts, tr, strict=True)])
     best = int(np.argmax(H))
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "ausuc": float(np.sum(0.5 * (tr[1:] + tr[:-1]) * np.diff(ts))),
         "best_H": float(H[best]),
         "best_gamma": float(curve.edges[max(best - 1, 0)]),
@@ -360,8 +381,8 @@ def calibrated(
     if curve.gammas is not None:
         seen, unseen = has & table.seen, has & ~table.seen
         values = set(curve.gammas.values())
-        found["gamma"] = values.pop() if len(values) == 1 else dict(curve.gammas)
-        found["tr"] = class_mean(margins.at_gamma[seen], tally.images[seen])
-        found["ts"] = class_mean(margins.at_gamma[unseen], tally.images[unseen])
-        found["H"] = harmonic(found["ts"], found["tr"])
-    return found
+        figures["gamma"] = values.pop() if len(values) == 1 else dict(curve.gammas)
+        figures["tr"] = class_mean(margins.at_gamma[seen], counts.images[seen])
+        figures["ts"] = class_mean(margins.at_gamma[unseen], counts.images[unseen])
+        figures["H"] = harmonic(figures["ts"], figures["tr"])
+    return figures

@@ -1,7 +1,7 @@
 """Approximate semantic inference for classes without embeddings (PSR, section 4.5).
 
-Every image, or every group of images with one label, is compared with the known classes; the
-most and the least similar ones are told with their cosines. Of a group it is the mean cosine.
+Each image, or each group of images with one label, is compared with the known classes. The result
+has the most and the least similar classes with their cosines; of a group, the mean cosines.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ from raypq.methods.base import Model
 from raypq.stages.stores.code_store import check_model
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
 
-_ROWS = 1024  # times the classes: cosines held at once
-_SHOWN = 20  # lines of the readable table
+_BATCH_ROWS = 1024  # images compared with all classes at once
+_MAX_LINES = 20  # of the readable table
+
+Groups = dict[str, tuple[int, NDArray[np.float64]]]  # label to images, and sums of cosines [T]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a shard gives: images, lines to show, and the sum of cosines [T] of each label."""
+class ShardResult:
+    """Result of one shard: number of images, first lines of the table, and sums by label."""
 
     images: int
     lines: list[dict[str, Any]]
-    groups: dict[str, tuple[int, NDArray[np.float64]]]
+    groups: Groups
 
 
 class InferWorker:
@@ -50,69 +52,70 @@ class InferWorker:
     ) -> None:
         self._model, self._V, self._names, self._job = model, V, names, job
 
-    def infer(self, task: ShardTask) -> Found:
+    def infer(self, task: ShardTask) -> ShardResult:
         """Compares the codes of a shard with the classes."""
         file = CodeFile.open(task.shard.uri, size=task.shard.size)
         check_model(file, {self._model.fingerprint: self._model})
-        groups: dict[str, tuple[int, NDArray[np.float64]]] = {}
+        groups: Groups = {}
         if self._job.by == "label":
-            images = sum(self._add(groups, *one) for one in self._compared(file))
-            return Found(images=images, lines=[], groups=groups)
+            images = sum(self._add(groups, *part) for part in self._compared(file))
+            return ShardResult(images=images, lines=[], groups=groups)
         images = 0
-        shown: list[dict[str, Any]] = []
+        first_lines: list[dict[str, Any]] = []
         with _writing(join(self._job.output, f"{task.shard.stem}.parquet")) as writer:
-            for batch, keep, cosines in self._compared(file):
-                ids = batch.ids.take(pa.array(keep)).to_pylist()
+            for batch, rows, cosines in self._compared(file):
+                ids = batch.ids.take(pa.array(rows)).to_pylist()
                 lines = [
-                    line(str(key), 1, row, self._names, self._job)
-                    for key, row in zip(ids, cosines, strict=True)
+                    line(str(key), 1, values, self._names, self._job)
+                    for key, values in zip(ids, cosines, strict=True)
                 ]
                 writer.write_table(pa.Table.from_pylist(lines, SCHEMA))
                 images += len(lines)
-                shown += lines[: _SHOWN - len(shown)]
-        return Found(images=images, lines=shown, groups=groups)
+                first_lines += lines[: _MAX_LINES - len(first_lines)]
+        return ShardResult(images=images, lines=first_lines, groups=groups)
 
     def _compared(
         self, file: CodeFile
     ) -> Iterator[tuple[CodeBatch, NDArray[np.int64], NDArray[np.float32]]]:
-        """Batches, which of their rows are asked for, and these rows' cosines [n, T]."""
-        for batch in file.batches(_ROWS):
-            keep = self._chosen(batch)
-            yield batch, keep, self._model.cosines(self._model.decode(batch.B[keep]), self._V)
+        """Batches, the rows of them to compare [n], and the cosines of these rows [n, T]."""
+        for batch in file.batches(_BATCH_ROWS):
+            rows = self._chosen(batch)
+            yield batch, rows, self._model.cosines(self._model.decode(batch.B[rows]), self._V)
 
     def _chosen(self, batch: CodeBatch) -> NDArray[np.int64]:
         if not self._job.labels:
             return np.arange(len(batch.B))
         if batch.labels is None:  # a shard without labels has no image of any class
             return np.empty(0, np.int64)
-        wanted = set(self._job.labels)
-        return np.flatnonzero([label in wanted for label in batch.labels.to_pylist()])
+        chosen = set(self._job.labels)
+        return np.flatnonzero([label in chosen for label in batch.labels.to_pylist()])
 
     def _add(
         self,
-        groups: dict[str, tuple[int, NDArray[np.float64]]],
+        groups: Groups,
         batch: CodeBatch,
-        keep: NDArray[np.int64],
+        rows: NDArray[np.int64],
         cosines: NDArray[np.float32],
     ) -> int:
+        """Adds the labelled rows of a batch to their groups; returns their number."""
         if batch.labels is None:
             return 0
-        labels = batch.labels.take(pa.array(keep)).to_pylist()
+        labels = batch.labels.take(pa.array(rows)).to_pylist()
         for name in sorted({label for label in labels if label is not None}):
-            rows = [index for index, label in enumerate(labels) if label == name]
-            merge(groups, name, len(rows), cosines[rows].sum(axis=0, dtype=np.float64))
+            members = [index for index, label in enumerate(labels) if label == name]
+            merge(groups, name, len(members), cosines[members].sum(axis=0, dtype=np.float64))
         return sum(label is not None for label in labels)
 
 
 def merge(
-    groups: dict[str, tuple[int, NDArray[np.float64]]],
+    groups: Groups,
     name: str,
     count: int,
     total: NDArray[np.float64],
 ) -> None:
-    """Adds images to a group."""
+    """Adds images, and their sum of cosines [T], to a group."""
     before = groups.get(name)
-    # A copy: it may be a view of shared memory.
+    # A copy, since the sum may be a view of shared memory.
     groups[name] = (
         (count, total.copy()) if before is None else (before[0] + count, before[1] + total)
     )
@@ -121,7 +124,7 @@ def merge(
 def line(
     key: str, images: int, cosines: NDArray[Any], names: list[str], job: InferSemanticsJob
 ) -> dict[str, Any]:
-    """One line of the result: the most and the least similar classes, best and worst first."""
+    """A row of the result: the most similar classes, best first, and the least, worst first."""
     order = np.argsort(-cosines, kind="stable")
     most, least = order[: job.top_k], order[::-1][: job.top_k]
     return {
@@ -146,18 +149,18 @@ SCHEMA = pa.schema(
         pa.field("similar", pa.int64(), nullable=False),
     ]
 )
-"""``key`` is the image's id or the group's label; ``similar`` counts classes at τ or above."""
+"""``key``: id of the image, or label of the group. ``similar``: number of cosines ≥ τ."""
 
 
 def infer_semantics(job: InferSemanticsJob, executor: Executor) -> dict[str, Any]:
-    """Compares stored codes with the known classes; writes one Parquet file a shard, or one of
-    all groups.
+    """Compares stored codes with the known classes; writes a Parquet file for each shard, or one
+    for all groups.
 
     Raises:
-        ConfigError: an output with other files in it.
-        InputError: codes without labels where they are needed, no image of the labels asked for.
-        ModelError: codes of another model.
-        JobError: shards that could not be read.
+        ConfigError: the output holds other files.
+        InputError: no labels where they are needed, or no image with the requested labels.
+        ModelError: another model made the codes.
+        JobError: some shards could not be read.
     """
     model = registry.load(job.model)
     table = ClassTable.open(job.classes)
@@ -170,22 +173,22 @@ def infer_semantics(job: InferSemanticsJob, executor: Executor) -> dict[str, Any
     refuse_others(job.output, [f"{stem}.parquet" for stem in stems])
     images = 0
     lines: list[dict[str, Any]] = []
-    groups: dict[str, tuple[int, NDArray[np.float64]]] = {}
+    groups: Groups = {}
     with executor.start_workers(InferWorker, model, V, ids, job, stage="infer") as pool:
-        # Float sums: the order fixes the last bit.
+        # In order, since the last bit of float sums depends on it.
         results = pool.map(InferWorker.infer, tasks, ordered=True)
-        for found in completed(
+        for result in completed(
             results, total=len(tasks), label="infer", on_bad_shard=job.on_bad_shard
         ):
-            images += found.images
-            lines += found.lines[: _SHOWN - len(lines)]
-            for name, (count, total) in found.groups.items():
+            images += result.images
+            lines += result.lines[: _MAX_LINES - len(lines)]
+            for name, (count, total) in result.groups.items():
                 merge(groups, name, count, total)
     if not images:
-        wanted = "images with labels" if job.by == "label" else "images"
+        expected = "images with labels" if job.by == "label" else "images"
         if job.labels:
-            wanted = f"an image labelled {', '.join(job.labels)}"
-        raise InputError(job.codes, expected=wanted, found="none")
+            expected = f"an image labelled {', '.join(job.labels)}"
+        raise InputError(job.codes, expected=expected, found="none")
     if job.by == "label":
         lines = [
             line(name, count, total / count, ids, job)
@@ -204,13 +207,16 @@ def _writing(uri: str) -> Iterator[pq.ParquetWriter]:
 
 
 def readable(lines: list[dict[str, Any]], names: Mapping[str, str]) -> list[str]:
-    """The first lines for people, with names in place of class_ids."""
+    """The first lines as text, with names instead of class_ids."""
 
-    def told(ids: list[str], cosines: list[float]) -> str:
-        return ", ".join(f"{names[a]} {b:+.2f}" for a, b in zip(ids, cosines, strict=True))
+    def classes(ids: list[str], cosines: list[float]) -> str:
+        return ", ".join(
+            f"{names[name]} {cosine:+.2f}" for name, cosine in zip(ids, cosines, strict=True)
+        )
 
     return [
-        f"{one['key']} ({one['images']}): like {told(one['most_similar'], one['most_cosine'])}; "
-        f"unlike {told(one['least_similar'], one['least_cosine'])}"
-        for one in lines[:_SHOWN]
+        f"{row['key']} ({row['images']}): like "
+        f"{classes(row['most_similar'], row['most_cosine'])}; unlike "
+        f"{classes(row['least_similar'], row['least_cosine'])}"
+        for row in lines[:_MAX_LINES]
     ]

@@ -1,9 +1,8 @@
 """Class scorers: a model with the tables of the candidate classes.
 
-A store may hold shards of several models, a roll-out half done. Each shard is scanned with its own
-model's tables. An image's classes are ranked among themselves, so predictions of different models
-stand side by side in one version; the *scores* of two models have no common scale, so never compare
-those of images that different models encoded.
+During a roll-out a store holds shards of several models. Each shard is scanned with the tables of
+its own model. Classes are ranked within an image, so one version may hold predictions of different
+models. Their *scores* have no common scale: never compare those of images of different models.
 """
 
 from __future__ import annotations
@@ -33,15 +32,14 @@ from raypq.stages.stores import model_store
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Candidates:
-    """The classes to choose among.
+    """The classes that predictions choose from.
 
     Attributes:
-        chosen: indices into the whole ``table``, ascending.
-        named: what the job names, classes that the table lacks included.
+        selection: the rows that the job selects, and names that the table lacks.
     """
 
     table: ClassTable
-    named: Chosen
+    selection: Chosen
 
     @classmethod
     def of(cls, job: ClassificationTarget, table: ClassTable) -> Candidates:
@@ -49,17 +47,18 @@ class Candidates:
 
         Raises:
             ConfigError: an unknown split.
-            InputError: nothing is selected, or the table lacks what the job refuses to leave out.
+            InputError: no class is selected, or ``unknown_labels`` is ``refuse`` and the table
+                lacks one.
         """
-        named = table.choose(job.candidates)
+        selection = table.choose(job.candidates)
         if job.unknown_labels == "refuse":
-            named.refuse()
-        return cls(table=table, named=named)
+            selection.refuse()
+        return cls(table=table, selection=selection)
 
     @property
     def chosen(self) -> NDArray[np.int64]:
-        """Rows of the table that predictions choose from, ascending."""
-        return self.named.index
+        """Rows of the class table, ascending."""
+        return self.selection.index
 
     def prototypes(
         self, model: Model, chosen: NDArray[np.int64]
@@ -71,7 +70,7 @@ class Candidates:
 
     @cached_property
     def groups(self) -> dict[str, NDArray[np.int64]]:
-        """The candidates by seen and unseen; one group of all where only one kind is there."""
+        """Rows of seen and of unseen candidates; one group ``all`` where the table does not say."""
         seen = self.table.seen
         if seen is None:
             return {"all": self.chosen}
@@ -84,10 +83,10 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassScorer:
-    """A model and how it is asked.
+    """A model with the metric and the calibration of its scores.
 
     Attributes:
-        calibration: taken off the scores of seen classes (calibrated stacking).
+        calibration: subtracted from the scores of seen classes (calibrated stacking).
     """
 
     model: Model
@@ -96,23 +95,23 @@ class ClassScorer:
 
     def tables(self, candidates: Candidates) -> dict[str, kernels.Tables]:
         """Lookup tables of each group of candidates."""
-        built = {}
+        tables = {}
         for name, chosen in candidates.groups.items():
             V, bias = candidates.prototypes(self.model, chosen)
             if name == "seen":
                 bias = bias - self.calibration
-            built[name] = self.model.tables(V, bias, self.metric)
-        return built
+            tables[name] = self.model.tables(V, bias, self.metric)
+        return tables
 
     @property
     def settings(self) -> str:
-        """What its scores depend on beside the model's fingerprint and the class table."""
+        """Everything but the model's fingerprint and the class table that scores depend on."""
         layer = self.model.layer
         added = "" if layer is None else f":{layer.digest}"
         return f"{self.metric}:{self.calibration!r}{added}"
 
     def describe(self) -> dict[str, Any]:
-        """What a version says of it."""
+        """Its entry in the summary of a version."""
         return {
             "method": self.model.method,
             "M": self.model.M,
@@ -128,55 +127,54 @@ def build_scorers(
     codes: Snapshot | None,
     candidates: Candidates,
     *,
-    own: Model | None = None,
+    nightly_model: Model | None = None,
 ) -> dict[str, ClassScorer]:
-    """The judges by fingerprint: the model that the job names, or those that made the codes.
+    """The scorers by fingerprint: of the model that the job names, or of those that made the codes.
 
     Args:
-        own: the model of a nightly job, which is the one for its codes: its twin beside them may
-            not be tuned as it is. Others in the store, which wait to be encoded by it, are taken
-            as they are, tuned or not.
+        nightly_model: the model of a nightly job. It takes the place of the stored one, which may
+            have another calibration. Other models of the store, whose shards are to be encoded
+            anew, need no calibration.
 
     Raises:
         ConfigError: features without a model, a calibration without seen classes.
-        ModelError: codes of another model than the one named, a model that is not with its codes.
+        ModelError: another model than the named one made the codes, or a model is missing.
     """
     table = candidates.table
-    if own is not None and codes is None:
-        models, places = {own.fingerprint: own}, {own.fingerprint: job.model or own.method}
+    if nightly_model is not None and codes is None:
+        models = {nightly_model.fingerprint: nightly_model}
+        paths = {nightly_model.fingerprint: job.model or nightly_model.method}
     elif job.model is not None:
         model = registry.load(job.model)
         if codes is not None:
             assert job.codes is not None, "the snapshot is read from it"
             _check_all(job.codes, codes.shards, model)
-        models, places = {model.fingerprint: model}, {model.fingerprint: job.model}
+        models, paths = {model.fingerprint: model}, {model.fingerprint: job.model}
     elif codes is None or job.codes is None:
         raise ConfigError("classify needs a model (--model) to score features")
     else:
         models = model_store.load(job.codes, (receipt.model for receipt in codes.shards))
-        places = {name: model_store.place(job.codes, name) for name in models}
-        if own is not None and own.fingerprint in models:
-            models[own.fingerprint] = own
+        paths = {name: model_store.folder_of(job.codes, name) for name in models}
+        if nightly_model is not None and nightly_model.fingerprint in models:
+            models[nightly_model.fingerprint] = nightly_model
     if job.calibration and table.seen is None:
         raise ConfigError(f"calibration: {job.classes} has no column 'seen' to calibrate by")
-    judges = {}
+    scorers = {}
     for name, model in models.items():
-        waits = own is not None and name != own.fingerprint
-        calibration = _calibration(job, model, places[name], needed=not waits)
+        required = nightly_model is None or name == nightly_model.fingerprint
+        calibration = _calibration(job, model, paths[name], required=required)
         model = _with_table(model, table)
-        # They must fit before any work starts.
+        # Raises before any work starts where the classes do not fit the model.
         candidates.prototypes(model, candidates.chosen[: 1 if model.classes is None else None])
-        judges[name] = ClassScorer(
+        scorers[name] = ClassScorer(
             model=model, metric=job.metric or model.class_metric, calibration=calibration
         )
-    return judges
+    return scorers
 
 
 def _with_table(model: Model, table: ClassTable) -> Model:
-    """The model with prototypes of the whole table, where they depend on one another.
-
-    They are made once, here, and not by each worker.
-    """
+    """The model with the prototypes of the whole table, if they depend on one another; computed
+    here once, and not by each worker."""
     if not model.joint_classes:
         return model
     ids = table.ids.to_pylist()
@@ -185,16 +183,18 @@ def _with_table(model: Model, table: ClassTable) -> Model:
     return model.with_classes(ids, table.embeddings)
 
 
-def told_of(judges: Mapping[str, ClassScorer], receipts: Iterable[Receipt]) -> dict[str, Any]:
-    """What a version says of its models: each with its shards and rows."""
+def summary_of_models(
+    scorers: Mapping[str, ClassScorer], receipts: Iterable[Receipt]
+) -> dict[str, Any]:
+    """Each model of a version with its numbers of shards and rows."""
     shards: Counter[str] = Counter()
     rows: Counter[str] = Counter()
     for receipt in receipts:
         shards[receipt.model] += 1
         rows[receipt.model] += receipt.rows
     return {
-        name: {**judge.describe(), "shards": shards[name], "rows": rows[name]}
-        for name, judge in judges.items()
+        name: {**scorer.describe(), "shards": shards[name], "rows": rows[name]}
+        for name, scorer in scorers.items()
     }
 
 
@@ -205,20 +205,20 @@ def _check_all(store: str, receipts: Sequence[Receipt], model: Model) -> None:
             join(store, others[0].path),
             expected=f"codes made by model {model.fingerprint[:12]}",
             found=f"codes made by model {others[0].model[:12]} ({len(others)} of {len(receipts)} "
-            "shards are not this model's; without a model named, each shard's own is used)",
+            "shards are not this model's; without --model, each shard is classified by its own)",
         )
 
 
-def _calibration(job: ClassifyJob, model: Model, place: str, *, needed: bool) -> float:
+def _calibration(job: ClassifyJob, model: Model, path: str, *, required: bool) -> float:
     if job.calibration != "model":
         return float(job.calibration)
-    found = model.record.get(model_store.CALIBRATION)
-    if found is None and not needed:
+    calibration = model.record.get(model_store.CALIBRATION)
+    if calibration is None and not required:
         console.warn(
-            f"{place}: no calibration from raypq train --tune; the shards that it encoded are "
+            f"{path}: no calibration from raypq train --tune; the shards that it encoded are "
             "classified without one until they are encoded anew"
         )
         return 0.0
-    if found is None:
-        raise ModelError(place, expected="a calibration from raypq train --tune", found="none")
-    return float(found)
+    if calibration is None:
+        raise ModelError(path, expected="a calibration from raypq train --tune", found="none")
+    return float(calibration)

@@ -11,11 +11,11 @@ from raypq.data import unknown_classes
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import InputError
 
-_MEANT = {
+_DESCRIPTIONS = {
     "unknown_labels": "row(s) with a label that is none of its class_ids",
     "unknown_classes": "prediction(s) of a class that is none of its class_ids",
 }
-_SO = {
+_CONSEQUENCES = {
     "unknown_labels": "they count in no accuracy",
     "unknown_classes": "they count as wrong",
 }
@@ -24,19 +24,19 @@ _SO = {
 def check_labels(
     job: ClassificationTarget | EvaluateJob, store: str, result: Mapping[str, Any]
 ) -> None:
-    """Warns of names in a prediction store that the class table lacks, or refuses them.
+    """Warns of labels and predictions that the class table lacks, or refuses them.
 
     Args:
         result: counts, as ``ClassCounts.summary`` gives them.
 
     Raises:
-        InputError: there are some, and the job refuses them.
+        InputError: there are unknown names, and ``unknown_labels`` is ``refuse``.
     """
-    for kind, meant in _MEANT.items():
-        found = result.get(kind)
-        if not found:
+    for kind, description in _DESCRIPTIONS.items():
+        names = result.get(kind)
+        if not names:
             continue
-        text = f"{found['rows']:,} {meant}, such as {unknown_classes.examples(found)}"
+        text = f"{names['rows']:,} {description}, such as {unknown_classes.examples(names)}"
         if job.unknown_labels == "refuse":
             raise InputError(
                 store,
@@ -45,14 +45,13 @@ def check_labels(
                 found=f"{text}; add the classes to the table, correct the labels, or set "
                 "unknown_labels: report",
             )
-        console.warn(f"{job.classes}: {text}; {_SO[kind]}", rows=found["rows"])
+        console.warn(f"{job.classes}: {text}; {_CONSEQUENCES[kind]}", rows=names["rows"])
 
 
-def told_of(version: Snapshot) -> dict[str, Any]:
-    """What a result says of labels and candidates of a prediction version that the class table
-    lacks."""
-    noted = {
+def summary(version: Snapshot) -> dict[str, Any]:
+    """Unknown labels and left-out candidates of a prediction version, where there are any."""
+    values = {
         "unknown_labels": (version.summary.get("result") or {}).get("unknown_labels"),
         "left_out_candidates": version.summary.get("left_out_candidates"),
     }
-    return {key: found for key, found in noted.items() if found}
+    return {key: value for key, value in values.items() if value}

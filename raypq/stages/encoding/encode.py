@@ -1,4 +1,4 @@
-"""Encode: each feature shard to one code file, then one snapshot of them all."""
+"""Encode: one code file for each feature shard, then one version of the store."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from raypq.stages.stores.shard_task import ShardTask
 from raypq.stages.stores.shard_types import check_label_column, id_rule
 from raypq.stages.stores.work_id import encode_work
 
-_NAMED = 5  # shards that a version names as dropped
+_MAX_NAMES = 5  # dropped shards that a version names
 
 
 @dataclass(kw_only=True)
-class Changed:
-    """How many codes a lower precision changes, counted on the first batch of each shard."""
+class PrecisionCheck:
+    """Codes that a lower precision changes, counted on the first batch of each shard."""
 
     codes: int = 0
     different: int = 0
@@ -44,15 +44,25 @@ class Changed:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """What a worker answers for one encoded shard."""
+    """An encoded shard: its receipt and counts.
+
+    Attributes:
+        left_out: images that could not be decoded.
+    """
 
     receipt: shard_writer.Receipt
-    changed: Changed
+    precision: PrecisionCheck
     left_out: int = 0
 
 
 class EncodeWorker:
-    """Turns feature shards into code files with one model."""
+    """Encodes feature shards with one model.
+
+    Args:
+        content: whether shards are compared by the hash of their content.
+        rule: the type that ids must have.
+        work: work id of the shards that may be encoded, if others are kept.
+    """
 
     def __init__(
         self,
@@ -70,23 +80,23 @@ class EncodeWorker:
         self._device, self._precision, self._content = device, precision, content
 
     def encode(self, task: ShardTask) -> Encoded:
-        """Encodes a shard, or keeps its codes where its content is as it was."""
+        """Encodes a shard, or keeps its codes if its content has not changed."""
         if not self._content:
             return self._encode(task, Source.of(task.shard))
         source = Source.of(task.shard, sha256=digest(task.shard.uri))
         if task.kept is None or task.kept.source.sha256 != source.sha256:
             return self._encode(task, source)
-        # Touched, yet the same bytes: the codes stay, and the new time is noted.
+        # Same content with another time: the receipt records the new time.
         kept = task.kept.model_copy(update={"source": source})
-        return Encoded(receipt=kept, changed=Changed())
+        return Encoded(receipt=kept, precision=PrecisionCheck())
 
     def _encode(self, task: ShardTask, source: Source) -> Encoded:
         model, shard = self._model, task.shard
-        changed = Changed()
+        precision = PrecisionCheck()
         if self._work is not None and task.work != self._work:
             raise InputError(
                 shard.uri,
-                expected="its codes under an earlier model or settings, which were to be kept",
+                expected="its codes of an earlier model or settings, which are to be kept",
                 found="none: they were removed while this run was at work; run it again",
             )
         with open_features(shard, self._columns, width=model.dx, rule=self._rule) as reader:
@@ -104,40 +114,41 @@ class EncodeWorker:
                 model=model.fingerprint,
                 work=task.work,
                 schema=schema,
-                batches=self._batches(reader, schema, changed, gauge),
+                batches=self._batches(reader, schema, precision, gauge),
                 options=codes.WRITE_OPTIONS,
             )
             kind = receipt_kind(reader.id_column, self._rule) if self._rule else None
-            noted = {"stats": gauge.read(), "source": source, "ids": kind}
-            measured = receipt.model_copy(update=noted)
-            return Encoded(receipt=measured, changed=changed, left_out=reader.left_out)
+            receipt = receipt.model_copy(
+                update={"stats": gauge.read(), "source": source, "ids": kind}
+            )
+            return Encoded(receipt=receipt, precision=precision, left_out=reader.left_out)
 
     def _batches(
-        self, reader: FeatureReader, schema: pa.Schema, changed: Changed, gauge: Gauge
+        self, reader: FeatureReader, schema: pa.Schema, precision: PrecisionCheck, gauge: Gauge
     ) -> Iterator[pa.RecordBatch]:
         model = self._model
         for batch in ahead(reader.batches()):
             B = model.encode(batch.X, device=self._device, precision=self._precision)
             if self._precision != "fp32" and not batch.row:
                 exact = model.encode(batch.X, device=self._device)
-                changed.codes += B.size
-                changed.different += int((exact != B).sum())
+                precision.codes += B.size
+                precision.different += int((exact != B).sum())
             gauge.add(batch.X, B, batch.row)
             stored = codes.pack(B, model.K)
             yield codes.record_batch(schema, ids=batch.ids, stored=stored, labels=batch.labels)
 
 
 def encode(job: EncodeJob, executor: Executor) -> Snapshot:
-    """Encodes a feature store under a model; returns the new version of the code store.
+    """Encodes a feature store with a model; returns the new version of the code store.
 
-    The version holds these features alone, and a warning says what of the last version it lacks;
-    with ``append`` it holds the other shards of the last version too, as they are.
+    The version holds these features only, and a warning names shards of the last version that it
+    lacks. With ``append`` it also holds the other shards of the last version, unchanged.
 
     Raises:
-        ConflictError: with ``append``, another run made a version meanwhile.
+        ConflictError: with ``append``, another run committed meanwhile.
         InputError: with ``append``, the store lacks a file of its last version.
         ModelError: the model cannot be read.
-        JobError: shards that could not be encoded; every good one is finished.
+        JobError: some shards could not be encoded; all others are finished.
     """
     record = RunRecord(job, executor)
     model = registry.load(job.model)
@@ -151,15 +162,15 @@ def encode(job: EncodeJob, executor: Executor) -> Snapshot:
         on_bad_shard=job.on_bad_shard,
         append=job.append,
     )
-    model_store.keep(job.output, model)  # before any version can name it
+    model_store.save(job.output, model)  # before any version can name it
     if finished := run.finished():
         return finished
     dropped = _dropped(job, run)
-    return carry_out(job, model, run, executor, record, describe=lambda _: dropped)
+    return execute(job, model, run, executor, record, describe=lambda _: dropped)
 
 
 def _dropped(job: EncodeJob, run: StoreRun) -> dict[str, Any]:
-    """What the next version says of shards that the last one has and it lacks; warns of them."""
+    """The summary's entry of shards that the next version drops; warns of them."""
     gone = sorted(receipt.source.uri for receipt in run.dropped)
     if not gone or run.latest is None:
         return {}
@@ -171,14 +182,13 @@ def _dropped(job: EncodeJob, run: StoreRun) -> dict[str, Any]:
         f"'raypq snapshots restore {job.output} {before}' brings version {before} back",
         shards=len(gone),
     )
-    told = {"shards": len(gone), "of_version": before, "examples": gone[:_NAMED]}
-    return {"dropped": told}
+    return {"dropped": {"shards": len(gone), "of_version": before, "examples": gone[:_MAX_NAMES]}}
 
 
 Describe = Callable[[Sequence[shard_writer.Receipt]], dict[str, Any]]
 
 
-def carry_out(
+def execute(
     job: EncodeJob,
     model: Model,
     run: StoreRun,
@@ -188,54 +198,54 @@ def carry_out(
     content: bool = False,
     describe: Describe = lambda _: {},
 ) -> Snapshot:
-    """Encodes what a run lacks and makes its version.
+    """Encodes the missing shards of a run and commits its version.
 
     Args:
-        record: of this run.
-        content: hash the sources too; a task whose kept receipt has the same hash keeps it.
-        describe: what else the version says of itself, given the receipts of this run's shards.
+        content: whether shards are compared by the hash of their content; a task whose kept
+            receipt has the same hash keeps it.
+        describe: further entries of the version's summary, given the receipts of this run.
 
     Raises:
-        InputError: no shard has the label column that was asked for by name.
-        JobError: shards that could not be encoded; every good one is finished.
+        InputError: no shard has the label column that the user named.
+        JobError: some shards could not be encoded; all others are finished.
     """
     work = encode_work(model.fingerprint, job)
     check_label_column([task.shard for task in run.tasks if task.work == work], job.columns)
     rule = id_rule(run, job.columns)
-    summary = {
+    settings = {
         "model": job.model,
         "fingerprint": model.fingerprint,
         "M": model.M,
         "K": model.K,
         "precision": job.precision,
     }
-    total = Changed()
+    precision = PrecisionCheck()
     left_out = 0
     fresh: list[shard_writer.Receipt] = []
 
     def reduce(result: Encoded) -> shard_writer.Receipt:
         nonlocal left_out
         left_out += result.left_out
-        total.codes += result.changed.codes
-        total.different += result.changed.different
+        precision.codes += result.precision.codes
+        precision.different += result.precision.different
         fresh.append(result.receipt)
         record.finished(result.receipt.rows)
         return result.receipt
 
     def summarise(receipts: Sequence[shard_writer.Receipt]) -> dict[str, Any]:
         record.end_of_work("encode")
-        found = check_ids(job, receipts, run.latest)
+        ids = check_ids(job, receipts, run.latest)
         record.lap("check ids")
-        told = {**summary, **describe(fresh), **found}
+        summary = {**settings, **describe(fresh), **ids}
         if left_out:
-            told["images_left_out"] = left_out
-        if total.codes:
-            told["codes_changed_by_precision"] = total.different / total.codes
-        return {**told, "run": record.summary()}
+            summary["images_left_out"] = left_out
+        if precision.codes:
+            summary["codes_changed_by_precision"] = precision.different / precision.codes
+        return {**summary, "run": record.summary()}
 
-    how = (job.columns, job.output, job.where.device, job.precision, content, rule, work)
+    args = (job.columns, job.output, job.where.device, job.precision, content, rule, work)
     with (
-        executor.start_workers(EncodeWorker, model, *how, stage="encode") as pool,
+        executor.start_workers(EncodeWorker, model, *args, stage="encode") as pool,
         record.observe(pool),
     ):
         return run.execute(
@@ -243,23 +253,26 @@ def carry_out(
             on_bad_shard=job.on_bad_shard,
             reduce=reduce,
             summarise=summarise,
-            before=lambda: model_store.keep(job.output, model),
+            on_start=lambda: model_store.save(job.output, model),
         )
 
 
 def check_ids(
     job: EncodeJob, receipts: Sequence[shard_writer.Receipt], latest: Snapshot | None
 ) -> dict[str, Any]:
-    """What a version says of ids that its code files hold more than once, or refuses them.
+    """Finds ids that the code files of a version hold more than once.
 
-    New ids are looked up in the index that the version before names; the new version's index is
-    named in what is returned.
+    New ids are looked up in the index of the last version.
+
+    Returns:
+        Entries of the summary: repeated ids, and the index of the new version.
 
     Raises:
-        InputError: they are to be refused; the finished shards are kept for a rerun.
+        InputError: ids are repeated and ``duplicate_ids`` is ``refuse``; the finished shards are
+            kept for a rerun.
     """
     before = latest.sidecars(job.output) if latest else {}
-    if job.duplicate_ids == "ignore":  # what the index says of older files stays true
+    if job.duplicate_ids == "ignore":  # the index of older files stays valid
         return sidecars.told(sidecars.still_there(job.output, before))
     files = [
         IdFile(
@@ -273,12 +286,13 @@ def check_ids(
     if latest and latest.shards and id_index.REPEATED not in before:
         console.say(f"{job.output}: reading all ids once, for an index of them")
 
-    def accept(found: Duplicates | None) -> None:
-        if found and job.duplicate_ids == "refuse":
-            raise InputError(job.output, expected="every id once", found=str(found))
+    def accept(repeated: Duplicates | None) -> None:
+        if repeated and job.duplicate_ids == "refuse":
+            raise InputError(job.output, expected="every id once", found=str(repeated))
 
-    found, noted = id_index.update(job.output, files, before, accept=accept)
-    if found is None:
-        return sidecars.told(noted)
-    console.warn(f"duplicate ids: {found}", rows=found.rows)
-    return {"duplicate_ids": {"rows": found.rows, "examples": str(found)}, **sidecars.told(noted)}
+    repeated, index = id_index.update(job.output, files, before, accept=accept)
+    if repeated is None:
+        return sidecars.told(index)
+    console.warn(f"duplicate ids: {repeated}", rows=repeated.rows)
+    entry = {"rows": repeated.rows, "examples": str(repeated)}
+    return {"duplicate_ids": entry, **sidecars.told(index)}

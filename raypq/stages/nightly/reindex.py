@@ -1,7 +1,7 @@
 """Reindex: brings codes and predictions up to date with a feature store.
 
-Each store is committed by itself: codes first, then the predictions of each section. A night that
-stops in between leaves complete versions everywhere, and the next one goes on from there.
+Each store is committed separately: the codes first, then the predictions of each section. A night
+that stops in between leaves complete versions everywhere, and the next one goes on from there.
 """
 
 from __future__ import annotations
@@ -28,94 +28,113 @@ from raypq.metrics.drift import Drifted, judge, known_baseline
 from raypq.stages.classification import classify, scorers, unknown_labels
 from raypq.stages.encoding import encode
 from raypq.stages.nightly import dry_run
-from raypq.stages.nightly.source_diff import ReindexPlan, compare, encode_job
+from raypq.stages.nightly.source_diff import ReindexPlan, diff_source, encode_job
 from raypq.stages.stores import model_store, quarantine
 
-_FEW = 5  # shards of each head that a line names
-_NAMED = 20  # drifted shards that are told one by one
+_MAX_NAMES = 5  # shards that a log line names
+_MAX_DRIFT_WARNINGS = 20
+# Fields of ``ReindexPlan`` by their names in results and summaries.
+_COUNTS = {
+    "new": "new",
+    "changed": "changed",
+    "output_missing": "output_missing",
+    "mtime_changed": "mtime_changed",
+    "migrating": "migrating",
+    "pending": "pending",
+    "kept": "kept",
+    "removed": "removed",
+    "put_aside": "quarantined",
+}
 
 
 def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
-    """Brings the code store and the predictions up to date; what was done, as plain values.
+    """Brings the code store and the predictions up to date.
+
+    Returns:
+        What was done, as plain values.
 
     Raises:
         ConflictError: another run holds one of the stores, or committed to it meanwhile.
         InputError: the source is empty, or lost too many shards.
-        JobError: shards that could not be done; every good one is finished.
-        DriftError: on request, after everything is committed: new shards drifted.
-        QuarantineError: on request, after everything is committed: shards are left out.
+        JobError: some shards failed; all others are finished.
+        DriftError: with ``fail_on_drift``, after all commits: new shards drifted.
+        QuarantineError: with ``fail_on_quarantined``, after all commits: shards are left out.
     """
     start = time.monotonic()
-    stores = [job.codes, *(answers.output for answers in job.classify)]
+    stores = [job.codes, *(section.output for section in job.classify)]
     if len(set(stores)) < len(stores):
-        raise ConfigError(f"each store needs a place of its own, found {', '.join(sorted(stores))}")
+        raise ConfigError(f"each store needs a path of its own, found {', '.join(sorted(stores))}")
     model = model_store.completed(job.codes, registry.load(job.model))
     for section in job.classify:
         _check(job, section, model)
     if job.dry_run:
-        return _rehearse(job, model)
+        return _dry_run(job, model)
     with ExitStack() as stack:
         leases = {
             store: stack.enter_context(lease.held(store, seconds=job.lease_seconds))
             for store in sorted(stores)
         }
         record = RunRecord(job, executor)
-        night = compare(job, model)
-        codes = _encode(job, model, night, executor, record, leases)
-        answers = [
+        plan = diff_source(job, model)
+        codes = _encode(job, model, plan, executor, record, leases)
+        predictions = [
             _classify(job, section, model, codes, executor, leases) for section in job.classify
         ]
-    return _report(job, night, codes, answers, time.monotonic() - start)
+    return _report(job, plan, codes, predictions, time.monotonic() - start)
 
 
-def _rehearse(job: ReindexJob, model: Model) -> dict[str, Any]:
-    night = compare(job, model)
-    images = dry_run.images_of(night)
-    answers = []
+def _dry_run(job: ReindexJob, model: Model) -> dict[str, Any]:
+    plan = diff_source(job, model)
+    to_encode = dry_run.images_to_encode(plan)
+    sections = []
     for section in job.classify:
-        todo = images
-        if night.latest:
-            plan = classify.Plan.make(_classify_job(job, section), own=model)
-            stay = {task.shard.stem for task in (*night.kept, *night.waiting)}
-            missing = {task.shard.stem for task in plan.run.missing} & stay
-            todo += sum(item.rows for item in night.latest.shards if item.shard in missing)
-        answers.append({"store": section.output, "images": todo})
-    return {"dry_run": True, **dry_run.plan_of(job, night, answers)}
+        images = to_encode
+        if plan.latest:
+            classify_plan = classify.ClassifyPlan.make(
+                _classify_job(job, section), nightly_model=model
+            )
+            unread = {task.shard.stem for task in (*plan.kept, *plan.pending)}
+            missing = {task.shard.stem for task in classify_plan.run.missing} & unread
+            images += sum(item.rows for item in plan.latest.shards if item.shard in missing)
+        sections.append({"store": section.output, "images": images})
+    return {"dry_run": True, **dry_run.report(job, plan, sections)}
 
 
 def _encode(
     job: ReindexJob,
     model: Model,
-    night: ReindexPlan,
+    plan: ReindexPlan,
     executor: Executor,
     record: RunRecord,
     leases: Mapping[str, Lease],
 ) -> Snapshot:
-    if night.idle:
-        assert night.latest is not None, "a source without a version has shards to encode"
+    """The version of the codes that belongs to the source."""
+    if plan.idle:
+        assert plan.latest is not None, "a source without a version has shards to encode"
         console.say(
-            f"no new, changed or removed shards: {job.codes} version {night.latest.version} stays"
+            f"no new, changed or removed shards: {job.codes} version {plan.latest.version} stays"
         )
-        if model.fingerprint in {receipt.model for receipt in night.latest.shards}:
-            model_store.keep(job.codes, model)  # it may have been tuned since
-        return night.latest
+        if model.fingerprint in {receipt.model for receipt in plan.latest.shards}:
+            model_store.save(job.codes, model)  # it may have been tuned since
+        return plan.latest
     console.say(
-        f"{len(night.new)} new, {len(night.changed)} changed, {len(night.touched)} touched, "
-        f"{len(night.lost)} lost, {len(night.rolled)} to another model or settings "
-        f"({len(night.waiting)} wait), {len(night.removed)} removed, {len(night.kept)} kept"
+        f"{len(plan.new)} new, {len(plan.changed)} changed, {len(plan.mtime_changed)} with another "
+        f"time only, {len(plan.output_missing)} without their code file, {len(plan.migrating)} to "
+        f"another model or settings ({len(plan.pending)} on later nights), {len(plan.removed)} "
+        f"removed, {len(plan.kept)} kept"
     )
-    _name(night)
-    model_store.keep(job.codes, model)  # before any version can name it
-    run = replace(night.run(job.codes), guard=leases[job.codes].check)
+    _log_names(plan)
+    model_store.save(job.codes, model)  # before any version can name it
+    run = replace(plan.run(job.codes), guard=leases[job.codes].check)
 
     def describe(fresh: Sequence[Receipt]) -> dict[str, Any]:
         return {
-            "night": _counts(night),
-            "rollout": _rollout(night),
-            "drift": _drift(job, model, night, fresh),
+            "night": _counts(plan),
+            "rollout": _rollout(plan),
+            "drift": _drift(job, model, plan, fresh),
         }
 
-    return encode.carry_out(
+    return encode.execute(
         encode_job(job),
         model,
         run,
@@ -127,7 +146,7 @@ def _encode(
 
 
 def _check(job: ReindexJob, section: ClassificationTarget, model: Model) -> None:
-    """Refuses classes that the model cannot serve, before hours go into codes.
+    """Checks the class table of a section before hours are spent on codes.
 
     Raises:
         ConfigError: a split or calibration that the class table does not have.
@@ -136,7 +155,7 @@ def _check(job: ReindexJob, section: ClassificationTarget, model: Model) -> None
     table = ClassTable.open(section.classes)
     candidates = scorers.Candidates.of(section, table)
     task = ClassifyJob(model=job.model, features=job.features, **section.model_dump())
-    scorers.build_scorers(task, None, candidates, own=model)
+    scorers.build_scorers(task, None, candidates, nightly_model=model)
 
 
 def _classify_job(
@@ -162,47 +181,42 @@ def _classify(
     """The version of the predictions that belongs to the codes, and whether it is new."""
     task = _classify_job(job, section, codes.version)
     record = RunRecord(task, executor)
-    plan = classify.Plan.make(task, own=model)
-    if found := classify.finished(task, plan):
-        return found, False
+    plan = classify.ClassifyPlan.make(task, nightly_model=model)
+    if latest := classify.finished(task, plan):
+        return latest, False
     run = replace(plan.run, guard=leases[section.output].check)
-    return classify.carry_out(task, replace(plan, run=run), executor, record), True
+    return classify.execute(task, replace(plan, run=run), executor, record), True
 
 
-def _counts(night: ReindexPlan) -> dict[str, int]:
-    return {
-        name: len(getattr(night, name))
-        for name in (
-            "new", "changed", "lost", "touched", "rolled", "waiting", "kept", "removed", "put_aside"
-        )
-    }  # fmt: skip
+def _counts(plan: ReindexPlan) -> dict[str, int]:
+    return {name: len(getattr(plan, attribute)) for name, attribute in _COUNTS.items()}
 
 
-def _name(night: ReindexPlan) -> None:
-    """Names a few of the shards whose codes the next version does not take over."""
-    heads = {
-        "changed": [task.name for task in night.changed],
-        "lost their code file": [task.name for task in night.lost],
-        "removed": [receipt.source.uri for receipt in night.removed],
+def _log_names(plan: ReindexPlan) -> None:
+    """Logs a few of the shards whose codes are replaced or removed."""
+    groups = {
+        "changed": [task.name for task in plan.changed],
+        "code file missing": [task.name for task in plan.output_missing],
+        "removed": [receipt.source.uri for receipt in plan.removed],
     }
-    for head, uris in heads.items():
+    for group, uris in groups.items():
         if uris:
-            more = f" and {len(uris) - _FEW} more" if len(uris) > _FEW else ""
-            console.say(f"{head}: {', '.join(sorted(uris)[:_FEW])}{more}", shards=len(uris))
+            more = f" and {len(uris) - _MAX_NAMES} more" if len(uris) > _MAX_NAMES else ""
+            console.say(f"{group}: {', '.join(sorted(uris)[:_MAX_NAMES])}{more}", shards=len(uris))
 
 
-def _rollout(night: ReindexPlan) -> dict[str, Any]:
-    """How far the shards are under the job's model and settings."""
-    total = len(night.tasks)
-    done = total - len(night.waiting)
+def _rollout(plan: ReindexPlan) -> dict[str, Any]:
+    """How many shards are under the job's model and settings."""
+    total = len(plan.tasks)
+    done = total - len(plan.pending)
     return {"done": done, "of": total, "share": round(done / total, 4) if total else 1.0}
 
 
 def _drift(
-    job: ReindexJob, model: Model, night: ReindexPlan, fresh: Sequence[Receipt]
+    job: ReindexJob, model: Model, plan: ReindexPlan, fresh: Sequence[Receipt]
 ) -> dict[str, Any]:
     """The shards encoded tonight that are unlike the training data."""
-    before = night.latest.shards if night.latest else ()
+    before = plan.latest.shards if plan.latest else ()
     old = {receipt.path for receipt in before}
     measured = [
         (receipt.shard, receipt.stats)
@@ -213,69 +227,82 @@ def _drift(
     baseline = known_baseline(model, earlier)
     if baseline is None:
         return {"judged": 0, "shards": []}
-    found = [judge(name, stats, baseline, job.drift, K=model.K) for name, stats in measured]
-    drifted = sorted((item for item in found if item), key=lambda item: item.shard)
+    checks = [judge(name, stats, baseline, job.drift, K=model.K) for name, stats in measured]
+    drifted = sorted((item for item in checks if item), key=lambda item: item.shard)
     return {"judged": len(measured), "shards": [asdict(item) for item in drifted]}
 
 
 def _report(
     job: ReindexJob,
-    night: ReindexPlan,
+    plan: ReindexPlan,
     codes: Snapshot,
-    answers: Sequence[tuple[Snapshot, bool]],
+    predictions: Sequence[tuple[Snapshot, bool]],
     seconds: float,
 ) -> dict[str, Any]:
-    nothing = night.idle and not any(new for _, new in answers)
+    """What the night did, as plain values; warns of drift and of shards that are left out.
+
+    Args:
+        predictions: the version of each prediction store, and whether it is new.
+
+    Raises:
+        DriftError, QuarantineError: as ``reindex``.
+    """
+    idle = plan.idle and not any(new for _, new in predictions)
     outputs = [section.output for section in job.classify]
-    versions = [(job.codes, codes), *zip(outputs, (one for one, _ in answers), strict=True)]
+    versions = [(job.codes, codes)]
+    versions += zip(outputs, (version for version, _ in predictions), strict=True)
     left_out = sum(len(version.quarantined) for _, version in versions)
-    if nothing:
+    if idle:
         but = f" but {left_out} shard(s) that are left out" if left_out else ""
         console.say(f"nothing to do: everything is up to date{but} ({seconds:.1f} s)")
-    if night.idle:
-        quarantine.tell(job.codes, codes)
-    rollout = _rollout(night)
-    if night.waiting:
+    if plan.idle:
+        quarantine.warn(job.codes, codes)
+    rollout = _rollout(plan)
+    if plan.pending:
         console.say(f"roll-out: {rollout['done']} of {rollout['of']} shards are on {job.model}")
     drift: dict[str, Any] = {"judged": 0, "shards": []}
-    if not night.idle:
+    if not plan.idle:
         drift = codes.summary["drift"]
     drifted = [Drifted(shard=item["shard"], reasons=tuple(item["reasons"]))
                for item in drift["shards"]]  # fmt: skip
-    _warn(drifted, drift["judged"])
+    _warn_of_drift(drifted, drift["judged"])
     if drifted and job.fail_on_drift:
         raise DriftError([str(item) for item in drifted])
     if job.fail_on_quarantined:
         quarantine.refuse(versions)
-    found = {} if night.idle else codes.summary.get("duplicate_ids")
+    duplicate_ids = {} if plan.idle else codes.summary.get("duplicate_ids")
     return {
-        "nothing_to_do": nothing,
-        "codes": {"store": job.codes, **_told(codes, new=not night.idle)},
-        **({"duplicate_ids": found} if found else {}),
-        "shards": _counts(night),
+        "nothing_to_do": idle,
+        "codes": {"store": job.codes, **_summary(codes, new=not plan.idle)},
+        **({"duplicate_ids": duplicate_ids} if duplicate_ids else {}),
+        "shards": _counts(plan),
         "rollout": rollout,
         "drift": drift,
         "predictions": [
-            {"store": section.output, **_told(version, new=new), **unknown_labels.told_of(version)}
-            for section, (version, new) in zip(job.classify, answers, strict=True)
+            {
+                "store": section.output,
+                **_summary(version, new=new),
+                **unknown_labels.summary(version),
+            }
+            for section, (version, new) in zip(job.classify, predictions, strict=True)
         ],
         "seconds": seconds,
     }
 
 
-def _told(version: Snapshot, *, new: bool) -> dict[str, Any]:
+def _summary(version: Snapshot, *, new: bool) -> dict[str, Any]:
     return {
         "version": version.version,
         "new": new,
         "images": version.rows,
         "shards": len(version.shards),
         "quarantined": len(version.quarantined),
-        **({"left_out": quarantine.told_of(version)} if version.quarantined else {}),
+        **({"left_out": quarantine.summary(version)} if version.quarantined else {}),
     }
 
 
-def _warn(drifted: Sequence[Drifted], judged: int) -> None:
-    for item in drifted[:_NAMED]:
+def _warn_of_drift(drifted: Sequence[Drifted], judged: int) -> None:
+    for item in drifted[:_MAX_DRIFT_WARNINGS]:
         console.warn(f"drift: {item}", shard=item.shard)
     if drifted:
         console.warn(

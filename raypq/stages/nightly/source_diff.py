@@ -1,4 +1,4 @@
-"""Differences between a feature store and the last version of its codes."""
+"""Differences between the feature shards of a source and the last version of their codes."""
 
 from __future__ import annotations
 
@@ -16,99 +16,109 @@ from raypq.errors import EmptySourceError, InputError, MissingSourceError
 from raypq.methods.base import Model
 from raypq.stages.stores import quarantine
 from raypq.stages.stores.shard_run import StoreRun
-from raypq.stages.stores.shard_task import ShardTask, known_stems, under_known_stems
+from raypq.stages.stores.shard_task import ShardTask, stems_by_uri, with_known_stems
 from raypq.stages.stores.work_id import encode_work
 
 
 @dataclass(kw_only=True, eq=False)
 class ReindexPlan:
-    """Every shard of the source, and of the last version, under one of these heads.
+    """Every shard of the source and of the last version, by what a night does with it.
 
     Attributes:
-        latest: the version to go on from, if there is one.
-        new, changed: to be encoded. lost: the same, since their code file is gone.
-        touched: changed by the listing, of equal size; their content decides.
-        rolled: under another model or settings, to be encoded tonight. waiting: the same, on
-            another night. kept: as they are.
-        removed: in the last version, not in the source any more. put_aside: quarantined, unchanged.
+        latest: the last version, if there is one.
+        new, changed: to encode.
+        output_missing: to encode because their code file is gone.
+        mtime_changed: of equal size, with another time or etag; their content decides.
+        migrating: to encode tonight under the job's model and settings.
+        pending: to encode so on a later night.
+        kept: no work.
+        removed: in the last version, but not in the source.
+        quarantined: left out before, and unchanged since.
     """
 
     latest: Snapshot | None
     new: list[ShardTask]
     changed: list[ShardTask]
-    lost: list[ShardTask]
-    touched: list[ShardTask]
-    rolled: list[ShardTask]
-    waiting: list[ShardTask]
+    output_missing: list[ShardTask]
+    mtime_changed: list[ShardTask]
+    migrating: list[ShardTask]
+    pending: list[ShardTask]
     kept: list[ShardTask]
     removed: list[Receipt]
-    put_aside: list[Quarantined]
+    quarantined: list[Quarantined]
 
     @property
     def tasks(self) -> list[ShardTask]:
-        """Every shard that the next version holds, in the order of its name."""
-        found = [*self.to_do, *self.waiting, *self.kept]
-        return sorted(found, key=lambda task: task.name)
+        """Every shard of the next version, ordered by name."""
+        tasks = [*self.to_read, *self.pending, *self.kept]
+        return sorted(tasks, key=lambda task: task.name)
 
     @property
-    def to_do(self) -> list[ShardTask]:
+    def to_read(self) -> list[ShardTask]:
         """The shards that are read tonight."""
-        return [*self.new, *self.changed, *self.lost, *self.touched, *self.rolled]
+        return [
+            *self.new,
+            *self.changed,
+            *self.output_missing,
+            *self.mtime_changed,
+            *self.migrating,
+        ]
 
     @property
     def idle(self) -> bool:
-        """Whether the next version would be the last one again."""
+        """Whether the next version would equal the last one."""
         before = self.latest.quarantined if self.latest else ()
-        return not self.to_do and not self.removed and len(before) == len(self.put_aside)
+        return not self.to_read and not self.removed and len(before) == len(self.quarantined)
 
     def run(self, store: str) -> StoreRun:
-        """The run that makes the next version; takes over what an earlier try finished."""
+        """The run that makes the next version, without what an interrupted run finished."""
         run = StoreRun.plan(kind="codes", store=store, tasks=self.tasks)
-        return replace(run, put_aside=self.put_aside)
+        return replace(run, quarantined=self.quarantined)
 
 
-def compare(job: ReindexJob, model: Model) -> ReindexPlan:
+def diff_source(job: ReindexJob, model: Model) -> ReindexPlan:
     """Compares the source with the last version of the codes.
 
     Raises:
-        MissingSourceError: a path of the source is not there, whatever ``max_removed`` allows.
+        MissingSourceError: a path of the source does not exist, whatever ``max_removed`` allows.
         InputError: the source is empty or lost more shards than ``max_removed`` allows; the store
-            is not one of codes.
+            is not a code store.
     """
     latest = snapshot.read(job.codes) if snapshot.versions(job.codes) else None
     if latest and latest.kind != "codes":
         raise InputError(job.codes, expected="a store of codes", found=f"one of {latest.kind}")
-    known = _Known(latest)
-    shards = under_known_stems(_listing(job, latest), known_stems(latest))
-    seen = {shard.stem for shard in shards}
-    before = latest.shards if latest else ()
-    night = ReindexPlan(
-        latest=latest, new=[], changed=[], lost=[], touched=[], rolled=[], waiting=[], kept=[],
-        put_aside=[], removed=[receipt for receipt in before if receipt.shard not in seen],
+    receipts = {receipt.shard: receipt for receipt in latest.shards} if latest else {}
+    quarantined = {item.shard: item for item in latest.quarantined} if latest else {}
+    shards = with_known_stems(_listing(job, latest), stems_by_uri(latest))
+    stems = {shard.stem for shard in shards}
+    plan = ReindexPlan(
+        latest=latest, new=[], changed=[], output_missing=[], mtime_changed=[], migrating=[],
+        pending=[], kept=[], quarantined=[],
+        removed=[receipt for stem, receipt in receipts.items() if stem not in stems],
     )  # fmt: skip
-    _refuse_a_vanished_source(job, night)
+    _refuse_a_vanished_source(job, plan)
     work = encode_work(model.fingerprint, encode_job(job))
-    there = {receipt.shard for receipt in still_there(job.codes, before)}
+    intact = {receipt.shard for receipt in still_there(job.codes, receipts.values())}
     stale = []
     for shard in shards:
         task = ShardTask(shard=shard, model=model.fingerprint, work=work)
-        receipt = known.receipts.get(shard.stem)
+        receipt = receipts.get(shard.stem)
         if receipt is None:
-            _place_new(night, known, task, retry=job.on_bad_shard == "fail")
-        elif shard.stem not in there:
-            night.lost.append(task)
+            _add_unknown(plan, quarantined.get(shard.stem), task, retry=job.on_bad_shard == "fail")
+        elif shard.stem not in intact:
+            plan.output_missing.append(task)
         elif not receipt.source.same_file(Source.of(shard)):
-            _place_changed(night, receipt, task, content=job.compare == "content")
+            _add_changed(plan, receipt, task, content=job.compare == "content")
         elif receipt.work == work:
-            night.kept.append(task)
+            plan.kept.append(task)
         else:
             stale.append((task, receipt))
-    _roll(night, stale, math.ceil(job.rollout * len(shards)))
-    return night
+    _migrate(plan, stale, math.ceil(job.rollout * len(shards)))
+    return plan
 
 
 def encode_job(job: ReindexJob) -> EncodeJob:
-    """The same as a job of ``raypq encode``, so that either takes over what the other did."""
+    """The equal job of ``raypq encode``: the work ids agree, so each keeps the other's shards."""
     return EncodeJob(
         model=job.model,
         features=job.features,
@@ -121,14 +131,6 @@ def encode_job(job: ReindexJob) -> EncodeJob:
     )
 
 
-class _Known:
-    """The last version by stem."""
-
-    def __init__(self, latest: Snapshot | None) -> None:
-        self.receipts = {receipt.shard: receipt for receipt in latest.shards} if latest else {}
-        self.aside = {item.shard: item for item in latest.quarantined} if latest else {}
-
-
 def _listing(job: ReindexJob, latest: Snapshot | None) -> list[Shard]:
     try:
         try:
@@ -137,14 +139,14 @@ def _listing(job: ReindexJob, latest: Snapshot | None) -> list[Shard]:
             if latest is None:
                 raise
             if job.max_removed < 1:
-                raise _refused(job, latest, error) from None
-        places = [uri for uri in job.features if _holds_shards(uri)]
+                raise _empty(job, latest, error) from None
+        paths = [uri for uri in job.features if _holds_shards(uri)]
     except MissingSourceError as error:
         raise _missing(job, latest, error) from None
-    return list_shards(places) if places else []
+    return list_shards(paths) if paths else []
 
 
-def _refused(job: ReindexJob, latest: Snapshot, error: EmptySourceError) -> InputError:
+def _empty(job: ReindexJob, latest: Snapshot, error: EmptySourceError) -> InputError:
     return InputError(
         error.where,
         expected=f"{error.expected} (version {latest.version} of {job.codes} holds "
@@ -156,7 +158,8 @@ def _refused(job: ReindexJob, latest: Snapshot, error: EmptySourceError) -> Inpu
 def _missing(
     job: ReindexJob, latest: Snapshot | None, error: MissingSourceError
 ) -> MissingSourceError:
-    """What is not there says nothing about its shards: a typo and an unmounted disk look alike."""
+    """The error of a path that does not exist. It never counts as removed shards: it may be a typo
+    or an unmounted disk."""
     held = f"version {latest.version} of {job.codes} keeps its shards; " if latest else ""
     return MissingSourceError(
         error.where,
@@ -174,43 +177,45 @@ def _holds_shards(uri: str) -> bool:
     return True
 
 
-def _refuse_a_vanished_source(job: ReindexJob, night: ReindexPlan) -> None:
-    before = len(night.latest.shards) if night.latest else 0
-    gone = len(night.removed)
+def _refuse_a_vanished_source(job: ReindexJob, plan: ReindexPlan) -> None:
+    before = len(plan.latest.shards) if plan.latest else 0
+    gone = len(plan.removed)
     if not gone or gone <= job.max_removed * before:
         return
-    assert night.latest is not None, "something was there to be removed"
+    assert plan.latest is not None, "removed shards are shards of a version"
     raise InputError(
         ", ".join(job.features),
         expected=f"at least {math.ceil((1 - job.max_removed) * before)} of the {before} shards of "
-        f"{job.codes} version {night.latest.version} (max_removed: {job.max_removed:g})",
-        found=f"{gone} of them gone, such as {night.removed[0].source.uri}; nothing was changed",
+        f"{job.codes} version {plan.latest.version} (max_removed: {job.max_removed:g})",
+        found=f"{gone} of them gone, such as {plan.removed[0].source.uri}; nothing was changed",
     )
 
 
-def _place_new(night: ReindexPlan, known: _Known, task: ShardTask, *, retry: bool) -> None:
-    aside = known.aside.get(task.shard.stem)
-    if aside and not retry and quarantine.is_unchanged(aside, Source.of(task.shard), task.work):
-        night.put_aside.append(aside)  # it was bad, and nothing about it has changed
+def _add_unknown(
+    plan: ReindexPlan, before: Quarantined | None, task: ShardTask, *, retry: bool
+) -> None:
+    """Adds a shard that the last version does not hold: it is new, or was quarantined."""
+    if before and not retry and quarantine.is_unchanged(before, Source.of(task.shard), task.work):
+        plan.quarantined.append(before)
     else:
-        night.new.append(task)
+        plan.new.append(task)
 
 
-def _place_changed(night: ReindexPlan, receipt: Receipt, task: ShardTask, *, content: bool) -> None:
+def _add_changed(plan: ReindexPlan, receipt: Receipt, task: ShardTask, *, content: bool) -> None:
     if content and receipt.source.sha256 and receipt.source.size == task.shard.size:
-        night.touched.append(replace(task, kept=receipt))
+        plan.mtime_changed.append(replace(task, kept=receipt))
     else:
-        night.changed.append(task)
+        plan.changed.append(task)
 
 
-def _roll(night: ReindexPlan, stale: list[tuple[ShardTask, Receipt]], share: int) -> None:
-    """Chooses which shards move tonight: by hash, so a rerun chooses the same, and any share of
-    them is a fair sample of the database."""
+def _migrate(plan: ReindexPlan, stale: list[tuple[ShardTask, Receipt]], count: int) -> None:
+    """Chooses which shards migrate tonight: by hash, so that a rerun chooses the same ones, and
+    those under the new model are a fair sample of the store."""
     order = sorted(
         stale,
         key=lambda pair: hashlib.sha256(f"{pair[0].work}:{pair[0].shard.stem}".encode()).digest(),
     )
-    night.rolled += [task for task, _ in order[:share]]
-    night.waiting += [
-        replace(task, model=receipt.model, work=receipt.work) for task, receipt in order[share:]
+    plan.migrating += [task for task, _ in order[:count]]
+    plan.pending += [
+        replace(task, model=receipt.model, work=receipt.work) for task, receipt in order[count:]
     ]

@@ -1,1 +1,1 @@
-"""Stores as stages write them: runs over shards, versions, models, work ids."""
+"""Store operations that stages share: runs over shards, versions, models, work ids."""

@@ -16,10 +16,10 @@ from raypq.stages.stores import model_store
 
 
 def check_model(file: CodeFile, models: Mapping[str, Model]) -> None:
-    """Refuses codes that none of these models made, or that have another shape than it gives.
+    """Checks that one of these models made a code file, and the shape of its codes.
 
     Raises:
-        ModelError: naming both fingerprints, or both shapes.
+        ModelError: no such model, or another M or K than the model's.
     """
     model = models.get(file.fingerprint)
     if model is None:
@@ -39,24 +39,24 @@ def check_model(file: CodeFile, models: Mapping[str, Model]) -> None:
 
 
 def open_store(codes: str, version: int | None) -> Snapshot:
-    """The version of a code store, which must have rows.
+    """A version of a code store, which must have rows.
 
     Raises:
         InputError: not a code store, or an empty one.
     """
-    found = snapshot.read(codes, version)
-    if found.kind != "codes":
-        raise InputError(codes, expected="a code store", found=f"a store of {found.kind}")
-    if not found.rows:
+    opened = snapshot.read(codes, version)
+    if opened.kind != "codes":
+        raise InputError(codes, expected="a code store", found=f"a store of {opened.kind}")
+    if not opened.rows:
         raise InputError(codes, expected="at least one code", found="an empty store")
-    return found
+    return opened
 
 
 def models_for(codes: str, version: Snapshot, model: str | None) -> dict[str, Model]:
     """The models of a version's shards, by fingerprint.
 
     Raises:
-        ModelError: one is not there, or ``model`` is given and another made some of the codes.
+        ModelError: a model is missing, or ``model`` is given and another made some of the codes.
     """
     fingerprints = {receipt.model for receipt in version.shards}
     if model is None:
@@ -65,11 +65,12 @@ def models_for(codes: str, version: Snapshot, model: str | None) -> dict[str, Mo
         given = registry.load(model)
         models = {given.fingerprint: given}
         if fingerprints != set(models):
-            found = ", ".join(sorted(name[:12] for name in fingerprints))
             raise ModelError(
-                codes, expected=f"codes of model {given.fingerprint[:12]} only", found=found
+                codes,
+                expected=f"codes of model {given.fingerprint[:12]} only",
+                found=", ".join(sorted(name[:12] for name in fingerprints)),
             )
-    widths = {one.dx for one in models.values()}
+    widths = {item.dx for item in models.values()}
     if len(widths) > 1:
         raise ModelError(
             codes, expected="models of one feature width", found=f"widths {sorted(widths)}"
@@ -77,20 +78,20 @@ def models_for(codes: str, version: Snapshot, model: str | None) -> dict[str, Mo
     return models
 
 
-def metric_of(models: dict[str, Model], wanted: Metric | None) -> Metric:
-    """The metric to rank by: as asked for, or the one that all models have.
+def metric_of(models: dict[str, Model], requested: Metric | None) -> Metric:
+    """The metric to rank by: the requested one, or the one that all models have.
 
     Raises:
-        ConfigError: the models differ and none was asked for.
+        ConfigError: the metrics of the models differ and none was requested.
     """
-    found = {model.metric for model in models.values()}
-    if wanted is None and len(found) > 1:
+    metrics = {model.metric for model in models.values()}
+    if requested is None and len(metrics) > 1:
         raise ConfigError(
-            f"metric: the models of the store have {', '.join(sorted(found))}; name one"
+            f"metric: the models of the store have {', '.join(sorted(metrics))}; name one"
         )
     if len(models) > 1:
         console.warn(
-            f"{len(models)} models made the codes of this store: their scores are merged as they "
-            "are, which is meaningful only where the models share one metric space"
+            f"{len(models)} models made the codes of this store: their scores are merged without "
+            "scaling, which is meaningful only where the models share one metric space"
         )
-    return wanted or found.pop()
+    return requested or metrics.pop()

@@ -1,7 +1,7 @@
 """The models of a code store: ``models/<fingerprint>/``.
 
-A code means nothing without its codebooks, so a store carries every model that made some of its
-shards. It can be moved, or opened years later, with nothing else at hand.
+Codes cannot be read without their codebooks, so a store holds every model that made some of its
+shards. It can be moved, and opened years later, without other files.
 """
 
 from __future__ import annotations
@@ -20,84 +20,84 @@ from raypq.methods.base import Model
 CALIBRATION = "calibration"  # in a model's record, from tuning
 
 
-def place(store: str, fingerprint: str) -> str:
-    """Where a store keeps the model of a fingerprint."""
+def folder_of(store: str, fingerprint: str) -> str:
+    """The folder of a model in a store."""
     return join(store, FOLDER, fingerprint)
 
 
-def keep(store: str, model: Model) -> None:
-    """Puts a model beside the codes, unless it is there already.
+def save(store: str, model: Model) -> None:
+    """Saves a model in a store, unless it is there already.
 
-    ``model.json`` is written last and whole, and two writers of one fingerprint write the same
-    arrays: nobody can see half a model, and no order of writers does harm. What is no part of a
-    fingerprint, calibration and added classes, is taken over from the model that came last and has
-    it: a model that was tuned later is the one that made the codes.
+    ``model.json`` is written last and in one step, and two writers of one fingerprint write the
+    same arrays, so no reader sees half a model and the order of writers does not matter.
+    Calibration and added classes, which are not part of a fingerprint, are those of this model if
+    it has them, or else those of the stored one.
     """
-    where = place(store, model.fingerprint)
+    folder = folder_of(store, model.fingerprint)
     try:
-        twin = _Twin.at(where)
-        whole = model if twin is None else twin.joined(model)
-        if twin is None or not twin.is_like(whole):
-            whole.save(where)
-    except OSError as error:  # that of a write does not say what was written
+        stored = _Stored.load(folder)
+        merged = model if stored is None else stored.merged_into(model)
+        if stored is None or not stored.equals(merged):
+            merged.save(folder)
+    except OSError as error:  # errors of writes lack the path
         if error.filename is not None:
             raise
-        raise type(error)(error.errno, error.strerror, where) from error
+        raise type(error)(error.errno, error.strerror, folder) from error
 
 
 def completed(store: str, model: Model) -> Model:
-    """A model with what its twin beside the codes has and it lacks: calibration, added classes."""
-    twin = _Twin.at(place(store, model.fingerprint))
-    return model if twin is None else twin.joined(model)
+    """The model, with calibration and added classes of the stored model where it lacks them."""
+    stored = _Stored.load(folder_of(store, model.fingerprint))
+    return model if stored is None else stored.merged_into(model)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Twin:
-    """What a store holds of a model beside its arrays, which are those of the fingerprint."""
+class _Stored:
+    """The parts of a stored model that are not part of its fingerprint."""
 
     record: Mapping[str, Any]
     layer: ClassLayer | None
 
     @classmethod
-    def at(cls, where: str) -> Self | None:
-        """None where there is no model, or not all of one."""
-        if not all(exists(join(where, name)) for name in ("model.json", "model.safetensors")):
+    def load(cls, folder: str) -> Self | None:
+        """None where there is no complete model."""
+        if not all(exists(join(folder, name)) for name in ("model.json", "model.safetensors")):
             return None
-        return cls(record=ModelFiles.read_record(where), layer=ClassLayer.load(where))
+        return cls(record=ModelFiles.read_record(folder), layer=ClassLayer.load(folder))
 
-    def joined(self, model: Model) -> Model:
-        """The model with the record of the one that is tuned (of two, its own), and with the
-        classes that were added to it, or else to the twin."""
-        mine, its = (record.get(CALIBRATION) for record in (model.record, self.record))
-        record = self.record if mine is None or mine == its else model.record
+    def merged_into(self, model: Model) -> Model:
+        """The model, with the stored record unless its own has another calibration, and with the
+        stored classes unless it has added classes itself."""
+        given, stored = (record.get(CALIBRATION) for record in (model.record, self.record))
+        record = self.record if given is None or given == stored else model.record
         return model.with_record(record, model.layer or self.layer)
 
-    def is_like(self, model: Model) -> bool:
-        """Whether nothing would change if the model took its place."""
-        mine, its = (one and one.digest for one in (model.layer, self.layer))
-        return mine == its and model.record.get(CALIBRATION) == self.record.get(CALIBRATION)
+    def equals(self, model: Model) -> bool:
+        """Whether saving the model would change nothing."""
+        given, stored = (layer and layer.digest for layer in (model.layer, self.layer))
+        return given == stored and model.record.get(CALIBRATION) == self.record.get(CALIBRATION)
 
 
 def load(store: str, fingerprints: Iterable[str]) -> dict[str, Model]:
-    """The models of these fingerprints, each verified.
+    """The stored models of these fingerprints, verified.
 
     Raises:
-        ModelError: one is not there, is damaged, or is not the model that its place names.
+        ModelError: one is missing, damaged, or not the model that its folder names.
     """
     models = {}
     for fingerprint in sorted(set(fingerprints)):
-        where = place(store, fingerprint)
-        if not exists(join(where, "model.json")):
+        folder = folder_of(store, fingerprint)
+        if not exists(join(folder, "model.json")):
             raise ModelError(
-                where,
+                folder,
                 expected="the model that made some of the codes (an early store carries none: "
                 "name it by raypq classify --model, or encode the shards again)",
                 found="no model.json",
             )
-        model = registry.load(where)
+        model = registry.load(folder)
         if model.fingerprint != fingerprint:
             raise ModelError(
-                where,
+                folder,
                 expected=f"the model {fingerprint[:12]}",
                 found=f"the model {model.fingerprint[:12]}",
             )

@@ -1,7 +1,7 @@
-"""Quarantined shards: which a version lacks, why, and since when.
+"""Quarantined shards: those that a version leaves out, with the reason and the time.
 
-A version says which shards it lacks and why. Its summary says since when each of them is left out
-(``KEY``, by shard), which goes from version to version until the shard is in one again.
+A version names the shards that it leaves out, with reasons. Its summary has the time since when
+(``KEY``, by shard), which is copied from version to version until one holds the shard again.
 """
 
 from __future__ import annotations
@@ -16,79 +16,77 @@ from raypq.data.store.snapshot import Quarantined, Snapshot
 from raypq.errors import QuarantineError
 
 KEY = "quarantined_since"  # of a version's summary
-_NAMED = 20  # shards that are named one by one
+_MAX_NAMES = 20
 
 
 def is_unchanged(item: Quarantined, source: Source, work: str | None) -> bool:
-    """Whether a shard that was left out is as it was when it was tried, by the same work."""
+    """Whether a quarantined shard has the same source, and the same work, as when it failed."""
     return bool(item.source and item.work == work and item.source.same_file(source))
 
 
-def unchanged(latest: Snapshot | None, tried: Mapping[str, tuple[Source, str]]) -> set[str]:
-    """Shards that the last version lacks and that are as they were when they were tried.
+def unchanged(latest: Snapshot, sources: Mapping[str, tuple[Source, str]]) -> set[str]:
+    """Stems of quarantined shards with the same source and work as when they failed.
 
     Args:
-        tried: the source of each shard, and the work that is to be done on it.
+        sources: source and work of each shard now, by stem.
     """
-    found = set()
-    for item in latest.quarantined if latest else ():
-        source, work = tried.get(item.shard, (None, None))
+    stems = set()
+    for item in latest.quarantined:
+        source, work = sources.get(item.shard, (None, None))
         if source and is_unchanged(item, source, work):
-            found.add(item.shard)
-    return found
+            stems.add(item.shard)
+    return stems
 
 
 def since(version: Snapshot) -> dict[str, str]:
-    """Since when each shard is left out, UTC; the version's own time where it does not say."""
-    noted = version.summary.get(KEY)
-    known = noted if isinstance(noted, dict) else {}
+    """The time (UTC) since when each shard is left out; by default that of the version."""
+    entry = version.summary.get(KEY)
+    known = entry if isinstance(entry, dict) else {}
     return {item.shard: str(known.get(item.shard, version.created)) for item in version.quarantined}
 
 
-def noted(latest: Snapshot | None, left_out: Iterable[Quarantined]) -> dict[str, Any]:
-    """What the next version's summary says."""
+def summary_entry(latest: Snapshot | None, quarantined: Iterable[Quarantined]) -> dict[str, Any]:
+    """The entry of the next version's summary: since when each shard is left out."""
     before = since(latest) if latest else {}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    found = {item.shard: before.get(item.shard, now) for item in left_out}
-    return {KEY: found} if found else {}
+    entry = {item.shard: before.get(item.shard, now) for item in quarantined}
+    return {KEY: entry} if entry else {}
 
 
-def told_of(version: Snapshot) -> dict[str, Any]:
-    """How many shards a version lacks, since when the first of them, and their names."""
-    moments = since(version)
-    names = sorted(version.quarantined, key=lambda item: (moments[item.shard], item.shard))
+def summary(version: Snapshot) -> dict[str, Any]:
+    """The number of shards that a version leaves out, the time of the first, and their names."""
+    times = since(version)
+    items = sorted(version.quarantined, key=lambda item: (times[item.shard], item.shard))
     return {
-        "shards": len(names),
-        "since": min(moments.values(), default=None),
-        "names": [item.uri for item in names[:_NAMED]],
+        "shards": len(items),
+        "since": min(times.values(), default=None),
+        "names": [item.uri for item in items[:_MAX_NAMES]],
     }
 
 
-def tell(store: str, version: Snapshot, *, but: Collection[str] = ()) -> None:
-    """Warns of the shards that a version lacks.
+def warn(store: str, version: Snapshot, *, except_for: Collection[str] = ()) -> None:
+    """Warns of the shards that a version leaves out.
 
     Args:
-        but: shards that were warned of already.
+        except_for: stems of shards of which a warning was given already.
     """
-    moments = since(version)
-    items = [item for item in version.quarantined if item.shard not in but]
-    for item in items[:_NAMED]:
-        console.warn(
-            f"left out since {moments[item.shard]}: {reason_of(item)}", shard=item.uri
-        )  # a reason names its file
+    times = since(version)
+    items = [item for item in version.quarantined if item.shard not in except_for]
+    for item in items[:_MAX_NAMES]:
+        console.warn(f"left out since {times[item.shard]}: {reason_of(item)}", shard=item.uri)
     if items:
         console.warn(
             f"{store} version {version.version}: {len(items)} shard(s) are left out, the first "
-            f"since {min(moments[item.shard] for item in items)}; each is tried again when it "
+            f"since {min(times[item.shard] for item in items)}; each is tried again when it "
             "changes, all of them with --on-bad-shard fail (on_bad_shard: fail)"
         )
 
 
 def refuse(versions: Sequence[tuple[str, Snapshot]]) -> None:
-    """Fails a night, after it has committed, where stores lack shards.
+    """Raises where versions leave out shards; called after they are committed.
 
     Raises:
-        QuarantineError: naming them.
+        QuarantineError: naming the shards.
     """
     lines = [
         f"{store}: {reason_of(item)} (since {since(version)[item.shard]})"
@@ -100,5 +98,5 @@ def refuse(versions: Sequence[tuple[str, Snapshot]]) -> None:
 
 
 def reason_of(item: Quarantined) -> str:
-    """Why a shard is left out; its URI stands in it once."""
+    """Why a shard is left out, with its URI."""
     return item.reason if item.uri in item.reason else f"{item.uri}: {item.reason}"

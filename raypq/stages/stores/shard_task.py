@@ -1,4 +1,4 @@
-"""Tasks of a run: a shard, and what is to be done to it."""
+"""Tasks of a run: input shards with the model and the work id of their output."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from raypq.data.store.snapshot import Snapshot
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """One input shard and what is to be done to it.
+    """One input shard to process.
 
     Attributes:
-        model: fingerprint of the model. work: names what is done (``raypq.stages.stores.work_id``).
-        kept: its output file, where that is there already.
+        model: fingerprint of the model. work: work id (``raypq.stages.stores.work_id``).
+        kept: receipt of its output file, if that exists already.
     """
 
     shard: Shard
@@ -33,7 +33,7 @@ class ShardTask:
 
 
 def stored_shards(store: str, version: Snapshot) -> list[Shard]:
-    """The files of a version as shards to be read; their sha256 tells them apart."""
+    """The files of a version as input shards; their version tag is their sha256."""
     return [
         Shard(
             index=index,
@@ -46,14 +46,14 @@ def stored_shards(store: str, version: Snapshot) -> list[Shard]:
     ]
 
 
-def not_among(latest: Snapshot, shards: Sequence[Shard]) -> list[Receipt]:
-    """The shards of a version that were made of other files than these."""
+def receipts_of_others(latest: Snapshot, shards: Sequence[Shard]) -> list[Receipt]:
+    """Receipts of a version whose sources are not among these shards."""
     given = {canonical(shard.uri) for shard in shards}
     return [item for item in latest.shards if canonical(item.source.uri) not in given]
 
 
-def kept_task(receipt: Receipt) -> ShardTask:
-    """The task of a shard as its receipt has it."""
+def task_of(receipt: Receipt) -> ShardTask:
+    """The task that a receipt is the result of."""
     source = receipt.source
     shard = Shard(
         index=0, uri=source.uri, stem=receipt.shard, size=source.size, modified=source.modified
@@ -61,28 +61,28 @@ def kept_task(receipt: Receipt) -> ShardTask:
     return ShardTask(shard=shard, model=receipt.model, work=receipt.work)
 
 
-def known_stems(latest: Snapshot | None, receipts: Iterable[Receipt] = ()) -> dict[str, str]:
-    """The stem that a store has for each canonical source URI.
+def stems_by_uri(latest: Snapshot | None, receipts: Iterable[Receipt] = ()) -> dict[str, str]:
+    """The stem that a store uses for each canonical source URI.
 
-    Early stores named shards by their paths below the deepest folder common to all files. A shard
-    that is known by its URI keeps the name that it has.
+    Early stores named shards by their paths below the deepest folder common to all files. Shards
+    of these stores keep their names.
     """
-    found = {canonical(receipt.source.uri): receipt.shard for receipt in receipts}
+    stems = {canonical(receipt.source.uri): receipt.shard for receipt in receipts}
     if latest:
-        found |= {canonical(item.uri): item.shard for item in latest.quarantined}
-        found |= {canonical(receipt.source.uri): receipt.shard for receipt in latest.shards}
-    return found
+        stems |= {canonical(item.uri): item.shard for item in latest.quarantined}
+        stems |= {canonical(receipt.source.uri): receipt.shard for receipt in latest.shards}
+    return stems
 
 
-def under_known_stems(shards: Sequence[Shard], stems: Mapping[str, str]) -> list[Shard]:
-    """The shards under the stems that a store has for them; of new ones under their own."""
-    found = [replace(shard, stem=stems.get(canonical(shard.uri), shard.stem)) for shard in shards]
-    count = Counter(shard.stem for shard in found)
+def with_known_stems(shards: Sequence[Shard], stems: Mapping[str, str]) -> list[Shard]:
+    """The shards with the stems that a store uses for them; new shards keep their own."""
+    named = [replace(shard, stem=stems.get(canonical(shard.uri), shard.stem)) for shard in shards]
+    count = Counter(shard.stem for shard in named)
     return [
         shard
         if count[shard.stem] == 1 or canonical(shard.uri) in stems
-        else replace(shard, stem=f"{shard.stem}-{_hash(shard.uri)}")  # taken by a file's old name
-        for shard in found
+        else replace(shard, stem=f"{shard.stem}-{_hash(shard.uri)}")  # an early name is equal
+        for shard in named
     ]
 
 

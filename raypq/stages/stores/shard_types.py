@@ -1,8 +1,8 @@
 """Checks of a store's shards before work begins: one id type, and the label column.
 
-The driver looks before any work is handed out, so that a shard of another type is refused where it
-is written and not where it is searched. A store that is continued keeps the type that it has;
-otherwise the first shard with rows says it. Of most stores one footer is read for this.
+The driver checks them before tasks start, so that a shard of another id type is refused when it is
+encoded and not when it is searched. A store that is continued keeps its type; otherwise the first
+shard with rows determines it. For most stores this reads one footer.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _DEFAULT = Columns().label
 
 
 def id_rule(run: StoreRun, columns: Columns) -> IdRule | None:
-    """The type that the ids of a run's shards must have; None where no shard has a row.
+    """The type that the ids of a run's shards must have; None where no shard has rows.
 
-    Receipts of earlier versions do not name it. Then one of their files is looked at, and if it
-    holds text, integers narrower than int64 stay text (``IdRule.old``), as they were written.
+    Receipts of early versions lack it. Then it is read from one of their files, and if that holds
+    text, integers narrower than int64 are written as text too (``IdRule.old``).
 
     Raises:
         InputError: the shards that the run keeps have ids of two types.
@@ -32,26 +32,26 @@ def id_rule(run: StoreRun, columns: Columns) -> IdRule | None:
     kept = [*run.kept.values(), *(task.kept for task in run.tasks if task.kept)]
     kept = sorted((receipt for receipt in kept if receipt.rows), key=lambda item: item.shard)
     before = [receipt for receipt in (run.latest.shards if run.latest else ()) if receipt.rows]
-    silent = next((receipt for receipt in (*kept, *before) if receipt.ids is None), None)
-    held = None if silent is None else _kind_of(run.store, silent)
-    old = held == "string"
+    untyped = next((receipt for receipt in (*kept, *before) if receipt.ids is None), None)
+    early_kind = None if untyped is None else _kind_of(run.store, untyped)
+    old = early_kind == "string"
     rules = {
         kind: IdRule(kind=kind, origin=join(run.store, receipt.path), old=old)
         for receipt in reversed(kept)
-        if (kind := receipt.ids or held) is not None
+        if (kind := receipt.ids or early_kind) is not None
     }
     if len(rules) > 1:
-        one, other = rules.values()
-        ids.check(other.kind, one, where=other.origin, found=other.type)
+        first, second = rules.values()
+        ids.check(second.kind, first, where=second.origin, found=second.type)
     if rules:
         return next(iter(rules.values()))
     return rule_of([task.shard for task in run.tasks], columns, old=old)
 
 
 def rule_of(shards: Sequence[Shard], columns: Columns, *, old: bool = False) -> IdRule | None:
-    """The type of ids that the first feature shard with rows has; None where none has any.
+    """The id type of the first feature shard with rows; None where no shard has rows.
 
-    A shard that cannot be read is passed over: whoever reads its rows says why.
+    Unreadable shards are skipped here; the worker that reads their rows reports the error.
     """
     for shard in shards:
         try:
@@ -76,26 +76,26 @@ def _kind_of(store: str, receipt: Receipt) -> ids.IdKind | None:
 
 
 def check_label_column(shards: Sequence[Shard], columns: Columns) -> None:
-    """Refuses a label column that was asked for by name and that no shard has.
+    """Checks that at least one shard has the label column, if the user named one.
 
     Raises:
-        InputError: naming a column that is there instead.
+        InputError: none has it; names the columns of a shard.
     """
     if columns.label == _DEFAULT:
         return
-    there: list[str] = []
+    names: list[str] = []
     for shard in shards:
         try:
             with open_parquet(shard.uri) as file:
                 if file.has(columns.label):
                     return
-                there = there or file.schema_arrow.names
+                names = names or file.schema_arrow.names
         except (RaypqError, OSError):
             continue
-    if there:
+    if names:
         raise InputError(
             shards[0].uri,
             expected=f"a column '{columns.label}' (--label-column, columns.label) in at least one "
             f"of {len(shards)} shard(s)",
-            found=f"columns {', '.join(there)}",
+            found=f"columns {', '.join(names)}",
         )

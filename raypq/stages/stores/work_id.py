@@ -1,13 +1,13 @@
 """Work ids: digests of everything that a shard's output depends on.
 
-A receipt carries the id of its work. A later run whose work has the same id keeps the shard, so
-two works that give different outputs must never share an id, and an upgrade must not change the
-ids of works that give the same: that would encode every store anew.
+A receipt has the id of its work. A later run with the same work id keeps the shard. So jobs that
+give different outputs must have different ids, and an upgrade must not change the id of a job that
+gives the same output: every store would be encoded anew.
 
-So every verb lists its settings here. Those of version 1 are written in a form that is frozen (a
-test holds the ids of stores that exist). A setting that came later enters only where it differs
-from its default. A file that is named by a path and read by content enters by its content. The
-input shard itself is no part: a receipt names it beside the work.
+So the settings of every command are listed here. Those of version 1 have a frozen form (a test
+holds the ids of existing stores). Later settings enter only where they differ from their default.
+Files that are named by a path enter by their content. The input shard is not part of the id: a
+receipt names it separately.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """How each setting of a job enters the id of its work.
+    """How each setting of a job enters its work id.
 
-    A setting that is on none of the lists enters where it differs from its default, so forgetting
-    one can only redo work; a test asks for the decision.
+    A setting that is on no list enters where it differs from its default, so a forgotten one can
+    only cause work to be repeated. A test checks that every setting is on a list.
 
     Attributes:
-        always: since version 1, in this order.
-        later: where they differ from their default.
-        apart: in a form of their own, such as a file's content in place of its path.
-        none: no output depends on them.
+        always: settings of version 1, in this order.
+        later: settings that enter where they differ from their default.
+        apart: settings with a form of their own, such as a file's content instead of its path.
+        none: settings on which no output depends.
     """
 
     always: tuple[str, ...]
@@ -54,26 +54,26 @@ class Fields:
 
     @property
     def decided(self) -> set[str]:
-        """Every setting on a list."""
+        """All settings on a list."""
         return {*self.always, *self.later, *self.apart, *self.none}
 
     def of(self, settings: Settings) -> dict[str, Any]:
         """The settings that enter, as plain JSON values."""
-        found = {name: _plain(settings, name) for name in self.always}
-        left_out = {*self.always, *self.apart, *self.none}
-        for name, about in type(settings).model_fields.items():
-            default = about.get_default(call_default_factory=True, validated_data={})
-            if name not in left_out and getattr(settings, name) != default:
-                found[name] = _plain(settings, name)
-        return found
+        values = {name: _plain(settings, name) for name in self.always}
+        excluded = {*self.always, *self.apart, *self.none}
+        for name, info in type(settings).model_fields.items():
+            default = info.get_default(call_default_factory=True, validated_data={})
+            if name not in excluded and getattr(settings, name) != default:
+                values[name] = _plain(settings, name)
+        return values
 
 
-# Columns that a job does not read are here too (``image_size`` where features are vectors): they
-# were from the start, and leaving them out now would change the id of every store.
+# Settings of columns that a job does not read are included (``image_size`` where features are
+# vectors): version 1 had them, and dropping them would change the id of every store.
 COLUMNS = Fields(always=("id", "feature", "label", "width", "image_size", "bad_images"))
 WHERE = Fields(
     always=(),
-    later=frozenset({"device"}),  # another device rounds otherwise
+    later=frozenset({"device"}),  # devices round differently
     none=frozenset(
         {
             "cluster",
@@ -103,29 +103,29 @@ SEARCH = Fields(
 DUPLICATES = Fields(
     always=(),
     apart=frozenset({"model", "codes", "version", "metric", "threshold", "where"}),
-    none=frozenset({"max_pairs", "output", "on_bad_shard"}),  # more pairs are refused, never cut
+    none=frozenset({"max_pairs", "output", "on_bad_shard"}),  # more pairs are an error, not cut off
 )
 
 
 def encode_work(fingerprint: str, job: EncodeJob) -> str:
-    """The id of encoding a shard."""
+    """The work id of encoding a shard."""
     return _id(fingerprint, _text(ENCODE.of(job) | WHERE.of(job.where)))
 
 
 def classify_work(
     fingerprint: str, job: ClassifyJob, *, scores: str, classes: str, candidates: str | None
 ) -> str:
-    """The id of classifying a shard.
+    """The work id of classifying a shard.
 
     Args:
-        scores: what the scores depend on beside the model: metric, calibration, added classes.
+        scores: metric, calibration and added classes, on which scores depend besides the model.
         classes: digest of the class table.
-        candidates: digest of the classes to choose among, where a file says which.
+        candidates: digest of the candidates, where a file lists them.
     """
-    found = CLASSIFY.of(job)
+    settings = CLASSIFY.of(job)
     if candidates is not None:
-        found["candidates"] = {"sha256": candidates}
-    return _id(fingerprint, f"{_text(found | WHERE.of(job.where))}{scores}:{classes}")
+        settings["candidates"] = {"sha256": candidates}
+    return _id(fingerprint, f"{_text(settings | WHERE.of(job.where))}{scores}:{classes}")
 
 
 def search_work(
@@ -138,31 +138,31 @@ def search_work(
     query_ids: str | None,
     originals: Sequence[Shard],
 ) -> str:
-    """The id of answering a file of queries.
+    """The work id of searching for a file of queries.
 
     Args:
         models: fingerprints of the models that made the codes.
         codes: sha256 of each code file.
         ids, query_ids: digests of these files.
-        originals: the feature files that candidates are scored by again.
+        originals: the feature files for the rerank.
     """
-    found = SEARCH.of(job)
+    settings = SEARCH.of(job)
     if job.features is not None:
-        found["features"] = [[shard.uri, shard.size, shard.modified] for shard in originals]
+        settings["features"] = [[shard.uri, shard.size, shard.modified] for shard in originals]
     content = hashlib.sha256()
     for digest in (*codes, ids, query_ids):
         content.update(f"{digest}\n".encode())
-    return _id(models, f"{_text(found | WHERE.of(job.where))}{metric}{content.hexdigest()}")
+    return _id(models, f"{_text(settings | WHERE.of(job.where))}{metric}{content.hexdigest()}")
 
 
 def duplicates_work(
     fingerprint: str, job: DuplicatesJob, *, metric: Metric, codes: Iterable[str]
 ) -> str:
-    """The id of comparing the codes of a store with each other; ``codes`` as in ``search_work``."""
+    """The work id of finding near-duplicates in a store; ``codes`` as in ``search_work``."""
     content = hashlib.sha256("\n".join(codes).encode())
     later = DUPLICATES.of(job) | WHERE.of(job.where)
-    added = f":{_text(later)}" if later else ""
-    return _id(fingerprint, f"{metric}:{job.threshold!r}:{content.hexdigest()}{added}")
+    suffix = f":{_text(later)}" if later else ""
+    return _id(fingerprint, f"{metric}:{job.threshold!r}:{content.hexdigest()}{suffix}")
 
 
 def _id(fingerprint: str, settings: str) -> str:
@@ -188,4 +188,4 @@ BY_JOB: dict[type[Settings], Fields] = {
     SearchJob: SEARCH,
     DuplicatesJob: DUPLICATES,
 }
-"""Of every job whose outputs are kept by the id of its work, and of the sections in it."""
+"""The fields of every job that has a work id, and of its sections."""
