@@ -13,101 +13,105 @@
 
 namespace raypq {
 
-struct Answer {
+// Results of a block's rows.
+struct TopK {
   float* scores;  // [n, k]
   int64_t* classes;
 };
 
-// Where the thresholds of a block begin: at nothing and then rise; at what is forecast; or, for rows
-// whose threshold turned out too high, at the k-th best score that they have by now.
-enum class Begin { kLow, kForecast, kKnown };
+// The first cutoff of a row: none, rising during the scan; the forecast; or, for a row whose cutoff
+// was too high, the k-th best score of its first scan.
+enum class FirstCutoff { kNone, kForecast, kKnown };
 
-// Scores are compared in the tables' units and without what is common to a row:
-// (score − offset)·factor·down.
+// Classifies a block of rows. For the units and bounds of scores see bounds.hpp.
 //
-// While it scans, a row's threshold is a forecast, or its k-th best sum less what rounding is LIKELY
-// to have added (``guess``), far less than what it may have added at worst (``error``). What was kept
-// is then scored exactly. A row whose threshold was above its k-th best score has to be scanned
-// again.
+// During a scan the cutoff of a row is a forecast, or the k-th best sum less the LIKELY error; both
+// may be too high. The candidates are then scored exactly, and a row whose cutoff was above its
+// k-th best score is reported as failed, to be scanned again.
 class Block {
  public:
-  // Makes room for ``rows`` rows.
+  // Allocates for up to ``rows`` rows.
   Block(const ScanTables& tables, size_t rows, size_t k)
       : t_(tables), rows_(rows), k_(k), list_(tables.isa, rows, k, tables.source.T),
-        forecast_(tables, rows), rescore_(tables), terms_(rows), factor_(rows), settled_(rows),
+        forecast_(tables, rows), rescore_(tables), terms_(rows), factor_(rows), picked_(rows),
         hits_{Array<Hit>(kHits), Array<Hit>(kHits)} {
     for (double x : t_.extra) biased_ |= x != 0;
   }
 
-  // Answers rows codes [n, M], n at most what there is room for. kForecast: by ``trend``. kKnown:
-  // the answer has what is known of the k-th best scores.
-  void run(const uint8_t* codes, size_t n, Begin begin, const Trend& trend, const Answer& answer) {
+  // Classifies rows codes [n, M] into ``out``. kForecast uses ``trend``; kKnown reads the k-th best
+  // scores of the first scan from ``out``.
+  void run(const uint8_t* codes, size_t n, FirstCutoff begin, const Trend& trend, const TopK& out) {
     if (n > rows_) throw std::length_error("more rows than a block has room for");
     codes_ = codes, n_ = n;
     failed.clear(), observed.clear();
-    start(begin, trend, answer);
-    const size_t together = std::max<size_t>(1, kTileBytes / t_.tile_bytes());
-    size_t due = 1;  // the tile before which thresholds are raised
+    start(begin, trend, out);
+    const size_t group = std::max<size_t>(1, kTileBytes / t_.tile_bytes());
+    size_t due = 1;  // the tile before which cutoffs are raised next
     for (size_t tile = 0, last; tile < t_.tiles(); tile = last) {
-      const bool low = begin == Begin::kLow, raise = low && tile >= due;
+      const bool rising = begin == FirstCutoff::kNone, raise = rising && tile >= due;
       if (raise) due += 1 + due * 3 / 4;
-      last = low && tile == 0 ? 1 : std::min(tile + together, t_.tiles());
-      scan(tile, last, raise, low && tile == 0);
+      last = rising && tile == 0 ? 1 : std::min(tile + group, t_.tiles());
+      scan(tile, last, raise, rising && tile == 0);
     }
-    score_all();
+    score_picked();
     size_t at = 0;
     for (size_t i = 0; i < n_; ++i) {
-      const bool good = finish(i, at, answer);
-      at += settled_[i].count;
+      const bool good = finish(i, at, out);
+      at += picked_[i].count;
       if (!good) failed.push_back(uint32_t(i));
     }
   }
 
-  std::vector<uint32_t> failed;  // rows that have to be scanned again
+  std::vector<uint32_t> failed;  // rows of the last run that have to be scanned again
   std::vector<Observed> observed;
 
  private:
-  void start(Begin begin, const Trend& trend, const Answer& answer) {
-    guess_.resize(t_.tiles());
-    eager_ = std::numeric_limits<double>::infinity();
-    std::vector<double> reach(t_.tiles());
+  void start(FirstCutoff begin, const Trend& trend, const TopK& out) {
+    likely_error_.resize(t_.tiles());
+    pick_raise_ = std::numeric_limits<double>::infinity();
+    std::vector<double> bound_width(t_.tiles());
     for (size_t tile = 0; tile < t_.tiles(); ++tile) {
       const double deviation =
-          t_.unit[tile * kLanes] * std::sqrt(double(t_.source.shape.M) / 12);
+          t_.unit[tile * kTileWidth] * std::sqrt(double(t_.source.shape.M) / 12);
       // Three standard deviations of M roundings, each uniform within ±½ unit.
-      guess_[tile] = begin == Begin::kKnown
-                         ? t_.tile_error[tile]
-                         : std::min(3 * deviation + t_.unit[tile * kLanes], t_.tile_error[tile]);
-      reach[tile] = guess_[tile] + t_.tile_error[tile];
-      eager_ = std::min(eager_, std::max(0.0, guess_[tile] - deviation));
+      likely_error_[tile] =
+          begin == FirstCutoff::kKnown
+              ? t_.tile_error[tile]
+              : std::min(3 * deviation + t_.unit[tile * kTileWidth], t_.tile_error[tile]);
+      bound_width[tile] = likely_error_[tile] + t_.tile_error[tile];
+      pick_raise_ = std::min(pick_raise_, std::max(0.0, likely_error_[tile] - deviation));
     }
-    list_.restart(std::move(reach));
+    list_.restart(std::move(bound_width));
     for (size_t i = 0; i < n_; ++i) {
       terms_[i] = row_terms(t_.source, codes_ + i * t_.source.shape.M);
       factor_[i] = terms_[i].factor;
     }
-    sampled_ = begin != Begin::kKnown && Forecast::possible(t_);
+    sampled_ = begin != FirstCutoff::kKnown && Forecast::possible(t_);
     if (sampled_) forecast_.sample(codes_, factor_.data(), n_);
-    for (size_t i = 0; i < n_; ++i) {
-      const RowTerms& row = terms_[i];
-      const double largest =
-          row.scale * std::sqrt(row.squared) * t_.widest + std::fabs(row.offset) + t_.strongest;
-      const double slack = row.factor > 0 ? t_.slack(largest, row.factor)
-                                          : std::numeric_limits<double>::infinity();
-      double target = Candidates::kLowest;
-      if (begin == Begin::kForecast)
-        target = forecast_.best(i, length(i), trend);
-      else if (begin == Begin::kKnown)
-        target = in_units(i, answer.scores[(i + 1) * k_ - 1]) - slack;
-      if (!std::isfinite(target) || std::isinf(slack)) target = Candidates::kLowest;
-      list_.reset(i, slack, target);
-    }
+    for (size_t i = 0; i < n_; ++i) reset(i, begin, trend, out);
   }
 
-  // Some rows against all of these tiles, then the next rows.
+  void reset(size_t i, FirstCutoff begin, const Trend& trend, const TopK& out) {
+    const RowTerms& row = terms_[i];
+    const double largest = row.scale * std::sqrt(row.squared) * t_.longest_weight +
+                           std::fabs(row.offset) + t_.largest_bias;
+    const double tie_margin = row.factor > 0 ? t_.tie_margin(largest, row.factor)
+                                             : std::numeric_limits<double>::infinity();
+    double cutoff = kNoCutoff;
+    if (begin == FirstCutoff::kForecast)
+      cutoff = forecast_.kth_best(i, length(i), trend);
+    else if (begin == FirstCutoff::kKnown)
+      cutoff = in_units(i, out.scores[(i + 1) * k_ - 1]) - tie_margin;
+    if (!std::isfinite(cutoff) || std::isinf(tie_margin)) cutoff = kNoCutoff;
+    list_.reset(i, tie_margin, cutoff);
+  }
+
+  // Scans tiles [tile, last), chunk by chunk of rows. raise: raises cutoffs before; all: every row
+  // hits in every column of the tile.
   void scan(size_t tile, size_t last, bool raise, bool all) {
     const Shape& shape = t_.source.shape;
-    if (n_ > shape.K) touch(t_.table(tile), (last - tile) * t_.tile_bytes());  // or read only some
+    if (n_ > shape.K)  // fewer rows may not need every line
+      touch(t_.table(tile), (last - tile) * t_.tile_bytes());
     for (size_t first = 0; first < n_; first += kChunk) {
       const size_t n = std::min(kChunk, n_ - first);
       if (raise) list_.sweep(first, first + n);
@@ -115,102 +119,105 @@ class Block {
     }
   }
 
-  // A tile, or two where a pair of them leaves room in the cache; how many.
+  // Scans one tile, or two if a pair fits the cache; returns how many.
   size_t scan_chunk(size_t tile, size_t last, size_t first, size_t n, bool all) {
     const Shape& shape = t_.source.shape;
     const size_t count = tile + 1 < last && 2 * t_.tile_bytes() <= kPairBytes ? 2 : 1;
     const uint8_t* codes = codes_ + first * shape.M;
     int32_t threshold[2][kChunk];
-    for (size_t i = 0; i < count; ++i)
-      t_.isa.thresholds(list_.target() + first, factor_.data() + first, n, t_.tile_extra[tile + i],
-                        t_.tile_base[tile + i] + t_.tile_error[tile + i],
-                        1.0 / t_.unit[(tile + i) * kLanes], t_.limit, threshold[i]);
+    for (size_t i = 0; i < count; ++i) {
+      const ThresholdTerms terms{t_.tile_extra[tile + i],
+                                 t_.tile_base[tile + i] + t_.tile_error[tile + i],
+                                 1.0 / t_.unit[(tile + i) * kTileWidth], t_.limit};
+      t_.isa.thresholds(list_.cutoff() + first, factor_.data() + first, n, terms, threshold[i]);
+    }
     Hit* const hits[2] = {hits_[0].data(), hits_[1].data()};
-    size_t found[2];
-    const int32_t* start = t_.start.data() + tile * kLanes;
+    size_t n_hits[2];
     if (count == 2) {
       const int32_t* const both[2] = {threshold[0], threshold[1]};
-      t_.isa.scan_two(shape, t_.top, t_.table(tile), start, codes, n, both, hits, found);
+      t_.isa.scan_two(t_.tile(tile), codes, n, both, hits, n_hits);
     } else {
-      found[0] = t_.isa.scan_rows(shape, t_.top, t_.table(tile), start, codes, n, threshold[0],
-                                  hits[0]);
+      n_hits[0] = t_.isa.scan_rows(t_.tile(tile), codes, n, threshold[0], hits[0]);
     }
-    if (all && t_.lanes(0) == kLanes && list_.fits(first, kLanes) && shape.M <= kNarrow)
-      keep_all(first, hits[0], found[0]);
+    if (all && t_.width(0) == kTileWidth && list_.fits(first, kTileWidth) && shape.M <= kNarrow)
+      add_all(first, hits[0], n_hits[0]);
     else
-      for (size_t i = 0; i < count; ++i) keep(tile + i, first, hits[i], found[i]);
+      for (size_t i = 0; i < count; ++i) add_hits(tile + i, first, hits[i], n_hits[i]);
     return count;
   }
 
-  void keep(size_t tile, size_t first, Hit* hit, size_t found) {
-    const size_t lanes = tile * kLanes;
+  // Adds the candidates of a tile's hits; rows count from ``first``.
+  void add_hits(size_t tile, size_t first, Hit* hit, size_t n_hits) {
+    const size_t slot0 = tile * kTileWidth;
     const bool wide = t_.source.shape.M > kNarrow;
-    const double *base = t_.base.data() + lanes, *extra = t_.extra.data() + lanes;
-    const double unit = t_.unit[lanes], guess = guess_[tile];
-    const uint64_t real = ~uint64_t(0) >> (kLanes - t_.lanes(tile));
-    if (~real) found = drop_padding(hit, found, real);
-    // The lanes of all hits in one loop: how many a hit has is a surprise to the branch predictor.
-    const Hit* const end = hit + found;
-    hit[found].lanes = 0;
-    for (size_t i = 0; i < kAhead; ++i) hit[found + i].row = 0;
-    for (uint64_t left = hit->lanes; hit != end;) {
-      const size_t lane = size_t(__builtin_ctzll(left)), row = first + hit->row;
+    const double *base = t_.base.data() + slot0, *extra = t_.extra.data() + slot0;
+    const double unit = t_.unit[slot0], likely_error = likely_error_[tile];
+    const uint64_t real = ~uint64_t(0) >> (kTileWidth - t_.width(tile));
+    if (~real) n_hits = drop_padding(hit, n_hits, real);
+    // One loop over the columns of all hits: the number of columns of a hit is unpredictable.
+    const Hit* const end = hit + n_hits;
+    hit[n_hits].columns = 0;
+    for (size_t i = 0; i < kAhead; ++i) hit[n_hits + i].row = 0;
+    for (uint64_t left = hit->columns; hit != end;) {
+      const size_t column = size_t(__builtin_ctzll(left)), row = first + hit->row;
       list_.prefetch_end(first + hit[kAhead].row);
-      const double factor = biased_ ? factor_[row] : 0.0;  // rows come in no order: not for nothing
-      const double value = base[lane] + unit * hit->sum(lane, wide) + extra[lane] * factor;
-      list_.push(row, {float(value - guess), uint32_t(lanes + lane)},
+      const double factor = biased_ ? factor_[row] : 0.0;  // a random access: only if needed
+      const double value = base[column] + unit * hit->sum(column, wide) + extra[column] * factor;
+      list_.push(row, {float(value - likely_error), uint32_t(slot0 + column)},
                  [this](size_t i) { resolve(i); });
       left &= left - 1;
       hit += left == 0;
-      const uint64_t next = hit->lanes;
+      const uint64_t next = hit->columns;
       left = left ? left : next;
     }
   }
 
-  // A block's first tile, of which every row takes all: the same in a loop that vectors can take.
-  void keep_all(size_t first, const Hit* hits, size_t found) {
-    double base[kLanes], extra[kLanes];
-    uint32_t lane[kLanes];
-    for (size_t i = 0; i < kLanes; ++i) {
-      lane[i] = uint32_t(i % (kLanes / 2) * 2 + i / (kLanes / 2));  // as a narrow hit has them
-      base[i] = t_.base[lane[i]] - guess_[0];
-      extra[i] = t_.extra[lane[i]];
+  // Adds every class of the first tile for each row; as add_hits, in a loop that vectorises.
+  void add_all(size_t first, const Hit* hits, size_t n_hits) {
+    double base[kTileWidth], extra[kTileWidth];
+    uint32_t column[kTileWidth];  // in the order of Hit::narrow
+    for (size_t i = 0; i < kTileWidth; ++i) {
+      column[i] = uint32_t(i % (kTileWidth / 2) * 2 + i / (kTileWidth / 2));
+      base[i] = t_.base[column[i]] - likely_error_[0];
+      extra[i] = t_.extra[column[i]];
     }
     const double unit = t_.unit[0];
-    for (size_t h = 0; h < found; ++h) {
+    for (size_t h = 0; h < n_hits; ++h) {
       const size_t row = first + hits[h].row;
       const double factor = factor_[row];
-      Candidates::Kept* const kept = list_.end(row);
-      for (size_t i = 0; i < kLanes; ++i)
-        kept[i] = {float(base[i] + unit * hits[h].narrow[i] + extra[i] * factor), lane[i]};
-      list_.grow(row, kLanes);
+      Candidates::Entry* const entries = list_.end(row);
+      for (size_t i = 0; i < kTileWidth; ++i)
+        entries[i] = {float(base[i] + unit * hits[h].narrow[i] + extra[i] * factor), column[i]};
+      list_.grow(row, kTileWidth);
     }
   }
 
-  // The last tile may have lanes that are no class.
-  static size_t drop_padding(Hit* hits, size_t found, uint64_t real) {
+  // Clears the columns of the last tile that are no class; returns the number of hits left.
+  static size_t drop_padding(Hit* hits, size_t n_hits, uint64_t real) {
     size_t left = 0;
-    for (size_t h = 0; h < found; ++h)
-      if (hits[h].lanes &= real) hits[left++] = hits[h];
+    for (size_t h = 0; h < n_hits; ++h)
+      if (hits[h].columns &= real) hits[left++] = hits[h];
     return left;
   }
 
-  // The k best of a row that has too many candidates; their scores take the place of their lower
-  // bounds. As they are: rounded to float32 they may be too high, which the slack covers, but with
-  // it taken off their upper bounds would be too low where it is more than a tile's reach.
+  // Moves the k best candidates of a row to the front, with their scores as lower bounds. The
+  // scores are not lowered by the tie margin, though rounding to float32 may have raised them: the
+  // margin in the cutoff covers that, and upper bounds would be too low where it exceeds a tile's
+  // bound width.
   void resolve(size_t row) {
-    Candidates::Kept* const kept = list_.begin(row);
+    Candidates::Entry* const entries = list_.begin(row);
     std::vector<std::pair<Candidate, uint32_t>> exact(list_.count(row));
     for (size_t c = 0; c < exact.size(); ++c)
-      exact[c] = {rescored(row, t_.order[kept[c].lane]), kept[c].lane};
+      exact[c] = {rescored(row, t_.order[entries[c].slot]), entries[c].slot};
     std::nth_element(exact.begin(), exact.begin() + (k_ - 1), exact.end(),
                      [](const auto& a, const auto& b) { return better(a.first, b.first); });
-    const double target = list_.target()[row];
+    const double cutoff = list_.cutoff()[row];
     for (size_t c = 0; c < k_; ++c) {
-      // An infinite slack excludes nothing, whatever the bound. What lies below the target is raised
-      // to it, and so stays: the target was forecast too high, and the row will be scanned again.
-      const double lower = std::max(in_units(row, exact[c].first.value), target);
-      kept[c] = {std::isinf(list_.slack(row)) ? 0.0f : round_up(lower), exact[c].second};
+      // With an infinite tie margin nothing is excluded, whatever the bound. A score below the
+      // cutoff is raised to it, so that it stays: the forecast was too high, and the row will be
+      // scanned again.
+      const double lower = std::max(in_units(row, exact[c].first.value), cutoff);
+      entries[c] = {std::isinf(list_.tie_margin(row)) ? 0.0f : round_up(lower), exact[c].second};
     }
   }
 
@@ -223,72 +230,74 @@ class Block {
     return scored(row, t, rescore_.one(codes_, uint32_t(row), t));
   }
 
+  // A row's length in units.
   double length(size_t row) const { return std::sqrt(terms_[row].squared) * t_.down; }
 
-  // A row's score as the filter compares it.
   double in_units(size_t row, float score) const {
     return (double(score) - terms_[row].offset) * factor_[row] * t_.down;
   }
 
-  // Inner products of the candidates that the k best are likely among: a bit bolder than the scan
-  // was, for those left over are at hand if they are needed.
-  void score_all() {
+  // Inner products of the candidates that probably include the k best. Picking fewer of them than
+  // the bounds allow is safe, because ``finish`` scores the others where needed.
+  void score_picked() {
     rescore_.clear();
     for (size_t i = 0; i < n_; ++i) {
       if (i + Candidates::kAhead < n_) list_.prefetch(i + Candidates::kAhead);
-      settled_[i] = list_.settle(i, eager_);
-      const Candidates::Kept* c = list_.begin(i);
-      for (const auto* end = c + settled_[i].count; c != end; ++c)
-        rescore_.add(uint32_t(i), t_.order[c->lane]);
+      picked_[i] = list_.pick(i, pick_raise_);
+      const Candidates::Entry* c = list_.begin(i);
+      for (const auto* end = c + picked_[i].count; c != end; ++c)
+        rescore_.add(uint32_t(i), t_.order[c->slot]);
     }
     dots_ = rescore_.run(codes_);
   }
 
-  // Answers a row, whose inner products begin at ``at``; false if it has to be scanned again.
-  bool finish(size_t row, size_t at, const Answer& answer) {
-    const Candidates::Settled front = settled_[row];
+  // Writes the results of a row, whose inner products begin at ``at``; false if it has to be
+  // scanned again.
+  bool finish(size_t row, size_t at, const TopK& out) {
+    const Candidates::Picked picked = picked_[row];
     best_.clear();
-    for (size_t i = at; i < at + front.count; ++i)
+    for (size_t i = at; i < at + picked.count; ++i)
       best_.push_back(scored(row, rescore_.class_of(i), dots_[i]));
     double least = sort_best(row);
-    if (front.rest >= least) {
-      for (auto* c = list_.begin(row) + front.count; c != list_.end(row); ++c)
-        if (list_.upper(*c) >= least) best_.push_back(rescored(row, t_.order[c->lane]));
+    if (picked.rest_upper >= least) {
+      for (auto* c = list_.begin(row) + picked.count; c != list_.end(row); ++c)
+        if (list_.upper(*c) >= least) best_.push_back(rescored(row, t_.order[c->slot]));
       least = sort_best(row);
     }
     for (size_t j = 0; j < std::min(k_, best_.size()); ++j) {
-      answer.scores[row * k_ + j] = best_[j].value;
-      answer.classes[row * k_ + j] = best_[j].other;
+      out.scores[row * k_ + j] = best_[j].value;
+      out.classes[row * k_ + j] = best_[j].index;
     }
     const bool full = best_.size() >= k_;
-    if (!full) answer.scores[(row + 1) * k_ - 1] = -std::numeric_limits<float>::infinity();
+    if (!full) out.scores[(row + 1) * k_ - 1] = -std::numeric_limits<float>::infinity();
     if (sampled_) observed.push_back(forecast_.observed(row, length(row), least));
-    // What was left out lies below the target. Half the slack is four times what rounding may have
-    // added to that, or taken from the k-th best: so far below it ties with nothing.
-    return full && !(least + 0.5 * list_.slack(row) < list_.target()[row]);
+    // Excluded classes score below the cutoff. Half the tie margin is four times what rounding may
+    // have added to their scores or taken from the k-th best, so none of them can tie with it.
+    return full && !(least + 0.5 * list_.tie_margin(row) < list_.cutoff()[row]);
   }
 
-  // The k best first; what the k-th of them excludes lies below the result.
+  // Moves the k best to the front, sorted. Classes whose upper bound is below the result are
+  // excluded by the k-th of them.
   double sort_best(size_t row) {
     const size_t n = best_.size();
-    if (n < k_) return Candidates::kLowest;
+    if (n < k_) return kNoCutoff;
     if (n <= kMostRanked)
       rank_best();
     else
       std::partial_sort(best_.begin(), best_.begin() + k_, best_.end(), better);
-    return in_units(row, best_[k_ - 1].value) - list_.slack(row);
+    return in_units(row, best_[k_ - 1].value) - list_.tie_margin(row);
   }
 
-  // Few are ranked without a jump that depends on them.
+  // Sorts a few candidates without unpredictable branches.
   void rank_best() {
     alignas(64) uint64_t keys[kMostRanked] = {}, rank[kMostRanked];
     const size_t n = best_.size();
     for (size_t i = 0; i < n; ++i) {
-      const float value = best_[i].value + 0.0f;  // one zero, not two
+      const float value = best_[i].value + 0.0f;  // −0 becomes +0
       uint32_t bits;
       std::memcpy(&bits, &value, sizeof bits);
       bits ^= uint32_t(int32_t(bits) >> 31) | 0x80000000u;  // in the order of the values
-      keys[i] = uint64_t(bits) << 32 | uint32_t(~best_[i].other);
+      keys[i] = uint64_t(bits) << 32 | uint32_t(~best_[i].index);
     }
     t_.isa.ranks(keys, n, rank);
     ranked_.resize(n);
@@ -296,11 +305,10 @@ class Block {
     best_.swap(ranked_);
   }
 
-  // Tiles that stay in the L2 cache together; a pair of them that is scanned at once; how many hits
-  // before it is used a place for a candidate is asked for.
+  // Bytes of tiles that stay in the L2 cache together, and of a pair that is scanned at once.
   static constexpr size_t kTileBytes = size_t(640) << 10, kPairBytes = size_t(384) << 10;
-  static constexpr size_t kAhead = 8;
-  static constexpr size_t kHits = kChunk + kAhead;  // of a tile and a chunk, and those ahead of them
+  static constexpr size_t kAhead = 8;  // hits between the prefetch of a list's end and its use
+  static constexpr size_t kHits = kChunk + kAhead;  // of a tile and a chunk, and padding for kAhead
 
   const ScanTables& t_;
   const uint8_t* codes_ = nullptr;
@@ -309,11 +317,11 @@ class Block {
   Forecast forecast_;
   bool sampled_ = false, biased_ = false;
   Rescore rescore_;
-  std::vector<double> guess_;  // by tile
-  double eager_ = 0;
+  std::vector<double> likely_error_;  // by tile
+  double pick_raise_ = 0;
   std::vector<RowTerms> terms_;
   std::vector<double> factor_;
-  std::vector<Candidates::Settled> settled_;
+  std::vector<Candidates::Picked> picked_;
   const double* dots_ = nullptr;
   Array<Hit> hits_[2];  // of one tile each
   std::vector<Candidate> best_, ranked_;

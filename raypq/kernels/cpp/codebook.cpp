@@ -8,8 +8,8 @@ namespace raypq {
 
 namespace {
 
-// Rows of one task: at most kRows, and multiples of every block that a kernel works on. Each thread
-// gets as many tasks as the others, where there are few.
+// Rows of one task: at most kRows, a multiple of every kernel's block (kStep), and such that all
+// threads get equally many tasks.
 constexpr size_t kRows = 768, kStep = 192;
 
 size_t task_rows(size_t n, size_t threads) {
@@ -18,11 +18,11 @@ size_t task_rows(size_t n, size_t threads) {
   return (even + kStep - 1) / kStep * kStep;
 }
 
-// Owns what Book points at.
+// The memory of PackedCodebooks.
 struct Packed {
   Array<float> packed, half, largest;
   Array<double> half_exact;
-  Book book;
+  PackedCodebooks codebooks;
 };
 
 Packed pack(const Isa& isa, const Shape& s, const float* C, const double* norms) {
@@ -44,12 +44,13 @@ Packed pack(const Isa& isa, const Shape& s, const float* C, const double* norms)
     }
     p.largest[m] = float(std::sqrt(most) * (1 + 0x1p-20)) + 0x1p-140f;
   }
-  p.book = {s, K, p.packed.data(), p.half.data(), p.half_exact.data(), p.largest.data(), C};
+  p.codebooks = {s, K, p.packed.data(), p.half.data(), p.half_exact.data(), p.largest.data(), C};
   return p;
 }
 
-// The power of two that brings a part of which ``most`` is the largest magnitude to where squares
-// neither overflow nor vanish in float32; 0 where they do neither. As ``reference.spread`` has it.
+// The exponent by which to scale values with largest magnitude ``most``, so that their squares
+// neither overflow nor vanish in float32; 0 if they do not anyway. As in
+// ``reference.kmeans_pp_init``.
 int shift_of(float most) {
   int exponent = 0;
   if (most > 0) std::frexp(most, &exponent);
@@ -68,14 +69,15 @@ void encode(const Isa& isa, const Shape& shape, const float* C, const double* no
     if (!scratch[thread].size())
       scratch[thread] = Array<float>(encode_floats(shape, kRowBlock));
     const size_t first = task * rows;
-    isa.encode(p.book, U + first * shape.D(), std::min(rows, n - first), scratch[thread].data(),
-               B + first * shape.M);
+    isa.encode(p.codebooks, U + first * shape.D(), std::min(rows, n - first),
+               scratch[thread].data(), B + first * shape.M);
   });
 }
 
-void accumulate(const Shape& s, const float* C, const float* U, const uint8_t* B, size_t n,
-                size_t threads, double* count, double* total, double* error) {
-  // A thread has some sub-codebooks to itself, so every sum is formed in row order.
+void codeword_sums(const Shape& s, const float* C, const float* U, const uint8_t* B, size_t n,
+                   size_t threads, const CodewordSums& out) {
+  double *const count = out.count, *const total = out.total, *const error = out.error;
+  // A thread owns some sub-codebooks, so every sum is formed in row order.
   const size_t tasks = std::min(threads, s.M);
   parallel(tasks, threads, [&](size_t, size_t task) {
     const size_t from = s.M * task / tasks, to = s.M * (task + 1) / tasks;
@@ -95,8 +97,8 @@ void accumulate(const Shape& s, const float* C, const float* U, const uint8_t* B
   });
 }
 
-void spread(const Shape& s, const float* U, size_t n, const int64_t* first, const double* aims,
-            size_t threads, float* C) {
+void kmeans_pp_init(const Shape& s, const float* U, size_t n, const int64_t* first,
+                    const double* draws, size_t threads, float* C) {
   constexpr size_t kBlock = 512;  // rows whose sums stay in the L1 cache
   parallel(s.M, threads, [&](size_t, size_t m) {
     std::vector<float> part(n * s.d), nearest(n, std::numeric_limits<float>::infinity());
@@ -107,8 +109,8 @@ void spread(const Shape& s, const float* U, size_t n, const int64_t* first, cons
         most = std::max(most, std::fabs(x));
       }
     if (const int shift = shift_of(most)) {
-      const double by = std::ldexp(1.0, shift);
-      for (float& x : part) x = float(x * by);
+      const double factor = std::ldexp(1.0, shift);
+      for (float& x : part) x = float(x * factor);
     }
     std::vector<double> mass(n);
     std::vector<float> c(s.d);
@@ -128,9 +130,9 @@ void spread(const Shape& s, const float* U, size_t n, const int64_t* first, cons
       }
       double sum = 0;
       for (size_t i = 0; i < n; ++i) mass[i] = sum += nearest[i];
-      const double wanted = aims[m * (s.K - 1) + k] * sum;
-      const auto found = std::lower_bound(mass.begin(), mass.end(), wanted);
-      row = std::min(size_t(found - mass.begin()), n - 1);
+      const double draw = draws[m * (s.K - 1) + k] * sum;
+      const auto drawn = std::lower_bound(mass.begin(), mass.end(), draw);
+      row = std::min(size_t(drawn - mass.begin()), n - 1);
     }
   });
 }

@@ -1,10 +1,11 @@
-// Scores in the canonical arithmetic of ``raypq.kernels.tables``: eight float64 lanes, lane l sums
-// the dimensions l, l+8, … in order; the lanes are added as ((0+4)+(2+6)) + ((1+5)+(3+7)).
+// Inner products in the canonical arithmetic of ``raypq.kernels.tables``: eight float64
+// accumulators, of which accumulator a sums the dimensions a, a+8, … in order; they are added as
+// ((0+4)+(2+6)) + ((1+5)+(3+7)).
 
 namespace RAYPQ_NS {
 
-// q(code) → out [D]; may write up to 15 floats more. Whole registers are copied, and what is too
-// much is overwritten by the next part.
+// q(code) → out [D]. Copies whole registers, of which the next part overwrites the excess; may
+// write up to 15 floats beyond D.
 inline void decode(const Shape& shape, const float* C, const uint8_t* code, float* out) {
   const size_t d = shape.d;
   for (size_t m = 0; m < shape.M; ++m) {
@@ -14,7 +15,7 @@ inline void decode(const Shape& shape, const float* C, const uint8_t* code, floa
   }
 }
 
-// Asks for the codewords of a row that is decoded next.
+// Prefetches the codewords of a row.
 inline void prefetch(const Shape& shape, const float* C, const uint8_t* code) {
   for (size_t m = 0; m < shape.M; ++m)
     for (size_t j = 0; j < shape.d; j += 16)
@@ -22,14 +23,14 @@ inline void prefetch(const Shape& shape, const float* C, const uint8_t* code) {
 }
 
 inline Double8 widen(const float* x) {
-#if defined(__AVX512F__)  // of the portable form GCC makes two conversions and moves between halves
+#if defined(__AVX512F__)  // GCC compiles the portable form to two conversions and moves
   return (Double8)_mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(x));
 #else
   return __builtin_convertvector(*reinterpret_cast<const Float8*>(x), Double8);
 #endif
 }
 
-// kRows rows at once: one sum alone would wait for each addition before the next.
+// Adds ⟨q_r, w⟩ of kRows rows; several rows hide the latency of the additions.
 template <size_t kRows>
 inline void dots(const float* q, size_t stride, const float* w, size_t D, Double8* sums) {
   Double8 sum[kRows];
@@ -40,22 +41,23 @@ inline void dots(const float* q, size_t stride, const float* w, size_t D, Double
     for (size_t r = 0; r < kRows; ++r) sum[r] += widen(q + r * stride + j) * x;
   }
   if (whole < D) {
-    float rest[8] = {}, part[8] = {};
-    memcpy(rest, w + whole, (D - whole) * sizeof(float));
+    float tail[8] = {}, part[8] = {};
+    memcpy(tail, w + whole, (D - whole) * sizeof(float));
     for (size_t r = 0; r < kRows; ++r) {
       memcpy(part, q + r * stride + whole, (D - whole) * sizeof(float));
-      sum[r] += widen(part) * widen(rest);
+      sum[r] += widen(part) * widen(tail);
     }
   }
   for (size_t r = 0; r < kRows; ++r) sums[r] = sum[r];
 }
 
-// Long parts (of kLongPart and more) need no copy of the row: the codewords are read where they are,
-// in steps of eight that begin at a lane 0 of the whole row. What a step reads before and after its part is multiplied
-// by a zero, which leaves the sums as they are.
-// w as float64, part by part, each with zeros in front (d·m mod 8 of them) and behind: at most
+// Long parts (d ≥ kLongPart) are not decoded: their codewords are read in place, in steps of eight
+// that begin at a dimension of accumulator 0. What a step reads before and after its part is
+// multiplied by zero, which does not change the sums.
+//
+// Writes w as float64, part by part, with zeros in front (d·m mod 8 of them) and behind: at most
 // seven each, as weight_doubles counts them.
-inline void spread_weights(const Shape& shape, const float* w, double* out) {
+inline void pad_weights(const Shape& shape, const float* w, double* out) {
   const size_t d = shape.d, whole = d & ~size_t(7);
   for (size_t m = 0; m < shape.M; ++m, w += d) {
     const size_t front = m * d % 8, length = (front + d + 7) & ~size_t(7);
@@ -88,11 +90,11 @@ inline void part_dots(const Shape& shape, const float* C, const uint8_t* const* 
   for (size_t r = 0; r < kRows; ++r) sums[r] = sum[r];
 }
 
-inline void long_parts(const Shape& shape, const float* C, const uint8_t* codes, size_t stride,
-                       const uint32_t* rows, size_t n, const float* w, double* scratch,
-                       Double8* sums) {
+inline void long_parts(const Shape& shape, const float* C, const PickedRows& picked, const float* w,
+                       double* scratch, Double8* sums) {
   constexpr size_t kRows = kDecoded, kAhead = 16;
-  spread_weights(shape, w, scratch);
+  const auto [codes, stride, rows, n] = picked;
+  pad_weights(shape, w, scratch);
   for (size_t i = 0; i < n; i += kRows) {
     const size_t count = n - i < kRows ? n - i : kRows;
     const uint8_t* of[kRows];
@@ -107,10 +109,10 @@ inline void long_parts(const Shape& shape, const float* C, const uint8_t* codes,
   }
 }
 
-inline void short_parts(const Shape& shape, const float* C, const uint8_t* codes, size_t stride,
-                        const uint32_t* rows, size_t n, const float* w, float* scratch,
-                        Double8* sums) {
+inline void short_parts(const Shape& shape, const float* C, const PickedRows& picked,
+                        const float* w, float* scratch, Double8* sums) {
   constexpr size_t kRows = kDecoded;
+  const auto [codes, stride, rows, n] = picked;
   const size_t D = shape.D(), room = decoded_floats(shape);
   for (size_t i = 0; i < n; i += kRows) {
     const size_t count = n - i < kRows ? n - i : kRows;
@@ -126,22 +128,22 @@ inline void short_parts(const Shape& shape, const float* C, const uint8_t* codes
   }
 }
 
-void add_parts(const Shape& parts, const float* C, const uint8_t* codes, size_t stride,
-               const uint32_t* rows, size_t n, const float* w, float* scratch, Lanes* sums) {
+void add_parts(const Shape& parts, const float* C, const PickedRows& rows, const float* w,
+               float* scratch, ExactAccumulators* sums) {
   Double8* into = reinterpret_cast<Double8*>(sums);
   if (parts.d >= kLongPart)
-    long_parts(parts, C, codes, stride, rows, n, w, reinterpret_cast<double*>(scratch), into);
+    long_parts(parts, C, rows, w, reinterpret_cast<double*>(scratch), into);
   else
-    short_parts(parts, C, codes, stride, rows, n, w, scratch, into);
+    short_parts(parts, C, rows, w, scratch, into);
 }
 
-void rescore(const Shape& shape, const float* C, const uint8_t* codes, const uint32_t* rows,
-             size_t n, const float* w, float* scratch, double* out) {
-  constexpr size_t kTogether = 64;
-  for (size_t i = 0; i < n; i += kTogether) {
-    const size_t count = n - i < kTogether ? n - i : kTogether;
-    Lanes sums[kTogether] = {};
-    add_parts(shape, C, codes, shape.M, rows + i, count, w, scratch, sums);
+void rescore(const Shape& shape, const float* C, const PickedRows& rows, const float* w,
+             float* scratch, double* out) {
+  constexpr size_t kBatch = 64;
+  for (size_t i = 0; i < rows.n; i += kBatch) {
+    const size_t count = rows.n - i < kBatch ? rows.n - i : kBatch;
+    ExactAccumulators sums[kBatch] = {};
+    add_parts(shape, C, {rows.codes, rows.stride, rows.rows + i, count}, w, scratch, sums);
     for (size_t r = 0; r < count; ++r) out[i + r] = sums[r].total();
   }
 }

@@ -1,7 +1,7 @@
-// One instruction set's build of the kernels; CMake compiles this file once for each.
-// -ffp-contract=fast is safe here: wherever a result must be exact, the products are products of
-// float32 values in float64, which are exact, so fusing them changes nothing. The last step of a
-// score (scale, offset, bias) is elsewhere, compiled without contraction.
+// The kernels of one instruction set; CMake compiles this file once for each.
+// -ffp-contract=fast is safe here: where a result must be exact, the products are of float32 values
+// in float64, which are exact, so fusing them changes nothing. The last step of a score (scale,
+// offset, bias) is compiled elsewhere, without contraction.
 #include "isa.hpp"
 
 #include "simd.hpp"
@@ -27,7 +27,7 @@ const Isa RAYPQ_ISA_OF(RAYPQ_NS) = {
     .quantise = RAYPQ_NS::quantise,
     .thresholds = RAYPQ_NS::thresholds,
     .scan_rows = RAYPQ_NS::scan_rows,
-    .scan_lanes = RAYPQ_NS::scan_lanes,
+    .scan_columns = RAYPQ_NS::scan_columns,
     .scan_two = RAYPQ_NS::scan_two,
     .kth_largest = RAYPQ_NS::kth_largest,
     .near_kth = RAYPQ_NS::near_kth,

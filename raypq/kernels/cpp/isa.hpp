@@ -1,5 +1,8 @@
-// What every instruction set provides: leaf functions over plain arrays, reached by pointers.
+// The interface of an instruction set: leaf functions over plain arrays, reached by pointers.
 // Shapes as in the Python package: U [N, D], C [M, K, d], B [N, M], D = M·d.
+//
+// Tables are cut into tiles of 64 classes (or queries). A class's place in its tile is its
+// *column*; its place in all tiles, tile·64 + column, is its *slot*.
 #pragma once
 
 #include <cstddef>
@@ -7,20 +10,20 @@
 
 namespace raypq {
 
-constexpr size_t kLanes = 64;       // classes or queries in a tile: the bytes of one cache line
-constexpr int kCoarse = 127;        // largest table entry: two of them still fit a byte
-constexpr int kFinest = 255;        // the same where lines are widened one by one
-constexpr size_t kNarrow = 128;     // sub-codebooks that 16-bit sums hold: 128·127 + kRoom < 2^15
-constexpr size_t kFine = 64;        // the same for fine entries: 64·255 + kRoom < 2^15
+constexpr size_t kTileWidth = 64;   // columns of a tile: the bytes of one cache line
+constexpr int kCoarse = 127;        // largest table entry whose double still fits a byte
+constexpr int kFinest = 255;        // largest table entry where lines are widened one by one
+constexpr size_t kNarrow = 128;     // most sub-codebooks with 16-bit sums: 128·127 + kRoom < 2^15
+constexpr size_t kFine = 64;        // the same with entries up to kFinest: 64·255 + kRoom < 2^15
 constexpr int kRoom = 16383;        // largest start value of a 16-bit sum
-constexpr int kNever = 32767;       // a threshold no 16-bit sum reaches
-constexpr size_t kChunk = 256;      // rows that one call of a scan may take
-constexpr size_t kMostCounted = 128;  // values that kth_largest takes
-constexpr size_t kMostRanked = 64;    // keys for which ranks are faster than a sort
-constexpr size_t kCodePad = 64;     // floats after a codebook that a decode may read
+constexpr int kNever = 32767;       // a threshold above every 16-bit sum
+constexpr size_t kChunk = 256;      // most rows of one call of a scan
+constexpr size_t kMostCounted = 128;  // most values of kth_largest
+constexpr size_t kMostRanked = 64;    // most keys for which ranks are faster than a sort
+constexpr size_t kCodePad = 64;     // floats beyond a codebook that a decode may read
 
-// Of functions that several builds of isa.cpp share: inlined, so that the linker never has to choose
-// one of them.
+// For functions in headers that every build of isa.cpp includes: always inlined, so that the linker
+// cannot pick the body of another instruction set.
 #define RAYPQ_SHARED [[gnu::always_inline]] inline
 
 // Sub-codebook sizes.
@@ -29,57 +32,57 @@ struct Shape {
   RAYPQ_SHARED size_t D() const { return M * d; }
 };
 
-// A row of which some lanes reached their threshold: which (bit l is lane l), and all its sums
-// Σ_m of table entries. Written without a loop: which rows hit is a surprise to the branch
-// predictor already, how many of their lanes do must not be another.
+// A row with at least one sum that reaches its threshold: the columns of these sums (bit c is
+// column c), and the sums Σ_m of table entries of all columns. It is written without a loop over
+// columns: how many columns of a row hit is unpredictable, and would cost branch misses.
 struct Hit {
-  uint64_t lanes;
+  uint64_t columns;
   uint32_t row;
   union alignas(64) {
-    uint16_t narrow[kLanes];  // up to kNarrow sub-codebooks: the even lanes, then the odd ones
-    uint32_t wide[kLanes];
+    uint16_t narrow[kTileWidth];  // up to kNarrow sub-codebooks: even columns, then odd ones
+    uint32_t wide[kTileWidth];
   };
 
-  // Where a lane's sum stands.
-  RAYPQ_SHARED static size_t place(size_t lane, bool is_wide) {
-    return is_wide ? lane : lane % 2 * (kLanes / 2) + lane / 2;
+  // The index of a column's sum in ``narrow`` or ``wide``.
+  RAYPQ_SHARED static size_t index(size_t column, bool is_wide) {
+    return is_wide ? column : column % 2 * (kTileWidth / 2) + column / 2;
   }
-  RAYPQ_SHARED uint32_t sum(size_t lane, bool is_wide) const {
-    return is_wide ? wide[lane] : narrow[place(lane, false)];
+  RAYPQ_SHARED uint32_t sum(size_t column, bool is_wide) const {
+    return is_wide ? wide[column] : narrow[index(column, false)];
   }
 };
 
-// The canonical order of a score's sum: lane l adds the dimensions l, l+8, … up, in their order.
-struct alignas(64) Lanes {
-  double lane[8];
+// An inner product in the canonical order: accumulator a adds the dimensions a, a+8, … in order.
+struct alignas(64) ExactAccumulators {
+  double sum[8];
 
   RAYPQ_SHARED double total() const {
-    const double* s = lane;
+    const double* s = sum;
     return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
   }
 };
 
-// Codebooks packed for assignment: [M][K/tile][d][tile], padded codewords have half = +inf.
-struct Book {
+// Codebooks packed for assignment: [M][K/tile][d][tile]; padding codewords have half = +inf.
+struct PackedCodebooks {
   Shape shape;
   size_t K_padded;
   const float* packed;
-  const float* half;        // ½‖c‖² [M, K_padded], float32
+  const float* half;         // ½‖c‖² [M, K_padded], float32
   const double* half_exact;  // the same in float64
-  const float* largest;     // max_k ‖c_mk‖ [M], rounded up
-  const float* C;           // as given [M, K, d]
+  const float* largest;      // max_k ‖c_mk‖ [M], rounded up
+  const float* C;            // unpacked [M, K, d]
 };
 
-// Sub-spaces that are transposed together in encode, the most rows, and the floats that takes.
+// Sub-spaces that encode transposes together, its most rows, and the floats of scratch it needs.
 RAYPQ_SHARED size_t encode_panel(const Shape& shape) { return shape.d < 128 ? 256 / shape.d : 1; }
 constexpr size_t kRowBlock = 64;
 RAYPQ_SHARED size_t encode_floats(const Shape& shape, size_t rows) {
   return encode_panel(shape) * shape.d * rows;
 }
 
-// What scores need of memory. Rows that are decoded together, and the floats of each, of which a
-// decode may write some beyond D; or the weights of long parts as float64, each part with zeros
-// around it that fill it up to whole steps of eight.
+// Scratch of exact scores. Short parts: kDecoded rows are decoded together, each into D floats and
+// the padding that a decode may overwrite. Long parts (d ≥ kLongPart): the weights as float64, each
+// part padded with zeros on both sides to whole steps of eight.
 constexpr size_t kDecoded = 4, kLongPart = 16;
 RAYPQ_SHARED size_t decoded_floats(const Shape& shape) { return shape.D() + kCodePad; }
 RAYPQ_SHARED size_t weight_doubles(const Shape& shape) { return shape.M * (shape.d + 14); }
@@ -89,63 +92,90 @@ RAYPQ_SHARED size_t score_floats(const Shape& shape) {
   return decoded > weights ? decoded : weights;
 }
 
+// float32 scores of codewords [M][K][64], and their minima and maxima over k, both [M][64].
+struct Lut {
+  float *values, *low, *high;
+};
+
+// One tile of uint8 tables.
+struct Tile {
+  Shape shape;
+  int top;               // largest table entry
+  const uint8_t* table;  // [M][K][64]
+  const int32_t* start;  // [64]: what the sum of each column begins with; unused by scan_columns
+};
+
+// Converts cutoffs of one tile to thresholds: (cutoff[i] − factor[i]·extra − base)·inverse, rounded
+// down, within [0, limit].
+struct ThresholdTerms {
+  double extra, base, inverse;
+  int32_t limit;
+};
+
+// Rows picked from an array of codes, ``stride`` bytes each.
+struct PickedRows {
+  const uint8_t* codes;
+  size_t stride;
+  const uint32_t* rows;
+  size_t n;
+};
+
 struct Isa {
   const char* name;
   size_t codeword_tile;
 
-  // B [n, M] of U [n, D]; exact (see encode.inl). scratch: encode_floats of kRowBlock rows, aligned.
-  void (*encode)(const Book& book, const float* U, size_t n, float* scratch, uint8_t* B);
+  // B [n, M] of U [n, D]; exact (see encode.inl). scratch: encode_floats of kRowBlock rows,
+  // aligned.
+  void (*encode)(const PackedCodebooks& books, const float* U, size_t n, float* scratch,
+                 uint8_t* B);
 
-  // float32 ⟨c_mk, w⟩ − fold_mk of 64 weights w [D][64] → lut [M][K][64], its minima and maxima
-  // over k, both [M][64]. fold [M, K] may be null.
-  void (*lut)(const Shape& shape, const float* C, const float* w, const float* fold, float* lut,
-              float* low, float* high);
+  // lut = float32 ⟨c_mk, w⟩ − fold_mk of 64 weights w [D][64]. fold [M, K] may be null.
+  void (*lut)(const Shape& shape, const float* C, const float* w, const float* fold,
+              const Lut& lut);
 
   // table [M][K][64] = round((lut − low)·inverse), at most top.
-  void (*quantise)(const Shape& shape, const float* lut, const float* low, const float* inverse,
-                   int top, uint8_t* table);
+  void (*quantise)(const Shape& shape, const Lut& lut, const float* inverse, int top,
+                   uint8_t* table);
 
-  // (target[i] − factor[i]·extra − base)·inverse, rounded down, within [0, limit].
-  void (*thresholds)(const double* target, const double* factor, size_t n, double extra,
-                     double base, double inverse, int32_t limit, int32_t* out);
+  void (*thresholds)(const double* cutoff, const double* factor, size_t n,
+                     const ThresholdTerms& terms, int32_t* out);
 
-  // Rows of codes [n, M], n ≤ kChunk, against one tile: every lane whose start + Σ_m table entry
-  // reaches threshold[row] (scan_rows) or threshold[lane] (scan_lanes); returns the number of hits,
-  // at most n. What lies beyond them, below n, may be written too.
-  size_t (*scan_rows)(const Shape& shape, int top, const uint8_t* table, const int32_t* start,
-                      const uint8_t* codes, size_t n, const int32_t* threshold, Hit* hits);
-  size_t (*scan_lanes)(const Shape& shape, int top, const uint8_t* table, const uint8_t* codes,
-                       size_t n, const int32_t* threshold, Hit* hits);
+  // Rows of codes [n, M], n ≤ kChunk, against one tile: the rows with a column whose sum reaches
+  // threshold[row] (scan_rows) or threshold[column] (scan_columns). Returns the number of hits;
+  // hits[count, n) may be overwritten, too.
+  size_t (*scan_rows)(const Tile& tile, const uint8_t* codes, size_t n, const int32_t* threshold,
+                      Hit* hits);
+  size_t (*scan_columns)(const Tile& tile, const uint8_t* codes, size_t n,
+                         const int32_t* threshold, Hit* hits);
 
-  // scan_rows of two tiles that follow each other, with thresholds and hits for each. In few
-  // sub-codebooks that is faster: a code is looked at once, and there is more to do meanwhile.
-  void (*scan_two)(const Shape& shape, int top, const uint8_t* table, const int32_t* start,
-                   const uint8_t* codes, size_t n, const int32_t* const* thresholds,
-                   Hit* const* hits, size_t* found);
+  // scan_rows of ``tile`` and the one that follows it, with thresholds, hits and counts of each.
+  // Faster with few sub-codebooks: a code is read once, and more loads are in flight.
+  void (*scan_two)(const Tile& tile, const uint8_t* codes, size_t n,
+                   const int32_t* const* thresholds, Hit* const* hits, size_t* count);
 
-  // The k-th largest of n finite values, k ≤ n ≤ kMostCounted, by counting: jumps that nobody
-  // foresees cost more. May read up to a multiple of 32 values.
+  // The k-th largest of n finite values, k ≤ n ≤ kMostCounted, by counting, which has no
+  // unpredictable branches. May read up to a multiple of 32 values.
   float (*kth_largest)(const float* values, size_t n, size_t k);
 
-  // A bound that at least k of n values reach and that few more do, found by halving what lies
-  // between ``least``, which is known to be such a bound, and the largest. n is a multiple of 32.
+  // A lower bound of the k-th largest of n values that few more than k reach, by bisection between
+  // ``least``, a known lower bound, and the maximum. n is a multiple of 32.
   float (*near_kth)(const float* values, size_t n, size_t k, float least);
 
-  // How many of n keys are larger than each. Aligned, with room for a multiple of 8.
+  // For each of n keys, the number of larger ones. Aligned, with room for a multiple of 8.
   void (*ranks)(const uint64_t* keys, size_t n, uint64_t* rank);
 
-  // Mean and variance over the lanes of each hit of offset + sum; offset in the order of its sums.
+  // Mean and variance over the columns of each hit of offset + sum; offset is indexed as the sums.
   void (*moments)(const Hit* hits, size_t n, bool wide, const float* offset, float* mean,
                   float* variance);
 
-  // ⟨q_i, w⟩ of the rows listed, in the canonical order, float64. scratch: score_floats.
-  void (*rescore)(const Shape& shape, const float* C, const uint8_t* codes, const uint32_t* rows,
-                  size_t n, const float* w, float* scratch, double* out);
+  // ⟨q_i, w⟩ of the rows picked, in the canonical order, float64. scratch: score_floats.
+  void (*rescore)(const Shape& shape, const float* C, const PickedRows& rows, const float* w,
+                  float* scratch, double* out);
 
-  // The same of some sub-codebooks only: adds their products to the sums of rows[i]. C, codes and w
-  // point at the first of them, which begins at a dimension of lane 0; a code has stride bytes.
-  void (*add_parts)(const Shape& parts, const float* C, const uint8_t* codes, size_t stride,
-                    const uint32_t* rows, size_t n, const float* w, float* scratch, Lanes* sums);
+  // The same of some sub-codebooks only: adds their products to the sums of each row. C, codes and
+  // w point at the first of them, which begins at a dimension of accumulator 0.
+  void (*add_parts)(const Shape& parts, const float* C, const PickedRows& rows, const float* w,
+                    float* scratch, ExactAccumulators* sums);
 };
 
 extern const Isa isa_baseline;

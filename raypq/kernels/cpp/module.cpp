@@ -1,5 +1,5 @@
-// The Python module raypq.kernels._native: arrays in and out, the GIL released while it works.
-// Shapes and values are checked by raypq.kernels.native; here only what would read out of bounds.
+// The Python module raypq.kernels._native; it releases the GIL while it works. raypq.kernels.native
+// validates shapes and values; checked here is only what would read or write out of bounds.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -26,10 +26,10 @@ void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
 }
 
-// Rows, classes and lanes are numbered in 32 bits, and sums of M table entries are kept in 32.
+// Rows and slots are 32-bit numbers, and sums of M table entries are 32-bit.
 constexpr size_t kMostRows = size_t(1) << 32, kMostClasses = size_t(1) << 31;
 constexpr size_t kMostParts = size_t(1) << 20;
-// More threads than any machine has; buffers are counted by them.
+// More threads than any machine has; bounds the number of per-thread buffers.
 constexpr size_t kMostThreads = 4096;
 
 template <class Codebooks>  // [M, K, d], to read or to write
@@ -40,7 +40,7 @@ Shape shape_of(const Codebooks& C) {
   return shape;
 }
 
-size_t some_threads(size_t threads) { return std::clamp<size_t>(threads, 1, kMostThreads); }
+size_t clamp_threads(size_t threads) { return std::clamp<size_t>(threads, 1, kMostThreads); }
 
 void check_codes(const In<uint8_t, 2>& B, const Shape& shape) {
   require(B.shape(1) == shape.M, "B must be [N, M]");
@@ -50,16 +50,16 @@ void check_codes(const In<uint8_t, 2>& B, const Shape& shape) {
   require(!B.shape(0) || most < shape.K, "B holds a code that is not below K");
 }
 
-// Keeps the arrays that the tables point at.
+// The tables, and the arrays that they point to.
 struct Tables {
   In<float, 3> C;
   In<float, 2> W;
   In<double, 1> bias;
   In<double, 2> norms;
-  std::unique_ptr<ScanTables> made;
+  std::unique_ptr<ScanTables> scan;
 };
 
-void make_tables(Tables* self, In<float, 3> C, In<float, 2> W, In<double, 1> bias,
+void build_tables(Tables* self, In<float, 3> C, In<float, 2> W, In<double, 1> bias,
                  In<double, 2> norms, const std::string& metric, bool across_rows,
                  const std::string& isa, size_t threads) {
   const Shape shape = shape_of(C);
@@ -72,37 +72,37 @@ void make_tables(Tables* self, In<float, 3> C, In<float, 2> W, In<double, 1> bia
   const Source source{shape, W.shape(0), kind, C.data(), W.data(), bias.data(), norms.data()};
   new (self) Tables{C, W, bias, norms, nullptr};
   nb::gil_scoped_release release;
-  self->made =
-      std::make_unique<ScanTables>(source, across_rows, choose_isa(isa), some_threads(threads));
+  self->scan =
+      std::make_unique<ScanTables>(source, across_rows, choose_isa(isa), clamp_threads(threads));
 }
 
 void scan(const Tables& tables, In<uint8_t, 2> B, size_t threads, Out<float, 2> scores,
-          Out<int64_t, 2> names) {
-  const ScanTables& t = *tables.made;
+          Out<int64_t, 2> index) {
+  const ScanTables& t = *tables.scan;
   const size_t N = B.shape(0), k = scores.shape(1);
   check_codes(B, t.source.shape);
-  require(scores.shape(0) == names.shape(0) && k == names.shape(1), "outputs must be alike");
+  require(scores.shape(0) == index.shape(0) && k == index.shape(1), "outputs must be alike");
   require(scores.shape(0) == (t.across_rows ? t.source.T : N), "outputs must fit the input");
   require(k <= (t.across_rows ? N : t.source.T) && N < kMostRows, "k or N is too large");
   nb::gil_scoped_release release;
-  (t.across_rows ? topk_per_query : topk_per_code)(t, B.data(), N, k, some_threads(threads),
-                                                   scores.data(), names.data());
+  (t.across_rows ? topk_per_query : topk_per_code)(t, B.data(), N, k, clamp_threads(threads),
+                                                   scores.data(), index.data());
 }
 
 void score_all(const Tables& tables, In<uint8_t, 2> B, size_t threads, Out<float, 2> scores) {
-  const ScanTables& t = *tables.made;
+  const ScanTables& t = *tables.scan;
   check_codes(B, t.source.shape);
   require(t.across_rows, "tables must be made across rows");
   require(B.shape(0) < kMostRows, "N is too large");
   require(scores.shape(0) == t.source.T && scores.shape(1) == B.shape(0), "scores must be [T, N]");
   nb::gil_scoped_release release;
-  all_scores(t, B.data(), B.shape(0), some_threads(threads), scores.data());
+  all_scores(t, B.data(), B.shape(0), clamp_threads(threads), scores.data());
 }
 
 // Three columns: queries, rows, scores.
-nb::tuple find_within(const Tables& tables, In<uint8_t, 2> B, float least, bool after,
-                      size_t threads) {
-  const ScanTables& t = *tables.made;
+nb::tuple find_matches(const Tables& tables, In<uint8_t, 2> B, float threshold, bool upper_triangle,
+                       size_t threads) {
+  const ScanTables& t = *tables.scan;
   check_codes(B, t.source.shape);
   require(t.across_rows, "tables must be made across rows");
   require(B.shape(0) < kMostRows, "N is too large");
@@ -113,24 +113,27 @@ nb::tuple find_within(const Tables& tables, In<uint8_t, 2> B, float least, bool 
   auto columns = std::make_unique<Columns>();
   {
     nb::gil_scoped_release release;
-    for (auto& tile : within(t, B.data(), B.shape(0), least, after, some_threads(threads))) {
-      for (const Within& one : tile) {
-        columns->query.push_back(one.query);
-        columns->row.push_back(one.row);
-        columns->score.push_back(one.score);
+    for (auto& tile : range_search(t, B.data(), B.shape(0), threshold, upper_triangle,
+                                   clamp_threads(threads))) {
+      for (const Match& match : tile) {
+        columns->query.push_back(match.query);
+        columns->row.push_back(match.row);
+        columns->score.push_back(match.score);
       }
-      std::vector<Within>().swap(tile);
+      std::vector<Match>().swap(tile);  // frees it
     }
   }
-  Columns* kept = columns.release();
-  nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<Columns*>(p); });
-  const size_t n = kept->score.size();
-  return nb::make_tuple(nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>(kept->query.data(), {n}, owner),
-                        nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>(kept->row.data(), {n}, owner),
-                        nb::ndarray<nb::numpy, float, nb::ndim<1>>(kept->score.data(), {n}, owner));
+  Columns* owned = columns.release();
+  nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<Columns*>(p); });
+  const size_t n = owned->score.size();
+  using Integers = nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>;
+  using Floats = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
+  return nb::make_tuple(Integers(owned->query.data(), {n}, owner),
+                        Integers(owned->row.data(), {n}, owner),
+                        Floats(owned->score.data(), {n}, owner));
 }
 
-void assign(In<float, 2> U, In<float, 3> C, In<double, 2> norms, const std::string& isa,
+void encode_rows(In<float, 2> U, In<float, 3> C, In<double, 2> norms, const std::string& isa,
             size_t threads, Out<uint8_t, 2> B) {
   const Shape shape = shape_of(C);
   require(U.shape(1) == shape.D(), "U must be [N, D]");
@@ -138,11 +141,11 @@ void assign(In<float, 2> U, In<float, 3> C, In<double, 2> norms, const std::stri
   require(B.shape(0) == U.shape(0) && B.shape(1) == shape.M, "B must be [N, M]");
   nb::gil_scoped_release release;
   encode(choose_isa(isa), shape, C.data(), norms.data(), U.data(), U.shape(0),
-         some_threads(threads), B.data());
+         clamp_threads(threads), B.data());
 }
 
-void add_up(In<float, 2> U, In<uint8_t, 2> B, In<float, 3> C, size_t threads, Out<double, 2> count,
-            Out<double, 3> total, Out<double, 2> error) {
+void add_codeword_sums(In<float, 2> U, In<uint8_t, 2> B, In<float, 3> C, size_t threads,
+                       Out<double, 2> count, Out<double, 3> total, Out<double, 2> error) {
   const Shape shape = shape_of(C);
   check_codes(B, shape);
   require(U.shape(0) == B.shape(0) && U.shape(1) == shape.D(), "U must be [N, D]");
@@ -150,21 +153,21 @@ void add_up(In<float, 2> U, In<uint8_t, 2> B, In<float, 3> C, size_t threads, Ou
               total.size() == C.size(),
           "outputs must fit C");
   nb::gil_scoped_release release;
-  accumulate(shape, C.data(), U.data(), B.data(), U.shape(0), some_threads(threads), count.data(),
-             total.data(), error.data());
+  codeword_sums(shape, C.data(), U.data(), B.data(), U.shape(0), clamp_threads(threads),
+                {count.data(), total.data(), error.data()});
 }
 
-void seed(In<float, 2> U, In<int64_t, 1> first, In<double, 2> aims, size_t threads,
+void seed_codebooks(In<float, 2> U, In<int64_t, 1> first, In<double, 2> draws, size_t threads,
           Out<float, 3> C) {
   const Shape shape = shape_of(C);
   const size_t n = U.shape(0);
   require(n && U.shape(1) == shape.D(), "U must be [n, D] with rows, C [M, K, d]");
-  require(first.shape(0) == shape.M && aims.shape(0) == shape.M && aims.shape(1) + 1 == shape.K,
-          "first must be [M], aims [M, K - 1]");
+  require(first.shape(0) == shape.M && draws.shape(0) == shape.M && draws.shape(1) + 1 == shape.K,
+          "first must be [M], draws [M, K - 1]");
   for (size_t m = 0; m < shape.M; ++m)
     require(first.data()[m] >= 0 && size_t(first.data()[m]) < n, "first must be rows of U");
   nb::gil_scoped_release release;
-  spread(shape, U.data(), n, first.data(), aims.data(), some_threads(threads), C.data());
+  kmeans_pp_init(shape, U.data(), n, first.data(), draws.data(), clamp_threads(threads), C.data());
 }
 
 }  // namespace
@@ -172,14 +175,14 @@ void seed(In<float, 2> U, In<int64_t, 1> first, In<double, 2> aims, size_t threa
 NB_MODULE(_native, module) {
   module.def("isas", &available_isas);
   module.def("choose", [](const std::string& name) { return std::string(choose_isa(name).name); });
-  module.def("encode", &assign);
-  module.def("accumulate", &add_up);
-  module.def("spread", &seed);
+  module.def("encode", &encode_rows);
+  module.def("accumulate", &add_codeword_sums);
+  module.def("spread", &seed_codebooks);
   nb::class_<Tables>(module, "Tables")
-      .def("__init__", &make_tables)
+      .def("__init__", &build_tables)
       .def("scan", &scan)
       .def("scores", &score_all)
-      .def("within", &find_within)
-      .def_prop_ro("rescans", [](const Tables& tables) { return tables.made->rescans.load(); })
-      .def_prop_ro("bytes", [](const Tables& tables) { return tables.made->bytes(); });
+      .def("within", &find_matches)
+      .def_prop_ro("rescans", [](const Tables& tables) { return tables.scan->rescans.load(); })
+      .def_prop_ro("bytes", [](const Tables& tables) { return tables.scan->bytes(); });
 }

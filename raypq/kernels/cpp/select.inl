@@ -1,12 +1,11 @@
-// What classification asks of a row's sums and candidates: the k-th largest of few values, and how
-// the sums of a tile spread.
+// Order statistics of few values, and mean and variance of a row's sums in a tile.
 
 namespace RAYPQ_NS {
 
 template <class Sum>
 inline void moments_of(const Sum* sums, const float* offset, float* mean, float* variance) {
   F32 total = {}, squares = {};
-  for (size_t i = 0; i < kLanes; i += kFloats) {
+  for (size_t i = 0; i < kTileWidth; i += kFloats) {
     F32 x = {};
     for (size_t e = 0; e < kFloats; ++e) x[e] = float(int32_t(sums[i + e]));
     x += *reinterpret_cast<const F32*>(offset + i);
@@ -15,8 +14,8 @@ inline void moments_of(const Sum* sums, const float* offset, float* mean, float*
   }
   float first = 0, second = 0;
   for (size_t e = 0; e < kFloats; ++e) first += total[e], second += squares[e];
-  *mean = first / kLanes;
-  *variance = second / kLanes - *mean * *mean;
+  *mean = first / kTileWidth;
+  *variance = second / kTileWidth - *mean * *mean;
 }
 
 void moments(const Hit* hits, size_t n, bool wide, const float* offset, float* mean,
@@ -28,16 +27,9 @@ void moments(const Hit* hits, size_t n, bool wide, const float* offset, float* m
       moments_of(hits[h].narrow, offset, mean + h, variance + h);
 }
 
-}  // namespace RAYPQ_NS
-
-// The k-th largest, without a branch that depends on them: for each, how many are
-// larger is counted.
-
-namespace RAYPQ_NS {
-
-// kRegs registers' worth of values at once.
+// The least of the values x (kRegs registers) that fewer than k of ``values`` exceed.
 template <size_t kRegs>
-inline F32 among_best(const float* values, size_t n, int32_t k, const F32* x) {
+inline F32 least_of_best(const float* values, size_t n, int32_t k, const F32* x) {
   I32 above[kRegs] = {};
   for (size_t j = 0; j < n; ++j) {
     const F32 y = splat(values[j]);
@@ -50,33 +42,32 @@ inline F32 among_best(const float* values, size_t n, int32_t k, const F32* x) {
 }
 
 float kth_largest(const float* values, size_t n, size_t k) {
-  constexpr size_t kTogether = 32 / kFloats;
-  // A copy in whole registers, so that loops have few lengths and what was stored last is not
-  // waited for.
+  constexpr size_t kRegs = 32 / kFloats;
+  // A copy in whole registers: loops have few lengths, and loads do not wait for recent stores.
   alignas(64) float copy[kMostCounted];
-  I32 place;
-  for (size_t e = 0; e < kFloats; ++e) place[e] = int32_t(e);
+  I32 index;
+  for (size_t e = 0; e < kFloats; ++e) index[e] = int32_t(e);
   const size_t padded = (n + 31) & ~size_t(31);
   for (size_t i = 0; i < padded; i += kFloats) {
     const F32 x = *reinterpret_cast<const F32u*>(values + i);
-    *reinterpret_cast<F32*>(copy + i) = place < int32_t(n - i) ? x : splat(-__builtin_inff());
+    *reinterpret_cast<F32*>(copy + i) = index < int32_t(n - i) ? x : splat(-__builtin_inff());
   }
   F32 least = splat(__builtin_inff());
   for (size_t i = 0; i < padded; i += 32)
-    least = smaller(least, among_best<kTogether>(copy, padded, int32_t(k),
+    least = smaller(least, least_of_best<kRegs>(copy, padded, int32_t(k),
                                                  reinterpret_cast<const F32*>(copy + i)));
   float result = least[0];
   for (size_t e = 1; e < kFloats; ++e) result = least[e] < result ? least[e] : result;
   return result;
 }
 
-// How many of n values, in whole blocks of 32, are at least ``least``.
+// The number of values of at least ``least``; n is a multiple of 32.
 inline size_t count_from(const float* values, size_t n, float least) {
-  I32 found = {};
+  I32 counts = {};
   for (size_t i = 0; i < n; i += kFloats)
-    found -= *reinterpret_cast<const F32u*>(values + i) >= splat(least);
+    counts -= *reinterpret_cast<const F32u*>(values + i) >= splat(least);
   size_t total = 0;
-  for (size_t e = 0; e < kFloats; ++e) total += size_t(found[e]);
+  for (size_t e = 0; e < kFloats; ++e) total += size_t(counts[e]);
   return total;
 }
 
@@ -89,12 +80,12 @@ float near_kth(const float* values, size_t n, size_t k, float least) {
   for (int step = 0; step < 12; ++step) {
     const float middle = least + (most - least) * 0.5f;
     if (!(middle > least && middle < most)) break;
-    const size_t found = count_from(values, n, middle);
-    if (found < k) {
+    const size_t count = count_from(values, n, middle);
+    if (count < k) {
       most = middle;
     } else {
       least = middle;
-      if (found <= k + k / 16) break;
+      if (count <= k + k / 16) break;
     }
   }
   return least;

@@ -1,7 +1,7 @@
 // The vector types of one instruction set. This header is compiled once for each, inside the
 // namespace RAYPQ_NS, so that no two builds of a function share a name (the linker would keep one
-// of them, and an AVX-512 body could end up on a CPU without it). For the same reason the code
-// under this namespace uses no templates of the standard library.
+// of them, and an AVX-512 body could run on a CPU without it). For the same reason the code in this
+// namespace uses no templates of the standard library.
 #pragma once
 
 #include <cstddef>
@@ -45,21 +45,22 @@ inline F32 splat(float x) { return x - F32{}; }
 inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }
 inline F32 smaller(F32 a, F32 b) { return a < b ? a : b; }
 
-// Which 16-bit elements of a reach b: ``reaches`` is not 0 where any does, and ``spread`` makes of
-// it two bits for each element, of which the lower tells.
+// The 16-bit elements of a that are at least b. ``reaches`` is a mask in the instruction set's own
+// form, not 0 if there are any; ``expand`` turns it into two bits for each element, of which the
+// lower is the result.
 #if defined(__AVX512BW__)
 inline uint32_t reaches(I16 a, I16 b) {
   return _mm512_cmpge_epi16_mask((__m512i)a, (__m512i)b);
 }
-inline uint64_t spread(uint32_t bits) { return _pdep_u64(bits, 0x5555555555555555u); }
+inline uint64_t expand(uint32_t bits) { return _pdep_u64(bits, 0x5555555555555555u); }
 #elif defined(__AVX2__)
 inline uint32_t reaches(I16 a, I16 b) {
   return uint32_t(_mm256_movemask_epi8((__m256i)(a >= b)));
 }
-inline uint64_t spread(uint32_t bits) { return bits & 0x55555555u; }
+inline uint64_t expand(uint32_t bits) { return bits & 0x55555555u; }
 #elif defined(__SSE2__)
 inline uint32_t reaches(I16 a, I16 b) { return uint32_t(_mm_movemask_epi8((__m128i)(a >= b))); }
-inline uint64_t spread(uint32_t bits) { return bits & 0x5555u; }
+inline uint64_t expand(uint32_t bits) { return bits & 0x5555u; }
 #else
 inline uint32_t reaches(I16 a, I16 b) {
   I16 yes = a >= b;
@@ -70,7 +71,7 @@ inline uint32_t reaches(I16 a, I16 b) {
   for (unsigned e = 0; e < kBytes / 2; ++e) bits |= uint32_t(yes[e] & 1) << 2 * e;
   return bits;
 }
-inline uint64_t spread(uint32_t bits) { return bits; }
+inline uint64_t expand(uint32_t bits) { return bits; }
 #endif
 
 }  // namespace RAYPQ_NS

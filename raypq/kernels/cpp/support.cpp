@@ -7,16 +7,17 @@ namespace raypq {
 namespace {
 
 std::vector<const Isa*> runnable() {
-  std::vector<const Isa*> found;
+  std::vector<const Isa*> isas;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("bmi2"))
-    found.push_back(&isa_avx512);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&isa_avx2);
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("bmi2"))
+    isas.push_back(&isa_avx512);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back(&isa_avx2);
 #endif
-  found.push_back(&isa_baseline);
-  return found;
+  isas.push_back(&isa_baseline);
+  return isas;
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Memory, threads and the choice of the instruction set.
+// Aligned memory, threads, and the choice of the instruction set.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +17,14 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__)  // GCC
+#define RAYPQ_ASAN
+#elif defined(__has_feature)  // Clang
+#if __has_feature(address_sanitizer)
+#define RAYPQ_ASAN
+#endif
+#endif
+#if defined(RAYPQ_ASAN)
 #include <sanitizer/asan_interface.h>
 #endif
 
@@ -25,8 +32,8 @@
 
 namespace raypq {
 
-// Aligned memory for what vector loads touch. Large arrays ask for huge pages: a scan jumps about
-// in a tile of several hundred KB, more 4 KB pages than the first-level TLB holds.
+// An array aligned for vector loads. Large ones use huge pages: a scan accesses a tile of several
+// hundred KB at random, more 4 KB pages than the first-level TLB holds.
 template <class T>
 class Array {
  public:
@@ -40,7 +47,7 @@ class Array {
 #if defined(__linux__)
     if (align == kHuge) madvise(data_, bytes, MADV_HUGEPAGE);
 #endif
-#if defined(__SANITIZE_ADDRESS__)  // else the rounding up would hide what goes beyond the end
+#if defined(RAYPQ_ASAN)  // otherwise the rounded-up size would hide overruns
     ASAN_POISON_MEMORY_REGION(data_ + size, (bytes ? bytes : align) - size * sizeof(T));
 #endif
   }
@@ -65,9 +72,8 @@ class Array {
   size_t size_ = 0;
 };
 
-// Runs work(thread, task) for every task on at most ``threads`` threads, fewer where the system
-// gives no more; a thread takes the next task when it is done with one. The first exception is
-// thrown again here.
+// Runs work(thread, task) for every task on at most ``threads`` threads, fewer if the system
+// refuses some. A thread that finishes a task takes the next one. Rethrows the first exception.
 template <class Work>
 void parallel(size_t tasks, size_t threads, Work work) {
   threads = std::min(threads, tasks);
@@ -86,18 +92,18 @@ void parallel(size_t tasks, size_t threads, Work work) {
   std::vector<std::thread> others;
   try {
     for (size_t thread = 1; thread < threads; ++thread) others.emplace_back(loop, thread);
-  } catch (const std::system_error&) {  // those that did start do all of the work
+  } catch (const std::system_error&) {  // the threads that did start do all tasks
   }
   loop(0);
   for (auto& other : others) other.join();
   if (failure) std::rethrow_exception(failure);
 }
 
-// The instruction set called ``name``; the best that the CPU has where it is empty.
-// Throws std::invalid_argument where the CPU or this build lacks it.
+// The instruction set called ``name``, or the best that the CPU has if it is empty. Throws
+// std::invalid_argument if the CPU or this build lacks it.
 const Isa& choose_isa(const std::string& name);
 
-// Names of those that this CPU can run, best first.
+// Names of the instruction sets that this CPU can run, best first.
 std::vector<std::string> available_isas();
 
 }  // namespace raypq

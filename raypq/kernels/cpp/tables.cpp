@@ -19,7 +19,7 @@ int exponent_of(const float* x, size_t n) {
   return exponent;
 }
 
-// For a product of these its exponents add up, which cannot overflow.
+// Exponents, because their sum cannot overflow where a product could.
 int exponent_of(double x) {
   int exponent = -4096;
   if (x > 0) std::frexp(x, &exponent);
@@ -32,17 +32,19 @@ double squared_norm(const float* x, size_t n) {
   return sum;
 }
 
-// Steps of the scan whose float32 values could err by more than the bound says are not there:
-// a table's unit is never below this, far under one unit of any tile with a range of its own.
+// The least unit of a table: avoids float32 denormals, whose errors the bound does not cover, in
+// tiles whose values are all (nearly) equal.
 constexpr double kLeastUnit = 0x1p-100;
 
 }  // namespace
 
-// What a thread needs to build a tile: values of its 64 lanes side by side.
+// What a thread needs to build a tile.
 struct ScanTables::Scratch {
   explicit Scratch(const Shape& s)
-      : w(s.D() * kLanes), lut(s.M * s.K * kLanes), low(s.M * kLanes), high(s.M * kLanes),
-        inverse(kLanes) {}
+      : w(s.D() * kTileWidth), lut(s.M * s.K * kTileWidth), low(s.M * kTileWidth),
+        high(s.M * kTileWidth), inverse(kTileWidth) {}
+
+  Lut out() const { return {lut.data(), low.data(), high.data()}; }
 
   Array<float> w;          // [D][64]
   Array<float> lut;        // [M][K][64]
@@ -50,10 +52,16 @@ struct ScanTables::Scratch {
   Array<float> inverse;    // [64]
 };
 
+struct ScanTables::ScaledCodebooks {
+  const float* C;         // [M, K, d]
+  const float* fold;      // ‖c‖² [M, K], subtracted from table entries; or null
+  const double* longest;  // max_k ‖c_mk‖ [M]
+};
+
 ScanTables::ScanTables(const Source& given, bool across, const Isa& chosen, size_t threads)
     : source(given), isa(chosen), across_rows(across) {
   const Shape& s = source.shape;
-  const size_t entries = s.M * s.K, padded = tiles() * kLanes;
+  const size_t entries = s.M * s.K, padded = tiles() * kTileWidth;
   codebooks = Array<float>(entries * s.d + kCodePad);
   std::memset(codebooks.data(), 0, codebooks.size() * sizeof(float));
   std::memcpy(codebooks.data(), source.C, entries * s.d * sizeof(float));
@@ -68,61 +76,63 @@ ScanTables::ScanTables(const Source& given, bool across, const Isa& chosen, size
   for (size_t i = 0; i < entries * s.d; ++i) scaled[i] = float(source.C[i] * shrink_C);
   for (size_t i = 0; i < entries; ++i) fold[i] = folded ? float(source.norms[i] * down) : 0.0f;
 
-  std::vector<double> parts(s.M);  // max_k ‖c_mk‖ in units; the longest code from them
-  double longest_squared = 0;
+  std::vector<double> longest(s.M);  // max_k ‖c_mk‖, scaled
+  double squared = 0;
   for (size_t m = 0; m < s.M; ++m) {
     const double most = *std::max_element(source.norms + m * s.K, source.norms + (m + 1) * s.K);
-    parts[m] = std::sqrt(most) * shrink_C * (1 + 0x1p-40);
-    longest_squared += most;
+    longest[m] = std::sqrt(most) * shrink_C * (1 + 0x1p-40);
+    squared += most;
   }
-  longest = std::sqrt(longest_squared) * (1 + 0x1p-40);
-  widest = strongest = 0;
-  for (size_t t = 0; t < source.T; ++t) strongest = std::max(strongest, std::fabs(source.bias[t]));
+  longest_code = std::sqrt(squared) * (1 + 0x1p-40);
+  longest_weight = largest_bias = 0;
+  for (size_t t = 0; t < source.T; ++t)
+    largest_bias = std::max(largest_bias, std::fabs(source.bias[t]));
 
-  // Fine entries make the scan a tenth slower and the candidates a third to a half fewer: worth it
+  // Fine entries make a scan a tenth slower and leave a third to a half fewer candidates: better
   // where every row has its own threshold.
   top = !across_rows && s.M <= kFine ? kFinest : kCoarse;
-  sort_lanes();
+  sort_classes();
   base.resize(padded), unit.resize(padded), error.resize(padded), extra.resize(padded);
   start.resize(padded);
   tile_base.resize(tiles()), tile_error.resize(tiles()), tile_extra.resize(tiles());
   limit = s.M <= kNarrow ? kNever : std::numeric_limits<int32_t>::max() / 2;
   data_ = Array<uint8_t>(tiles() * tile_bytes());
-  widest *= 1 + 0x1p-40;
-  compact = fit(-a - b);
+  longest_weight *= 1 + 0x1p-40;
+  refit = fit_float32(-a - b);
 
   std::vector<std::unique_ptr<Scratch>> scratch(threads);
   parallel(tiles(), threads, [&](size_t thread, size_t tile) {
     if (!scratch[thread]) scratch[thread] = std::make_unique<Scratch>(s);
     const Array<float>& w = scratch[thread]->w;
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      const bool real = lane < lanes(tile);
-      const float* from = real ? source.W + order[tile * kLanes + lane] * s.D() : nullptr;
+    for (size_t c = 0; c < kTileWidth; ++c) {
+      const bool real = c < width(tile);
+      const float* from = real ? source.W + order[tile * kTileWidth + c] * s.D() : nullptr;
       for (size_t j = 0; j < s.D(); ++j)
-        w[j * kLanes + lane] = real ? float(from[j] * shrink_W) : 0.0f;
+        w[j * kTileWidth + c] = real ? float(from[j] * shrink_W) : 0.0f;
     }
-    build(tile, scaled.data(), folded ? fold.data() : nullptr, parts.data(), *scratch[thread]);
+    build(tile, {scaled.data(), folded ? fold.data() : nullptr, longest.data()}, *scratch[thread]);
     if (!across_rows) set_starts(tile);
   });
-  down *= compact;
+  down *= refit;
 }
 
-// A power of two by which scores in table units (2^units) fit a float32, as candidates are kept: 1,
-// unless biases or norms are of another magnitude than the inner products. A bias that overflows
-// float32 counts as the least that does: where it takes part nothing is excluded.
-double ScanTables::fit(int units) const {
-  const double row = source.metric == Metric::kCosine ? std::max(longest, 1.0) : longest;
-  const int product = exponent_of(row) + exponent_of(widest);
-  const int bias = exponent_of(std::min(strongest, kOverflow)) +
-                   exponent_of(std::max(longest, 1.0));
-  const int largest = std::max({product, 2 * exponent_of(longest), bias}) + 2;  // of their sum
+// A power of two that brings scores in table units (2^units) into the range of float32, in which
+// candidates are stored: 1, unless biases or norms are of another magnitude than the inner
+// products. A bias that overflows float32 counts as the least that does; with it nothing is
+// excluded.
+double ScanTables::fit_float32(int units) const {
+  const double row = source.metric == Metric::kCosine ? std::max(longest_code, 1.0) : longest_code;
+  const int product = exponent_of(row) + exponent_of(longest_weight);
+  const int bias = exponent_of(std::min(largest_bias, kOverflow)) +
+                   exponent_of(std::max(longest_code, 1.0));
+  const int largest = std::max({product, 2 * exponent_of(longest_code), bias}) + 2;  // of the sum
   return std::ldexp(1.0, -std::max(0, largest + units - 100));
 }
 
-// Lanes of a tile share a unit and a bias bound, so classes alike in them stand together: by bias
-// where it is apart, then by the largest of their parts, which gives the range of their tables. The
-// largest come first, for a high threshold comes early then.
-void ScanTables::sort_lanes() {
+// Orders the classes so that those of a tile are similar, because they share a unit and a bound of
+// the bias: by bias where it is separate (cosine), then by the largest norm of a part, which gives
+// the range of a table. The largest come first, because they raise cutoffs early.
+void ScanTables::sort_classes() {
   const Shape& s = source.shape;
   std::vector<std::pair<double, double>> key(source.T);
   for (size_t t = 0; t < source.T; ++t) {
@@ -132,7 +142,7 @@ void ScanTables::sort_lanes() {
       squared += part;
       most = std::max(most, part);
     }
-    widest = std::max(widest, std::sqrt(squared));
+    longest_weight = std::max(longest_weight, std::sqrt(squared));
     key[t] = {source.metric == Metric::kCosine ? source.bias[t] : 0.0, most};
   }
   order.resize(source.T);
@@ -142,65 +152,69 @@ void ScanTables::sort_lanes() {
                    [&](uint32_t x, uint32_t y) { return key[x] > key[y]; });
 }
 
-// scratch.w is filled.
-void ScanTables::build(size_t tile, const float* scaled, const float* fold, const double* parts,
-                       const Scratch& scratch) {
+// Builds a tile from the weights in scratch.w.
+void ScanTables::build(size_t tile, const ScaledCodebooks& scaled, const Scratch& scratch) {
   const Shape& s = source.shape;
   const bool cosine = source.metric == Metric::kCosine;
   const float* w = scratch.w.data();
-  float *lut = scratch.lut.data(), *low = scratch.low.data(), *high = scratch.high.data();
+  const Lut lut = scratch.out();
   float* inverse = scratch.inverse.data();
-  isa.lut(s, scaled, w, fold, lut, low, high);
+  isa.lut(s, scaled.C, w, scaled.fold, lut);
 
-  double range[kLanes] = {}, shared = kLeastUnit * top;
+  double range[kTileWidth] = {}, shared = kLeastUnit * top;
   for (size_t m = 0; m < s.M; ++m)
-    for (size_t lane = 0; lane < kLanes; ++lane)
-      range[lane] = std::max(range[lane], double(high[m * kLanes + lane]) - low[m * kLanes + lane]);
+    for (size_t c = 0; c < kTileWidth; ++c) {
+      const size_t i = m * kTileWidth + c;
+      range[c] = std::max(range[c], double(lut.high[i]) - lut.low[i]);
+    }
   for (double r : range) shared = std::max(shared, r);
 
-  for (size_t lane = 0; lane < kLanes; ++lane) {
-    const size_t at = tile * kLanes + lane;
-    const double span = across_rows ? std::max(range[lane], kLeastUnit * top) : shared;
-    inverse[lane] = float(top / span);
-    unit[at] = span / top;
+  for (size_t c = 0; c < kTileWidth; ++c) {
+    const size_t slot = tile * kTileWidth + c;
+    const double span = across_rows ? std::max(range[c], kLeastUnit * top) : shared;
+    inverse[c] = float(top / span);
+    unit[slot] = span / top;
     double arithmetic = 0;
     for (size_t m = 0; m < s.M; ++m) {
-      base[at] += low[m * kLanes + lane];
+      base[slot] += lut.low[m * kTileWidth + c];
       double squared = 0;
       for (size_t j = m * s.d; j < (m + 1) * s.d; ++j)
-        squared += double(w[j * kLanes + lane]) * w[j * kLanes + lane];
-      arithmetic += parts[m] * (std::sqrt(squared) + (fold ? parts[m] : 0.0)) + 0x1p-120;
+        squared += double(w[j * kTileWidth + c]) * w[j * kTileWidth + c];
+      const double longest = scaled.longest[m];
+      arithmetic += longest * (std::sqrt(squared) + (scaled.fold ? longest : 0.0)) + 0x1p-120;
     }
-    error[at] = double(s.M) * unit[at] * (0.5 + 0x1p-10) + double(s.d + 6) * 0x1p-23 * arithmetic;
+    error[slot] =
+        double(s.M) * unit[slot] * (0.5 + 0x1p-10) + double(s.d + 6) * 0x1p-23 * arithmetic;
   }
-  for (size_t at = tile * kLanes; at < (tile + 1) * kLanes; ++at) {
-    for (auto* values : {&base, &unit, &error}) (*values)[at] *= compact;
-    if (at >= tile * kLanes + lanes(tile)) continue;
-    const double bias = source.bias[order[at]] * (down * compact);
-    (cosine || across_rows ? extra : base)[at] += std::clamp(bias, -0x1p120, 0x1p120);
+  for (size_t slot = tile * kTileWidth; slot < (tile + 1) * kTileWidth; ++slot) {
+    for (auto* values : {&base, &unit, &error}) (*values)[slot] *= refit;
+    if (slot >= tile * kTileWidth + width(tile)) continue;
+    const double bias = source.bias[order[slot]] * (down * refit);
+    (cosine || across_rows ? extra : base)[slot] += std::clamp(bias, -0x1p120, 0x1p120);
   }
-  isa.quantise(s, lut, low, inverse, top, data_.data() + tile * tile_bytes());
+  isa.quantise(s, lut, inverse, top, data_.data() + tile * tile_bytes());
 }
 
-// One threshold serves a tile: each lane's base goes into its start, in units rounded up. Where the
-// bases are further apart than a start can tell, the low ones are raised: still an upper bound.
+// Puts the base of each column into the start of its sums, in units rounded up, so that a row has
+// one threshold for the tile. Bases too low for the range of starts are raised: still upper bounds.
 void ScanTables::set_starts(size_t tile) {
-  const size_t first = tile * kLanes, count = lanes(tile);
+  const size_t first = tile * kTileWidth, count = width(tile);
   const double room = source.shape.M <= kNarrow ? kRoom : 1 << 24;
-  double least = base[first], most = base[first], worst = 0, bonus = extra[first];
-  for (size_t at = first; at < first + count; ++at) {
-    least = std::min(least, base[at]);
-    most = std::max(most, base[at]);
-    worst = std::max(worst, error[at]);
-    bonus = std::max(bonus, extra[at]);
+  double least = base[first], most = base[first], largest_error = 0;
+  double largest_extra = extra[first];
+  for (size_t slot = first; slot < first + count; ++slot) {
+    least = std::min(least, base[slot]);
+    most = std::max(most, base[slot]);
+    largest_error = std::max(largest_error, error[slot]);
+    largest_extra = std::max(largest_extra, extra[slot]);
   }
   const double step = unit[first];
   tile_base[tile] = std::max(least, most - (room - 1) * step);
-  tile_error[tile] = worst;
-  tile_extra[tile] = bonus;
-  for (size_t at = first; at < first + count; ++at)
-    start[at] = int32_t(
-        std::clamp(std::ceil((base[at] - tile_base[tile]) / step), 0.0, room));
+  tile_error[tile] = largest_error;
+  tile_extra[tile] = largest_extra;
+  for (size_t slot = first; slot < first + count; ++slot)
+    start[slot] =
+        int32_t(std::clamp(std::ceil((base[slot] - tile_base[tile]) / step), 0.0, room));
 }
 
 RowTerms row_terms(const Source& source, const uint8_t* code) {

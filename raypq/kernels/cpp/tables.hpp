@@ -1,17 +1,19 @@
-// What a scan needs of the classes or queries, made ready once: uint8 tables, tile by tile.
+// Classes or queries prepared for scans: uint8 tables, tile by tile.
 //
-// Codebooks and weights are scaled by powers of two to lie within 1, so that scores of any magnitude
-// stay within float32 while the tables are made; ``down`` takes a score to these units.
+// Codebooks and weights are scaled by powers of two to lie within 1, so that scores of any
+// magnitude stay within float32 while the tables are built; ``down`` converts a score to these
+// units.
 //
-// The inner product of lane t and a code b is
-//     base[t] + unit[t]·Σ_m table[m][b_m][t],  off by at most error[t],
+// The inner product of slot t and a code b is
+//     base[t] + unit[t]·Σ_m table[m][b_m][t],  with an error of at most error[t],
 // error = M·unit·(½ + 2⁻¹⁰) + (d + 6)·2⁻²³·Σ_m (max_k‖c_mk‖·‖w_tm‖ + max_k fold_mk): rounding to
-// whole units, and float32 arithmetic while the table was made.
+// whole units, and float32 arithmetic while the table was built.
 #pragma once
 
 #include <limits>
 #include <vector>
 
+#include "bounds.hpp"
 #include "isa.hpp"
 #include "support.hpp"
 
@@ -19,7 +21,7 @@ namespace raypq {
 
 enum class Metric { kL2, kCosine, kDot };
 
-// The Python object's arrays; all C-contiguous and alive as long as they are used.
+// The arrays of the Python object, C-contiguous; they outlive the tables.
 struct Source {
   Shape shape;
   size_t T;
@@ -30,8 +32,8 @@ struct Source {
   const double* norms;  // [M, K]
 };
 
-// How the k-th best score of a row follows from the mean and the deviation of some of its scores, all
-// in lengths of the row (see Forecast); k is 0 where nothing is known.
+// A linear model of a row's k-th best score from the mean and the deviation of some of its scores,
+// all divided by the row's length (see Forecast); k is 0 where there is none.
 struct Trend {
   size_t k = 0;
   double level = 0, by_mean = 0, by_deviation = 0;
@@ -39,23 +41,26 @@ struct Trend {
 
 class ScanTables {
  public:
-  // across_rows: for top-k over rows, where what a row adds to all its scores counts: under l2 the
-  // tables then hold −‖c‖² too. Otherwise for top-k over lanes, where the lanes of a tile share
-  // their unit, so that one number is the threshold of them all.
+  // across_rows: for top-k over rows, where the offset of a row counts: for l2 the tables then
+  // include −‖c‖². Otherwise for top-k over classes, where the columns of a tile share their unit,
+  // so that a row has one threshold for all of them.
   ScanTables(const Source& source, bool across_rows, const Isa& isa, size_t threads);
 
-  size_t tiles() const { return (source.T + kLanes - 1) / kLanes; }
-  size_t tile_bytes() const { return source.shape.M * source.shape.K * kLanes; }
+  size_t tiles() const { return (source.T + kTileWidth - 1) / kTileWidth; }
+  size_t tile_bytes() const { return source.shape.M * source.shape.K * kTileWidth; }
   const uint8_t* table(size_t tile) const { return data_.data() + tile * tile_bytes(); }
-  size_t lanes(size_t tile) const {
-    return tile + 1 < tiles() ? kLanes : source.T - tile * kLanes;
+  Tile tile(size_t tile) const {
+    return {source.shape, top, table(tile), start.data() + tile * kTileWidth};
+  }
+  // Classes in a tile: kTileWidth, or fewer in the last one.
+  size_t width(size_t tile) const {
+    return tile + 1 < tiles() ? kTileWidth : source.T - tile * kTileWidth;
   }
   size_t bytes() const { return data_.size(); }
 
-  // How far apart two scores may lie, in the tables' units, and still tie once they are rounded to
-  // float32, as are the bounds that are kept of them. ``largest`` bounds the parts of a score;
-  // ``factor`` takes it to the units, beside ``down``. Infinite where float32 overflows.
-  double slack(double largest, double factor) const {
+  // The tie margin (bounds.hpp) of scores whose terms sum to at most ``largest`` in magnitude;
+  // ``factor``·down converts it to units. Infinite where float32 overflows.
+  double tie_margin(double largest, double factor) const {
     if (!(largest < kOverflow)) return std::numeric_limits<double>::infinity();
     return (largest * 0x1p-21 + 0x1p-146) * factor * down + 0x1p-146;
   }
@@ -64,37 +69,37 @@ class ScanTables {
   const Isa& isa;
   bool across_rows;
   int top;      // largest table entry
-  double down;  // from scores to the tables' units: a power of two
-  double widest;  // max_t ‖w_t‖, as given
-  double longest;  // an upper bound of ‖q(b)‖ over all codes, as given
-  double strongest;  // max_t |bias_t|
-  Array<float> codebooks;  // as given, padded for decode
-  std::vector<uint32_t> order;  // which class lane (tile·64 + l) is
-  // By lane (tile·64 + l). extra is bias where a row's norm multiplies it, see row_factor.
+  double down;            // from scores to units: a power of two
+  double longest_weight;  // max_t ‖w_t‖
+  double longest_code;    // an upper bound of ‖q(b)‖ over all codes
+  double largest_bias;    // max_t |bias_t|
+  Array<float> codebooks;       // padded for decode
+  std::vector<uint32_t> order;  // by slot: the class
+  // By slot. extra is the bias if a row's factor multiplies it (cosine), or across rows.
   std::vector<double> base, unit, error, extra;
-  // By lane: where a 16-bit (or wide) sum starts. By tile: what a start of 0 stands for, the
-  // largest error and the largest extra.
+  // By slot: what a sum begins with. By tile: the base that a start of 0 stands for, the largest
+  // error and the largest extra.
   std::vector<int32_t> start;
   std::vector<double> tile_base, tile_error, tile_extra;
   int32_t limit;  // a threshold that no sum reaches
-  mutable std::atomic<size_t> rescans{0};  // rows of which a likely threshold was wrong
-  mutable std::mutex guard;  // of the trend
+  mutable std::atomic<size_t> rescans{0};  // rows whose forecast or likely cutoff was too high
+  mutable std::mutex guard;  // of trend
   mutable Trend trend;       // of the rows classified last
 
  private:
-  static constexpr double kOverflow = 0x1p126;  // a score below it is sure to fit float32
+  static constexpr double kOverflow = 0x1p126;  // scores below it cannot overflow float32
   struct Scratch;
-  double fit(int units) const;
-  void sort_lanes();
-  void build(size_t tile, const float* scaled, const float* fold, const double* parts,
-             const Scratch& scratch);
+  struct ScaledCodebooks;
+  double fit_float32(int units) const;
+  void sort_classes();
+  void build(size_t tile, const ScaledCodebooks& scaled, const Scratch& scratch);
   void set_starts(size_t tile);
-  double compact = 1;  // what ``down`` is multiplied by once the tables are made
+  double refit = 1;  // multiplies ``down`` once the tables are built, see fit_float32
   Array<uint8_t> data_;
 };
 
-// What a row of codes adds: score = scale·⟨q, w⟩ + offset + bias. factor is 1/scale, and 1 or 0
-// where scale is.
+// The terms of a row: score = scale·⟨q, w⟩ + offset + bias. factor is 1/scale, or 0 where scale is
+// 0; squared is ‖q‖².
 struct RowTerms {
   double squared, scale, offset, factor;
 };
