@@ -137,17 +137,38 @@ def test_every_command_is_run_somewhere() -> None:
     for page in PAGES:
         text = page.read_text("utf-8")
         if page.name == "README.md":  # this section runs in tests/integration/test_retrieval.py
-            text = text.replace(text.split("## Images like these")[1].split("\n## ")[0], "")
+            text = text.replace(text.split("## Similarity search")[1].split("\n## ")[0], "")
         for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.M):
             for line in _lines(block):
                 known = any(line.startswith(command) for command in ELSEWHERE)
                 assert not line.startswith("raypq") or known, f"{page.name}: {line}"
 
 
-def test_links_lead_somewhere() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
-            assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)
+EVERY_PAGE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", text).strip().lower().replace(" ", "-") for text in headings}
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        target, _, anchor = link.partition("#")
+        if target.startswith("http"):
+            continue
+        path = page.parent / target if target else page
+        assert path.exists(), link
+        assert not anchor or anchor in _anchors(path), link
+
+
+def test_the_index_lists_every_page() -> None:
+    text = (DOCS / "index.md").read_text("utf-8")
+    linked = {(DOCS / target).resolve() for target in re.findall(r"\]\(([^)#]+)", text)}
+    assert {*EVERY_PAGE, ROOT / "CHANGELOG.md"} - {DOCS / "index.md"} <= linked
+    assert "(docs/index.md)" in (ROOT / "README.md").read_text("utf-8")
 
 
 def _generator() -> ModuleType:
