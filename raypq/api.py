@@ -176,7 +176,7 @@ def duplicates(job: DuplicatesJob) -> Snapshot:
     from raypq.stages.retrieval import near_duplicates as stage
 
     with open_executor(job.where) as executor:
-        return stage.duplicates(job, executor)
+        return stage.near_duplicates(job, executor)
 
 
 @_checked

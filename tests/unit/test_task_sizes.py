@@ -117,7 +117,7 @@ def test_tasks_are_small(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         ),
         executor,
     )  # fmt: skip
-    near_duplicates.duplicates(
+    near_duplicates.near_duplicates(
         DuplicatesJob(codes=codes, threshold=1.0, output=str(out / "pairs")), executor
     )
     evaluate_retrieval(

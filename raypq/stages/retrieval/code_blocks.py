@@ -1,10 +1,9 @@
-"""Blocks of stored codes: reading them, and their best rows for each query.
+"""Blocks of stored codes: reading them, and the top k rows of each query.
 
-**Ties.** Equal scores are ordered by id, and this must hold at the k-th place too: of many rows
-with the score of the k-th, those with the lowest ids belong in the answer, wherever in the block
-they stand. The kernel breaks ties by row. So one row more than k is asked for; only if that one
-ties with the k-th can a lower id have been left out, and then those queries alone are scanned
-again over the rows in the order of their ids, where the kernel's rule is this one.
+**Ties.** Equal scores are ordered by id, also at rank k: of many rows with the k-th score, those
+with the lowest ids are in the result. The kernel breaks ties by row. So k + 1 rows are requested.
+Only if the last one ties with the k-th can a lower id be missing; these queries are scanned again
+over the rows ordered by id, where ties by row are ties by id.
 """
 
 from __future__ import annotations
@@ -28,25 +27,25 @@ from raypq.methods.base import Model
 from raypq.stages.stores.code_store import check_model
 from raypq.stages.stores.shard_task import stored_shards
 
-GROUP_ROWS = 1 << 19  # rows that are scanned in one go: beginning anew costs each query some time
-_BATCH = 1 << 17
-PLACE_BITS = 40  # of the row within its file, in a place
+GROUP_ROWS = 1 << 19  # rows of a scan; every scan has a fixed cost for each query
+_BATCH_ROWS = 1 << 17
+ROW_BITS = 40  # of the row within its file, in a row reference
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CodeBlock:
-    """Rows that one model encoded.
+    """Codes of one model.
 
     Attributes:
         B: codes [n, M]. ids: n values.
-        place: file and row of each, ``index << PLACE_BITS | row`` [n] int64.
-        labels: strings or null, where they were asked for; in a file without labels all are null.
+        row_ref: file and row of each, ``index << ROW_BITS | row`` [n] int64.
+        labels: strings or null, if they were read; all null for a file without labels.
     """
 
     fingerprint: str
     B: NDArray[np.uint8]
     ids: pa.Array
-    place: NDArray[np.int64]
+    row_ref: NDArray[np.int64]
     labels: pa.StringArray | None = None
 
     @classmethod
@@ -60,7 +59,7 @@ class CodeBlock:
             fingerprint=first.fingerprint,
             B=np.concatenate([block.B for block in blocks]),
             ids=pa.concat_arrays([block.ids for block in blocks]),
-            place=np.concatenate([block.place for block in blocks]),
+            row_ref=np.concatenate([block.row_ref for block in blocks]),
             labels=pa.concat_arrays([block.labels for block in blocks]) if labelled else None,
         )
 
@@ -71,7 +70,7 @@ class CodeBlock:
             fingerprint=self.fingerprint,
             B=self.B[rows],
             ids=self.ids.take(index),
-            place=self.place[rows],
+            row_ref=self.row_ref[rows],
             labels=None if self.labels is None else self.labels.take(index),
         )
 
@@ -80,19 +79,20 @@ def read_block(
     shard: Shard,
     models: Mapping[str, Model],
     id_type: pa.DataType,
-    keep: Filter | None = None,
+    row_filter: Filter | None = None,
     *,
     labels: bool = False,
 ) -> CodeBlock:
-    """The rows of one code file that the filter keeps.
+    """The rows of one code file that pass the filter.
 
     Args:
-        models: of the store, by fingerprint. id_type: of the store (``id_type_of``); a file
-            without rows may name another one.
+        models: of the store, by fingerprint.
+        id_type: of the store (``id_type_of``); a file without rows may have another one.
+        labels: whether to read labels.
 
     Raises:
         InputError: the file is damaged, or has ids of another type.
-        ModelError: its codes are not of these models.
+        ModelError: none of these models made the codes.
     """
     file = CodeFile.open(shard.uri, size=shard.size)
     check_model(file, models)
@@ -107,22 +107,22 @@ def read_block(
             fingerprint=file.fingerprint,
             B=np.empty((0, file.M), np.uint8),
             ids=pa.array([], id_type),
-            place=np.empty(0, np.int64),
+            row_ref=np.empty(0, np.int64),
             labels=pa.array([], pa.string()) if labels else None,
         )
-    chosen = None if keep is None else keep.compile(id_type, file.uri)
+    select = None if row_filter is None else row_filter.compile(id_type, file.uri)
     parts: list[CodeBlock] = []
     row = 0
-    for batch in file.batches(_BATCH, labels=labels or keep is not None):
+    for batch in file.batches(_BATCH_ROWS, labels=labels or row_filter is not None):
         block = CodeBlock(
             fingerprint=file.fingerprint,
             B=batch.B,
             ids=batch.ids,
-            place=np.arange(row, row + len(batch.B)) | shard.index << PLACE_BITS,
+            row_ref=np.arange(row, row + len(batch.B)) | shard.index << ROW_BITS,
             labels=_labels(batch) if labels else None,
         )
         row += len(batch.B)
-        parts.append(block if chosen is None else block.take(np.flatnonzero(chosen(batch))))
+        parts.append(block if select is None else block.take(np.flatnonzero(select(batch))))
     return CodeBlock.join(parts)
 
 
@@ -131,7 +131,7 @@ def _labels(batch: CodeBatch) -> pa.StringArray:
 
 
 def id_type_of(store: str, version: Snapshot) -> pa.DataType:
-    """The type of the ids in a version of a code store: that of its first file with rows.
+    """The id type of a version of a code store: that of its first file with rows.
 
     Raises:
         InputError: that file is damaged.
@@ -146,42 +146,42 @@ def blocks_of(
     shards: Iterable[Shard],
     models: Mapping[str, Model],
     id_type: pa.DataType,
-    keep: Filter | None = None,
+    row_filter: Filter | None = None,
 ) -> Iterator[CodeBlock]:
-    """The rows of several files, joined by model up to ``GROUP_ROWS`` at a time."""
-    held: dict[str, list[CodeBlock]] = {}
+    """The rows of several files, joined by model up to about ``GROUP_ROWS`` at a time."""
+    by_model: dict[str, list[CodeBlock]] = {}
     for shard in shards:
-        block = read_block(shard, models, id_type, keep)
-        waiting = held.setdefault(block.fingerprint, [])
-        waiting.append(block)
-        if sum(len(part.B) for part in waiting) >= GROUP_ROWS:
-            yield CodeBlock.join(held.pop(block.fingerprint))
-    for waiting in held.values():
-        yield CodeBlock.join(waiting)
+        block = read_block(shard, models, id_type, row_filter)
+        parts = by_model.setdefault(block.fingerprint, [])
+        parts.append(block)
+        if sum(len(part.B) for part in parts) >= GROUP_ROWS:
+            yield CodeBlock.join(by_model.pop(block.fingerprint))
+    for parts in by_model.values():
+        yield CodeBlock.join(parts)
 
 
 def groups(
-    shards: Sequence[Shard], rows: Sequence[int], most: int | None = None
+    shards: Sequence[Shard], rows: Sequence[int], max_rows: int | None = None
 ) -> list[tuple[Shard, ...]]:
-    """Consecutive shards together up to ``most`` rows (``GROUP_ROWS``); a larger shard is a group
-    of its own."""
-    most = most or GROUP_ROWS
-    found: list[list[Shard]] = []
-    held = 0
+    """Groups of consecutive shards of up to ``max_rows`` rows (by default ``GROUP_ROWS``); a larger
+    shard is a group of its own."""
+    max_rows = max_rows or GROUP_ROWS
+    grouped: list[list[Shard]] = []
+    size = 0
     for shard, count in zip(shards, rows, strict=True):
-        if not found or held + count > most:
-            found.append([])
-            held = 0
-        found[-1].append(shard)
-        held += count
-    return [tuple(group) for group in found]
+        if not grouped or size + count > max_rows:
+            grouped.append([])
+            size = 0
+        grouped[-1].append(shard)
+        size += count
+    return [tuple(group) for group in grouped]
 
 
 def topk(block: CodeBlock, tables: kernels.Tables, k: int, *, device: str = "cpu") -> SearchResults:
-    """The k best rows of a block for each query; ties by id.
+    """The top k rows of a block for each query; ties by id.
 
     Raises:
-        ModelError: codes that do not fit the tables.
+        ModelError: the codes do not fit the tables.
     """
     M = len(tables.C)
     if block.B.shape[1] != M:
@@ -196,20 +196,22 @@ def topk(block: CodeBlock, tables: kernels.Tables, k: int, *, device: str = "cpu
         score, row = score[:, :k], row[:, :k]
         if len(tied) and not ascending(block.ids):
             order = by_id(block.ids)
-            some = replace(tables, W=tables.W[tied], bias=tables.bias[tied])
-            again, at = kernels.topk_per_query(block.B[order], some, k, device=device)
-            score[tied], row[tied] = again, order[at]
+            tied_tables = replace(tables, W=tables.W[tied], bias=tables.bias[tied])
+            score[tied], rank = kernels.topk_per_query(
+                block.B[order], tied_tables, k, device=device
+            )
+            row[tied] = order[rank]
     ids = block.ids.take(pa.array(row.reshape(-1)))
-    return SearchResults(score=score, ids=ids, place=block.place[row])
+    return SearchResults(score=score, ids=ids, place=block.row_ref[row])
 
 
 def ascending(ids: pa.Array) -> bool:
-    """Whether ids stand in order already, equal ones allowed."""
+    """Whether ids are sorted; equal ones are allowed."""
     if len(ids) < 2:
         return True
     return bool(pc.all(pc.less_equal(ids.slice(0, len(ids) - 1), ids.slice(1))).as_py())
 
 
 def by_id(ids: pa.Array) -> NDArray[np.int64]:
-    """The rows in the order of their ids, equal ones as they stand."""
+    """Indices that sort ids; stable."""
     return pc.sort_indices(ids).to_numpy().astype(np.int64)

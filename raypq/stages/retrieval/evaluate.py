@@ -10,10 +10,10 @@ search in the uncompressed vectors.
 
 A row is relevant if it has the query's label. All are means over the queries that have relevant
 rows (recall: over all). Ranks are those of ``raypq search``: by the exact float32 score, ties by
-id, so the order of rows in the files, which often follows the labels, says nothing.
+id. So the order of rows in the files, which often follows the labels, has no effect.
 
-Every worker reads the whole store, M + 16 bytes a row and its id, and ranks it for some queries
-(``retrieval_worker``); the driver holds figures alone.
+Every worker holds the whole store, M + 16 bytes a row and its id, and ranks it for some queries
+(``evaluate_worker``); the driver holds their figures only.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ from numpy.typing import NDArray
 from raypq import console
 from raypq.config import RetrievalJob
 from raypq.data import search_results
-from raypq.data.codes import CodeFile
 from raypq.data.features import FeatureBatch, FeatureStore, open_features
 from raypq.data.search_results import SearchResults
-from raypq.data.storage import Shard
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, InputError
 from raypq.execution.executor import Executor, WorkerPool, completed
@@ -47,14 +45,17 @@ from raypq.stages.stores.code_store import metric_of, models_for, open_store
 from raypq.stages.stores.shard_task import stored_shards
 from raypq.stages.stores.shard_types import check_label_column
 
-_MOST = 256  # queries of a task
-_ID_ROWS = 65_536  # of a batch of ids
-_ROWS = 1 << 32  # of a store: a row is one half of a key
+_TASK_QUERIES = 256
+_MAX_ROWS = 1 << 32  # of a store: a row is one half of a sort key
 
 
 @dataclass(kw_only=True, eq=False)
 class _Queries:
-    """All queries with a label: X [n, dx], and what was found wrong with others."""
+    """All valid queries with a label: X [n, dx], labels and ids; and counts of the others.
+
+    Attributes:
+        refused: messages about queries with NaN or Inf.
+    """
 
     X: list[NDArray[np.float32]] = field(default_factory=list)
     labels: list[pa.Array] = field(default_factory=list)
@@ -67,21 +68,21 @@ class _Queries:
         if labels is None:
             labels = pa.nulls(len(batch), pa.string())
         labelled = labels.is_valid().to_numpy(zero_copy_only=False)
-        fit = np.asarray(np.isfinite(batch.X).all(axis=1))
-        self.refused += report_invalid(batch.ids, fit, uri, batch.row)
+        valid = np.asarray(np.isfinite(batch.X).all(axis=1))
+        self.refused += report_invalid(batch.ids, valid, uri, batch.row)
         self.unlabelled += int((~labelled).sum())
-        self.X.append(batch.X[fit & labelled])
-        self.labels.append(labels.filter(pa.array(fit & labelled)))
-        self.ids.append(batch.ids.filter(pa.array(fit & labelled)).cast(pa.string()))
+        self.X.append(batch.X[valid & labelled])
+        self.labels.append(labels.filter(pa.array(valid & labelled)))
+        self.ids.append(batch.ids.filter(pa.array(valid & labelled)).cast(pa.string()))
 
 
 def evaluate(job: RetrievalJob, executor: Executor) -> dict[str, Any]:
-    """Figures of a code store as plain values.
+    """Figures of retrieval from a code store, as plain values.
 
     Raises:
         ConfigError: an R beyond the store, several models where exact search needs one.
         InputError: no labels, an empty store, queries of another width.
-        JobError: files that could not be read.
+        JobError: some files could not be read.
     """
     record = RunRecord(job, executor)
     version = open_store(job.codes, job.version)
@@ -90,17 +91,16 @@ def evaluate(job: RetrievalJob, executor: Executor) -> dict[str, Any]:
     if job.features is not None and len(models) > 1:
         raise ConfigError("features: exact search needs one embedding, the store has more models")
     at = _depths(job, version)
-    asked = _read(job, next(iter(models.values())).dx)
-    X, labels = np.concatenate(asked.X), pa.concat_arrays(asked.labels)
+    queries = _read(job, next(iter(models.values())).dx)
+    X = np.concatenate(queries.X)
     shards = stored_shards(job.codes, version)
     id_type = id_type_of(job.codes, version)
-    stored = _stored(job, shards, pa.concat_arrays(asked.ids))
-    how = (shards, id_type, models, metric, at, job.columns)
+    args = (shards, id_type, models, metric, at, job.columns)
     with (
-        executor.start_workers(RetrievalWorker, *how, stage="retrieval") as pool,
+        executor.start_workers(RetrievalWorker, *args, stage="retrieval") as pool,
         record.observe(pool),
     ):
-        figures = _rank(pool, list(_tasks(job, models, X, labels)))
+        figures = _rank(pool, list(_tasks(job, models, X, queries)))
         exact = _exact(pool, job, X, at[-1]) if job.features is not None else None
     return {
         "codes": job.codes,
@@ -108,36 +108,31 @@ def evaluate(job: RetrievalJob, executor: Executor) -> dict[str, Any]:
         "rows": version.rows,
         "metric": metric,
         "distance": job.distance,
-        "queries": len(labels),
-        "queries_without_label": asked.unlabelled,
-        "queries_in_store": stored,
-        "refused": asked.refused,
+        "queries": len(X),
+        "queries_without_label": queries.unlabelled,
+        "queries_in_store": _in_store(job, figures),
+        "refused": queries.refused,
         **_means(figures, at),
         **({} if exact is None else _recalls(figures, exact, at)),
         "run": record.summary(),
     }
 
 
-def _stored(job: RetrievalJob, shards: Sequence[Shard], ids: pa.Array) -> int:
-    """How many queries have an id that the store has: each counts as a hit of its own."""
-    found = np.zeros(len(ids), bool)
-    for shard in shards:
-        for batch in CodeFile.open(shard.uri, size=shard.size).ids(_ID_ROWS):
-            held = pc.is_in(ids, value_set=batch.cast(pa.string()))
-            found |= held.to_numpy(zero_copy_only=False)
-    count = int(found.sum())
+def _in_store(job: RetrievalJob, figures: Figures) -> int:
+    """The number of queries whose ids the store has; warns of them."""
+    count = int(figures.in_store.sum())
     if count:
         console.warn(
-            f"{job.codes}: {count} of {len(ids)} queries have ids that the store has; each finds "
-            "itself, which makes every figure better than it is. Leave them out of the queries, "
-            "or encode a store without them",
+            f"{job.codes}: {count} of {len(figures.in_store)} queries have ids that the store has; "
+            "each finds itself, which makes every figure better than it is. Leave them out of the "
+            "queries, or encode a store without them",
             queries=count,
         )
     return count
 
 
 def _depths(job: RetrievalJob, version: Snapshot) -> tuple[int, ...]:
-    if version.rows >= _ROWS:
+    if version.rows >= _MAX_ROWS:
         raise ConfigError(f"{job.codes}: a full ranking is of fewer than 2³² rows")
     at = tuple(sorted(set(job.at)))
     if not at:
@@ -148,40 +143,42 @@ def _depths(job: RetrievalJob, version: Snapshot) -> tuple[int, ...]:
 
 
 def _read(job: RetrievalJob, width: int) -> _Queries:
-    asked = _Queries()
+    queries = _Queries()
     shards = FeatureStore.open(job.queries, job.columns).shards
     check_label_column(shards, job.columns)
     for shard in shards:
         with open_features(shard, job.columns, width=width, finite=False) as reader:
             for batch in reader.batches():
-                asked.add(batch, shard.uri)
-    if not sum(len(part) for part in asked.X):
+                queries.add(batch, shard.uri)
+    if not sum(len(part) for part in queries.X):
         raise InputError(
             ", ".join(job.queries),
             expected=f"at least one query with a label (column '{job.columns.label}')",
-            found=f"{asked.unlabelled} without",
+            found=f"{queries.unlabelled} without",
         )
-    return asked
+    return queries
 
 
 def _tasks(
     job: RetrievalJob,
     models: Mapping[str, Model],
     X: NDArray[np.float32],
-    labels: pa.StringArray,
+    queries: _Queries,
 ) -> Iterator[QueryTask]:
+    labels, ids = pa.concat_arrays(queries.labels), pa.concat_arrays(queries.ids)
     V = {name: vectors(model, X, job.distance) for name, model in models.items()}
-    for start in range(0, len(labels), _MOST):
-        rows = slice(start, start + _MOST)
+    for start in range(0, len(labels), _TASK_QUERIES):
+        rows = slice(start, start + _TASK_QUERIES)
         yield QueryTask(
             name=f"queries from {start}",
             V={name: v[rows] for name, v in V.items()},
             labels=labels[rows],
+            ids=ids[rows],
         )
 
 
 def _rank(pool: WorkerPool[RetrievalWorker], tasks: Sequence[QueryTask]) -> Figures:
-    # Float sums: the order fixes the last bit.
+    # In order, since the last bit of float sums depends on it.
     results = pool.map(RetrievalWorker.rank, tasks, ordered=True)
     ordered = list(completed(results, total=len(tasks), label="rank", unit="groups of queries"))
     return Figures(
@@ -191,13 +188,14 @@ def _rank(pool: WorkerPool[RetrievalWorker], tasks: Sequence[QueryTask]) -> Figu
         precision_at=np.concatenate([part.precision_at for part in ordered], axis=1),
         over_recall=np.concatenate([part.over_recall for part in ordered], axis=1),
         first=pa.concat_arrays([part.first for part in ordered]),
+        in_store=np.concatenate([part.in_store for part in ordered]),
     )
 
 
 def _exact(
     pool: WorkerPool[RetrievalWorker], job: RetrievalJob, X: NDArray[np.float32], k: int
 ) -> SearchResults:
-    """The k nearest rows of all feature files for each query."""
+    """The k nearest rows of the feature files for each query, uncompressed."""
     shards = FeatureStore.open(job.features or [], job.columns).shards
     parts: list[SearchResults] = []
     results = pool.map(RetrievalWorker.exact, [ExactTask(shard=shard) for shard in shards], X)
@@ -214,18 +212,18 @@ def _exact(
 
 def _means(figures: Figures, at: Sequence[int]) -> dict[str, Any]:
     has = figures.relevant > 0
-    found: dict[str, Any] = {"queries_without_relevant": int((~has).sum())}
+    means: dict[str, Any] = {"queries_without_relevant": int((~has).sum())}
     if not has.any():
-        return found
-    found["map"] = float(figures.ap[has].mean())
+        return means
+    means["map"] = float(figures.ap[has].mean())
     for row, R in enumerate(at):
-        found[f"map@{R}"] = float(figures.ap_at[row, has].mean())
-        found[f"precision@{R}"] = float(figures.precision_at[row, has].mean())
+        means[f"map@{R}"] = float(figures.ap_at[row, has].mean())
+        means[f"precision@{R}"] = float(figures.precision_at[row, has].mean())
     curve = figures.over_recall[:, has].mean(axis=1)
-    found["precision_recall"] = [
+    means["precision_recall"] = [
         [level / LEVELS, float(value)] for level, value in enumerate(curve, 1)
     ]
-    return found
+    return means
 
 
 def _recalls(figures: Figures, exact: SearchResults, at: Sequence[int]) -> dict[str, Any]:
@@ -237,11 +235,11 @@ def _recalls(figures: Figures, exact: SearchResults, at: Sequence[int]) -> dict[
         )
     T = len(exact.score)
     names = pa.concat_arrays([figures.first, exact.ids])
-    number = pc.rank(names, tiebreaker="dense").to_numpy().reshape(2 * T, -1)
-    first, nearest = number[:T], number[T:]
-    found: dict[str, Any] = {}
+    numbers = pc.rank(names, tiebreaker="dense").to_numpy().reshape(2 * T, -1)
+    first, nearest = numbers[:T], numbers[T:]
+    recalls: dict[str, Any] = {}
     for R in at:
-        both = [np.isin(a, b).mean() for a, b in zip(nearest[:, :R], first[:, :R], strict=True)]
-        found[f"recall@{R}"] = float(np.mean(both))
-        found[f"1-recall@{R}"] = float((first[:, :R] == nearest[:, :1]).any(axis=1).mean())
-    return found
+        shares = [np.isin(a, b).mean() for a, b in zip(nearest[:, :R], first[:, :R], strict=True)]
+        recalls[f"recall@{R}"] = float(np.mean(shares))
+        recalls[f"1-recall@{R}"] = float((first[:, :R] == nearest[:, :1]).any(axis=1).mean())
+    return recalls

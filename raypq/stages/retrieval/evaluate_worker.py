@@ -1,8 +1,8 @@
 """The worker of retrieval evaluation: full rankings of the store for some queries.
 
-A task is some queries; their scores for the whole store [t, N] exist in the worker alone, where the
-codes are held in the order of their ids. A score and a row make one 64-bit key, and keys are sorted
-as numbers: that merges the shards, and breaks ties by id.
+A task is some queries. Their scores for the whole store [t, N] exist in the worker only, which
+holds the codes with the rank of their ids. A score and such a rank make one 64-bit key; sorting the
+keys as integers merges the shards and breaks ties by id.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ from raypq.metrics.ranking import LEVELS, precision_at_relevant, precision_over_
 from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, read_block
 from raypq.stages.retrieval.query_vectors import apply_in_fixed_blocks
 
-_KEYS = 1 << 23  # scores that are ranked at once; a score, its key and a copy are 20 bytes
-_ROW = np.uint64(0xFFFFFFFF)  # of a key, the half that is the row
+_MAX_KEYS = 1 << 23  # ranked at once; a score, its key and a copy of the key are 20 bytes
+_ROW_MASK = np.uint64(0xFFFFFFFF)  # the half of a key that is the row
+_ID_ROWS = 1 << 17  # of the store, of which ids are compared at once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QueryTask:
-    """Some queries: their vectors [t, D] by model, and their labels."""
+    """Some queries: their vectors [t, D] by model, their labels, and their ids as text."""
 
     name: str
     V: Mapping[str, NDArray[np.float32]]
     labels: pa.StringArray
+    ids: pa.StringArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,19 +53,20 @@ class ExactTask:
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """Name for errors and logs."""
         return self.shard.uri
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Figures:
-    """What is known of t queries.
+    """Figures of t queries.
 
     Attributes:
-        relevant: rows with the label [t]. ap: [t], NaN without any.
+        relevant: number of rows with the label [t]. ap: [t], NaN where there are none.
         ap_at, precision_at: [len(at), t].
-        over_recall: precision at each level of recall [LEVELS, t], NaN without any.
+        over_recall: precision at each level of recall [LEVELS, t], NaN without relevant rows.
         first: ids of the first max(at) rows, query by query.
+        in_store: whether the store has the id of the query [t].
     """
 
     relevant: NDArray[np.int64]
@@ -72,6 +75,7 @@ class Figures:
     precision_at: NDArray[np.float64]
     over_recall: NDArray[np.float64]
     first: pa.Array
+    in_store: NDArray[np.bool_]
 
 
 class RetrievalWorker:
@@ -90,58 +94,59 @@ class RetrievalWorker:
         self._id_type = id_type
         self._at, self._columns = at, columns
         self._lock = threading.Lock()
-        self._store: _Held | None = None
+        self._store: _Store | None = None
 
     def rank(self, task: QueryTask) -> Figures:
         """Ranks the whole store for some queries."""
         with self._lock:
             if self._store is None:
-                self._store = _Held.read(self._shards, self._models, self._id_type)
-        held = self._store
-        t, N = len(task.labels), len(held.ids)
-        label = pc.index_in(task.labels, value_set=held.names).fill_null(-2).to_numpy()
+                self._store = _Store.read(self._shards, self._models, self._id_type)
+        store = self._store
+        t, N = len(task.labels), len(store.ids)
+        label = pc.index_in(task.labels, value_set=store.names).fill_null(-2).to_numpy()
         relevant, ap = np.zeros(t, np.int64), np.full(t, np.nan)
         ap_at, precision_at = np.full((len(self._at), t), np.nan), np.zeros((len(self._at), t))
         over_recall = np.full((LEVELS, t), np.nan)
-        at, most = np.asarray(self._at), max(self._at)
-        first = np.empty((t, most), np.int64)
-        step = max(1, _KEYS // N)
+        at, depth = np.asarray(self._at), max(self._at)
+        first = np.empty((t, depth), np.int64)
+        step = max(1, _MAX_KEYS // N)
         for start in range(0, t, step):
             rows = slice(start, min(t, start + step))
-            ranked = self._order(task, held, rows)
-            first[rows] = ranked[:, :most]
-            for q, order in enumerate(ranked, start):
-                found = np.flatnonzero(held.label[order] == label[q])
-                relevant[q] = len(found)
-                inside = np.searchsorted(found, at)
-                precision_at[:, q] = inside / at
-                if len(found):
-                    precision = precision_at_relevant(found)
+            ranking = self._ranking(task, store, rows)
+            first[rows] = ranking[:, :depth]
+            for q, order in enumerate(ranking, start):
+                hits = np.flatnonzero(store.label[order] == label[q])
+                relevant[q] = len(hits)
+                hits_at = np.searchsorted(hits, at)
+                precision_at[:, q] = hits_at / at
+                if len(hits):
+                    precision = precision_at_relevant(hits)
                     ap[q] = precision.mean()
                     over_recall[:, q] = precision_over_recall(precision)
-                    sums = [precision[:n].sum() for n in inside]
-                    ap_at[:, q] = sums / np.minimum(at, len(found))
+                    sums = [precision[:n].sum() for n in hits_at]
+                    ap_at[:, q] = sums / np.minimum(at, len(hits))
         return Figures(
             relevant=relevant,
             ap=ap,
             ap_at=ap_at,
             precision_at=precision_at,
             over_recall=over_recall,
-            first=held.ids.take(pa.array(first.reshape(-1))),
+            first=store.ids.take(pa.array(first.reshape(-1))),
+            in_store=store.has(task.ids),
         )
 
-    def _order(self, task: QueryTask, held: _Held, rows: slice) -> NDArray[np.int64]:
-        """All rows of the store, best first [t, N]."""
-        keys = np.empty((rows.stop - rows.start, len(held.ids)), np.uint64)
-        for block, place in zip(held.blocks, held.places, strict=True):
+    def _ranking(self, task: QueryTask, store: _Store, rows: slice) -> NDArray[np.int64]:
+        """All rows of the store for some queries of a task, best first [t, N]."""
+        keys = np.empty((rows.stop - rows.start, len(store.ids)), np.uint64)
+        for block, rank in zip(store.blocks, store.ranks, strict=True):
             model = self._models[block.fingerprint]
             tables = model.tables(task.V[block.fingerprint][rows], None, self._metric)
-            keys[:, place] = sort_keys(kernels.scores(block.B, tables), place)
+            keys[:, rank] = sort_keys(kernels.scores(block.B, tables), rank)
         keys.sort(axis=1)
-        return (keys & _ROW).astype(np.int64)
+        return (keys & _ROW_MASK).astype(np.int64)
 
     def exact(self, task: ExactTask, X: NDArray[np.float32]) -> SearchResults:
-        """The nearest rows of a feature file, uncompressed."""
+        """The nearest rows of a feature file for queries X [t, dx], uncompressed."""
         model = next(iter(self._models.values()))
         V = apply_in_fixed_blocks(X, model.embed)
         tables = model.tables(V, None, self._metric)
@@ -162,18 +167,18 @@ def _nearest(model: Model, tables: kernels.Tables, batch: FeatureBatch, k: int) 
     order = by_id(batch.ids)
     U = apply_in_fixed_blocks(batch.X[order], model.embed)
     scale, offset = tables.row_terms(kernels.tables.squared_norms(U))
-    U64, place = U.astype(np.float64), np.arange(len(U))
+    U64, row = U.astype(np.float64), np.arange(len(U))
     k = min(k, len(U))
     scores, rows = [], []
-    step = max(1, _KEYS // len(U))
+    step = max(1, _MAX_KEYS // len(U))
     for start in range(0, len(tables.W), step):
         part = slice(start, start + step)
         dot = tables.W[part].astype(np.float64) @ U64.T
-        with np.errstate(over="ignore"):  # is told at once
+        with np.errstate(over="ignore"):  # check_scores raises
             score = (dot * scale + offset + tables.bias[part, None]).astype(np.float32)
         kernels.check_scores(score)
-        keys = np.sort(np.partition(sort_keys(score, place), k - 1, axis=1)[:, :k], axis=1)
-        rows.append((keys & _ROW).astype(np.int64))
+        keys = np.sort(np.partition(sort_keys(score, row), k - 1, axis=1)[:, :k], axis=1)
+        rows.append((keys & _ROW_MASK).astype(np.int64))
         scores.append(np.take_along_axis(score, rows[-1], axis=1))
     chosen = order[np.concatenate(rows)]
     ids = batch.ids.take(pa.array(chosen.reshape(-1)))
@@ -181,7 +186,7 @@ def _nearest(model: Model, tables: kernels.Tables, batch: FeatureBatch, k: int) 
 
 
 def sort_keys(score: NDArray[np.float32], row: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Keys [t, n] that sort as (score, best first; row) does; rows [n] are below 2³²."""
+    """Integer keys [t, n] that sort by score, best first, then by row; rows [n] are below 2³²."""
     bits = (score + np.float32(0)).view(np.uint32)  # −0 is 0
     negative = bits >> np.uint32(31) == 1
     falling = np.where(negative, bits, ~(bits | np.uint32(1 << 31)))
@@ -189,36 +194,37 @@ def sort_keys(score: NDArray[np.float32], row: NDArray[np.int64]) -> NDArray[np.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Held:
-    """A whole store in the order of its ids.
+class _Store:
+    """A whole store; its rows are numbered in the order of their ids.
 
     Attributes:
-        label: number of each row's label among ``names``, −1 where it has none.
-        blocks, places: the rows of each model, and where they stand in that order.
+        ids: of the rows, ascending.
+        label: index of each row's label in ``names``, −1 where it has none.
+        blocks, ranks: the codes of each model, and the row numbers of these.
     """
 
     ids: pa.Array
     label: NDArray[np.int64]
     names: pa.Array
     blocks: list[CodeBlock]
-    places: list[NDArray[np.int64]]
+    ranks: list[NDArray[np.int64]]
 
     @classmethod
     def read(
         cls, shards: Sequence[Shard], models: Mapping[str, Model], id_type: pa.DataType
-    ) -> _Held:
-        held: dict[str, list[CodeBlock]] = {}
+    ) -> _Store:
+        by_model: dict[str, list[CodeBlock]] = {}
         for shard in shards:
             block = read_block(shard, models, id_type, labels=True)
-            held.setdefault(block.fingerprint, []).append(block)
-        blocks = [CodeBlock.join(parts) for parts in held.values()]
+            by_model.setdefault(block.fingerprint, []).append(block)
+        blocks = [CodeBlock.join(parts) for parts in by_model.values()]
         ids = pa.concat_arrays([block.ids for block in blocks])
         labels = pa.concat_arrays([block.labels for block in blocks])
         if labels.null_count == len(labels):
             raise InputError("the code store", expected="rows with labels", found="none")
         order = by_id(ids)
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
         coded = labels.dictionary_encode()
         label = coded.indices.fill_null(-1).to_numpy().astype(np.int64)
         ends = np.cumsum([0, *(len(block.B) for block in blocks)])
@@ -227,5 +233,14 @@ class _Held:
             label=label[order],
             names=coded.dictionary,
             blocks=blocks,
-            places=[place[low:high] for low, high in pairwise(ends)],
+            ranks=[rank[low:high] for low, high in pairwise(ends)],
         )
+
+    def has(self, ids: pa.StringArray) -> NDArray[np.bool_]:
+        """Which of some ids, as text, rows of the store have."""
+        stored = np.zeros(len(ids), bool)
+        for start in range(0, len(self.ids), _ID_ROWS):
+            part = self.ids.slice(start, _ID_ROWS).cast(pa.string())
+            part = part.filter(pc.is_in(part, value_set=ids))
+            stored |= pc.is_in(ids, value_set=part).to_numpy(zero_copy_only=False)
+        return stored

@@ -1,13 +1,12 @@
 """FAISS exchange: a code store as an index, a trained index as a model.
 
-What a linear model does to features is, in FAISS's terms, a chain of transforms before an
-``IndexPQ``:
+In FAISS's terms a linear model is a chain of transforms before an ``IndexPQ``:
 
     z-scoring       x → (x − mean) / std           LinearTransform, with bias
     unit length     x → x / ‖x‖                    NormalizationTransform
     projection      x → P x                        LinearTransform
 
-Codebooks and codes are the same numbers in both, so neither way are vectors encoded again.
+Both have the same codebooks and codes, so no vector is encoded again.
 """
 
 from __future__ import annotations
@@ -34,19 +33,20 @@ from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, id_type_of, rea
 from raypq.stages.stores.code_store import metric_of, models_for, open_store
 from raypq.stages.stores.shard_task import stored_shards
 
-_CLOSE = 1e-4  # relative error at which a bias counts as that of a mean
+_BIAS_TOLERANCE = 1e-4  # largest relative error of a bias that is expressed by a mean
 
 
 def export_faiss(job: ExportFaissJob) -> dict[str, Any]:
-    """Writes a version of a code store as a FAISS index; its rows stand in the order of their ids.
+    """Writes a version of a code store as a FAISS index, with rows in the order of their ids.
 
     The index is an ``IndexIDMap`` over an ``IndexPQ``, with an ``IndexPreTransform`` between them
-    where the model transforms features. FAISS's ids are int64: those of the store, or, for a store
-    of strings, row numbers, and the file ``<output>.ids.parquet`` has the string of each row.
+    if the model transforms features. FAISS's ids are int64: those of the store, or for a store
+    with text ids row numbers; ``<output>.ids.parquet`` then has the id of each row.
 
     Raises:
-        ConfigError: cosine, for which FAISS would need the norms of codes; FAISS is absent.
-        ModelError: codes of several models, or of one that is not linear.
+        ConfigError: the metric is cosine, for which FAISS needs the norms of codes; or FAISS is
+            not installed.
+        ModelError: several models made the codes, or one that is not linear.
     """
     faiss = require("faiss", extra="faiss")
     version = open_store(job.codes, job.version)
@@ -62,7 +62,7 @@ def export_faiss(job: ExportFaissJob) -> dict[str, Any]:
         index = faiss.IndexPreTransform(inner)
         for transform in reversed(chain):
             index.prepend_transform(transform)
-    named = faiss.IndexIDMap(index)  # takes empty ones only
+    named = faiss.IndexIDMap(index)  # before rows are added: it takes empty indexes only
     id_type = id_type_of(job.codes, version)
     block = CodeBlock.join(
         [read_block(shard, models, id_type) for shard in stored_shards(job.codes, version)]
@@ -97,8 +97,8 @@ def _pq_index(faiss: Any, model: Model, metric: Metric) -> Any:
     bits = 4 if model.K <= 16 else 8  # as the codes are stored
     kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
     index = faiss.IndexPQ(model.D, model.M, bits, kind)
-    # FAISS wants 2^bits codewords: copies of the last one fill up. No stored code names a copy, but
-    # FAISS may, of a vector that is added there (by its SIMD level); they stand for the same.
+    # FAISS needs 2^bits codewords, so the last one is repeated. Stored codes never use the copies;
+    # FAISS may for vectors that are added later, with the same meaning.
     words = np.minimum(np.arange(1 << bits), model.K - 1)
     faiss.copy_array_to_vector(model.C[:, words].astype(np.float32).ravel(), index.pq.centroids)
     index.is_trained = True
@@ -106,26 +106,26 @@ def _pq_index(faiss: Any, model: Model, metric: Metric) -> Any:
 
 
 def _transforms(faiss: Any, model: Model) -> list[Any]:
-    """What the model does to features, as FAISS does it."""
+    """The transforms of the model as those of FAISS."""
     if not isinstance(model, LinearModel):
         raise ModelError(
             f"{model.method} model",
-            expected="a linear one: FAISS has no place for a network",
+            expected="a linear one: FAISS has no networks",
             found=model.method,
         )
     chain = []
-    how, tensors = model.settings.normalise, model.tensors
-    if how.startswith("zscore"):
+    normalise, tensors = model.settings.normalise, model.tensors
+    if normalise.startswith("zscore"):
         inverse = tensors["inverse_std"].astype(np.float64)
         bias = -tensors["mean"] * inverse
         if not np.abs(bias).max() < np.finfo(np.float32).max:
             raise ModelError(
                 f"{model.method} model",
-                expected="mean/std that float32 can hold, as FAISS has it",
+                expected="mean/std within the range of float32, as in FAISS",
                 found=f"{np.abs(bias).max():.3g}; scale the features, or train with normalise=unit",
             )
         chain.append(_linear(faiss, np.diag(inverse), bias))
-    if how.endswith("unit"):
+    if normalise.endswith("unit"):
         chain.append(faiss.NormalizationTransform(model.dx, 2.0))
     if "P" in tensors:
         chain.append(_linear(faiss, tensors["P"], None))
@@ -149,18 +149,18 @@ def _write_ids(uri: str, ids: pa.Array) -> None:
 
 
 def import_faiss(job: ImportFaissJob) -> dict[str, Any]:
-    """Makes a model of a trained FAISS index: ``IndexPQ``, alone or behind transforms and id maps.
+    """Makes a model from a trained FAISS ``IndexPQ``, alone or behind transforms and id maps.
 
-    The vectors in the index are not taken over: ``raypq encode`` encodes the features. Reads an
-    index file as FAISS does, which trusts it: import only what you would load there.
+    The vectors in the index are not imported: ``raypq encode`` encodes the features. FAISS reads
+    the file and trusts it: import only files that you would load there.
 
     Raises:
         InputError: not a FAISS index, or one of another kind.
-        ModelError: transforms that are none of a linear model's.
+        ModelError: transforms that a linear model cannot have.
     """
     check_vacant(job.output, overwrite=job.overwrite)
     faiss = require("faiss", extra="faiss")
-    index = whole = _read(faiss, job.index)  # which owns all that is reached from it
+    index = whole = _read(faiss, job.index)  # owns all parts that are reached from it
     transforms: list[Any] = []
     while not isinstance(index, faiss.IndexPQ):
         if isinstance(index, faiss.IndexPreTransform):
@@ -207,14 +207,14 @@ def _read(faiss: Any, uri: str) -> Any:
         raise InputError(uri, expected="a FAISS index", found=last) from None
 
 
-def _kind(thing: Any) -> str:
-    return type(thing).__name__
+def _kind(part: Any) -> str:
+    return type(part).__name__
 
 
 def _model(
     faiss: Any, uri: str, transforms: Sequence[Any], C: NDArray[np.float32], metric: str
 ) -> Model:
-    """The model of transforms, in order, and codebooks."""
+    """The linear model with these transforms, in order, and codebooks C [M, K, d]."""
     M, K, d = C.shape
     dx = transforms[0].d_in if transforms else M * d
     tensors: dict[str, Array] = {"C": C}
@@ -242,19 +242,19 @@ def _model(
         if b.any():
             if unit or scored:
                 raise _no_model(uri, transforms)
-            # P x + b = P (x − mean), where there is such a mean.
+            # P x + b = P (x − mean), if such a mean exists.
             mean, *_ = np.linalg.lstsq(A, -b, rcond=None)
-            if np.abs(A @ mean + b).max() > _CLOSE * np.abs(b).max():
+            if np.abs(A @ mean + b).max() > _BIAS_TOLERANCE * np.abs(b).max():
                 raise _no_model(uri, transforms)
             tensors |= {"mean": mean.astype(np.float32), "inverse_std": np.ones(dx, np.float32)}
             scored = True
-    how: dict[tuple[bool, bool], Normalise] = {
+    names: dict[tuple[bool, bool], Normalise] = {
         (False, False): "none",
         (False, True): "unit",
         (True, False): "zscore",
         (True, True): "zscore-unit",
     }
-    shared: dict[str, Any] = {"M": M, "K": K, "metric": metric, "normalise": how[scored, unit]}
+    shared: dict[str, Any] = {"M": M, "K": K, "metric": metric, "normalise": names[scored, unit]}
     record = {"imported": "faiss"}
     if A is None:
         return PQModel(settings=PQSettings(**shared), tensors=tensors, dx=dx, record=record)
@@ -278,7 +278,7 @@ def _scaling(
         if not np.abs(values).max() < np.finfo(np.float32).max:
             raise ModelError(
                 uri,
-                expected=f"a scaling whose {name} float32 can hold",
+                expected=f"a scaling whose {name} is within the range of float32",
                 found=f"{np.abs(values).max():.3g}",
             )
     return {"mean": mean.astype(np.float32), "inverse_std": inverse.astype(np.float32)}

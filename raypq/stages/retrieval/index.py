@@ -3,8 +3,8 @@
     index = raypq.open("codes")
     D, I = index.search(X, 10)
 
-For stores whose codes fit in memory (M bytes a row, and the ids); ``raypq search`` has no such
-limit and gives the same answers.
+For stores whose codes fit in memory (M bytes a row, and the ids). ``raypq search`` has no such
+limit and gives the same results.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from raypq.stages.retrieval.query_vectors import vectors
 from raypq.stages.stores.code_store import metric_of, models_for, open_store
 from raypq.stages.stores.shard_task import stored_shards
 
-_QUERIES = 4096  # that are searched together
+_BATCH_QUERIES = 4096
 
 
 class Index:
     """The codes of one version of a store, read-only.
 
     Attributes:
-        models: by fingerprint. metric: what results are ranked by (l2: squared distances).
-        ids: of all rows, ascending; int64, or object where they are strings. version: of the store.
+        models: by fingerprint. metric: of scores (l2: squared distances).
+        ids: of all rows, ascending; int64, or object for strings. version: of the store.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class Index:
         metric: Metric | None = None,
     ):
         codes = path_of(codes)
-        found = open_store(codes, version)
-        self.version = found.version
-        self.models = models_for(codes, found, None)
+        opened = open_store(codes, version)
+        self.version = opened.version
+        self.models = models_for(codes, opened, None)
         self.metric = metric_of(self.models, metric)
-        held: dict[str, list[CodeBlock]] = {}
-        self._id_type = id_type_of(codes, found)
-        for shard in stored_shards(codes, found):
+        by_model: dict[str, list[CodeBlock]] = {}
+        self._id_type = id_type_of(codes, opened)
+        for shard in stored_shards(codes, opened):
             block = read_block(shard, self.models, self._id_type)
-            held.setdefault(block.fingerprint, []).append(block)
-        # In the order of ids the kernel's ties are the right ones.
-        joined = [CodeBlock.join(blocks) for blocks in held.values()]
+            by_model.setdefault(block.fingerprint, []).append(block)
+        # Sorted by id: the kernel breaks ties by row.
+        joined = [CodeBlock.join(blocks) for blocks in by_model.values()]
         self._blocks = [block.take(by_id(block.ids)) for block in joined]
         ids = pa.concat_arrays([block.ids for block in self._blocks])
         self.ids = _plain(ids.take(pa.array(by_id(ids))))
@@ -91,13 +91,13 @@ class Index:
             X: queries [n, d], any float type. k: results of each.
 
         Returns:
-            D [n, k] float32, in the metric's own terms (l2: squared distances, ascending; cosine,
-            dot: descending), and I [n, k], int64 or object. Where the index has fewer than k rows
-            the rest of D is inf (l2) or −inf, and of I −1 (or None), as in faiss.
+            D [n, k] float32 (l2: squared distances, ascending; cosine, dot: scores, descending),
+            and I [n, k], int64 or object. If the index has fewer than k rows, the rest of D is inf
+            (l2) or −inf, and the rest of I is −1 (or None), as in faiss.
 
         Raises:
             InputError: queries of another shape, or NaN or Inf in them, naming the row.
-            ConfigError: k is less than one, or an unknown distance.
+            ConfigError: k is less than one, or the distance is unknown.
         """
         if k < 1:
             raise ConfigError(f"k: must be at least 1, found {k}")
@@ -107,8 +107,8 @@ class Index:
         D = np.full((len(X), k), np.inf if self.metric == "l2" else -np.inf, np.float32)
         strings = pa.types.is_string(self._id_type)
         names = np.full((len(X), k), None if strings else -1, object if strings else np.int64)
-        for start in range(0, len(X), _QUERIES):
-            rows = slice(start, start + _QUERIES)
+        for start in range(0, len(X), _BATCH_QUERIES):
+            rows = slice(start, start + _BATCH_QUERIES)
             best = search_results.merge(
                 [self._scan(block, X[rows], k, distance) for block in self._blocks], k
             )
@@ -147,11 +147,11 @@ def _plain(ids: pa.Array) -> NDArray[Any]:
 def open_index(
     codes: str | os.PathLike[str], *, version: int | None = None, metric: Metric | None = None
 ) -> Index:
-    """Reads a code store (``raypq.open``): all of its codes, with the models it keeps.
+    """Reads all codes of a store, with its models (``raypq.open``).
 
     Raises:
-        InputError: no such store, an empty one, or a file that is damaged.
+        InputError: no such store, an empty one, or a damaged file.
         ModelError: a model is missing.
-        ConfigError: the store's models have several metrics and none is asked for.
+        ConfigError: the metrics of the models differ and none was requested.
     """
     return Index(codes, version=version, metric=metric)

@@ -1,4 +1,4 @@
-"""Vectors of queries in a model's space."""
+"""Query vectors in the space of a model."""
 
 from __future__ import annotations
 
@@ -12,39 +12,38 @@ from raypq import console
 from raypq.config import Distance
 from raypq.methods.base import Array, Model
 
-_STEADY = 256  # rows that are embedded together, always
+_BLOCK_ROWS = 256  # rows that are embedded together
 
 
 def apply_in_fixed_blocks(X: Array, embed: Callable[[Array], Array]) -> Array:
-    """``embed(X)`` in blocks of one size, the last filled up: a matrix product of another shape may
-    add in another order, and a row's bits must not depend on its neighbours."""
+    """``embed(X)`` in blocks of one size, the last one padded. Matrix products of other shapes may
+    add in another order, and the bits of a row must not depend on the other rows."""
     parts = []
-    for start in range(0, len(X), _STEADY):
-        part = X[start : start + _STEADY]
-        padded = np.zeros((_STEADY, X.shape[1]), np.float32)
+    for start in range(0, len(X), _BLOCK_ROWS):
+        part = X[start : start + _BLOCK_ROWS]
+        padded = np.zeros((_BLOCK_ROWS, X.shape[1]), np.float32)
         padded[: len(part)] = part
         parts.append(embed(padded)[: len(part)])
     return np.concatenate(parts) if parts else embed(X)
 
 
 def vectors(model: Model, X: NDArray[np.float32], distance: Distance) -> NDArray[np.float32]:
-    """What stands for queries X [n, dx] in the model's space [n, D]: as the model asks (adc),
-    or the codewords of their codes (sdc)."""
+    """Query vectors [n, D] of X [n, dx]: uncompressed (adc), or decoded from their codes (sdc)."""
     if distance == "sdc":
         return model.decode(apply_in_fixed_blocks(X, model.encode))
     return apply_in_fixed_blocks(X, model.queries)
 
 
-def report_invalid(ids: pa.Array, fit: NDArray[np.bool_], uri: str, row: int) -> list[str]:
-    """What is wrong with queries that are not fit to be answered; warned of, too.
+def report_invalid(ids: pa.Array, valid: NDArray[np.bool_], uri: str, row: int) -> list[str]:
+    """Warns of queries with NaN or Inf; returns the messages.
 
     Args:
-        ids, fit: of consecutive rows of a file, which start at ``row``.
+        ids, valid: of consecutive rows of a file, which start at ``row``.
     """
     messages = [
         f"{uri}, row {row + bad} (id {ids[int(bad)].as_py()!r}): expected finite values, found NaN "
-        "or Inf; this query has no answer"
-        for bad in np.flatnonzero(~fit)
+        "or Inf; this query has no result"
+        for bad in np.flatnonzero(~valid)
     ]
     for message in messages:
         console.warn(message)

@@ -1,10 +1,10 @@
 """Search: the nearest stored images of every query, over a whole code store.
 
-Scan, merge, write. Each group of code shards gives the best rows of a round's queries; a tree of
-merges joins these, eight at a time; each query file becomes one result file. All of it happens in
-the workers, exactly and with ties by id, so the answer depends neither on the shards nor on the
-workers. Result files make up a version of a store of kind ``search``, as codes and predictions do:
-a reader sees all answers or none, and a rerun does only the query files that are missing.
+Scan, merge, write: each group of code shards gives the best rows for the queries of a round; a tree
+of merges joins these, eight at a time; each query file becomes one result file. Workers do all of
+it, exactly and with ties by id, so results depend neither on the shards nor on the workers. Result
+files make up a version of a store of kind ``search``: readers see all results or none, and a rerun
+does only the query files that are missing.
 """
 
 from __future__ import annotations
@@ -49,35 +49,35 @@ from raypq.stages.stores.shard_task import ShardTask, stored_shards
 from raypq.stages.stores.shard_types import id_rule
 from raypq.stages.stores.work_id import search_work
 
-_FAN = 8  # partial answers that one merge takes
-_RESCORED = 8  # feature files of one rescoring task
+_FAN_IN = 8  # partial results of one merge
+_RESCORE_FILES = 8  # feature files of one rescoring task
 
 
 def search(job: SearchJob, executor: Executor) -> Snapshot:
-    """Answers queries from a code store; returns the new version of the result store.
+    """Searches a code store; returns the new version of the result store.
 
     Raises:
         ConfigError: settings that contradict each other.
         InputError: an empty store, queries of another width, an unknown column in the filter.
         ModelError: a model is missing or does not fit.
-        JobError: code shards or query files that could not be read.
+        JobError: some code shards or query files could not be read.
     """
     record = RunRecord(job, executor)
     _check(job)
     version = open_store(job.codes, job.version)
     models = models_for(job.codes, version, job.model)
     metric = metric_of(models, job.metric)
-    listed = None if job.ids is None else IdList.read(job.ids)
-    asked = None if job.query_ids is None else IdList.read(job.query_ids)
-    plan = _plan(job, version, models, metric, listed)
+    filter_ids = None if job.ids is None else IdList.read(job.ids)
+    query_ids = None if job.query_ids is None else IdList.read(job.query_ids)
+    plan = _plan(job, version, models, metric, filter_ids)
     originals = rerank.sources(version.shards, job.features, job.columns) if job.features else []
     work = search_work(
         plan.metadata["raypq.model"],
         job,
         metric=metric,
         codes=[receipt.sha256 for receipt in version.shards],
-        ids=listed.work_digest(plan.id_type) if listed else None,
-        query_ids=asked.work_digest(plan.id_type) if asked else None,
+        ids=filter_ids.work_digest(plan.id_type) if filter_ids else None,
+        query_ids=query_ids.work_digest(plan.id_type) if query_ids else None,
         originals=originals,
     )
     tasks = [
@@ -87,29 +87,13 @@ def search(job: SearchJob, executor: Executor) -> Snapshot:
     run = StoreRun.plan(kind="search", store=job.output, tasks=tasks, on_bad_shard=job.on_bad_shard)
     if finished := run.finished():
         return finished
-    if run.latest and (others := run.dropped):
-        console.say(
-            f"{job.output}: the next version holds the results of these queries alone; version "
-            f"{run.latest.version} has those of {len(others)} other file(s), such as "
-            f"{others[0].source.uri}"
-        )
-    summary = {
-        "codes": job.codes,
-        "codes_version": version.version,
-        "rows": version.rows,
-        "models": sorted(models),
-        "metric": metric,
-        "distance": job.distance,
-        "top_k": job.top_k,
-        "rerank": job.rerank,
-        "filter": job.filter,
-    }
+    _say_dropped(job, run)
     with (
         executor.start_workers(SearchWorker, plan, stage="search") as pool,
         record.observe(pool),
     ):
         rule = id_rule(run, job.columns) if job.queries is not None else None
-        rounds = _Rounds(job, version, plan, pool, rule, asked, originals)
+        passes = _Passes(job, version, plan, pool, rule, query_ids, originals)
 
         def reduce(receipt: Receipt) -> Receipt:
             record.finished(receipt.rows)
@@ -117,12 +101,40 @@ def search(job: SearchJob, executor: Executor) -> Snapshot:
 
         def summarise(_: Sequence[Receipt]) -> dict[str, Any]:
             record.end_of_work("search")
-            unknown = {"ids_not_stored": rounds.unknown} if rounds.unknown else {}
-            return {**summary, "refused": rounds.refused, **unknown, "run": record.summary()}
+            return {
+                **_settings(job, version, plan),
+                "refused": passes.refused,
+                **({"ids_not_stored": passes.unknown} if passes.unknown else {}),
+                "run": record.summary(),
+            }
 
         return run.execute(
-            rounds.results, on_bad_shard=job.on_bad_shard, reduce=reduce, summarise=summarise
+            passes.results, on_bad_shard=job.on_bad_shard, reduce=reduce, summarise=summarise
         )
+
+
+def _say_dropped(job: SearchJob, run: StoreRun) -> None:
+    if run.latest and (others := run.dropped):
+        console.say(
+            f"{job.output}: the next version holds the results of these queries only; version "
+            f"{run.latest.version} has those of {len(others)} other file(s), such as "
+            f"{others[0].source.uri}"
+        )
+
+
+def _settings(job: SearchJob, version: Snapshot, plan: SearchPlan) -> dict[str, Any]:
+    """The settings that the version of the results records."""
+    return {
+        "codes": job.codes,
+        "codes_version": version.version,
+        "rows": version.rows,
+        "models": sorted(plan.models),
+        "metric": plan.metric,
+        "distance": job.distance,
+        "top_k": job.top_k,
+        "rerank": job.rerank,
+        "filter": job.filter,
+    }
 
 
 def _check(job: SearchJob) -> None:
@@ -135,7 +147,7 @@ def _check(job: SearchJob) -> None:
         )
     if (job.rerank is None) != (job.features is None):
         raise ConfigError(
-            "rerank and features go together: the vectors are scored again from there"
+            "rerank and features go together: a rerank reads the original vectors from features"
         )
     if job.rerank is not None and job.rerank < job.top_k:
         raise ConfigError(f"rerank: must be at least top_k = {job.top_k}, found {job.rerank}")
@@ -148,11 +160,11 @@ def _plan(
     version: Snapshot,
     models: dict[str, Model],
     metric: Metric,
-    listed: IdList | None,
+    filter_ids: IdList | None,
 ) -> SearchPlan:
     id_type = id_type_of(job.codes, version)
-    keep = Filter.of(job.filter, listed, id_type)
-    if keep is not None and keep.uses_labels and not _has_labels(job.codes, version):
+    row_filter = Filter.of(job.filter, filter_ids, id_type)
+    if row_filter is not None and row_filter.uses_labels and not _has_labels(job.codes, version):
         raise InputError(
             job.codes, expected="a column 'label' to filter by", found="codes without labels"
         )
@@ -171,7 +183,7 @@ def _plan(
         k=job.top_k,
         depth=job.rerank or job.top_k,
         reranked=job.rerank is not None,
-        keep=keep,
+        row_filter=row_filter,
         device=job.where.device,
         columns=job.columns,
         metadata=metadata,
@@ -179,8 +191,9 @@ def _plan(
 
 
 def _has_labels(codes: str, version: Snapshot) -> bool:
-    """Whether any code file has labels; mostly the first one says it."""
-    return any(CodeFile.open(one.uri, size=one.size).label for one in stored_shards(codes, version))
+    """Whether any code file has labels; usually the first one does."""
+    shards = stored_shards(codes, version)
+    return any(CodeFile.open(shard.uri, size=shard.size).label for shard in shards)
 
 
 def _query_shards(job: SearchJob) -> Sequence[Shard]:
@@ -190,8 +203,13 @@ def _query_shards(job: SearchJob) -> Sequence[Shard]:
     return [Shard(index=0, uri=job.query_ids, stem="queries", size=0, modified="")]
 
 
-class _Rounds:
-    """The passes of one search over its worker pool, round by round."""
+class _Passes:
+    """The passes of one search over its worker pool, round by round.
+
+    Attributes:
+        refused: messages about queries without a result.
+        unknown: message about ids of the filter that the store lacks.
+    """
 
     def __init__(
         self,
@@ -200,49 +218,50 @@ class _Rounds:
         plan: SearchPlan,
         pool: WorkerPool[SearchWorker],
         rule: IdRule | None,
-        asked: IdList | None,
+        query_ids: IdList | None,
         originals: Sequence[Shard],
     ) -> None:
         self._job, self._plan, self._pool = job, plan, pool
-        self._rule, self._asked = rule, asked
+        self._rule, self._query_ids = rule, query_ids
         self._shards = stored_shards(job.codes, version)
         rows = [receipt.rows for receipt in version.shards]
         self._groups = groups(self._shards, rows)
-        self._sources = originals
-        self._makers = [receipt.model for receipt in version.shards]
+        self._originals = originals
+        self._models = [receipt.model for receipt in version.shards]  # of each shard
         self._size = round_size(plan.depth)
         self.refused: list[str] = []
         self.unknown = ""
 
     def results(self, files: Sequence[ShardTask]) -> Iterator[TaskResult[Receipt]]:
-        """One result for each query file."""
-        waiting: dict[int, list[Piece]] = {}
+        """One receipt for each query file, when its last query has been searched."""
+        pieces: dict[int, list[Piece]] = {}  # of files that are not written yet
         partial: list[str] = []
-        if self._job.ids is not None and self._plan.keep is not None:
-            self._keep_groups_with(self._plan.keep.ids)
-        for questions in self._questions(files):
-            yield from (TaskResult(task, failure=failure) for task, failure in questions.failures)
-            paths = self._answer(questions)
+        if self._job.ids is not None and self._plan.row_filter is not None:
+            self._drop_groups_without(self._plan.row_filter.ids)
+        for queries in self._rounds(files):
+            yield from (TaskResult(task, failure=failure) for task, failure in queries.failures)
+            paths = self._search(queries)
             partial += paths
-            for segment in questions.segments:
-                waiting.setdefault(segment.task, []).append(_piece(segment, paths))
-            yield from self._write(files, questions, waiting)
-            if not waiting:
+            for part in queries.slices:
+                piece = Piece(paths=tuple(paths), ids=part.ids, valid=part.valid, start=part.start)
+                pieces.setdefault(part.task, []).append(piece)
+            yield from self._write(files, queries, pieces)
+            if not pieces:
                 for path in partial:
                     delete(join(self._plan.store, path))
                 partial = []
 
-    def _keep_groups_with(self, ids: pa.Array) -> None:
-        """Leaves only groups that hold one of the ids to be scanned; names ids that none holds."""
+    def _drop_groups_without(self, ids: pa.Array) -> None:
+        """Drops groups of shards without any of the ids; warns of ids that no group has."""
         stored = np.zeros(-(-len(ids) // 8), np.uint8)  # bits
-        holding: list[tuple[Shard, ...]] = []
+        groups_with_ids: list[tuple[Shard, ...]] = []
         tasks = [ScanTask(shards=group) for group in self._groups]
-        bits = self._pass(self._pool.map(SearchWorker.listed, tasks, ordered=True), len(tasks))
-        for group, held in zip(self._groups, bits, strict=True):
-            stored |= held
-            if held.any():
-                holding.append(group)
-        self._groups = holding
+        results = self._pool.map(SearchWorker.find_filter_ids, tasks, ordered=True)
+        for group, bits in zip(self._groups, self._pass(results, len(tasks)), strict=True):
+            stored |= bits
+            if bits.any():
+                groups_with_ids.append(group)
+        self._groups = groups_with_ids
         known = np.unpackbits(stored, count=len(ids)).astype(bool)
         unknown = ids.filter(pa.array(~known))
         if len(unknown):
@@ -251,11 +270,12 @@ class _Rounds:
             )
             console.warn(self.unknown)
 
-    def _questions(self, files: Sequence[ShardTask]) -> Iterator[QueryRound]:
-        if self._asked is not None:
-            ids = self._asked.of_type(self._plan.id_type)
-            for at in range(0, len(ids), self._size):
-                yield self._stored(ids[at : at + self._size], last=at + self._size >= len(ids))
+    def _rounds(self, files: Sequence[ShardTask]) -> Iterator[QueryRound]:
+        if self._query_ids is not None:
+            ids = self._query_ids.of_type(self._plan.id_type)
+            for start in range(0, len(ids), self._size):
+                stop = start + self._size
+                yield self._stored(ids[start:stop], last=stop >= len(ids))
             return
         reader = Reader(
             self._plan.models,
@@ -268,26 +288,25 @@ class _Rounds:
         self.refused = reader.refused
 
     def _stored(self, ids: pa.Array, *, last: bool) -> QueryRound:
-        """A round of stored codes, each decoded by the model that made it."""
+        """A round of queries that are stored codes, decoded by the models that made them."""
         codes: dict[Any, tuple[str, bytes]] = {}
         tasks = [ScanTask(shards=group) for group in self._groups]
         results = self._pool.map(SearchWorker.find, tasks, ids, ordered=True)
-        for found in self._pass(results, len(tasks)):
-            for fingerprint, held, B in found:
-                for name, code in zip(held.to_pylist(), B, strict=True):
-                    one = fingerprint, code.tobytes()
-                    # Of an id that is there twice always the same one, whatever the shards.
-                    codes[name] = min(codes.get(name, one), one)
-        asked = np.array([name in codes for name in ids.to_pylist()])
-        unknown = ids.filter(pa.array(~asked))
+        for parts in self._pass(results, len(tasks)):
+            for fingerprint, part_ids, B in parts:
+                for name, row in zip(part_ids.to_pylist(), B, strict=True):
+                    code = fingerprint, row.tobytes()
+                    # Of a repeated id always the same code, whatever the shards.
+                    codes[name] = min(codes.get(name, code), code)
+        valid = np.array([name in codes for name in ids.to_pylist()])
+        unknown = ids.filter(pa.array(~valid))
         if len(unknown):
             message = unknown_ids_message(
                 str(self._job.query_ids), unknown, len(ids), self._job.codes
             )
-            console.warn(f"{message}; these queries have no answer")
+            console.warn(f"{message}; these queries have no result")
             self.refused.append(message)
-        wanted = [codes[name] for name in ids.to_pylist() if name in codes]
-        v = [self._decoded(fingerprint, code) for fingerprint, code in wanted]
+        v = [self._decoded(*codes[name]) for name in ids.to_pylist() if name in codes]
         if len({len(vector) for vector in v}) > 1:
             raise ModelError(
                 self._job.codes, expected="codes of one common space", found="models of several D"
@@ -295,7 +314,7 @@ class _Rounds:
         return QueryRound(
             V={name: np.array(v, np.float32) for name in self._plan.models} if v else {},
             T=len(v),
-            segments=[QuerySlice(task=0, ids=ids, asked=asked, start=0)],
+            slices=[QuerySlice(task=0, ids=ids, valid=valid, start=0)],
             ends=[(0, ids.type)] if last else [],
         )
 
@@ -303,74 +322,70 @@ class _Rounds:
         B = np.frombuffer(code, np.uint8)[None]
         return self._plan.models[fingerprint].decode(B)[0]
 
-    def _answer(self, questions: QueryRound) -> list[str]:
-        """Scans and merges for one round; paths of the partial answers, at most ``_FAN``."""
-        if not questions.T:
+    def _search(self, queries: QueryRound) -> list[str]:
+        """Scans and merges for one round; paths of at most ``_FAN_IN`` partial results."""
+        if not queries.T:
             return []
         tasks = [ScanTask(shards=group) for group in self._groups]
-        results = self._pool.map(SearchWorker.scan, tasks, questions.V, ordered=True)
+        results = self._pool.map(SearchWorker.scan, tasks, queries.V, ordered=True)
         paths = [path for path in self._pass(results, len(tasks)) if path]
-        most = 1 if self._sources else _FAN
-        while len(paths) > most:
+        limit = 1 if self._originals else _FAN_IN
+        while len(paths) > limit:
             merges = [
-                MergeTask(paths=tuple(paths[at : at + _FAN])) for at in range(0, len(paths), _FAN)
+                MergeTask(paths=tuple(paths[start : start + _FAN_IN]))
+                for start in range(0, len(paths), _FAN_IN)
             ]
             results = self._pool.map(SearchWorker.merge, merges, ordered=True)
             merged = [path for path in self._pass(results, len(merges)) if path]
             for path in paths:
                 delete(join(self._plan.store, path))
             paths = merged
-        return self._rescored(paths, questions) if self._sources else paths
+        return [self._rescored(path, queries) for path in paths] if self._originals else paths
 
-    def _rescored(self, paths: list[str], questions: QueryRound) -> list[str]:
-        """The one partial answer that there is, with exact scores."""
+    def _rescored(self, path: str, queries: QueryRound) -> str:
+        """A partial result with exact scores in place of those of the codes."""
         store = self._plan.store
-        for path in paths:
-            files = [
-                (index, shard, maker)
-                for index, (shard, maker) in enumerate(
-                    zip(self._sources, self._makers, strict=True)
-                )
-            ]
-            tasks = [
-                rerank.RescoreTask(
-                    path=path, shards=tuple(files[at : at + _RESCORED]), columns=self._job.columns
-                )
-                for at in range(0, len(files), _RESCORED)
-            ]
-            answer = search_results.read_partial(store, path)
-            score = np.full(answer.score.shape, -np.inf, np.float32)
-            results = self._pool.map(SearchWorker.rescore, tasks, questions.V, ordered=True)
-            for flat, value in self._pass(results, len(tasks)):
-                score.flat[flat] = value
-            delete(join(store, path))
-            return [search_results.write_partial(store, SearchResults(score=score, ids=answer.ids))]
-        return []
+        files = [
+            (index, shard, model)
+            for index, (shard, model) in enumerate(zip(self._originals, self._models, strict=True))
+        ]
+        tasks = [
+            rerank.RescoreTask(
+                path=path,
+                shards=tuple(files[start : start + _RESCORE_FILES]),
+                columns=self._job.columns,
+            )
+            for start in range(0, len(files), _RESCORE_FILES)
+        ]
+        candidates = search_results.read_partial(store, path)
+        score = np.full(candidates.score.shape, -np.inf, np.float32)
+        results = self._pool.map(SearchWorker.rescore, tasks, queries.V, ordered=True)
+        for flat, value in self._pass(results, len(tasks)):
+            score.flat[flat] = value
+        delete(join(store, path))
+        return search_results.write_partial(store, SearchResults(score=score, ids=candidates.ids))
 
     def _pass(self, results: Iterator[TaskResult[R]], total: int) -> list[R]:
-        """All values in task order; they are small. A failed task fails the search: an answer from
-        a part of the store would look like one from all of it."""
+        """All values in task order; they are small. A failed task fails the search, since results
+        from a part of the store would look complete."""
         return list(completed(results, total=total, label="search", unit="groups of code shards"))
 
     def _write(
-        self, files: Sequence[ShardTask], questions: QueryRound, waiting: dict[int, list[Piece]]
+        self, files: Sequence[ShardTask], queries: QueryRound, pieces: dict[int, list[Piece]]
     ) -> Iterator[TaskResult[Receipt]]:
-        for task, _ in questions.failures:
-            waiting.pop(task, None)
+        """Writes the result files of the query files that end in a round."""
+        for task, _ in queries.failures:
+            pieces.pop(task, None)
         tasks = [
             WriteTask(
                 shard=files[index].shard,
                 work=files[index].work,
                 query_type=query_type,
-                pieces=tuple(waiting.pop(index, ())),
+                pieces=tuple(pieces.pop(index, ())),
             )
-            for index, query_type in questions.ends
+            for index, query_type in queries.ends
         ]
         results = self._pool.map(SearchWorker.write, tasks, ordered=True)
         receipts = self._pass(results, len(tasks))
-        for (index, _), receipt in zip(questions.ends, receipts, strict=True):
+        for (index, _), receipt in zip(queries.ends, receipts, strict=True):
             yield TaskResult(index, receipt)
-
-
-def _piece(segment: QuerySlice, paths: Sequence[str]) -> Piece:
-    return Piece(paths=tuple(paths), ids=segment.ids, asked=segment.asked, start=segment.start)

@@ -1,7 +1,7 @@
 """The worker of a search: scans code shards, merges partial results, writes result files.
 
-Every result but a receipt goes through the output store as a partial answer (``data.answers``), so
-the driver holds none of them and a worker that dies costs its own task only.
+Partial results go through files in the output store (``data.search_results``), so the driver holds
+none of them and a dead worker costs only its own task.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from raypq.methods.base import Model
 from raypq.stages.retrieval import rerank
 from raypq.stages.retrieval.code_blocks import CodeBlock, blocks_of, topk
 
-_IDS = 1 << 17  # that are looked through at once
+_ID_ROWS = 1 << 17  # of a batch of ids
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SearchPlan:
-    """What holds for a whole search.
+    """Settings of a search that all its tasks share.
 
     Attributes:
-        models: by fingerprint. id_type: of the stored ids. k: results wanted. depth: rows that the
-            codes are asked for, k or the candidates of a rerank. reranked: whether one follows.
+        models: by fingerprint. id_type: of the stored ids.
+        k: results of each query. depth: rows of each query from the scan: k, or the candidates of
+            a rerank.
+        reranked: whether a rerank follows.
+        row_filter: the stored rows to search; None for all.
     """
 
     store: str
@@ -47,7 +50,7 @@ class SearchPlan:
     k: int
     depth: int
     reranked: bool
-    keep: Filter | None
+    row_filter: Filter | None
     device: str
     columns: Columns
     metadata: Mapping[str, str]
@@ -61,33 +64,35 @@ class ScanTask:
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """Name for errors and logs."""
         return self.shards[0].uri
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeTask:
-    """Partial answers to make one of."""
+    """Partial results to merge."""
 
     paths: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """Name for errors and logs."""
         return self.paths[0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Piece:
-    """Some queries of a file, and the partial answers in which theirs stand.
+    """Consecutive queries of a file, and the partial results that have theirs.
 
     Attributes:
-        ids, asked: of all the queries. start: of the first asked one in the partial answers.
+        paths: of the partial results.
+        ids: of the queries. valid: which of them were searched for.
+        start: position of the first valid one in the partial results.
     """
 
     paths: tuple[str, ...]
     ids: pa.Array
-    asked: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
     start: int
 
 
@@ -102,82 +107,83 @@ class WriteTask:
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """Name for errors and logs."""
         return self.shard.uri
 
 
-Vectors = Mapping[str, NDArray[np.float32]]  # of the queries of a round [T, D], by fingerprint
+Vectors = Mapping[str, NDArray[np.float32]]  # query vectors [T, D] by model fingerprint
 
 
 class SearchWorker:
-    """Does the tasks of a search; keeps the tables of the round it is at."""
+    """Does the tasks of a search; keeps the lookup tables of the current round."""
 
     def __init__(self, plan: SearchPlan) -> None:
         self._plan = plan
         self._lock = threading.Lock()
-        self._of: Vectors | None = None
+        self._vectors: Vectors | None = None  # that the tables are of
         self._tables: dict[str, kernels.Tables] = {}
 
     def scan(self, task: ScanTask, V: Vectors) -> str | None:
-        """The best rows of a group for a round of queries; None where it has none."""
+        """Writes the best rows of a group of shards as a partial result; returns its path, or None
+        where the filter keeps no row."""
         plan = self._plan
         best: SearchResults | None = None
-        for block in blocks_of(task.shards, plan.models, plan.id_type, plan.keep):
+        for block in blocks_of(task.shards, plan.models, plan.id_type, plan.row_filter):
             if not len(block.B):
                 continue
-            found = topk(block, self._table(block, V), plan.depth, device=plan.device)
-            best = search_results.merge([best, found] if best else [found], plan.depth)
-        return None if best is None else self._put(best)
+            part = topk(block, self._table(block, V), plan.depth, device=plan.device)
+            best = search_results.merge([best, part] if best else [part], plan.depth)
+        return None if best is None else self._write_partial(best)
 
     def _table(self, block: CodeBlock, V: Vectors) -> kernels.Tables:
         if block.fingerprint not in V:
             raise ModelError(
                 f"codes of model {block.fingerprint[:12]}",
                 expected=f"models {', '.join(sorted(name[:12] for name in V))}",
-                found="a file of another one",
+                found="a file of another model",
             )
         return self._round_tables(V)[block.fingerprint]
 
     def _round_tables(self, V: Vectors) -> dict[str, kernels.Tables]:
         with self._lock:
-            if self._of is not V:
-                self._of, self._tables = V, {}
+            if self._vectors is not V:
+                self._vectors, self._tables = V, {}
                 for name, model in self._plan.models.items():
                     self._tables[name] = model.tables(V[name], None, self._plan.metric)
             return self._tables
 
-    def _put(self, answer: SearchResults) -> str:
-        if not self._plan.reranked:  # nobody will ask where the rows stand
-            answer = SearchResults(score=answer.score, ids=answer.ids)
-        return search_results.write_partial(self._plan.store, answer)
+    def _write_partial(self, results: SearchResults) -> str:
+        if not self._plan.reranked:  # only a rerank needs the positions of rows
+            results = SearchResults(score=results.score, ids=results.ids)
+        return search_results.write_partial(self._plan.store, results)
 
     def find(self, task: ScanTask, ids: pa.Array) -> list[tuple[str, pa.Array, NDArray[np.uint8]]]:
-        """Fingerprint, ids and codes of the rows with the ids looked for."""
-        found = []
+        """Fingerprint, ids and codes of the stored rows with these ids."""
+        parts = []
         for block in blocks_of(task.shards, self._plan.models, self._plan.id_type):
             rows = np.flatnonzero(pc.is_in(block.ids, ids).to_numpy(zero_copy_only=False))
             if len(rows):
-                some = block.take(rows)
-                found.append((some.fingerprint, some.ids, some.B))
-        return found
+                part = block.take(rows)
+                parts.append((part.fingerprint, part.ids, part.B))
+        return parts
 
-    def listed(self, task: ScanTask) -> NDArray[np.uint8]:
+    def find_filter_ids(self, task: ScanTask) -> NDArray[np.uint8]:
         """Which of the filter's ids the shards have, as bits."""
-        keep = self._plan.keep
-        assert keep is not None, "only a filter lists ids"
-        assert keep.ids is not None, "only a filter that lists ids is looked through"
-        has = np.zeros(len(keep.ids), bool)
+        row_filter = self._plan.row_filter
+        assert row_filter is not None, "called for a filter only"
+        assert row_filter.ids is not None, "called for a filter that lists ids only"
+        has = np.zeros(len(row_filter.ids), bool)
         for shard in task.shards:
             file = CodeFile.open(shard.uri, size=shard.size)
-            for ids in file.ids(_IDS) if file.rows else ():
-                place = pc.index_in(keep.ids, value_set=ids.unique())
-                has |= place.is_valid().to_numpy(zero_copy_only=False)
+            for ids in file.ids(_ID_ROWS) if file.rows else ():
+                stored = pc.is_in(row_filter.ids, value_set=ids.unique())
+                has |= stored.to_numpy(zero_copy_only=False)
         return np.packbits(has)
 
     def merge(self, task: MergeTask) -> str:
-        """Makes one partial answer of several."""
+        """Merges partial results; returns the path of the new one."""
         parts = [search_results.read_partial(self._plan.store, path) for path in task.paths]
-        return self._put(search_results.merge(parts, self._plan.depth))
+        return self._write_partial(search_results.merge(parts, self._plan.depth))
 
     def rescore(
         self, task: rerank.RescoreTask, V: Vectors
@@ -204,7 +210,7 @@ class SearchWorker:
     def _batches(self, pieces: Sequence[Piece], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         plan = self._plan
         for piece in pieces:
-            T = int(piece.asked.sum())
+            T = int(piece.valid.sum())
             parts = [SearchResults.empty(T, plan.id_type)]
             for path in piece.paths:
                 part = search_results.read_partial(plan.store, path)
@@ -213,7 +219,7 @@ class SearchWorker:
             yield search_results.record_batch(
                 schema,
                 query_ids=piece.ids,
-                asked=piece.asked,
+                asked=piece.valid,
                 score=search_results.own_terms(best.score, plan.metric),
                 ids=best.ids,
             )
