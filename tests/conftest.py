@@ -22,8 +22,8 @@ from raypq.execution.local import LocalExecutor
 from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Method, Model, ReductionMethod, Stats, TrainBatch, TrainingSetInfo
 from raypq.methods.gradient import GradientMethod
-from raypq.stages.training.dataset import Plan
-from raypq.stages.training.gradient import learn
+from raypq.stages.training.dataset import TrainingPlan
+from raypq.stages.training.gradient import fit_gradient
 
 DX, DA, SEEN, UNSEEN = 16, 6, 8, 4
 
@@ -232,7 +232,7 @@ def by_gradient(
     )
     executor = LocalExecutor(1)
     record = RunRecord(job, executor)
-    return learn(job, method, Plan.make(job, method), executor, record).model
+    return fit_gradient(job, method, TrainingPlan.make(job, method), executor, record).model
 
 
 @pytest.fixture(scope="session")

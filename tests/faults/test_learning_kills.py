@@ -20,8 +20,8 @@ from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model, TrainingSetInfo
 from raypq.methods.dpq import DPQ, DPQNetwork, DPQSettings
 from raypq.methods.gradient import Network
-from raypq.stages.training.dataset import Plan
-from raypq.stages.training.gradient import learn
+from raypq.stages.training.dataset import TrainingPlan
+from raypq.stages.training.gradient import fit_gradient
 
 pytestmark = pytest.mark.ray
 WHERE = ClusterSettings(cluster="local", workers=2, threads=1)
@@ -87,7 +87,7 @@ def train(
         where=WHERE,
     )
     record = RunRecord(job, executor)
-    return learn(job, method, Plan.make(job, method), executor, record).model
+    return fit_gradient(job, method, TrainingPlan.make(job, method), executor, record).model
 
 
 @pytest.mark.slow

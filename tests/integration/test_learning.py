@@ -36,8 +36,8 @@ from raypq.methods.gradient import (
 )
 from raypq.methods.pq import PQ, PQSettings
 from raypq.stages.training import trainer
-from raypq.stages.training.dataset import Plan
-from raypq.stages.training.gradient import learn
+from raypq.stages.training.dataset import TrainingPlan
+from raypq.stages.training.gradient import fit_gradient
 
 SMALL = {"M": 2, "K": 16, "hidden": 32, "epochs": 4, "batch": 50, "rate": 0.01}
 
@@ -336,7 +336,7 @@ def toy(world, tmp_path) -> Callable[..., Model]:
         method = Toy(ToySettings(batch=50, normalise="zscore"))
         executor = LocalExecutor(1)
         record = RunRecord(given, executor)
-        return learn(given, method, Plan.make(given, method), executor, record).model
+        return fit_gradient(given, method, TrainingPlan.make(given, method), executor, record).model
 
     return toy
 

@@ -137,7 +137,9 @@ def test_one_answer_for_any_shards_and_workers(
     for name, parts, workers, keys in (("a", 1, 1, 1 << 23), ("b", 60, 4, 1), ("c", 7, 2, 999)):
         places = write(world, name, parts)
         monkeypatch.setattr(evaluate_worker, "_MAX_KEYS", keys)
-        monkeypatch.setattr("raypq.stages.retrieval.evaluate._TASK_QUERIES", 7 if parts > 1 else 256)
+        monkeypatch.setattr(
+            "raypq.stages.retrieval.evaluate._TASK_QUERIES", 7 if parts > 1 else 256
+        )
         result = evaluate(places, workers, features=[places["features"]], at=(1, 10))
         assert result["run"]["workers"]["asked"] == workers
         found.append({key: value for key, value in result.items() if key not in ("codes", "run")})

@@ -1,4 +1,4 @@
-"""Checkpoints of gradient training: one safetensors file, replaced as a whole."""
+"""Checkpoints of gradient training: one safetensors file, replaced in one step."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from raypq.errors import ConfigError, InputError
 
 _FILE = "checkpoint.safetensors"
 _BEST = "best.safetensors"
-_NOTE = "raypq"
+_KEY = "raypq"  # of the metadata
 FORMAT = 1
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far training is.
+    """Progress of a training.
 
     Attributes:
-        phase, epoch: what comes next. history: plain numbers of each finished epoch.
-        best: the best validation score so far, and how many epochs ago it was (``stale``).
+        phase, epoch: the next ones. history: losses and scores of each finished epoch.
+        best: best validation score of the phase. stale: epochs since then.
     """
 
     phase: int = 0
@@ -41,7 +41,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """Everything that training goes on from: progress, weights, and the optimiser's moments."""
+    """The state that training resumes from: progress, weights, and the optimiser's moments."""
 
     progress: Progress
     weights: Mapping[str, Tensor]
@@ -49,22 +49,22 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one training below a folder.
+    """The checkpoints of one training in a folder.
 
-    ``identity`` is what must be the same for a checkpoint to be gone on from: plain JSON values.
-    ``absent`` is what it was where an older checkpoint does not say; a key in neither is passed
-    over there.
+    Args:
+        identity: plain JSON values that must equal those of a checkpoint to resume from it.
+        defaults: values of keys that an older checkpoint lacks. A key in neither is not compared.
     """
 
     def __init__(
-        self, uri: str, identity: Mapping[str, Any], *, absent: Mapping[str, Any] | None = None
+        self, uri: str, identity: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None
     ) -> None:
         self.uri, self._identity = uri, json.loads(json.dumps(dict(identity)))
-        self._absent = json.loads(json.dumps(dict(absent or {})))
+        self._defaults = json.loads(json.dumps(dict(defaults or {})))
 
     def write(self, checkpoint: Checkpoint, *, best: bool = False) -> None:
-        """Writes the latest checkpoint, or the best one so far beside it."""
-        note = {
+        """Writes the latest checkpoint, or the best one so far to a file of its own."""
+        header = {
             "format": FORMAT,
             "identity": self._identity,
             "progress": asdict(checkpoint.progress),
@@ -73,31 +73,31 @@ class Checkpoints:
             **{f"weights/{key}": value for key, value in checkpoint.weights.items()},
             **{f"moments/{key}": value for key, value in checkpoint.moments.items()},
         }
-        ready = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+        copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         name = join(self.uri, _BEST if best else _FILE)
-        write_bytes(name, save(ready, metadata={_NOTE: json.dumps(note)}))
+        write_bytes(name, save(copies, metadata={_KEY: json.dumps(header)}))
 
     def read(self, *, best: bool = False) -> Checkpoint | None:
-        """The latest checkpoint, or the best one; None where there is none.
+        """The latest checkpoint, or the best one; None if there is none.
 
         Raises:
             InputError: it cannot be read.
-            ConfigError: it is of another configuration, naming what differs.
+            ConfigError: it is of another training; names the differences.
         """
         name = join(self.uri, _BEST if best else _FILE)
         if not exists(name):
             return None
         try:
             content = read_bytes(name)
-            note = json_text.parse(_metadata(content)[_NOTE])
-            if format_version.is_newer(note["format"], FORMAT):
+            header = json_text.parse(_metadata(content)[_KEY])
+            if format_version.is_newer(header["format"], FORMAT):
                 raise InputError(
                     name,
                     expected=f"a checkpoint of format {FORMAT}",
-                    found=f"format {note['format']}, {format_version.ADVICE}",
+                    found=f"format {header['format']}, {format_version.ADVICE}",
                 )
             tensors = load(content)
-            progress, identity = Progress(**note["progress"]), note["identity"]
+            progress, identity = Progress(**header["progress"]), header["identity"]
         except (SafetensorError, KeyError, TypeError, ValueError, struct.error) as error:
             raise InputError(name, expected="a raypq checkpoint", found=str(error)) from None
         self._check(name, identity)
@@ -108,14 +108,14 @@ class Checkpoints:
         return Checkpoint(progress=progress, **parts)
 
     def clear(self) -> None:
-        """Removes them, once the model is saved."""
+        """Removes the checkpoints."""
         for name in (_FILE, _BEST):
             if exists(join(self.uri, name)):
                 delete(join(self.uri, name))
 
     def _check(self, name: str, identity: Mapping[str, Any]) -> None:
         mine = self._identity
-        identity = {**mine, **self._absent, **identity} if self._absent else identity
+        identity = {**mine, **self._defaults, **identity} if self._defaults else identity
         different = [
             f"{key} was {identity.get(key)!r} and is {mine.get(key)!r}"
             for key in sorted({*identity, *mine})
@@ -145,7 +145,7 @@ def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Puts ``moments_of`` back."""
+    """Sets the state of an optimiser that ``moments_of`` gave."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():
         index, _, name = key.partition(".")

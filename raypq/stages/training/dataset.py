@@ -1,4 +1,4 @@
-"""Training data: listed shards, training classes, and rows with their targets."""
+"""Training data: shards, training classes, and rows with their targets."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from raypq.stages.stores.shard_types import check_label_column
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingClasses:
-    """The class table, and which of its classes may be trained on (``chosen``, L of them)."""
+    """A class table with the rows of its L training classes (``chosen``)."""
 
     table: ClassTable
     chosen: NDArray[np.int64]
 
     @classmethod
     def open(cls, uri: str) -> TrainingClasses:
-        """The seen classes of a table; all of them where it does not say which are seen."""
+        """The seen classes of a table; all classes of a table without the column ``seen``."""
         table = ClassTable.open(uri)
         chosen = table.select("all" if table.seen is None else "seen")
         return cls(table=table, chosen=chosen)
 
     @property
     def embeddings(self) -> NDArray[np.float32]:
-        """[L, da]"""
+        """Embeddings of the training classes [L, da]."""
         return self.table.embeddings[self.chosen]
 
     def embeddings_if(self, needed: bool) -> NDArray[np.float32] | None:
-        """As ``embeddings``; None where the table has none and they are not needed."""
+        """As ``embeddings``; None if the table has none and they are not needed."""
         return self.embeddings if needed or self.table.E is not None else None
 
     @property
     def others(self) -> tuple[NDArray[np.float32] | None, tuple[str, ...]]:
-        """Embeddings [T - L, da] and class_ids of the classes that are not trained on."""
+        """Embeddings [T - L, da] and class_ids of all other classes."""
         rest = np.setdiff1d(np.arange(len(self.table)), self.chosen)
         names = tuple(self.table.ids[int(index)].as_py() for index in rest)
         return None if self.table.E is None else self.table.E[rest], names
@@ -54,17 +54,17 @@ class TrainingClasses:
         return tuple(self.table.ids[int(index)].as_py() for index in self.chosen)
 
     def targets(self, batch: FeatureBatch) -> NDArray[np.int32]:
-        """Index among the L training classes of each row.
+        """The index of each row's class among the L training classes.
 
         Raises:
-            InputError: a row without a label, with an unknown one, or of an unseen class.
+            InputError: a row has no label, an unknown one, or that of an unseen class.
         """
         if batch.labels is None:
             raise InputError(batch.where, expected="a label column", found="none")
         index = self.table.index(batch.labels, where=batch.where, row0=batch.row)
-        place = np.full(len(self.table) + 1, -1, np.int32)
-        place[self.chosen] = np.arange(len(self.chosen), dtype=np.int32)
-        y = place[index]  # a null label (-1) takes the last place, which is -1
+        target = np.full(len(self.table) + 1, -1, np.int32)
+        target[self.chosen] = np.arange(len(self.chosen), dtype=np.int32)
+        y = target[index]  # a null label (-1) selects the last entry, which is -1
         bad = np.flatnonzero(y < 0)
         if len(bad):
             row = int(bad[0])
@@ -82,7 +82,7 @@ class TrainingClasses:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTask:
-    """One shard, the number of its first row over the whole store, and how many it has."""
+    """One shard, its number of rows, and the index of its first row in the whole store."""
 
     shard: Shard
     row: int
@@ -97,7 +97,7 @@ class TrainTask:
 def training_batches(
     task: TrainTask, columns: Columns, width: int, classes: TrainingClasses | None
 ) -> Iterator[TrainBatch]:
-    """The rows of a shard with their targets, where there are classes to aim at."""
+    """The rows of a shard, with targets if there are classes."""
     for batch in read_batches(task.shard, columns, width=width, labels=classes is not None):
         y = classes.targets(batch) if classes else None
         yield TrainBatch(X=batch.X, y=y, row=task.row + batch.row)
@@ -105,7 +105,7 @@ def training_batches(
 
 @dataclass(frozen=True, kw_only=True)
 class ShardListing:
-    """A store's shards as tasks with their row numbers, and those whose footers are bad."""
+    """The shards of a feature store as tasks, and failures of those with bad footers."""
 
     tasks: Sequence[TrainTask]
     width: int
@@ -114,13 +114,13 @@ class ShardListing:
     @classmethod
     def open(cls, uris: Sequence[str], columns: Columns) -> ShardListing:
         """Reads every footer."""
-        found = survey(FeatureStore.open(uris, columns))
-        starts = [0, *accumulate(found.rows)]
+        footers = survey(FeatureStore.open(uris, columns))
+        starts = [0, *accumulate(footers.rows)]
         tasks = [
             TrainTask(shard=shard, row=row, rows=rows)
-            for shard, row, rows in zip(found.shards, starts, found.rows, strict=False)
+            for shard, row, rows in zip(footers.shards, starts, footers.rows, strict=False)
         ]
-        return cls(tasks=tasks, width=found.width, failures=found.failures)
+        return cls(tasks=tasks, width=footers.width, failures=footers.failures)
 
     @property
     def rows(self) -> int:
@@ -129,8 +129,8 @@ class ShardListing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The shards to train on, and what their footers and the class table say."""
+class TrainingPlan:
+    """The shards to train on, with the sizes and classes of the training set."""
 
     tasks: Sequence[TrainTask]
     corpus: TrainingSetInfo
@@ -139,21 +139,21 @@ class Plan:
     unlabelled: ShardListing | None = None
 
     @classmethod
-    def make(cls, job: TrainJob, method: Method) -> Plan:
-        """Surveys the stores; what is wrong with their footers is told with the first pass.
+    def make(cls, job: TrainJob, method: Method) -> TrainingPlan:
+        """Reads footers and the class table; the first pass reports bad footers.
 
         Raises:
-            ConfigError: the method needs classes and the job names none.
+            ConfigError: the method needs classes, and the job names no class table.
             InputError: the unlabelled store has another width.
         """
         classes = _classes(job, method)
-        found = ShardListing.open(job.features, job.columns)
-        check_label_column([task.shard for task in found.tasks], job.columns)
-        unlabelled = _unlabelled(job, method, found.width)
+        listing = ShardListing.open(job.features, job.columns)
+        check_label_column([task.shard for task in listing.tasks], job.columns)
+        unlabelled = _unlabelled(job, method, listing.width)
         others = classes.others if classes else None
         corpus = TrainingSetInfo(
-            N=found.rows,
-            dx=found.width,
+            N=listing.rows,
+            dx=listing.width,
             A=classes.embeddings_if(method.needs_embeddings) if classes else None,
             names=classes.names if classes else (),
             A_other=others[0] if others else None,
@@ -161,10 +161,10 @@ class Plan:
             unlabelled=unlabelled.rows if unlabelled else 0,
         )
         return cls(
-            tasks=found.tasks,
+            tasks=listing.tasks,
             corpus=corpus,
             classes=classes,
-            failures=[*found.failures, *(unlabelled.failures if unlabelled else ())],
+            failures=[*listing.failures, *(unlabelled.failures if unlabelled else ())],
             unlabelled=unlabelled,
         )
 
@@ -173,22 +173,20 @@ def _classes(job: TrainJob, method: Method) -> TrainingClasses | None:
     if not method.needs_classes:
         return None
     if job.classes is None:
-        raise ConfigError(f"{job.method} learns from classes: pass a class table (--classes)")
+        raise ConfigError(f"{job.method} needs classes: pass a class table (--classes)")
     return TrainingClasses.open(job.classes)
 
 
 def _unlabelled(job: TrainJob, method: Method, width: int) -> ShardListing | None:
     if job.unlabelled and not method.needs_unlabelled:
-        raise ConfigError(
-            f"--unlabelled (unlabelled): {job.method} learns from labelled rows alone"
-        )
+        raise ConfigError(f"--unlabelled (unlabelled): {job.method} uses labelled rows only")
     if not job.unlabelled:
         return None
-    found = ShardListing.open(job.unlabelled, job.columns)
-    if found.width != width:
+    listing = ShardListing.open(job.unlabelled, job.columns)
+    if listing.width != width:
         raise InputError(
             job.unlabelled[0],
             expected=f"features of width {width}, as the labelled ones",
-            found=str(found.width),
+            found=str(listing.width),
         )
-    return found
+    return listing

@@ -11,16 +11,21 @@ from raypq.methods.base import Model
 
 
 def nothing() -> None:
-    """What there is to clear after most trainings."""
+    """Does nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """A model, the shards left out, the images used, what some shards look like to the model,
-    and what to clear once it is saved."""
+    """A trained model.
+
+    Attributes:
+        failures: of shards that were left out. images: number that were used.
+        measured: statistics of some training shards under the model.
+        clean_up: to be called when the model is saved.
+    """
 
     model: Model
     failures: Sequence[ShardFailure]
     images: int
     measured: Sequence[ShardStats]
-    tidy: Callable[[], None] = nothing
+    clean_up: Callable[[], None] = nothing

@@ -1,8 +1,7 @@
 """Training by gradient, on the driver: scan the data, train, freeze the model.
 
-One pass over the stores comes first. It finds the bad shards before any training, counts the rows
-of each class, gives mean and variance where features are z-scored, and brings the rows held out
-for validation.
+One pass over the stores comes first. It finds bad shards, counts the rows of each class, computes
+mean and variance where features are z-scored, and reads the rows held out for validation.
 """
 
 from __future__ import annotations
@@ -28,21 +27,26 @@ from raypq.methods.base import ReductionMethod, TrainingSetInfo
 from raypq.methods.gradient import GradientMethod, Network, seeded, tensor_of
 from raypq.methods.support.statistics import scale
 from raypq.stages.training.checkpoint import Checkpoints
-from raypq.stages.training.dataset import Plan, TrainingClasses, TrainTask, training_batches
+from raypq.stages.training.dataset import TrainingClasses, TrainingPlan, TrainTask, training_batches
 from raypq.stages.training.fit_result import FitResult
 from raypq.stages.training.reduction import TrainWorker, cache_of, iterate, measure, run_pass
 from raypq.stages.training.row_stream import Source
 from raypq.stages.training.sample import draw
 from raypq.stages.training.trainer import TrainingSpec, run_rank
 
-FOLDER = "training"  # below the model: checkpoints, until it is saved
+FOLDER = "training"  # below the model: checkpoints, until the model is saved
 _SCRATCH = "ray"  # below the checkpoints: files of the executor
-_SAMPLE_BYTES = 1 << 30  # of features at most, for a method's last word on its network
+_MAX_SAMPLE_BYTES = 1 << 30  # of features, for ``GradientMethod.finish``
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ShardScan:
-    """What one shard gives: rows of each class [L], n, Σx and Σx², and its rows held out."""
+    """Result of one shard.
+
+    Attributes:
+        count: training rows of each class [L]. moments: n, Σx [dx] and Σx² [dx].
+        X, y: rows held out for validation.
+    """
 
     count: NDArray[np.int64]
     moments: tuple[float, NDArray[np.float64], NDArray[np.float64]]
@@ -52,7 +56,7 @@ class ShardScan:
 
 @dataclass(kw_only=True, eq=False)
 class DataScan:
-    """What the shards of a store gave, added up in shard order; as of ``ShardScan``."""
+    """Sum of ``ShardScan`` over the shards of a store, in their order."""
 
     shards: int = 0
     count: NDArray[np.int64] | int = 0
@@ -61,7 +65,7 @@ class DataScan:
     y: list[NDArray[np.int32]] = field(default_factory=list)
 
     def add(self, scan: ShardScan) -> None:
-        """Adds the next shard. Copies what it keeps, which may be views of shared memory."""
+        """Adds the next shard. Copies arrays, which may be views of shared memory."""
         self.shards += 1
         self.count = self.count + scan.count
         self.moments = tuple(a + b for a, b in zip(self.moments, scan.moments, strict=True))
@@ -70,7 +74,7 @@ class DataScan:
 
 
 class ScanWorker:
-    """Reads shards of one store."""
+    """Scans shards of one store."""
 
     def __init__(
         self,
@@ -104,19 +108,18 @@ class ScanWorker:
         return ShardScan(count=count, moments=moments, X=np.concatenate(X), y=np.concatenate(y))
 
 
-def learn(
-    job: TrainJob, method: GradientMethod, plan: Plan, executor: Executor, record: RunRecord
+def fit_gradient(
+    job: TrainJob, method: GradientMethod, plan: TrainingPlan, executor: Executor, record: RunRecord
 ) -> FitResult:
     """Trains a method by gradient.
 
     Raises:
-        ConfigError: settings that do not fit the data, a checkpoint of another training.
+        ConfigError: settings that do not fit the data, or a checkpoint of another training.
         InputError: a class with too few rows.
-        JobError: shards that could not be used.
-        DivergenceError: the loss is no number.
+        JobError: some shards could not be used.
+        DivergenceError: the loss is not finite.
     """
-    world = 1 if job.where.cluster == "none" else job.where.workers
-    method.check(plan.corpus, world)
+    method.check(plan.corpus, _world_size(job))
     spec, failures = _prepare(job, method, plan, executor, record)
     record.lap("plan")
     executor.run_spmd(
@@ -129,19 +132,19 @@ def learn(
         )
     )
     record.lap("learn")
-    done = spec.checkpoints.read()
-    assert done is not None, "training ends with a checkpoint"
+    checkpoint = spec.checkpoints.read()
+    assert checkpoint is not None, "training ends with a checkpoint"
     network = method.network(plan.corpus)
-    network.load_state_dict(done.weights)
+    network.load_state_dict(checkpoint.weights)
     _finish(job, method, network, spec, executor, record)
-    network.finished = done.progress.phase == len(method.phases())
-    codebooks, more = _follow_up(job, method, network, spec, plan, executor, record)
+    network.finished = checkpoint.progress.phase == len(method.phases())
+    codebooks, codebook_record = _follow_up(job, method, network, spec, plan, executor, record)
     model = method.freeze(
         network,
         plan.corpus,
         scale=spec.scale,
         codebooks=codebooks,
-        record={"history": done.progress.history, **more},
+        record={"history": checkpoint.progress.history, **codebook_record},
     )
     sources = [spec.labelled, *([spec.unlabelled] if spec.unlabelled else [])]
     images = sum(source.rows for source in sources)
@@ -157,18 +160,21 @@ def learn(
         failures=failures,
         images=images,
         measured=measured,
-        tidy=spec.checkpoints.clear,
+        clean_up=spec.checkpoints.clear,
     )
 
 
+def _world_size(job: TrainJob) -> int:
+    return 1 if job.where.cluster == "none" else job.where.workers
+
+
 def _prepare(
-    job: TrainJob, method: GradientMethod, plan: Plan, executor: Executor, record: RunRecord
+    job: TrainJob, method: GradientMethod, plan: TrainingPlan, executor: Executor, record: RunRecord
 ) -> tuple[TrainingSpec, list[ShardFailure]]:
-    """The first pass over the stores, and the spec that follows from it."""
+    """Scans the stores; the training spec, and failures of shards that are left out."""
     corpus, settings = plan.corpus, method.settings
     rng = np.random.default_rng([settings.seed, 12])
     held_out = np.sort(rng.choice(corpus.N, settings.validation, replace=False))
-    none = np.empty(0, np.int64)
     labelled = Source(
         tasks=plan.tasks,
         columns=job.columns,
@@ -177,36 +183,38 @@ def _prepare(
         held_out=held_out,
     )
     unlabelled = (
-        replace(labelled, tasks=plan.unlabelled.tasks, classes=None, held_out=none)
+        replace(
+            labelled,
+            tasks=plan.unlabelled.tasks,
+            classes=None,
+            held_out=np.empty(0, np.int64),
+        )
         if plan.unlabelled
         else None
     )
     failures = [*plan.failures]
     labelled, scan = _scan(job, labelled, executor, record, failures, DataScan())
-    sums = scan.moments
+    moments = scan.moments
     if unlabelled:
-        more = DataScan(moments=sums)
-        unlabelled, more = _scan(job, unlabelled, executor, record, failures, more)
-        sums = more.moments
+        both = DataScan(moments=moments)
+        unlabelled, both = _scan(job, unlabelled, executor, record, failures, both)
+        moments = both.moments
     if plan.classes:
         method.check_classes(np.asarray(scan.count), corpus.names)
-    method.check(
-        replace(corpus, N=labelled.rows + len(held_out)),
-        1 if job.where.cluster == "none" else job.where.workers,
-    )
+    method.check(replace(corpus, N=labelled.rows + len(held_out)), _world_size(job))
     spec = TrainingSpec(
         method=method,
         corpus=corpus,
         labelled=labelled,
         unlabelled=unlabelled,
-        scale=scale(np.array(sums[0]), *sums[1:])
+        scale=scale(np.array(moments[0]), *moments[1:])
         if settings.normalise.startswith("zscore")
         else {},
         validation=(np.concatenate(scan.X), np.concatenate(scan.y)),
         checkpoints=Checkpoints(
-            _folder(job), _identity(job, method, corpus, plan), absent=_absent(method)
+            _folder(job), _identity(job, method, corpus, plan), defaults=_defaults(method)
         ),
-        # What training depends on does not follow the machine.
+        # Results depend on this one, so it must not depend on the machine.
         shuffle_bytes=(machine.CACHE if job.cache_bytes is None else job.cache_bytes) // 2,
         kept_bytes=cache_of(job, executor) // 2,
         device=job.where.device,
@@ -222,8 +230,8 @@ def _scan(
     failures: list[ShardFailure],
     scan: DataScan,
 ) -> tuple[Source, DataScan]:
-    """One pass over a store: the store without its bad shards, which are added to ``failures``,
-    and ``scan`` with what the good ones gave."""
+    """Scans a store; returns it without bad shards, which are added to ``failures``, and ``scan``
+    with the others added."""
     args = (source.columns, source.width, source.classes, source.held_out)
     with (
         executor.start_workers(ScanWorker, *args, stage="scan") as pool,
@@ -244,44 +252,44 @@ def _scan(
 
 
 def _folder(job: TrainJob) -> str:
-    """Where the checkpoints are, for workers that run in other folders than this process."""
+    """The folder of the checkpoints; absolute, since workers run in other folders."""
     uri = join(job.output, FOLDER)
     return str(local_path(uri).absolute()) if is_local(uri) else uri
 
 
 def _identity(
-    job: TrainJob, method: GradientMethod, corpus: TrainingSetInfo, plan: Plan
+    job: TrainJob, method: GradientMethod, corpus: TrainingSetInfo, plan: TrainingPlan
 ) -> dict[str, Any]:
-    """What a checkpoint must agree with to be gone on from."""
+    """Values that must equal those of a checkpoint for training to resume from it."""
     digest = hashlib.sha256("\n".join(corpus.names).encode())
     tasks = [*plan.tasks, *(plan.unlabelled.tasks if plan.unlabelled else ())]
     for task in tasks:
         digest.update(f"\n{task.shard.uri}:{task.shard.size}:{task.shard.modified}".encode())
-    found = {
+    identity = {
         "method": job.method,
         "data": digest.hexdigest()[:16],
         "columns": job.columns.model_dump(mode="json"),
         **method.settings.model_dump(mode="json"),
     }
-    if corpus.A is not None:  # the class table is named by a path, and its content trained on
+    if corpus.A is not None:  # the class table counts by its content, not by its path
         embeddings = np.ascontiguousarray(corpus.A)
-        found["embeddings"] = hashlib.sha256(embeddings.tobytes()).hexdigest()[:16]
-    return found
+        identity["embeddings"] = hashlib.sha256(embeddings.tobytes()).hexdigest()[:16]
+    return identity
 
 
-def _absent(method: GradientMethod) -> dict[str, Any]:
-    """What the identity of an older checkpoint means by the keys that it lacks."""
+def _defaults(method: GradientMethod) -> dict[str, Any]:
+    """Values of the keys that the identity of an older checkpoint lacks: the defaults."""
     settings = {
-        name: about.get_default(call_default_factory=True)
-        for name, about in type(method.settings).model_fields.items()
-        if not about.is_required()
+        name: info.get_default(call_default_factory=True)
+        for name, info in type(method.settings).model_fields.items()
+        if not info.is_required()
     }
     return {"columns": Columns().model_dump(mode="json"), **settings}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embedder:
-    """A trained network as the follow-up's workers use it: X [n, dx] to U [n, D]."""
+    """Embeds features X [n, dx] as U [n, D] by a trained network, in the follow-up's workers."""
 
     network: Network
     spec: TrainingSpec
@@ -300,16 +308,16 @@ def _finish(
     executor: Executor,
     record: RunRecord,
 ) -> None:
-    """The method's last word on its network, with a sample of the rows it was trained on."""
+    """Calls ``GradientMethod.finish`` with a sample of the training rows, if the method has one."""
     if not method.sample_rows:
         return
     source = spec.labelled
     rows = sum(task.rows for task in source.tasks)
     rng = np.random.default_rng([method.settings.seed, 14])
     starts = [0, *accumulate(task.rows for task in source.tasks)]
-    few = min(method.sample_rows, rows, _SAMPLE_BYTES // (4 * spec.corpus.dx))
-    chosen = np.sort(rng.choice(rows, few, replace=False))
-    # Bad shards are gone by now, so rows are counted anew.
+    n = min(method.sample_rows, rows, _MAX_SAMPLE_BYTES // (4 * spec.corpus.dx))
+    chosen = np.sort(rng.choice(rows, n, replace=False))
+    # Rows are numbered anew, without bad shards.
     tasks = [replace(task, row=start) for task, start in zip(source.tasks, starts, strict=False)]
     X, y = draw(job, tasks, source.width, source.classes, chosen, executor, record)
     with seeded(method.settings.seed, 13):
@@ -322,11 +330,11 @@ def _follow_up(
     method: GradientMethod,
     network: Network,
     spec: TrainingSpec,
-    plan: Plan,
+    plan: TrainingPlan,
     executor: Executor,
     record: RunRecord,
 ) -> tuple[NDArray[np.float32] | None, dict[str, Any]]:
-    """Codebooks by reduction on embedded features, where the method asks for them."""
+    """Codebooks by reduction on embedded features and their record, if the method needs them."""
     follower: ReductionMethod | None = method.follow_up()
     if follower is None:
         return None, {}
@@ -358,11 +366,11 @@ def _follow_up(
     return model.C, {"codebooks": dict(model.record)}
 
 
-def _log(name: str, note: Mapping[str, Any]) -> None:
-    plain = {"phase", "epoch", "epochs", "seconds", "rate"}
-    terms = ", ".join(f"{key} {value:.4g}" for key, value in note.items() if key not in plain)
+def _log(name: str, epoch: Mapping[str, Any]) -> None:
+    excluded = {"phase", "epoch", "epochs", "seconds", "rate"}
+    terms = ", ".join(f"{key} {value:.4g}" for key, value in epoch.items() if key not in excluded)
     console.say(
-        f"{name} {note['phase']} {note['epoch'] + 1}/{note['epochs']}: {terms} "
-        f"({note['seconds']:.1f} s)",
-        **note,
+        f"{name} {epoch['phase']} {epoch['epoch'] + 1}/{epoch['epochs']}: {terms} "
+        f"({epoch['seconds']:.1f} s)",
+        **epoch,
     )

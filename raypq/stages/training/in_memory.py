@@ -31,19 +31,19 @@ Rows = tuple[NDArray[np.float32], NDArray[np.int32]]
 def fit_in_memory(
     method: Method, corpus: TrainingSetInfo, X: NDArray[np.float32], y: NDArray[np.int32]
 ) -> Model:
-    """The model of rows X [n, dx] with targets y [n] among the L classes of ``corpus``.
+    """Trains on rows X [n, dx] with targets y [n] among the L classes of ``corpus``.
 
     Raises:
         ConfigError: settings that do not fit the corpus.
-        DivergenceError: the loss is no number.
+        DivergenceError: the loss is not finite.
     """
     if isinstance(method, ReductionMethod):
-        return _reduce(method, corpus, X, y)
-    assert isinstance(method, GradientMethod), "there are two ways to train"
-    return _descend(method, corpus, X, y)
+        return _fit_by_reduction(method, corpus, X, y)
+    assert isinstance(method, GradientMethod), "a method trains by reduction or by gradient"
+    return _fit_by_gradient(method, corpus, X, y)
 
 
-def _reduce(
+def _fit_by_reduction(
     method: ReductionMethod, corpus: TrainingSetInfo, X: NDArray[np.float32], y: NDArray[np.int32]
 ) -> Model:
     def run_pass(state: State) -> Stats:
@@ -56,19 +56,19 @@ def _reduce(
     return method.model(iterate(method, method.begin(corpus), run_pass))
 
 
-def _descend(
+def _fit_by_gradient(
     method: GradientMethod, corpus: TrainingSetInfo, X: NDArray[np.float32], y: NDArray[np.int32]
 ) -> Model:
     settings = method.settings
     method.check(corpus)
-    fitted = {}
+    scaling = {}
     if settings.normalise.startswith("zscore"):
         wide = X.astype(np.float64)
-        fitted = scale(np.array(float(len(X))), wide.sum(axis=0), (wide * wide).sum(axis=0))
-    X = normalise(X, settings.normalise, fitted.get("mean"), fitted.get("inverse_std"))
+        scaling = scale(np.array(float(len(X))), wide.sum(axis=0), (wide * wide).sum(axis=0))
+    X = normalise(X, settings.normalise, scaling.get("mean"), scaling.get("inverse_std"))
     network = method.network(corpus)
     for number, phase in enumerate(method.phases()):
-        _train(method, network, phase, number, (X, y))
+        _train_phase(method, network, phase, number, (X, y))
     network.finished = True
     with seeded(settings.seed, 13):
         network.eval()
@@ -78,11 +78,13 @@ def _descend(
     if follower is not None:
         with torch.inference_mode():
             U = network.embed(torch.from_numpy(X)).float().numpy()
-        codebooks = _reduce(follower, TrainingSetInfo(N=len(U), dx=U.shape[1]), U, y).C
-    return method.freeze(network, corpus, scale=fitted, codebooks=codebooks, record={})
+        codebooks = _fit_by_reduction(follower, TrainingSetInfo(N=len(U), dx=U.shape[1]), U, y).C
+    return method.freeze(network, corpus, scale=scaling, codebooks=codebooks, record={})
 
 
-def _train(method: GradientMethod, network: Network, phase: Phase, number: int, rows: Rows) -> None:
+def _train_phase(
+    method: GradientMethod, network: Network, phase: Phase, number: int, rows: Rows
+) -> None:
     settings, steps = method.settings, len(rows[0]) // method.settings.batch
     optimizer = begin_phase(network, settings, phase, number)
     for epoch in range(phase.epochs):
@@ -93,7 +95,7 @@ def _train(method: GradientMethod, network: Network, phase: Phase, number: int, 
             phase,
             _batches(rows, settings.batch, steps),
             settings=settings,
-            place=(number, epoch, 0),
+            position=(number, epoch, 0),
             steps=steps,
             device="cpu",
         )

@@ -1,4 +1,4 @@
-"""Training by reduction: passes over a store, statistics merged in shard order."""
+"""Training by reduction: passes over a store, with statistics merged in shard order."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from raypq.stages.training.dataset import TrainingClasses, TrainTask, training_b
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-_BASELINE_SHARDS = 16  # training shards that are measured for the baseline of drift
+_BASELINE_SHARDS = 16  # training shards that give the baseline of drift
 
 
 class TrainWorker:
-    """Reads shards and accumulates a pass; keeps the features that fit in its memory.
+    """Accumulates the statistics of shards; keeps features in memory as far as they fit.
 
-    ``embed`` turns features into what the method sees, where it follows on another one. Without
-    a method it only measures.
+    Args:
+        method: None for a worker that only measures.
+        cache_bytes: for features.
+        embed: applied to features first, where the method follows a network.
     """
 
     def __init__(
@@ -41,13 +43,13 @@ class TrainWorker:
         embed: Embed | None = None,
     ) -> None:
         self._method, self._columns, self._width = method, columns, width
-        self._classes, self._room, self._embed = classes, cache_bytes, embed
-        self._kept: dict[str, list[TrainBatch]] = {}
+        self._classes, self._free_bytes, self._embed = classes, cache_bytes, embed
+        self._cache: dict[str, list[TrainBatch]] = {}  # by URI
         self._lock = Lock()
 
     def measure(self, task: TrainTask, model: Model) -> ShardStats | None:
-        """What the shard looks like to the trained model."""
-        assert self._embed is None, "a model embeds features by itself"
+        """Error, usage and norms of a shard under the trained model."""
+        assert self._embed is None, "a model embeds features itself"
         gauge = Gauge(model, task.rows)
         for batch in self._batches(task):
             gauge.add_features(batch.X, batch.row - task.row)
@@ -55,17 +57,17 @@ class TrainWorker:
 
     def accumulate(self, task: TrainTask, state: State) -> Stats:
         """The statistics of a shard in one pass."""
-        assert self._method is not None, "only a method accumulates"
+        assert self._method is not None, "a worker without a method only measures"
         stats = Stats()
         for batch in self._batches(task):
             stats.merge(self._method.accumulate(state, batch))
         return stats
 
     def _batches(self, task: TrainTask) -> Iterator[TrainBatch]:
-        if task.shard.uri in self._kept:
-            yield from self._kept[task.shard.uri]
+        if task.shard.uri in self._cache:
+            yield from self._cache[task.shard.uri]
             return
-        kept: list[TrainBatch] = []
+        batches: list[TrainBatch] = []
         fits = True
         complete = False
         try:
@@ -74,28 +76,28 @@ class TrainWorker:
                     batch = replace(batch, X=self._embed(batch.X))
                 fits = fits and self._reserve(batch.X.nbytes)
                 if fits:
-                    kept.append(batch)
+                    batches.append(batch)
                 yield batch
             complete = True
         finally:
             if fits and complete:
-                self._kept[task.shard.uri] = kept
+                self._cache[task.shard.uri] = batches
             else:
-                self._reserve(-sum(batch.X.nbytes for batch in kept))
+                self._reserve(-sum(batch.X.nbytes for batch in batches))
 
     def _reserve(self, size: int) -> bool:
         with self._lock:
-            if size > self._room:
+            if size > self._free_bytes:
                 return False
-            self._room -= size
+            self._free_bytes -= size
             return True
 
 
 def cache_of(job: TrainJob, executor: Executor) -> int:
-    """Bytes of features that each worker keeps: what the job says, or what its memory leaves.
+    """Bytes of the feature cache of each worker: the job's, or by the memory of a worker.
 
     Raises:
-        ConfigError: more than the memory of a worker.
+        ConfigError: the job's are more than the memory of a worker.
     """
     if job.cache_bytes is None:
         return machine.cache_bytes(executor.worker_memory)
@@ -120,7 +122,7 @@ def run_pass(
     """One pass: the statistics of all good shards, merged in shard order.
 
     Raises:
-        JobError: naming the shards that failed, unless they are to be left out (``failures``).
+        JobError: shards failed, unless they are quarantined (``failures``).
     """
     stats = Stats()
     results = pool.map(TrainWorker.accumulate, tasks, state.for_workers(), ordered=True)
@@ -139,11 +141,11 @@ def iterate(
     threads: int | None = None,
     on_update: Callable[[State], None] = lambda _: None,
 ) -> State:
-    """Passes and updates until the method is done.
+    """Alternates passes and updates until the method is done; returns the last state.
 
     Args:
-        run_pass: the statistics of one pass over the rows.
-        threads: of native kernels in the updates, which run while the workers wait; None: as set.
+        run_pass: gives the statistics of one pass over the rows.
+        threads: of native kernels in updates, which run while the workers wait; None: as set.
         on_update: called with each new state.
     """
     while not state.done:
@@ -157,7 +159,7 @@ def iterate(
 def measure(
     pool: WorkerPool[TrainWorker], tasks: Sequence[TrainTask], model: Model
 ) -> list[ShardStats]:
-    """What some training shards look like to the model, evenly chosen; a pass at most."""
-    some = [task for task in tasks[:: -(-len(tasks) // _BASELINE_SHARDS)] if task.rows]
-    found = [result.value for result in pool.map(TrainWorker.measure, some, model, ordered=True)]
-    return [stats for stats in found if stats is not None]  # a shard that fails now is left out
+    """Error, usage and norms under the model of evenly chosen training shards."""
+    chosen = [task for task in tasks[:: -(-len(tasks) // _BASELINE_SHARDS)] if task.rows]
+    results = pool.map(TrainWorker.measure, chosen, model, ordered=True)
+    return [result.value for result in results if result.value is not None]  # without failures

@@ -1,9 +1,9 @@
 """Rows for gradient training: an endless shuffled stream from shards, in bounded memory.
 
-Each pass takes the shards in an order of its own. The rows in that order are cut into one run for
-each worker, so that all of them read equally much and every row is read once; a worker opens only
-the shards that its run touches. Steps are drawn from a bounded buffer of rows. All of this follows
-from the seed, the number of the pass, and the worker's place.
+Each pass has its own order of shards. The rows in that order are divided into one contiguous range
+for each rank, so that all read equally much and every row is read once; a rank opens only the
+shards in its range. Steps are drawn from a bounded buffer of rows. Everything is determined by the
+seed, the number of the pass, and the rank.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Rows = tuple[NDArray[np.float32], NDArray[np.int32] | None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """A store as training reads it.
+    """A feature store to train on.
 
     Attributes:
-        width: dx. classes: None for rows that are read without their labels.
-        held_out: numbers of rows that are not trained on, over the whole store, ascending.
+        width: dx. classes: None for rows that are read without labels.
+        held_out: indices of rows in the whole store that are not trained on, ascending.
     """
 
     tasks: Sequence[TrainTask]
@@ -46,11 +46,11 @@ class Source:
 
 
 class BatchCache:
-    """Shards that were read before, as far as they fit into ``room`` bytes."""
+    """Shards in memory, as far as they fit into ``max_bytes``."""
 
-    def __init__(self, room: int) -> None:
-        self._room = room
-        self._kept: dict[tuple[str, bool], list[TrainBatch]] = {}  # by name and with labels
+    def __init__(self, max_bytes: int) -> None:
+        self._free_bytes = max_bytes
+        self._kept: dict[tuple[str, bool], list[TrainBatch]] = {}  # by name, and whether labelled
 
     def batches(self, source: Source, task: TrainTask) -> Iterator[TrainBatch]:
         """The rows of a shard, from memory or from its file."""
@@ -59,18 +59,18 @@ class BatchCache:
             yield from self._kept[key]
             return
         size = 4 * task.rows * source.width
-        kept: list[TrainBatch] | None = [] if size <= self._room else None
+        kept: list[TrainBatch] | None = [] if size <= self._free_bytes else None
         for batch in training_batches(task, source.columns, source.width, source.classes):
             if kept is not None:
                 kept.append(batch)
             yield batch
         if kept is not None and key not in self._kept:
             self._kept[key] = kept
-            self._room -= size
+            self._free_bytes -= size
 
 
 class Buffer:
-    """Some rows in random order: X [n, dx] and, where there are labels, y [n]."""
+    """Rows to draw from at random: X [n, dx] and, if there are labels, y [n]."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -82,16 +82,16 @@ class Buffer:
         return self._size
 
     def add(self, X: NDArray[np.float32], y: NDArray[np.int32] | None) -> None:
-        """Puts rows in."""
+        """Adds rows."""
         end = self._size + len(X)
         if end > len(self._X):
-            room = max(end, 2 * len(self._X))
-            grown = np.empty((room, X.shape[1]), np.float32)
+            capacity = max(end, 2 * len(self._X))
+            grown = np.empty((capacity, X.shape[1]), np.float32)
             if self._size:
                 grown[: self._size] = self._X[: self._size]
             self._X = grown
             if y is not None:
-                labels = np.empty(room, np.int32)
+                labels = np.empty(capacity, np.int32)
                 if self._y is not None:
                     labels[: self._size] = self._y[: self._size]
                 self._y = labels
@@ -101,7 +101,7 @@ class Buffer:
         self._size = end
 
     def take(self, n: int) -> Rows:
-        """Draws n rows out; the last ones fill their places."""
+        """Removes and returns n random rows; the last rows take their positions."""
         chosen = self._rng.choice(self._size, n, replace=False)
         X, y = self._X[chosen], None if self._y is None else self._y[chosen]
         left = self._size - n
@@ -117,7 +117,7 @@ class Buffer:
 
 
 class RowStream:
-    """One worker's rows of a store, pass after pass."""
+    """The rows of a store for one rank, pass after pass."""
 
     def __init__(
         self, source: Source, rank: Rank, *, seed: Sequence[int], buffer: int, cache: BatchCache
@@ -126,10 +126,10 @@ class RowStream:
         self._buffer, self._cache = buffer, cache
 
     def steps(self, epoch: int, steps: int, n: int) -> Iterator[Rows]:
-        """``steps`` times n rows. A short store is passed over again, shuffled anew.
+        """Yields n rows for each of ``steps`` steps. A short store is read again, in a new order.
 
         Raises:
-            InputError: no row is left to train on, or one of the rows is bad.
+            InputError: there is no row to train on, or a row is bad.
         """
         rng = np.random.default_rng([*self._seed, epoch, self._rank.rank, 1])
         buffer = Buffer(rng)
@@ -143,44 +143,46 @@ class RowStream:
             yield buffer.take(n)
 
     def _endless(self, epoch: int) -> Iterator[Rows]:
-        again = 0
+        number = 0
         while True:
-            found = 0
-            for X, y in self.one_pass(epoch, again):
-                found += len(X)
+            rows = 0
+            for X, y in self.one_pass(epoch, number):
+                rows += len(X)
                 yield X, y
-            if not found:
+            if not rows:
                 raise InputError(
                     self._source.tasks[0].name,
                     expected="rows to train on",
                     found=f"none for worker {self._rank.rank} of {self._rank.world_size}",
                 )
-            again += 1
+            number += 1
 
-    def one_pass(self, epoch: int, again: int = 0) -> Iterator[Rows]:
-        """This worker's run of rows in the order of one pass, without those held out."""
+    def one_pass(self, epoch: int, number: int = 0) -> Iterator[Rows]:
+        """This rank's rows of pass ``number`` of an epoch, without those held out."""
         source, rank = self._source, self._rank
-        rng = np.random.default_rng([*self._seed, epoch, again])
-        filled = [task for task in source.tasks if task.rows]  # the order depends on these alone
-        tasks = [filled[index] for index in rng.permutation(len(filled))]
+        rng = np.random.default_rng([*self._seed, epoch, number])
+        tasks = [
+            task for task in source.tasks if task.rows
+        ]  # empty shards must not affect the order
+        tasks = [tasks[index] for index in rng.permutation(len(tasks))]
         starts = np.cumsum([0, *(task.rows for task in tasks)])
         low, high = (
-            int(starts[-1]) * place // rank.world_size for place in (rank.rank, rank.rank + 1)
+            int(starts[-1]) * bound // rank.world_size for bound in (rank.rank, rank.rank + 1)
         )
         for task, (start, end) in zip(tasks, pairwise(starts), strict=True):
             if start < high and end > low:
                 first, last = task.row + max(low - start, 0), task.row + min(high, end) - start
-                yield from self._run(task, int(first), int(last))
+                yield from self._range(task, int(first), int(last))
 
-    def _run(self, task: TrainTask, first: int, last: int) -> Iterator[Rows]:
-        """Rows ``first`` to ``last`` of one shard, as they are numbered over the store."""
+    def _range(self, task: TrainTask, first: int, last: int) -> Iterator[Rows]:
+        """Rows of one shard with indices in the whole store from ``first`` to below ``last``."""
         held_out = self._source.held_out
         for batch in self._cache.batches(self._source, task):
-            number = np.arange(batch.row, batch.row + len(batch.X))
-            wanted = (number >= first) & (number < last)
+            index = np.arange(batch.row, batch.row + len(batch.X))
+            chosen = (index >= first) & (index < last)
             low, high = np.searchsorted(held_out, [batch.row, batch.row + len(batch.X)])
-            wanted[held_out[low:high] - batch.row] = False
-            if wanted.all():
+            chosen[held_out[low:high] - batch.row] = False
+            if chosen.all():
                 yield batch.X, batch.y
-            elif wanted.any():
-                yield batch.X[wanted], None if batch.y is None else batch.y[wanted]
+            elif chosen.any():
+                yield batch.X[chosen], None if batch.y is None else batch.y[chosen]

@@ -1,4 +1,4 @@
-"""A sample of the rows of a store, in memory."""
+"""Reading a sample of the rows of a store into memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raypq.stages.training.dataset import TrainingClasses, TrainTask, training_b
 
 
 class SampleWorker:
-    """Reads the chosen rows of a shard."""
+    """Reads the sampled rows of shards."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class SampleWorker:
         self._rows, self._columns, self._width, self._classes = rows, columns, width, classes
 
     def read(self, task: TrainTask) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """The chosen rows: X [n, dx] and targets y [n]."""
+        """The sampled rows of a shard: X [n, dx] and targets y [n]."""
         X: list[NDArray[np.float32]] = [np.empty((0, self._width), np.float32)]
         y: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
         for batch in training_batches(task, self._columns, self._width, self._classes):
@@ -48,10 +48,10 @@ def draw(
     *,
     on_bad_shard: str = "fail",
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """The rows of these numbers (ascending): X [n, dx] and targets y [n].
+    """Reads the rows with these indices (ascending): X [n, dx] and targets y [n].
 
     Raises:
-        JobError: naming the shards that could not be read.
+        JobError: some shards could not be read.
     """
     X, y = [np.empty((0, width), np.float32)], [np.empty(0, np.int32)]
     with (

@@ -20,16 +20,16 @@ from raypq.methods import registry
 from raypq.methods.base import Model, ReductionMethod, State, Stats, TrainingSetInfo
 from raypq.methods.gradient import GradientMethod
 from raypq.metrics.drift import baseline_of
-from raypq.stages.training.dataset import Plan
+from raypq.stages.training.dataset import TrainingPlan
 from raypq.stages.training.fit_result import FitResult
-from raypq.stages.training.gradient import learn
+from raypq.stages.training.gradient import fit_gradient
 from raypq.stages.training.reduction import TrainWorker, cache_of, iterate, measure, run_pass
 from raypq.stages.training.tune import tune
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A model, and the shards that were left out on request."""
+    """A trained model, the quarantined shards, and a summary as plain values."""
 
     model: Model
     quarantined: Sequence[ShardFailure]
@@ -38,15 +38,16 @@ class Trained:
 
 def setting_names(method: str) -> frozenset[str]:
     """The names of a method's settings; none for an unknown method."""
-    found = registry.METHODS.get(method)
-    return frozenset(found.settings_class.model_fields if found else ())
+    cls = registry.METHODS.get(method)
+    return frozenset(cls.settings_class.model_fields if cls else ())
 
 
 def check_settings(method: str, settings: Mapping[str, Any]) -> None:
-    """Refuses settings that a method does not have, by the file and line that they come from.
+    """Checks the settings of a method.
 
     Raises:
-        ConfigError: an unknown method or key, or a value of another kind.
+        ConfigError: an unknown method or key, or a value of the wrong type; names the file and
+            line that it comes from.
     """
     registry.create(method, settings)
 
@@ -55,34 +56,40 @@ def train(job: TrainJob, executor: Executor) -> Trained:
     """Trains a method and saves its model.
 
     Raises:
-        ConfigError: settings that do not fit each other or the data; a model that is there.
-        JobError: shards that could not be used.
+        ConfigError: settings that contradict each other or do not fit the data, or a model exists
+            at the output.
+        JobError: some shards could not be used.
     """
     start = time.monotonic()
-    run = RunRecord(job, executor)
+    run_record = RunRecord(job, executor)
     check_vacant(job.output, overwrite=job.overwrite)
-    # The updates run here, with as many threads as a worker has: equal bits on every executor.
+    # Updates run in this process with the threads of a worker, so all executors give equal bits.
     kernels.set_threads(job.where.threads)
     method = registry.create(job.method, job.settings)
-    plan = Plan.make(job, method)
-    tuned = tune(job, plan, executor, run) if job.tune else None
+    plan = TrainingPlan.make(job, method)
+    tuned = tune(job, plan, executor, run_record) if job.tune else None
     if tuned:
         method = registry.create(job.method, tuned.settings)
     if isinstance(method, ReductionMethod):
-        fitted = _reduce(job, method, plan, executor, run)
+        fitted = _fit_by_reduction(job, method, plan, executor, run_record)
     else:
-        assert isinstance(method, GradientMethod), "there are two ways to train"
-        fitted = learn(job, method, plan, executor, run)
+        assert isinstance(method, GradientMethod), "a method trains by reduction or by gradient"
+        fitted = fit_gradient(job, method, plan, executor, run_record)
     model, images = fitted.model, fitted.images
     quarantined = [str(failure) for failure in fitted.failures]
-    run.lap("finish")
-    record = {**model.record, "images": images, "quarantined": quarantined, "run": run.summary()}
+    run_record.lap("finish")
+    record = {
+        **model.record,
+        "images": images,
+        "quarantined": quarantined,
+        "run": run_record.summary(),
+    }
     if baseline := baseline_of(fitted.measured, images=images, K=model.K):
         record["baseline"] = baseline.model_dump(mode="json")
     model = replace(model, record={**record, **(tuned.record() if tuned else {})})
     model = _with_classes(model, plan.corpus)
     fingerprint = model.save(job.output)
-    fitted.tidy()
+    fitted.clean_up()
     seconds = time.monotonic() - start
     console.say(f"trained {job.method} on {images:,} images in {seconds:.1f} s: {job.output}")
     width = bytes_per_code(model.M, model.K)
@@ -105,7 +112,7 @@ def train(job: TrainJob, executor: Executor) -> Trained:
 
 
 def _with_classes(model: Model, corpus: TrainingSetInfo) -> Model:
-    """The model with prototypes of the whole class table, where they depend on one another."""
+    """The model with prototypes of the whole class table, if they depend on one another."""
     if not model.joint_classes or corpus.A is None:
         return model
     if corpus.A_other is None:
@@ -114,21 +121,27 @@ def _with_classes(model: Model, corpus: TrainingSetInfo) -> Model:
     return model.with_classes(ids, np.concatenate([corpus.A, corpus.A_other]))
 
 
-def _reduce(
-    job: TrainJob, method: ReductionMethod, plan: Plan, executor: Executor, record: RunRecord
+def _fit_by_reduction(
+    job: TrainJob,
+    method: ReductionMethod,
+    plan: TrainingPlan,
+    executor: Executor,
+    record: RunRecord,
 ) -> FitResult:
-    """Every pass of a method by reduction."""
+    """Trains a method by reduction: passes over the shards until it is done."""
     tasks = list(plan.tasks)
     left_out: list[ShardFailure] = []
-    new = list(plan.failures)  # not yet reported
+    failures = list(plan.failures)  # that no pass has reported
 
     def pass_over_good_shards(state: State) -> Stats:
-        nonlocal tasks, new
+        nonlocal tasks, failures
         label = f"{job.method} {state.phase} {state.iteration}"
-        stats = run_pass(pool, tasks, state, label, on_bad_shard=job.on_bad_shard, failures=new)
-        left_out.extend(new)
-        bad = {failure.shard for failure in new}
-        tasks, new = [task for task in tasks if task.name not in bad], []
+        stats = run_pass(
+            pool, tasks, state, label, on_bad_shard=job.on_bad_shard, failures=failures
+        )
+        left_out.extend(failures)
+        bad = {failure.shard for failure in failures}
+        tasks, failures = [task for task in tasks if task.name not in bad], []
         return stats
 
     args = (method, job.columns, plan.corpus.dx, plan.classes, cache_of(job, executor))
@@ -153,8 +166,8 @@ def _reduce(
 
 def _log(name: str, state: State) -> None:
     if state.history:
-        note = state.history[-1]
+        latest = state.history[-1]
         text = ", ".join(
-            f"{key} {value:.6g}" for key, value in note.items() if key != "iteration" and value
+            f"{key} {value:.6g}" for key, value in latest.items() if key != "iteration" and value
         )
-        console.say(f"{name} iteration {note['iteration']}: {text}", **note)
+        console.say(f"{name} iteration {latest['iteration']}: {text}", **latest)

@@ -1,8 +1,8 @@
-"""The training loop of methods by gradient: one rank's part, the same in-process and on Ray.
+"""The training loop of gradient methods, for one rank; the same in-process and on Ray.
 
-Where there are several ranks, gradients are averaged over them (DDP). An epoch depends only on the
-seed, its number and the rank, so an interrupted training resumes from the checkpoint of its last
-whole epoch and gives the same weights.
+Gradients are averaged over all ranks (DDP). An epoch depends only on the seed, its number and the
+rank, so an interrupted training resumes from the checkpoint of its last complete epoch and gives
+the same weights.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class TrainingSpec:
 
     Attributes:
         scale: ``mean`` and ``inverse_std`` [dx] where features are z-scored.
-        validation: rows held out, X [n, dx] as read and y [n]; none where n = 0.
-        shuffle_bytes: of rows that are shuffled together; training depends on it. kept_bytes: of
-            shards that are kept in memory; nothing depends on it but time.
+        validation: held-out rows, X [n, dx] as read and y [n]; n may be 0.
+        shuffle_bytes: of rows that are shuffled together; results depend on it.
+        kept_bytes: of cached shards; only the time depends on it.
     """
 
     method: GradientMethod
@@ -69,14 +69,14 @@ class TrainingSpec:
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch: one pass over the larger store."""
+        """Steps of an epoch, which is one pass over the larger store."""
         rows = [self.labelled.rows, self.unlabelled.rows if self.unlabelled else 0]
         return max(rows) // self.method.settings.batch
 
     def normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Rows X [n, dx] as the network takes them."""
-        how = self.method.settings.normalise
-        return normalise(X, how, self.scale.get("mean"), self.scale.get("inverse_std"))
+        """Rows X [n, dx], normalised by the settings of the method."""
+        kind = self.method.settings.normalise
+        return normalise(X, kind, self.scale.get("mean"), self.scale.get("inverse_std"))
 
 
 @dataclass(kw_only=True)
@@ -92,20 +92,20 @@ class Trainer:
         """Trains to the end, from the last checkpoint if there is one.
 
         Raises:
-            DivergenceError: a loss that is no number.
-            ConfigError: a checkpoint of another configuration.
+            DivergenceError: the loss is not finite.
+            ConfigError: the checkpoint is of another training.
         """
         spec = self.spec
         phases = spec.method.phases()
         self.network = spec.method.network(spec.corpus).to(self.rank.device)
         self._open_streams()
-        found = spec.checkpoints.read()
-        if found:
-            self.progress = found.progress
-            self.network.load_state_dict(found.weights)
+        checkpoint = spec.checkpoints.read()
+        if checkpoint:
+            self.progress = checkpoint.progress
+            self.network.load_state_dict(checkpoint.weights)
         while self.progress.phase < len(phases):
-            moments = found.moments if found and self.progress.epoch else {}
-            found = None
+            moments = checkpoint.moments if checkpoint and self.progress.epoch else {}
+            checkpoint = None
             self._train_phase(phases[self.progress.phase], moments)
         return self.network
 
@@ -151,12 +151,12 @@ class Trainer:
                 phase,
                 batches,
                 settings=settings,
-                place=(progress.phase, progress.epoch, self.rank.rank),
+                position=(progress.phase, progress.epoch, self.rank.rank),
                 steps=steps,
                 device=self.rank.device,
             )
         terms = self._mean({name: total / steps for name, total in sums.items()})
-        note: dict[str, Any] = {
+        summary: dict[str, Any] = {
             "phase": phase.name,
             "epoch": progress.epoch,
             "loss": sum(terms.values()),
@@ -165,29 +165,29 @@ class Trainer:
             **self._validate(),
             "seconds": time.monotonic() - start,
         }
-        progress.history.append(note)
+        progress.history.append(summary)
         progress.epoch += 1
-        if "validation" in note:
-            better = progress.best is None or note["validation"] > progress.best
+        if "validation" in summary:
+            better = progress.best is None or summary["validation"] > progress.best
             progress.stale = 0 if better else progress.stale + 1
-            progress.best = note["validation"] if better else progress.best
+            progress.best = summary["validation"] if better else progress.best
             if better and settings.patience and not self.rank.rank:
                 weights = self.network.state_dict()
                 best = Checkpoint(progress=progress, weights=weights, moments={})
                 self.spec.checkpoints.write(best, best=True)
         self._write(optimizer)
         if not self.rank.rank:
-            self.report({**note, "epochs": phase.epochs})
+            self.report({**summary, "epochs": phase.epochs})
 
     def _batches(self) -> Iterator[Batch]:
         spec = self.spec
         n = spec.method.settings.batch // self.rank.world_size
-        # A phase is a training of its own, so its epochs see the rows in orders of their own.
+        # Epochs of different phases have different orders of rows.
         epoch = self.progress.phase * 100_000 + self.progress.epoch
         streams = [stream.steps(epoch, spec.steps, n) for stream in self._streams]
-        for found in zip(*streams, strict=True):
-            x, y = self._tensors(found[0])
-            u = self._tensors(found[1])[0] if len(found) > 1 else None
+        for labelled, *unlabelled in zip(*streams, strict=True):
+            x, y = self._tensors(labelled)
+            u = self._tensors(unlabelled[0])[0] if unlabelled else None
             yield Batch(x=x, y=y, u=u)
 
     def _tensors(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
@@ -203,7 +203,7 @@ class Trainer:
         return dict(zip(values, (total / self.rank.world_size).tolist(), strict=True))
 
     def _validate(self) -> dict[str, float]:
-        """Scores of the rows held out, by rank 0 for all."""
+        """Score of the held-out rows; computed by rank 0 for all ranks."""
         X, y = self.spec.validation
         if not len(X):
             return {}
@@ -217,15 +217,15 @@ class Trainer:
         return {"validation": float(score[0])}
 
     def _score(self, x: Tensor, y: Tensor | None) -> float:
-        assert y is not None, "rows held out have labels"
+        assert y is not None, "held-out rows have labels"
         method = self.spec.method
-        found = method.judge(self.network, x, y)
-        if found is not None:
-            return found
+        score = method.judge(self.network, x, y)
+        if score is not None:
+            return score
         return retrieval_score(self.network, x, y.cpu().numpy(), method.settings.metric)
 
     def _take_best(self) -> None:
-        if self.rank.rank:  # takes it over from rank 0 with the next phase
+        if self.rank.rank:  # the next phase begins with the weights of rank 0
             return
         best = self.spec.checkpoints.read(best=True)
         if best is not None:
@@ -243,7 +243,7 @@ class Trainer:
 
 
 def run_rank(spec: TrainingSpec, rank: Rank, report: Report) -> None:
-    """Trains as one rank (``Executor.run_spmd``)."""
+    """Trains as one rank; the function of ``SpmdJob``."""
     Trainer(spec=spec, rank=rank, report=report).run()
 
 
@@ -255,7 +255,7 @@ def begin_phase(
     *,
     resumed: bool = False,
 ) -> torch.optim.Optimizer:
-    """Prepares a network for phase ``number`` and gives the optimiser of its parameters."""
+    """Prepares a network for phase ``number``; returns the optimiser of its parameters."""
     if not resumed:
         with seeded(settings.seed, number, 1):
             network.begin_phase(phase.name)
@@ -267,7 +267,7 @@ def begin_phase(
         lr=phase.rate,
         betas=(settings.beta1, 0.999),
         weight_decay=settings.weight_decay,
-        fused=True,  # a third of the time of a step otherwise, where batches are small
+        fused=True,  # otherwise the optimiser takes a third of a step with small batches
     )
 
 
@@ -279,23 +279,23 @@ def train_epoch(
     batches: Iterable[Batch],
     *,
     settings: GradientSettings,
-    place: tuple[int, int, int],
+    position: tuple[int, int, int],
     steps: int,
     device: str,
 ) -> dict[str, float]:
-    """One epoch; the sum of each loss term over its steps.
+    """Trains one epoch; returns the sum of each loss term over its steps.
 
     Args:
-        module: the network, or its wrapper of data-parallel training.
-        place: numbers of the phase, the epoch and the rank; with the seed they fix all randomness.
-        steps: of an epoch, which the rate follows.
+        module: the network, or its data-parallel wrapper.
+        position: phase, epoch and rank, which with the seed determine all randomness.
+        steps: of an epoch, for the schedule of the learning rate.
 
     Raises:
-        DivergenceError: a loss that is not finite.
+        DivergenceError: the loss is not finite.
     """
-    _, epoch, _ = place
+    _, epoch, _ = position
     sums: dict[str, float] = {}
-    with seeded(settings.seed, *place):
+    with seeded(settings.seed, *position):
         network.train()
         network.begin_epoch(phase.name, epoch)
         for step, batch in enumerate(batches):

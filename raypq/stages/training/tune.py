@@ -1,9 +1,9 @@
 """Tuning: settings and calibration chosen on held-out training classes.
 
-Some of the training classes play the unseen ones: nothing of theirs is trained on. Of the others
-a part of the rows is held out. Every setting is tried on a few such splits with uncompressed
-scores, and the one with the best mean of ZSL accuracy and H wins: ZSL alone ignores the bias to
-seen classes, H alone mostly measures it. Test data is never looked at.
+Some of the training classes are treated as unseen: their rows are not trained on. A part of the
+rows of the other classes is held out. Every setting is tried on a few such splits with uncompressed
+scores, and the one with the best mean of ZSL accuracy and H is chosen: ZSL alone ignores the bias
+to seen classes, and H alone mostly measures it. Test data is not used.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from raypq.stages.training.in_memory import fit_in_memory
 from raypq.stages.training.sample import draw
 
 if TYPE_CHECKING:
-    from raypq.stages.training.dataset import Plan
+    from raypq.stages.training.dataset import TrainingPlan
 
-ROWS = 50_000  # rows that the search looks at; they are held in memory
+ROWS = 50_000  # of the sample, which is held in memory
 SPLITS = 3
 UNSEEN_SHARE = 0.25  # of the training classes
 HELD_OUT_SHARE = 0.2  # of the rows of the other classes
@@ -62,12 +62,13 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrialScores:
-    """What a trial found: accuracies, and what every γ would make of them.
+    """Result of a trial: ZSL accuracy, and the margins from which ts, tr and H follow for every γ.
 
     Attributes:
-        margin: best seen minus best unseen score of each held-out row.
-        share: what the row adds to its group's accuracy if it is right [n]; 0 if its class is
-            not even the best of its own group. of_seen: which group that is [n].
+        margin: best seen minus best unseen score of each held-out row [n].
+        share: contribution of each row to the accuracy of its group if it is right [n]; 0 if its
+            class is not the best of its own group.
+        of_seen: whether its class is a seen one [n].
     """
 
     zsl: float
@@ -76,41 +77,39 @@ class TrialScores:
     of_seen: NDArray[np.bool_]
 
     def at(self, gamma: float) -> tuple[float, float]:
-        """(ts, tr) when γ is taken off the seen scores."""
+        """(ts, tr) with γ subtracted from the scores of seen classes."""
         wins = self.margin > gamma
         ts = self.share[~self.of_seen & ~wins].sum()
         return float(ts), float(self.share[self.of_seen & wins].sum())
 
     def H(self, gamma: float = 0.0) -> float:
-        """H with γ taken off the scores of seen classes."""
+        """H with γ subtracted from the scores of seen classes."""
         return harmonic(*self.at(gamma))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """The settings to train with, and what the search saw."""
+    """The chosen settings and calibration, and a table of all trials."""
 
     settings: dict[str, Any]
     calibration: float
     table: Sequence[Mapping[str, Any]]
 
     def record(self) -> dict[str, Any]:
-        """What a model keeps of it."""
+        """Its entries in the record of a model."""
         return {"calibration": self.calibration, "tuning": [dict(row) for row in self.table]}
 
 
-def tune(job: TrainJob, plan: Plan, executor: Executor, record: RunRecord) -> Tuned:
-    """Searches the method's space, leaving out what the job sets itself.
+def tune(job: TrainJob, plan: TrainingPlan, executor: Executor, record: RunRecord) -> Tuned:
+    """Searches the method's space of settings, except for those that the job sets.
 
     Raises:
-        ConfigError: the method has nothing to search, or there are too few classes.
+        ConfigError: the method has no search space, or there are too few classes.
     """
     cls = registry.find(job.method)
     space = {key: values for key, values in cls.search_space.items() if key not in job.settings}
     if not cls.needs_classes or not cls.search_space:
-        raise ConfigError(
-            f"--tune (tune: true): {job.method} has no settings that classes could judge"
-        )
+        raise ConfigError(f"--tune (tune: true): {job.method} has no settings to choose by classes")
     if plan.corpus.L < 8:
         raise ConfigError(
             f"--tune (tune: true) needs at least 8 training classes, found {plan.corpus.L}"
@@ -121,7 +120,7 @@ def tune(job: TrainJob, plan: Plan, executor: Executor, record: RunRecord) -> Tu
     trials = [
         Trial(settings=chosen, split=split) for chosen in combinations for split in range(SPLITS)
     ]
-    judged: list[TrialScores] = []
+    scores: list[TrialScores] = []
     args = (job.method, dict(job.settings), sample, seed)
     with (
         executor.start_workers(TuneWorker, *args, stage="tune") as pool,
@@ -129,24 +128,25 @@ def tune(job: TrainJob, plan: Plan, executor: Executor, record: RunRecord) -> Tu
         console.progress(len(trials), "tune", unit="trials") as progress,
     ):
         for result in pool.map(TuneWorker.run, trials, ordered=True):
-            if result.failure:  # the settings are at fault, so the other trials need not be run
+            if result.failure:  # of the settings, so all other trials would fail too
                 raise ConfigError(str(result.failure))
-            judged.append(result.value)
+            scores.append(result.value)
             progress.done()
-    return _choose(job, combinations, judged)
+    return _choose(job, combinations, scores)
 
 
-def _choose(job: TrainJob, combinations: list[dict[str, Any]], judged: list[TrialScores]) -> Tuned:
-    groups = [judged[at : at + SPLITS] for at in range(0, len(judged), SPLITS)]
+def _choose(job: TrainJob, combinations: list[dict[str, Any]], scores: list[TrialScores]) -> Tuned:
+    groups = [scores[start : start + SPLITS] for start in range(0, len(scores), SPLITS)]
     table = []
     for chosen, group in zip(combinations, groups, strict=True):
-        zsl, H = np.mean([one.zsl for one in group]), np.mean([one.H() for one in group])
+        zsl = np.mean([trial.zsl for trial in group])
+        H = np.mean([trial.H() for trial in group])
         table.append({**chosen, "zsl": float(zsl), "H": float(H), "score": float(zsl + H) / 2})
     best = int(np.argmax([row["score"] for row in table]))
     group = groups[best]
-    margins = np.concatenate([one.margin for one in group])
+    margins = np.concatenate([trial.margin for trial in group])
     gammas = np.linspace(margins.min(), margins.max(), CURVE_POINTS)
-    curve = [np.mean([one.H(gamma) for one in group]) for gamma in gammas]
+    curve = [np.mean([trial.H(gamma) for trial in group]) for gamma in gammas]
     calibration = float(gammas[int(np.argmax(curve))])
     console.say(
         f"tuned: {combinations[best]}, validation ZSL {table[best]['zsl']:.3f}, "
@@ -157,7 +157,9 @@ def _choose(job: TrainJob, combinations: list[dict[str, Any]], judged: list[Tria
     return Tuned(settings=settings, calibration=calibration, table=order)
 
 
-def _sample(job: TrainJob, plan: Plan, executor: Executor, record: RunRecord, seed: int) -> Sample:
+def _sample(
+    job: TrainJob, plan: TrainingPlan, executor: Executor, record: RunRecord, seed: int
+) -> Sample:
     """Reads a sample of the training rows into memory."""
     rng = np.random.default_rng([seed, 10])
     N = plan.corpus.N
@@ -177,17 +179,17 @@ def _sample(job: TrainJob, plan: Plan, executor: Executor, record: RunRecord, se
 
 
 class TuneWorker:
-    """Trains on a part of the sample and judges on the rest."""
+    """Trains on a part of the sample and evaluates on the rest."""
 
     def __init__(self, method: str, fixed: Mapping[str, Any], sample: Sample, seed: int) -> None:
         self._method, self._fixed, self._sample, self._seed = method, fixed, sample, seed
 
     def run(self, trial: Trial) -> TrialScores:
-        """Trains and judges under the settings of a trial."""
+        """Trains and evaluates with the settings of a trial."""
         sample = self._sample
         unseen, fit = split_rows(sample.y, sample.corpus.L, self._seed, trial.split)
         model = self._fit({**trial.settings, **self._fixed}, fit, ~unseen)
-        return judge(model, sample, unseen, ~fit)
+        return split_accuracy(model, sample, unseen, ~fit)
 
     def _fit(
         self, settings: Mapping[str, Any], rows: NDArray[np.bool_], classes: NDArray[np.bool_]
@@ -196,12 +198,12 @@ class TuneWorker:
         method = registry.create(self._method, {**settings, **cls.trial_settings})
         sample = self._sample
         assert sample.corpus.A is not None, "checked before"
-        # Classes that a sample of the rows misses cannot be trained on.
+        # Without classes that have no row in the sample.
         counts = np.bincount(sample.y[rows], minlength=len(classes))
         chosen = np.flatnonzero(classes & (counts > 0))
-        place = np.full(len(classes), -1, np.int32)
-        place[chosen] = np.arange(len(chosen), dtype=np.int32)
-        X, y = sample.X[rows], place[sample.y[rows]]
+        target = np.full(len(classes), -1, np.int32)
+        target[chosen] = np.arange(len(chosen), dtype=np.int32)
+        X, y = sample.X[rows], target[sample.y[rows]]
         names = tuple(sample.corpus.names[index] for index in chosen)
         corpus = TrainingSetInfo(N=len(X), dx=X.shape[1], A=sample.corpus.A[chosen], names=names)
         return fit_in_memory(method, corpus, X, y)
@@ -210,7 +212,7 @@ class TuneWorker:
 def split_rows(
     y: NDArray[np.int32], L: int, seed: int, split: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(classes that play the unseen ones [L], rows to train on [n]) of one split."""
+    """One split: the classes that are treated as unseen [L], and the rows to train on [n]."""
     rng = np.random.default_rng([seed, 11, split])
     unseen = np.zeros(L, bool)
     unseen[rng.permutation(L)[: max(2, round(UNSEEN_SHARE * L))]] = True
@@ -218,10 +220,10 @@ def split_rows(
     return unseen, ~unseen[y] & ~held_out
 
 
-def judge(
+def split_accuracy(
     model: Model, sample: Sample, unseen: NDArray[np.bool_], rows: NDArray[np.bool_]
 ) -> TrialScores:
-    """Scores rows against all training classes, without compression."""
+    """Accuracies of rows among all training classes, by uncompressed scores."""
     assert sample.corpus.A is not None, "checked before"
     U, y = model.embed(sample.X[rows]), sample.y[rows]
     V, bias = model.prototypes(sample.corpus.A)

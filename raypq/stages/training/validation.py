@@ -16,10 +16,10 @@ _EMBED_ROWS = 1024
 
 
 def retrieval_score(network: Network, x: Tensor, y: NDArray[np.integer], metric: Metric) -> float:
-    """mAP among rows x [n, dx] held out: the first quarter of them asks for codes of the rest.
+    """mAP among held-out rows x [n, dx]: the first quarter are queries, the others are stored.
 
-    Asymmetric: queries as the network puts them, the others decoded; where the network has no
-    codebooks yet, those are embedded too.
+    Asymmetric: queries are uncompressed, stored rows are decoded from their codes, or embedded
+    where the network has no codebooks yet.
     """
     queries = max(1, int(_QUERY_SHARE * len(x)))
     C = network.codebooks()
@@ -32,18 +32,18 @@ def retrieval_score(network: Network, x: Tensor, y: NDArray[np.integer], metric:
             q.append(network.embed(part).float())
         else:
             q.append(torch.stack([C[m, B[:, m]] for m in range(len(C))], dim=1).flatten(1))
-    asked, stored = torch.cat(U), torch.cat(q)
+    query_vectors, stored = torch.cat(U), torch.cat(q)
 
-    def compared(u: Tensor, q: Tensor) -> Tensor:
-        found = u @ q.T
+    def similarity(u: Tensor, q: Tensor) -> Tensor:
+        dot = u @ q.T
         if metric == "l2":
-            return found - 0.5 * q.square().sum(dim=1)
-        return found / q.norm(dim=1).clamp(min=1e-12) if metric == "cosine" else found
+            return dot - 0.5 * q.square().sum(dim=1)
+        return dot / q.norm(dim=1).clamp(min=1e-12) if metric == "cosine" else dot
 
     def score(part: slice) -> NDArray[np.floating]:
-        found = compared(asked[part], stored)
-        if not torch.isfinite(found).all():
-            found = compared(asked[part].double(), stored.double())
-        return found.cpu().numpy()
+        scores = similarity(query_vectors[part], stored)
+        if not torch.isfinite(scores).all():
+            scores = similarity(query_vectors[part].double(), stored.double())
+        return scores.cpu().numpy()
 
     return mean_average_precision(score, y[:queries], y[queries:])
