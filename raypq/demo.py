@@ -1,17 +1,13 @@
-"""``raypq demo``: the whole path on generated data, told as a table."""
+"""``raypq demo``: the whole path on generated data, and a table of the scores."""
 
 from __future__ import annotations
 
-import io
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from raypq import api, console
 from raypq.config import (
@@ -27,11 +23,10 @@ from raypq.data.codes import bytes_per_code
 from raypq.data.storage import local_path
 from raypq.data.store import overlap
 from raypq.errors import ConfigError
+from raypq.text_tables import plain_table
 
 _SPEED_T, _SPEED_D, _SPEED_M = 21_841, 400, (5, 10, 25, 50)  # as many classes as ImageNet-21K
-
-
-_MARK = "_raypq-demo"
+_MARK = "_raypq-demo"  # file in a folder that a later demo may write over
 _NAMES = ("features", "classes.parquet", "model", "codes", "predictions", "results", "smaller")
 
 
@@ -44,28 +39,29 @@ def run(settings: DemoSettings) -> str:
     times: dict[str, float] = {}
     with _timed(times, "generate"):
         _generate(root, settings)
-    path = _Path(root, settings, where, times)
-    with api.open_executor(where):  # one Ray for all the verbs
-        path.train(settings.M, "model")
-        path.encode("model", "codes")
-        path.classify("codes", codes="codes")
-        path.classify("exact", model="model", features="features/test")
+    pipeline = _Pipeline(root, settings, where, times)
+    with api.open_executor(where):  # one Ray for all commands
+        pipeline.train(settings.M, "model")
+        pipeline.encode("model", "codes")
+        pipeline.classify("codes", codes="codes")
+        pipeline.classify("exact", model="model", features="features/test")
     with _timed(times, "smaller codes"):
-        few = replace(path, where=ClusterSettings(cluster="none", workers=where.workers), times={})
+        threads = ClusterSettings(cluster="none", workers=where.workers)
+        local = replace(pipeline, where=threads, times={})
         for M in settings.smaller:
-            few.train(M, f"smaller/model-{M}")
-            few.encode(f"smaller/model-{M}", f"smaller/codes-{M}")
-            few.classify(f"smaller-{M}", codes=f"smaller/codes-{M}")
+            local.train(M, f"smaller/model-{M}")
+            local.encode(f"smaller/model-{M}", f"smaller/codes-{M}")
+            local.classify(f"smaller-{M}", codes=f"smaller/codes-{M}")
     with _timed(times, "speed"):
         _measure_speed(root / "results" / "speed.json", where.workers)
     with _timed(times, "report"):
         figures = _report(root)
-    return _story(settings, root, path.results, times, figures)
+    return _summary(settings, root, pipeline.results, times, figures)
 
 
 @dataclass(frozen=True, kw_only=False)
-class _Path:
-    """The verbs on the demo's data; places are below its folder."""
+class _Pipeline:
+    """The commands on the demo's data; their paths are relative to its folder."""
 
     root: Path
     settings: DemoSettings
@@ -73,8 +69,8 @@ class _Path:
     times: dict[str, float]
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def _at(self, place: str) -> str:
-        return str(self.root / place)
+    def _at(self, path: str) -> str:
+        return str(self.root / path)
 
     def train(self, M: int, output: str) -> None:
         with _timed(self.times, "train"):
@@ -105,7 +101,7 @@ class _Path:
         self, name: str, *, codes: str | None = None, model: str | None = None,
         features: str | None = None,
     ) -> None:  # fmt: skip
-        """Predictions and their figures, under a name."""
+        """Makes predictions and evaluates them, under a name."""
         output, classes = self._at(f"predictions/{name}"), self._at("classes.parquet")
         with _timed(self.times, f"classify, {name}"):
             api.classify(
@@ -118,15 +114,15 @@ class _Path:
                     where=self.where,
                 )
             )
-            found = api.evaluate(
+            scores = api.evaluate(
                 EvaluateJob(predictions=output, classes=classes, where=self.where.without_gpus())
             )
-        self.results[name] = found
-        result_file.write(str(self.root / "results" / f"{name}.json"), found)
+        self.results[name] = scores
+        result_file.write(str(self.root / "results" / f"{name}.json"), scores)
 
 
 def _measure_speed(path: Path, threads: int) -> None:
-    """Codes beside the dense product on this machine, for a few M."""
+    """Measures codes against the dense product on this machine, for a few M."""
     from raypq.bench import ratio, runner
 
     sizes = ratio.cases(T=_SPEED_T, D=_SPEED_D, sub_codebooks=_SPEED_M, images=8192)
@@ -134,7 +130,7 @@ def _measure_speed(path: Path, threads: int) -> None:
 
 
 def _report(root: Path) -> int | None:
-    """Figures in the page; None where the libraries that draw are not installed."""
+    """Writes the report; returns the number of its figures, None without matplotlib or jinja2."""
     try:
         return api.report([str(root)], str(root / "report.html"), title="raypq demo")
     except ConfigError as error:
@@ -143,10 +139,10 @@ def _report(root: Path) -> int | None:
 
 
 def claim(root: Path) -> None:
-    """Marks a folder as the demo's, which a later demo may write over.
+    """Marks a folder as one that a later demo may write over.
 
     Raises:
-        ConfigError: it holds something of the demo's names that no demo made.
+        ConfigError: it holds files of the demo's names that no demo made.
     """
     taken = [name for name in _NAMES if (root / name).exists()]
     if taken and not (root / _MARK).exists() and not (root / "results" / "speed.json").exists():
@@ -159,6 +155,8 @@ def claim(root: Path) -> None:
 
 
 class _timed:  # noqa: N801 - reads as a verb
+    """Adds the seconds of a ``with`` block to ``times``."""
+
     def __init__(self, times: dict[str, float], name: str) -> None:
         self._times, self._name = times, name
 
@@ -172,17 +170,17 @@ class _timed:  # noqa: N801 - reads as a verb
 def _generate(root: Path, settings: DemoSettings) -> None:
     console.say(f"generating {settings.images:,} images of {settings.n_classes} classes in {root}")
     rng = np.random.default_rng(settings.seed)
-    world = synthetic.SyntheticClasses.create(
+    data = synthetic.SyntheticClasses.create(
         classes=settings.n_classes, dx=settings.dims, da=min(128, settings.dims), rng=rng
     )
-    synthetic.write_classes(root / "classes.parquet", world)
+    synthetic.write_classes(root / "classes.parquet", data)
     for name, classes, share in (
-        ("train", np.flatnonzero(world.seen), 0.6),
+        ("train", np.flatnonzero(data.seen), 0.6),
         ("test", np.arange(settings.n_classes), 0.4),
     ):
         synthetic.write_features(
             root / "features" / name,
-            world,
+            data,
             classes=classes,
             images=int(share * settings.images),
             shards=8,
@@ -191,46 +189,50 @@ def _generate(root: Path, settings: DemoSettings) -> None:
         )
 
 
-def _story(
+def _summary(
     settings: DemoSettings,
     root: Path,
     results: dict[str, dict[str, Any]],
     times: dict[str, float],
     figures: int | None,
 ) -> str:
-    table = Table(title="generated data: the figures show that it works, not how good it is")
-    table.add_column("PQZSL, cosine")
-    for name in ("bytes an image", "ZSL", "ts", "tr", "H", "H at the best γ", "hit@10"):
-        table.add_column(name, justify="right")
-    widths = {"exact": settings.dims, "codes": settings.M}
-    widths |= {f"smaller-{M}": M for M in sorted(settings.smaller, reverse=True)}
-    for name, M in widths.items():
-        found = results[name]
-        size = 4 * M if name == "exact" else bytes_per_code(M, 256)
-        told = [found["zsl"], found["ts"], found["tr"], found["H"]]
-        told += [found["calibrated"]["best_H"], found["top1"].get("hit@10", float("nan"))]
-        label = "exact features" if name == "exact" else f"codes, M = {M}"
-        table.add_row(label, f"{size:,}", *(f"{value:.3f}" for value in told))
-    text = io.StringIO()
-    printer = Console(file=text, width=100)
-    printer.print(table)
-    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items())
-    printer.print(
-        f"\n{results['codes']['images']:,} images encoded, "
-        f"{4 * settings.dims / settings.M:.0f}× smaller than float32. {spent}.\n"
-    )
-    for name, what in (
+    images, ratio = results["codes"]["images"], 4 * settings.dims / settings.M
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in times.items())
+    files = [
         ("features/", "the generated feature store"),
         ("classes.parquet", "its classes"),
         ("model/", "model.safetensors and model.json"),
         ("codes/", "the code store: data/ and snapshots/"),
         ("predictions/", "top-10 classes of every image, from the codes and from the features"),
-        ("results/", "all figures, as JSON"),
-        *(
-            [("report.html", f"tables and {figures} figures: open it in a browser")]
-            if figures
-            else []
-        ),
-    ):
-        printer.print(f"  {escape(str(root / name))}  [dim]{what}[/dim]", soft_wrap=True)
-    return text.getvalue()
+        ("results/", "all scores, as JSON"),
+    ]
+    if figures:
+        files.append(("report.html", f"tables and {figures} figures: open it in a browser"))
+    return "\n".join(
+        [
+            _scores(settings, results),
+            "",
+            f"{images:,} images encoded, {ratio:.0f}× smaller than float32. {seconds}.",
+            "",
+            *(f"  {root / name}  {content}" for name, content in files),
+        ]
+    )
+
+
+def _scores(settings: DemoSettings, results: dict[str, dict[str, Any]]) -> str:
+    """A row for the exact features, and for codes of each size."""
+    sizes = {"exact": settings.dims, "codes": settings.M}
+    sizes |= {f"smaller-{M}": M for M in sorted(settings.smaller, reverse=True)}
+    rows = []
+    for name, M in sizes.items():
+        scores = results[name]
+        size = 4 * M if name == "exact" else bytes_per_code(M, 256)
+        values = [scores["zsl"], scores["ts"], scores["tr"], scores["H"]]
+        values += [scores["calibrated"]["best_H"], scores["top1"].get("hit@10", float("nan"))]
+        label = "exact features" if name == "exact" else f"codes, M = {M}"
+        rows.append([label, f"{size:,}", *(f"{value:.3f}" for value in values)])
+    return plain_table(
+        ["PQZSL, cosine", "bytes an image", "ZSL", "ts", "tr", "H", "H at the best γ", "hit@10"],
+        rows,
+        title="Generated data: the scores show that it works, not how good it is.",
+    )

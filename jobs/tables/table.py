@@ -1,12 +1,12 @@
-"""A table of results: every row is a method and its settings, figures are over several seeds.
+"""A table of results: a row is a method and its settings, scores are means over several seeds.
 
 python jobs/tables/table.py jobs/tables/psr.yaml --data cub --output work
 
 DATA is a folder with ``train``, ``test_seen``, ``test_unseen`` and ``classes.parquet``, as
 ``raypq import-xlsa17`` writes it. Where a row says ``tune``, γ comes from classes held out of
-training under the first seed and serves all seeds; ``best H`` is that of the γ that suits the test
-images most, for comparison. What is there already is not done again, so a run that was stopped goes
-on. The table is printed as Markdown, and all figures go to OUTPUT/NAME.json.
+training under the first seed and is used for all seeds; ``best H`` is that of the γ that is best on
+the test images, for comparison. Existing models and stores are kept, so a run that was stopped goes
+on. The table is printed as Markdown, and all scores go to OUTPUT/NAME.json.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ from raypq.config import (
 from raypq.config.places import Place, Reads, Writes
 from raypq.data.store import overlap
 from raypq.errors import RaypqError
+from raypq.text_tables import markdown_table
 
-FIGURES = ("zsl", "ts", "tr", "H", "H calibrated", "best H")
-CODED = ("zsl", "H", "H calibrated", "best H")
+METRICS = ("zsl", "ts", "tr", "H", "H calibrated", "best H")
+CODE_METRICS = ("zsl", "H", "H calibrated", "best H")
 WHERE = ClusterSettings(cluster="none", workers=1)
+Scores = dict[str, dict[str, list[float]]]  # by kind and metric, a value per seed
 
 
 class Row(UserSettings):
@@ -50,7 +52,7 @@ class Row(UserSettings):
 
 
 class Table(UserSettings):
-    """What a table's file holds."""
+    """A file in jobs/tables."""
 
     title: str
     rows: dict[str, Row]
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("table", help="YAML file: title, and rows of method and settings")
     parser.add_argument("--data", required=True, help="train, test_*, classes.parquet")
-    parser.add_argument("--output", required=True, help="folder for models, codes and figures")
+    parser.add_argument("--output", required=True, help="folder for models, codes and scores")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", action="append", help="name of a row; may be repeated")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -80,41 +82,39 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(table: Table, name: str, given: argparse.Namespace) -> None:
-    """Every row under every seed, then the table."""
+    """Runs every row with every seed, and prints the table."""
     extra = parse_assignments(given.set)
-    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    scores: dict[str, Scores] = {}
     for number, (title, row) in enumerate(table.rows.items()):
         if given.only and title not in given.only:
             continue
         folder = Path(given.output) / f"{name}-{number}"
-        found[title] = run_row(row, extra, Path(given.data), folder, given.seeds)
-    console.emit(markdown(table.title, found, given.seeds))
-    (Path(given.output) / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
+        scores[title] = run_row(row, extra, Path(given.data), folder, given.seeds)
+    console.emit(markdown(table.title, scores, given.seeds))
+    (Path(given.output) / f"{name}.json").write_text(json.dumps(scores, indent=2) + "\n")
 
 
-def run_row(
-    row: Row, extra: dict[str, Any], data: Path, folder: Path, seeds: int
-) -> dict[str, dict[str, list[float]]]:
-    """The figures of one row: of exact scores and of codes, a list over the seeds for each."""
-    found: dict[str, dict[str, list[float]]] = {}
+def run_row(row: Row, extra: dict[str, Any], data: Path, folder: Path, seeds: int) -> Scores:
+    """The scores of one row, ``exact`` and from ``codes``, and its ``cost``."""
+    scores: Scores = {}
     gamma = None
     for seed in range(seeds):
-        at = folder / f"seed-{seed}"
+        run_folder = folder / f"seed-{seed}"
         settings = {**row.settings, **extra, "seed": seed}
-        model = train(row.method, settings, data, at, tune=row.tune and not seed)
+        model = train(row.method, settings, data, run_folder, tune=row.tune and not seed)
         gamma = gamma if seed else model["calibration"]
-        for kind, figures in judge(data, at, gamma).items():
-            for figure, value in figures.items():
-                found.setdefault(kind, {}).setdefault(figure, []).append(value)
-        found.setdefault("cost", {}).setdefault("seconds", []).append(model["seconds"])
-    return found
+        for kind, values in evaluate(data, run_folder, gamma).items():
+            for metric, value in values.items():
+                scores.setdefault(kind, {}).setdefault(metric, []).append(value)
+        scores.setdefault("cost", {}).setdefault("seconds", []).append(model["seconds"])
+    return scores
 
 
 def train(
-    method: str, settings: dict[str, Any], data: Path, at: Path, *, tune: bool
+    method: str, settings: dict[str, Any], data: Path, folder: Path, *, tune: bool
 ) -> dict[str, Any]:
-    """Calibration and training time of a model; trained unless it is there."""
-    note = at / "trained.json"
+    """Trains a model unless it exists; returns its calibration and training time."""
+    note = folder / "trained.json"
     if note.exists():
         return dict(json.loads(note.read_text()))
     start = time.monotonic()
@@ -122,31 +122,31 @@ def train(
         method=method,
         features=[str(data / "train")],
         classes=str(data / "classes.parquet"),
-        output=str(at / "model"),
+        output=str(folder / "model"),
         settings=settings,
         tune=tune,
         overwrite=True,
         where=WHERE,
     )
     summary = api.train(job).summary
-    kept = {"calibration": summary["calibration"], "seconds": time.monotonic() - start}
-    note.write_text(json.dumps(kept))
-    return kept
+    trained = {"calibration": summary["calibration"], "seconds": time.monotonic() - start}
+    note.write_text(json.dumps(trained))
+    return trained
 
 
-def judge(data: Path, at: Path, gamma: float | None) -> dict[str, dict[str, float]]:
-    """Figures on the test stores, of exact scores and of codes."""
+def evaluate(data: Path, folder: Path, gamma: float | None) -> dict[str, dict[str, float]]:
+    """Scores on the test stores, exact and from codes."""
     classes = str(data / "classes.parquet")
     test = [str(data / part) for part in ("test_seen", "test_unseen")]
-    model = str(at / "model")
-    api.encode(EncodeJob(model=model, features=test, output=str(at / "codes"), where=WHERE))
+    model = str(folder / "model")
+    api.encode(EncodeJob(model=model, features=test, output=str(folder / "codes"), where=WHERE))
     sources: dict[str, dict[str, Any]] = {
         "exact": {"features": test},
-        "codes": {"codes": str(at / "codes")},
+        "codes": {"codes": str(folder / "codes")},
     }
-    found = {}
+    scores = {}
     for kind, source in sources.items():
-        output = str(at / f"predictions-{kind}")
+        output = str(folder / f"predictions-{kind}")
         api.classify(
             ClassifyJob(model=model, classes=classes, output=output, where=WHERE, **source)
         )
@@ -154,36 +154,35 @@ def judge(data: Path, at: Path, gamma: float | None) -> dict[str, dict[str, floa
             EvaluateJob(predictions=output, classes=classes, calibration=gamma, where=WHERE)
         )
         curve = result["calibrated"]
-        figures = {key: result[key] for key in FIGURES if key in result}
-        figures["best H"] = curve["best_H"]
+        values = {key: result[key] for key in METRICS if key in result}
+        values["best H"] = curve["best_H"]
         if gamma is not None:
-            figures["H calibrated"] = curve["H"]
-        found[kind] = figures
-    return found
+            values["H calibrated"] = curve["H"]
+        scores[kind] = values
+    return scores
 
 
-def markdown(title: str, found: dict[str, dict[str, dict[str, list[float]]]], seeds: int) -> str:
-    """The figures as a table: mean ± standard deviation over the seeds."""
-    head = [*FIGURES, *(f"codes: {figure}" for figure in CODED)]
-    lines = [
-        f"{title}; mean ± standard deviation over {seeds} seeds",
-        "",
-        f"| | {' | '.join(head)} |",
-        "|---" * (len(head) + 1) + "|",
+def markdown(title: str, scores: dict[str, Scores], seeds: int) -> str:
+    """The scores as a table: mean ± standard deviation over the seeds."""
+    head = ["", *METRICS, *(f"codes: {metric}" for metric in CODE_METRICS)]
+    rows = [
+        [
+            name,
+            *(_mean_and_deviation(kinds["exact"].get(metric)) for metric in METRICS),
+            *(_mean_and_deviation(kinds["codes"].get(metric)) for metric in CODE_METRICS),
+        ]
+        for name, kinds in scores.items()
     ]
-    for name, kinds in found.items():
-        cells = [told(kinds["exact"].get(figure)) for figure in FIGURES]
-        cells += [told(kinds["codes"].get(figure)) for figure in CODED]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    table = markdown_table(head, rows)
+    return f"{title}; mean ± standard deviation over {seeds} seeds\n\n{table}"
 
 
-def told(values: list[float] | None) -> str:
+def _mean_and_deviation(values: list[float] | None) -> str:
     """Mean and standard deviation (n − 1), three digits."""
     if not values:
         return ""
-    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.3f} ± {spread:.3f}"
+    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return f"{np.mean(values):.3f} ± {deviation:.3f}"
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from raypq.errors import InputError
 from raypq.methods.base import Model
 from raypq.methods.gpq import AS_PUBLISHED as GPQ_AS_PUBLISHED
 from raypq.metrics.ranking import mean_average_precision
+from raypq.text_tables import markdown_table
 
 Settings = Mapping[str, Any]
 
@@ -287,12 +288,12 @@ _SHOWN = {
 
 def _table(job: AblationJob, rows: Sequence[Mapping[str, Any]]) -> str:
     """The figures in Markdown: mean ± standard deviation over the seeds."""
-    lines = [["", *_SHOWN.values()], ["---"] * (1 + len(_SHOWN))]
+    lines = []
     for variant in TABLES[job.name].variants:
         mine = [r for r in rows if (r["name"], r["label"]) == (job.name, variant.label)]
         cells = [_cell([r[key] for r in mine if key in r]) for key in _SHOWN]
         lines.append([variant.label, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(["", *_SHOWN.values()], lines)
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, get_args
 
-from rich.console import Console
-from rich.table import Table
-
 from raypq import console, kernels
 from raypq.bench.harness import Line, Result, machine
 from raypq.config import BenchSettings, read_mapping
@@ -18,6 +15,7 @@ from raypq.config.places import Place, Reads
 from raypq.data import result_file
 from raypq.data.store import overlap
 from raypq.errors import ConfigError
+from raypq.text_tables import markdown_table, plain_table
 
 NAMES = tuple(
     name for name in get_args(BenchSettings.model_fields["name"].annotation) if name != "all"
@@ -41,12 +39,11 @@ def run(
     written = overlap.written_file("--json", json_file)
     overlap.refuse_places(place for place in (read, written) if place)
     kernels.set_threads(threads)
-    printer = Console()
-    found = machine(threads) | {"clock": "processor" if processor_time else "wall"}
-    used = found["kernels"]
-    printer.print(
-        f"{found['date']}, {found['cpu']}, {threads} threads, "
-        f"kernels {used['kernels']} ({used['isa']})"
+    document = machine(threads) | {"clock": "processor" if processor_time else "wall"}
+    built = document["kernels"]
+    console.emit(
+        f"{document['date']}, {document['cpu']}, {threads} threads, "
+        f"kernels {built['kernels']} ({built['isa']})"
     )
     results: list[dict[str, Any]] = []
     start = time.monotonic()
@@ -54,20 +51,20 @@ def run(
     for name in names:
         for result in _results(name, threads, classes, processor_time):
             kernels.set_threads(threads)
-            printer.print(_table(result))
-            one = asdict(result)
-            found |= {"rates": rates} if (rates := one.pop("rates")) else {}
-            results.append(one)
+            console.emit(f"\n{_table(result)}")
+            values = asdict(result)
+            document |= {"rates": rates} if (rates := values.pop("rates")) else {}
+            results.append(values)
             reached &= all(goal["reached"] for goal in result.goals)
             if json_file:
-                document = {**found, "seconds": time.monotonic() - start, "results": results}
-                result_file.write(json_file, document)
+                seconds = time.monotonic() - start
+                result_file.write(json_file, {**document, "seconds": seconds, "results": results})
     console.say(f"benches took {time.monotonic() - start:.0f} s")
     return reached
 
 
 def write(path: str, results: list[Result], *, threads: int) -> None:
-    """A result file of benches that ran already."""
+    """Writes a result file of benches that have run."""
     document = {**machine(threads), "results": [asdict(result) for result in results]}
     result_file.write(path, document)
 
@@ -82,7 +79,7 @@ def _results(
 
 
 def figure(value: float) -> str:
-    """A rate as people read it; a very small one with its power of ten."""
+    """A rate as text; a very large or very small one with its power of ten."""
     if value >= 1e9 or 0 < value < 0.005:
         return f"{value:.3g}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
@@ -113,47 +110,46 @@ def markdown(name: str, path: str, *, goals: bool = False) -> str:
 
 
 def _goals(results: list[Result]) -> str:
-    lines = ["| | against | raypq is | goal |", "|---|---|---:|---:|"]
+    rows = []
     for result in results:
-        work = f"{result.bench}: {result.case}"
+        case = f"{result.bench}: {result.case}"
         for goal in result.goals:
-            asked = f"{goal['at_least']:g}× {'✓' if goal['reached'] else '✗'}"
-            lines.append(f"| {work} | {goal['peer']} | {goal['ratio']:.2f}× | {asked} |")
-            work = ""
-    return "\n".join(lines)
+            rows.append([case, goal["peer"], f"{goal['ratio']:.2f}×", _goal(goal)])
+            case = ""
+    return markdown_table(["", "against", "raypq is", "goal"], rows, left=2)
+
+
+def _goal(goal: dict[str, Any]) -> str:
+    return f"{goal['at_least']:g}× {'✓' if goal['reached'] else '✗'}"
 
 
 def _markdown(result: Result) -> str:
-    lines = [f"**{result.bench}**: {result.case}", "", f"| | {result.unit} | raypq is | goal |"]
-    lines.append("|---|---:|---:|---:|")
-    ours = next((line.rate for line in result.lines if line.ours), None)
-    goals = {goal["peer"]: goal for goal in result.goals}
-    for line in result.lines:
-        ratio = "" if line.ours or ours is None else f"{ours / line.rate:.2f}×"
-        goal = goals.get(line.name)
-        asked = f"{goal['at_least']:g}× {'✓' if goal['reached'] else '✗'}" if goal else ""
-        lines.append(f"| {line.name} | {figure(line.rate)} | {ratio} | {asked} |")
-    for key, value in result.checks.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-        lines.append(f"| *{key}* | {shown} | | |")
-    return "\n".join(lines)
+    goals = {goal["peer"]: _goal(goal) for goal in result.goals}
+    rows = [
+        [line.name, figure(line.rate), _ratio(result, line), goals.get(line.name, "")]
+        for line in result.lines
+    ]
+    rows += [[f"*{key}*", _check(value), "", ""] for key, value in result.checks.items()]
+    table = markdown_table(["", result.unit, "raypq is", "goal"], rows)
+    return f"**{result.bench}**: {result.case}\n\n{table}"
 
 
-def _table(result: Result) -> Table:
-    table = Table(title=f"{result.bench}: {result.case}", title_justify="left")
-    table.add_column("")
-    table.add_column(result.unit, justify="right")
-    table.add_column("raypq is", justify="right")
+def _ratio(result: Result, line: Line) -> str:
+    """How much faster raypq is than a peer."""
     ours = next((line.rate for line in result.lines if line.ours), None)
-    for line in result.lines:
-        ratio = "" if line.ours or ours is None else f"{ours / line.rate:.2f}×"
-        table.add_row(line.name, figure(line.rate), ratio)
+    return "" if line.ours or ours is None else f"{ours / line.rate:.2f}×"
+
+
+def _check(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(result: Result) -> str:
+    rows = [[line.name, figure(line.rate), _ratio(result, line)] for line in result.lines]
     for goal in result.goals:
         mark = "reached" if goal["reached"] else "NOT reached"
-        table.add_row(f"goal against {goal['peer']}", f"{goal['at_least']:g}×", mark)
-    for name, value in result.checks.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-        table.add_row(f"[dim]{name}[/dim]", shown, "")
-    for name in result.absent:
-        table.add_row(f"[dim]absent: {name}[/dim]", "", "")
-    return table
+        rows.append([f"goal against {goal['peer']}", f"{goal['at_least']:g}×", mark])
+    rows += [[name, _check(value), ""] for name, value in result.checks.items()]
+    rows += [[f"absent: {name}", "", ""] for name in result.absent]
+    head = ["", result.unit, "raypq is"]
+    return plain_table(head, rows, title=f"{result.bench}: {result.case}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from raypq import console
 from raypq.cli.job_command import job_command
 from raypq.cli.options import show
+from raypq.text_tables import markdown_table
 
 if TYPE_CHECKING:
     from raypq.sizing import PlanSettings, Stage
@@ -37,12 +38,11 @@ def plan(settings: PlanSettings) -> None:
 
 def _table(stages: list[Stage], *, priced: bool) -> str:
     head = ["", "time", "read", "written", "memory of a worker"] + (["cost"] if priced else [])
-    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    rows = []
     for item in stages:
         cells = [item.name, _time(item.seconds), *map(_bytes, (item.read, item.written))]
-        cells += [_bytes(item.memory)] + ([f"{item.cost:,.2f}"] if priced else [])
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([*cells, _bytes(item.memory), *([f"{item.cost:,.2f}"] if priced else [])])
+    return markdown_table(head, rows)
 
 
 def _time(seconds: float) -> str:

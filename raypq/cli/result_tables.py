@@ -1,18 +1,16 @@
-"""What the evaluations print: a short table of figures. All of them, and the record of the run, are
-in the JSON file."""
+"""Output of the evaluations: a short table of scores. All scores, and the record of the run, are in
+the JSON file."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from raypq import console
 from raypq.cli.options import PLACE, show
-
-_WIDTH = 100  # of a table, as everything else that is printed
+from raypq.text_tables import plain_table
 
 json_file = click.option(
     "--json",
@@ -22,35 +20,45 @@ json_file = click.option(
 )
 
 
-def output(result: dict[str, Any], to: str | None, table: Callable[[dict[str, Any]], str]) -> None:
+def output(
+    result: dict[str, Any], path: str | None, table: Callable[[dict[str, Any]], str]
+) -> None:
     """Writes the scores to a file if one is named, and prints them as a table."""
     from raypq.data import result_file
 
     if console.structured():
-        if to and to != "-":
-            result_file.write(to, result)
+        if path and path != "-":
+            result_file.write(path, result)
         show(result)
         return
-    if to == "-":
+    if path == "-":
         console.emit(result_file.text_of(result))
         return
-    if to:
-        result_file.write(to, result)
+    if path:
+        result_file.write(path, result)
     console.emit(table(result))
 
 
 def classification(result: dict[str, Any]) -> str:
-    """Accuracy by group, then what holds for both groups together."""
-    kinds = [key for key in result["top1"] if key.startswith("hit@") and "mean" not in key]
+    """Accuracy of all, seen and unseen classes, then the generalized zero-shot scores."""
+    metrics = [key for key in result["top1"] if key.startswith("hit@") and "mean" not in key]
     groups = [
-        [name, f"{told['classes']:,}", f"{told['images']:,}", *(_share(told.get(k)) for k in kinds)]
+        [
+            name,
+            f"{scores['classes']:,}",
+            f"{scores['images']:,}",
+            *(_share(scores.get(metric)) for metric in metrics),
+        ]
         for name, key in (("all", "top1"), ("seen", "seen"), ("unseen", "unseen"))
-        if (told := result.get(key))
+        if (scores := result.get(key))
     ]
-    about = f"{result['images']:,} images, candidates {result['candidates']}"
+    about = (
+        f"{result['images']:,} images, candidates {result['candidates']}, "
+        f"evaluated: {result['split']}"
+    )
     parts = [
-        f"{result['predictions']}, version {result['version']}\n{about}, judged: {result['split']}",
-        _table(["mean of the classes", "classes", "images", *kinds], groups),
+        f"{result['predictions']}, version {result['version']}\n{about}",
+        plain_table(["mean of the classes", "classes", "images", *metrics], groups),
     ]
     curve = result.get("calibrated", {})
     rows = [["as predicted", *(_share(result.get(key)) for key in ("zsl", "ts", "tr", "H"))]]
@@ -61,7 +69,7 @@ def classification(result: dict[str, Any]) -> str:
     if "best_H" in curve:
         rows.append([f"the best γ, {curve['best_gamma']:.4g}", "", "", "", _share(curve["best_H"])])
     if any(any(row[1:]) for row in rows):
-        parts.append(_table(["zero-shot", "ZSL", "ts", "tr", "H"], rows))
+        parts.append(plain_table(["zero-shot", "ZSL", "ts", "tr", "H"], rows))
     if "ausuc" in curve:
         parts.append(
             f"Area under the seen-unseen curve: {curve['ausuc']:.3f}. "
@@ -72,41 +80,48 @@ def classification(result: dict[str, Any]) -> str:
 
 def retrieval(result: dict[str, Any]) -> str:
     """One row for each R, and the mean average precision of the full ranking."""
-    kinds = ("map", "precision", "recall", "1-recall")
     depths = sorted({int(key.partition("@")[2]) for key in result if "@" in key})
-    there = [kind for kind in kinds if depths and f"{kind}@{depths[0]}" in result]
-    rows = [[f"{R:,}", *(_share(result[f"{kind}@{R}"]) for kind in there)] for R in depths]
-    left = [
-        f"{count:,} {words}"
-        for words, count in (
+    metrics = [
+        metric
+        for metric in ("map", "precision", "recall", "1-recall")
+        if depths and f"{metric}@{depths[0]}" in result
+    ]
+    rows = [[f"{R:,}", *(_share(result[f"{metric}@{R}"]) for metric in metrics)] for R in depths]
+    left_out = [
+        f"{count:,} {reason}"
+        for reason, count in (
             ("without a label", result["queries_without_label"]),
             ("without a row of their label", result["queries_without_relevant"]),
             ("refused", len(result["refused"])),
         )
         if count
     ]
-    asked = f"{result['queries']:,} queries of {result['rows']:,} rows"
-    about = f"{asked}, {result['metric']}, {result['distance'].upper()}"
+    about = (
+        f"{result['queries']:,} queries of {result['rows']:,} rows, {result['metric']}, "
+        f"{result['distance'].upper()}"
+    )
     parts = [f"{result['codes']}, version {result['version']}\n{about}"]
     if "map" in result:
         parts.append(f"mAP over the full ranking: {_share(result['map'])}")
     if rows:
         names = {"map": "mAP@R"}
-        parts.append(_table(["R", *(names.get(kind, f"{kind}@R") for kind in there)], rows))
-    if left:
-        parts.append(f"Queries {', '.join(left)}.")
+        parts.append(
+            plain_table(["R", *(names.get(metric, f"{metric}@R") for metric in metrics)], rows)
+        )
+    if left_out:
+        parts.append(f"Queries {', '.join(left_out)}.")
     return "\n\n".join(parts)
 
 
 def fewshot(result: dict[str, Any]) -> str:
     """One row for each number of examples."""
     rows = [
-        [name, _share(told["accuracy"]), f"± {told['interval']:.3f}"]
-        for name, told in result.items()
+        [name, _share(scores["accuracy"]), f"± {scores['interval']:.3f}"]
+        for name, scores in result.items()
         if name.endswith("-shot")
     ]
     head = [f"{result['ways']}-way, {result['space']}", "accuracy", "95 %"]
-    return f"{_table(head, rows)}\n\nMeans over {result['episodes']:,} episodes."
+    return f"{plain_table(head, rows)}\n\nMeans over {result['episodes']:,} episodes."
 
 
 def clusterability(result: dict[str, Any]) -> str:
@@ -115,23 +130,8 @@ def clusterability(result: dict[str, Any]) -> str:
         result["space"], f"{result['images']:,}", f"{result['classes']:,}",
         _share(result["mi"]), _share(result["nmi"]), f"± {result['nmi_std']:.3f}",
     ]  # fmt: skip
-    return _table(["space", "images", "classes", "nats", "normalised", "restarts"], [row])
+    return plain_table(["space", "images", "classes", "nats", "normalised", "restarts"], [row])
 
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for place, name in enumerate(head):
-        table.add_column(name, justify="right" if place else "left")
-    for row in rows:
-        table.add_row(*row)
-    text = io.StringIO()
-    Console(file=text, width=_WIDTH, markup=False, emoji=False).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

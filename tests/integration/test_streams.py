@@ -143,7 +143,7 @@ PLAN = f'plan --images 1000000 --rates "{RESULT}"'
 def test_a_reader_that_has_enough_is_no_error(unbuffered: str) -> None:
     done = shell(f"raypq {PLAN} | head -1", PYTHONUNBUFFERED=unbuffered)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("|  | time |")
+    assert done.stdout.startswith("| | time |")
     done = shell(f"raypq {PLAN} | true", PYTHONUNBUFFERED=unbuffered)
     assert (done.returncode, done.stderr) == (0, "")
 
