@@ -72,7 +72,7 @@ def test_too_large_for_float16_is_an_error_and_leaves_no_file(write, tmp_path: P
     write("in/a.parquet", id=["x", "y"], feature=np.array([[1, 2], [3, 7e4]], np.float32))
     out = tmp_path / "out"
     job = RepackJob(features=[str(tmp_path / "in")], output=str(out), dtype="float16")
-    with pytest.raises(JobError, match="float16 can hold, found 70000"):
+    with pytest.raises(JobError, match="range of float16, found 70000"):
         repack(job, LocalExecutor())
     assert not out.exists() or not list(out.iterdir())
 

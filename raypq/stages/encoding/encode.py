@@ -212,13 +212,6 @@ def execute(
     work = encode_work(model.fingerprint, job)
     check_label_column([task.shard for task in run.tasks if task.work == work], job.columns)
     rule = id_rule(run, job.columns)
-    settings = {
-        "model": job.model,
-        "fingerprint": model.fingerprint,
-        "M": model.M,
-        "K": model.K,
-        "precision": job.precision,
-    }
     precision = PrecisionCheck()
     left_out = 0
     fresh: list[shard_writer.Receipt] = []
@@ -236,7 +229,7 @@ def execute(
         record.end_of_work("encode")
         ids = check_ids(job, receipts, run.latest)
         record.lap("check ids")
-        summary = {**settings, **describe(fresh), **ids}
+        summary = {**_settings(job, model), **describe(fresh), **ids}
         if left_out:
             summary["images_left_out"] = left_out
         if precision.codes:
@@ -255,6 +248,17 @@ def execute(
             summarise=summarise,
             on_start=lambda: model_store.save(job.output, model),
         )
+
+
+def _settings(job: EncodeJob, model: Model) -> dict[str, Any]:
+    """The settings that a version records."""
+    return {
+        "model": job.model,
+        "fingerprint": model.fingerprint,
+        "M": model.M,
+        "K": model.K,
+        "precision": job.precision,
+    }
 
 
 def check_ids(

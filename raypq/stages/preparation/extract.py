@@ -1,9 +1,10 @@
-"""Extract: features of images under a backbone, one file a shard."""
+"""Extract: features of images by a backbone, one file for each shard."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,12 @@ from raypq.stages.stores.shard_types import check_label_column, rule_of
 
 Backbone = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
-_PICTURES = 64  # that go through a backbone at once
+_BATCH_IMAGES = 64  # of one call of a backbone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extracted:
-    """One shard of features: its rows, their width, and the images left out."""
+    """One shard of features: rows, width, and number of images that could not be decoded."""
 
     rows: int
     width: int
@@ -48,7 +49,7 @@ class Extracted:
 
 
 class ExtractWorker:
-    """Turns shards of images into shards of features."""
+    """Computes shards of features from shards of images."""
 
     def __init__(self, job: ExtractJob, rule: IdRule | None) -> None:
         self._columns, self._output, self._rule = job.columns, job.output, rule
@@ -56,7 +57,7 @@ class ExtractWorker:
 
     @property
     def _width(self) -> int:
-        """Width of the features, by one black image: for a shard without any."""
+        """Width of the features, from one black image; for a shard without images."""
         side = self._columns.image_size
         assert side is not None, "checked before"
         return self._backbone(np.zeros((1, images.row_width(side)), np.float32)).shape[1]
@@ -82,7 +83,7 @@ class ExtractWorker:
                     write_page_checksum=True,
                 ) as writer,
             ):
-                for batch, F in _with(first, batches) if first else ():
+                for batch, F in chain([first], batches) if first else ():
                     writer.write_batch(_record(batch, F, schema))
                     rows += len(batch)
         return Extracted(rows=rows, width=width, left_out=reader.left_out)
@@ -90,16 +91,11 @@ class ExtractWorker:
     def _batches(self, reader: FeatureReader) -> Iterator[tuple[FeatureBatch, NDArray[np.float32]]]:
         for batch in ahead(reader.batches()):
             parts = [
-                self._backbone(batch.X[start : start + _PICTURES])
-                for start in range(0, len(batch), _PICTURES)
+                self._backbone(batch.X[start : start + _BATCH_IMAGES])
+                for start in range(0, len(batch), _BATCH_IMAGES)
             ]
             F = np.concatenate(parts)
             yield batch, arrays.finite_float32(F, where=batch.where, ids=batch.ids, row0=batch.row)
-
-
-def _with(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
 
 
 def _record(batch: FeatureBatch, F: NDArray[np.float32], schema: pa.Schema) -> pa.RecordBatch:
@@ -110,16 +106,16 @@ def _record(batch: FeatureBatch, F: NDArray[np.float32], schema: pa.Schema) -> p
 
 
 def load_backbone(job: ExtractJob) -> Backbone:
-    """What turns pictures as rows [n, 3·S²] in 0 … 1 into features [n, dx].
+    """The function from images [n, 3·S²] in 0 … 1 to features [n, dx].
 
     Raises:
-        ConfigError: an unknown name, a package or file that is not there.
+        ConfigError: an unknown name, a missing package or file.
         ModelError: a model directory that cannot be read.
     """
     name, device = job.backbone, job.where.device
     library, colon, model = name.partition(":")
     if colon and library in ("torchvision", "timm"):
-        return _through(named(library, model, None, pretrained=True), job)
+        return _torch(named(library, model, None, pretrained=True), job)
     if not exists(name):
         raise ConfigError(
             f"backbone: {name!r} is neither torchvision:NAME nor timm:NAME, and no such file or "
@@ -133,13 +129,13 @@ def load_backbone(job: ExtractJob) -> Backbone:
         loaded = torch.jit.load(name, map_location=device)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise ConfigError(
-            f"backbone: {name} is no TorchScript file: {str(error).splitlines()[0]}"
+            f"backbone: {name} is not a TorchScript file: {str(error).splitlines()[0]}"
         ) from None
-    return _through(loaded, job)
+    return _torch(loaded, job)
 
 
-def _pictures(X: NDArray[np.float32], job: ExtractJob) -> NDArray[np.float32]:
-    """Rows as pictures [n, 3, S, S], centred and scaled channel by channel."""
+def _images(X: NDArray[np.float32], job: ExtractJob) -> NDArray[np.float32]:
+    """Rows as images [n, 3, S, S], with mean and std of each channel applied."""
     side = job.columns.image_size
     assert side is not None, "checked before"
     mean = np.asarray(job.mean, np.float32)[:, None, None]
@@ -147,13 +143,13 @@ def _pictures(X: NDArray[np.float32], job: ExtractJob) -> NDArray[np.float32]:
     return (X.reshape(len(X), 3, side, side) - mean) / std
 
 
-def _through(network: torch.nn.Module, job: ExtractJob) -> Backbone:
+def _torch(network: torch.nn.Module, job: ExtractJob) -> Backbone:
     network = network.eval().to(job.where.device)
 
     def run(X: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            found = network(torch.from_numpy(_pictures(X, job)).to(job.where.device))
-        return _flat(found.float().cpu().numpy())
+            features = network(torch.from_numpy(_images(X, job)).to(job.where.device))
+        return _flat(features.float().cpu().numpy())
 
     return run
 
@@ -165,7 +161,7 @@ def _onnx(content: bytes, job: ExtractJob) -> Backbone:
     name = session.get_inputs()[0].name
 
     def run(X: NDArray[np.float32]) -> NDArray[np.float32]:
-        return _flat(session.run(None, {name: _pictures(X, job)})[0])
+        return _flat(session.run(None, {name: _images(X, job)})[0])
 
     return run
 
@@ -175,17 +171,17 @@ def _flat(F: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def extract(job: ExtractJob, executor: Executor) -> dict[str, Any]:
-    """Writes the features of every shard of images under ``output``, as ``<stem>.parquet``.
+    """Writes the features of every shard of images to ``<output>/<stem>.parquet``.
 
     Raises:
-        ConfigError: no image size, a backbone that is not there, an output with other files in it.
-        JobError: shards that could not be read; every good one is written.
+        ConfigError: no image size, an unknown backbone, or other files in the output folder.
+        JobError: some shards could not be read; all others are written.
     """
     if job.columns.image_size is None:
         raise ConfigError(
             "extract needs the size of the images: pass --image-size (columns.image_size)"
         )
-    load_backbone(job)  # a wrong name is told at once, and once
+    load_backbone(job)  # raises before any worker starts
     store = FeatureStore.open(job.images, job.columns)
     check_label_column(store.shards, job.columns)
     rule = rule_of(store.shards, job.columns)
@@ -193,25 +189,21 @@ def extract(job: ExtractJob, executor: Executor) -> dict[str, Any]:
     refuse_others(job.output, [f"{shard.stem}.parquet" for shard in store.shards])
     failures: list[ShardFailure] = []
     with executor.start_workers(ExtractWorker, job, rule, stage="extract") as pool:
-        done = list(
+        shards = list(
             completed(
                 pool.map(ExtractWorker.extract, tasks),
                 total=len(tasks),
                 label="extract",
                 on_bad_shard=job.on_bad_shard,
                 failures=failures,
-                images=lambda one: one.rows,
+                images=lambda shard: shard.rows,
             )
         )
     return {
         "output": job.output,
-        "shards": len(done),
-        "images": sum(one.rows for one in done),
-        "dx": _widths(done),
-        "images_left_out": sum(one.left_out for one in done),
+        "shards": len(shards),
+        "images": sum(shard.rows for shard in shards),
+        "dx": max((shard.width for shard in shards), default=0),
+        "images_left_out": sum(shard.left_out for shard in shards),
         "quarantined": [str(failure) for failure in failures],
     }
-
-
-def _widths(done: Sequence[Extracted]) -> int:
-    return max((one.width for one in done), default=0)

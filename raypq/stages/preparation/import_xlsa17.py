@@ -1,8 +1,8 @@
 """The published ZSL benchmarks as feature stores: res101.mat and att_splits.mat with their
 Proposed Split (Xian et al., "Zero-Shot Learning: A Comprehensive Evaluation", TPAMI 2018).
 
-``features`` is [dx, N] and ``labels`` [N, 1], counted from 1; ``att`` is [da, T], and the
-``…_loc`` are row numbers counted from 1.
+``features`` is [dx, N], ``labels`` [N, 1] are class numbers from 1, ``att`` is [da, T], and
+``…_loc`` are row numbers from 1.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def import_xlsa17(job: ImportXlsa17Job) -> dict[str, Any]:
 
     Raises:
         ConfigError: SciPy is not installed.
-        InputError: a file that is missing, is not of this layout, or contradicts the other.
+        InputError: a file is missing, has another layout, or contradicts the other file.
     """
     features = Path(job.source) / "res101.mat"
     splits = Path(job.source) / "att_splits.mat"
@@ -43,7 +43,7 @@ def import_xlsa17(job: ImportXlsa17Job) -> dict[str, Any]:
     X = _matrix(feats["features"], features, "features").T
     y = _numbers(feats["labels"], features, "labels")
     A = _matrix(atts["att"], splits, "att").T
-    names = [str(np.ravel(one)[0]) for one in np.ravel(atts["allclasses_names"])]
+    names = [str(np.ravel(name)[0]) for name in np.ravel(atts["allclasses_names"])]
     if len(y) != len(X):
         raise InputError(str(features), expected=f"{len(X)} labels", found=str(len(y)))
     if len(names) != len(A) or not len(y) or not 0 <= y.min() <= y.max() < len(A):
@@ -88,38 +88,38 @@ def _load(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
         raise InputError(
             str(path), expected="a MATLAB file up to version 7", found="one of version 7.3 (HDF5)"
         ) from None
-    except Exception as error:  # whatever SciPy says of a file that is none
+    except Exception as error:  # SciPy raises many types for files of other formats
         raise InputError(str(path), expected="a MATLAB file", found=str(error)) from None
     absent = [key for key in keys if key not in content]
     if absent:
-        there = ", ".join(sorted(key for key in content if not key.startswith("__")))
+        present = ", ".join(sorted(key for key in content if not key.startswith("__")))
         raise InputError(
-            str(path), expected=f"variables {', '.join(absent)}", found=there or "no variable"
+            str(path), expected=f"variables {', '.join(absent)}", found=present or "no variable"
         )
     return content
 
 
 def _matrix(value: Any, path: Path, name: str) -> NDArray[np.float32]:
-    found = np.asarray(value)
-    if found.ndim != 2 or found.dtype.kind not in "fiu":
+    matrix = np.asarray(value)
+    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
         raise InputError(
             f"{path}, variable {name!r}",
             expected="a matrix of numbers",
-            found=f"shape {found.shape} of {found.dtype}",
+            found=f"shape {matrix.shape} of {matrix.dtype}",
         )
-    if not np.isfinite(found).all():
+    if not np.isfinite(matrix).all():
         raise InputError(f"{path}, variable {name!r}", expected="finite numbers", found="NaN or ∞")
-    return found.astype(np.float32)
+    return matrix.astype(np.float32)
 
 
 def _numbers(value: Any, path: Path, name: str) -> NDArray[np.int64]:
-    """Numbers counted from 1, as numbers counted from 0."""
-    found = np.ravel(np.asarray(value))
-    if found.dtype.kind not in "fiu" or (found != np.round(found)).any():
+    """Numbers from 1 as indices from 0."""
+    numbers = np.ravel(np.asarray(value))
+    if numbers.dtype.kind not in "fiu" or (numbers != np.round(numbers)).any():
         raise InputError(
-            f"{path}, variable {name!r}", expected="whole numbers", found=str(found.dtype)
+            f"{path}, variable {name!r}", expected="whole numbers", found=str(numbers.dtype)
         )
-    return found.astype(np.int64) - 1
+    return numbers.astype(np.int64) - 1
 
 
 def _rows(value: Any, N: int, path: Path, name: str) -> NDArray[np.int64]:
@@ -140,7 +140,7 @@ def _check_split(
     names: list[str],
     path: Path,
 ) -> None:
-    """No row in two parts; test parts on their sides of seen and unseen."""
+    """Checks that no row is in two parts, and that test parts hold seen or unseen classes only."""
     rows = np.concatenate(list(parts.values()))
     if len(np.unique(rows)) != len(rows):
         raise InputError(str(path), expected="parts without common rows", found="a row in two")
@@ -155,16 +155,16 @@ def _check_split(
 
 
 def _ids(files: Any, N: int) -> list[str]:
-    """Names of the images where the file has them, numbers otherwise."""
+    """Paths of the images if the file has them and they are distinct, row numbers otherwise."""
     if files is None or np.size(files) != N:
         return [str(row) for row in range(N)]
-    paths = [str(np.ravel(one)[0]).replace("\\", "/") for one in np.ravel(files)]
+    paths = [str(np.ravel(file)[0]).replace("\\", "/") for file in np.ravel(files)]
     stems = ["/".join(PurePosixPath(path).with_suffix("").parts[-2:]) for path in paths]
     return stems if len(set(stems)) == N else [str(row) for row in range(N)]
 
 
 def _readable(name: str) -> str:
-    """``001.Black_footed_Albatross`` or ``polar+bear`` as people write it."""
+    """``001.Black_footed_Albatross`` or ``polar+bear`` in plain words."""
     return name.split(".", 1)[-1].replace("_", " ").replace("+", " ")
 
 

@@ -1,8 +1,8 @@
-"""Repack: a feature store rewritten so that it reads as fast as the disk.
+"""Repack: rewrites a feature store in the layout that reads fastest.
 
-Vectors become fixed_size_binary, uncompressed and without a dictionary: a page is then copied as
-it stands (3.4–4.8 GB/s a thread where fixed_size_list gives 0.5–0.8). The width is noted beside
-the column, other columns are carried through, and every page has a checksum.
+Vectors become fixed_size_binary, uncompressed and without a dictionary, so pages are copied without
+decoding (3.4–4.8 GB/s a thread, where fixed_size_list gives 0.5–0.8). The metadata of the column
+has the width, other columns are copied, and every page has a checksum.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from raypq.execution.run_record import RunRecord
 from raypq.stages.stores.shard_task import ShardTask
 from raypq.stages.stores.shard_types import check_label_column, rule_of
 
-SUMMARY = "_repack.json"  # other readers of Parquet folders pass over names like this
-_GROUP_BYTES = 64 << 20  # of vectors in a row group
+SUMMARY = "_repack.json"  # readers of Parquet folders skip names with an underscore
+_ROW_GROUP_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,6 @@ class Repacked:
     """One rewritten shard."""
 
     rows: int
-    bytes_before: int
 
 
 class RepackWorker:
@@ -75,7 +74,7 @@ class RepackWorker:
             first = next(batches, None)
             if first is None:
                 width = width or arrays.width_of(field.type)
-                schema = file.schema_arrow  # which stays where it tells no width
+                schema = file.schema_arrow  # unchanged if the width is unknown
                 if width:
                     schema = self._schema(schema, name, width)
             else:
@@ -96,7 +95,7 @@ class RepackWorker:
                     for batch in _groups(first, batches, schema):
                         writer.write_table(batch, len(batch))
                         rows += len(batch)
-        return Repacked(rows=rows, bytes_before=shard.size)
+        return Repacked(rows=rows)
 
     def _check_names(self, file: CheckedFile) -> Callable[[pa.RecordBatch, int], None]:
         """What refuses the ids and labels of a batch that ``encode`` would refuse, too.
@@ -135,8 +134,8 @@ class RepackWorker:
             width = raw.shape[1]
             X = arrays.finite_float32(raw, where=where, row0=row)
             stored = arrays.fixed_binary(_bytes(X, self._dtype, f"{where}, row {row} and on"))
-            place = batch.schema.get_field_index(name)
-            yield batch.set_column(place, pa.field(name, stored.type, nullable=False), stored)
+            index = batch.schema.get_field_index(name)
+            yield batch.set_column(index, pa.field(name, stored.type, nullable=False), stored)
             row += len(batch)
 
 
@@ -145,7 +144,7 @@ def _bytes(X: NDArray[np.float32], dtype: np.dtype[Any], where: str) -> NDArray[
         narrow = X.astype(dtype)
     if dtype != X.dtype and not np.isfinite(narrow).all():
         raise InputError(
-            where, expected="values that float16 can hold", found=f"{np.abs(X).max():g}"
+            where, expected="values within the range of float16", found=f"{np.abs(X).max():g}"
         )
     return narrow.view(np.uint8).reshape(len(X), -1)
 
@@ -153,34 +152,34 @@ def _bytes(X: NDArray[np.float32], dtype: np.dtype[Any], where: str) -> NDArray[
 def _groups(
     first: pa.RecordBatch | None, rest: Iterator[pa.RecordBatch], schema: pa.Schema
 ) -> Iterator[pa.Table]:
-    """Batches gathered to row groups of a good size."""
-    held = [first] if first is not None else []
-    size = sum(batch.nbytes for batch in held)
+    """Batches joined to row groups of at least ``_ROW_GROUP_BYTES``."""
+    group = [first] if first is not None else []
+    size = sum(batch.nbytes for batch in group)
     for batch in rest:
-        held.append(batch)
+        group.append(batch)
         size += batch.nbytes
-        if size >= _GROUP_BYTES:
-            yield pa.Table.from_batches(held, held[0].schema).cast(schema)
-            held, size = [], 0
-    if held:
-        yield pa.Table.from_batches(held, held[0].schema).cast(schema)
+        if size >= _ROW_GROUP_BYTES:
+            yield pa.Table.from_batches(group, group[0].schema).cast(schema)
+            group, size = [], 0
+    if group:
+        yield pa.Table.from_batches(group, group[0].schema).cast(schema)
 
 
 def repack(job: RepackJob, executor: Executor) -> dict[str, Any]:
-    """Rewrites every shard of a store under ``output``, as ``<stem>.parquet``.
+    """Rewrites every shard of a store to ``<output>/<stem>.parquet``.
 
-    ``_repack.json`` beside them is the summary of the run.
+    ``<output>/_repack.json`` is the summary of the run.
 
     Raises:
-        ConfigError: Parquet files are there already, and are not to be written over, or would not
-            be.
-        InputError: a label column that was named and that no shard has.
-        JobError: shards that could not be read; every good one is written.
+        ConfigError: the output holds Parquet files, and ``overwrite`` is not set or would leave
+            some of them.
+        InputError: no shard has the label column that the user named.
+        JobError: some shards could not be read; all others are written.
     """
     record = RunRecord(job, executor)
-    if not job.overwrite and (there := parquet_files(job.output)):
+    if not job.overwrite and (existing := parquet_files(job.output)):
         raise ConfigError(
-            f"output: {job.output} holds {len(there)} Parquet file(s) already; name another "
+            f"output: {job.output} holds {len(existing)} Parquet file(s) already; name another "
             "folder, or pass --overwrite (overwrite: true) to write over them"
         )
     store = FeatureStore.open(job.features, job.columns)
@@ -196,16 +195,16 @@ def repack(job: RepackJob, executor: Executor) -> dict[str, Any]:
         ) as pool,
         record.observe(pool),
     ):
-        for done in completed(
+        for shard in completed(
             pool.map(RepackWorker.repack, tasks),
             total=len(tasks),
             label="repack",
             on_bad_shard=job.on_bad_shard,
             failures=failures,
-            images=lambda done: done.rows,
+            images=lambda shard: shard.rows,
         ):
-            rows += done.rows
-            record.finished(done.rows)
+            rows += shard.rows
+            record.finished(shard.rows)
     result = {
         "output": job.output,
         "shards": len(tasks) - len(failures),

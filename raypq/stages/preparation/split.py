@@ -1,9 +1,9 @@
-"""Split: a labelled store cut into the parts of a semi-supervised retrieval protocol.
+"""Split: divides a labelled store into the parts of a semi-supervised retrieval protocol.
 
 Protocol 1 (single category) and protocol 2 (unseen category) are those of Jang and Cho,
 "Generalized Product Quantization Network for Semi-supervised Image Retrieval", section 4. Rows
-are drawn by a hash of their id and the seed, so the parts do not depend on how the rows lie in
-files. Every row goes into one part and keeps all its columns.
+are drawn by a hash of their id and the seed, so the parts do not depend on the order of rows in
+files. Every row goes into one part, with all its columns.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from raypq.errors import ConfigError, InputError
 from raypq.execution.executor import Executor, completed
 from raypq.stages.stores.shard_types import check_label_column
 
-_GROUP = 4096  # rows that are held at once
+_BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """Ids and labels of one shard, both [n] strings, and which of the two stores it is of.
+    """Ids and labels of one shard, both [n] strings.
 
     Attributes:
         kind: the type of the ids in the file; None without rows.
+        test: whether the shard is of the test store.
     """
 
     shard: Shard
@@ -48,7 +49,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SplitTask:
-    """A shard, the name of its files, and the part of each row [n] among ``parts``."""
+    """A shard, the stem of its output files, and the index of each row's part [n]."""
 
     shard: Shard
     stem: str
@@ -57,12 +58,12 @@ class SplitTask:
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """Name for errors and logs."""
         return self.shard.uri
 
 
 class SplitWorker:
-    """Writes the rows of a shard to the parts that they belong to."""
+    """Writes the rows of shards to files of their parts."""
 
     def __init__(self, output: str) -> None:
         self._output = output
@@ -73,29 +74,29 @@ class SplitWorker:
             chosen = task.part == number
             if not chosen.any():
                 continue
-            place = join(join(self._output, name), f"{task.stem}.parquet")
+            uri = join(join(self._output, name), f"{task.stem}.parquet")
             with (
                 open_parquet(task.shard.uri) as file,
-                replacing(place) as sink,
+                replacing(uri) as sink,
                 pq.ParquetWriter(
                     sink, arrays.without_views(file.schema_arrow), write_page_checksum=True
                 ) as writer,
             ):
                 row = 0
-                for batch in file.iter_batches(batch_size=_GROUP):
+                for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                     keep = chosen[row : row + len(batch)]
                     row += len(batch)
                     if keep.any():
-                        writer.write_batch(_taken(batch, keep, writer.schema, task.shard.uri))
+                        writer.write_batch(_filtered(batch, keep, writer.schema, task.shard.uri))
 
 
-def _taken(
+def _filtered(
     batch: pa.RecordBatch, keep: NDArray[np.bool_], schema: pa.Schema, uri: str
 ) -> pa.RecordBatch:
-    """The rows to keep [n], in the types of a schema.
+    """The rows of a batch that ``keep`` [n] selects, in the types of a schema.
 
     Raises:
-        InputError: a column of a type of which pyarrow cannot take rows.
+        InputError: a column has a type that pyarrow cannot filter.
     """
     mask, columns = pa.array(keep), []
     for column, field in zip(batch.columns, schema, strict=True):
@@ -104,7 +105,7 @@ def _taken(
         except pa.ArrowNotImplementedError:
             raise InputError(
                 f"{uri}, column '{field.name}'",
-                expected="a type that rows can be taken of",
+                expected="a type whose rows can be filtered",
                 found=f"{column.type} of {getattr(column.type, 'storage_type', 'views')}; drop the "
                 "column, or write it without views",
             ) from None
@@ -112,38 +113,38 @@ def _taken(
 
 
 def split(job: SplitJob, executor: Executor) -> dict[str, Any]:
-    """Writes a folder for each part below ``output``; returns the rows and classes of each.
+    """Writes a folder for each part below ``output``; returns their numbers of rows and classes.
 
     Raises:
-        ConfigError: more rows asked for than there are, protocol 2 with too few classes, an output
-            with other files in it.
+        ConfigError: more rows requested than exist, protocol 2 with too few classes, or other files
+            in the output folder.
         InputError: a row without a label, a class with too few rows.
-        JobError: shards that could not be read or written.
+        JobError: some shards could not be read or written.
     """
     stores = [(FeatureStore.open(job.features, job.columns), False)]
     if job.test:
         stores.append((FeatureStore.open(job.test, job.columns), True))
     shards = [shard for store, _ in stores for shard in store.shards]
     check_label_column(shards, job.columns)
-    rows = [_read(shard, job.columns, test) for store, test in stores for shard in store.shards]
-    _check_ids(rows, job.columns)
-    label = np.concatenate([one.labels.to_numpy(zero_copy_only=False) for one in rows])
-    test = np.concatenate([np.full(len(one.ids), one.test) for one in rows])
-    draw = _Draw(seed=job.seed, ids=[str(name) for one in rows for name in one.ids.to_pylist()])
+    files = [_read(shard, job.columns, test) for store, test in stores for shard in store.shards]
+    _check_ids(files, job.columns)
+    label = np.concatenate([file.labels.to_numpy(zero_copy_only=False) for file in files])
+    test = np.concatenate([np.full(len(file.ids), file.test) for file in files])
+    draw = _Draw(seed=job.seed, ids=[str(name) for file in files for name in file.ids.to_pylist()])
     parts = (_single if job.protocol == 1 else _unseen)(job, draw, label, test)
     part = np.full(len(label), -1, np.int8)
     for number, chosen in enumerate(parts.values()):
         part[chosen] = number
     assert (part >= 0).all(), "every row goes into one part"
-    ends = np.cumsum([0, *(len(one.ids) for one in rows)])
+    ends = np.cumsum([0, *(len(file.ids) for file in files)])
     tasks = [
         SplitTask(
-            shard=one.shard,
-            stem=f"{'test' if one.test else 'train'}-{one.shard.stem}",
+            shard=file.shard,
+            stem=f"{'test' if file.test else 'train'}-{file.shard.stem}",
             part=part[low:high],
             parts=tuple(parts),
         )
-        for one, low, high in zip(rows, ends[:-1], ends[1:], strict=True)
+        for file, low, high in zip(files, ends[:-1], ends[1:], strict=True)
     ]
     refuse_others(
         job.output,
@@ -156,26 +157,26 @@ def split(job: SplitJob, executor: Executor) -> dict[str, Any]:
     with executor.start_workers(SplitWorker, job.output, stage="split") as pool:
         for _ in completed(pool.map(SplitWorker.write, tasks), total=len(tasks), label="split"):
             pass
-    told = {
+    summary = {
         name: {"rows": int(chosen.sum()), "classes": len(np.unique(label[chosen]))}
         for name, chosen in parts.items()
     }
-    return {"output": job.output, "protocol": job.protocol, "parts": told}
+    return {"output": job.output, "protocol": job.protocol, "parts": summary}
 
 
-def _check_ids(rows: Sequence[Rows], columns: Columns) -> None:
-    """Refuses ids of two types: the parts would mix them.
+def _check_ids(files: Sequence[Rows], columns: Columns) -> None:
+    """Refuses ids of two types, since the parts would mix them.
 
     Raises:
         InputError: naming a shard of each.
     """
     rule: IdRule | None = None
-    for one in rows:
-        if one.kind is None:
+    for file in files:
+        if file.kind is None:
             continue
-        rule = rule or IdRule(kind=one.kind, origin=one.shard.uri)
-        where = f"{one.shard.uri}, column '{columns.id}'"
-        ids.check(one.kind, rule, where=where, found=one.kind)
+        rule = rule or IdRule(kind=file.kind, origin=file.shard.uri)
+        where = f"{file.shard.uri}, column '{columns.id}'"
+        ids.check(file.kind, rule, where=where, found=file.kind)
 
 
 Mask = NDArray[np.bool_]
@@ -188,19 +189,19 @@ class _Draw:
     seed: int
     ids: Sequence[str]
 
-    def first(self, among: Mask, n: int, what: str) -> Mask:
-        """n of the rows ``among``."""
+    def first(self, among: Mask, n: int, purpose: str) -> Mask:
+        """Selects n of the rows ``among``."""
         rows = np.flatnonzero(among)
         if len(rows) < n:
-            raise ConfigError(f"{what}: asked for {n} rows, found {len(rows)}")
-        ranks = [self.rank(what, self.ids[int(row)]) for row in rows]
+            raise ConfigError(f"{purpose}: asked for {n} rows, found {len(rows)}")
+        ranks = [self.rank(purpose, self.ids[int(row)]) for row in rows]
         chosen = np.zeros(len(among), np.bool_)
         chosen[rows[np.argsort(ranks, kind="stable")[:n]]] = True
         return chosen
 
-    def rank(self, what: str, name: str) -> bytes:
-        """Where a name stands in the order of one draw."""
-        return hashlib.blake2b(f"{self.seed}:{what}:{name}".encode(), digest_size=8).digest()
+    def rank(self, purpose: str, name: str) -> bytes:
+        """The sort key of a name in the draw for one purpose."""
+        return hashlib.blake2b(f"{self.seed}:{purpose}:{name}".encode(), digest_size=8).digest()
 
 
 def _single(job: SplitJob, draw: _Draw, label: NDArray[Any], test: Mask) -> dict[str, Mask]:
@@ -209,26 +210,27 @@ def _single(job: SplitJob, draw: _Draw, label: NDArray[Any], test: Mask) -> dict
     rest = ~test & ~queries
     labelled = np.zeros(len(label), np.bool_)
     for name in np.unique(label[rest]):
-        of_class = rest & (label == name)
+        in_class = rest & (label == name)
         if job.labelled is None:
-            labelled |= of_class
-        elif of_class.sum() < job.labelled:
+            labelled |= in_class
+        elif in_class.sum() < job.labelled:
             raise InputError(
                 f"class {name!r}",
                 expected=f"at least {job.labelled} rows to label",
-                found=str(int(of_class.sum())),
+                found=str(int(in_class.sum())),
             )
         else:
-            labelled |= draw.first(of_class, job.labelled, "labelled")
+            labelled |= draw.first(in_class, job.labelled, "labelled")
     parts = {"labelled": labelled, "unlabelled": rest & ~labelled, "queries": queries}
     other = test & ~queries
     return {**parts, "other": other} if other.any() else parts
 
 
 def _unseen(job: SplitJob, draw: _Draw, label: NDArray[Any], test: Mask) -> dict[str, Mask]:
-    """Protocol 2: labels of a share of the classes; queries are of the others.
+    """Protocol 2: a share of the classes is labelled, and queries are of the others.
 
-    train75 is labelled, train25 and test75 are the unlabelled rows and the database, test25 asks.
+    In the paper's terms, train75 is labelled, train25 and test75 are the unlabelled rows and the
+    database, and test25 are the queries.
     """
     names = sorted(np.unique(label), key=lambda name: draw.rank("categories", str(name)))
     known = int(job.share * len(names))
@@ -252,8 +254,8 @@ def _read(shard: Shard, columns: Columns, test: bool) -> Rows:
         file.field(columns.feature)
         kind = kind_of_ids(file, columns, None)
         if not file.metadata.num_rows:
-            nothing = pa.array([], pa.string())
-            return Rows(shard=shard, ids=nothing, kind=None, labels=nothing, test=test)
+            empty = pa.array([], pa.string())
+            return Rows(shard=shard, ids=empty, kind=None, labels=empty, test=test)
         table = file.read(columns=[columns.id, columns.label])
     labels = arrays.strings(
         arrays.whole(table.column(columns.label)),
@@ -268,5 +270,5 @@ def _read(shard: Shard, columns: Columns, test: bool) -> Rows:
             found=f"none ({labels.null_count} such row(s))",
         )
     where = f"{shard.uri}, column '{columns.id}'"
-    named = ids.read(arrays.whole(table.column(columns.id)), kind, where=where)
-    return Rows(shard=shard, ids=named.cast(pa.string()), kind=kind, labels=labels, test=test)
+    row_ids = ids.read(arrays.whole(table.column(columns.id)), kind, where=where)
+    return Rows(shard=shard, ids=row_ids.cast(pa.string()), kind=kind, labels=labels, test=test)

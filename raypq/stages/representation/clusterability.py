@@ -11,20 +11,21 @@ from numpy.typing import NDArray
 from raypq import console, kernels
 from raypq.config import ClusterabilityJob
 from raypq.errors import InputError
-from raypq.stages.representation.fewshot import _ROUNDS
-from raypq.stages.representation.labelled_rows import Labelled
+from raypq.stages.representation.labelled_rows import LabelledRows
+
+_MAX_ITERATIONS = 100  # of Lloyd's algorithm
 
 
 def clusterability(job: ClusterabilityJob) -> dict[str, Any]:
-    """Mutual information of k-means clusters and labels, k the number of classes (table 4).
+    """Mutual information of k-means clusters and labels, with k the number of classes (table 4).
 
-    ``nmi`` is divided by the mean of the two entropies, as the paper's scores are below 1.
+    ``nmi`` is normalised by the mean of the two entropies, since the paper's scores are below 1.
 
     Raises:
         InputError: fewer than two classes.
     """
     kernels.set_threads(kernels.threads())
-    rows = Labelled.read(job)
+    rows = LabelledRows.read(job)
     k = len(rows.names)
     if k < 2:
         raise InputError(job.features[0], expected="at least two classes", found=str(k))
@@ -32,7 +33,8 @@ def clusterability(job: ClusterabilityJob) -> dict[str, Any]:
     for restart in range(job.restarts):
         rng = np.random.default_rng([job.seed, restart])
         scores.append(mutual_information(kmeans(rows.X, k, rng), rows.y))
-    mi, nmi = (float(np.mean([score[at] for score in scores])) for at in (0, 1))
+    mi_scores, nmi_scores = zip(*scores, strict=True)
+    mi, nmi = float(np.mean(mi_scores)), float(np.mean(nmi_scores))
     console.say(f"mutual information {mi:.3f} nats, normalised {nmi:.3f} ({k} clusters)")
     return {
         "space": job.space,
@@ -40,13 +42,13 @@ def clusterability(job: ClusterabilityJob) -> dict[str, Any]:
         "classes": k,
         "mi": mi,
         "nmi": nmi,
-        "nmi_std": float(np.std([score[1] for score in scores])),
+        "nmi_std": float(np.std(nmi_scores)),
     }
 
 
 def kmeans(X: NDArray[np.float32], k: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The cluster of each row of X [n, a]: k-means++, then Lloyd's algorithm to its end."""
-    # At unit scale by a power of two, which changes no distance but in its range.
+    """The cluster of each row of X [n, a], by k-means++ and Lloyd's algorithm."""
+    # Scaled by a power of two, which is exact and avoids overflow.
     exponent = np.frexp(np.abs(X).max(initial=0.0))[1]
     x = torch.from_numpy(np.ldexp(X.astype(np.float64), -exponent).astype(np.float32))
     centres = x[int(rng.integers(len(X)))][None]
@@ -54,10 +56,10 @@ def kmeans(X: NDArray[np.float32], k: int, rng: np.random.Generator) -> NDArray[
     for _ in range(1, k):
         nearest = torch.minimum(nearest, _squared(x, centres[-1:])[:, 0])
         mass = np.cumsum(nearest.double().numpy())
-        place = min(int(np.searchsorted(mass, rng.random() * mass[-1])), len(X) - 1)
-        centres = torch.cat([centres, x[place][None]])
+        row = min(int(np.searchsorted(mass, rng.random() * mass[-1])), len(X) - 1)
+        centres = torch.cat([centres, x[row][None]])
     cluster = torch.full((len(X),), -1)
-    for _ in range(_ROUNDS):
+    for _ in range(_MAX_ITERATIONS):
         before, cluster = cluster, _squared(x, centres).argmin(dim=1)
         if torch.equal(before, cluster):
             break
@@ -74,7 +76,7 @@ def _squared(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
 
 
 def mutual_information(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[float, float]:
-    """(MI in nats, MI over the mean entropy) of two labellings [n]."""
+    """(MI in nats, MI divided by the mean entropy) of two labellings [n]."""
     joint = np.zeros((a.max() + 1, b.max() + 1))
     np.add.at(joint, (a, b), 1 / len(a))
 

@@ -1,4 +1,4 @@
-"""Labelled rows in memory, in the feature, mapped or decoded space."""
+"""Labelled rows in memory, in the raw, mapped or decoded space."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raypq.stages.stores.shard_types import check_label_column
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Labelled:
+class LabelledRows:
     """Rows in memory: X [n, a] in some space, and y [n] among the classes ``names``."""
 
     X: NDArray[np.float32]
@@ -27,11 +27,11 @@ class Labelled:
     names: list[str]
 
     @classmethod
-    def read(cls, job: ProbeJob) -> Labelled:
-        """Reads every labelled row of the classes that the job's split names.
+    def read(cls, job: ProbeJob) -> LabelledRows:
+        """Reads all labelled rows of the classes in the job's split.
 
         Raises:
-            ConfigError: a space that needs a model, and none.
+            ConfigError: the space needs a model, and none is named.
             InputError: no labelled row of these classes.
         """
         if job.model is None and job.space != "raw":
@@ -41,7 +41,7 @@ class Labelled:
             )
         model = registry.load(job.model) if job.model else None
         table = ClassTable.open(job.classes) if job.classes is not None else None
-        wanted = _wanted(table, job.split)
+        chosen = _class_ids(table, job.split)
         unknown = UnknownNames()
         parts, labels = [], []
         shards = FeatureStore.open(job.features, job.columns).shards
@@ -51,16 +51,14 @@ class Labelled:
                 for batch in reader.batches():
                     if table is not None and batch.labels is not None:
                         unknown.add(table.find(batch.labels)[1])
-                    known = (
-                        [None] * len(batch) if batch.labels is None else batch.labels.to_pylist()
-                    )
-                    keep = [
-                        index
-                        for index, label in enumerate(known)
-                        if label is not None and (wanted is None or label in wanted)
+                    names = [] if batch.labels is None else batch.labels.to_pylist()
+                    rows = [
+                        row
+                        for row, label in enumerate(names)
+                        if label is not None and (chosen is None or label in chosen)
                     ]
-                    parts.append(in_space(batch.X[keep], model, job.space))
-                    labels += [known[index] for index in keep]
+                    parts.append(in_space(batch.X[rows], model, job.space))
+                    labels += [names[row] for row in rows]
         if unknown.rows:
             console.warn(
                 f"{job.classes}: {unknown.rows:,} row(s) with a label that is none of its "
@@ -71,18 +69,18 @@ class Labelled:
             raise InputError(
                 job.features[0], expected=f"labelled rows of {job.split!r} classes", found="none"
             )
-        names, y = np.unique(np.array(labels, dtype=np.str_), return_inverse=True)
-        return cls(X=np.concatenate(parts), y=y.astype(np.int64), names=names.tolist())
+        classes, y = np.unique(np.array(labels, dtype=np.str_), return_inverse=True)
+        return cls(X=np.concatenate(parts), y=y.astype(np.int64), names=classes.tolist())
 
 
-def _wanted(table: ClassTable | None, split: str) -> set[str] | None:
+def _class_ids(table: ClassTable | None, split: str) -> set[str] | None:
     if table is None:
         return None
     return {table.ids[int(index)].as_py() for index in table.select(split)}
 
 
 def in_space(X: NDArray[np.float32], model: Model | None, space: Space) -> NDArray[np.float32]:
-    """Features [n, dx] as they are, as the model maps them, or as its codes give them back."""
+    """Features [n, dx] in a space: raw, mapped by the model, or decoded from its codes."""
     if model is None or space == "raw":
         return X
     return model.mapped(X) if space == "mapped" else model.decode(model.encode(X))
