@@ -1,1 +1,1 @@
-"""The quantizers and embeddings: one file each, all behind the contract in ``base``."""
+"""Quantizers and embeddings: one method a file, with the interface in ``base``."""

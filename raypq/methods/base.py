@@ -1,9 +1,9 @@
-"""The contract: what a method must offer. A method imports it, and its model's, from here.
+"""The interface of methods; a method imports it and that of models from here.
 
-A method trains *by reduction*: its state is sent to the shards, each answers with float64
-statistics, and these are merged in shard order. So the model is bit-identical for any number of
-workers. Or it trains *by gradient* (``raypq.methods.gradient``). Everything after training knows
-only ``Model`` (``raypq.methods.model``).
+A method trains *by reduction* or *by gradient* (``raypq.methods.gradient``). In a reduction the
+state is sent to the shards, each returns float64 statistics, and these are merged in shard order,
+so the model is bit-identical for any number of workers. After training only ``Model``
+(``raypq.methods.model``) is used.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingSetInfo:
-    """What is known before the first pass: N rows, width dx, and the L training classes.
+    """The training set, as known before the first pass: N rows of width dx, and L classes.
 
     Attributes:
         A: embeddings of the training classes [L, da], or None for methods without classes.
         names: class_ids of the training classes.
-        A_other: embeddings of the table's other classes [T - L, da], for methods that make up
+        A_other: embeddings of the table's other classes [T - L, da], for methods that generate
             features of classes without images; other_names: their class_ids.
         unlabelled: rows of the unlabelled store, 0 where there is none.
     """
@@ -65,7 +65,7 @@ class TrainingSetInfo:
 class TrainBatch:
     """Consecutive rows: X [n, dx] float32, y [n] indices into the L classes (or None).
 
-    ``row`` is the number of the first one, counted over the whole store.
+    ``row`` is the number of the first row in the whole store.
     """
 
     X: NDArray[np.float32]
@@ -75,13 +75,13 @@ class TrainBatch:
 
 @dataclass(kw_only=True, eq=False)
 class Stats:
-    """What one pass over some rows gives: sums that add up, and rows kept in order."""
+    """Statistics of some rows in one pass: sums, which are added, and rows, kept in order."""
 
     sums: dict[str, Array] = field(default_factory=dict)
     rows: dict[str, list[Array]] = field(default_factory=dict)
 
     def merge(self, other: Stats) -> Stats:
-        """Adds what ``other`` found in the rows that follow; the order fixes every bit."""
+        """Adds the statistics of the rows that follow; the order determines every bit."""
         for name, value in other.sums.items():
             if name in self.sums:
                 self.sums[name] += value
@@ -94,11 +94,11 @@ class Stats:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class State:
-    """Where training stands; sent to every worker before a pass.
+    """The state of training by reduction; sent to every worker before a pass.
 
     ``phase`` names the next pass (``done`` when there is none); ``history`` has one entry of
-    plain numbers for each finished one. Arrays whose names start with ``_`` are for the updates
-    alone and stay with the driver.
+    plain numbers for each finished one. Arrays whose names start with ``_`` are used by updates
+    only, and stay with the driver.
     """
 
     phase: str
@@ -108,25 +108,25 @@ class State:
 
     @property
     def done(self) -> bool:
-        """Whether there is no pass left."""
+        """Whether all passes are finished."""
         return self.phase == "done"
 
-    def then(self, arrays: Mapping[str, Array], *, phase: str | None = None) -> State:
-        """The state with some arrays replaced or added, and perhaps on to another phase."""
+    def with_arrays(self, arrays: Mapping[str, Array], *, phase: str | None = None) -> State:
+        """The state with these arrays replaced or added, and in another phase if one is given."""
         return replace(self, phase=phase or self.phase, arrays={**self.arrays, **arrays})
 
     def for_workers(self) -> State:
-        """What the shards need to know."""
+        """The part of the state that workers need."""
         public = {name: value for name, value in self.arrays.items() if name[0] != "_"}
         return replace(self, arrays=public, history=())
 
-    def noted(self, note: Mapping[str, Any]) -> State:
+    def with_history(self, entry: Mapping[str, Any]) -> State:
         """The state with one more entry in its history."""
-        return replace(self, history=(*self.history, note))
+        return replace(self, history=(*self.history, entry))
 
 
 class Method(ABC):
-    """What every method says of itself, however it trains."""
+    """Properties of every method, by reduction or by gradient."""
 
     name: ClassVar[str]
     settings_class: ClassVar[type[MethodSettings]]
@@ -135,18 +135,18 @@ class Method(ABC):
     needs_embeddings: ClassVar[bool] = False
     """Whether the class table must have embeddings."""
     needs_unlabelled: ClassVar[bool] = False
-    """Whether a second store, of rows without labels, may be streamed beside the first."""
+    """Whether training also streams a second store, of rows without labels."""
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
-    """Settings that ``--tune`` searches, and the values it tries."""
+    """Settings that ``--tune`` searches, with the values to try."""
     trial_settings: ClassVar[Mapping[str, Any]] = {}
-    """Settings that make a trial cheap without changing its uncompressed scores by much."""
+    """Settings that make a trial of ``--tune`` cheap; uncompressed scores hardly depend on them."""
 
     def __init__(self, settings: MethodSettings) -> None:
         self.settings = settings
 
 
 class ReductionMethod(Method):
-    """A way to train a model by exact map-reduce."""
+    """A method that trains by exact map-reduce."""
 
     @abstractmethod
     def begin(self, corpus: TrainingSetInfo) -> State:
@@ -158,7 +158,7 @@ class ReductionMethod(Method):
 
     @abstractmethod
     def accumulate(self, state: State, batch: TrainBatch) -> Stats:
-        """What one batch contributes to the pass that ``state`` names; pure."""
+        """Statistics of one batch for the pass of ``state.phase``; a pure function."""
 
     @abstractmethod
     def update(self, state: State, stats: Stats) -> State:
@@ -180,10 +180,10 @@ class ReductionMethod(Method):
 
 
 def check_embeddings(A: NDArray[np.float32]) -> None:
-    """Refuses class embeddings [L, da] that cannot tell classes apart.
+    """Refuses class embeddings [L, da] that are all the same.
 
     Raises:
-        InputError: they are all the same.
+        InputError: they are.
     """
     if len(A) > 1 and np.ptp(A.astype(np.float64), axis=0).max() <= 1e-6 * np.abs(A).max():
         raise InputError(

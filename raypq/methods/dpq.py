@@ -1,10 +1,11 @@
 """Deep product quantization (Klein and Wolf, "In Defense of Product Quantization").
 
-M small networks end in a softmax over K codewords each. *Soft* is the mean of the codewords under
-it, *hard* the codeword of its largest entry, reached by the straight-through estimator. Labels
-teach both: softmax losses, and one centre for each class that draws both to it.
+Each of M small networks ends in a softmax over K codewords. *Soft* is the mean of the codewords
+under it, *hard* the codeword of its largest entry, by the straight-through estimator. Both are
+trained with labels: softmax losses, and a central loss that attracts both to a centre of the class.
 
-Beyond the paper, and by default, queries ask codewords for what these believe (``beliefs``).
+Beyond the paper, and by default, queries are compared with class posteriors of codewords
+(``support.class_posteriors``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from raypq.methods.support.class_posteriors import (
     CodewordPosteriors,
     PosteriorMethod,
     PosteriorNetwork,
-    check_asking,
+    check_query_metric,
 )
 from raypq.methods.support.layers import Parts, intra_normalise, one_hot_of
 
@@ -41,7 +42,8 @@ class DPQSettings(TrunkSettings):
     M: Positive = Field(4, description="sub-codebooks; bytes per image at K = 256")
     metric: Metric = "dot"
     query: Literal["classes", "soft"] = Field(
-        "classes", description="what asks in asymmetric search; soft (and metric l2): the paper's"
+        "classes",
+        description="query vectors of asymmetric search; soft (and metric l2): the paper's",
     )
     hidden: Positive = Field(1024, description="units of the mlp")
     dropout: float = Field(0.5, ge=0, lt=1, description="in the mlp and in vgg32")
@@ -56,7 +58,7 @@ class DPQSettings(TrunkSettings):
 
 
 def soft_of(p: Tensor, C: Tensor) -> Tensor:
-    """Eq. 1: p [n, M, K] and C [M, K, d] to [n, M, d]."""
+    """Eq. 1: soft [n, M, d] of probabilities p [n, M, K] and codebooks C [M, K, d]."""
     return torch.einsum("nmk,mkd->nmd", p, C)
 
 
@@ -66,12 +68,12 @@ def joint_central_loss(soft: Tensor, hard: Tensor, centre: Tensor) -> Tensor:
 
 
 def gini_batch(p: Tensor) -> Tensor:
-    """Eq. 6 of p [n, M, K], mean over the parts: 1/K when all codewords are used alike."""
+    """Eq. 6 of p [n, M, K], mean over the parts: 1/K if all codewords are used equally."""
     return p.mean(dim=0).square().sum(dim=-1).mean()
 
 
 def gini_sample(p: Tensor) -> Tensor:
-    """Eq. 7 of p [n, M, K], mean over rows and parts: −1 when every row is decided."""
+    """Eq. 7 of p [n, M, K], mean over rows and parts: −1 if every assignment is certain."""
     return -p.square().sum(dim=-1).mean()
 
 
@@ -109,22 +111,26 @@ class DPQNetwork(PosteriorNetwork):
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         assert batch.y is not None, "dpq streams labels"
-        weigh = self.settings
+        settings = self.settings
         p = self.logits(batch.x).float().softmax(dim=-1)
         soft, hard = self.represent(p), self.represent(one_hot_of(p))
         return {
             "soft": F.cross_entropy(self.predict(soft), batch.y),
-            "hard": weigh.hard * F.cross_entropy(self.predict(hard), batch.y),
-            "central": weigh.central * joint_central_loss(soft, hard, self.centres[batch.y]),
-            "gini_batch": weigh.gini_batch * gini_batch(p),
-            "gini_sample": weigh.gini_sample * gini_sample(p),
+            "hard": settings.hard * F.cross_entropy(self.predict(hard), batch.y),
+            "central": settings.central * joint_central_loss(soft, hard, self.centres[batch.y]),
+            "gini_batch": settings.gini_batch * gini_batch(p),
+            "gini_sample": settings.gini_sample * gini_sample(p),
         }
 
     def embed(self, x: Tensor) -> Tensor:
-        """The soft representation (section 3.1.4), and what it believes; [n, D]."""
+        """The soft representation (section 3.1.4), with its posteriors if used; [n, D]."""
         p = self.logits(x).float().softmax(dim=-1)
         soft = self.represent(p)
-        return soft if self.beliefs is None else self.beliefs.of(self._parts(soft), p).flatten(1)
+        return (
+            soft
+            if self.beliefs is None
+            else self.beliefs.append_mean(self._parts(soft), p).flatten(1)
+        )
 
     def probabilities(self, x: Tensor) -> tuple[Tensor, Tensor]:
         p = self.logits(x).float().softmax(dim=-1)
@@ -134,19 +140,19 @@ class DPQNetwork(PosteriorNetwork):
         if self.beliefs is None:
             return self.embed(x)
         P, _ = self.probabilities(x)
-        return self.beliefs.asked(P, self.words.shape[-1]).flatten(1)
+        return self.beliefs.query_vectors(P, self.words.shape[-1]).flatten(1)
 
     def codes(self, x: Tensor) -> Tensor:
         return self.logits(x).argmax(dim=-1)
 
     def codebooks(self) -> Tensor:
         words = intra_normalise(self.words) if self.settings.intra_norm else self.words
-        return words if self.beliefs is None else self.beliefs.beside(words)
+        return words if self.beliefs is None else self.beliefs.append_to(words)
 
     def class_layer(self) -> tuple[Tensor, Tensor]:
         W = self.predict.weight
         if self.beliefs is not None:
-            W = self.beliefs.ignored(self._parts(W)).flatten(1)
+            W = self.beliefs.pad_weights(self._parts(W)).flatten(1)
         return W, self.predict.bias
 
     def _parts(self, rows: Tensor) -> Tensor:
@@ -159,14 +165,14 @@ class DPQModel(NetworkModel):
     """Encodes by arg-max of the logits; classes by the prediction layer (LUTC, section 3.1.2)."""
 
     method = "dpq"
-    unwritten: ClassVar[Mapping[str, Any]] = {"query": "soft"}
+    legacy_settings: ClassVar[Mapping[str, Any]] = {"query": "soft"}
     settings: DPQSettings
 
     @property
     def class_metric(self) -> Metric:
         return "dot"
 
-    def blank(self) -> DPQNetwork:
+    def build_network(self) -> DPQNetwork:
         return DPQNetwork(self.settings, self.dx, len(self.classes or ()))
 
 
@@ -180,7 +186,7 @@ class DPQ(PosteriorMethod):
     settings: DPQSettings
 
     def build(self, corpus: TrainingSetInfo) -> Network:
-        check_asking(self.settings.query, self.settings.metric)
+        check_query_metric(self.settings.query, self.settings.metric)
         if self.settings.width < self.settings.M:
             raise ConfigError(
                 f"M: {self.settings.M} parts need an embedding layer of at least as many units, "

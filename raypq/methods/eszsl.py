@@ -5,8 +5,8 @@ With rows as images, one column a class, the score of image x and class a is x�
 
     W = (XXᵀ + γI)⁻¹ X Yᵀ Aᵀ (AAᵀ + λI)⁻¹
 
-W has rank min(L, da) at most, so the common space is its row space: nothing that a score ignores
-takes part in the codes.
+W has rank min(L, da) at most, so the common space is its row space: codes contain nothing that
+scores ignore.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from raypq.methods.support.linear_model import LinearModel
 
 
 class ESZSLSettings(SpanSettings):
-    """The two ridges; γ grows with the number of images."""
+    """The two ridges; a suitable γ grows with the number of images."""
 
     metric: Metric = "dot"
     gamma: float = Field(3.0, ge=0, description="added to the diagonal of XXᵀ")
@@ -39,7 +39,7 @@ class ESZSLModel(PQModel):
 
 
 class ESZSL(MomentsPQ):
-    """The bilinear map, and PQ over what it keeps of an image."""
+    """The bilinear map, and PQ in its row space."""
 
     name = "eszsl"
     settings_class: ClassVar[type[MethodSettings]] = ESZSLSettings
@@ -55,8 +55,8 @@ class ESZSL(MomentsPQ):
     def _embedding(self, state: State, data: Moments) -> dict[str, Array]:
         W = self.bilinear(data)
         rank = min(len(data.n), *W.shape)
-        turn = balanced_axes(W.T @ data.G @ W, self.settings.M, rank)
-        P, Q = turn @ W.T, turn
+        rotation = balanced_axes(W.T @ data.G @ W, self.settings.M, rank)
+        P, Q = rotation @ W.T, rotation
         return {"P": P.astype(np.float32), "Q": Q.astype(np.float32)}
 
     def bilinear(self, data: Moments) -> Matrix:
@@ -66,9 +66,9 @@ class ESZSL(MomentsPQ):
             ConfigError: XXᵀ or AAᵀ is singular and its ridge is too small.
         """
         settings = self.settings
-        # Targets are 1 for an image's own class and ``negative`` for the others.
-        everything = data.S.sum(axis=1, keepdims=True)
-        targets = (1 - settings.negative) * data.S + settings.negative * everything
+        # X Yᵀ with targets 1 for an image's own class and ``negative`` for the others.
+        all_classes = data.S.sum(axis=1, keepdims=True)
+        targets = (1 - settings.negative) * data.S + settings.negative * all_classes
         inner = solve_ridge(
             data.A @ data.A.T, settings.lam, data.A @ targets.T, setting="lam", of="AAᵀ"
         )

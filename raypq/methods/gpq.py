@@ -1,15 +1,15 @@
 """Generalized product quantization (Jang and Cho), semi-supervised.
 
-Features and codewords are at unit length part by part; a row's soft assignment follows its cosine
-with the codewords. Labels teach by an N-pair loss between features and quantized features and by
-a cosine classifier in each part, whose weights are *sub-prototypes* of the classes. On rows
-without labels the entropy of the classifier is maximised by the sub-prototypes and minimised by
-the features, through a gradient reversal.
+Each part of features and codewords has unit length; a row's soft assignment is a softmax of its
+cosines with the codewords. The losses of labelled rows are an N-pair loss between features and
+quantized features, and that of a cosine classifier in each part, whose weights are *sub-prototypes*
+of the classes. On unlabelled rows the sub-prototypes maximise the entropy of the classifier and the
+features minimise it, by gradient reversal.
 
-Beyond the paper, and by default: whole rows and their codes are classified too, and rows without
-labels must say, by their codes, which classes the network expects of them; a query then asks
-codewords for what these believe (``beliefs``). ``AS_PUBLISHED`` are the settings that leave this
-out.
+Beyond the paper, and by default: whole rows and their codes are classified, too; codes of
+unlabelled rows are trained to predict the class probabilities that the network computes from the
+features; and queries are compared with class posteriors of codewords
+(``support.class_posteriors``). ``AS_PUBLISHED`` are the settings without these.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from raypq.methods.support.class_posteriors import (
     CodewordPosteriors,
     PosteriorMethod,
     PosteriorNetwork,
-    check_asking,
+    check_query_metric,
 )
 from raypq.methods.support.layers import intra_normalise, one_hot_of, reverse_gradient
 
@@ -71,22 +71,22 @@ class GPQSettings(TrunkSettings):
     distil_from: int = Field(3, ge=0, description="epoch of the first distil, counted from 0")
     gamma: float = Field(8.0, gt=0, description="scale of the cosine classifier of whole rows")
     query: Literal["classes", "vector"] = Field(
-        "classes", description="what asks in asymmetric search; vector: the paper's"
+        "classes", description="query vectors of asymmetric search; vector: the paper's"
     )
 
     @model_validator(mode="after")
-    def _expectations_are_taught(self) -> GPQSettings:
-        for name, asked in (("query", self.query == "classes"), ("distil", self.distil > 0)):
-            if asked and not self.joint:
+    def _probabilities_are_trained(self) -> GPQSettings:
+        for name, needed in (("query", self.query == "classes"), ("distil", self.distil > 0)):
+            if needed and not self.joint:
                 raise ValueError(
-                    f"{name}: {getattr(self, name)} wants the classes that a row expects, which "
-                    "joint = 0 does not teach"
+                    f"{name}: {getattr(self, name)} needs class probabilities of whole rows, which "
+                    "are not trained with joint = 0"
                 )
         return self
 
     @property
     def classifies(self) -> bool:
-        """Whether there is a classifier at all; without it this is the paper's GPQ-H."""
+        """Whether the network has a classifier; without one it is the paper's GPQ-H."""
         return self.lambda1 > 0 or self.lambda2 > 0 or self.joint > 0
 
 
@@ -98,13 +98,13 @@ AS_PUBLISHED: Mapping[str, Any] = {
     "metric": "cosine",
     "schedule": "exponential",
 }
-"""What turns the defaults into the paper's method."""
+"""The settings of the paper's method that differ from the defaults."""
 
 
 def soft_assign(x: Tensor, Z: Tensor, alpha: float) -> Tensor:
-    """Eq. 1: x [n, M, d] on words Z [M, K, d], all at unit length; [n, M, d].
+    """Eq. 1: x [n, M, d] on codewords Z [M, K, d], all of unit length; [n, M, d].
 
-    The paper prints the exponent with a minus; the nearest codeword must weigh most.
+    The paper prints the exponent with a minus sign, but the nearest codeword must weigh most.
     """
     return torch.einsum("nmk,mkd->nmd", assignment(x, Z, alpha), Z)
 
@@ -115,14 +115,14 @@ def assignment(x: Tensor, Z: Tensor, alpha: float) -> Tensor:
 
 
 def n_pair_loss(x: Tensor, q: Tensor, y: Tensor) -> Tensor:
-    """Eq. 2: cross entropy between x·qᵀ [n, n] and equal labels, each row's shares summing to 1."""
+    """Eq. 2: cross entropy of x·qᵀ [n, n] against equal labels, each row normalised to sum 1."""
     same = (y[:, None] == y[None, :]).to(x.dtype)
     target = same / same.sum(dim=1, keepdim=True)
     return F.cross_entropy(x.flatten(1) @ q.flatten(1).T, target)
 
 
 def triplet_loss(q: Tensor, y: Tensor, margin: float) -> Tensor:
-    """GPQ-T: every triplet of quantized vectors of a batch, by cosine; mean of those that cost."""
+    """GPQ-T: triplet loss of quantized vectors by cosine; mean over triplets of positive loss."""
     q = F.normalize(q.flatten(1), dim=1)
     cosine = q @ q.T
     same = y[:, None] == y[None, :]
@@ -163,21 +163,21 @@ class GPQNetwork(PosteriorNetwork):
         self.epoch = epoch
 
     def features(self, x: Tensor, *, reverse: bool = False) -> Tensor:
-        """[n, dx] to [n, M, d] at unit length; the reversal sits before the normalisation."""
+        """[n, dx] to [n, M, d] of unit length; gradients are reversed before the normalisation."""
         f = self.trunk(x).float()
         f = reverse_gradient(f) if reverse else f
         return intra_normalise(f.view(len(x), self.settings.M, -1))
 
     def codewords(self) -> Tensor:
-        """Codewords [M, K, d] at unit length, refreshed through the sub-prototypes.
+        """Codewords [M, K, d] of unit length, soft-assigned to the sub-prototypes.
 
-        z' = s_m(z; α, W_m), here and so in training and in retrieval alike.
+        z' = s_m(z; α, W_m), in training as in retrieval.
         """
         Z = intra_normalise(self.Z)
         if not self.settings.classifies:
             return Z
-        refreshed = soft_assign(Z.transpose(0, 1), self.prototypes(), self.settings.alpha)
-        return intra_normalise(refreshed.transpose(0, 1))
+        assigned = soft_assign(Z.transpose(0, 1), self.prototypes(), self.settings.alpha)
+        return intra_normalise(assigned.transpose(0, 1))
 
     def prototypes(self) -> Tensor:
         """Sub-prototypes [M, L, d] at unit length."""
@@ -188,14 +188,14 @@ class GPQNetwork(PosteriorNetwork):
         cosine = torch.einsum("nmd,mld->nl", x, self.prototypes())
         return self.settings.gamma / self.settings.M * cosine
 
-    def expected(self, x: Tensor) -> Tensor:
-        """Probabilities of the classes [n, L] of rows x [n, dx], as in inference; no gradient."""
+    def inferred_classes(self, x: Tensor) -> Tensor:
+        """Class probabilities [n, L] of rows x [n, dx], in inference mode and without gradient."""
         training = self.training
         self.eval()
         with torch.no_grad():
-            found = self.class_scores(self.features(x)).softmax(dim=-1)
+            probabilities = self.class_scores(self.features(x)).softmax(dim=-1)
         self.train(training)
-        return found
+        return probabilities
 
     def joint_loss(self, x: Tensor, C: Tensor, target: Tensor) -> Tensor:
         """Cross entropy of whole rows x [n, M, d], and of their codes, against classes [n] or
@@ -207,37 +207,37 @@ class GPQNetwork(PosteriorNetwork):
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         assert batch.y is not None, "gpq streams labels"
-        weigh = self.settings
+        settings = self.settings
         x, C = self.features(batch.x), self.codewords()
-        q = soft_assign(x, C, weigh.alpha)
+        q = soft_assign(x, C, settings.alpha)
         terms = (
             {"n_pair": n_pair_loss(x, q, batch.y)}
-            if weigh.similarity == "npair"
-            else {"triplet": triplet_loss(q, batch.y, weigh.margin)}
+            if settings.similarity == "npair"
+            else {"triplet": triplet_loss(q, batch.y, settings.margin)}
         )
-        if weigh.classifies:
+        if settings.classifies:
             W = self.prototypes()
-            terms["class"] = weigh.lambda1 * classification_loss(x, W, batch.y, weigh.beta)
-        if weigh.joint:
-            terms["joint"] = weigh.joint * self.joint_loss(x, C, batch.y)
-        if weigh.distil and self.epoch >= weigh.distil_from:
+            terms["class"] = settings.lambda1 * classification_loss(x, W, batch.y, settings.beta)
+        if settings.joint:
+            terms["joint"] = settings.joint * self.joint_loss(x, C, batch.y)
+        if settings.distil and self.epoch >= settings.distil_from:
             assert batch.u is not None, "gpq streams unlabelled rows"
-            target = self.expected(batch.u)
-            terms["distil"] = weigh.distil * self.joint_loss(self.features(batch.u), C, target)
-        if weigh.lambda2:
+            target = self.inferred_classes(batch.u)
+            terms["distil"] = settings.distil * self.joint_loss(self.features(batch.u), C, target)
+        if settings.lambda2:
             assert batch.u is not None, "gpq streams unlabelled rows"
             u = self.features(batch.u, reverse=True)
-            terms["entropy"] = -weigh.lambda2 * subspace_entropy(u, W, weigh.beta)
+            terms["entropy"] = -settings.lambda2 * subspace_entropy(u, W, settings.beta)
         return terms
 
     def codebooks(self) -> Tensor:
         C = self.codewords()
-        return C if self.beliefs is None else self.beliefs.beside(C)
+        return C if self.beliefs is None else self.beliefs.append_to(C)
 
     def embed(self, x: Tensor) -> Tensor:
         f = self.features(x)
         if self.beliefs is not None:
-            f = self.beliefs.of(f, assignment(f, self.codewords(), self.settings.alpha))
+            f = self.beliefs.append_mean(f, assignment(f, self.codewords(), self.settings.alpha))
         return f.flatten(1)
 
     def probabilities(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,36 +248,36 @@ class GPQNetwork(PosteriorNetwork):
         if self.beliefs is None:
             return self.embed(x)
         P, _ = self.probabilities(x)
-        return self.beliefs.asked(P, self.settings.d).flatten(1)
+        return self.beliefs.query_vectors(P, self.settings.d).flatten(1)
 
     def codes(self, x: Tensor) -> Tensor:
         return self._nearest(self.features(x))
 
     def _nearest(self, f: Tensor) -> Tensor:
-        """The codewords of the largest cosines [n, M] of features [n, M, d]; ties to the lower."""
+        """The codeword of largest cosine [n, M] for features [n, M, d]; ties to the lower index."""
         return torch.einsum("nmd,mkd->nmk", f, self.codewords()).argmax(dim=-1)
 
     def class_layer(self) -> tuple[Tensor, Tensor] | None:
         if not self.settings.classifies:
             return None
         V = self.prototypes().transpose(0, 1)
-        V = V if self.beliefs is None else self.beliefs.ignored(V)
+        V = V if self.beliefs is None else self.beliefs.pad_weights(V)
         return V.flatten(1), torch.zeros(len(V), device=V.device)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GPQModel(NetworkModel):
-    """Encodes by cosine; classes by their sub-prototypes."""
+    """Encodes by cosine; classes are sub-prototypes."""
 
     method = "gpq"
-    unwritten: ClassVar[Mapping[str, Any]] = AS_PUBLISHED
+    legacy_settings: ClassVar[Mapping[str, Any]] = AS_PUBLISHED
     settings: GPQSettings
 
     @property
     def class_metric(self) -> Metric:
         return "dot"
 
-    def blank(self) -> GPQNetwork:
+    def build_network(self) -> GPQNetwork:
         L = self.tensors["net.W"].shape[1] if self.settings.classifies else 0
         return GPQNetwork(self.settings, self.dx, L)
 
@@ -293,5 +293,5 @@ class GPQ(PosteriorMethod):
     settings: GPQSettings
 
     def build(self, corpus: TrainingSetInfo) -> Network:
-        check_asking(self.settings.query, self.settings.metric)
+        check_query_metric(self.settings.query, self.settings.metric)
         return GPQNetwork(self.settings, corpus.dx, corpus.L, pretrained=True)

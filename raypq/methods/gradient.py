@@ -1,11 +1,11 @@
-"""The contract of methods that train by gradient. A method imports it, and its network's and its
-model's, from here.
+"""The interface of methods that train by gradient; a method imports it and those of networks and
+their models from here.
 
-A method builds a ``Network`` from a ``TrainingSetInfo`` and says in which ``Phase``s it is trained.
+A method builds a ``Network`` for a ``TrainingSetInfo`` and lists the ``Phase``s of its training.
 The training loop (``raypq.stages.training.trainer``) streams batches through ``Network.forward``,
-which gives the terms of the loss; it is the same in this process and in every worker of Ray Train.
-Where a method names a ``follow_up``, that reduction method is trained afterwards on the embedded
-features and gives the codebooks. ``freeze`` turns the result into a ``NetworkModel``.
+which returns the terms of the loss; it is the same in this process and in every worker of Ray
+Train. A method with a ``follow_up`` trains that reduction method afterwards, on the embedded
+features, for the codebooks. ``freeze`` turns the result into a ``NetworkModel``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 
 class GradientSettings(MethodSettings):
-    """What every method by gradient can be told."""
+    """Settings of every method that trains by gradient."""
 
     epochs: Positive = Field(16, description="passes over the rows")
     batch: Positive = Field(256, description="rows of a step, over all workers")
@@ -59,11 +59,11 @@ class GradientSettings(MethodSettings):
 
 
 class GradientMethod(Method):
-    """A way to train a model by gradient descent."""
+    """A method that trains by gradient descent."""
 
     needs_labels: ClassVar[bool] = True
     sample_rows: ClassVar[int] = 0
-    """Rows of the labelled store that ``finish`` is given, at most."""
+    """Most rows of the labelled store in the sample for ``finish``."""
     small_batches: ClassVar[bool] = False
     """Whether a batch may have fewer rows than there are training classes."""
     settings: GradientSettings
@@ -71,19 +71,19 @@ class GradientMethod(Method):
 
     @abstractmethod
     def build(self, corpus: TrainingSetInfo) -> Network:
-        """The network before training. Called under the method's seed (see ``network``).
+        """The untrained network. Called with the method's seed set (see ``network``).
 
         Raises:
             ConfigError: settings that do not fit the corpus.
         """
 
     def network(self, corpus: TrainingSetInfo) -> Network:
-        """The network before training, its random weights from ``seed`` alone."""
+        """The untrained network, with random weights that depend only on ``seed``."""
         with seeded(self.settings.seed):
             return self.build(corpus)
 
     def phases(self) -> Sequence[Phase]:
-        """What training does one after another; one phase named ``train`` unless overridden."""
+        """The phases of training, in order; one named ``train`` unless overridden."""
         settings = self.settings
         return [
             Phase(
@@ -95,9 +95,9 @@ class GradientMethod(Method):
             )
         ]
 
-    def judge(self, network: Network, x: Tensor, y: Tensor) -> float | None:
-        """The validation score of held-out rows x [n, dx], y [n], higher is better; None: the mAP
-        of retrieval among them from their codes."""
+    def validation_score(self, network: Network, x: Tensor, y: Tensor) -> float | None:
+        """The validation score of held-out rows x [n, dx], y [n], higher is better. None: use the
+        mAP of retrieval among their codes."""
         return None
 
     def finish(
@@ -107,17 +107,17 @@ class GradientMethod(Method):
         X: NDArray[np.float32],
         y: NDArray[np.int32],
     ) -> None:
-        """What is left to do once training is over, in place and before the follow-up.
+        """Completes the network in place, after the last phase and before the follow-up.
 
-        X [n, dx] normalised and y [n] are a sample of the training rows, ``sample_rows`` at most.
+        X [n, dx], normalised, and y [n] are a sample of at most ``sample_rows`` training rows.
         """
 
     def follow_up(self) -> ReductionMethod | None:
-        """The reduction method that makes the codebooks from embedded features, if any."""
+        """The reduction method that trains codebooks on the embedded features, if any."""
         return None
 
     def check(self, corpus: TrainingSetInfo, world: int = 1) -> None:
-        """Refuses what training could not work with.
+        """Refuses a training set or settings that cannot be trained with.
 
         Raises:
             ConfigError: too few rows, a batch smaller than the classes or the workers.
@@ -176,17 +176,17 @@ class GradientMethod(Method):
         """
         if not network.finished:
             raise NotFittedError(f"{self.name}: not trained yet; run every phase first")
-        own = network.codebooks()
-        C = array_of(own) if own is not None else codebooks
+        learned = network.codebooks()
+        C = array_of(learned) if learned is not None else codebooks
         assert C is not None, "a network without codebooks names a follow-up"
-        kept = {
+        weights = {
             PREFIX + key: array_of(value)
             for key, value in network.state_dict().items()
             if key.split(".")[0] not in network.training_only
         }
         return self.model_class(
             settings=self.settings,
-            tensors={"C": C, **scale, **kept},
+            tensors={"C": C, **scale, **weights},
             dx=corpus.dx,
             da=None
             if corpus.A is None or not self.model_class.takes_embeddings

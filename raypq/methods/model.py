@@ -1,6 +1,6 @@
-"""The model that every method gives: an embedding, a quantizer, and prototypes of classes.
+"""The result of training with any method: an embedding, a quantizer, and class prototypes.
 
-Everything after training knows only this.
+The stages after training depend on this interface only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Normalise = Literal["none", "unit", "zscore", "zscore-unit"]
 
 
 class MethodSettings(UserSettings):
-    """What every method can be told. Names follow the legend."""
+    """Settings of every method. Symbols are those of the legend (README)."""
 
     M: Positive = Field(16, description="sub-codebooks; bytes per image at K = 256")
     K: int = Field(256, ge=1, le=256, description="codewords in each sub-codebook")
@@ -35,7 +35,7 @@ class MethodSettings(UserSettings):
     normalise: Normalise = Field("none", description="of features, before anything else")
 
 
-_MOST_WORDS = 256  # in a codebook: a code is a byte
+_MAX_CODEWORDS = 256  # in a sub-codebook: a code is a byte
 
 
 def _check_width(key: str, value: Any) -> None:
@@ -59,11 +59,11 @@ class Model(ABC):
     """A trained embedding, quantizer and class projection.
 
     Attributes:
-        settings: what it was trained with.
-        tensors: its arrays; ``C`` is the codebooks [M, K, d], float32.
+        settings: of training.
+        tensors: arrays by name; ``C``: codebooks [M, K, d], float32.
         dx: feature width. da: width of class embeddings, None if it takes none.
-        classes: class_ids of the classes that it has prototypes of its own for, if any.
-        layer: prototypes kept for some classes, if any; not part of the fingerprint.
+        classes: class_ids of its prediction layer, if it has one.
+        layer: prototypes that were added to the model, if any; not part of the fingerprint.
         record: training history; not part of the fingerprint.
     """
 
@@ -99,7 +99,7 @@ class Model(ABC):
 
     @property
     def metric(self) -> Metric:
-        """How scores are formed, unless asked otherwise."""
+        """The metric of scores, unless a job chooses another."""
         return self.settings.metric
 
     @cached_property
@@ -125,7 +125,7 @@ class Model(ABC):
 
     def save(self, uri: str) -> str:
         """Writes the model directory; returns the fingerprint."""
-        if self.layer is not None:  # first: what is written last makes the directory a model
+        if self.layer is not None:  # first: the directory is a model once ``_files`` are written
             self.layer.save(uri)
         return self._files.save(uri)
 
@@ -133,7 +133,7 @@ class Model(ABC):
     def from_files(
         cls, files: ModelFiles, settings: MethodSettings, layer: ClassLayer | None = None
     ) -> Self:
-        """The model that ``files`` hold, with the classes that were added to it."""
+        """The model in ``files``, with the prototypes that were added to it."""
         content = files.content
         for key in ("dx", "da"):
             if content[key] is not None or key == "dx":
@@ -152,31 +152,31 @@ class Model(ABC):
             layer=layer,
             record=files.record,
         )
-        # As written, not as this version would write it: a setting that came later must not
-        # give the model another fingerprint than its codes carry.
+        # As written, not as this version would write it: a setting of a later version must not
+        # change the fingerprint that codes carry.
         model.__dict__["_files"] = files
         return model
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of each array that the model cannot do without, by its other numbers."""
+        """The shape of each required array, given the model's other sizes."""
         scaled = self.settings.normalise.startswith("zscore")
         return {name: (self.dx,) for name in ("mean", "inverse_std") if scaled}
 
     def check(self, where: str) -> None:
-        """Makes sure that the arrays, and what its files say of them, fit each other.
+        """Checks the arrays: shapes, dtypes, finite values, and agreement with model.json.
 
         Args:
-            where: names the model's file in errors.
+            where: the model's file, for errors.
 
         Raises:
-            ModelError: naming what does not fit.
+            ModelError: naming the array or key.
         """
         C = self.tensors.get("C")
-        if C is None or C.ndim != 3 or not all(C.shape) or C.shape[1] > _MOST_WORDS:
+        if C is None or C.ndim != 3 or not all(C.shape) or C.shape[1] > _MAX_CODEWORDS:
             raise ModelError(
                 where,
-                expected=f"codebooks C [M, K, d], K at most {_MOST_WORDS}",
+                expected=f"codebooks C [M, K, d], K at most {_MAX_CODEWORDS}",
                 found="no array C" if C is None else f"C {list(C.shape)}",
             )
         _check_content(where, self._files.content, self)
@@ -214,8 +214,8 @@ class Model(ABC):
         """f: features [n, dx] to the common space [n, D]."""
 
     def queries(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What stands for queries [n, dx] in asymmetric search, [n, D]: their embeddings, where a
-        method has nothing better."""
+        """Query vectors [n, D] of features [n, dx] for asymmetric search; by default their
+        embeddings."""
         return self.embed(X)
 
     def encode(
@@ -225,7 +225,7 @@ class Model(ABC):
         return kernels.encode(self.embed(X, precision=precision), self.C, device=device)
 
     def decode(self, B: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Codes [n, M] to the vectors [n, D] that they stand for."""
+        """Codes [n, M] to their reconstructions q(u) [n, D]."""
         return kernels.decode(B, self.C)
 
     @abstractmethod
@@ -239,25 +239,25 @@ class Model(ABC):
     def class_prototypes(
         self, ids: Sequence[str]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Prototypes V [T, D] and bias [T] of ``classes``, from a prediction layer of its own.
+        """Prototypes V [T, D] and bias [T] of the model's own prediction layer.
 
         Raises:
-            ModelError: the model has none, or not for one of these class_ids.
+            ModelError: the model has no prediction layer, or it lacks one of these class_ids.
         """
         raise ModelError(f"{self.method} model", expected="a prediction layer", found="none")
 
     def prototypes_of(
         self, ids: Sequence[str], E: NDArray[np.float32] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Prototypes V [T, D] and bias [T] of classes by class_id, and embedding where they are
-        projected: from ``layer``, from a prediction layer, or by ``prototypes``.
+        """Prototypes V [T, D] and bias [T] of classes: from ``layer`` if it has them all, from the
+        prediction layer, or by ``prototypes`` of their embeddings E [T, da].
 
         Raises:
             ModelError: a class is not known, or its embedding is missing or of another width.
         """
-        found = self.layer.find(ids, E) if self.layer is not None else None
-        if found is not None:
-            return found
+        added = self.layer.find(ids, E) if self.layer is not None else None
+        if added is not None:
+            return added
         if self.classes is not None:
             return self.class_prototypes(ids)
         if E is None:
@@ -265,9 +265,9 @@ class Model(ABC):
         return self.prototypes(E)
 
     def with_classes(self, ids: Sequence[str], E: NDArray[np.float32]) -> Self:
-        """This model with prototypes kept for these classes, of embeddings E [T, da].
+        """This model with added prototypes of these classes, from embeddings E [T, da].
 
-        Codes and fingerprint stay as they are.
+        Codes and fingerprint do not change.
         """
         V, bias = self.prototypes(E)
         self._check_magnitudes(V, bias, self.class_metric)
@@ -281,7 +281,7 @@ class Model(ABC):
         return model
 
     def with_record(self, record: Mapping[str, Any], layer: ClassLayer | None) -> Self:
-        """This model with another record and other classes beside it; its fingerprint stays."""
+        """This model with another record and other added prototypes; same fingerprint."""
         model = replace(self, record=record, layer=layer)
         model.__dict__["_files"] = replace(self._files, record=record)
         return model
@@ -309,27 +309,25 @@ class Model(ABC):
             )
 
     def cosines(self, q: NDArray[np.float32], V: NDArray[np.float32]) -> NDArray[np.float32]:
-        """How like images q [n, D], as decoded, and prototypes V [T, D] are: [n, T] in [−1, 1]."""
+        """Cosines [n, T] of decoded images q [n, D] and prototypes V [T, D], in [−1, 1]."""
         wide, V64 = q.astype(np.float64), V.astype(np.float64)  # squares may leave float32's range
         length = np.linalg.norm(wide, axis=1)[:, None] * np.linalg.norm(V64, axis=1)
-        found: NDArray[np.float32] = ((wide @ V64.T) / np.where(length > 0, length, 1.0)).astype(
-            np.float32
-        )
-        return found
+        cosine: NDArray[np.float64] = (wide @ V64.T) / np.where(length > 0, length, 1.0)
+        return cosine.astype(np.float32)
 
     def mapped(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features [n, dx] in the space that the method learns; the common space by default."""
+        """Features [n, dx] in the space that the method learns; by default the common space."""
         return self.embed(X)
 
     @property
     def joint_classes(self) -> bool:
-        """Whether prototypes of a class depend on the other classes, so that all of a table must
-        be given at once."""
+        """Whether the prototype of a class depends on the other classes, so that all classes of a
+        table must be passed at once."""
         return False
 
     @property
     def class_metric(self) -> Metric:
-        """How codes and ``class_prototypes`` are compared."""
+        """The metric of codes and ``class_prototypes``."""
         return self.metric
 
     def tables(
@@ -338,10 +336,10 @@ class Model(ABC):
         bias: NDArray[np.floating] | None = None,
         metric: Metric | None = None,
     ) -> kernels.Tables:
-        """Prototypes V [T, D] with bias [T] (None: zero) made ready to scan this model's codes.
+        """Tables of prototypes V [T, D] with bias [T] (None: zero) for scanning this model's codes.
 
         Raises:
-            InputError: values of a magnitude that scores in float32 cannot tell.
+            InputError: values whose scores would overflow or vanish in float32.
         """
         metric = metric or self.metric
         self._check_magnitudes(V, bias, metric)
@@ -352,7 +350,7 @@ class Model(ABC):
     ) -> None:
         most = float(np.finfo(np.float32).max) / (2 if metric == "l2" else 1)
         largest = max(float(V.max(initial=0.0)), -float(V.min(initial=0.0)))
-        if not largest <= most:  # not a number neither
+        if not largest <= most:  # also if NaN
             raise InputError(
                 "prototypes or queries, as they are embedded",
                 expected=f"values up to {most:.2g} in magnitude for {metric}",
@@ -361,14 +359,14 @@ class Model(ABC):
             )
         if metric == "cosine":
             return
-        words = max(float(self.C.max()), -float(self.C.min()))
-        parts = words * largest if metric == "dot" else words**2 + largest**2
+        codeword = max(float(self.C.max()), -float(self.C.min()))
+        parts = codeword * largest if metric == "dot" else codeword**2 + largest**2
         parts = self.D * parts + (float(np.abs(bias).max(initial=0.0)) if bias is not None else 0.0)
         if 0 < parts < float(np.finfo(np.float32).tiny):
             raise InputError(
                 "prototypes or queries, as they are embedded",
                 expected=f"values whose scores float32 can tell apart by {metric}",
-                found=f"none above {largest:.3g}, with codewords up to {words:.3g}: no score is "
+                found=f"none above {largest:.3g}, with codewords up to {codeword:.3g}: no score is "
                 f"more than {parts:.3g}; scale the features up, or train with normalise=unit or "
                 "zscore",
             )

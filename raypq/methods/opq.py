@@ -1,8 +1,8 @@
 """Optimised product quantization: an orthonormal projection learned with the codebooks.
 
-Ge, He, Ke and Sun, "Optimized Product Quantization" (PAMI 2014): started from the parametric
-solution (principal axes dealt out so that all sub-spaces have equal products of variances), then
-alternated: codes, codewords, and the rotation that best maps x to q (orthogonal Procrustes).
+Ge, He, Ke and Sun, "Optimized Product Quantization" (PAMI 2014). It starts from the parametric
+solution (principal axes allocated so that all sub-spaces have equal products of variances), then
+alternates: codes, codewords, and the rotation that best maps x to q (orthogonal Procrustes).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from raypq.methods.support.statistics import gram
 
 
 class OPQSettings(PQSettings):
-    """As pq, with a rotation."""
+    """Settings of pq, and of the rotation."""
 
     D: Positive | None = Field(None, description="width after projection; default: dx")
     polish: int = Field(10, ge=0, description="passes for the codebooks alone, rotation fixed")
@@ -60,49 +60,49 @@ class OPQ(PQ):
         variance, axes = np.linalg.eigh(stats.sums["G"])
         order = np.argsort(variance)[::-1][:D]
         P = axes.T[order][allocate(variance[order], self.settings.M)]
-        return state.then({"P": fix_signs(P).astype(np.float32, order="C")})
+        return state.with_arrays({"P": fix_signs(P).astype(np.float32, order="C")})
 
-    def _moves_projection(self, state: State) -> bool:
+    def _updates_projection(self, state: State) -> bool:
         return state.iteration < self.settings.iterations
 
     def _advance(self, state: State) -> State:
         return advance_and_polish(self, state, self.settings.iterations, self.settings.polish)
 
     def _next_projection(self, state: State, stats: Stats) -> State:
-        if not self._moves_projection(state):
+        if not self._updates_projection(state):
             return state
         left, _, right = np.linalg.svd(stats.sums["qx"], full_matrices=False)
         P = (left @ right).astype(np.float32, order="C")
-        # The codeword sums were taken under the old P; Σu moves with it to first order only, so
-        # the next pass measures what the new pair is worth.
-        return state.then({"P": P})
+        # The codeword sums are those of the old P, so the objective of the new P and codebooks is
+        # known only after the next pass.
+        return state.with_arrays({"P": P})
 
 
 def advance_and_polish(method: PQ, state: State, iterations: int, polish: int) -> State:
-    """On to the next pass: ``iterations`` that move the embedding too, then ``polish`` that move
-    the codebooks alone. Each part ends early when what it lowers stops falling, the second one not
-    while empty codewords find rows.
+    """The state for the next pass: ``iterations`` joint passes, which also update the embedding,
+    then ``polish`` passes, which update the codebooks only. Each part ends early when its objective
+    converges, the polish not while empty codewords still obtain rows.
 
-    Codewords follow a moving embedding one pass behind, so without the polish they would not be
-    the means of the rows that the final embedding gives them, and re-seeded ones could miss.
+    Codewords lag one pass behind the embedding. Without the polish they would not be the means of
+    their rows in the final embedding, and re-seeded codewords could stay empty.
     """
     iteration = state.iteration + 1
     if iteration < iterations:
-        settled = method.stalled(state, "objective")
+        settled = method.converged(state, "objective")
         return replace(state, iteration=iterations if settled else iteration)
     settled = (
         state.iteration >= iterations
-        and method.stalled(state, "quantization_error")
+        and method.converged(state, "quantization_error")
         and not _refilling(state, iterations)
     )
-    over = iteration >= iterations + polish or settled
-    return replace(state, phase="done" if over else state.phase, iteration=iteration)
+    finished = iteration >= iterations + polish or settled
+    return replace(state, phase="done" if finished else state.phase, iteration=iteration)
 
 
 def _refilling(state: State, iterations: int) -> bool:
-    """Whether codewords without rows, which each pass seeds anew, may have rows after the next.
+    """Whether empty codewords, which every pass re-seeds, may obtain rows in the next one.
 
-    The first pass of the polish says nothing of that: the embedding stood still only after it.
+    After the first pass of the polish that is unknown, because the embedding changed before it.
     """
-    before, now = [0, *(int(note["empty"]) for note in state.history)][-2:]
-    return now > 0 and (state.iteration == iterations or now < before)
+    before, empty = [0, *(int(entry["empty"]) for entry in state.history)][-2:]
+    return empty > 0 and (state.iteration == iterations or empty < before)

@@ -1,8 +1,7 @@
 """Product quantization: k-means in each of M parts (Jégou et al.; PQZSL section 2.2, eq. 4–6).
 
-Also the frame of the other reduction methods: they add an embedding and its update.
-Passes over the data: ``scale`` (only if z-scoring), ``sample``, then ``assign`` until the
-objective stops falling.
+Also the base of the other reduction methods, which add an embedding and its update. Passes over
+the data: ``scale`` (only for z-scoring), ``sample``, then ``assign`` until the objective converges.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from raypq.methods.support import codebooks
 from raypq.methods.support.linear_model import LinearModel, check_range, normalise, product
 from raypq.methods.support.statistics import outer, scale
 
-_SMALLEST = 1e-16  # of the largest value of a sample, so that squares of differences stay normal
+_SMALLEST = 1e-16  # least magnitude of a sample, so that squared differences stay normal numbers
 
-# Of the arrays of a finished training, those that the model keeps.
+# The arrays of the final state that the model contains.
 TENSORS = ("C", "P", "Q", "W", "mean", "inverse_std", "class_mean", "class_inverse_std")
 
 
@@ -77,7 +76,7 @@ class PQ(ReductionMethod):
             )
 
     def _constants(self, corpus: TrainingSetInfo) -> dict[str, Array]:
-        """Arrays that stay as they are through training."""
+        """Arrays that do not change during training."""
         return {}
 
     def accumulate(self, state: State, batch: TrainBatch) -> Stats:
@@ -105,28 +104,28 @@ class PQ(ReductionMethod):
         B = kernels.encode(U, C)
         count, total, error = kernels.codeword_sums(U, B, C)
         stats = Stats(sums={"count": count, "total": total, "error": error})
-        if self._moves_projection(state):
+        if self._updates_projection(state):
             stats.sums["qx"] = outer(kernels.decode(B, C), X)
         return stats
 
     def _project(self, state: State, X: NDArray[np.float32]) -> NDArray[np.float32]:
         return check_range(product(X, state.arrays["P"])) if "P" in state.arrays else X
 
-    def _moves_projection(self, state: State) -> bool:
-        """Whether this pass must also give Σ q(u) xᵀ."""
+    def _updates_projection(self, state: State) -> bool:
+        """Whether this pass also needs Σ q(u) xᵀ, to update the projection."""
         return False
 
     def update(self, state: State, stats: Stats) -> State:
         if state.phase == "scale":
             fitted = scale(stats.sums["n"], stats.sums["x"], stats.sums["xx"])
-            return state.then(fitted, phase="sample")
+            return state.with_arrays(fitted, phase="sample")
         if state.phase == "sample":
             sample = self._sample(stats)
-            return self._seeded(self._first_projection(state, stats), sample, stream=1)
+            return self._seed_codebooks(self._first_projection(state, stats), sample, stream=1)
         return self._update_assign(state, stats)
 
-    def _seeded(self, state: State, sample: NDArray[np.float32], *, stream: int) -> State:
-        """On to the assignment, with codebooks seeded from a sample as it is embedded now."""
+    def _seed_codebooks(self, state: State, sample: NDArray[np.float32], *, stream: int) -> State:
+        """The state before the first assignment, with codebooks seeded from the embedded sample."""
         U = self._project(state, sample)
         largest = float(np.abs(U).max())
         if 0 < largest < _SMALLEST:
@@ -138,30 +137,30 @@ class PQ(ReductionMethod):
             )
         rng = np.random.default_rng([self.settings.seed, stream])
         C = codebooks.seed(U, self.settings.M, self.settings.K, rng)
-        return state.then({"C": C}, phase="assign")
+        return state.with_arrays({"C": C}, phase="assign")
 
     def _sample(self, stats: Stats) -> NDArray[np.float32]:
-        found = stats.rows.get("sample", [])
-        n = sum(len(part) for part in found)
-        if n < self.settings.K:  # shards were left out on the way
+        parts = stats.rows.get("sample", [])
+        n = sum(len(part) for part in parts)
+        if n < self.settings.K:  # some shards were quarantined
             raise ConfigError(
                 f"K: {self.settings.K} codewords need at least as many training rows, found {n} "
                 "in the shards that could be read"
             )
-        return np.concatenate(found)
+        return np.concatenate(parts)
 
     def _first_projection(self, state: State, stats: Stats) -> State:
-        """Sets ``P`` from the first pass, where the method has one."""
+        """Sets the projection ``P`` after the first pass, in methods that have one."""
         return state
 
     def _update_assign(self, state: State, stats: Stats) -> State:
-        note = self._objective(state, stats)
+        entry = self._objective(state, stats)
         rng = np.random.default_rng([self.settings.seed, 2, state.iteration])
         sums = stats.sums
         error = sums["error"].copy()
         C = codebooks.means(state.arrays["C"], sums["count"], sums["total"], error, rng)
-        state = self._next_projection(state, stats).then({"C": C})
-        return self._advance(state.noted(note))
+        state = self._next_projection(state, stats).with_arrays({"C": C})
+        return self._advance(state.with_history(entry))
 
     def _objective(self, state: State, stats: Stats) -> dict[str, Any]:
         error = float(stats.sums["error"].sum())
@@ -179,12 +178,12 @@ class PQ(ReductionMethod):
 
     def _advance(self, state: State) -> State:
         iteration = state.iteration + 1
-        over = iteration >= self.settings.iterations or self.stalled(state, "objective")
-        return replace(state, phase="done" if over else state.phase, iteration=iteration)
+        finished = iteration >= self.settings.iterations or self.converged(state, "objective")
+        return replace(state, phase="done" if finished else state.phase, iteration=iteration)
 
-    def stalled(self, state: State, name: str) -> bool:
-        """Whether the last pass lowered a value by no more than the tolerance."""
-        values = [note[name] for note in state.history]
+    def converged(self, state: State, name: str) -> bool:
+        """Whether the last pass lowered a value of the history by no more than the tolerance."""
+        values = [entry[name] for entry in state.history]
         return len(values) > 1 and values[-2] - values[-1] <= self.settings.tolerance * abs(
             values[-2]
         )
@@ -196,5 +195,5 @@ class PQ(ReductionMethod):
             tensors={name: arrays[name].astype(np.float32) for name in TENSORS if name in arrays},
             dx=int(arrays["dx"]),
             da=int(arrays["Q"].shape[1]) if "Q" in arrays else None,
-            record={"history": [dict(note) for note in state.history]},
+            record={"history": [dict(entry) for entry in state.history]},
         )

@@ -6,10 +6,10 @@ the paper's updates have it (eq. 17, 20 and 21; eq. 15 prints αλ, eq. 14 means
 
     ‖PX − CB‖² + α‖PX − Z_s‖² + β‖A_s − QᵀZ_s‖² + λ‖QA_s − Z_s‖²,   Z_s ≈ ZY, ZZᵀ = I
 
-Z_s is linear in X plus a constant for each class, Z_s = F·X + H·Y. So all that the updates need
-of the data is G = XXᵀ, S = XYᵀ and the class counts, from one pass, and after each assignment of
-codes the codeword sums and Σ q(u)xᵀ: an exact map-reduce. The matrices here are as in the paper,
-one column an image or a class.
+Z_s is linear in X plus a constant for each class, Z_s = F·X + H·Y. So the updates need only G =
+XXᵀ, S = XYᵀ and the class counts, from one pass, and after each assignment of codes the codeword
+sums and Σ q(u)xᵀ: an exact map-reduce. Matrices are as in the paper, with images or classes as
+columns.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from raypq.methods.support.closed_form import (
 from raypq.methods.support.linear_model import LinearModel, normalise, product
 from raypq.methods.support.score_axes import code_width, interpolated_classes, whiten_by_prototypes
 
-_SHORT = 1e-15  # a length whose square float32 holds in full
+_SHORT = 1e-15  # a length whose square is a normal float32
 
 
 class PQZSLSettings(MomentsSettings):
-    """The paper's weights, and what it leaves open."""
+    """The paper's weights, and settings that it leaves open."""
 
     M: Positive = Field(37, description="sub-codebooks; the common space is padded to a multiple")
     metric: Metric = "cosine"
@@ -57,8 +57,8 @@ class PQZSLSettings(MomentsSettings):
     ridge: float = Field(3.0, ge=0, description="added to the diagonal of XXᵀ, eq. 16")
     axes: Literal["embedding", "scores"] = Field(
         "embedding",
-        description="what codes are made of: the embedding as it is learned, or its axes weighed "
-        "by what scores depend on, which is better where bytes are few",
+        description="axes of the codes: of the embedding as it is learned, or those that scores "
+        "depend on, weighted by how much; better with few bytes",
     )
     iterations: Positive = Field(10, description="joint updates of all parameters")
     polish: int = Field(10, ge=0, description="passes for the codebooks alone, embedding fixed")
@@ -66,7 +66,7 @@ class PQZSLSettings(MomentsSettings):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embedding:
-    """The parameters beside the codebooks: P [D, dx], Q [D, da], Z [D, L], F [D, dx], H [D, L]."""
+    """Parameters other than codebooks: P [D, dx], Q [D, da], Z [D, L], F [D, dx], H [D, L]."""
 
     P: Matrix
     Q: Matrix
@@ -76,7 +76,7 @@ class Embedding:
 
     @classmethod
     def initial(cls, data: Moments, settings: PQZSLSettings, rng: np.random.Generator) -> Self:
-        """Section 3.2.2: a random orthogonal Z, Z_s = ZY, then Q and P without quantization."""
+        """Initial values (section 3.2.2): random orthogonal Z, Z_s = ZY, Q and P without codes."""
         L = len(data.n)
         Z, R = np.linalg.qr(rng.standard_normal((L, L)))
         Z = Z * np.sign(np.diag(R))
@@ -86,17 +86,16 @@ class Embedding:
         return replace(start, Q=Q, P=solve_p(Z @ data.S.T, data, settings.ridge))
 
     def balanced(self, data: Moments, M: int) -> Self:
-        """The same embedding turned so that its parts are easy to quantize, and padded to D.
+        """The embedding rotated so that its parts are easy to quantize, and padded to D.
 
-        The objective does not change when P, Q, Z and Z_s are turned together, so the rotation
-        is free: principal axes of PX, dealt out so that all M parts have equal products of
-        variances, as parametric OPQ does. The zero dimensions that pad L to a multiple of M
-        spread over the parts.
+        The objective is invariant to a common rotation of P, Q, Z and Z_s, so it is free to choose:
+        principal axes of PX, allocated so that all M parts have equal products of variances, as in
+        parametric OPQ. The zero dimensions that pad L to a multiple of M spread over the parts.
         """
-        turn = balanced_axes(self.P @ data.G @ self.P.T, M)
-        return replace(self, **{name: turn @ getattr(self, name) for name in "PQZFH"})
+        rotation = balanced_axes(self.P @ data.G @ self.P.T, M)
+        return replace(self, **{name: rotation @ getattr(self, name) for name in "PQZFH"})
 
-    # Z_s enters only through these products, which follow from G, S and n.
+    # The updates need Z_s only in these products, which follow from G, S and n.
 
     def zs_x(self, data: Moments) -> Matrix:
         """Z_s Xᵀ [D, dx]."""
@@ -134,22 +133,22 @@ class Embedding:
         return left @ right
 
     def step(self, qx: Matrix, data: Moments, settings: PQZSLSettings) -> Self:
-        """Z_s, Z, Q and P in turn, given Σ q(u)xᵀ [D, dx].
+        """Updates Z_s, Z, Q and P in turn, given Σ q(u)xᵀ [D, dx].
 
-        P and the codebooks are both updated from the codes of the pass before, each as if the
-        other stood still. The objective falls all the same: the cross term of the two moves is
-        outweighed by what each gains, since P's own term has weight 1 + α.
+        P and the codebooks are both updated from the codes of the pass before, each with the other
+        one fixed. The objective decreases nevertheless: P's own term has weight 1 + α, so the gains
+        exceed the cross term of the two updates.
         """
         F, H = self.solve_zs(data, settings)
-        now = replace(self, F=F, H=H)
-        now = replace(now, Z=now.solve_z(data))
-        now = replace(now, Q=now.solve_q(data, settings))
-        target = (qx + settings.alpha * now.zs_x(data)) / (1 + settings.alpha)
-        return replace(now, P=solve_p(target, data, settings.ridge))
+        new = replace(self, F=F, H=H)
+        new = replace(new, Z=new.solve_z(data))
+        new = replace(new, Q=new.solve_q(data, settings))
+        target = (qx + settings.alpha * new.zs_x(data)) / (1 + settings.alpha)
+        return replace(new, P=solve_p(target, data, settings.ridge))
 
     def losses(self, data: Moments, settings: PQZSLSettings) -> dict[str, float]:
-        """What the updates lower beside the quantization, weighted: the terms of eq. 15, the
-        relaxed constraint of eq. 20, and the ridge of eq. 16 as the penalty that it is."""
+        """The weighted terms of the objective other than quantization: those of eq. 15, the relaxed
+        constraint of eq. 20, and the ridge of eq. 16 as a penalty."""
         zs_x, zs_y, zs_zs = self.zs_x(data), self.zs_y(data), self.zs_zs(data)
         zz = float(np.trace(zs_zs))
         pgp = float(np.sum((self.P @ data.G) * self.P))
@@ -181,8 +180,8 @@ def solve_p(target: Matrix, data: Moments, ridge: float) -> Matrix:
 
 
 class PQZSLModel(PQModel):
-    """As ``LinearModel``. With axes=scores, P ends in the maps of images to the weighed axes, and
-    ``W`` [D, L'] is that of prototypes; a score is then their product."""
+    """As ``LinearModel``. With axes=scores, P includes the map of images to the weighted axes,
+    ``W`` [D, L'] is that of prototypes, and a score is their dot product."""
 
     method = "pqzsl"
 
@@ -194,10 +193,12 @@ class PQZSLModel(PQModel):
         V, bias = super().prototypes(E)
         if "W" not in self.tensors:
             return V, bias
-        if self.settings.metric == "cosine":  # within one image its own length changes no order
+        if (
+            self.settings.metric == "cosine"
+        ):  # the length of an image does not change its order of classes
             length = np.linalg.norm(V, axis=1, keepdims=True)
-            plain = np.isfinite(length).all() and float(length.min(initial=1.0)) > _SHORT
-            V = V / length if plain else normalise(V, "unit")
+            in_range = np.isfinite(length).all() and float(length.min(initial=1.0)) > _SHORT
+            V = V / length if in_range else normalise(V, "unit")
         return product(V, self.tensors["W"]), bias
 
 
@@ -231,70 +232,72 @@ class PQZSL(MomentsPQ):
         rng = np.random.default_rng([self.settings.seed, 3])
         return _arrays(Embedding.initial(data, self.settings, rng).balanced(data, self.settings.M))
 
-    def _moves_projection(self, state: State) -> bool:
+    def _updates_projection(self, state: State) -> bool:
         return state.iteration < self.settings.iterations
 
     def _next_projection(self, state: State, stats: Stats) -> State:
-        if not self._moves_projection(state):
+        if not self._updates_projection(state):
             return state
         data, embedding = moments(state), _parameters(state)
-        return state.then(_arrays(embedding.step(stats.sums["qx"], data, self.settings)))
+        return state.with_arrays(_arrays(embedding.step(stats.sums["qx"], data, self.settings)))
 
     def _objective(self, state: State, stats: Stats) -> dict[str, Any]:
-        note = super()._objective(state, stats)
+        entry = super()._objective(state, stats)
         data, embedding = moments(state), _parameters(state)
         terms = embedding.losses(data, self.settings)
         rows = float(data.n.sum())
-        quantization = note["quantization_error"]
+        quantization = entry["quantization_error"]
         terms = {name: value / rows for name, value in terms.items()}
-        return {**note, **terms, "objective": quantization + sum(terms.values())}
+        return {**entry, **terms, "objective": quantization + sum(terms.values())}
 
     def _advance(self, state: State) -> State:
         iterations, polish = self.settings.iterations, self.settings.polish
         after = advance_and_polish(self, state, iterations, polish)
         if self.settings.axes == "embedding" or after.iteration < iterations:
             return after
-        if "W" not in state.arrays:  # the embedding is final, and the codebooks begin anew
-            turned = after.then(self._score_axes(state), phase="axes")
-            return replace(turned, iteration=iterations)
-        if state.iteration == iterations and polish > 1:  # nothing to compare this error with yet
+        if "W" not in state.arrays:  # the embedding is final: change axes and re-seed the codebooks
+            rotated = after.with_arrays(self._score_axes(state), phase="axes")
+            return replace(rotated, iteration=iterations)
+        if (
+            state.iteration == iterations and polish > 1
+        ):  # the first error on these axes: cannot converge yet
             return replace(after, phase="assign")
         return after
 
     def _score_axes(self, state: State) -> dict[str, Array]:
-        """P and W: images and prototypes along the axes that scores depend on (``subspace``)."""
+        """P and W along the axes that scores depend on (``support.score_axes``)."""
         data, embedding = moments(state), _parameters(state)
         A = torch.from_numpy(np.ascontiguousarray(data.A.T))
         V = torch.cat([A, interpolated_classes(A)]) @ torch.from_numpy(embedding.Q.T)
         if self.settings.metric == "cosine":
             V = functional.normalize(V)
         of_images, of_prototypes = (
-            found.numpy()
-            for found in whiten_by_prototypes(
+            axes.numpy()
+            for axes in whiten_by_prototypes(
                 V, code_width(len(embedding.P), V.shape[1], self.settings.M)
             )
         )
         P = of_images @ embedding.P
-        turn = balanced_axes(P @ data.G @ P.T, self.settings.M)
+        rotation = balanced_axes(P @ data.G @ P.T, self.settings.M)
         return {
-            "P": (turn @ P).astype(np.float32, order="C"),
-            "W": (turn @ of_prototypes).astype(np.float32, order="C"),
+            "P": (rotation @ P).astype(np.float32, order="C"),
+            "W": (rotation @ of_prototypes).astype(np.float32, order="C"),
         }
 
     def accumulate(self, state: State, batch: TrainBatch) -> Stats:
-        if state.phase == "axes":  # rows to seed the codebooks from; the moments are known
+        if state.phase == "axes":  # only rows to seed the codebooks; the moments are known
             return PQ._accumulate_sample(self, state, batch, self._normalised(state, batch.X))
         return super().accumulate(state, batch)
 
     def update(self, state: State, stats: Stats) -> State:
         if state.phase != "axes":
             return super().update(state, stats)
-        seeded = self._seeded(state, self._sample(stats), stream=4)
+        seeded = self._seed_codebooks(state, self._sample(stats), stream=4)
         return seeded if self.settings.polish else replace(seeded, phase="done")
 
 
 def _arrays(embedding: Embedding) -> dict[str, Array]:
-    """The embedding in full, and its P and Q in the precision that the shards use."""
+    """The embedding in float64, and P and Q in the float32 that workers use."""
     return {
         "P": embedding.P.astype(np.float32, order="C"),
         "Q": embedding.Q.astype(np.float32, order="C"),

@@ -8,9 +8,9 @@ s the cosine (eq. 1), δ that of class embeddings, f the encoder and g the decod
     O3 = ‖y_r − g(f(y_r))‖²                                       eq. 4
     O1 + λ1·O2 + λ2·O3                                            eq. 5
 
-Classes are similar at τ ≤ δ < 1 and dissimilar at δ < τ. Images are compared where they are, by
-cosine (eq. 6), so the embedding of images is linear: the axes that prototypes can differ along
-(``support.score_axes``), of features at unit length; the dot product there is the cosine.
+Classes are similar at τ ≤ δ < 1 and dissimilar at δ < τ. Images are compared in the visual space by
+cosine (eq. 6), so the embedding of images is linear: features of unit length along the axes in
+which prototypes differ (``support.score_axes``); the dot product there is the cosine.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from raypq.methods.gradient import (
 from raypq.methods.support.layers import unit
 from raypq.methods.support.score_axes import Axes, code_width, codebook_method, interpolated_classes
 
-_LEAST_SPREAD = 1e-32  # of which a part may be 1e-6, whose inverse float32 still holds
+_LEAST_DEVIATION = 1e-32  # of a dimension at least 1e-6 times that, whose inverse fits float32
 
 Attributes = Literal["centre", "zscore"]
 
@@ -53,13 +53,15 @@ class PSRSettings(GradientSettings):
     D: Positive = Field(128, description="axes of the visual space that are kept, at most")
     metric: Metric = "dot"
     normalise: Normalise = "zscore-unit"
-    attributes: Attributes = Field("centre", description="of class embeddings: zscore, or centre")
+    attributes: Attributes = Field(
+        "centre", description="normalisation of class embeddings: zscore, or centre"
+    )
     baseline: Literal["full", "B1", "B2", "B3"] = Field("full", description="of section 4.1")
     hidden: tuple[Positive, ...] = Field((1024,), description="widths between y and f(y)")
     tau: float = Field(0.0, ge=-1, le=1, description="similar from this cosine on")
     lam1: float = Field(1.0, ge=0, description="weight of O2")
     lam2: float = Field(0.1, ge=0, description="weight of O3")
-    p: Positive = Field(50, description="candidates from which a tuple takes the worst")
+    p: Positive = Field(50, description="candidates of which a tuple takes the hardest")
     epochs: Positive = 60
     batch: Positive = 128
     schedule: Schedule = "constant"
@@ -72,7 +74,7 @@ class PSRSettings(GradientSettings):
 
 
 class PSRNetwork(Network):
-    """Encoder f and decoder g; what is kept of an image are ``axes``."""
+    """Encoder f and decoder g of class embeddings, and the axes of image embeddings."""
 
     training_only = frozenset({"decoder", "A", "delta"})
     A: Tensor
@@ -90,19 +92,19 @@ class PSRNetwork(Network):
         self.register_buffer("class_scale", torch.ones(da))
 
     def learn_classes(self, A: NDArray[np.float32]) -> None:
-        """Takes the training classes [L, da]: their normalisation and their relations δ [L, L]."""
+        """Sets the normalisation and the relations δ [L, L] of the training classes A [L, da]."""
         raw = torch.from_numpy(A.astype(np.float64))
         mean = raw.mean(dim=0)
-        spread = raw.std(dim=0, unbiased=False)
+        deviation = raw.std(dim=0, unbiased=False)
         whole = (raw - mean).square().mean().sqrt()
-        if not float(whole) > _LEAST_SPREAD:
+        if not float(whole) > _LEAST_DEVIATION:
             raise InputError(
                 "class embeddings",
-                expected=f"values that differ by {_LEAST_SPREAD:g} and more, to scale in float32",
+                expected=f"values that differ by {_LEAST_DEVIATION:g} and more, in float32",
                 found=f"a standard deviation of {float(whole):.3g}; scale the embeddings up",
             )
-        flat = spread <= 1e-6 * whole
-        scale = spread.where(~flat, 1.0) if self.settings.attributes == "zscore" else whole
+        constant = deviation <= 1e-6 * whole
+        scale = deviation.where(~constant, 1.0) if self.settings.attributes == "zscore" else whole
         self.class_mean.copy_(mean)
         self.class_scale.copy_(1 / scale)
         with torch.no_grad():
@@ -111,43 +113,45 @@ class PSRNetwork(Network):
             self.register_buffer("delta", a @ a.T)
 
     def normalised(self, e: Tensor) -> Tensor:
-        """Class embeddings [T, da] as the encoder takes them."""
+        """Class embeddings [T, da], normalised for the encoder."""
         return (e - self.class_mean) * self.class_scale
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         assert batch.y is not None, "training has labels"
         settings = self.settings
-        classes, place = torch.unique(batch.y, return_inverse=True)
+        classes, class_of_row = torch.unique(batch.y, return_inverse=True)
         f = self.encoder(self.A[classes])
         terms = {}
         if settings.baseline == "B1":
-            terms["regression"] = (f[place] - batch.x).square().sum(dim=1).mean()
+            terms["regression"] = (f[class_of_row] - batch.x).square().sum(dim=1).mean()
         else:
-            terms |= self._relations(unit(f), classes, place, unit(batch.x))
+            terms |= self._relations(unit(f), classes, class_of_row, unit(batch.x))
         lam2 = 0.0 if settings.baseline == "B3" else settings.lam2
         if lam2:
-            wrong = (self.decoder(f) - self.A[classes]).square().sum(dim=1)
-            terms["reconstruction"] = lam2 * wrong[place].mean()
+            error = (self.decoder(f) - self.A[classes]).square().sum(dim=1)
+            terms["reconstruction"] = lam2 * error[class_of_row].mean()
         return terms
 
-    def _relations(self, f: Tensor, classes: Tensor, place: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """O1 and O2 for f [c, dx] of the classes in the batch and its images x [n, dx]."""
+    def _relations(
+        self, f: Tensor, classes: Tensor, class_of_row: Tensor, x: Tensor
+    ) -> dict[str, Tensor]:
+        """O1 and O2 for prototypes f [c, dx] of the classes in the batch and images x [n, dx]."""
         settings = self.settings
         tau, lam1 = (1.0, 0.0) if settings.baseline == "B2" else (settings.tau, settings.lam1)
-        s = (f @ x.T)[place]  # [n, n]: the prototype of row r and image j
-        delta = self.delta[classes][:, classes][place][:, place]
-        other = classes[place][:, None] != classes[place][None, :]
+        s = (f @ x.T)[class_of_row]  # [n, n]: the prototype of row r's class and image j
+        y = classes[class_of_row]
+        delta = self.delta[y][:, y]
+        other = y[:, None] != y[None, :]
         similar, dissimilar = other & (delta >= tau), other & (delta < tau)
         terms = {"identical": -s.diagonal().mean()}
-        pushed = (tau - delta) * s
-        terms["dissimilar"] = _worst(pushed, dissimilar, settings.p)
+        terms["dissimilar"] = _hardest((tau - delta) * s, dissimilar, settings.p)
         if lam1:
-            kept = F.relu(tau - s) + F.relu(s - delta)
-            terms["similar"] = lam1 * _worst(kept, similar, settings.p)
+            hinge = F.relu(tau - s) + F.relu(s - delta)
+            terms["similar"] = lam1 * _hardest(hinge, similar, settings.p)
         return terms
 
     def fit_axes(self, x: Tensor) -> None:
-        """Chooses the axes from the classes, mixtures of them, and a sample of rows [n, dx]."""
+        """Sets the axes by the classes, interpolations of them, and a sample of rows x [n, dx]."""
         with torch.no_grad():
             V = unit(self.encoder(torch.cat([self.A, interpolated_classes(self.A)])))
             self.axes.fit(V, unit(x), self.settings.M)
@@ -174,28 +178,28 @@ def _perceptron(a: int, hidden: Sequence[int], b: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(a, b), nn.ELU())
 
 
-def _worst(loss: Tensor, allowed: Tensor, p: int) -> Tensor:
-    """The mean over rows of the worst of p allowed candidates, drawn at random (section 3.3).
+def _hardest(loss: Tensor, allowed: Tensor, p: int) -> Tensor:
+    """The mean over rows of the largest loss among p random allowed candidates (section 3.3).
 
-    A row without an allowed one adds nothing. loss, allowed: [n, n].
+    A row without allowed candidates counts 0. loss, allowed: [n, n].
     """
-    lot = torch.rand(allowed.shape, device=allowed.device).where(allowed, 2.0)
-    if p < lot.shape[1]:
-        allowed = allowed & (lot <= lot.kthvalue(p, dim=1, keepdim=True).values)
-    worst = loss.where(allowed, -torch.inf).max(dim=1).values
-    return worst.where(allowed.any(dim=1), 0.0).mean()
+    priority = torch.rand(allowed.shape, device=allowed.device).where(allowed, 2.0)
+    if p < priority.shape[1]:
+        allowed = allowed & (priority <= priority.kthvalue(p, dim=1, keepdim=True).values)
+    hardest = loss.where(allowed, -torch.inf).max(dim=1).values
+    return hardest.where(allowed.any(dim=1), 0.0).mean()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PSRModel(NetworkModel):
-    """f(y) against images by cosine in the visual space."""
+    """Compares f(y) with images by cosine in the visual space."""
 
     method = "psr"
     takes_embeddings = True
 
     settings: PSRSettings
 
-    def blank(self) -> PSRNetwork:
+    def build_network(self) -> PSRNetwork:
         assert self.da is not None, "a model that takes embeddings knows their width"
         return PSRNetwork(self.settings, self.dx, self.da, self.D)
 
@@ -229,7 +233,7 @@ class PSR(GradientMethod):
         return network
 
     def _check_relations(self, delta: Tensor) -> None:
-        """Refuses a τ at which no two training classes are dissimilar, or two are the same."""
+        """Refuses a τ at which no two training classes are dissimilar."""
         pairs = delta[~torch.eye(len(delta), dtype=torch.bool)]
         tau = 1.0 if self.settings.baseline == "B2" else self.settings.tau
         if self.settings.baseline != "B1" and not (pairs < tau).any():

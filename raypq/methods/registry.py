@@ -1,4 +1,4 @@
-"""The methods by name. A new one is a file here and a line below."""
+"""Methods by name. A new method is a file in this folder and an entry in ``METHODS``."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _CONTENT = {"method", "M", "K", "D", "dx", "da", "metric", "settings", "classes"
 
 
 def find(name: str) -> type[Method]:
-    """The method of a name.
+    """The method called ``name``.
 
     Raises:
-        ConfigError: there is none; the names are listed.
+        ConfigError: there is none; lists the names.
     """
     if name not in METHODS:
         raise ConfigError(f"unknown method {name!r}; expected one of {', '.join(sorted(METHODS))}")
@@ -45,7 +45,7 @@ def find(name: str) -> type[Method]:
 
 
 def create(name: str, settings: Mapping[str, Any]) -> Method:
-    """A method with its settings checked.
+    """A method with validated settings.
 
     Raises:
         ConfigError: an unknown method, an unknown key, or a bad value.
@@ -55,7 +55,7 @@ def create(name: str, settings: Mapping[str, Any]) -> Method:
 
 
 def create_reduction(name: str, settings: Mapping[str, Any]) -> ReductionMethod:
-    """As ``create``, for what works with methods by reduction alone.
+    """As ``create``, for methods that train by reduction only.
 
     Raises:
         ConfigError: the method trains by gradient.
@@ -70,7 +70,7 @@ def load(uri: str | os.PathLike[str]) -> Model:
     """Reads a model directory of any method.
 
     Raises:
-        ModelError: it cannot be read, or its method is not known here.
+        ModelError: it cannot be read, or its method is unknown.
     """
     uri = path_of(uri)
     files = ModelFiles.load(uri)
@@ -97,7 +97,7 @@ def load(uri: str | os.PathLike[str]) -> Model:
             expected=f"settings of {name}",
             found=unknown_key(error) or f"key '{key}': {first['msg']}",
         ) from None
-    except (KeyError, TypeError, AttributeError, IndexError) as error:  # not what ``save`` writes
+    except (KeyError, TypeError, AttributeError, IndexError) as error:  # not written by ``save``
         raise ModelError(
             where, expected=f"a model of {name}", found=f"{type(error).__name__}: {error}"
         ) from None

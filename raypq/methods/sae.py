@@ -6,8 +6,8 @@ images X [dx, N] and the embedding of each one's class S [da, N], W [da, dx] min
 
     SSᵀ W + λ W XXᵀ = (1 + λ) S Xᵀ
 
-Images are compared in the visual space, cosine(x, Wᵀa): prototypes lie in the row space of W,
-which is all that codes are made of.
+Images are compared in the visual space, cosine(x, Wᵀa). Prototypes lie in the row space of W, so
+codes are of that space only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from raypq.methods.support.linear_model import LinearModel
 
 
 class SAESettings(SpanSettings):
-    """One weight."""
+    """The weight of the encoder's loss."""
 
     metric: Metric = "cosine"
     lam: float = Field(0.03, gt=0, description="weight of WX = S beside X = WᵀS")
@@ -44,7 +44,7 @@ class SAEModel(PQModel):
 
 
 class SAE(MomentsPQ):
-    """The autoencoder, decoded: class embeddings are mapped to the visual space."""
+    """The decoder of the autoencoder, which maps class embeddings to the visual space."""
 
     name = "sae"
     settings_class: ClassVar[type[MethodSettings]] = SAESettings
@@ -60,8 +60,7 @@ class SAE(MomentsPQ):
         W = self.autoencoder(data)
         rank = min(len(data.n), *W.shape)
         axes = np.linalg.svd(W, full_matrices=False)[2][:rank]
-        turn = balanced_axes(axes @ data.G @ axes.T, self.settings.M)
-        P = turn @ axes
+        P = balanced_axes(axes @ data.G @ axes.T, self.settings.M) @ axes
         return {"P": P.astype(np.float32), "Q": (P @ W.T).astype(np.float32)}
 
     def autoencoder(self, data: Moments) -> Matrix:

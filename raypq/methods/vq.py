@@ -1,6 +1,6 @@
 """Vector quantization: one codebook for the whole vector (PQZSL eq. 2–3).
 
-Only the baseline of the paper's figure 3: what product quantization improves on.
+The baseline of product quantization in the paper's figure 3.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from raypq.methods.support.linear_model import LinearModel
 
 
 class VQSettings(PQSettings):
-    """As pq with a single sub-codebook."""
+    """Settings of pq, with a single sub-codebook."""
 
     M: Literal[1] = 1
 

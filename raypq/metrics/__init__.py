@@ -1,1 +1,1 @@
-"""Metrics: accuracies, confusions, rankings and drift, as sums that merge in any order."""
+"""Metrics: accuracy, confusion, ranking and drift, as sums that merge in any order."""

@@ -1,4 +1,4 @@
-"""Class-wise counts of predictions, and the accuracies that follow from them."""
+"""Counts of predictions by class, and accuracies computed from them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassCounts:
-    """Counts over images, by class of the table (T). They add up, and can be subtracted.
+    """Counts of images by class of a table with T classes; they can be added and subtracted.
 
     Attributes:
-        rows: images in all [1]. predicted: images whose best class it is [T].
-        images: labelled images of it [T].
-        hits: of those, with the label among the first 1, 5, 10 [3, T].
-        group_hits: of those, right at top 1 within the label's own group (seen or unseen) [T].
-        widths: images by their number of predictions.
-        unknown_labels: images by a label that the table lacks.
-        unknown_classes: predictions by a class that the table lacks.
+        rows: all images [1]. predicted: images by top-1 prediction [T].
+        images: labelled images by label [T].
+        hits: those with the label among the first 1, 5 and 10 predictions [3, T].
+        group_hits: those with the label as top 1 within its own group (seen or unseen) [T].
+        widths: images by number of predictions.
+        unknown_labels: images by label, for labels that the table lacks.
+        unknown_classes: predictions by class, for classes that the table lacks.
     """
 
     rows: Counts
@@ -45,13 +45,13 @@ class ClassCounts:
 
     @classmethod
     def empty(cls, T: int) -> Self:
-        """No counts yet, for T classes."""
+        """Zero counts, for T classes."""
         arrays: dict[str, Any] = {name: np.zeros(_shape(name, T), np.int64) for name in _ARRAYS}
         return cls(**arrays)
 
     @property
     def k(self) -> tuple[int, int]:
-        """The fewest and the most predictions that an image has; zeros without images."""
+        """The least and the largest number of predictions of an image; zeros without images."""
         return min(self.widths, default=0), max(self.widths, default=0)
 
     def add(self, batch: PredictionBatch) -> None:
@@ -70,16 +70,16 @@ class ClassCounts:
         right = batch.classes[known] == y[:, None]
         for row, depth in enumerate(HITS):
             self.hits[row] += np.bincount(y[right[:, :depth].any(axis=1)], minlength=T)
-        inside = np.zeros(len(y), bool)
+        group_hit = np.zeros(len(y), bool)
         for best in batch.best.values():
-            inside |= best.classes[known] == y
-        self.group_hits[:] += np.bincount(y[inside], minlength=T)
+            group_hit |= best.classes[known] == y
+        self.group_hits[:] += np.bincount(y[group_hit], minlength=T)
         for name in _NAMES:
             if (names := getattr(batch, name)) is not None:
                 getattr(self, name).add(names)
 
     def merge(self, other: ClassCounts) -> None:
-        """Adds another tally of the same class table."""
+        """Adds counts of the same class table."""
         for name in _ARRAYS:
             getattr(self, name)[:] += getattr(other, name)
         for name in _NAMES:
@@ -87,7 +87,7 @@ class ClassCounts:
         self._count_widths(other.widths)
 
     def subtract(self, other: ClassCounts) -> None:
-        """Takes off the counts of images that were added before."""
+        """Subtracts counts of images that were added before."""
         for name in _ARRAYS:
             getattr(self, name)[:] -= getattr(other, name)
         for name in _NAMES:
@@ -102,7 +102,7 @@ class ClassCounts:
 
     @property
     def valid(self) -> bool:
-        """Whether these can be counts of ``rows`` images: none is negative, and sums agree."""
+        """Whether the counts are consistent: none is negative, and widths add up to ``rows``."""
         arrays = all(getattr(self, name).min(initial=0) >= 0 for name in _ARRAYS)
         names = all(getattr(self, name).valid for name in _NAMES)
         widths = min(self.widths.values(), default=1) > 0
@@ -110,61 +110,64 @@ class ClassCounts:
 
     @property
     def exact(self) -> bool:
-        """Whether a summary of these is the one that counting everything anew would give."""
+        """Whether the summary equals that of counting all images again."""
         return all(getattr(self, name).exact for name in _NAMES)
 
     def plain(self) -> dict[str, Any]:
-        """Everything as plain values; ``of_plain`` reads them."""
-        found: dict[str, Any] = {name: getattr(self, name).tolist() for name in _ARRAYS}
-        found["widths"] = sorted(self.widths.items())
+        """All counts as JSON values, for ``of_plain``."""
+        values: dict[str, Any] = {name: getattr(self, name).tolist() for name in _ARRAYS}
+        values["widths"] = sorted(self.widths.items())
         for name in _NAMES:
-            found[name] = dict(vars(getattr(self, name)))
-        return found
+            values[name] = dict(vars(getattr(self, name)))
+        return values
 
     @classmethod
     def of_plain(cls, values: Mapping[str, Any], T: int) -> Self:
-        """The counts that ``plain`` gave, for T classes.
+        """Counts from the values of ``plain``, for T classes.
 
         Raises:
-            ValueError: they are not such counts.
+            ValueError: the values are not consistent counts of T classes.
         """
         try:
             arrays: dict[str, Any] = {name: np.array(values[name], np.int64) for name in _ARRAYS}
             names: dict[str, Any] = {name: UnknownNames(**values[name]) for name in _NAMES}
-            tally = cls(**arrays, **names, widths={int(k): int(n) for k, n in values["widths"]})
+            counts = cls(**arrays, **names, widths={int(k): int(n) for k, n in values["widths"]})
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"no counts of predictions: {error}") from None
         if any(array.shape != _shape(name, T) for name, array in arrays.items()):
             raise ValueError(f"counts of another class table than one of {T} classes")
-        if not tally.valid:
+        if not counts.valid:
             raise ValueError("counts that contradict each other")
-        return tally
+        return counts
 
     def accuracy(self, chosen: NDArray[np.bool_] | None = None) -> dict[str, Any]:
-        """hit@k over the labelled images of the chosen classes (all by default).
+        """hit@k over labelled images of the chosen classes (default: all).
 
-        Each as the mean of the classes (of those with images) and of the images.
+        Each as the mean over classes with images, and as the mean over images.
         """
-        has = self.images > 0 if chosen is None else (self.images > 0) & chosen
-        found: dict[str, Any] = {"classes": int(has.sum()), "images": int(self.images[has].sum())}
-        if not has.any():
-            return found
+        counted = self.images > 0 if chosen is None else (self.images > 0) & chosen
+        result: dict[str, Any] = {
+            "classes": int(counted.sum()),
+            "images": int(self.images[counted].sum()),
+        }
+        if not counted.any():
+            return result
         least, _ = self.k
         for row, depth in enumerate(HITS):
             if depth <= max(1, least):
-                found[f"hit@{depth}"] = class_mean(self.hits[row][has], self.images[has])
-                found[f"hit@{depth}_image_mean"] = float(
-                    self.hits[row][has].sum() / self.images[has].sum()
+                result[f"hit@{depth}"] = class_mean(self.hits[row][counted], self.images[counted])
+                result[f"hit@{depth}_image_mean"] = float(
+                    self.hits[row][counted].sum() / self.images[counted].sum()
                 )
-        return found
+        return result
 
     def unknown(self) -> dict[str, Any]:
-        """Names that the table lacks, by kind; nothing where there are none."""
+        """Names that the table lacks, by kind; kinds without any are left out."""
         return {name: getattr(self, name).summary() for name in _NAMES if getattr(self, name).rows}
 
     def summary(self, table: ClassTable) -> dict[str, Any]:
-        """What a version says of them: accuracy, how often each class was predicted, and names
-        that the table lacks."""
+        """The summary in a version: accuracy, predictions by class, and names that the table
+        lacks."""
         order = np.lexsort((np.arange(len(table)), -self.predicted))
         return {
             **self.unknown(),
@@ -183,7 +186,7 @@ def _shape(name: str, T: int) -> tuple[int, ...]:
 
 
 def class_mean(hits: Counts, images: Counts) -> float:
-    """The mean over classes of each one's share of hits."""
+    """The mean over classes of hits / images."""
     return float(np.mean(hits / images))
 
 

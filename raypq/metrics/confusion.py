@@ -1,4 +1,4 @@
-"""Confusion counts: which class is predicted for which, for pairs that occur."""
+"""Confusion counts of pairs (label, predicted class) that occur."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from numpy.typing import NDArray
 from raypq.data.classes import ClassTable
 from raypq.data.predictions import PredictionBatch
 
-_TOLD = 50  # the most frequent pairs
-
+_REPORTED = 50  # pairs in ``worst``
 
 Run = tuple[NDArray[np.int64], NDArray[np.int64]]  # label · T + answer, ascending; images of each
 
 
 @dataclass(kw_only=True, eq=False)
 class Confusions:
-    """Wrong first answers, merged in any order.
+    """Counts of wrong top-1 predictions, merged in any order.
 
-    Counts are kept as sorted runs, each more than twice as long as the next; a new one is joined
-    with those that are not much longer. So an entry is sorted a logarithmic number of times, where
-    joining everything with every shard's would be quadratic. All runs together have at most two
-    entries, of 16 bytes, for each pair that occurs.
+    Counts are sorted runs, each more than twice as long as the next; a new run is merged with those
+    that are not much longer. So an entry is merged a logarithmic number of times; merging each
+    shard into one run would be quadratic. All runs together have at most two entries, of 16 bytes,
+    for each pair that occurs.
     """
 
     runs: list[Run] = field(default_factory=list)
 
     def add(self, batch: PredictionBatch, T: int) -> None:
-        """Counts the wrong answers of a batch, except those that the table lacks."""
+        """Counts the wrong predictions of a batch, except classes that the table lacks."""
         if not len(batch.y):
             return
         y, first = batch.y.astype(np.int64), batch.classes[:, 0]
@@ -46,14 +45,14 @@ class Confusions:
         if not len(run[0]):
             return
         self.runs.append(run)
-        self.runs.sort(key=lambda one: -len(one[0]))
+        self.runs.sort(key=lambda run: -len(run[0]))
         while len(self.runs) > 1 and len(self.runs[-2][0]) <= 2 * len(self.runs[-1][0]):
-            self.runs.append(_joined(self.runs.pop(), self.runs.pop()))
+            self.runs.append(_merged(self.runs.pop(), self.runs.pop()))
 
     def counts(self) -> Run:
         """Every pair (label · T + answer, ascending) [n], and the images of each [n]."""
         while len(self.runs) > 1:
-            self.runs.append(_joined(self.runs.pop(), self.runs.pop()))
+            self.runs.append(_merged(self.runs.pop(), self.runs.pop()))
         none = np.zeros(0, np.int64)
         return self.runs[0] if self.runs else (none, none)
 
@@ -62,7 +61,7 @@ class Confusions:
         T = len(table)
         pairs, counts = self.counts()
         inside = np.flatnonzero(chosen[pairs // T])
-        order = inside[np.lexsort((pairs[inside], -counts[inside]))][:_TOLD]
+        order = inside[np.lexsort((pairs[inside], -counts[inside]))][:_REPORTED]
         return [
             {
                 "class_id": table.ids[int(pairs[at] // T)].as_py(),
@@ -75,11 +74,11 @@ class Confusions:
         ]
 
 
-def _joined(one: Run, other: Run) -> Run:
-    """Two runs as one; the counts of pairs that both have are added."""
-    pairs = np.concatenate([one[0], other[0]])
-    order = np.argsort(pairs, kind="stable")  # linear in two runs that are sorted already
+def _merged(a: Run, b: Run) -> Run:
+    """Two runs as one; counts of equal pairs are added."""
+    pairs = np.concatenate([a[0], b[0]])
+    order = np.argsort(pairs, kind="stable")  # linear for two sorted runs
     pairs = pairs[order]
     first = np.flatnonzero(np.concatenate([[True], pairs[1:] != pairs[:-1]]))
-    counts = np.add.reduceat(np.concatenate([one[1], other[1]])[order], first)
+    counts = np.add.reduceat(np.concatenate([a[1], b[1]])[order], first)
     return pairs[first], counts

@@ -1,11 +1,11 @@
-"""Drift: whether new shards still look to a model as its training data did.
+"""Drift detection: whether new shards still resemble a model's training data.
 
-Each encoded shard is measured on a few hundred of its rows: quantization error, how evenly the
-codewords are used, and the norms of the features. The same figures of the training shards, taken
-once training is over, are the baseline in the model's record. They come from training, not from
-the first encode, because the question is whether to train again: a store that was unlike the
-training data from its first night must say so. An alarm needs both a change that matters (the
-limits of the settings) and one that chance does not explain.
+A few hundred rows of each encoded shard are measured: quantization error, entropy of codeword
+usage, and norms of the features. The same statistics of the training shards, taken after training,
+are the baseline in the model's record. They are of training, not of the first encode, because the
+question is whether to train again: a store that differs from the training data from its first night
+on must be reported. Drift is a change that exceeds the limits of the settings and is statistically
+significant.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from raypq.methods.base import Model
 # (a mean good to about one part in twenty) and at most 512.
 _ONE_IN, _LEAST, _MOST = 128, 64, 512
 _CODED = 2048  # rows whose codes are counted
-_OPTIMISM = 3.0
-_COUNTABLE = 4  # rows for each codeword, below which entropy says nothing
-_FEW = 64  # rows, below which a shard's means are too noisy to judge
+_OPTIMISM = 3.0  # c in ``baseline_of``
+_COUNTABLE = 4  # rows for each codeword that the entropy needs
+_FEW = 64  # rows of a shard that its means need
 
 
 class Gauge:
-    """Takes the sample of one shard while it is encoded.
+    """Measures a sample of one shard while it is encoded.
 
-    The rows are chosen at random by their number alone: the same shard gives the same figures
-    anywhere, and data in any regular order is sampled fairly.
+    Rows are chosen by random numbers that depend only on the number of rows: a shard gives the same
+    statistics everywhere, and a regular order of rows does not bias the sample.
     """
 
     def __init__(self, model: Model, rows: int) -> None:
         self._model = model
         rng = np.random.default_rng(0)
-        few = min(rows, max(_LEAST, min(rows // _ONE_IN, _MOST)))
+        sample = min(rows, max(_LEAST, min(rows // _ONE_IN, _MOST)))
         self._coded = np.sort(rng.choice(rows, min(rows, _CODED), replace=False))
-        self._measured = np.sort(rng.choice(self._coded, few, replace=False))
+        self._measured = np.sort(rng.choice(self._coded, sample, replace=False))
         self._count = np.zeros((model.M, model.K), np.int64)
         self._X: list[NDArray[np.float32]] = []
         self._B: list[NDArray[np.uint8]] = []
 
     def add(self, X: NDArray[np.float32], B: NDArray[np.uint8], row: int) -> None:
-        """Looks at a batch: features [n, dx] and codes [n, M] of the rows from ``row`` on."""
+        """Measures a batch: features [n, dx] and codes [n, M] of the rows from ``row`` on."""
         coded = _inside(self._coded, row, len(X))
         self._take(X, B[coded], coded, row)
 
     def add_features(self, X: NDArray[np.float32], row: int) -> None:
-        """As ``add`` for rows that have no codes yet: only the sample is encoded."""
+        """As ``add`` for rows without codes; only the sample is encoded."""
         coded = _inside(self._coded, row, len(X))
         self._take(X, self._model.encode(X[coded]), coded, row)
 
@@ -67,11 +67,11 @@ class Gauge:
         flat = (B.astype(np.int64) + K * np.arange(M)).reshape(-1)
         self._count += np.bincount(flat, minlength=M * K).reshape(M, K)
         measured = _inside(self._measured, row, len(X))
-        self._X.append(X[measured])  # copies: the batch itself must not be held
+        self._X.append(X[measured])  # copies, so that the batch can be freed
         self._B.append(B[np.searchsorted(coded, measured)])
 
     def read(self) -> ShardStats | None:
-        """The figures; None of a shard without rows."""
+        """The statistics of the shard; None if it has no rows."""
         if not self._X:
             return None
         X = np.concatenate(self._X)
@@ -100,29 +100,29 @@ def _entropy(count: NDArray[np.int64]) -> float:
     return float(bits.mean())
 
 
-def baseline_of(found: Sequence[ShardStats], *, images: int, K: int) -> Baseline | None:
-    """The baseline that measured training shards make, of a model trained on ``images`` rows."""
-    if not found:
+def baseline_of(measured: Sequence[ShardStats], *, images: int, K: int) -> Baseline | None:
+    """The baseline of measured training shards, for a model trained on ``images`` rows."""
+    if not measured:
         return None
-    # Codebooks fit the rows that they were learned from better than new ones. Measured for Lloyd's
-    # algorithm on n = 23 to 200 normal rows a codeword in 2 to 40 dimensions: the two errors
-    # differ by (n + c) / (n − c), with c from 1.4 to 5.
+    # The error of training rows is lower than that of new rows. Measured for Lloyd's algorithm on
+    # n = 23 to 200 normally distributed rows a codeword in 2 to 40 dimensions: by a factor of
+    # (n + c) / (n − c), with c from 1.4 to 5.
     n = max(images / K, 2 * _OPTIMISM)
-    rows = np.array([stats.rows for stats in found])
-    entropies = np.array([stats.entropy for stats in found])
+    rows = np.array([stats.rows for stats in measured])
+    entropies = np.array([stats.entropy for stats in measured])
     entropy = Level(mean=float(entropies.mean()), within=0.0, between=float(entropies.std()))
     return Baseline(
-        shards=len(found),
+        shards=len(measured),
         optimism=(n + _OPTIMISM) / (n - _OPTIMISM),
-        error=_level([stats.error for stats in found], rows),
-        norm=_level([stats.norm for stats in found], rows),
+        error=_level([stats.error for stats in measured], rows),
+        norm=_level([stats.norm for stats in measured], rows),
         entropy=entropy,
     )
 
 
-def _level(found: Sequence[Spread], rows: NDArray[np.int64]) -> Level:
-    means = np.array([spread.mean for spread in found])
-    within = np.average([spread.std**2 for spread in found], weights=rows)
+def _level(shards: Sequence[Spread], rows: NDArray[np.int64]) -> Level:
+    means = np.array([spread.mean for spread in shards])
+    within = np.average([spread.std**2 for spread in shards], weights=rows)
     mean = np.average(means, weights=rows)
     between = np.average((means - mean) ** 2, weights=rows) - float(np.mean(within / rows))
     return Level(
@@ -131,24 +131,24 @@ def _level(found: Sequence[Spread], rows: NDArray[np.int64]) -> Level:
 
 
 def known_baseline(model: Model, others: Sequence[ShardStats]) -> Baseline | None:
-    """The baseline in a model's record, or for an older model what its other shards make.
+    """The baseline in a model's record; for an older model, that of its other shards.
 
     Args:
-        others: figures of shards that the model encoded on earlier nights.
+        others: statistics of shards that the model encoded on earlier nights.
     """
-    noted = model.record.get("baseline")
-    if noted is not None:
+    recorded = model.record.get("baseline")
+    if recorded is not None:
         try:
-            return Baseline(**noted)
+            return Baseline(**recorded)
         except (ValidationError, TypeError):
             console.warn("the baseline in the model's record cannot be read; drift is not judged")
             return None
-    return baseline_of(others, images=1 << 62, K=model.K)  # not fitted to: no optimism
+    return baseline_of(others, images=1 << 62, K=model.K)  # not training rows: no optimism
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drifted:
-    """A shard that is unlike the training data, and how."""
+    """A shard that differs from the training data, and how."""
 
     shard: str
     reasons: tuple[str, ...]
@@ -157,10 +157,10 @@ class Drifted:
         return f"{self.shard}: {'; '.join(self.reasons)}"
 
 
-def judge(
+def detect_drift(
     shard: str, stats: ShardStats, baseline: Baseline, limits: DriftLimits, *, K: int
 ) -> Drifted | None:
-    """What is unusual about a shard, if anything is; a few rows tell nothing."""
+    """How a shard differs from the baseline, if it does; None for shards of few rows."""
     if stats.rows < _FEW:
         return None
     reasons = []

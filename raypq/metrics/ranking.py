@@ -11,10 +11,10 @@ _BLOCK = 64  # queries scored at once
 LEVELS = 20  # of recall: 0.05, 0.1, …, 1
 
 
-def precision_at_relevant(found: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Precision at the rank of each relevant row [n]; ``found`` [n] are the ranks from 0 on,
-    ascending. Its mean is the average precision."""
-    precision: NDArray[np.float64] = np.arange(1, len(found) + 1) / (found + 1)
+def precision_at_relevant(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Precision at the rank of each relevant row [n], given these ranks from 0 on, ascending [n].
+    Its mean is the average precision."""
+    precision: NDArray[np.float64] = np.arange(1, len(ranks) + 1) / (ranks + 1)
     return precision
 
 
@@ -22,7 +22,7 @@ def precision_over_recall(precision: NDArray[np.float64]) -> NDArray[np.float64]
     """Precision where recall first reaches 1/20, 2/20, …, 1 [LEVELS], not interpolated.
 
     Args:
-        precision: as ``precision_at_relevant`` gives it [n], of at least one relevant row.
+        precision: of ``precision_at_relevant`` [n], for at least one relevant row.
     """
     n = len(precision)
     return precision[-(-n * np.arange(1, LEVELS + 1) // LEVELS) - 1]
@@ -38,7 +38,7 @@ def mean_average_precision(
     A query without a relevant row has an average precision of 0.
 
     Args:
-        score: gives the scores [q, N] of some of the queries.
+        score: returns the scores [q, N] of a slice of the queries.
         query_label, row_label: [Q] and [N]; rows of a query's label are relevant.
     """
     total = 0.0
@@ -46,6 +46,6 @@ def mean_average_precision(
         part = slice(start, start + _BLOCK)
         order = np.argsort(-score(part), axis=1, kind="stable")
         for label, ranked in zip(query_label[part], row_label[order], strict=True):
-            found = np.flatnonzero(ranked == label)
-            total += float(precision_at_relevant(found).mean()) if len(found) else 0.0
+            ranks = np.flatnonzero(ranked == label)
+            total += float(precision_at_relevant(ranks).mean()) if len(ranks) else 0.0
     return total / max(1, len(query_label))

@@ -13,7 +13,7 @@ from raypq.config import DriftLimits
 from raypq.data.store.shard_stats import Baseline, ShardStats
 from raypq.methods import registry
 from raypq.methods.base import Model
-from raypq.metrics.drift import Drifted, Gauge, baseline_of, judge, known_baseline
+from raypq.metrics.drift import Drifted, Gauge, baseline_of, detect_drift, known_baseline
 
 DX, M, K = 24, 6, 16
 MIX = np.random.default_rng(1).standard_normal((DX, DX))
@@ -59,7 +59,7 @@ def baseline(model: Model) -> Baseline:
 @pytest.fixture
 def alarm(model: Model, baseline: Baseline) -> Callable[..., Drifted | None]:
     def alarm(X: np.ndarray, **limits: float) -> Drifted | None:
-        return judge("s", measure(model, X), baseline, DriftLimits(**limits), K=K)
+        return detect_drift("s", measure(model, X), baseline, DriftLimits(**limits), K=K)
 
     return alarm
 
@@ -153,8 +153,8 @@ def test_an_older_model_is_measured_by_its_earlier_shards(
     found = known_baseline(model, [measure(model, rows(500, seed)) for seed in range(20, 30)])
     assert found is not None
     assert found.optimism == pytest.approx(1.0)
-    assert judge("s", measure(model, rows(500, 31)), found, DriftLimits(), K=K) is None
-    assert judge("s", measure(model, rows(500, 31) * 2), found, DriftLimits(), K=K)
+    assert detect_drift("s", measure(model, rows(500, 31)), found, DriftLimits(), K=K) is None
+    assert detect_drift("s", measure(model, rows(500, 31) * 2), found, DriftLimits(), K=K)
 
 
 def test_a_damaged_baseline_is_told(

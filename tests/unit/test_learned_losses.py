@@ -215,7 +215,7 @@ def test_whole_rows_and_their_codes_are_classified(rng):
     net.eval()
     scores, blind = both(x), both(u)
     expected = softmax(blind[0])
-    np.testing.assert_allclose(net.train().expected(u), expected, rtol=1e-4)
+    np.testing.assert_allclose(net.train().inferred_classes(u), expected, rtol=1e-4)
     assert net.training, "looking at a batch leaves the dropout on"
     net.trunk.dropout.p = 0.0
     batch = Batch(x=x, y=torch.from_numpy(y), u=u)

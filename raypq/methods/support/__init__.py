@@ -1,1 +1,1 @@
-"""Shared parts of the methods."""
+"""Parts that methods share."""

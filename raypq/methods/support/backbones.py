@@ -1,4 +1,4 @@
-"""Backbones below the quantizer of a learned method, by name."""
+"""Backbones of learned quantizers, by name."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from raypq.config import Positive
 from raypq.data.images import side_of
 from raypq.errors import ConfigError
 from raypq.methods.gradient import GradientSettings
-from raypq.methods.support.cnn import DSH, VGG32, Pictures
+from raypq.methods.support.cnn import DSH, VGG32, ImageNetwork
 from raypq.methods.support.layers import Trunk
 from raypq.optional_packages import require
 
 NAMES = "mlp (features), dsh, vgg32, torchvision:NAME or timm:NAME (images)"
-_LEAST_SIDE = {"dsh": 8, "vgg32": 16}  # pixels that the poolings need
+_LEAST_SIDE = {"dsh": 8, "vgg32": 16}  # pixels, for all poolings
 
 
 class TrunkSettings(GradientSettings):
-    """The part below the quantizer, from features or from images."""
+    """Settings of the backbone, for features or for images."""
 
     backbone: str = Field("mlp", description=NAMES)
     hidden: Positive = Field(512, description="units of the mlp")
     dropout: float = Field(0.0, ge=0, lt=1, description="in the mlp and in vgg32")
-    pretrained: bool = Field(False, description="torchvision's or timm's own weights to start from")
-    augment: bool = Field(True, description="turn and shift images by chance in training")
+    pretrained: bool = Field(False, description="start from the weights of torchvision or timm")
+    augment: bool = Field(True, description="flip and shift images randomly in training")
 
     @model_validator(mode="before")
     @classmethod
-    def _pictures_as_they_are(cls, values: Any) -> Any:
-        """Pictures are centred and scaled by the network, and by nothing else."""
+    def _images_are_not_normalised(cls, values: Any) -> Any:
+        """Images are standardised by ``ImageNetwork`` only."""
         backbone = values.get("backbone", "mlp") if isinstance(values, Mapping) else "mlp"
         if not isinstance(backbone, str) or backbone == "mlp":
             return values
@@ -45,10 +45,11 @@ def trunk(settings: TrunkSettings, dx: int, width: int, *, pretrained: bool) -> 
     """The network from rows [n, dx] to [n, width].
 
     Args:
-        pretrained: load the weights that the settings ask for; not where others follow.
+        pretrained: load pretrained weights if the settings say so; False where other weights
+        follow.
 
     Raises:
-        ConfigError: an unknown name, a package that is not installed, rows that are no pictures.
+        ConfigError: an unknown name, a package that is not installed, rows that are no images.
     """
     name = settings.backbone
     if name == "mlp":
@@ -68,13 +69,15 @@ def trunk(settings: TrunkSettings, dx: int, width: int, *, pretrained: bool) -> 
     elif name == "vgg32":
         network = VGG32(width, settings.dropout)
     else:
-        network = named(library, model, width, pretrained=pretrained and settings.pretrained)
-    return Pictures(side, network, augment=settings.augment)
+        network = library_model(
+            library, model, width, pretrained=pretrained and settings.pretrained
+        )
+    return ImageNetwork(side, network, augment=settings.augment)
 
 
-def named(library: str, model: str, width: int | None, *, pretrained: bool) -> nn.Module:
+def library_model(library: str, model: str, width: int | None, *, pretrained: bool) -> nn.Module:
     """A model of torchvision or timm with its last layer replaced by one of ``width`` outputs
-    (None: left out, so that the model gives its features).
+    (None: removed, so that the model gives features).
 
     Raises:
         ConfigError: the package is not installed, or has no model of this name.

@@ -1,13 +1,13 @@
 """Class posteriors of codewords, for queries of quantizers that were trained with labels.
 
-Each codeword carries, beside its vector, the mean probabilities of the classes among the training
-rows that chose it. A query asks with its own probabilities, so that its score of a code,
+The vector of each codeword is extended by the mean class probabilities b of the training rows that
+it encodes. A query consists of its own class probabilities, so that its score of a code,
 
     mean_m Σ_t P(t|query) b_m,t(code_m),
 
-is how likely the two are of one class, as each part judges: a sum of table look-ups as any other.
-Most of a ranking is the order of codes that are not sure of their class. Class scores are to add
-up, not to order, and there one part with a large score outvotes the others.
+estimates, part by part, the probability that both have the same class: a sum of table look-ups as
+for any other query. Ranking quality depends mostly on ambiguous codes. Class scores (logits) rank
+these worse, because one part with a large score outweighs the others.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ from raypq.errors import ConfigError
 from raypq.methods.base import TrainingSetInfo
 from raypq.methods.gradient import GradientMethod, Network, tensor_of
 
-_MOST_AXES = 128  # of beliefs: codewords and queries grow by no more
-_WEIGHT = 4.0  # of beliefs beside words: codes that are compared with codes differ by these first
-_BLOCK = 1024  # rows that are observed at once
+_MAX_AXES = 128  # by which codewords and queries are extended at most
+_WEIGHT = 4.0  # of posteriors relative to codewords, where codes are compared with codes
+_BLOCK = 1024  # rows of one step of ``observe``
 
 
-def check_asking(query: str, metric: Metric) -> None:
-    """Refuses to train for a metric that does not ask for beliefs.
+def check_query_metric(query: str, metric: Metric) -> None:
+    """Refuses metrics other than dot for queries by class posteriors.
 
     Raises:
         ConfigError: naming the setting.
     """
     if query == "classes" and metric != "dot":
-        raise ConfigError(f"metric: query = classes asks by dot product (dot), found {metric}")
+        raise ConfigError(f"metric: query = classes needs the dot product (dot), found {metric}")
 
 
 class CodewordPosteriors(nn.Module):
-    """Beliefs of M·K codewords in L classes: ``words`` [M, K, r], on ``axes`` [L, r].
+    """Posteriors of L classes for M·K codewords: ``words`` [M, K, r], along ``axes`` [L, r].
 
-    The axes are the classes, or, of more than 128, the directions that keep most of what is
-    believed. Nothing of it is learned by gradient.
+    The axes are the classes, or for more than 128 classes the principal axes of the posteriors.
+    Nothing is learned by gradient.
     """
 
     def __init__(self, M: int, K: int, L: int) -> None:
         super().__init__()
-        r = min(L, _MOST_AXES)
+        r = min(L, _MAX_AXES)
         self.words = nn.Parameter(torch.zeros(M, K, r), requires_grad=False)
         self.axes = nn.Parameter(torch.eye(L, r), requires_grad=False)
 
     @torch.no_grad()
     def observe(self, rows: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Counts anew, from P(t|x) [n, L] and codes [n, M] of rows; no gradient, of these either.
+        """Computes the posteriors from P(t|x) [n, L] and codes [n, M] of rows, without gradients.
 
-        The mean over all rows counts as one more row of each codeword: what nothing chose believes
-        just that.
+        The mean over all rows counts as one more row of each codeword, and is the posterior of
+        codewords without rows.
         """
         M, K, r = self.words.shape
         L = len(self.axes)
@@ -71,34 +71,35 @@ class CodewordPosteriors(nn.Module):
                 total[m].index_add_(0, B[:, m], P)
                 count[m, :, 0] += torch.bincount(B[:, m], minlength=K)
         mean = total[0].sum(dim=0) / count[0].sum().clamp(min=1)
-        believed = (total + mean) / (count + 1)
+        posteriors = (total + mean) / (count + 1)
         if r < L:
-            found = torch.linalg.svd(believed.flatten(0, 1), full_matrices=False).Vh[:r].T
-            self.axes.zero_()[:, : found.shape[1]] = found
-        self.words.copy_(_WEIGHT * believed @ self.axes.double().cpu())
+            axes = torch.linalg.svd(posteriors.flatten(0, 1), full_matrices=False).Vh[:r].T
+            self.axes.zero_()[:, : axes.shape[1]] = axes
+        self.words.copy_(_WEIGHT * posteriors @ self.axes.double().cpu())
 
-    def beside(self, C: Tensor) -> Tensor:
-        """Codebooks C [M, K, d] with beliefs: [M, K, d + r]."""
+    def append_to(self, C: Tensor) -> Tensor:
+        """Codebooks C [M, K, d] extended by the posteriors: [M, K, d + r]."""
         return torch.cat([C, self.words], dim=-1)
 
-    def of(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Rows x [n, M, d] with the mean beliefs under weights of codewords [n, M, K]."""
+    def append_mean(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Rows x [n, M, d] extended by their mean posteriors, given weights of codewords
+        [n, M, K]: [n, M, d + r]."""
         return torch.cat([x, torch.einsum("nmk,mkr->nmr", weights, self.words)], dim=-1)
 
-    def ignored(self, W: Tensor) -> Tensor:
-        """Vectors W [L, M, d] that read the words alone: [L, M, d + r]."""
+    def pad_weights(self, W: Tensor) -> Tensor:
+        """Weights W [L, M, d] extended by zeros, which ignore the posteriors: [L, M, d + r]."""
         return nn.functional.pad(W, (0, self.words.shape[-1]))
 
-    def asked(self, P: Tensor, d: int) -> Tensor:
-        """Queries [n, M, d + r] of probabilities P [n, L]; they read the beliefs alone."""
+    def query_vectors(self, P: Tensor, d: int) -> Tensor:
+        """Queries [n, M, d + r] of class probabilities P [n, L], which ignore the codewords."""
         M = len(self.words)
-        ask = (P @ self.axes) / (_WEIGHT * M)
-        return nn.functional.pad(ask, (d, 0))[:, None].expand(-1, M, -1)
+        weights = (P @ self.axes) / (_WEIGHT * M)
+        return nn.functional.pad(weights, (d, 0))[:, None].expand(-1, M, -1)
 
 
 class PosteriorNetwork(Network):
-    """A network that knows how likely the classes are; ``beliefs`` is None where queries ask with
-    something else."""
+    """A network with class probabilities. ``beliefs`` (so called in model files) are the posteriors
+    of its codewords; None if queries are other vectors."""
 
     beliefs: CodewordPosteriors | None
 
@@ -110,19 +111,19 @@ class PosteriorNetwork(Network):
         return [p for name, p in self.named_parameters() if not name.startswith("beliefs.")]
 
     def observe(self, x: Tensor) -> None:
-        """Counts the beliefs on rows x [n, dx], whose labels are not asked for."""
+        """Computes the posteriors from rows x [n, dx]; labels are not needed."""
         if self.beliefs is not None:
             self.beliefs.observe(self.probabilities(part) for part in torch.split(x, _BLOCK))
 
 
 class PosteriorMethod(GradientMethod):
-    """Counts beliefs once training is over, and for every validation."""
+    """Computes the posteriors after training, and before every validation."""
 
     sample_rows: ClassVar[int] = 50_000
 
-    def judge(self, network: Network, x: Tensor, y: Tensor) -> float | None:
+    def validation_score(self, network: Network, x: Tensor, y: Tensor) -> float | None:
         assert isinstance(network, PosteriorNetwork), "built here"
-        network.observe(x)  # as they are by now
+        network.observe(x)
         return None
 
     def finish(

@@ -1,7 +1,7 @@
 """Methods whose embeddings are solved in closed form from second moments of the data.
 
-One pass gives G = XXᵀ, S = XYᵀ and the class counts, besides the rows that seed the codebooks.
-The matrices here are as in the papers, one column an image or a class.
+One pass gives G = XXᵀ, S = XYᵀ and the class counts, and the rows that seed the codebooks. Matrices
+are as in the papers, with images or classes as columns.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from raypq.methods.pq import PQ, PQSettings
 from raypq.methods.support.linear_model import normalise
 from raypq.methods.support.statistics import PRODUCT_ROWS, gram, scale
 
-Matrix = NDArray[Any]  # float64; NumPy types its linear algebra only loosely
-_FLOOR = 1e-10  # of the largest divisor
-_GRAM_NOISE = 4e-9  # of the trace: what float32 products leave where there should be nothing
+Matrix = NDArray[Any]  # float64; NumPy's linear algebra is typed loosely
+_FLOOR = 1e-10  # divisors below this share of the largest one count as zero
+_GRAM_NOISE = 4e-9  # rounding errors of ``gram`` in the eigenvalues, as a share of the trace
 
 
 class MomentsSettings(PQSettings):
-    """As pq, for methods that learn from class embeddings."""
+    """Settings of pq, for methods that learn from class embeddings."""
 
     normalise: Normalise = "unit"
     attributes: Normalise = Field("unit", description="normalisation of class embeddings")
 
 
 class SpanSettings(MomentsSettings):
-    """For methods whose common space is the span of the prototypes."""
+    """Settings of methods whose common space is the span of the prototypes."""
 
     M: Positive = Field(64, description="sub-codebooks; the common space is padded to a multiple")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Moments:
-    """What the embeddings need of the data.
+    """Second moments of the training data.
 
     Attributes:
         G: XXᵀ [dx, dx]. S: XYᵀ [dx, L]. n: images of each class [L]. A: attributes [da, L].
@@ -63,7 +63,7 @@ class Moments:
 
 
 class MomentsPQ(PQ):
-    """PQ over an embedding that the moments give before the first assignment."""
+    """PQ over an embedding computed from the moments before the first assignment."""
 
     settings_class: ClassVar[type[MethodSettings]] = MomentsSettings
     needs_classes = True
@@ -72,7 +72,7 @@ class MomentsPQ(PQ):
 
     @abstractmethod
     def _embedding(self, state: State, data: Moments) -> dict[str, Array]:
-        """Arrays ``P`` [D, dx] and ``Q`` [D, da] (and others that the method keeps)."""
+        """Arrays ``P`` [D, dx] and ``Q`` [D, da], and others that the method needs."""
 
     def _check_width(self, corpus: TrainingSetInfo) -> None:
         if corpus.A is None:
@@ -87,7 +87,7 @@ class MomentsPQ(PQ):
             )
 
     def _rank(self, corpus: TrainingSetInfo) -> int:
-        """Dimensions that the common space has before it is padded."""
+        """Dimensions of the common space before padding."""
         assert corpus.A is not None, "checked before"
         return min(corpus.L, corpus.A.shape[1], corpus.dx)
 
@@ -95,11 +95,11 @@ class MomentsPQ(PQ):
         assert corpus.A is not None, "checked before"
         raw = corpus.A.astype(np.float64)
         fitted = scale(np.array(float(len(raw))), raw.sum(axis=0), (raw * raw).sum(axis=0))
-        how = self.settings.attributes
+        scheme = self.settings.attributes
         constants = {f"class_{name}": value for name, value in fitted.items()}
-        A = normalise(corpus.A, how, fitted["mean"], fitted["inverse_std"])
+        A = normalise(corpus.A, scheme, fitted["mean"], fitted["inverse_std"])
         names = np.array(corpus.names or range(corpus.L), dtype=np.str_)
-        return {"A": A, "names": names, **(constants if how.startswith("zscore") else {})}
+        return {"A": A, "names": names, **(constants if scheme.startswith("zscore") else {})}
 
     def _accumulate_sample(self, state: State, batch: TrainBatch, X: NDArray[np.float32]) -> Stats:
         stats = super()._accumulate_sample(state, batch, X)
@@ -122,12 +122,12 @@ class MomentsPQ(PQ):
                 found=f"none of {', '.join(empty[:5])}{', …' if len(empty) > 5 else ''} "
                 f"({len(empty)} in all; mark classes without images as not seen)",
             )
-        state = state.then({"_G": sums["G"], "_S": sums["S"], "_n": sums["n"]})
-        return state.then(self._embedding(state, moments(state)))
+        state = state.with_arrays({"_G": sums["G"], "_S": sums["S"], "_n": sums["n"]})
+        return state.with_arrays(self._embedding(state, moments(state)))
 
 
 def moments(state: State) -> Moments:
-    """The moments that a state holds since its first pass."""
+    """The moments in a state, after the first pass."""
     arrays = state.arrays
     return Moments(
         G=arrays["_G"], S=arrays["_S"], n=arrays["_n"], A=arrays["A"].astype(np.float64).T
@@ -150,15 +150,15 @@ def solve_sylvester(
     """W [p, q] of a·A W + b·W B = (a + b) X Yᵀ, for symmetric A [p, p] and B [q, q] without
     negative eigenvalues, and ``target``, X [p, L] and Y [q, L].
 
-    The eigenvectors of both turn it into a division; where that is by nearly nothing W is zero.
+    In the eigenbases of A and B it is a division by element; W is zero where a divisor nearly is.
     """
     X, Y = target
     of_A, left = np.linalg.eigh(A)
     of_B, right = np.linalg.eigh(B)
-    wanted = (a + b) * (left.T @ X @ Y.T @ right)
+    rhs = (a + b) * (left.T @ X @ Y.T @ right)
     divisor = a * np.maximum(of_A, 0)[:, None] + b * np.maximum(of_B, 0)[None, :]
     floor = _FLOOR * divisor.max()
-    return left @ np.where(divisor > floor, wanted / np.maximum(divisor, floor), 0.0) @ right.T
+    return left @ np.where(divisor > floor, rhs / np.maximum(divisor, floor), 0.0) @ right.T
 
 
 def solve_ridge(
@@ -167,18 +167,18 @@ def solve_ridge(
     """(A + ridge·I)⁻¹ B for a symmetric A [n, n] without negative eigenvalues and B [n, b].
 
     Args:
-        setting: what the ridge is called. of: what A is called.
-        images: rows whose products were summed for A in float32 blocks (``gram``); None: float64.
+        setting, of: names of the ridge and of A, for errors.
+        images: rows of which A is the ``gram`` (float32 blocks); None: A is exact to float64.
 
     Raises:
-        ConfigError: the matrix is singular up to rounding, so that any answer would be noise.
+        ConfigError: the matrix is singular up to rounding, so that a solution would be noise.
     """
     left = A + ridge * np.eye(len(A))
     rounding = len(A) * np.finfo(np.float64).eps
     if images is not None:
-        # Measured: where A has no rank left its eigenvalues are up to 2e-9 of the trace for one
-        # block; the errors of blocks cancel as they add up. Features of real images with three
-        # rows a dimension have 1e-8.
+        # Measured: eigenvalues that should be zero are up to 2e-9 of the trace for one block, and
+        # the errors of several blocks partly cancel. The least eigenvalue of features of real
+        # images, three rows a dimension, is 1e-8 of the trace.
         rounding = max(rounding, _GRAM_NOISE / max(1.0, images / PRODUCT_ROWS) ** 0.5)
     noise = rounding * float(np.trace(left))
     try:
@@ -187,7 +187,6 @@ def solve_ridge(
         return np.linalg.solve(left, B)
     except np.linalg.LinAlgError:
         raise ConfigError(
-            f"{setting}: {of} is singular up to rounding with {setting} = {ridge:g}, as where "
-            "there are fewer rows than dimensions or dimensions repeat each other; set a larger "
-            f"{setting}"
+            f"{setting}: {of} is singular up to rounding with {setting} = {ridge:g}, as with fewer "
+            f"rows than dimensions or with dimensions that repeat; set a larger {setting}"
         ) from None

@@ -2,12 +2,12 @@
 
 Xu, Shu and Samaras, "Learning Clusterable Visual Features for Zero-Shot Recognition" (2020). An
 image x goes through F (fine-tuned by Gaussian similarity, eq. 9) and M (a fully connected layer
-with a sigmoid) to x'; the CVAE learns to make x' of a class from its embedding.
+with a sigmoid) to x'; the CVAE learns to generate x' of a class from its embedding.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,19 +29,16 @@ from raypq.methods.support.layers import unit
 from raypq.methods.support.score_axes import Axes
 from raypq.methods.support.softmax_classifier import Fit
 
-if TYPE_CHECKING:
-    pass
-
 GAUSSIAN, CVAE = "gaussian", "cvae"  # the phases
-_BLURRED = 0.01  # of their length: how much rows may lose in float16
-_COLLAPSED = 0.01  # nats of z an image, below which z tells nothing of it
+_FLOAT16_ERROR = 0.01  # largest error of stored rows in float16, relative to their length
+_COLLAPSED = 0.01  # nats an image: with a lower KL term, z carries no information
 
 
 class ClusterableNetwork(Network):
-    """x → F → M → x', the generator of x', and the axes of x' that codes are made of.
+    """x → F → M → x', the generator of x', and the axes of x' for codes.
 
-    Buffers: ``memory`` [L, r, D], embedded rows of each training class, which classifiers of
-    later class sets learn from; ``A`` [L, da], the embeddings of the training classes.
+    Buffers: ``memory`` [L, r, D], embedded rows of each training class, for training classifiers of
+    later class sets; ``A`` [L, da], the embeddings of the training classes.
     """
 
     training_only = frozenset({"encoder", "classifier", "centres"})
@@ -51,7 +48,7 @@ class ClusterableNetwork(Network):
     def __init__(self, settings: ClusterableSettings, dx: int, da: int, L: int, D: int) -> None:
         super().__init__()
         self.settings = settings
-        self._kl = (0, torch.zeros(()))  # steps of this epoch, and their sum of the KL term
+        self._kl = (0, torch.zeros(()))  # steps of this epoch, and the sum of their KL terms
         hidden, latent = settings.hidden, settings.latent or da
         width = settings.mapping or dx
         if settings.gaussian:
@@ -74,11 +71,11 @@ class ClusterableNetwork(Network):
         return self.settings.latent or self.A.shape[1]
 
     def trainable(self, phase: str) -> list[nn.Parameter]:
-        fine = [*self.tuned.parameters(), self.centres] if self.settings.gaussian else []
+        fine_tuned = [*self.tuned.parameters(), self.centres] if self.settings.gaussian else []
         if phase == GAUSSIAN:
-            return fine
-        known = {id(parameter) for parameter in fine}
-        return [parameter for parameter in self.parameters() if id(parameter) not in known]
+            return fine_tuned
+        excluded = {id(parameter) for parameter in fine_tuned}
+        return [parameter for parameter in self.parameters() if id(parameter) not in excluded]
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         assert batch.y is not None, "training has labels"
@@ -91,32 +88,32 @@ class ClusterableNetwork(Network):
         """Eq. 4 with the CVAE loss of eq. 11."""
         settings, a = self.settings, self.A[y]
         mapped = self.map(x)
-        # The gradient of the reconstruction would make M constant, which is easy to reconstruct.
+        # Detached: the reconstruction loss would drive M to a constant.
         target = mapped.detach()
         mean, logvar = self.encoder(torch.cat([target, a], dim=1)).chunk(2, dim=1)
         z = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
-        made = self.generate(z, a)
+        generated = self.generate(z, a)
         kl = -0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(dim=1).mean()
         self._kl = (self._kl[0] + 1, self._kl[1].to(kl.device) + kl.detach())
-        if settings.alpha:  # eq. 10, in units of each dimension's own spread
-            spread = target.std(dim=0, unbiased=False)
-            target = target + settings.alpha * spread * torch.randn_like(target)
+        if settings.alpha:  # eq. 10, relative to each dimension's standard deviation
+            deviation = target.std(dim=0, unbiased=False)
+            target = target + settings.alpha * deviation * torch.randn_like(target)
         terms = {
-            "reconstruction": (made - target).square().sum(dim=1).mean(),
+            "reconstruction": (generated - target).square().sum(dim=1).mean(),
             "kl": settings.kl * kl,
         }
         if settings.mapping:
             weight, bias = self.classifier.weight, self.classifier.bias
             terms["cls"] = settings.lam_cls * F.cross_entropy(self.classifier(mapped), y)
-            guess = F.linear(made, weight.detach(), bias.detach())
-            terms["cls_made"] = settings.lam_made * F.cross_entropy(guess, y)
+            logits = F.linear(generated, weight.detach(), bias.detach())
+            terms["cls_made"] = settings.lam_made * F.cross_entropy(logits, y)
         return terms
 
     def begin_epoch(self, phase: str, epoch: int) -> None:
         self._kl = (0, torch.zeros(()))
 
     def end_epoch(self, phase: str, epoch: int) -> None:
-        """Stops where z has come to say nothing, after a first epoch to find its use.
+        """Stops if z carries no information after the first epoch.
 
         Raises:
             DivergenceError: naming the step.
@@ -125,8 +122,8 @@ class ClusterableNetwork(Network):
         if phase == CVAE and epoch and steps and total < _COLLAPSED * steps:
             raise DivergenceError(
                 f"the CVAE collapsed by epoch {epoch}, step {steps - 1} of it: the KL term is "
-                f"{total / steps:.2g} nats an image, so all features made of a class would be the "
-                f"same; try a lower kl (now {self.settings.kl:g})"
+                f"{total / steps:.2g} nats an image, so all features generated for a class would "
+                f"be equal; try a lower kl (now {self.settings.kl:g})"
             )
 
     def map(self, x: Tensor) -> Tensor:
@@ -137,27 +134,27 @@ class ClusterableNetwork(Network):
 
     def generate(self, z: Tensor, a: Tensor) -> Tensor:
         """x' [n, width] of latent codes [n, latent] and class embeddings [n, da]."""
-        made = self.decoder(torch.cat([z, a], dim=1))
-        return F.relu(made) if self.settings.output == "relu" else made
+        x = self.decoder(torch.cat([z, a], dim=1))
+        return F.relu(x) if self.settings.output == "relu" else x
 
     def samples(self, a: Tensor, n: int, random: torch.Generator) -> Tensor:
         """n generated features of each class [T, da], class after class: [T·n, width]."""
         z = torch.randn(len(a) * n, self.latent, generator=random)
         return self.generate(z.to(a.device), a.repeat_interleave(n, dim=0))
 
-    def remember(self, x: Tensor, y: NDArray[np.int32]) -> None:
-        """Keeps embedded rows of each class; again from the first where a class has few.
+    def store_rows(self, x: Tensor, y: NDArray[np.int32]) -> None:
+        """Stores embedded rows of each class in ``memory``; repeats them where a class has few.
 
         Raises:
             ConfigError: rows of a magnitude that float16 cannot hold.
         """
         u = self.embed(x)
-        kept = u.half().float()  # as memory holds them
-        if not torch.isfinite(kept).all() or (kept - u).norm() > _BLURRED * u.norm():
+        stored = u.half().float()  # as in memory
+        if not torch.isfinite(stored).all() or (stored - u).norm() > _FLOAT16_ERROR * u.norm():
             raise ConfigError(
-                "normalise: rows are kept in float16, which cannot hold these: their values go up "
-                f"to {float(u.abs().max()):.3g} as they are embedded; scale the features to about "
-                "1, or set normalise to unit or zscore"
+                "normalise: rows are kept in float16, which cannot hold these: their embedded "
+                f"values go up to {float(u.abs().max()):.3g}; scale the features to about 1, or "
+                "set normalise to unit or zscore"
             )
         for label in range(len(self.A)):
             rows = np.flatnonzero(y == label)
@@ -185,7 +182,7 @@ def _distances(h: Tensor, w: Tensor) -> Tensor:
 
 
 class ClusterableSettings(GradientSettings):
-    """The paper's settings; M, F and noise are off unless asked for (docs/methods says why)."""
+    """The paper's settings; M, F and noise are off by default (docs/methods says why)."""
 
     M: Positive = Field(64, description="sub-codebooks")
     D: Positive = Field(128, description="axes of x' that are kept, at most")
@@ -193,7 +190,7 @@ class ClusterableSettings(GradientSettings):
     attributes: Literal["none", "unit"] = Field("unit", description="of class embeddings")
     mapping: int = Field(0, ge=0, description="width of M's output, 512 in the paper; 0: no M")
     lam_cls: float = Field(1.0, ge=0, description="weight of classifying x', eq. 4")
-    lam_made: float = Field(0.1, ge=0, description="weight of classifying made x', eq. 4")
+    lam_made: float = Field(0.1, ge=0, description="weight of classifying generated x', eq. 4")
     gaussian: int = Field(0, ge=0, description="epochs of fine-tuning F; 0: no F")
     gamma: float = Field(1.0, gt=0, description="of the Gaussian similarity, eq. 7")
     alpha: float = Field(
@@ -203,8 +200,8 @@ class ClusterableSettings(GradientSettings):
     latent: Positive | None = Field(None, description="width of z; default: of the embeddings")
     output: Literal["relu", "linear"] = Field("relu", description="at the end of the decoder")
     kl: float = Field(1.0, gt=0, description="weight of the KL term beside the squared error")
-    samples: Positive = Field(200, description="features made of each unseen class")
-    weight: float = Field(3.0, gt=0, description="of an unseen class beside a seen one")
+    samples: Positive = Field(200, description="features generated for each unseen class")
+    weight: float = Field(3.0, gt=0, description="weight of an unseen class relative to a seen one")
     memory: Positive = Field(50, description="rows of each seen class kept for classifiers")
     head_epochs: Positive = Field(20, description="of the softmax classifier")
     head_rate: float = Field(1e-3, gt=0)
@@ -215,12 +212,12 @@ class ClusterableSettings(GradientSettings):
 
     @property
     def head(self) -> Fit:
-        """How a classifier is trained."""
+        """How classifiers are trained."""
         return Fit(epochs=self.head_epochs, rate=self.head_rate, decay=self.head_decay)
 
 
 def attributes(E: NDArray[np.float32], settings: ClusterableSettings) -> NDArray[np.float32]:
-    """Class embeddings [T, da] as the generator takes them."""
+    """Class embeddings E [T, da], normalised for the generator."""
     if settings.attributes == "none":
         return E
     return unit(tensor_of(E)).numpy()

@@ -1,6 +1,6 @@
 """Convolutional networks for small images, and their input normalisation.
 
-Rows are pictures of S × S pixels as vectors of 3·S² values in 0 … 1 (``raypq.data.images``).
+Rows are images of S × S pixels as vectors of 3·S² values in 0 … 1 (``raypq.data.images``).
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_MEAN, _STD = 0.45, 0.25  # of pixels of natural images, about
+_MEAN, _STD = 0.45, 0.25  # of pixels of natural images, roughly
 
 
-class Pictures(nn.Module):
-    """Rows [n, 3·S²] to pictures [n, 3, S, S], centred and scaled, then through a network.
+class ImageNetwork(nn.Module):
+    """Reshapes rows [n, 3·S²] to images [n, 3, S, S], standardises them, and applies a network.
 
-    In training, and where ``augment`` says so, each picture is turned left to right by chance
-    and moved by up to S/8 pixels, its border repeated by reflection.
+    With ``augment``, training images are randomly flipped left to right and shifted by up to S/8
+    pixels, with reflection at the border.
     """
 
     def __init__(self, side: int, network: nn.Module, *, augment: bool) -> None:
@@ -25,33 +25,33 @@ class Pictures(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        pictures = (x.view(len(x), 3, self.side, self.side) - _MEAN) / _STD
+        images = (x.view(len(x), 3, self.side, self.side) - _MEAN) / _STD
         if self.training and self.augment:
-            pictures = shifted(pictures, self.side // 8)
-        found: Tensor = self.network(pictures)
-        return found
+            images = augmented(images, self.side // 8)
+        output: Tensor = self.network(images)
+        return output
 
 
-def shifted(pictures: Tensor, most: int) -> Tensor:
-    """Pictures [n, 3, S, S], each turned and moved by chance (torch's generator)."""
-    n, _, side, _ = pictures.shape
-    turned = torch.rand(n, device=pictures.device) < 0.5
-    pictures = torch.where(turned[:, None, None, None], pictures.flip(3), pictures)
+def augmented(images: Tensor, most: int) -> Tensor:
+    """Images [n, 3, S, S], each randomly flipped, and shifted by up to ``most`` pixels."""
+    n, _, side, _ = images.shape
+    flipped = torch.rand(n, device=images.device) < 0.5
+    images = torch.where(flipped[:, None, None, None], images.flip(3), images)
     if not most:
-        return pictures
-    padded = F.pad(pictures, [most] * 4, mode="reflect")
-    start = torch.randint(0, 2 * most + 1, (n, 2), device=pictures.device)
-    along = torch.arange(side, device=pictures.device)
-    rows = (start[:, :1] + along)[:, None, :, None]
-    columns = (start[:, 1:] + along)[:, None, None, :]
-    index = torch.arange(n, device=pictures.device)[:, None, None, None]
-    channel = torch.arange(3, device=pictures.device)[None, :, None, None]
+        return images
+    padded = F.pad(images, [most] * 4, mode="reflect")
+    start = torch.randint(0, 2 * most + 1, (n, 2), device=images.device)
+    pixels = torch.arange(side, device=images.device)
+    rows = (start[:, :1] + pixels)[:, None, :, None]
+    columns = (start[:, 1:] + pixels)[:, None, None, :]
+    index = torch.arange(n, device=images.device)[:, None, None, None]
+    channel = torch.arange(3, device=images.device)[None, :, None, None]
     return padded[index, channel, rows, columns]
 
 
 class DSH(nn.Module):
-    """The network of deep supervised hashing (Liu et al., CVPR 2016), which DPQ's protocol takes:
-    three 5 × 5 convolutions, each followed by pooling 3 × 3 with stride 2, and one full layer."""
+    """The network of deep supervised hashing (Liu et al., CVPR 2016), as in DPQ's experiments:
+    three 5 × 5 convolutions, each with 3 × 3 pooling of stride 2, and one fully connected layer."""
 
     def __init__(self, side: int, width: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class DSH(nn.Module):
         self.full = nn.Linear(64 * side * side, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures [n, 3, S, S] to [n, width]."""
+        """Images [n, 3, S, S] to [n, width]."""
         x = F.relu(F.max_pool2d(self.conv1(x), 3, 2, padding=1))
         x = F.avg_pool2d(F.relu(self.conv2(x)), 3, 2, padding=1)
         x = F.avg_pool2d(F.relu(self.conv3(x)), 3, 2, padding=1)
@@ -71,8 +71,8 @@ class DSH(nn.Module):
 
 
 class VGG32(nn.Module):
-    """A VGG for pictures of 32 × 32: four blocks of two 3 × 3 convolutions with batch norm, each
-    halving the picture, then the mean over what is left and one full layer."""
+    """A VGG for images of 32 × 32: four blocks of two 3 × 3 convolutions with batch norm and
+    pooling by 2, then the mean over pixels and one fully connected layer."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -92,5 +92,5 @@ class VGG32(nn.Module):
         self.full = nn.Linear(depth, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures [n, 3, S, S] to [n, width]."""
+        """Images [n, 3, S, S] to [n, width]."""
         return self.full(self.dropout(self.blocks(x).mean(dim=(2, 3))))

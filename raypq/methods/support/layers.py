@@ -1,4 +1,4 @@
-"""Layers of the learned quantizers; x [n, a] float32 throughout, M parts side by side."""
+"""Layers of the learned quantizers; inputs are x [n, a] float32, or M parts [n, M, a]."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _TINY = 1e-6
-_FAINT, _FAR = 1e-12, 1e15  # between them squares are sure to fit float32
+_SMALL, _LARGE = 1e-12, 1e15  # squares of values between them fit float32
 
 
 class Trunk(nn.Module):
-    """The network below the quantizer where the input is features: dx → hidden → width.
-
-    A dropout between the layers; none in inference.
-    """
+    """The backbone for features, an MLP dx → hidden → width with dropout between the layers."""
 
     def __init__(self, dx: int, hidden: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -32,7 +29,7 @@ class Trunk(nn.Module):
 
 
 class Parts(nn.Module):
-    """M linear layers side by side: [n, M, a] to [n, M, b]."""
+    """M linear layers in parallel: [n, M, a] to [n, M, b]."""
 
     def __init__(self, M: int, a: int, b: int) -> None:
         super().__init__()
@@ -45,26 +42,26 @@ class Parts(nn.Module):
 
 
 def intra_normalise(x: Tensor) -> Tensor:
-    """Each part [..., d] at unit length (Arandjelović and Zisserman, "All about VLAD")."""
-    return F.normalize(_squarable(x, least=0.0), dim=-1, eps=_TINY)
+    """Each part [..., d] scaled to unit length (Arandjelović and Zisserman, "All about VLAD")."""
+    return F.normalize(_prescaled(x, least=0.0), dim=-1, eps=_TINY)
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows [..., d] at unit length, whatever their magnitude; a zero row stays zero."""
-    return F.normalize(_squarable(x, least=_FAINT), dim=-1)
+    """Rows [..., d] scaled to unit length, of any magnitude; a zero row stays zero."""
+    return F.normalize(_prescaled(x, least=_SMALL), dim=-1)
 
 
-def _squarable(x: Tensor, least: float) -> Tensor:
-    """Rows [..., d] as they are; those whose squares would overflow, or vanish where the largest
-    value is below ``least``, in parts of their largest value."""
+def _prescaled(x: Tensor, least: float) -> Tensor:
+    """Rows [..., d], divided by their largest magnitude if their squares would overflow float32, or
+    if it is below ``least``."""
     largest = x.detach().abs().amax(dim=-1, keepdim=True)
-    far = (largest > _FAR) | ((largest < least) & (largest > 0))
-    return x / largest.where(far, 1.0)
+    rescale = (largest > _LARGE) | ((largest < least) & (largest > 0))
+    return x / largest.where(rescale, 1.0)
 
 
 def one_hot_of(p: Tensor) -> Tensor:
-    """Arg-max of p [..., K] as one-hot vectors; the gradient is passed to p unchanged
-    (straight-through)."""
+    """Arg-max of p [..., K] as one-hot vectors; gradients pass to p unchanged (straight-through
+    estimator)."""
     e = F.one_hot(p.argmax(dim=-1), p.shape[-1]).to(p.dtype)
     return e + (p - p.detach())
 
@@ -80,5 +77,5 @@ class _Reversal(torch.autograd.Function):
 
 
 def reverse_gradient(x: Tensor) -> Tensor:
-    """x as it is; its gradient with the sign turned (Ganin and Lempitsky)."""
+    """x itself, with its gradient negated (Ganin and Lempitsky)."""
     return _Reversal.apply(x)  # type: ignore[no-untyped-call]

@@ -16,25 +16,25 @@ from raypq.errors import InputError
 from raypq.kernels import check_device
 from raypq.methods.base import Model, Normalise
 
-# Features come from Arrow without a copy, so they cannot be written to; a product only reads them.
+# Features are read-only views of Arrow buffers; a product only reads them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
-_FAINT = 1e-30  # a sum of squares below which float32 has lost some of them
+_SMALL = 1e-30  # below it a float32 sum of squares may have lost some to underflow
 _LONGEST = 1.8e19  # about the largest length whose square float32 can hold
-_PART_BYTES = 16 << 20  # of features that cross to a CUDA device at once
+_PART_BYTES = 16 << 20  # of features in one copy to a CUDA device
 
 
 def normalise(
     X: NDArray[np.float32],
-    how: Normalise,
+    scheme: Normalise,
     mean: NDArray[np.float32] | None = None,
     inverse_std: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Features [n, dx] after z-scoring and/or scaling to unit length; a zero row stays zero.
 
-    Computed in float32, and again in float64 for the rows that leave float32's range on the way.
+    Computed in float32, and again in float64 for rows that overflow or underflow in float32.
     """
-    if how.startswith("zscore"):
+    if scheme.startswith("zscore"):
         assert mean is not None, "z-scoring needs the mean"
         assert inverse_std is not None, "z-scoring needs 1/std"
         with np.errstate(over="ignore"):
@@ -43,10 +43,10 @@ def normalise(
         if far.any():
             scored[far] = (X[far].astype(np.float64) - mean) * inverse_std
         X = scored
-    if how.endswith("unit"):
+    if scheme.endswith("unit"):
         with np.errstate(over="ignore", under="ignore"):
             squares = np.einsum("nd,nd->n", X, X)
-        far = ~((squares > _FAINT) & np.isfinite(squares))
+        far = ~((squares > _SMALL) & np.isfinite(squares))
         length: NDArray[np.float32] = np.sqrt(squares)
         length[far] = 1.0
         unit: NDArray[np.float32] = X / length[:, None]
@@ -59,10 +59,10 @@ def normalise(
 
 
 def check_range(U: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows U [n, D] as they are, if their distances can be told apart in float32.
+    """Returns rows U [n, D] unchanged if their squared lengths fit float32.
 
     Raises:
-        InputError: the squared length of a row is more than float32 can hold, or not a number.
+        InputError: the squared length of a row overflows float32, or is NaN.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("nd,nd->n", U, U)
@@ -83,8 +83,8 @@ def product(
 ) -> NDArray[np.float32]:
     """X Pᵀ [n, b] for X [n, a] and P [b, a], through torch's matrix product.
 
-    Of row-major arrays always: another layout is summed in another order, and a model would embed
-    otherwise after loading than before saving.
+    Always of row-major arrays: another layout is summed in another order, so that embeddings could
+    differ after a model is saved and loaded.
     """
     if not len(X):
         return np.empty((0, len(P)), np.float32)
@@ -102,11 +102,11 @@ def encode_on(
     C: NDArray[np.float32],
     precision: Precision,
 ) -> NDArray[np.uint8]:
-    """Codes [n, M] of X [n, dx]: projection and assignment in one go on a torch device, where P
-    [D, dx] is already.
+    """Codes [n, M] of X [n, dx]: projection and assignment on a torch device, where P [D, dx] must
+    be already.
 
-    On CUDA the rows go in parts through page-locked memory, each copied on a stream of its own
-    while the one before it is computed.
+    On CUDA, rows are copied in parts through page-locked memory, on a stream of their own, while
+    the part before is computed.
     """
     from raypq.kernels import torch as kernels
 
@@ -123,23 +123,23 @@ def encode_on(
 
 
 def _parts_on(device: str, x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Rows in parts on a device, one part ahead of the one that is being worked on."""
+    """Rows in parts on a device; the next part is copied while one is in use."""
     if not device.startswith("cuda"):
         yield x.to(device)
         return
     computes = torch.cuda.current_stream(device)
-    for part, copied in ahead(_sent(device, x)):
+    for part, copied in ahead(_copies(device, x)):
         computes.wait_event(copied)
-        part.record_stream(computes)  # its memory must outlive the work on it
+        part.record_stream(computes)  # its memory must outlive the computation
         yield part
 
 
-def _sent(device: str, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.cuda.Event]]:
+def _copies(device: str, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.cuda.Event]]:
     copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     for part in torch.split(x, max(1, _PART_BYTES // max(1, 4 * x.shape[1]))):
         with torch.cuda.stream(copies):
-            there = part.pin_memory().to(device, non_blocking=True)
-        yield there, copies.record_event()
+            on_device = part.pin_memory().to(device, non_blocking=True)
+        yield on_device, copies.record_event()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,19 +153,19 @@ class LinearModel(Model):
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        found = dict(super().shapes)
+        shapes = dict(super().shapes)
         if "P" in self.tensors or self.dx != self.D:
-            found["P"] = (self.D, self.dx)
+            shapes["P"] = (self.D, self.dx)
         if self.da is None:
-            return found
+            return shapes
         W = self.tensors.get("W")
         inner = self.D if W is None or W.ndim != 2 else W.shape[1]
         if W is not None:
-            found["W"] = (self.D, inner)
-        found["Q"] = (inner, self.da)
+            shapes["W"] = (self.D, inner)
+        shapes["Q"] = (inner, self.da)
         if getattr(self.settings, "attributes", "none").startswith("zscore"):
-            found |= dict.fromkeys(("class_mean", "class_inverse_std"), (self.da,))
-        return found
+            shapes |= dict.fromkeys(("class_mean", "class_inverse_std"), (self.da,))
+        return shapes
 
     def embed(
         self, X: NDArray[np.float32], *, precision: Precision = "fp32"
@@ -184,13 +184,13 @@ class LinearModel(Model):
         )
 
     def _projection_on(self, device: str) -> torch.Tensor | None:
-        """P on a device: moved there once, not once a batch."""
+        """P on a device, cached."""
         if "P" not in self.tensors:
             return None
-        moved: dict[str, torch.Tensor] = self.__dict__.setdefault("_moved", {})
-        if device not in moved:
-            moved[device] = torch.from_numpy(np.ascontiguousarray(self.tensors["P"])).to(device)
-        return moved[device]
+        cache: dict[str, torch.Tensor] = self.__dict__.setdefault("_moved", {})
+        if device not in cache:
+            cache[device] = torch.from_numpy(np.ascontiguousarray(self.tensors["P"])).to(device)
+        return cache[device]
 
     def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         self._check_features(X)
@@ -204,7 +204,7 @@ class LinearModel(Model):
         bias = np.zeros(len(E))
         if self.da is None:
             return self.embed(E), bias
-        how: Normalise = getattr(self.settings, "attributes", "none")
+        scheme: Normalise = getattr(self.settings, "attributes", "none")
         tensors = self.tensors
-        A = normalise(E, how, tensors.get("class_mean"), tensors.get("class_inverse_std"))
+        A = normalise(E, scheme, tensors.get("class_mean"), tensors.get("class_inverse_std"))
         return product(A, tensors["Q"]), bias

@@ -1,7 +1,7 @@
-"""Networks, batches and phases of gradient training.
+"""Networks, batches and phases of training by gradient.
 
-All that a network must remember from epoch to epoch belongs in its parameters and buffers: a
-checkpoint is its ``state_dict`` and the optimiser's, and nothing else.
+What a network needs from epoch to epoch must be a parameter or a buffer: a checkpoint consists of
+its ``state_dict`` and that of the optimiser only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Schedule = Literal["constant", "cosine", "exponential"]
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A part of training: its own optimiser and its own schedule of the learning rate."""
+    """A part of training, with its own optimiser and schedule of the learning rate."""
 
     name: str
     epochs: int
@@ -33,7 +33,7 @@ class Phase:
     decay: float = 0.95
 
     def factor(self, step: int, steps: int) -> float:
-        """What the rate is multiplied by at ``step`` of the ``steps`` of this phase."""
+        """The factor of the learning rate at ``step`` of the ``steps`` of this phase."""
         done = step / max(1, steps)
         if self.schedule == "cosine":
             return float(0.5 * (1 + np.cos(np.pi * done)))
@@ -44,7 +44,7 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Rows of one step on one worker.
+    """The rows of one step on one worker.
 
     Attributes:
         x: [n, dx] float32, normalised. y: [n] int64 indices into the L training classes, or None.
@@ -57,10 +57,10 @@ class Batch:
 
 
 class Network(nn.Module):
-    """What is trained. ``forward`` gives the weighted terms of the loss, which is their sum."""
+    """The network that is trained; ``forward`` returns the terms whose sum is the loss."""
 
     training_only: ClassVar[frozenset[str]] = frozenset()
-    """Names in ``state_dict`` that the frozen model does without."""
+    """Names in ``state_dict`` that the trained model does not contain."""
     finished = False
     """Whether every phase is done; set by the training loop."""
 
@@ -73,7 +73,7 @@ class Network(nn.Module):
         """f: rows [n, dx] to the common space [n, D]."""
 
     def queries(self, x: Tensor) -> Tensor:
-        """What stands for queries [n, dx] in asymmetric search, [n, D]."""
+        """Query vectors [n, D] of rows [n, dx] for asymmetric search."""
         return self.embed(x)
 
     @abstractmethod
@@ -82,14 +82,14 @@ class Network(nn.Module):
 
     @abstractmethod
     def codebooks(self) -> Tensor | None:
-        """C [M, K, d] as codes are decoded; None where a follow-up makes them."""
+        """Codebooks C [M, K, d]; None where a follow-up trains them."""
 
     def trainable(self, phase: str) -> Iterable[nn.Parameter]:
-        """The parameters that a phase moves; the others stand still."""
+        """The parameters that a phase trains; the others stay fixed."""
         return self.parameters()
 
     def begin_phase(self, phase: str) -> None:
-        """Called before the first step of a phase; not again when training is resumed in it."""
+        """Called before the first step of a phase, but not when training resumes within it."""
 
     def begin_epoch(self, phase: str, epoch: int) -> None:
         """Called before each epoch of a phase, counted from 0."""
@@ -98,26 +98,26 @@ class Network(nn.Module):
         """Called after each epoch."""
 
     def class_layer(self) -> tuple[Tensor, Tensor] | None:
-        """Prototypes V [L, D] and bias [L] of the training classes, where the network has any."""
+        """Prototypes V [L, D] and bias [L] of the training classes, if the network has them."""
         return None
 
     def project(self, e: Tensor) -> Tensor | None:
-        """g: class embeddings [T, da] to the common space [T, D]; None: it takes none."""
+        """g: class embeddings [T, da] to the common space [T, D]; None if there is no g."""
         return None
 
 
 def tensor_of(X: NDArray[Any]) -> Tensor:
-    """A tensor of rows [n, a]; a copy where torch would warn that it must not write into them."""
+    """A tensor of rows [n, a]; copies read-only arrays, of which torch would warn."""
     return torch.from_numpy(np.require(X, requirements=["C", "W"]))
 
 
 def array_of(tensor: Tensor) -> NDArray[Any]:
-    """The values of a tensor, on the CPU and in one piece."""
+    """The values of a tensor as a contiguous array on the CPU."""
     return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
 
 def autocast(device: str, precision: Precision) -> torch.autocast:
-    """bf16 arithmetic where ``precision`` asks for it; the weights stay float32."""
+    """Context of bf16 arithmetic if ``precision`` is bf16; weights stay float32."""
     return torch.autocast(
         torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16"
     )
@@ -125,7 +125,7 @@ def autocast(device: str, precision: Precision) -> torch.autocast:
 
 @contextmanager
 def seeded(*seed: int) -> Iterator[None]:
-    """torch's generators from a seed inside, and as they were afterwards."""
+    """Context in which torch's generators are seeded; restores them afterwards."""
     state = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     with torch.random.fork_rng():
         torch.manual_seed(int(state[0]))

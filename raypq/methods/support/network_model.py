@@ -1,4 +1,4 @@
-"""The model of a trained network, its weights as NumPy arrays."""
+"""The model of a trained network."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from raypq.methods.support.network import Network, array_of, autocast, seeded, t
 
 PREFIX = "net."  # of the network's weights among a model's tensors
 
-_BLOCK_BYTES = 4 << 20  # of input; bounds what the layers of a network hold at once
+_BLOCK_BYTES = 4 << 20  # of input at a time, to bound the memory of activations
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NetworkModel(Model):
-    """A model whose embedding is a network; ``net.*`` are its weights, NumPy arrays as all.
+    """A model whose embedding is a network.
 
     Tensors: ``C`` [M, K, d]; ``net.*`` the network's ``state_dict``; ``mean``, ``inverse_std``
     [dx] where features are z-scored.
@@ -36,35 +36,35 @@ class NetworkModel(Model):
     takes_embeddings: ClassVar[bool] = False
     """Whether ``project`` maps class embeddings; otherwise classes are vectors of features."""
 
-    unwritten: ClassVar[Mapping[str, Any]] = {}
-    """What models were trained with that were saved before there were these settings."""
+    legacy_settings: ClassVar[Mapping[str, Any]] = {}
+    """Defaults for settings that older model files lack."""
 
     @classmethod
     def from_files(
         cls, files: ModelFiles, settings: MethodSettings, layer: ClassLayer | None = None
     ) -> Self:
         written = files.content["settings"]
-        missing = {key: value for key, value in cls.unwritten.items() if key not in written}
+        missing = {key: value for key, value in cls.legacy_settings.items() if key not in written}
         return super().from_files(files, settings.model_copy(update=missing), layer)
 
     @abstractmethod
-    def blank(self) -> Network:
-        """The network of this model's shapes; its weights are loaded afterwards."""
+    def build_network(self) -> Network:
+        """A network of this model's shapes, into which the weights are loaded."""
 
     def network(self, device: str = "cpu") -> Network:
         """The trained network on a device, ready for inference."""
-        known: dict[str, Network] = self.__dict__.setdefault("_networks", {})
-        if device not in known:
+        cache: dict[str, Network] = self.__dict__.setdefault("_networks", {})
+        if device not in cache:
             kernels.check_device(device)
-            network = self._filled()
-            known[device] = network.eval().requires_grad_(False).to(device)
-        return known[device]
+            network = self._load_network()
+            cache[device] = network.eval().requires_grad_(False).to(device)
+        return cache[device]
 
-    def _filled(self) -> Network:
-        """The network with the weights that the model's files hold.
+    def _load_network(self) -> Network:
+        """The network with the weights of ``tensors``.
 
         Raises:
-            ModelError: they are not those of its settings.
+            ModelError: they do not fit the settings.
         """
         weights = {
             key.removeprefix(PREFIX): torch.from_numpy(np.array(value))
@@ -73,7 +73,7 @@ class NetworkModel(Model):
         }
         try:
             with seeded(0):
-                network = self.blank()
+                network = self.build_network()
             missing, unexpected = network.load_state_dict(weights, strict=False)
         except (RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
             raise ModelError(
@@ -93,7 +93,7 @@ class NetworkModel(Model):
     def check(self, where: str) -> None:
         super().check(where)
         try:
-            self._filled()  # and not kept: a model is sent to workers as it is
+            self._load_network()  # not cached: the model may be sent to workers
         except ModelError as error:
             raise ModelError(where, expected=error.expected, found=error.found) from None
 
@@ -118,33 +118,33 @@ class NetworkModel(Model):
         X: NDArray[np.float32],
         device: str,
         precision: Precision,
-        what: Literal["embed", "queries", "codes"],
+        function: Literal["embed", "queries", "codes"],
     ) -> Iterator[NDArray[Any]]:
-        """``embed``, ``queries`` or ``codes`` of X, some rows at a time.
+        """``embed``, ``queries`` or ``codes`` of X, in blocks of rows.
 
-        Equal rows give equal answers.
+        Equal rows give equal results.
         """
         X = self._normalised(X)
         network = self.network(device)
-        answer = {"embed": network.embed, "queries": network.queries, "codes": network.codes}[what]
+        functions = {"embed": network.embed, "queries": network.queries, "codes": network.codes}
         rows = max(64, _BLOCK_BYTES // (4 * self.dx))
         for start in range(0, len(X), rows):
             x = tensor_of(X[start : start + rows]).to(device)
             with torch.inference_mode(), autocast(device, precision):
-                found = answer(x)
-                if found is None:
+                result = functions[function](x)
+                if result is None:
                     U = network.embed(x).float().cpu().numpy()
                     yield kernels.encode(U, self.C)
-                elif what == "codes":
-                    yield found.to(torch.uint8).cpu().numpy()
+                elif function == "codes":
+                    yield result.to(torch.uint8).cpu().numpy()
                 else:
-                    yield check_range(found.float().cpu().numpy())
+                    yield check_range(result.float().cpu().numpy())
 
     def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         self._check_features(X)
         tensors = self.tensors
-        how = self.settings.normalise
-        return check_range(normalise(X, how, tensors.get("mean"), tensors.get("inverse_std")))
+        scheme = self.settings.normalise
+        return check_range(normalise(X, scheme, tensors.get("mean"), tensors.get("inverse_std")))
 
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         self._check_embeddings(E)
@@ -160,22 +160,22 @@ class NetworkModel(Model):
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         if self.classes is None:
             return super().class_prototypes(ids)
-        place = {name: index for index, name in enumerate(self.classes)}
-        unknown = [name for name in ids if name not in place]
+        index_of = {name: index for index, name in enumerate(self.classes)}
+        unknown = [name for name in ids if name not in index_of]
         if unknown:
             raise ModelError(
                 f"{self.method} model",
-                expected=f"classes among the {len(place)} that it was trained on",
+                expected=f"classes among the {len(index_of)} that it was trained on",
                 found=f"{unknown[0]!r} ({len(unknown)} such class(es))",
             )
         layer = self.network().class_layer()
         assert layer is not None, "a model with classes has a class layer"
-        chosen = np.array([place[name] for name in ids], np.int64)
+        chosen = np.array([index_of[name] for name in ids], np.int64)
         V, bias = layer
-        if len(V) != len(place):
+        if len(V) != len(index_of):
             raise ModelError(
                 f"{self.method} model",
-                expected=f"prototypes of its {len(place)} classes",
+                expected=f"prototypes of its {len(index_of)} classes",
                 found=f"{len(V)}",
             )
         return array_of(V)[chosen], array_of(bias)[chosen].astype(np.float64)

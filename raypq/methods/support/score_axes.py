@@ -1,10 +1,10 @@
 """Axes of the embedding that class scores depend on, scaled for quantization.
 
-A score is x·v. If prototypes have second moment R = E[vvᵀ], then what quantizing x to q costs a
-score is (x − q)ᵀ R (x − q) on average. So codes are made of u = R^½ x, where that cost is plain
-distance, with the matching prototypes R^-½ v: u·v' = x·v. Only the axes with the largest part in
-R are kept. They are found from the training classes and from mixtures of them, so that prototypes
-of classes to come lie there too.
+A score is x·v. For prototypes with second moment R = E[vvᵀ], the mean squared error of scores of x
+quantized to q is (x − q)ᵀ R (x − q). So codes are of u = R^½ x, in which this is the squared
+distance, with prototypes v' = R^-½ v: u·v' = x·v. Only the axes of largest weight in R are kept. R
+is estimated from the training classes and interpolations of them, so that prototypes of later
+classes lie on these axes, too.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from raypq.methods.base import MethodSettings, ReductionMethod
 from raypq.methods.pq import PQ, PQSettings
 from raypq.methods.support.axis_allocation import balanced_axes
 
-_INTERPOLATED = 1024
-_NOISE = 0.5  # of the spread of each attribute, beside the mixture
-_FLOOR = 0.01  # of the mean eigenvalue: how little an axis may count
-_NOTHING = 1e-150  # an eigenvalue where all prototypes are zero: no division by that
+_INTERPOLATED = 1024  # interpolated classes
+_NOISE = 0.5  # their noise, relative to the standard deviation of each attribute
+_FLOOR = 0.01  # added to eigenvalues, relative to their mean
+_TINY = 1e-150  # least eigenvalue, for prototypes that are all zero
 
 
 class Axes(nn.Module):
-    """D axes of a space [dx], kept as two maps: one for images and one for prototypes.
+    """D axes of a space [dx], as two maps: one of images and one of prototypes.
 
     Attributes:
         P: images [n, dx] to u [n, D]. Q: prototypes [T, dx] to v [T, D]; both are [D, dx].
@@ -40,12 +40,12 @@ class Axes(nn.Module):
         self.register_buffer("Q", torch.zeros(D, dx))
 
     def fit(self, V: Tensor, x: Tensor, M: int) -> None:
-        """Chooses them from prototypes V [T, dx] and images x [n, dx], balanced over M parts."""
+        """Sets the maps by prototypes V [T, dx] and images x [n, dx], balanced over M parts."""
         of_images, of_prototypes = whiten_by_prototypes(V, len(self.P))
         u = x.double() @ of_images.T
-        turn = torch.from_numpy(balanced_axes((u.T @ u).cpu().numpy(), M)).to(u.device)
-        self.P.copy_(turn @ of_images)
-        self.Q.copy_(turn @ of_prototypes)
+        rotation = torch.from_numpy(balanced_axes((u.T @ u).cpu().numpy(), M)).to(u.device)
+        self.P.copy_(rotation @ of_images)
+        self.Q.copy_(rotation @ of_prototypes)
 
     def forward(self, x: Tensor) -> Tensor:
         """u [n, D] of images [n, dx]."""
@@ -57,17 +57,17 @@ class Axes(nn.Module):
 
 
 def whiten_by_prototypes(V: Tensor, D: int) -> tuple[Tensor, Tensor]:
-    """R^½ and R^-½ of prototypes V [T, dx] along the D axes with the largest part in R: the maps of
+    """R^½ and R^-½ of prototypes V [T, dx] along the D axes of largest weight in R: the maps of
     images and of prototypes, [D, dx] float64 each."""
     R = (V.double().T @ V.double()) / len(V)
     weight, axes = torch.linalg.eigh(R)
     weight, axes = weight.flip(0)[:D], axes.flip(1)[:, :D].T  # axes: [D, dx]
-    root = (weight + _FLOOR * weight.mean()).clamp_min(_NOTHING).sqrt()[:, None]
+    root = (weight + _FLOOR * weight.mean()).clamp_min(_TINY).sqrt()[:, None]
     return root * axes, axes / root
 
 
 def interpolated_classes(A: Tensor) -> Tensor:
-    """Class embeddings that might be [n, da]: points between two classes, with noise on top."""
+    """Random class embeddings [n, da]: interpolations of two classes of A [L, da], with noise."""
     random = torch.Generator().manual_seed(0)
     pair = torch.randint(len(A), (2, _INTERPOLATED), generator=random).to(A.device)
     share = torch.rand(_INTERPOLATED, 1, generator=random).to(A.device)
@@ -77,10 +77,10 @@ def interpolated_classes(A: Tensor) -> Tensor:
 
 
 def code_width(D: int, dx: int, M: int) -> int:
-    """D, no wider than dx and a multiple of M.
+    """The largest multiple of M that is at most D and dx.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none but 0.
     """
     width = min(D, dx) // M * M
     if not width:
@@ -92,5 +92,5 @@ def code_width(D: int, dx: int, M: int) -> int:
 
 
 def codebook_method(settings: MethodSettings) -> ReductionMethod:
-    """Plain PQ over the embedded features."""
+    """PQ of the embedded features."""
     return PQ(PQSettings(M=settings.M, K=settings.K, seed=settings.seed))

@@ -23,19 +23,19 @@ class Fit:
 
 
 def fit_softmax(
-    x: Tensor, y: Tensor, weight: Tensor, T: int, how: Fit, random: torch.Generator
+    x: Tensor, y: Tensor, weight: Tensor, T: int, fit: Fit, random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """V [T, a] and bias [T] of a classifier for rows x [n, a], y [n], each of its weight [n]."""
+    """Weights V [T, a] and bias [T] of a classifier of rows x [n, a], y [n], with weights [n]."""
     unit = x.square().mean().sqrt()
-    if not 1e-12 < float(unit) < 1e15:  # squares may have left float32's range
+    if not 1e-12 < float(unit) < 1e15:  # squares may have overflowed or vanished in float32
         unit = x.double().square().mean().sqrt().float()
         unit = unit if float(unit) else torch.ones(())
     x = x / unit
     V = torch.zeros(T, x.shape[1], requires_grad=True)
     bias = torch.zeros(T, requires_grad=True)
-    optimizer = torch.optim.Adam([V, bias], lr=how.rate, weight_decay=how.decay, fused=True)
+    optimizer = torch.optim.Adam([V, bias], lr=fit.rate, weight_decay=fit.decay, fused=True)
     with torch.enable_grad():
-        for _ in range(how.epochs):
+        for _ in range(fit.epochs):
             order = torch.randperm(len(x), generator=random)
             for start in range(0, len(x), _BATCH):
                 rows = order[start : start + _BATCH]
@@ -47,16 +47,16 @@ def fit_softmax(
 
 
 def fit_on_axes(
-    axes: Axes, u: Tensor, y: Tensor, weight: Tensor, T: int, how: Fit, random: torch.Generator
+    axes: Axes, u: Tensor, y: Tensor, weight: Tensor, T: int, fit: Fit, random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """As ``fit_softmax`` for embedded rows u [n, D]: the decay counts in the space before them.
+    """As ``fit_softmax`` for embedded rows u = P·x [n, D], with the decay of a classifier of x.
 
-    u = P·x. With P = L·O, O of orthonormal rows, x lies at z = L⁻¹u along them, and a classifier
+    With P = L·O and orthonormal rows O, x has the coordinates z = L⁻¹u along them, and a classifier
     w of z is v = L⁻ᵀw of u.
     """
     R = torch.linalg.qr(axes.P.double().T, mode="r").R  # Lᵀ
     L = R.T
     z = torch.linalg.solve_triangular(L, u.double().T, upper=False).T.float()
-    w, bias = fit_softmax(z, y, weight, T, how, random)
+    w, bias = fit_softmax(z, y, weight, T, fit, random)
     V = torch.linalg.solve_triangular(R, w.double().T, upper=True).T
     return V.float(), bias

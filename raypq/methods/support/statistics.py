@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq.errors import InputError
-from raypq.methods.base import (
-    Array,
-)
+from raypq.methods.base import Array
+
+PRODUCT_ROWS = 1024  # rows of a float32 product, before it is added to a float64 sum
 
 
 def gram(X: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -16,14 +16,11 @@ def gram(X: NDArray[np.float32]) -> NDArray[np.float64]:
     return outer(X, X)
 
 
-PRODUCT_ROWS = 1024  # rows whose product is formed in float32 before float64 takes over
-
-
 def scale(n: Array, x: Array, xx: Array) -> dict[str, Array]:
     """Mean and 1/std (1 for a constant dimension) from n, Σx and Σx²; float32 [dx].
 
     Raises:
-        InputError: a dimension varies by so little that float32 cannot hold 1/std.
+        InputError: the 1/std of a dimension overflows float32.
     """
     mean = x / n
     variance = np.maximum(xx / n - mean**2, 0.0)
@@ -41,13 +38,13 @@ def scale(n: Array, x: Array, xx: Array) -> dict[str, Array]:
 
 
 def outer(A: NDArray[np.float32], X: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Aᵀ X [a, x] over the rows, products in float32 blocks, their sum in float64."""
+    """Aᵀ X [a, x] of rows A [n, a] and X [n, x]: float32 products of blocks, summed in float64."""
     total = np.zeros((A.shape[1], X.shape[1]))
     for start in range(0, len(X), PRODUCT_ROWS):
         rows = slice(start, start + PRODUCT_ROWS)
         with np.errstate(over="ignore", invalid="ignore"):
             part = A[rows].T @ X[rows]
-        if not np.isfinite(part).all():  # the sum left float32's range
+        if not np.isfinite(part).all():  # overflow in float32
             part = A[rows].astype(np.float64).T @ X[rows].astype(np.float64)
         total += part
     return total

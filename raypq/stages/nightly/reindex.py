@@ -24,7 +24,7 @@ from raypq.execution.executor import Executor
 from raypq.execution.run_record import RunRecord
 from raypq.methods import registry
 from raypq.methods.base import Model
-from raypq.metrics.drift import Drifted, judge, known_baseline
+from raypq.metrics.drift import Drifted, detect_drift, known_baseline
 from raypq.stages.classification import classify, scorers, unknown_labels
 from raypq.stages.encoding import encode
 from raypq.stages.nightly import dry_run
@@ -227,7 +227,7 @@ def _drift(
     baseline = known_baseline(model, earlier)
     if baseline is None:
         return {"judged": 0, "shards": []}
-    checks = [judge(name, stats, baseline, job.drift, K=model.K) for name, stats in measured]
+    checks = [detect_drift(name, stats, baseline, job.drift, K=model.K) for name, stats in measured]
     drifted = sorted((item for item in checks if item), key=lambda item: item.shard)
     return {"judged": len(measured), "shards": [asdict(item) for item in drifted]}
 

@@ -29,7 +29,7 @@ from raypq.data.storage import exists, join, read_bytes, replacing
 from raypq.errors import ConfigError, ShardFailure
 from raypq.execution.executor import Executor, completed
 from raypq.methods import registry
-from raypq.methods.support.backbones import named
+from raypq.methods.support.backbones import library_model
 from raypq.optional_packages import require
 from raypq.stages.stores.shard_task import ShardTask
 from raypq.stages.stores.shard_types import check_label_column, rule_of
@@ -115,7 +115,7 @@ def load_backbone(job: ExtractJob) -> Backbone:
     name, device = job.backbone, job.where.device
     library, colon, model = name.partition(":")
     if colon and library in ("torchvision", "timm"):
-        return _torch(named(library, model, None, pretrained=True), job)
+        return _torch(library_model(library, model, None, pretrained=True), job)
     if not exists(name):
         raise ConfigError(
             f"backbone: {name!r} is neither torchvision:NAME nor timm:NAME, and no such file or "

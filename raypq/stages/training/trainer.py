@@ -219,7 +219,7 @@ class Trainer:
     def _score(self, x: Tensor, y: Tensor | None) -> float:
         assert y is not None, "held-out rows have labels"
         method = self.spec.method
-        score = method.judge(self.network, x, y)
+        score = method.validation_score(self.network, x, y)
         if score is not None:
             return score
         return retrieval_score(self.network, x, y.cpu().numpy(), method.settings.metric)

@@ -1,4 +1,4 @@
-"""What codewords believe, and how queries ask them, of both methods that learn from labels."""
+"""Class posteriors of codewords and the queries that use them, for both labelled methods."""
 
 from __future__ import annotations
 
@@ -46,40 +46,42 @@ def x() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).standard_normal((N, DX)).astype(np.float32))
 
 
-def by_hand(network: PosteriorNetwork, x: torch.Tensor) -> np.ndarray:
-    """The mean P(t|x) of the rows that chose a codeword; all rows count as one more. [M, K, L]."""
-    P, B = (found.double().numpy() for found in network.probabilities(x))
-    found = np.empty((M, K, P.shape[1]))
+def direct_posteriors(network: PosteriorNetwork, x: torch.Tensor) -> np.ndarray:
+    """The mean P(t|x) of the rows of each codeword, and of the mean row as one more [M, K, L]."""
+    P, B = (values.double().numpy() for values in network.probabilities(x))
+    posteriors = np.empty((M, K, P.shape[1]))
     for m in range(M):
         for k in range(K):
-            chose = P[B[:, m] == k]
-            found[m, k] = (chose.sum(axis=0) + P.mean(axis=0)) / (len(chose) + 1)
-    return found
+            rows = P[B[:, m] == k]
+            posteriors[m, k] = (rows.sum(axis=0) + P.mean(axis=0)) / (len(rows) + 1)
+    return posteriors
 
 
 @both
 @pytest.mark.parametrize("most", [128, 3], ids=["whole", "on 3 axes"])
-def test_a_score_is_the_chance_of_one_class_as_each_part_judges(
+def test_a_score_is_the_mean_probability_of_a_common_class(
     build: Build, x: torch.Tensor, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(class_posteriors, "_MOST_AXES", most)
+    monkeypatch.setattr(class_posteriors, "_MAX_AXES", most)
     network = build(L=6)
     network.observe(x)
-    P, B = (found.numpy() for found in network.probabilities(x))
-    # On the axes that keep most: nothing of that rank is nearer.
-    flat = by_hand(network, x).reshape(M * K, 6)
+    P, B = (values.numpy() for values in network.probabilities(x))
+    # Along the principal axes: the best approximation of that rank.
+    flat = direct_posteriors(network, x).reshape(M * K, 6)
     axes = np.linalg.svd(flat, full_matrices=False)[2][:most]
-    kept = (flat @ axes.T @ axes).reshape(M, K, 6)
-    wanted = np.mean([P @ kept[m, B[:, m]].T for m in range(M)], axis=0)
+    approximated = (flat @ axes.T @ axes).reshape(M, K, 6)
+    expected = np.mean([P @ approximated[m, B[:, m]].T for m in range(M)], axis=0)
     codebooks = network.codebooks()
     assert codebooks is not None
     decoded = np.concatenate([codebooks.numpy()[m, B[:, m]] for m in range(M)], axis=1)
-    np.testing.assert_allclose(network.queries(x).numpy() @ decoded.T, wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        network.queries(x).numpy() @ decoded.T, expected, rtol=1e-4, atol=1e-6
+    )
     assert (network.codes(x) == torch.from_numpy(B)).all()
 
 
 @both
-def test_class_scores_read_the_words_alone(build: Build, x: torch.Tensor) -> None:
+def test_class_scores_ignore_the_posteriors(build: Build, x: torch.Tensor) -> None:
     network = build(L=3)
     P, B = network.probabilities(x)
     layer, before = network.class_layer(), network.codebooks()
@@ -88,24 +90,24 @@ def test_class_scores_read_the_words_alone(build: Build, x: torch.Tensor) -> Non
     network.observe(x)
     after = network.codebooks()
     assert after is not None
-    found, wanted = (
+    scored_after, scored_before = (
         torch.cat([C[m, B[:, m]] for m in range(M)], dim=1) @ layer[0].T + layer[1]
         for C in (after, before)
     )
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(scored_after, scored_before)
     scores = network.embed(x) @ layer[0].T + layer[1]
     assert (scores.argmax(dim=1) == P.argmax(dim=1)).all()
 
 
 @both
-def test_a_codeword_that_nothing_chose_believes_the_mean(build: Build, x: torch.Tensor) -> None:
+def test_a_codeword_without_rows_has_the_mean_posterior(build: Build, x: torch.Tensor) -> None:
     network = build(L=3)
     network.observe(x[:1])
     P, B = network.probabilities(x[:1])
     assert network.beliefs is not None
     other = [k for k in range(K) if k != int(B[0, 0])]
-    found = network.beliefs.words[0, other] / class_posteriors._WEIGHT
-    torch.testing.assert_close(found, P.expand(len(other), -1))
+    posterior = network.beliefs.words[0, other] / class_posteriors._WEIGHT
+    torch.testing.assert_close(posterior, P.expand(len(other), -1))
 
 
 @pytest.mark.parametrize(
@@ -122,14 +124,14 @@ def test_a_published_query_is_the_embedding(
 
 
 @both
-def test_nothing_of_it_is_trained(build: Build) -> None:
+def test_posteriors_are_not_trained_by_gradient(build: Build) -> None:
     network = build(L=3)
-    kept = {name for name, p in network.named_parameters() if name.startswith("beliefs.")}
-    assert kept == {"beliefs.words", "beliefs.axes"}
+    names = {name for name, p in network.named_parameters() if name.startswith("beliefs.")}
+    assert names == {"beliefs.words", "beliefs.axes"}
     assert len(list(network.trainable("train"))) == len(list(network.parameters())) - 2
 
 
 @pytest.mark.parametrize(("build", "metric"), [(built_dpq, "l2"), (built_gpq, "cosine")])
-def test_classes_ask_by_dot_product_alone(build: Build, metric: str) -> None:
-    with pytest.raises(ConfigError, match=f"query = classes asks by dot .*, found {metric}"):
+def test_queries_by_classes_need_the_dot_product(build: Build, metric: str) -> None:
+    with pytest.raises(ConfigError, match=f"query = classes needs the dot .*, found {metric}"):
         build(L=3, metric=metric)
