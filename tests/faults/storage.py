@@ -78,8 +78,8 @@ class FaultyStorage(Storage):
         self._do("sync", lambda: super(FaultyStorage, self).sync_folder(uri))
 
     @contextmanager
-    def replacing(self, uri: str) -> Iterator[IO[bytes]]:
-        inner = super().replacing(uri)
+    def atomic_write(self, uri: str) -> Iterator[IO[bytes]]:
+        inner = super().atomic_write(uri)
         self._open.append(inner)  # or it would clean up after a process that is dead
         file = self._do("open", inner.__enter__)
         try:

@@ -158,7 +158,7 @@ def ordinary_rights() -> list[str]:
 def test_a_journal_that_cannot_be_written_is_an_error_and_stays_whole(tmp_path: Path) -> None:
     from storage import FaultyStorage
 
-    from raypq.data.storage import replaced
+    from raypq.data.storage import use_storage
     from raypq.data.store.shard_writer import Receipt, Source
 
     def receipt(name: str) -> Receipt:
@@ -171,7 +171,7 @@ def test_a_journal_that_cannot_be_written_is_an_error_and_stays_whole(tmp_path: 
     journal.add(receipt("a"))
     journal.flush()
     journal.add(receipt("b"))
-    with replaced(FaultyStorage(0)), pytest.raises(OSError, match="injected") as caught:
+    with use_storage(FaultyStorage(0)), pytest.raises(OSError, match="injected") as caught:
         journal.flush()
     assert caught.value.errno == errno.EIO
     assert [item.shard for item in Journal(str(tmp_path), "w").read()] == ["a"]

@@ -20,7 +20,7 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from raypq.data.storage import Listed, Shard, Storage, filesystem, join, list_names, replaced
+from raypq.data.storage import Listed, Shard, Storage, filesystem, join, list_names, use_storage
 from raypq.data.store import journal, runs, shard_writer, snapshot
 from raypq.errors import ConflictError, InputError
 from raypq.execution.local import LocalExecutor
@@ -172,9 +172,9 @@ class Turns(Storage):
             return super().list_folders(uri)
 
     @contextmanager
-    def replacing(self, uri: str) -> Iterator[IO[bytes]]:
+    def atomic_write(self, uri: str) -> Iterator[IO[bytes]]:
         with self._turn(uri):
-            held = super().replacing(uri)
+            held = super().atomic_write(uri)
             file = held.__enter__()
         try:
             yield file
@@ -209,7 +209,7 @@ def together(one: Callable[[], None], other: Callable[[], None], turns: Turns) -
         threading.Thread(target=side, args=(one, True)),
         threading.Thread(target=side, args=(other, False)),
     ]
-    with replaced(turns):
+    with use_storage(turns):
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -226,7 +226,7 @@ def _every_receipt_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def operations(store: str, work: Callable[[str], None]) -> int:
     """How many operations the work takes when nothing is beside it."""
     turns = Turns("", [])
-    with replaced(turns):
+    with use_storage(turns):
         work(store)
     return turns.done
 
@@ -304,9 +304,9 @@ def test_a_gc_that_slept_removes_nothing_that_was_restored(
 ) -> None:
     store = str(tmp_path)
     prepared(store)
-    gcs = list[runs.AtWork]()
-    leave = runs.AtWork.leave
-    monkeypatch.setattr(runs.AtWork, "leave", lambda mine: (gcs.append(mine), leave(mine)))
+    gcs = list[runs.OwnMark]()
+    write = runs.OwnMark.write
+    monkeypatch.setattr(runs.OwnMark, "write", lambda mine: (gcs.append(mine), write(mine)))
 
     def asleep() -> None:
         with pytest.raises(ConflictError, match=r"gc is about to remove .* after 15 minutes"):
@@ -318,7 +318,7 @@ def test_a_gc_that_slept_removes_nothing_that_was_restored(
         if wakes != "silent":
             gcs[0].beat()
 
-    with replaced(Asleep(asleep)), pytest.raises(ConflictError, match="gc gave no sign of life"):
+    with use_storage(Asleep(asleep)), pytest.raises(ConflictError, match="gc gave no sign of life"):
         sweep(store)
     whole(store)
 
@@ -328,14 +328,14 @@ def test_a_gc_that_was_cut_off_hinders_nobody_for_long(tmp_path: Path, silent: f
     store = str(tmp_path)
     prepared(store)
     files = sorted(snapshot.read(store, 1).files(store))
-    mark = runs.AtWork(store, "gc")
-    mark.leave()
-    mark.announce([snapshot.place(1), *files])
+    mark = runs.OwnMark(store, "gc")
+    mark.write()
+    mark.announce([snapshot.path_of(1), *files])
     mark.beat()
     for path in (tmp_path / runs.FOLDER).iterdir():
         age(path, silent)
     if silent <= runs.GONE:
-        assert runs.removed_by_gc(store) == {snapshot.place(1), *files}
+        assert runs.removed_by_gc(store) == {snapshot.path_of(1), *files}
         with pytest.raises(ConflictError, match="gc is about to remove version 1"):
             versions.restore(store, 1)
         return
@@ -348,8 +348,8 @@ def test_a_gc_whose_old_sign_of_life_was_read_late_is_at_work(tmp_path: Path) ->
     """Between the listing and the question of the time, this process may sleep."""
     store = str(tmp_path)
     prepared(store)
-    mark = runs.AtWork(store, "gc")
-    mark.leave()
+    mark = runs.OwnMark(store, "gc")
+    mark.write()
     mark.announce(["data/a"])
     for path in (tmp_path / runs.FOLDER).iterdir():
         age(path, runs.GONE + 1)
@@ -359,7 +359,7 @@ def test_a_gc_whose_old_sign_of_life_was_read_late_is_at_work(tmp_path: Path) ->
             super().create(uri, content)
             mark.beat()
 
-    with replaced(Late()):
+    with use_storage(Late()):
         assert runs.removed_by_gc(store) == {"data/a"}
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from storage import FAULTS, Dead, Fault, FaultyStorage
 
-from raypq.data.storage import Shard, join, open_parquet, posix, replaced
+from raypq.data.storage import Shard, join, open_parquet, posix, use_storage
 from raypq.data.store import journal, shard_writer, snapshot
 from raypq.errors import JobError
 from raypq.execution.local import LocalExecutor
@@ -106,7 +106,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def operations(store: str, night: int) -> list[str]:
     """What a run that nothing disturbs asks of storage."""
     counting = FaultyStorage()
-    with replaced(counting):
+    with use_storage(counting):
         run(store, night)
     return counting.done
 
@@ -122,7 +122,7 @@ def test_every_operation_fails_once(place: str, fault: Fault) -> None:
     for at in range(len(asked)):
         store = join(place, f"store-{at}")
         run(store, night=1)
-        with replaced(FaultyStorage(at, fault)):
+        with use_storage(FaultyStorage(at, fault)):
             try:
                 run(store, night=2)
             except (OSError, JobError, Dead):
@@ -145,7 +145,7 @@ def test_the_first_version_of_a_store(place: str, fault: Fault) -> None:
     asked = operations(join(place, "plain"), night=1)
     for at in range(len(asked)):
         store = join(place, f"store-{at}")
-        with replaced(FaultyStorage(at, fault)), suppress(OSError, JobError, Dead):
+        with use_storage(FaultyStorage(at, fault)), suppress(OSError, JobError, Dead):
             run(store, night=1)
         seen = snapshot.versions(store)
         assert seen in ([], [1])
@@ -161,10 +161,10 @@ def test_a_finished_shard_is_not_done_again(place: str) -> None:
     store = join(place, "store")
     asked = operations(join(place, "plain"), night=1)
     at = max(index for index, name in enumerate(asked) if name == "create")
-    with replaced(FaultyStorage(at, "dies before")), pytest.raises(Dead):
+    with use_storage(FaultyStorage(at, "dies before")), pytest.raises(Dead):
         run(store, night=1)
     counting = FaultyStorage()
-    with replaced(counting):
+    with use_storage(counting):
         run(store, night=1)
     assert "open" not in counting.done, "a shard was written again"
 
@@ -232,7 +232,7 @@ def test_what_faults_leave_behind_is_found_by_gc(tmp_path: Path) -> None:
     run(str(tmp_path / "plain"), night=1)
     asked = operations(str(tmp_path / "plain"), night=3)
     killed = FaultyStorage(asked.index("write"), "dies before")
-    with replaced(killed), pytest.raises(Dead):
+    with use_storage(killed), pytest.raises(Dead):
         run(store, night=3)
     left = list(Path(store, "data").glob(".*.part"))
     assert len(left) == 1, "a killed process leaves its temporary file"

@@ -83,12 +83,12 @@ def _make_bucket(server: subprocess.Popen[bytes], folder: Path) -> None:
     import fsspec
 
     from raypq.data import storage
-    from raypq.data.storage.objects import answering
+    from raypq.data.storage.objects import server_errors
 
     deadline = time.monotonic() + 60
     while True:
         try:
-            with answering("s3://crash-tests"):
+            with server_errors("s3://crash-tests"):
                 fsspec.filesystem("s3").mkdir("crash-tests")
             storage.create("s3://crash-tests/.ready", b"yes")
         except FileExistsError:

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from raypq import api
 from raypq.cli import main
 from raypq.config import ClassifyJob, EncodeJob, ReindexJob, SearchJob
-from raypq.data.storage import Storage, replaced
+from raypq.data.storage import Storage, use_storage
 from raypq.data.store import snapshot
 from raypq.data.store.shard_writer import Receipt
 from raypq.errors import ConflictError, InputError, JobError
@@ -199,12 +199,12 @@ class Meanwhile(Storage):
         self.action: Callable[[], object] | None = action
 
     @contextmanager
-    def replacing(self, uri: str) -> Iterator[IO[bytes]]:
+    def atomic_write(self, uri: str) -> Iterator[IO[bytes]]:
         if "/data/" in uri and self.action is not None:
             action, self.action = self.action, None
-            with replaced(Storage()):
+            with use_storage(Storage()):
                 action()
-        with super().replacing(uri) as file:
+        with super().atomic_write(uri) as file:
             yield file
 
 
@@ -212,7 +212,7 @@ def test_two_that_append_at_once_lose_nothing(days: Days) -> None:
     """The one that comes second is told, and its rerun takes over what it finished."""
     days.encode(1)
     with (
-        replaced(Meanwhile(lambda: days.append(3))),
+        use_storage(Meanwhile(lambda: days.append(3))),
         pytest.raises(ConflictError, match="run it again"),
     ):
         days.append(2)

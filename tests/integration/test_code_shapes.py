@@ -61,7 +61,7 @@ def relabelled(store: Path, **numbers: int) -> None:
     table = pq.read_table(path)
     new = {f"raypq.{key}".encode(): str(value).encode() for key, value in numbers.items()}
     pq.write_table(table.replace_schema_metadata(table.schema.metadata | new), path)
-    file = store / snapshot.place(1)
+    file = store / snapshot.path_of(1)
     document = json.loads(file.read_text())
     document["shards"][0]["bytes"] = path.stat().st_size
     file.write_text(json.dumps(document))

@@ -18,7 +18,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from s3server import S3Server, reachable
 
-from raypq.data.storage import create, exclusive, join, list_names, posix, prepare, read_bytes
+from raypq.data.storage import check_create, create, exclusive, join, list_names, posix, read_bytes
 from raypq.data.store import lease, snapshot
 from raypq.data.store.journal import Journal
 from raypq.data.store.shard_writer import Receipt, Source
@@ -153,7 +153,7 @@ def note(store: str) -> None:
 
 
 def begin(store: str) -> None:
-    prepare(join(store, "snapshots"))
+    check_create(join(store, "snapshots"))
 
 
 WRITERS = [commit, take, note, begin]
@@ -184,7 +184,7 @@ def test_a_quick_look_and_write_is_seen(
     memory: MemoryFileSystem, look: str, turn: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Quick, "look", look)
-    with pytest.raises(InputError, match="let two writers make the same file"):
+    with pytest.raises(InputError, match="let two writers create the same file"):
         begin(f"quick://store-{turn}")
     fs = Quick()
     before = dict(vars(fs))

@@ -12,7 +12,7 @@ import pytest
 
 from raypq import api
 from raypq.config import ReindexJob, SearchJob
-from raypq.data.storage import Storage, replaced
+from raypq.data.storage import Storage, use_storage
 from raypq.data.store import snapshot
 
 Run = Callable[[], Any]
@@ -175,14 +175,14 @@ def test_a_file_that_changes_while_it_is_read(asked: Any) -> None:
     """What is recorded is what was used, so the next run sees that the file is another one."""
     ids, all_ids = classes(asked), pq.read_table(asked.shard(0))["id"].to_pylist()
     write_ids(asked("wanted.txt"), ids[:3])
-    with replaced(Edited(asked("wanted.txt"), lambda: write_ids(asked("wanted.txt"), ids[3:6]))):
+    with use_storage(Edited(asked("wanted.txt"), lambda: write_ids(asked("wanted.txt"), ids[3:6]))):
         asked.classify(candidates=asked("wanted.txt"), top_k=2)
     assert chosen(asked) <= set(ids[:3])
     assert asked.classify(candidates=asked("wanted.txt"), top_k=2).version == 2
     assert chosen(asked) <= set(ids[3:6])
 
     table, turned = pq.read_table(asked("classes.parquet")), list(range(19, -1, -1))
-    with replaced(
+    with use_storage(
         Edited(
             asked("classes.parquet"),
             lambda: pq.write_table(table.take(turned), asked("classes.parquet")),
@@ -196,6 +196,6 @@ def test_a_file_that_changes_while_it_is_read(asked: Any) -> None:
         ("query-ids", {"query_ids": asked("i.txt"), "queries": None, "distance": "sdc"}),
     ):
         write_ids(asked("i.txt"), all_ids[:3])
-        with replaced(Edited(asked("i.txt"), lambda: write_ids(asked("i.txt"), all_ids[3:6]))):
+        with use_storage(Edited(asked("i.txt"), lambda: write_ids(asked("i.txt"), all_ids[3:6]))):
             search(asked, output=asked(name), **more)
         assert search(asked, output=asked(name), **more).version == 2, name

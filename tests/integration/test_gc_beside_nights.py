@@ -10,7 +10,7 @@ import pytest
 
 from raypq import api
 from raypq.config import ReindexJob
-from raypq.data.storage import Listed, Storage, replaced
+from raypq.data.storage import Listed, Storage, use_storage
 from raypq.data.store import snapshot
 from raypq.errors import ConflictError, InputError
 from raypq.stages.stores import garbage, versions
@@ -28,7 +28,7 @@ class Sweeping(Storage):
     def _count(self) -> None:
         self.done += 1
         if self.done == self._at:
-            with replaced(Storage()):
+            with use_storage(Storage()):
                 sweep(self._home)
 
     def read_bytes(self, uri: str) -> bytes:
@@ -104,7 +104,7 @@ def test_gc_in_the_middle(home: Any, verb: str) -> None:
         if verb == "restore":
             home.encode()
         counting = Sweeping(home, at)
-        with replaced(counting):
+        with use_storage(counting):
             runs[verb]()
         whole(home)
         return counting.done

@@ -288,7 +288,7 @@ def double(place: Place) -> None:
     place.set("test/part-1.parquet", "id", pa.array(other))
 
 
-@case(1, "expected every id once", "2 row(s) with an id that is there before",
+@case(1, "expected every id once", "2 row(s) that repeat an earlier id",
       "'test-0-1' in", "part-0.parquet, row 1 and in", "part-1.parquet, row 9",
       "'test-0-3' in", "part-0.parquet, row 3 and in", "part-0.parquet, row 7")  # fmt: skip
 def duplicate_ids_within_and_across_shards(place):

@@ -42,7 +42,7 @@ def latest(home: Any) -> snapshot.Snapshot:
 
 def dated(home: Any, moment: str) -> None:
     """As if the latest version of the codes had been made at another time."""
-    place = Path(home("codes"), snapshot.place(latest(home).version))
+    place = Path(home("codes"), snapshot.path_of(latest(home).version))
     content = json.loads(place.read_text())
     content["created"] = moment
     for name in content["summary"][quarantine.KEY]:
@@ -159,7 +159,7 @@ def test_a_summary_that_says_nothing_of_use(home: Any, noted: Any) -> None:
     """As of an early raypq: the version's own time is what is known."""
     spoil(home, 3)
     night(home)
-    place = Path(home("codes"), snapshot.place(1))
+    place = Path(home("codes"), snapshot.path_of(1))
     content = json.loads(place.read_text())
     content["summary"][quarantine.KEY] = noted
     place.write_text(json.dumps(content))

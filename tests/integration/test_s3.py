@@ -31,6 +31,7 @@ from raypq.config import (
 from raypq.data.storage import (
     Shard,
     StorageSettings,
+    atomic_write,
     create,
     exists,
     file_size,
@@ -40,7 +41,6 @@ from raypq.data.storage import (
     list_names,
     list_shards,
     read_bytes,
-    replacing,
     stem_of,
     write_bytes,
 )
@@ -203,7 +203,7 @@ def test_a_large_file_goes_up_in_parts(
     monkeypatch.setenv("RAYPQ_STORAGE_PART_MIB", "5")
     before = s3.asked["part"]
     content = np.random.default_rng(1).bytes(12 << 20)
-    with replacing(f"{bucket}/large") as file:
+    with atomic_write(f"{bucket}/large") as file:
         for start in range(0, len(content), 1 << 20):
             file.write(content[start : start + (1 << 20)])
     assert s3.asked["part"] - before >= 2

@@ -108,11 +108,11 @@ def leased(store: str, clock: Clock) -> Lease:
 def test_a_lease_is_taken_once_and_given_back(bucket: str) -> None:
     one, other = leased(bucket, Clock()), leased(bucket, Clock())
     one.take()
-    assert lease.standing(bucket) is not None
+    assert lease.current(bucket) is not None
     one.beat()
     one.check()
-    one.give_back()
-    assert lease.standing(bucket) is None
+    one.release()
+    assert lease.current(bucket) is None
     other.take()
     assert other.term == 2
     with pytest.raises(ConflictError, match="took the lease over"):

@@ -21,8 +21,8 @@ from raypq import api
 from raypq.config import ClusterabilityJob, EncodeJob, FewShotJob, ReindexJob
 from raypq.data import predictions
 from raypq.data.classes import ClassTable
-from raypq.data.duplicate_ids import IdFile, find_duplicates
-from raypq.data.storage import Storage, replaced
+from raypq.data.duplicate_ids import IdFile, find_duplicate_ids
+from raypq.data.storage import Storage, use_storage
 from raypq.data.store import snapshot
 from raypq.errors import InputError, JobError
 from raypq.metrics.accuracy import ClassCounts
@@ -110,7 +110,7 @@ class Nights:
             IdFile(uri=f"{store}/{item.path}", name=item.source.uri, rows=item.rows)
             for item in snapshot.read(store).shards
         ]
-        found = find_duplicates(files)
+        found = find_duplicate_ids(files)
         return {"rows": found.rows, "examples": str(found)} if found else None
 
     @property
@@ -127,7 +127,7 @@ def nights(home: Any) -> Nights:
 def opened(nights: Nights, action: Callable[[], Any]) -> tuple[int, int]:
     """Code files and prediction files that an action opens."""
     watched = Watched()
-    with replaced(watched):
+    with use_storage(watched):
         action()
     return watched.of(nights.home("codes")), watched.of(nights.home("p"))
 
@@ -185,7 +185,7 @@ def test_duplicate_ids_are_told_by_every_night_that_makes_a_version(nights: Nigh
     assert told["rows"] == 9
     nights.add()
     watched = Watched()
-    with replaced(watched):
+    with use_storage(watched):
         assert nights.run()["duplicate_ids"] == told
     assert watched.of(nights.home("codes")) == 1, "ids that are there twice are not read again"
     for choice, more in (("ignore", None), ("report", told)):
@@ -204,13 +204,13 @@ def test_on_an_object_store(nights: Nights, bucket: str) -> None:
     nights.run(**places)
     number = nights.add(ids=["7-3", "x"] * 5, labels=["odd"] * 10)
     watched = Watched()
-    with replaced(watched):
+    with use_storage(watched):
         told = nights.run(**places)
     assert (watched.of(f"{bucket}/codes"), watched.of(f"{bucket}/p")) == (2, 0)
     assert told["duplicate_ids"]["rows"] == 9
     assert told["predictions"][0]["unknown_labels"]["rows"] == 10
     nights.shard(number).unlink()
-    with replaced(watched):
+    with use_storage(watched):
         told = nights.run(**places)
     assert watched.of(f"{bucket}/p") == 1
     assert "duplicate_ids" not in told
@@ -281,7 +281,7 @@ def test_a_store_that_was_copied_elsewhere(nights: Nights) -> None:
     }
     nights.add(ids=["7-3"] * 10)
     watched = Watched()
-    with replaced(watched):
+    with use_storage(watched):
         told = nights.run(**copies)
     assert watched.of(copies["codes"]) == 2, "of the new shard, and of the one with an equal id"
     assert watched.of(nights.home("copies/p")) == 0
@@ -360,14 +360,14 @@ def test_a_sidecar_that_cannot_be_written_is_named(nights: Nights, store: str) -
 
     class Full(Storage):
         @contextmanager
-        def replacing(self, uri: str) -> Iterator[IO[bytes]]:
+        def atomic_write(self, uri: str) -> Iterator[IO[bytes]]:
             if f"/{store}/sidecars/" in uri:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            with super().replacing(uri) as file:
+            with super().atomic_write(uri) as file:
                 yield file
 
     nights.add()
-    with replaced(Full()), pytest.raises(OSError, match=rf"No space left.*{store}/sidecars/"):
+    with use_storage(Full()), pytest.raises(OSError, match=rf"No space left.*{store}/sidecars/"):
         nights.run()
     nights.run()
     assert nights.result == nights.recount()
@@ -395,7 +395,7 @@ def test_a_storage_that_answers_errors_is_not_one_without_the_file(
                 raise PermissionError(errno.EACCES, "Permission denied", uri)
 
     nights.add()
-    with replaced(Broken()), pytest.raises(PermissionError):
+    with use_storage(Broken()), pytest.raises(PermissionError):
         nights.run()
     assert opened(nights, nights.run)[1] == 0
 
@@ -421,7 +421,7 @@ def test_unknown_labels_may_be_refused(nights: Nights, of: str) -> None:
     # What is there already is refused as well, and nothing is classified again for it.
     watched = Watched()
     with (
-        replaced(watched),
+        use_storage(watched),
         pytest.raises(InputError, match=r"10 row\(s\) with a label.*add the classes"),
     ):
         nights.home.classify(output="p", **refusing)

@@ -240,10 +240,10 @@ def test_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
         (b"\x15\x04\x19\xfc\xff\xff\xff\xff\x07", "a list of"),
         (b"\x18\xff\xff\xff\xff\x07", "a text of"),
         (b"\x16" + b"\xff" * 11, "64 bits"),
-        (b"\x1c" * 60, "too many structs"),
+        (b"\x1c" * 60, "too many nested structs"),
         (b"\x1e", "unknown type"),
         (b"\x15\x04\x19\x1c\x00\x16\x02\x19\x1c\x00\x00", "row group 0 with -1 rows"),
-        (b"\x15\x04\x19\x1c\x00\x16\x02\x19\x1c\x19\x1c\x00\x00\x00", "nothing is said about"),
+        (b"\x15\x04\x19\x1c\x00\x16\x02\x19\x1c\x19\x1c\x00\x00\x00", "a column without metadata"),
     ],
 )
 def test_footers_that_make_no_sense(content: bytes, said: str) -> None:

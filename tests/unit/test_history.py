@@ -118,11 +118,11 @@ def test_verify_names_every_bad_file_and_the_remedy(tmp_path: Path, content: boo
                 source=Source(uri=f"/in/{name}", size=1, modified="1"),
             )
         )  # fmt: skip
-    with sidecars.writing(str(tmp_path), "counts", "json") as draft:
+    with sidecars.create(str(tmp_path), "counts", "json") as draft:
         draft.file.write(b"counted")
     snapshot.commit(
         str(tmp_path), kind="codes", run_id="r", expected=names, receipts=receipts,
-        summary=sidecars.told({"counts": [draft.sidecar()]}),
+        summary=sidecars.as_summary({"counts": [draft.sidecar()]}),
     )  # fmt: skip
     assert versions.verify(str(tmp_path), content=content)["files"] == 5
     (tmp_path / "data/missing.0.parquet").unlink()
@@ -281,9 +281,9 @@ def test_a_clock_file_that_a_gc_took_is_written_again(
     monkeypatch.setattr(operations, "list_files", taken)
     if times == 99:
         with pytest.raises(OSError, match="5 files were removed as they were written"):
-            operations.now(str(tmp_path))
+            operations.storage_time(str(tmp_path))
     else:
-        assert abs(operations.now(str(tmp_path)) - time.time()) < 60
+        assert abs(operations.storage_time(str(tmp_path)) - time.time()) < 60
         assert len(looks) == times + 1
     assert not list(tmp_path.iterdir())
 
@@ -335,7 +335,7 @@ def test_gc_beside_a_run_leaves_what_it_may_need(store: Path) -> None:
     old.write_text(json.dumps([receipt(store, "orphan", 7).model_dump()]))
     os.utime(old, (OLD, OLD))
     receipt(store, "lost", 8)
-    with runs.at_work(str(store), "encode"):
+    with runs.active(str(store), "encode"):
         found = garbage.collect(str(store), keep=1, older_than_days=-1, remove=True)
         assert found.versions == []
         assert found.files == ["data/lost.8.parquet"], "neither journals nor what they name"
@@ -346,7 +346,7 @@ def test_gc_beside_a_run_leaves_what_it_may_need(store: Path) -> None:
 
 
 def test_a_run_that_is_long_silent_counts_as_gone(store: Path) -> None:
-    with runs.at_work(str(store), "encode") as mine:
+    with runs.active(str(store), "encode") as mine:
         for path in (store / "runs").iterdir():
             os.utime(path, (OLD, OLD))
         assert not garbage.collect(str(store)).live_runs

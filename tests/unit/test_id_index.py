@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypq.data import duplicate_ids
-from raypq.data.duplicate_ids import Duplicates, IdFile, find_duplicates
-from raypq.data.storage import Storage, replaced
+from raypq.data.duplicate_ids import DuplicateIds, IdFile, find_duplicate_ids
+from raypq.data.storage import Storage, use_storage
 from raypq.data.store import id_index
 from raypq.data.store.sidecars import Sidecars
 from raypq.errors import InputError
 
-SMALL = {"in_memory": 16, "group": 8}
+SMALL = {"in_memory": 16, "row_group": 8}
 
 
 class Codes:
@@ -47,17 +47,17 @@ class Codes:
     def ordered(self) -> list[IdFile]:
         return [self.files[name] for name in sorted(self.files)]
 
-    def step(self, **more: Any) -> Duplicates | None:
+    def step(self, **more: Any) -> DuplicateIds | None:
         """The next version."""
         found, self.sidecars = id_index.update(
             self.store, self.ordered, self.sidecars, **{**SMALL, **more}
         )
         return found
 
-    def version(self, **more: Any) -> Duplicates | None:
+    def version(self, **more: Any) -> DuplicateIds | None:
         """The next version; what it says is what all files say."""
         found = self.step(**more)
-        assert found == find_duplicates(self.ordered)
+        assert found == find_duplicate_ids(self.ordered)
         times = Counter(value for file in self.ordered for value in self.ids[file.path])
         assert (found.rows if found else 0) == sum(count - 1 for count in times.values())
         return found
@@ -69,7 +69,7 @@ class Codes:
     def opened(self, **more: Any) -> set[str]:
         """Names of the shards whose files the next version opens."""
         watched = Watched()
-        with replaced(watched):
+        with use_storage(watched):
             self.step(**more)
         return {Path(uri).name.split(".")[0] for uri in watched.opened if "/data/" in uri}
 
@@ -97,7 +97,7 @@ def test_new_changed_and_removed_files(codes: Codes) -> None:
     codes.write("s5", ["new", "3-7", "new"])
     found = codes.version()
     assert str(found) == (
-        "2 row(s) with an id that is there before: '3-7' in s3, row 7 and in s5, row 1; "
+        "2 row(s) that repeat an earlier id: '3-7' in s3, row 7 and in s5, row 1; "
         "'new' in s5, row 0 and in s5, row 2"
     )
     codes.write("s3", ["3-7"])
@@ -197,11 +197,11 @@ def test_there_are_few_runs_and_little_is_stale(codes: Codes) -> None:
         codes.write(f"s{number}", codes.ids[path])
         assert codes.step() is None
         alive = sum(file.rows for file in codes.ordered)
-        assert sum(codes.runs) <= 2 * alive + SMALL["group"]
+        assert sum(codes.runs) <= 2 * alive + SMALL["row_group"]
     for number in range(24):
         del codes.files[f"s{number}"]
         codes.step()
-    assert sum(codes.runs) <= 2 * 30 + SMALL["group"]
+    assert sum(codes.runs) <= 2 * 30 + SMALL["row_group"]
 
 
 @pytest.mark.parametrize("kind", ["ids", "repeated"])
@@ -245,7 +245,7 @@ def test_what_is_refused_leaves_nothing(codes: Codes) -> None:
     before = sorted(Path(codes.store, "sidecars").iterdir())
     codes.write("b", ["b"])
 
-    def refuse(found: Duplicates | None) -> None:
+    def refuse(found: DuplicateIds | None) -> None:
         if found:
             raise InputError("codes", expected="every id once", found=str(found))
 
@@ -261,7 +261,7 @@ def test_any_history(codes: Codes, seed: int) -> None:
     """Files come, change, go, and come back; versions that nobody looked at lie between."""
     rng = random.Random(seed)
     pool = rng.choice([5, 50, 5000])
-    sizes = {"in_memory": rng.choice([2, 16, 1000]), "group": rng.choice([1, 8, 1000])}
+    sizes = {"in_memory": rng.choice([2, 16, 1000]), "row_group": rng.choice([1, 8, 1000])}
     aside: list[tuple[str, IdFile]] = []
     for step in range(15):
         for _ in range(rng.randint(0, 3)):

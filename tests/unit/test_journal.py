@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raypq.data.storage import Listed, Storage, replaced
+from raypq.data.storage import Listed, Storage, use_storage
 from raypq.data.store import journal
 from raypq.data.store.journal import Journal
 from raypq.data.store.shard_writer import Receipt, Source
@@ -54,7 +54,7 @@ def test_what_was_read_is_cleared_where_the_version_holds_it(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("files", [63, 64, 65, 200])
 def test_many_files_become_few(tmp_path: Path, files: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_JOINED", 8)
+    monkeypatch.setattr(journal, "_MERGED", 8)
     names = [f"s{number:03d}" for number in range(files)]
     mine = write(tmp_path, *names)
     assert len(list((tmp_path / "journal" / "w").iterdir())) <= 8 * 3
@@ -80,14 +80,14 @@ class Joining(Storage):
 def test_files_that_are_joined_meanwhile_are_not_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "_JOINED", 4)
+    monkeypatch.setattr(journal, "_MERGED", 4)
     other = write(tmp_path, "a", "b", "c")
 
     def join() -> None:
         other.add(receipt("d"))
         other.flush()
 
-    with replaced(Joining(join)):
+    with use_storage(Joining(join)):
         assert set(shards(tmp_path)) == {"a", "b", "c", "d"}
 
 

@@ -47,7 +47,7 @@ def commit(store: str) -> Receipt:
 
 def of_snapshot(store: Path, content: bytes) -> None:
     commit(str(store))
-    (store / snapshot.place(1)).write_bytes(content)
+    (store / snapshot.path_of(1)).write_bytes(content)
     snapshot.read(str(store))
 
 
@@ -108,7 +108,7 @@ def test_what_can_be_done_without_is_passed_over(
     assert runs.removed_by_gc(store) == frozenset()
     (tmp_path / "lease").mkdir()
     (tmp_path / "lease" / "000000000001-00000000.json").write_text(text)
-    found = lease.standing(store)
+    found = lease.current(store)
     assert found
     assert found.seconds == lease.SECONDS
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from lossy import LossyFileSystem, emptied
 
-from raypq.data.storage import Storage, create, join, list_names, replaced
+from raypq.data.storage import Storage, create, join, list_names, use_storage
 from raypq.data.store.lease import Lease, held
 from raypq.errors import ConflictError
 
@@ -49,7 +49,7 @@ def test_one_after_another(store: str) -> None:
         one.take()
         one.check()
         assert one.term == term
-        one.give_back()
+        one.release()
         with pytest.raises(ConflictError):
             one.check()
     assert list_names(join(store, "lease")) == [
@@ -86,7 +86,7 @@ def test_the_time_that_counts_is_the_one_the_holder_promised(store: str) -> None
 def test_a_holder_that_gives_back_ends_the_wait(store: str) -> None:
     first = lease(store)
     first.take()
-    clock = Clock(meanwhile=first.give_back)
+    clock = Clock(meanwhile=first.release)
     lease(store, clock).take()
     assert clock.time < 1010
 
@@ -150,7 +150,7 @@ def test_a_term_that_is_long_over_is_not_taken_again(store: str, monkeypatch: An
     for _ in range(2):
         other = lease(store)
         other.take()
-        other.give_back()
+        other.release()
     assert "000000000001-00000000.json" not in list_names(join(store, "lease"))
     with pytest.raises(ConflictError):
         slow.take()
@@ -223,7 +223,7 @@ def test_a_mark_that_cannot_be_read_is_not_taken_for_one_that_is_gone(
 
     Lease(store=store, seconds=3600).take()
     late = lease(store)
-    with replaced(Blind()), pytest.raises(type(error)):
+    with use_storage(Blind()), pytest.raises(type(error)):
         late.take()
     assert late.term == 0
     assert list_names(join(store, "lease")) == ["000000000001-00000000.json"]

@@ -333,7 +333,7 @@ def ghost(monkeypatch):
 
 def test_a_storage_that_gives_no_tag_has_its_files_read(ghost, caplog):
     before = list_shards(["ghost://ghosts"])
-    assert "neither a tag nor a time" in caplog.text
+    assert "neither a version tag nor a time" in caplog.text
     fsspec.filesystem("memory").pipe_file("/ghosts/day=2/b.parquet", b"1235")
     after = list_shards(["ghost://ghosts"])
     assert before[0] == after[0]

@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> str:
 
 
 def made(store: str, content: bytes = b"{}") -> Sidecar:
-    with sidecars.writing(store, "counts", "json") as draft:
+    with sidecars.create(store, "counts", "json") as draft:
         draft.file.write(content)
         draft.about["entries"] = len(content)
     sidecar = draft.sidecar()
@@ -33,7 +33,7 @@ def made(store: str, content: bytes = b"{}") -> Sidecar:
 
 
 def commit(store: str, *items: Sidecar, **more: Any) -> snapshot.Snapshot:
-    summary = {**sidecars.told({"counts": items}), **more}
+    summary = {**sidecars.as_summary({"counts": items}), **more}
     return snapshot.commit(
         store, kind="codes", run_id="r", expected=[], receipts=[], summary=summary
     )
@@ -52,7 +52,7 @@ def test_what_was_written_is_read(store: str) -> None:
 
 def test_nothing_is_left_of_one_that_was_not_finished(store: str) -> None:
     def half() -> None:
-        with sidecars.writing(store, "counts", "json") as draft:
+        with sidecars.create(store, "counts", "json") as draft:
             draft.file.write(b"half")
             raise RuntimeError("something went wrong on the way")
 

@@ -40,7 +40,7 @@ def test_no_key_is_new(tmp_path: Path, kinds: tuple[str | None, ...]) -> None:
         quarantined=[Quarantined(shard="x", uri="/in/x", reason="NaN", source=source, work="w")],
         summary={"fingerprint": "m", "share": float("nan"), "ids": {"type": "stale"}},
     )  # fmt: skip
-    document = json.loads((tmp_path / snapshot.place(1)).read_text("utf-8"))
+    document = json.loads((tmp_path / snapshot.path_of(1)).read_text("utf-8"))
     assert document.keys() == KNOWN["snapshot"]
     for item in document["shards"]:
         assert item.keys() <= KNOWN["receipt"]
@@ -71,7 +71,7 @@ def test_a_summary_that_makes_no_sense_is_an_error_or_says_nothing(
     snapshot.commit(
         str(tmp_path), kind="codes", run_id="r", expected=["a"], receipts=[receipt("a", None)]
     )
-    path = tmp_path / snapshot.place(1)
+    path = tmp_path / snapshot.path_of(1)
     document = json.loads(path.read_text())
     document["summary"]["ids"] = noted
     path.write_text(json.dumps(document))

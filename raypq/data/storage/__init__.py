@@ -1,16 +1,20 @@
-"""Files on any storage that fsspec knows; local paths take the short way.
+"""Files on POSIX filesystems and on any storage of fsspec.
 
-A URI is a local path or ``scheme://...``. One room for each purpose: ``place`` (what a URI names),
-``settings``, ``operations`` (what the commit protocol asks of storage; replaceable in one place),
-``posix`` and ``objects`` (how the two kinds do it), ``exclusive`` (whether a storage creates a file
-once), ``walk` (every file below a folder), ``tags``
-(what tells two states of a file apart), ``shards`` (which files make up a store) and ``parquet``
-(reading one of them, its footer checked first).
+A URI is a local path or ``scheme://...``.
+
+* ``place``: the filesystem and path of a URI. ``settings``: ``RAYPQ_STORAGE_…``.
+* ``operations``: reading, listing, atomic writes and exclusive creation; implemented by ``posix``
+  and ``objects``, and ``exclusive`` checks that a storage's create is exclusive.
+* ``walk``: recursive listings and globs. ``tags``: version tags of files. ``shards``: the Parquet
+  files of a store.
+* ``parquet``: reading a Parquet file, after checks of its ``footer``.
 """
 
 from raypq.data.storage.operations import (
     Listed,
     Storage,
+    atomic_write,
+    check_create,
     create,
     create_once,
     delete,
@@ -21,13 +25,11 @@ from raypq.data.storage.operations import (
     list_folders,
     list_names,
     named_lines,
-    now,
-    prepare,
     read_bytes,
     read_named,
-    replaced,
-    replacing,
+    storage_time,
     sync_folder,
+    use_storage,
     write_bytes,
 )
 from raypq.data.storage.parquet import CheckedFile, is_parquet, open_parquet, stream
@@ -41,7 +43,9 @@ __all__ = [
     "Shard",
     "Storage",
     "StorageSettings",
+    "atomic_write",
     "canonical",
+    "check_create",
     "create",
     "create_once",
     "delete",
@@ -58,16 +62,14 @@ __all__ = [
     "list_shards",
     "local_path",
     "named_lines",
-    "now",
     "open_parquet",
-    "prepare",
     "read_bytes",
     "read_named",
-    "replaced",
-    "replacing",
     "stem_of",
+    "storage_time",
     "stream",
     "sync_folder",
     "uri_of",
+    "use_storage",
     "write_bytes",
 ]

@@ -1,9 +1,9 @@
-"""Whether a storage's create is refused where the name is taken: probed before it is relied on.
+"""Checks, by a trial, that a storage's create is exclusive.
 
-Versions, leases and journals stand on one promise: of two writers that create a name, one is told
-that it is taken. fsspec's default looks first and writes then, some servers ignore the condition of
-a conditional put, and some backends do not know ``mode="create"`` at all: there two writers would
-both be told "version 1". Each storage is tried once a process, with small files that are removed.
+Versions, leases and journals rely on it: of two writers that create a name, one must be refused.
+fsspec's default checks first and writes then, some servers ignore the condition of a conditional
+put, and some backends do not support ``mode="create"`` at all: two writers could both create
+"version 1". Each storage is tried once a process, with small files that are removed.
 """
 
 from __future__ import annotations
@@ -25,121 +25,126 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from raypq.data.storage.objects import create, protocols, status_of
+from raypq.data.storage.settings import SINGLE_WRITER_REMEDY
 from raypq.errors import InputError
 
-_BY_CONDITION = frozenset({"s3", "gs", "gcs", "abfs", "az"})  # the server decides, in one step
+_CONDITIONAL = frozenset({"s3", "gs", "gcs", "abfs", "az"})  # the server decides, in one step
 _WRITERS, _ROUNDS = 4, 3
-_PROBE = ".probe-"  # how the names of a trial begin
+_PROBE = ".probe-"  # prefix of the trial's files
 _PAUSE = 0.05  # seconds
-_LOOKS = ("exists", "lexists", "isfile", "info", "_exists", "_isfile", "_info")
-_SEEN = "_raypq_creates_once"  # of a filesystem: buckets where its create kept the promise
+_LOOKUPS = ("exists", "lexists", "isfile", "info", "_exists", "_isfile", "_info")
+_PASSED = "_raypq_creates_once"  # attribute of a filesystem: buckets that passed the trial
 
 
 def ensure(fs: AbstractFileSystem, folder: str, uri: str) -> None:
-    """Makes sure that ``create`` keeps its promise on a filesystem.
+    """Checks that ``create`` is exclusive on a filesystem.
 
     Args:
-        folder: where the trial is made, on ``fs``. uri: the same place, for errors.
+        folder: where the trial is made, on ``fs``. uri: the same, for errors.
 
     Raises:
-        InputError: two writers would both be told that they made the file.
-        OSError: the trial could not be made.
+        InputError: two writers would both succeed.
+        OSError: the trial failed.
     """
     inner = _unwrapped(fs)
     if type(inner).pipe_file is MemoryFileSystem.pipe_file:
         return  # of this process alone
     owner: Any = fs if fs.cachable else type(fs)
-    seen = vars(owner).get(_SEEN, frozenset())
+    passed = vars(owner).get(_PASSED, frozenset())
     bucket = folder.strip("/").split("/")[0]
-    if bucket in seen:
+    if bucket in passed:
         return
-    if not _overrides(inner):
-        raise _refusal(uri, "one that looks whether a name is taken and writes later")
-    _try_twice(fs, folder, uri)
-    if not _BY_CONDITION.intersection(protocols(inner)):
-        with _slow_looks(inner):
-            _try_at_once(fs, folder, uri)
-    setattr(owner, _SEEN, seen | {bucket})
+    if not _has_own_create(inner):
+        raise _refusal(uri, "one that checks whether a name is taken and writes later")
+    _create_twice(fs, folder, uri)
+    if not _CONDITIONAL.intersection(protocols(inner)):
+        with _slow_lookups(inner):
+            _create_concurrently(fs, folder, uri)
+    setattr(owner, _PASSED, passed | {bucket})
 
 
 def _unwrapped(fs: AbstractFileSystem) -> AbstractFileSystem:
-    """The filesystem that does the work: ``dir::`` only puts a folder before every path."""
+    """The underlying filesystem: ``dir::`` only prefixes every path with a folder."""
     while isinstance(fs, DirFileSystem):
         fs = fs.fs
     return fs
 
 
 @contextmanager
-def _slow_looks(fs: AbstractFileSystem) -> Iterator[None]:
-    """Lets time pass between a look at a trial's name and what follows, so that all writers have
-    looked before one writes: a quick look and write would seldom be caught otherwise."""
-    own = vars(fs)
-    before = {name: own[name] for name in _LOOKS if name in own}
-    changed = [name for name in _LOOKS if callable(getattr(fs, name, None))]
+def _slow_lookups(fs: AbstractFileSystem) -> Iterator[None]:
+    """Adds a pause after every lookup of a trial's name.
+
+    All writers then look up the name before one writes: without the pause, a fast check and write
+    would seldom be caught.
+    """
+    attributes = vars(fs)
+    before = {name: attributes[name] for name in _LOOKUPS if name in attributes}
+    changed = [name for name in _LOOKUPS if callable(getattr(fs, name, None))]
     for name in changed:
         setattr(fs, name, _slow(getattr(fs, name)))
     try:
         yield
     finally:
         for name in changed:
-            own.pop(name, None)
-        own.update(before)
+            attributes.pop(name, None)
+        attributes.update(before)
 
 
-def _slow(look: Callable[..., Any]) -> Callable[..., Any]:
-    if iscoroutinefunction(look):
+def _slow(lookup: Callable[..., Any]) -> Callable[..., Any]:
+    if iscoroutinefunction(lookup):
 
-        async def later(*args: Any, **kwargs: Any) -> Any:
+        async def slow_async(*args: Any, **kwargs: Any) -> Any:
             try:
-                return await look(*args, **kwargs)
+                return await lookup(*args, **kwargs)
             finally:
                 await asyncio.sleep(_pause(args))
 
-        return later
+        return slow_async
 
-    def at_once(*args: Any, **kwargs: Any) -> Any:
+    def slow(*args: Any, **kwargs: Any) -> Any:
         try:
-            return look(*args, **kwargs)
+            return lookup(*args, **kwargs)
         finally:
             time.sleep(_pause(args))
 
-    return at_once
+    return slow
 
 
 def _pause(args: tuple[Any, ...]) -> float:
     return _PAUSE if args and _PROBE in str(args[0]) else 0.0
 
 
-def _overrides(fs: AbstractFileSystem) -> bool:
-    """Whether a backend has a create of its own; the default one is no single step."""
-    kind = type(fs)
-    if isinstance(fs, AsyncFileSystem) and kind._pipe_file is not AsyncFileSystem._pipe_file:
+def _has_own_create(fs: AbstractFileSystem) -> bool:
+    """Whether a backend has a create of its own; fsspec's default takes two steps."""
+    backend = type(fs)
+    if isinstance(fs, AsyncFileSystem) and backend._pipe_file is not AsyncFileSystem._pipe_file:
         return True
-    return kind.pipe_file is not AbstractFileSystem.pipe_file
+    return backend.pipe_file is not AbstractFileSystem.pipe_file
 
 
-def _try_twice(fs: AbstractFileSystem, folder: str, uri: str) -> None:
-    with _names(fs, folder, 1) as (name,):
-        if _made(fs, name, uri) and _made(fs, name, uri):
-            raise _refusal(uri, "one that wrote over a file that was there")
+def _create_twice(fs: AbstractFileSystem, folder: str, uri: str) -> None:
+    with _probe_names(fs, folder, 1) as (name,):
+        if _create(fs, name, uri) and _create(fs, name, uri):
+            raise _refusal(uri, "one that overwrote an existing file")
 
 
-def _try_at_once(fs: AbstractFileSystem, folder: str, uri: str) -> None:
-    """Several writers at the same moment: a look and a write that are two steps are seen so."""
-    with _names(fs, folder, _ROUNDS) as names, ThreadPoolExecutor(_WRITERS) as pool:
+def _create_concurrently(fs: AbstractFileSystem, folder: str, uri: str) -> None:
+    """Several writers at the same moment, which catches a check and a write in two steps."""
+    with _probe_names(fs, folder, _ROUNDS) as names, ThreadPoolExecutor(_WRITERS) as pool:
         for name in names:
             barrier = Barrier(_WRITERS)
 
             def write(_: int, name: str = name, barrier: Barrier = barrier) -> bool:
                 barrier.wait()
-                return _made(fs, name, uri)
+                return _create(fs, name, uri)
 
             if sum(pool.map(write, range(_WRITERS))) > 1:
-                raise _refusal(uri, "one that let two writers make the same file")
+                raise _refusal(uri, "one that let two writers create the same file")
 
 
 @contextmanager
-def _names(fs: AbstractFileSystem, folder: str, n: int) -> Iterator[list[str]]:
+def _probe_names(fs: AbstractFileSystem, folder: str, n: int) -> Iterator[list[str]]:
+    """Names of files to create, which are removed at the end."""
     names = [f"{folder.rstrip('/')}/{_PROBE}{uuid.uuid4().hex}" for _ in range(n)]
     try:
         yield names
@@ -149,21 +154,21 @@ def _names(fs: AbstractFileSystem, folder: str, n: int) -> Iterator[list[str]]:
                 fs.rm_file(name)
 
 
-def _made(fs: AbstractFileSystem, name: str, uri: str) -> bool:
-    """Whether a writer is told that it made the file."""
+def _create(fs: AbstractFileSystem, name: str, uri: str) -> bool:
+    """Creates a file; whether that succeeded, from the writer's view."""
     content = json.dumps({"probe": uuid.uuid4().hex}).encode()
     try:
         create(fs, name, content)
     except FileExistsError:
         return False
     except (NotImplementedError, TypeError):
-        raise _refusal(uri, "one that does not know how to") from None
+        raise _refusal(uri, "one that does not support it") from None
     except OSError as error:
         if status_of(error) == 501:
-            raise _refusal(uri, "a server that does not know conditional writes (501)") from None
+            raise _refusal(uri, "a server without conditional writes (501)") from None
         with suppress(OSError):
             if fs.cat_file(name) == content:
-                return True  # done, and the answer was lost
+                return True  # it succeeded, but the response was lost
         raise
     return True
 
@@ -172,7 +177,6 @@ def _refusal(uri: str, found: str) -> InputError:
     return InputError(
         uri,
         expected="a storage that refuses to create a file whose name is taken, in one step (S3: "
-        "conditional writes), so that of two writers one is told",
-        found=f"{found}. Use another storage; or, if you make sure that never more than one raypq "
-        "writes to this store, set RAYPQ_STORAGE_SINGLE_WRITER=true",
+        "conditional writes), so that of two writers one is refused",
+        found=f"{found}. Use another storage; or, {SINGLE_WRITER_REMEDY}",
     )

@@ -1,9 +1,9 @@
-"""The footer of a Parquet file, read without Arrow: sizes, and which columns are encrypted.
+"""A reader of Parquet footers without Arrow: sizes, and which columns are encrypted.
 
-Arrow's own view of a footer ends the process where a column's metadata is encrypted or damaged: its
-C++ throws where no Python error is made of it. This reader takes what the checks need and refuses
-a footer that contradicts itself, before Arrow sees it. Format: parquet.thrift of Apache Parquet, in
-Thrift's compact protocol.
+Arrow aborts the process where a column's metadata is encrypted or damaged, since an exception of
+its C++ is not translated to Python. This reader extracts what the checks need and refuses an
+inconsistent footer, before Arrow reads it. Format: parquet.thrift of Apache Parquet, in Thrift's
+compact protocol.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from dataclasses import dataclass
 
 _BOOLEANS, _BYTE, _SHORT_TO_LONG, _DOUBLE, _BINARY = (1, 2), 3, (4, 5, 6), 7, 8
 _LISTS, _MAP, _STRUCT, _UUID = (9, 10), 11, 12, 13
-_DEEPEST = 32  # structs within each other
+_MAX_DEPTH = 32  # nested structs
 _WIDTHS = {0: 1, 1: 4, 2: 8, 3: 12, 4: 4, 5: 8}  # bytes of a value by physical type
 _FIXED = 7  # FIXED_LEN_BYTE_ARRAY
-_TYPES = 8  # physical types that there are
+_TYPES = 8  # number of physical types
 
 
 class FooterError(ValueError):
-    """A footer that cannot be read, or contradicts itself."""
+    """A footer that cannot be read, or is inconsistent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A column that holds values: its physical type, and the bytes of a value where they are one
-    number (else 1)."""
+    """A leaf column: its physical type, and the bytes of a value (1 where they vary)."""
 
     type: int
     width: int
@@ -34,7 +33,12 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A column's part of a row group; sizes in bytes, 0 where it is encrypted."""
+    """A column chunk of a row group.
+
+    Attributes:
+        stored, plain: bytes, compressed and uncompressed; 0 where it is encrypted.
+        values: their number; 0 where it is encrypted.
+    """
 
     path: str
     stored: int
@@ -45,10 +49,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What the checks need of a footer.
+    """The parts of a footer that are checked.
 
     Attributes:
-        rows: of the file. groups: rows and chunks of each row group, a chunk for each leaf.
+        rows: of the file. groups: rows and chunks of each row group, one chunk for each leaf.
     """
 
     rows: int
@@ -62,10 +66,10 @@ class Footer:
 
 
 def parse(content: bytes) -> Footer:
-    """Reads a footer, without the length and the magic bytes behind it.
+    """Parses a footer, without the length and the magic bytes that follow it.
 
     Raises:
-        FooterError: saying what is wrong with it.
+        FooterError: it is damaged or inconsistent.
     """
     try:
         return _Reader(content).footer()
@@ -134,30 +138,30 @@ class _Reader:
 
     def _chunk(self, group: int) -> Chunk:
         chunk: Chunk | None = None
-        secret, path = False, ""
+        encrypted, path = False, ""
         for field, kind in self._fields():
             if field == 3 and kind == _STRUCT:
                 chunk = self._metadata()
-            elif field == 8:  # how the column is encrypted; the only other place of its path
-                secret = True
-                path = self._key(kind)
+            elif field == 8:  # crypto_metadata, which holds the path of an encrypted column
+                encrypted = True
+                path = self._crypto_metadata(kind)
             else:
                 self._skip(kind)
-        if secret:
+        if encrypted:
             return Chunk(path or (chunk.path if chunk else "?"), 0, 0, 0, encrypted=True)
         if chunk is None:
-            raise FooterError(f"row group {group} with a column that nothing is said about")
+            raise FooterError(f"row group {group} with a column without metadata")
         return chunk
 
-    def _key(self, kind: int) -> str:
-        """The path in ``ColumnCryptoMetaData``, a union of two ways."""
+    def _crypto_metadata(self, kind: int) -> str:
+        """The column's path in ``ColumnCryptoMetaData``, a union of two structs."""
         path = ""
         if kind != _STRUCT:
             self._skip(kind)
             return path
-        for _, way in self._fields():
-            if way != _STRUCT:
-                self._skip(way)
+        for _, variant in self._fields():
+            if variant != _STRUCT:
+                self._skip(variant)
                 continue
             for field, inner in self._fields():
                 if field == 1 and inner in _LISTS:
@@ -184,7 +188,7 @@ class _Reader:
     # ---- the compact protocol --------------------------------------------------------------
 
     def _fields(self) -> Iterator[tuple[int, int]]:
-        """Number and type of each field of a struct; whoever asks reads or skips the value."""
+        """Number and type of each field of a struct; the caller reads or skips the value."""
         last = 0
         while head := self._byte():
             last = last + (head >> 4) if head >> 4 else self._integer()
@@ -200,7 +204,7 @@ class _Reader:
     def _structs(self) -> range:
         size, kind = self._list()
         if size and kind != _STRUCT:
-            raise FooterError("a list of other things than it should hold")
+            raise FooterError("a list of another element type")
         return range(size)
 
     def _texts(self) -> list[str]:
@@ -218,20 +222,21 @@ class _Reader:
         data, at = self._data, self._at
         byte = data[at]
         at += 1
-        found, shift = byte & 127, 7
+        value, shift = byte & 127, 7
         while byte > 127:
             byte = data[at]
             at += 1
-            found |= (byte & 127) << shift
+            value |= (byte & 127) << shift
             shift += 7
             if shift > 70:
                 raise FooterError("a number of more than 64 bits")
         self._at = at
-        return found
+        return value
 
     def _integer(self) -> int:
-        found = self._varint()
-        return (found >> 1) ^ -(found & 1)
+        """A zigzag varint."""
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
 
     def _binary(self) -> bytes:
         size, start = self._varint(), self._at
@@ -241,8 +246,8 @@ class _Reader:
         return self._data[start : self._at]
 
     def _skip(self, kind: int, depth: int = 0) -> None:
-        if depth > _DEEPEST:
-            raise FooterError("too many structs within each other")
+        if depth > _MAX_DEPTH:
+            raise FooterError("too many nested structs")
         if kind in _SHORT_TO_LONG:
             self._varint()
         elif kind == _BINARY:
@@ -266,9 +271,9 @@ class _Reader:
                 for _ in range(size):
                     self._item(kinds >> 4, depth + 1)
                     self._item(kinds & 15, depth + 1)
-        elif kind not in _BOOLEANS:  # those are told by the type alone
+        elif kind not in _BOOLEANS:  # whose type is their value
             raise FooterError(f"a value of the unknown type {kind}")
 
     def _item(self, kind: int, depth: int) -> None:
-        """An item of a list or map; there a boolean takes a byte."""
+        """Skips an item of a list or map, where a boolean takes a byte."""
         self._skip(_BYTE if kind in _BOOLEANS else kind, depth)

@@ -1,4 +1,4 @@
-"""Object stores through fsspec: an object has its name once its upload is complete."""
+"""Object stores through fsspec: an object gets its name when its upload is complete."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from fsspec.spec import AbstractBufferedFile
 
 from raypq.errors import InputError
 
-_FLAT = frozenset({"s3", "gs", "gcs", "abfs", "az"})  # one listing has all that is below a prefix
-_DEEPEST = 100  # folders below each other
-_LARGEST_PUT = 5 << 30  # bytes; S3's limit for an upload in one request
+_FLAT = frozenset({"s3", "gs", "gcs", "abfs", "az"})  # one listing holds all below a prefix
+_MAX_DEPTH = 100  # nested folders
+_MAX_PUT = 5 << 30  # bytes; S3's limit for an upload in one request
 
 
 def has_folders(fs: AbstractFileSystem) -> bool:
-    """Whether a folder may be there without files; a prefix is there by its objects alone."""
+    """Whether a folder may exist without files; a prefix exists by its objects alone."""
     return _FLAT.isdisjoint(protocols(fs))
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
-    """Errors of a server, and of the way to it, as ``OSError`` that name the URI.
+def server_errors(uri: str) -> Iterator[None]:
+    """Turns errors of a server, and of the connection to it, into ``OSError`` that name the URI.
 
-    botocore's own errors (no connection, no credentials) are no ``OSError``, and many of those
-    that s3fs makes of a server's answer do not say what was asked for.
+    botocore's own errors (no connection, no credentials) are no ``OSError``, and many that s3fs
+    makes from a server's response do not name the object.
     """
     try:
         yield
@@ -49,7 +49,7 @@ def answering(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(fs: AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
+def atomic_write(fs: AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
     """An upload, in parts where it is large; one that fails is discarded, parts and all."""
     upload = fs.open(path, "wb")
     try:
@@ -57,30 +57,31 @@ def replacing(fs: AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
         upload.close()
     except BaseException:
         if isinstance(upload, AbstractBufferedFile):
-            upload.closed = True  # first, or the end of its life would commit what is there
+            upload.closed = True  # first, or its finalizer would commit what is there
         upload.discard()
         raise
 
 
 def create(fs: AbstractFileSystem, path: str, content: bytes) -> None:
-    """One conditional put (``If-None-Match: *``), never multipart.
+    """Creates an object by one conditional put (``If-None-Match: *``), never multipart.
 
     Raises:
-        FileExistsError: the name is taken (by another writer, or by a lost answer of our own).
+        FileExistsError: the name is taken (by another writer, or by an earlier request of ours
+            whose response was lost).
     """
-    whole = {"chunksize": _LARGEST_PUT} if "s3" in fs.protocol else {}
+    one_request = {"chunksize": _MAX_PUT} if "s3" in fs.protocol else {}
     try:
-        fs.pipe_file(path, content, mode="create", **whole)
+        fs.pipe_file(path, content, mode="create", **one_request)
     except OSError as error:
-        # A server that does not name the failed condition makes s3fs raise EINVAL. 409: two
+        # If the server does not name the failed condition, s3fs raises EINVAL. 409: two
         # conditional puts at the same moment.
         if isinstance(error, FileExistsError) or status_of(error) in (409, 412):
             raise FileExistsError(errno.EEXIST, "taken", path) from error
         raise
 
 
-def create_alone(fs: AbstractFileSystem, path: str, content: bytes) -> None:
-    """A look and a write: enough where the user says that nobody else writes.
+def create_single_writer(fs: AbstractFileSystem, path: str, content: bytes) -> None:
+    """Creates an object by a check and a write, for a storage with a single writer.
 
     Raises:
         FileExistsError: the name is taken.
@@ -91,16 +92,20 @@ def create_alone(fs: AbstractFileSystem, path: str, content: bytes) -> None:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status of a server's answer, which hangs on the cause of the error made of it."""
-    answer = getattr(error.__cause__, "response", None) or {}
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    """The HTTP status of the response that caused an error; None if there is none."""
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
     return int(status) if status is not None else None
 
 
+def _response(error: BaseException) -> dict[str, Any]:
+    """The response that botocore attaches to the cause of an error of s3fs."""
+    return getattr(error.__cause__, "response", None) or {}
+
+
 def list_files(fs: AbstractFileSystem, path: str) -> dict[str, tuple[int, float]]:
-    """Size and time of change of the objects directly below a prefix, all pages of them."""
+    """Size and time of change of the objects directly below a prefix, by name."""
     return {
-        PurePosixPath(entry["name"]).name: (int(entry.get("size") or 0), _written(entry))
+        PurePosixPath(entry["name"]).name: (int(entry.get("size") or 0), _modified(entry))
         for entry in _entries(fs, path)
         if entry["type"] == "file"
     }
@@ -116,9 +121,9 @@ def list_folders(fs: AbstractFileSystem, path: str) -> list[str]:
 
 
 def exists(fs: AbstractFileSystem, path: str) -> bool:
-    """Whether there is an object or a prefix; an error is never taken for "no".
+    """Whether there is an object or a prefix.
 
-    fsspec's own ``exists`` is False for every error: a server that does not answer, a refusal.
+    Errors of the server are raised; fsspec's own ``exists`` returns False for them.
     """
     try:
         fs.invalidate_cache(path)
@@ -129,101 +134,101 @@ def exists(fs: AbstractFileSystem, path: str) -> bool:
 
 
 def children(fs: AbstractFileSystem, path: str) -> list[dict[str, Any]]:
-    """What fsspec says of everything directly below a folder, by name; nothing if it is gone."""
+    """fsspec's info of everything directly below a folder, by name; nothing if it is gone."""
     return sorted(_entries(fs, path), key=lambda entry: str(entry["name"]))
 
 
 def below(
-    fs: AbstractFileSystem, path: str, passing: Callable[[str], bool]
+    fs: AbstractFileSystem, path: str, skip: Callable[[str], bool]
 ) -> Iterator[dict[str, Any]]:
-    """What fsspec says of every file below a folder.
+    """fsspec's info of every file below a folder.
 
-    Objects that stand for a folder are no files: their names end in ``/`` or ``_$folder$``, or
-    they are empty and something is below them.
+    Folder markers are no files: objects whose names end in ``/`` or ``_$folder$``, or that are
+    empty and have objects below them.
 
     Args:
-        passing: names of folders that need not be listed.
+        skip: whether a folder of this name need not be listed.
 
     Raises:
         OSError: a folder that cannot be listed.
     """
     if not _FLAT.intersection(protocols(fs)):
-        yield from _descend(fs, path, passing, depth=0)
+        yield from _descend(fs, path, skip, depth=0)
         return
     fs.invalidate_cache(path)
     try:
-        found: dict[str, dict[str, Any]] = fs.find(path, detail=True)
+        entries: dict[str, dict[str, Any]] = fs.find(path, detail=True)
     except FileNotFoundError as error:
         _refuse_missing_bucket(fs, path, error)
         return
-    folders = {str(parent) for name in found for parent in PurePosixPath(name).parents}
-    for name, entry in found.items():
-        marker = name.endswith(("/", "_$folder$"))
-        stands = not entry.get("size") and name in folders
-        if entry["type"] != "directory" and not marker and not stands:
+    folders = {str(parent) for name in entries for parent in PurePosixPath(name).parents}
+    for name, entry in entries.items():
+        is_marker = name.endswith(("/", "_$folder$")) or (not entry.get("size") and name in folders)
+        if entry["type"] != "directory" and not is_marker:
             yield entry
 
 
 def _descend(
-    fs: AbstractFileSystem, path: str, passing: Callable[[str], bool], depth: int
+    fs: AbstractFileSystem, path: str, skip: Callable[[str], bool], depth: int
 ) -> Iterator[dict[str, Any]]:
-    if depth > _DEEPEST:
-        raise OSError(errno.ELOOP, f"more than {_DEEPEST} folders deep; a loop of links?", path)
+    if depth > _MAX_DEPTH:
+        raise OSError(errno.ELOOP, f"more than {_MAX_DEPTH} folders deep; a loop of links?", path)
     for entry in children(fs, path):
         name = str(entry["name"])
         if entry["type"] not in ("file", "directory"):
-            entry = {**entry, **fs.info(name), "name": name}  # a link: what it leads to
+            entry = {**entry, **fs.info(name), "name": name}  # a link: info of its target
         if entry["type"] != "directory":
             yield entry
-        elif not passing(PurePosixPath(name).name):
-            yield from _descend(fs, name, passing, depth + 1)
+        elif not skip(PurePosixPath(name).name):
+            yield from _descend(fs, name, skip, depth + 1)
 
 
 def protocols(fs: AbstractFileSystem) -> set[str]:
-    """The schemes that a filesystem answers to."""
+    """The URI schemes of a filesystem."""
     return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
 
 
-def missing_bucket(fs: AbstractFileSystem, path: str, error: BaseException) -> bool:
-    """Whether nothing is there because the bucket itself is not."""
+def is_missing_bucket(fs: AbstractFileSystem, path: str, error: BaseException) -> bool:
+    """Whether a path was not found because its bucket does not exist."""
     if not _FLAT.intersection(protocols(fs)):
         return False
     bucket, _, key = path.strip("/").partition("/")
-    answer = getattr(error.__cause__, "response", None) or {}
-    if answer:
-        return not key or bool(answer.get("Error", {}).get("Code") == "NoSuchBucket")
+    if response := _response(error):
+        return not key or bool(response.get("Error", {}).get("Code") == "NoSuchBucket")
     try:
         fs.info(bucket)
     except FileNotFoundError:
         return True
-    except OSError:  # there, but not ours to look at
+    except OSError:  # it exists, but may not be read
         return False
     return False
 
 
+def missing_bucket_error(uri: str) -> InputError:
+    """The error for a URI whose bucket does not exist."""
+    return InputError(uri, expected="a bucket that exists", found="no such bucket")
+
+
 def _refuse_missing_bucket(fs: AbstractFileSystem, path: str, error: BaseException) -> None:
-    if error.__cause__ is not None and missing_bucket(fs, path, error):
-        raise InputError(
-            str(fs.unstrip_protocol(path)),
-            expected="a bucket that exists",
-            found="no such bucket",
-        ) from None
+    if error.__cause__ is not None and is_missing_bucket(fs, path, error):
+        raise missing_bucket_error(str(fs.unstrip_protocol(path))) from None
 
 
 def _entries(fs: AbstractFileSystem, path: str) -> list[dict[str, Any]]:
     fs.invalidate_cache(path)
     try:
-        found: list[dict[str, Any]] = fs.ls(path, detail=True)
+        entries: list[dict[str, Any]] = fs.ls(path, detail=True)
     except (FileNotFoundError, NotADirectoryError) as error:
         _refuse_missing_bucket(fs, path, error)
         return []
-    own = path.rstrip("/")  # a marker object that stands for the folder itself
-    return [entry for entry in found if entry["name"].rstrip("/") != own]
+    folder = path.rstrip("/")  # its marker object is listed, too
+    return [entry for entry in entries if entry["name"].rstrip("/") != folder]
 
 
-def _written(entry: dict[str, Any]) -> float:
-    names = ("LastModified", "mtime", "last_modified", "created")
-    moment = next((entry[name] for name in names if entry.get(name)), None)
-    if isinstance(moment, datetime):
-        return moment.timestamp()
-    return float(moment) if moment else time.time()  # unknown: as young as can be
+def _modified(entry: dict[str, Any]) -> float:
+    """Time of the last write, in seconds since 1970; if it is not known, now."""
+    keys = ("LastModified", "mtime", "last_modified", "created")
+    modified = next((entry[key] for key in keys if entry.get(key)), None)
+    if isinstance(modified, datetime):
+        return modified.timestamp()
+    return float(modified) if modified else time.time()

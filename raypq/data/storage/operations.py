@@ -1,7 +1,7 @@
-"""What the commit protocol and its neighbours ask of storage, and nothing more.
+"""Storage operations of the commit protocol.
 
 Everything that writes or lists a store goes through the functions here, and they through one
-``Storage``: a test puts a double in its place with ``replaced`` and makes any operation fail.
+``Storage``: a test replaces it with ``use_storage`` and makes any operation fail.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from raypq.data.storage.place import filesystem, is_local, join, local_path
 from raypq.data.storage.settings import StorageSettings
 from raypq.errors import InputError
 
-_PIECE = 8 << 20  # bytes read at once
+_CHUNK = 8 << 20  # bytes read at once
 _CLOCK_TRIES = 5
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A file in a listing: its size, and when it was last written (seconds since 1970)."""
+    """A file in a listing: size in bytes, and time of the last write (seconds since 1970)."""
 
     size: int
     written: float
@@ -37,129 +37,132 @@ class Storage:
     def read_bytes(self, uri: str) -> bytes:
         """The whole file."""
         fs, path = filesystem(uri)
-        with objects.answering(uri):
+        with objects.server_errors(uri):
             return cast(bytes, fs.cat_file(path))
 
     def digest(self, uri: str) -> str:
         """sha256 of the content."""
         fs, path = filesystem(uri)
-        found = hashlib.sha256()
-        with objects.answering(uri), fs.open(path, "rb") as file:
-            while piece := file.read(_PIECE):
-                found.update(piece)
-        return found.hexdigest()
+        sha256 = hashlib.sha256()
+        with objects.server_errors(uri), fs.open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                sha256.update(chunk)
+        return sha256.hexdigest()
 
     def exists(self, uri: str) -> bool:
-        """Whether there is a file or folder; an error of the storage is no "no"."""
+        """Whether there is a file or folder; errors of the storage are raised."""
         if is_local(uri):
             return posix.exists(local_path(uri))
         fs, path = filesystem(uri)
-        with objects.answering(uri):
+        with objects.server_errors(uri):
             return objects.exists(fs, path)
 
     def file_size(self, uri: str) -> int:
-        """Bytes."""
+        """Size in bytes."""
         if is_local(uri):
             return local_path(uri).stat().st_size
         fs, path = filesystem(uri)
-        with objects.answering(uri):
+        with objects.server_errors(uri):
             size = fs.info(path).get("size")
         if size is None:
-            raise InputError(uri, expected="a file of known size", found="a size that is not told")
+            raise InputError(
+                uri,
+                expected="a file of known size",
+                found="one whose size the storage does not give",
+            )
         return int(size)
 
     def list_files(self, uri: str) -> dict[str, Listed]:
         """The files of a folder by name; empty where there is none."""
         if is_local(uri):
-            found = posix.list_files(local_path(uri))
+            files = posix.list_files(local_path(uri))
         else:
-            with objects.answering(uri):
-                found = objects.list_files(*filesystem(uri))
-        return {name: Listed(*about) for name, about in found.items()}
+            with objects.server_errors(uri):
+                files = objects.list_files(*filesystem(uri))
+        return {name: Listed(size, written) for name, (size, written) in files.items()}
 
     def list_folders(self, uri: str) -> list[str]:
         """The names of the folders in a folder."""
         if is_local(uri):
             return posix.list_folders(local_path(uri))
-        with objects.answering(uri):
+        with objects.server_errors(uri):
             return objects.list_folders(*filesystem(uri))
 
     @contextmanager
-    def replacing(self, uri: str) -> Iterator[IO[bytes]]:
-        """A file that takes its name, whole, when the context ends well."""
+    def atomic_write(self, uri: str) -> Iterator[IO[bytes]]:
+        """A file to write that gets its name when the context ends without an error."""
         if is_local(uri):
-            with posix.replacing(local_path(uri)) as file:
+            with posix.atomic_write(local_path(uri)) as file:
                 yield file
         else:
-            with objects.answering(uri), objects.replacing(*filesystem(uri)) as file:
+            with objects.server_errors(uri), objects.atomic_write(*filesystem(uri)) as file:
                 yield file
 
     def create(self, uri: str, content: bytes) -> None:
-        """Makes a file that must not be there: FileExistsError if it is."""
-        alone = StorageSettings.current().single_writer
+        """Creates a file; FileExistsError if the name is taken."""
+        single_writer = StorageSettings.current().single_writer
         if is_local(uri):
-            posix.create(local_path(uri), content, alone=alone)
+            posix.create(local_path(uri), content, single_writer=single_writer)
             return
         fs, path = filesystem(uri)
-        with objects.answering(uri):
-            if alone:
-                objects.create_alone(fs, path, content)
+        with objects.server_errors(uri):
+            if single_writer:
+                objects.create_single_writer(fs, path, content)
             else:
                 exclusive.ensure(fs, path.rsplit("/", 1)[0], uri.rsplit("/", 1)[0])
                 objects.create(fs, path, content)
 
-    def prepare(self, uri: str) -> None:
-        """Makes sure that ``create`` keeps its promise in a folder, before work relies on it."""
+    def check_create(self, uri: str) -> None:
+        """Checks that ``create`` is exclusive in a folder, before work relies on it."""
         if StorageSettings.current().single_writer:
             return
         if is_local(uri):
-            posix.ensure_create(local_path(uri))
+            posix.check_create(local_path(uri))
             return
         fs, path = filesystem(uri)
-        with objects.answering(uri):
+        with objects.server_errors(uri):
             exclusive.ensure(fs, path, uri)
 
     def delete(self, uri: str) -> None:
-        """Removes a file; one that is gone already is no error."""
+        """Removes a file; a missing one is no error."""
         fs, path = filesystem(uri)
-        with objects.answering(uri), suppress(FileNotFoundError):
+        with objects.server_errors(uri), suppress(FileNotFoundError):
             fs.rm_file(path)
 
     def sync_folder(self, uri: str) -> None:
-        """Makes the names in a local folder outlive a power cut."""
+        """Syncs a local folder, so that the names in it survive a power cut."""
         if is_local(uri):
             posix.sync_folder(local_path(uri))
 
 
-_used = Storage()
+_current = Storage()
 
 
 @contextmanager
-def replaced(by: Storage) -> Iterator[None]:
-    """Sends every operation of this process to another storage."""
-    global _used
-    before, _used = _used, by
+def use_storage(storage: Storage) -> Iterator[None]:
+    """Directs every operation of this process to another storage, within the context."""
+    global _current
+    before, _current = _current, storage
     try:
         yield
     finally:
-        _used = before
+        _current = before
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole content of a file.
+    """The content of a file.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it does not exist.
     """
-    return _used.read_bytes(uri)
+    return _current.read_bytes(uri)
 
 
 def named_lines(uri: str, content: bytes, *, expected: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text that have more than spaces in them, without those around them, each
-    with its number from 1.
+    """The lines of a text that are not blank, stripped, each with its number (from 1).
 
     Raises:
-        InputError: it is no UTF-8; ``expected`` says what should be there.
+        InputError: it is not UTF-8; ``expected`` describes the file.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -171,10 +174,10 @@ def named_lines(uri: str, content: bytes, *, expected: str) -> Iterator[tuple[in
 
 
 def read_named(uri: str, *, expected: str) -> bytes:
-    """The whole content of a file that a user named.
+    """The content of a file that a user named.
 
     Raises:
-        InputError: it is not there, or is a folder; ``expected`` says what should be there.
+        InputError: it does not exist, or is a folder; ``expected`` describes the file.
     """
     try:
         return read_bytes(uri)
@@ -186,31 +189,31 @@ def read_named(uri: str, *, expected: str) -> bytes:
 
 
 def digest(uri: str) -> str:
-    """sha256 of a file, read in pieces."""
-    return _used.digest(uri)
+    """sha256 of a file, read in chunks."""
+    return _current.digest(uri)
 
 
 def exists(uri: str) -> bool:
-    """True if a file or folder is there.
+    """Whether a file or folder exists.
 
     Raises:
-        OSError: the storage cannot tell; never taken for "not there".
+        OSError: the storage failed, so that it is not known.
     """
-    return _used.exists(uri)
+    return _current.exists(uri)
 
 
 def file_size(uri: str) -> int:
-    """Bytes of a file.
+    """Size of a file in bytes.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it does not exist.
     """
-    return _used.file_size(uri)
+    return _current.file_size(uri)
 
 
 def list_files(uri: str) -> dict[str, Listed]:
     """The files directly in a folder, by name; a missing folder has none."""
-    return _used.list_files(uri)
+    return _current.list_files(uri)
 
 
 def list_names(uri: str) -> list[str]:
@@ -220,50 +223,52 @@ def list_names(uri: str) -> list[str]:
 
 def list_folders(uri: str) -> list[str]:
     """Names of the folders directly in a folder, sorted; a missing folder has none."""
-    return _used.list_folders(uri)
+    return _current.list_folders(uri)
 
 
-def replacing(uri: str) -> AbstractContextManager[IO[bytes]]:
-    """A file to write that takes its name only when it is complete; nothing is left of a failure.
+def atomic_write(uri: str) -> AbstractContextManager[IO[bytes]]:
+    """A file to write that gets its name, replacing any other file, when it is complete.
 
-    An object store gives an object its name when its upload is closed, and never half of it.
+    A failure leaves nothing behind. An object store gives an object its name when the upload is
+    closed, never before.
     """
-    return _used.replacing(uri)
+    return _current.atomic_write(uri)
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Writes a file whole, replacing what was there in one step."""
-    with replacing(uri) as file:
+    """Writes a file in one step, replacing any other file of the name."""
+    with atomic_write(uri) as file:
         file.write(content)
 
 
 def create(uri: str, content: bytes) -> None:
-    """Creates a file in ONE step that fails if the name is taken; never half there.
+    """Creates a complete file in one step that fails if the name is taken.
 
     Raises:
-        FileExistsError: the name is taken (by another writer, or by a lost answer of our own).
-        InputError: the storage cannot promise that.
+        FileExistsError: the name is taken (by another writer, or by an earlier request of ours
+            whose response was lost).
+        InputError: the storage cannot refuse a name that is taken.
     """
-    _used.create(uri, content)
+    _current.create(uri, content)
 
 
-def prepare(folder: str) -> None:
-    """Makes sure, by a small trial, that ``create`` keeps its promise in a folder.
+def check_create(folder: str) -> None:
+    """Checks, by a small trial, that ``create`` is exclusive in a folder.
 
     Raises:
-        InputError: two writers could both be told that they made a file.
+        InputError: two writers could both succeed in creating a file.
         OSError: nothing can be written there.
     """
-    _used.prepare(folder)
+    _current.check_create(folder)
 
 
 def create_once(uri: str, content: bytes) -> bool:
-    """As ``create``, but reads back what is there where the answer leaves it open.
+    """As ``create``, but reads the file back where the response leaves the outcome open.
 
-    ``content`` must be unlike any other writer's, by a nonce in it, say.
+    ``content`` must differ from any other writer's, for example by a nonce.
 
     Returns:
-        True if the file holds our content, False if the name is another writer's.
+        True if the file holds our content, False if another writer took the name.
 
     Raises:
         OSError: it could not be created.
@@ -271,10 +276,10 @@ def create_once(uri: str, content: bytes) -> bool:
     try:
         create(uri, content)
     except FileExistsError:
-        # Taken: by another writer, or by our own request, tried again after its answer was lost.
+        # By another writer, or by our own request, retried after its response was lost.
         return read_bytes(uri) == content
     except OSError as error:
-        # No answer, or a server's error: what is there now tells whether it was done.
+        # No response, or a server error: the request may have succeeded.
         with suppress(OSError):
             if read_bytes(uri) == content:
                 return True
@@ -283,28 +288,28 @@ def create_once(uri: str, content: bytes) -> bool:
 
 
 def delete(uri: str) -> None:
-    """Removes a file; it need not be there."""
-    _used.delete(uri)
+    """Removes a file; a missing one is no error."""
+    _current.delete(uri)
 
 
 def sync_folder(uri: str) -> None:
-    """Makes the names in a local folder as durable as its files are."""
-    _used.sync_folder(uri)
+    """Syncs a local folder, so that the names in it are as durable as its files."""
+    _current.sync_folder(uri)
 
 
-def now(folder: str) -> float:
-    """The time by the clock that dates the files of a folder (seconds since 1970).
+def storage_time(folder: str) -> float:
+    """The current time by the clock that dates the files of a folder (seconds since 1970).
 
-    Read from a file that is written there: the clock of this machine may be days off that of the
-    storage. A gc that takes files of any age may take this one too, so there are several tries.
+    Read from a probe file: the clock of this machine may differ from the storage's by days. A gc
+    that removes files of any age may remove the probe, so there are several tries.
     """
     for _ in range(_CLOCK_TRIES):
         name = f".clock-{uuid.uuid4().hex}"
         probe = join(folder, name)
-        create(probe, b"what time is it?")
+        create(probe, b"probe of the storage's clock")
         try:
-            if found := list_files(folder).get(name):
-                return found.written
+            if listed := list_files(folder).get(name):
+                return listed.written
         finally:
             delete(probe)
     raise OSError(errno.EBUSY, f"{_CLOCK_TRIES} files were removed as they were written", folder)

@@ -1,4 +1,4 @@
-"""Reading one Parquet file in a stream: page checksums verified, footer checked before decoding."""
+"""Streaming reads of a Parquet file: footer checked before decoding, page checksums verified."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 
 from raypq import io_counters
 from raypq.data.storage.footer import Chunk, Footer, FooterError, parse
-from raypq.data.storage.objects import answering
+from raypq.data.storage.objects import server_errors
 from raypq.data.storage.operations import file_size
 from raypq.data.storage.place import filesystem, is_local, local_path
 from raypq.data.storage.settings import StorageSettings
 from raypq.errors import DamagedError, InputError
 
-# What Arrow raises for a damaged file.
+# Errors of Arrow for a damaged file.
 _UNREADABLE = (
     pa.ArrowInvalid,
     pa.ArrowNotImplementedError,
@@ -27,16 +27,16 @@ _UNREADABLE = (
     OSError,
 )
 _MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
-_FOOTER = 256 << 20  # bytes; Arrow makes some hundred times as much of it
-_READ_BUFFER = 1 << 20  # bytes; bounds what a column reader holds beside its page
-_BLOCK, _BLOCKS = 8 << 20, 8  # of an object kept at hand: columns are read in turn
-_SMALL = 64 << 20  # bytes; a column that decodes to less is no danger, however well it packs
+_MAX_FOOTER = 256 << 20  # bytes; Arrow needs about a hundred times as much memory to read it
+_READ_BUFFER = 1 << 20  # bytes; bounds what a column reader holds in addition to its page
+_BLOCK, _BLOCKS = 8 << 20, 8  # cache of an object, in bytes and blocks: columns are read in turn
+_SMALL = 64 << 20  # bytes; a column that decodes to less is harmless, however well it compresses
 
 
 class CheckedFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
-    """A Parquet file that gives every row that its footer tells of, or an error.
+    """A Parquet file that yields exactly the rows of its footer, or raises an error.
 
-    Arrow passes over a page whose header was damaged to say that it is of another kind; a page's
+    Arrow silently skips a page whose header was damaged to name another page type; a page's
     checksum does not cover its header.
     """
 
@@ -44,7 +44,7 @@ class CheckedFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
     footer: Footer
 
     def has(self, name: str) -> bool:
-        """Whether there is a column of this name, or several."""
+        """Whether there is a column of this name (or several)."""
         return name in self.schema_arrow.names
 
     def field(self, name: str) -> pa.Field:
@@ -71,34 +71,29 @@ class CheckedFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
         batch_size: int = 65536,
         row_groups: Sequence[int] | None = None,
         columns: Sequence[str] | None = None,
-        **more: Any,
+        **options: Any,
     ) -> Iterator[pa.RecordBatch]:
         """As in ``pyarrow``; text is checked to be UTF-8.
 
         Raises:
-            InputError: there are fewer or more rows than the footer says, no column of a name that
-                is asked for, or several.
+            InputError: another number of rows than in the footer, a requested column that is
+                missing, or several columns of its name.
         """
         for name in columns or ():
             self.field(name)
         rows = 0
-        for batch in super().iter_batches(batch_size, row_groups, columns, **more):
+        for batch in super().iter_batches(batch_size, row_groups, columns, **options):
             _check_texts(batch.columns)
             rows += len(batch)
             yield batch
-        chosen = range(len(self.footer.groups)) if row_groups is None else row_groups
-        self._check_rows(rows, sum(self.footer.groups[group][0] for group in chosen))
+        groups = range(len(self.footer.groups)) if row_groups is None else row_groups
+        self._check_rows(rows, sum(self.footer.groups[group][0] for group in groups))
 
-    def read(self, columns: Sequence[str] | None = None, **more: Any) -> pa.Table:
-        """As in ``pyarrow``, with the same checks.
-
-        Raises:
-            InputError: there are fewer or more rows than the footer says, no column of a name that
-                is asked for, or several.
-        """
+    def read(self, columns: Sequence[str] | None = None, **options: Any) -> pa.Table:
+        """As in ``pyarrow``, with the checks and errors of ``iter_batches``."""
         for name in columns or ():
             self.field(name)
-        table = super().read(columns, **more)
+        table = super().read(columns, **options)
         _check_texts(table.columns)
         self._check_rows(len(table), self.footer.rows)
         return table
@@ -113,11 +108,11 @@ class CheckedFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
 def _check_texts(columns: Iterable[pa.Array | pa.ChunkedArray]) -> None:
     for column in columns:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            column.validate(full=True)  # or every later reader would stumble over it
+            column.validate(full=True)  # or a later reader would fail on it
 
 
 def is_parquet(content: bytes) -> bool:
-    """Whether content begins as a Parquet file does, an encrypted one included."""
+    """Whether content begins with the magic bytes of Parquet, encrypted or not."""
     return content[:4] in (_MAGIC, _ENCRYPTED)
 
 
@@ -130,22 +125,22 @@ def open_parquet(
     block: int = _BLOCK,
     blocks: int = _BLOCKS,
 ) -> Iterator[CheckedFile]:
-    """Opens a Parquet file for reading in a stream, page checksums verified.
+    """Opens a Parquet file for streaming reads, page checksums verified.
 
     Local files are read through small buffers rather than a memory map: mapped pages count as
-    the worker's memory, and a shard may be larger than the worker.
+    the worker's memory, and a shard may be larger than that.
 
     Args:
-        size: bytes that the file must have, where a snapshot says it.
-        content: of the file, where it is read already.
-        block, blocks: of an object so many bytes are fetched at once, and so many of these kept.
+        size: the expected size in bytes, where a snapshot gives it.
+        content: of the file, if it has been read already.
+        block, blocks: bytes of an object that are fetched at once, and blocks that are cached.
 
     Raises:
         InputError: the file is missing, empty, truncated, of another size or not Parquet.
     """
     with ExitStack() as stack:
         if not is_local(uri):
-            stack.enter_context(answering(uri))
+            stack.enter_context(server_errors(uri))
         yield stack.enter_context(_open(uri, size, content, block, blocks))
 
 
@@ -153,70 +148,95 @@ def open_parquet(
 def _open(
     uri: str, size: int | None, content: bytes | None, block: int, blocks: int
 ) -> Iterator[CheckedFile]:
-    source: Any = None
-    try:
-        found = file_size(uri) if content is None else len(content)
-        if found == 0:
-            raise DamagedError(uri, expected="a Parquet file", found="an empty file (0 bytes)")
-        if size is not None and found != size:
+    with ExitStack() as stack:
+        try:
+            source, actual_size = _open_source(uri, size, content, block, blocks)
+            stack.callback(source.close)
+            file = _open_checked(source, uri, actual_size)
+        except FileNotFoundError:
+            raise DamagedError(uri, expected="a Parquet file", found="no such file") from None
+        except _UNREADABLE as error:
+            if _is_io_failure(error):
+                raise
             raise DamagedError(
-                uri, expected=f"a complete Parquet file of {size} bytes", found=f"{found} bytes"
-            )
-        if content is not None:
-            source = pa.BufferReader(content)
-        elif is_local(uri):
-            source = pa.OSFile(str(local_path(uri)), "rb")
-        else:
-            source = _open_object(uri, block, blocks)
-        footer = _read_footer(source, uri, found)
-        if footer is not None:
-            _check_footer(footer, uri, found)
-        file = CheckedFile(
-            source,
-            pre_buffer=False,
-            buffer_size=_READ_BUFFER,
-            page_checksum_verification=True,
-        )
-        if footer is None:
-            raise FooterError("no footer")
-        if file.metadata.num_columns != len(footer.leaves):
-            raise FooterError(f"{len(footer.leaves)} columns, or {file.metadata.num_columns}")
-        file.uri, file.footer = uri, footer
-    except FileNotFoundError:
-        raise DamagedError(uri, expected="a Parquet file", found="no such file") from None
-    except _UNREADABLE as error:
-        if source is not None:
-            source.close()
-        if isinstance(error, OSError) and not _is_arrows(error):
-            raise
-        raise DamagedError(
-            uri,
-            expected="a complete Parquet file",
-            found=f"one that is cut off or damaged, or no Parquet ({_first_line(error)})",
-        ) from None
-    try:
-        yield file
-    except _UNREADABLE as error:
-        if isinstance(error, OSError) and not _is_arrows(error):
-            raise
-        if footer.encrypted and "decrypt" in str(error):
-            raise InputError(
                 uri,
-                expected="columns that are not encrypted, for raypq holds no keys",
-                found=f"encrypted {', '.join(footer.encrypted)}",
+                expected="a complete Parquet file",
+                found=f"one that is cut off or damaged, or no Parquet ({_first_line(error)})",
             ) from None
+        stack.callback(file.close, force=True)
+        try:
+            yield file
+        except _UNREADABLE as error:
+            if _is_io_failure(error):
+                raise
+            raise _read_error(file, error) from error
+
+
+def _open_source(
+    uri: str, size: int | None, content: bytes | None, block: int, blocks: int
+) -> tuple[Any, int]:
+    """An Arrow or fsspec file to read from, and its size in bytes.
+
+    Raises:
+        DamagedError: it is empty, or not of the expected size.
+    """
+    actual_size = file_size(uri) if content is None else len(content)
+    if actual_size == 0:
+        raise DamagedError(uri, expected="a Parquet file", found="an empty file (0 bytes)")
+    if size is not None and actual_size != size:
         raise DamagedError(
-            uri, expected="readable Parquet pages", found=f"damaged ones ({_first_line(error)})"
-        ) from error
-    finally:
-        file.close(force=True)
-        source.close()
+            uri, expected=f"a complete Parquet file of {size} bytes", found=f"{actual_size} bytes"
+        )
+    if content is not None:
+        return pa.BufferReader(content), actual_size
+    if is_local(uri):
+        return pa.OSFile(str(local_path(uri)), "rb"), actual_size
+    fs, path = filesystem(uri)
+    cache = {"cache_type": "blockcache", "cache_options": {"maxblocks": blocks}}
+    return fs.open(path, "rb", block_size=block, **cache), actual_size
+
+
+def _open_checked(source: Any, uri: str, size: int) -> CheckedFile:
+    """Opens a Parquet file with Arrow, after its footer has been checked.
+
+    Raises:
+        InputError: the footer asks for more than is allowed, or is encrypted.
+        FooterError: there is no footer, or Arrow reads another number of columns in it.
+    """
+    footer = _read_footer(source, uri, size)
+    if footer is not None:
+        _check_footer(footer, uri, size)
+    file = CheckedFile(
+        source,
+        pre_buffer=False,
+        buffer_size=_READ_BUFFER,
+        page_checksum_verification=True,
+    )
+    if footer is None:
+        raise FooterError("no footer")
+    if file.metadata.num_columns != len(footer.leaves):
+        raise FooterError(f"{len(footer.leaves)} columns, or {file.metadata.num_columns}")
+    file.uri, file.footer = uri, footer
+    return file
+
+
+def _read_error(file: CheckedFile, error: BaseException) -> InputError:
+    """The error to raise where a page could not be decoded."""
+    if file.footer.encrypted and "decrypt" in str(error):
+        return InputError(
+            file.uri,
+            expected="columns that are not encrypted, for raypq holds no keys",
+            found=f"encrypted {', '.join(file.footer.encrypted)}",
+        )
+    return DamagedError(
+        file.uri, expected="readable Parquet pages", found=f"damaged ones ({_first_line(error)})"
+    )
 
 
 def stream(
     file: CheckedFile, rows: int, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of up to ``rows`` rows of some columns (all by default), counted by the meter."""
+    """Batches of up to ``rows`` rows of some columns (all by default); adds to ``io_counters``."""
     size = _stored_bytes(file.footer, columns) / max(file.footer.rows, 1)
     for batch in file.iter_batches(batch_size=rows, columns=columns):
         io_counters.add(len(batch), size * len(batch))
@@ -224,7 +244,7 @@ def stream(
 
 
 def _stored_bytes(footer: Footer, columns: Sequence[str] | None) -> int:
-    """Bytes of these columns in the file; ``a`` takes ``a.list.element`` along."""
+    """Stored bytes of these columns; ``a`` includes ``a.list.element``."""
     return sum(
         chunk.stored
         for _, chunks in footer.groups
@@ -234,7 +254,7 @@ def _stored_bytes(footer: Footer, columns: Sequence[str] | None) -> int:
 
 
 def _read_footer(source: Any, uri: str, size: int) -> Footer | None:
-    """The footer of an open file; None where there is none, which Arrow tells best.
+    """The footer of an open file; None if there is none (Arrow's error says more about that).
 
     Raises:
         InputError: the file is encrypted as a whole, or its footer is too large.
@@ -255,35 +275,24 @@ def _read_footer(source: Any, uri: str, size: int) -> Footer | None:
     length = int.from_bytes(tail[:4], "little")
     if tail[-4:] != _MAGIC or length > size - 12:
         return None
-    if length > _FOOTER:
+    if length > _MAX_FOOTER:
         raise InputError(
             uri,
-            expected=f"a footer of at most {_FOOTER >> 20} MiB",
+            expected=f"a footer of at most {_MAX_FOOTER >> 20} MiB",
             found=f"{length >> 20} MiB; write larger row groups or fewer columns",
         )
     return parse(read(size - 8 - length, length))
 
 
-def _open_object(uri: str, block: int, blocks: int) -> Any:
-    fs, path = filesystem(uri)
-    return fs.open(
-        path,
-        "rb",
-        block_size=block,
-        cache_type="blockcache",
-        cache_options={"maxblocks": blocks},
-    )
-
-
 def _check_footer(footer: Footer, uri: str, size: int) -> None:
-    """Refuses a file that asks for more than it can hold, before a page of it is decoded.
+    """Refuses a decompression bomb before a page is decoded.
 
-    A page is decompressed whole, and it is no larger than its column's share of the row group.
-    A column that packs beyond what data does (``StorageSettings.expansion``) is a bomb. Of an
-    encrypted column nothing is known; it cannot be read either.
+    A page is decompressed as a whole, and is at most as large as its column chunk. A chunk that
+    expands more than data does (``StorageSettings.expansion``) is refused. Encrypted columns are
+    not checked; they cannot be read either.
 
     Raises:
-        InputError: naming the row group and column, what it asks for and the bound.
+        InputError: naming the row group and column, its sizes and the bound.
     """
     bounds = StorageSettings.current()
     for index, (rows, chunks) in enumerate(footer.groups):
@@ -291,13 +300,13 @@ def _check_footer(footer: Footer, uri: str, size: int) -> None:
             stored, plain = chunk.stored, chunk.plain
             if min(stored, plain, chunk.values) < 0 or stored > size:
                 raise InputError(
-                    _place(uri, index, chunk),
+                    _location(uri, index, chunk),
                     expected=f"sizes that fit a file of {size} bytes",
                     found=f"{stored} bytes stored, {plain} decompressed, {rows} rows",
                 )
             if plain > bounds.row_group_bytes:
                 raise InputError(
-                    _place(uri, index, chunk),
+                    _location(uri, index, chunk),
                     expected=f"at most {bounds.row_group_mib} MiB in one row group "
                     "(RAYPQ_STORAGE_ROW_GROUP_MIB)",
                     found=f"{plain >> 20} MiB; write smaller row groups",
@@ -305,7 +314,7 @@ def _check_footer(footer: Footer, uri: str, size: int) -> None:
             decoded = max(plain, chunk.values * (leaf.width or 1))
             if decoded > max(_SMALL, bounds.expansion * stored):
                 raise InputError(
-                    _place(uri, index, chunk),
+                    _location(uri, index, chunk),
                     expected=f"data that grows at most {bounds.expansion} times when it is read "
                     "(RAYPQ_STORAGE_EXPANSION)",
                     found=f"{stored} bytes that ask for {decoded >> 20} MiB",
@@ -317,15 +326,20 @@ def _check_footer(footer: Footer, uri: str, size: int) -> None:
         )
 
 
-def _place(uri: str, group: int, chunk: Chunk) -> str:
+def _location(uri: str, group: int, chunk: Chunk) -> str:
     return f"{uri}, row group {group}, column '{chunk.path}'"
 
 
-def _is_arrows(error: OSError) -> bool:
-    # Arrow reports content that it cannot decode as a plain OSError without a number; a lost
-    # connection is a subclass, a full or failing disk has a number.
-    plain = type(error) is OSError and error.filename is None
-    return plain and error.errno in (None, errno.EINVAL)
+def _is_io_failure(error: BaseException) -> bool:
+    """Whether an error is of the storage, rather than of the file's content.
+
+    Arrow reports content that it cannot decode as a plain OSError without a number; a lost
+    connection is a subclass, a full or failing disk has a number.
+    """
+    if not isinstance(error, OSError):
+        return False
+    from_arrow = type(error) is OSError and error.filename is None
+    return not (from_arrow and error.errno in (None, errno.EINVAL))
 
 
 def _first_line(error: BaseException) -> str:

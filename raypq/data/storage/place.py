@@ -1,4 +1,4 @@
-"""What a URI names: a local path, or a filesystem and a path inside it."""
+"""URIs: local paths, and paths on a filesystem of fsspec."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from raypq.errors import InputError
 
 _LOCAL = ("file://", "local://")
 _S3 = ("s3://", "s3a://")
-# s3fs tries again around botocore, which does so already: once more covers what botocore cannot
-# see, a connection lost while the body of an answer is read.
-_OUTER_TRIES = 2
-_HOST = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]+(?=/|$)")
-_USER = re.compile(r"(?<=://)[^/@]*:[^/@]*@")
-_SIGNED = re.compile(
+# s3fs retries around botocore, which retries itself. One more try covers what botocore does not
+# see: a connection lost while the body of a response is read.
+_S3FS_TRIES = 2
+_SCHEME_AND_HOST = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]+(?=/|$)")
+_USER_AND_PASSWORD = re.compile(r"(?<=://)[^/@]*:[^/@]*@")
+_SECRET_PARAMETER = re.compile(
     r"(?i)[?&](x-amz-[a-z-]*|awsaccesskeyid|signature|sig|token|secret|password|key)=[^&]*"
 )
 
 
 def is_local(uri: str) -> bool:
-    """True for plain paths, ``file://`` and ``local://`` URIs."""
+    """Whether a URI is a plain path, ``file://`` or ``local://``."""
     return "://" not in uri or uri.startswith(_LOCAL)
 
 
 def local_path(uri: str) -> Path:
-    """The path that a local URI names."""
+    """The path of a local URI."""
     return Path(os.path.expanduser(uri.removeprefix("file://").removeprefix("local://")))
 
 
 def canonical(uri: str) -> str:
     """The one spelling of a local URI: an absolute path without ``..``, ``//`` or ``~``.
 
-    Links stay as they are named, except below a ``..``, which means the parent of what a link
-    leads to. Other URIs are given back as they are: ``a//b`` and ``a/b`` are two objects.
+    Links are not resolved, except before a ``..``, which means the parent of a link's target.
+    Other URIs are returned unchanged: ``a//b`` and ``a/b`` are two objects.
     """
     plain = uri[:1] == "/" and uri[-1:] != "/" and "//" not in uri and "/." not in uri
-    if plain or not is_local(uri):  # most are, and a night asks for tens of thousands
+    if plain or not is_local(uri):  # the fast path: a nightly run has tens of thousands
         return uri
     path = str(local_path(uri))
     if not path.startswith("/"):
@@ -59,13 +59,13 @@ def uri_of(fs: AbstractFileSystem, path: str, near: str) -> str:
     """The URI of a path on the filesystem of another URI, ``near``.
 
     fsspec drops the host of some URIs (``webhdfs://host/path``); without it the file could not be
-    opened, and files of two hosts would have one name.
+    opened, and files of two hosts would have the same name.
     """
     if is_local(near):
         return path
-    host = _HOST.match(near)
-    if host and path.startswith("/") and not isinstance(fs, MemoryFileSystem):
-        return host[0] + path
+    match = _SCHEME_AND_HOST.match(near)
+    if match and path.startswith("/") and not isinstance(fs, MemoryFileSystem):
+        return match[0] + path
     return str(fs.unstrip_protocol(path))
 
 
@@ -90,19 +90,20 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     except (ImportError, ValueError) as error:
         raise InputError(uri, expected="a URI that fsspec can open", found=str(error)) from None
     if s3:
-        fs.retries = _OUTER_TRIES
+        fs.retries = _S3FS_TRIES
     return fs, str(path)
 
 
 def refuse_credentials(uri: str) -> None:
-    """URIs are written to manifests, reports and logs, so they must hold no secret.
+    """Refuses a URI with a secret: URIs are written to manifests, reports and logs.
 
     Raises:
         InputError: with the secret masked.
     """
     if "://" not in uri:
         return
-    masked = _SIGNED.sub(lambda match: f"{match[0].split('=')[0]}=***", _USER.sub("***@", uri))
+    masked = _USER_AND_PASSWORD.sub("***@", uri)
+    masked = _SECRET_PARAMETER.sub(lambda match: f"{match[0].split('=')[0]}=***", masked)
     if masked != uri:
         raise InputError(
             masked,

@@ -1,4 +1,4 @@
-"""Local files: every write takes its name in one step, whole and synced, or not at all."""
+"""Local files: a written file gets its name in one step, complete and synced, or not at all."""
 
 from __future__ import annotations
 
@@ -11,81 +11,90 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from raypq.data.storage.settings import SINGLE_WRITER_REMEDY
 from raypq.errors import InputError
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
-_HERE, _NOREPLACE = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
+# Errors of ``link`` and ``renameat2`` on filesystems that do not support them.
+_UNSUPPORTED = (
+    errno.EPERM,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.EMLINK,
+)
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes its name when it is complete, over whatever had it."""
-    with _synced(target) as (file, partial):
+def atomic_write(target: Path) -> Iterator[IO[bytes]]:
+    """A file to write that gets its name when it is complete, replacing the file that had it."""
+    with _temporary(target) as (file, partial):
         yield file
         file.flush()
         os.fsync(file.fileno())
         os.replace(partial, target)
 
 
-def create(target: Path, content: bytes, *, alone: bool = False) -> None:
-    """A new file in one step: a synced temporary file, ``link``, sync of the folder.
+def create(target: Path, content: bytes, *, single_writer: bool = False) -> None:
+    """Creates a file in one step: a synced temporary file, ``link``, sync of the folder.
 
-    Filesystems without hard links (FAT, some FUSE) are asked for a rename that replaces nothing.
+    On filesystems without hard links (FAT, some FUSE), a rename that does not replace.
 
     Args:
-        alone: nobody else writes here, so that a look and a rename are enough.
+        single_writer: nobody else writes here, so that a check and a rename are enough.
 
     Raises:
         FileExistsError: the name is taken.
-        InputError: the filesystem can do neither, and somebody else may write.
+        InputError: the filesystem supports neither, and others may write.
     """
-    with _synced(target) as (file, partial):
+    with _temporary(target) as (file, partial):
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-        _name_once(partial, target, alone=alone)
+        _link(partial, target, single_writer=single_writer)
     sync_folder(target.parent)
 
 
-def ensure_create(folder: Path) -> None:
-    """Makes sure, by a trial, that ``create`` works in a folder; nothing is left of it.
+def check_create(folder: Path) -> None:
+    """Checks, by a trial, that ``create`` works in a folder; leaves nothing behind.
 
     Raises:
         InputError: the filesystem cannot refuse a name that is taken.
     """
-    place = folder / f".{uuid.uuid4().hex}"
-    target = place.with_suffix(".part")
+    probe = folder / f".{uuid.uuid4().hex}"
+    target = probe.with_suffix(".part")
     try:
-        with _synced(place) as (_, partial):
-            _name_once(partial, target)
+        with _temporary(probe) as (_, partial):
+            _link(partial, target)
     finally:
         target.unlink(missing_ok=True)
 
 
-def _name_once(partial: Path, target: Path, *, alone: bool = False) -> None:
+def _link(partial: Path, target: Path, *, single_writer: bool = False) -> None:
+    """Gives a temporary file its name, unless that is taken."""
     try:
         os.link(partial, target)
         return
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in _UNSUPPORTED:
             raise
-    if _renamed(partial, target):
+    if _rename_noreplace(partial, target):
         return
-    if not alone:
+    if not single_writer:
         raise InputError(
             str(target.parent),
-            expected="a filesystem with hard links, or with renames that replace nothing, so that "
-            "of two writers of one name one is told",
-            found="neither. Use another filesystem; or, if you make sure that never more than one "
-            "raypq writes to this store, set RAYPQ_STORAGE_SINGLE_WRITER=true",
+            expected="a filesystem with hard links, or with renames that do not replace, so that "
+            "of two writers of one name one is refused",
+            found=f"neither. Use another filesystem; or, {SINGLE_WRITER_REMEDY}",
         )
     if exists(target):
         raise FileExistsError(errno.EEXIST, "taken", str(target))
     os.replace(partial, target)
 
 
-def _renamed(partial: Path, target: Path) -> bool:
-    """Renames unless the name is taken, in one step; False where that is not known here.
+def _rename_noreplace(partial: Path, target: Path) -> bool:
+    """Renames in one step unless the name is taken; False where that is not supported.
 
     Raises:
         FileExistsError: the name is taken.
@@ -94,17 +103,18 @@ def _renamed(partial: Path, target: Path) -> bool:
     rename = getattr(library, "renameat2", None)  # Linux, glibc 2.28
     if rename is None:
         return False
-    if rename(_HERE, os.fsencode(partial), _HERE, os.fsencode(target), _NOREPLACE) == 0:
+    old, new = os.fsencode(partial), os.fsencode(target)
+    if rename(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_NOREPLACE) == 0:
         return True
     number = ctypes.get_errno()
-    if number in _NO_LINKS:
+    if number in _UNSUPPORTED:
         return False
     raise OSError(number, os.strerror(number), str(target))
 
 
 @contextmanager
-def _synced(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
-    """A hidden temporary file beside the target, gone at the end; gc takes those of a crash."""
+def _temporary(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    """A hidden temporary file next to the target, removed at the end (after a crash, by gc)."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -115,7 +125,7 @@ def _synced(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder as durable as its files are."""
+    """Syncs a folder, so that the names in it are as durable as its files."""
     if not folder.is_dir():
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -135,20 +145,20 @@ def exists(path: Path) -> bool:
 
 
 def list_files(folder: Path) -> dict[str, tuple[int, float]]:
-    """Size and time of change of the files directly in a folder; a missing folder has none."""
-    found = {}
+    """Size and mtime of the files directly in a folder, by name; a missing folder has none."""
+    files = {}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 try:
                     if entry.is_file():
-                        about = entry.stat()
-                        found[entry.name] = about.st_size, about.st_mtime
-                except FileNotFoundError:  # another writer's temporary file; it was never there
+                        status = entry.stat()
+                        files[entry.name] = status.st_size, status.st_mtime
+                except FileNotFoundError:  # another writer's temporary file, removed meanwhile
                     continue
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    return found
+    return files
 
 
 def list_folders(folder: Path) -> list[str]:

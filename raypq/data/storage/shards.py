@@ -1,4 +1,4 @@
-"""Which files make up a store: Parquet files in path order, each with a short, unique *stem*."""
+"""The shards of a store: its Parquet files in path order, each with a short, unique *stem*."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from raypq import console
-from raypq.data.storage.objects import answering, has_folders
+from raypq.data.storage.objects import has_folders, server_errors
 from raypq.data.storage.operations import digest
 from raypq.data.storage.place import canonical, filesystem, is_local, uri_of
 from raypq.data.storage.settings import StorageSettings
@@ -25,19 +25,20 @@ _OTHER_DATA = (
     ".lance", ".vortex", ".fvecs", ".bvecs", ".parquet_old",
 )  # fmt: skip
 _TEXTS = frozenset({"readme", "license", "licence", "notice", "changelog", "makefile", "manifest"})
-_NAMED = 3  # of the files that a warning names
-_READABLE = 40, 24  # characters of a stem that are of the file's name, and of its folder's
-_DIGITS = 16  # of a stem that tell two URIs apart
+_SHOWN = 3  # files named in a warning
+_NAME_CHARACTERS, _FOLDER_CHARACTERS = 40, 24  # of the file's and its folder's name in a stem
+_DIGITS = 16  # of the URI's hash in a stem
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One Parquet file of a store: where it is and what tells its content apart.
+    """One Parquet file of a store: its location and version.
 
     Attributes:
-        uri: local ones absolute. stem: names it in stores; depends on the URI alone.
-        modified: the version tag (``version_tag``), or the sha256 of the content where the storage
-            gives no tag, and of files of a raypq store.
+        uri: absolute. stem: its name in stores; depends on the URI alone.
+        size: bytes.
+        modified: the version tag (``version_tag``); the sha256 of the content for files of a raypq
+            store, and where the storage gives no tag.
     """
 
     index: int
@@ -51,44 +52,44 @@ class Shard:
 
 
 def list_shards(uris: Sequence[str]) -> list[Shard]:
-    """The Parquet files below folders, matched by globs, or named outright, in path order.
+    """The Parquet files below folders, matched by globs, or given by name, in path order.
 
-    Parquet files are those named ``*.parquet``, ``*.parq`` or ``*.pq``; a file that is named
-    outright may have any name. Links are followed, and a file that is reached in several ways
-    counts once. Files and folders whose names start with ``.`` or ``_`` are passed over, as Spark,
-    Hive and Arrow do; a warning names what else is passed over and looks like data.
+    Parquet files are those named ``*.parquet``, ``*.parq`` or ``*.pq``; a file that is given by
+    name may have any name. Links are followed, and a file that is reached in several ways counts
+    once. Files and folders whose names start with ``.`` or ``_`` are skipped, as by Spark, Hive and
+    Arrow; a warning names other files that are skipped and look like data.
 
     Raises:
         MissingSourceError: no such file or folder, or nothing that matches a glob.
-        EmptySourceError: no Parquet file is there; of a prefix of an object store also where
-            there is no object at all, for such a store has no folders.
-        InputError: a folder that cannot be listed, a link that leads nowhere, no such bucket.
+        EmptySourceError: no Parquet file. On an object store also for a prefix without objects,
+            since such a store has no folders.
+        InputError: a folder that cannot be listed, a broken link, no such bucket.
         ConfigError: a storage setting that cannot be used.
     """
-    StorageSettings.current()  # one that cannot be used ends the job here, not shard by shard
+    StorageSettings.current()  # a bad setting ends the job here, not shard by shard
     entries: dict[str, Entry] = {}
-    ignored: list[str] = []
+    skipped: list[str] = []
     for uri in uris:
-        found, passed = _find(uri)
-        if not found:
+        parquet, others = _find(uri)
+        if not parquet:
             raise EmptySourceError(
                 uri,
                 expected="at least one .parquet file",
-                found=f"none{f', only {_listed(passed)}' if passed else ''}",
+                found=f"none{f', only {_summary(others)}' if others else ''}",
             )
-        entries |= found
-        ignored += passed
-    if ignored:
+        entries |= parquet
+        skipped += others
+    if skipped:
         console.warn(
-            f"passed over {_listed(sorted(set(ignored)))}: Parquet files are those named "
+            f"skipped {_summary(sorted(set(skipped)))}: Parquet files are those named "
             "*.parquet, *.parq or *.pq (any other name: name the file itself)"
         )
-    entries = _once(entries)
-    untold = [uri for uri, entry in entries.items() if entry.tag is None]
-    if untold:
+    entries = _without_links(entries)
+    untagged = [uri for uri, entry in entries.items() if entry.tag is None]
+    if untagged:
         console.warn(
-            f"reading {_listed(untold)} whole to tell whether they changed: this storage gives "
-            "neither a tag nor a time of change"
+            f"reading {_summary(untagged)} completely to see whether they changed: this storage "
+            "gives neither a version tag nor a time of change"
         )
     return [
         Shard(
@@ -106,16 +107,18 @@ def stem_of(uri: str) -> str:
     """A short name for a file that depends on its canonical URI alone.
 
     At most 82 of the characters ``A-Z a-z 0-9 . _ -``: parts of the file's and its folder's
-    names, for people, and a hash. It is no other on a file system without upper and lower case,
-    and starts with a letter or digit, so it is not passed over as hidden.
+    names, for people, and a hash. It is unique also on case-insensitive file systems, and starts
+    with a letter or digit, so that it is not hidden.
     """
     *_, folder, name = ["", *uri.rstrip("/").split("/")]
     for suffix in SUFFIXES:
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
             break
-    size, folder_size = _READABLE
-    parts = [_safe(folder)[-folder_size:].lstrip("._-"), _safe(name)[:size].rstrip("._-")]
+    parts = [
+        _safe(folder)[-_FOLDER_CHARACTERS:].lstrip("._-"),
+        _safe(name)[:_NAME_CHARACTERS].rstrip("._-"),
+    ]
     digits = hashlib.sha256(uri.encode()).hexdigest()[:_DIGITS]
     return "-".join(filter(None, ["--".join(filter(None, parts)), digits]))
 
@@ -125,41 +128,39 @@ def _safe(name: str) -> str:
 
 
 def _find(uri: str) -> tuple[dict[str, Entry], list[str]]:
-    """The Parquet files that a URI names, by canonical URI, and what looks like data beside."""
+    """The Parquet files that a URI names, by canonical URI, and other files that look like data."""
     if is_local(uri):
-        place = canonical(uri)
-        entries = LocalWalk().find(place)
-        found = [(entry.path, entry) for entry in entries or ()]
+        path = canonical(uri)
+        entries = LocalWalk().find(path)
+        named = [(entry.path, entry) for entry in entries or ()]
     else:
-        fs, place = filesystem(uri)
+        fs, path = filesystem(uri)
         if "::" in uri:
             raise InputError(
                 uri, expected="the URI of files in one storage", found="a chain of several (::)"
             )
-        with answering(uri):
-            entries = RemoteWalk(fs, uri).find(place)
+        with server_errors(uri):
+            entries = RemoteWalk(fs, uri).find(path)
             if entries is None and not has_folders(fs):
                 entries = []
-            found = [(uri_of(fs, entry.path, uri), entry) for entry in entries or ()]
+            named = [(uri_of(fs, entry.path, uri), entry) for entry in entries or ()]
     if entries is None:
         raise _missing(uri)
-    chosen: dict[str, Entry] = {}
-    passed: list[str] = []
-    for name, entry in found:
-        outright = entry.path.rstrip("/") == place.rstrip("/")
-        if outright or entry.name.lower().endswith(SUFFIXES):
+    parquet: dict[str, Entry] = {}
+    others: list[str] = []
+    for name, entry in named:
+        given_by_name = entry.path.rstrip("/") == path.rstrip("/")
+        if given_by_name or entry.name.lower().endswith(SUFFIXES):
             _check(name, entry)
-            chosen[name] = entry
-        elif _like_data(entry):
-            passed.append(name)
-    return chosen, passed
+            parquet[name] = entry
+        elif _looks_like_data(entry):
+            others.append(name)
+    return parquet, others
 
 
 def _missing(uri: str) -> MissingSourceError:
     if is_glob(uri):
-        return MissingSourceError(
-            uri, expected="files or folders that match", found="nothing that does"
-        )
+        return MissingSourceError(uri, expected="files or folders that match", found="no match")
     return MissingSourceError(
         uri, expected="a Parquet file, or a folder of them", found="no such file or folder"
     )
@@ -170,7 +171,9 @@ def _check(uri: str, entry: Entry) -> None:
         raise InputError(
             uri,
             expected="a regular file",
-            found="a pipe, socket or device" if is_local(uri) else "one whose size is not told",
+            found="a pipe, socket or device"
+            if is_local(uri)
+            else "one whose size the storage does not give",
         )
     try:
         uri.encode()
@@ -180,24 +183,24 @@ def _check(uri: str, entry: Entry) -> None:
         ) from None
 
 
-def _once(entries: dict[str, Entry]) -> dict[str, Entry]:
+def _without_links(entries: dict[str, Entry]) -> dict[str, Entry]:
     """Each file once: under its own path, or that of the first link to it."""
-    by_place: dict[tuple[bool, str], list[str]] = {}
+    uris_of: dict[tuple[bool, str], list[str]] = {}  # by real path
     for uri, entry in entries.items():
-        by_place.setdefault((is_local(uri), entry.real if is_local(uri) else uri), []).append(uri)
+        uris_of.setdefault((is_local(uri), entry.real if is_local(uri) else uri), []).append(uri)
     chosen = [
-        real if local and real in names else min(names) for (local, real), names in by_place.items()
+        real if local and real in uris else min(uris) for (local, real), uris in uris_of.items()
     ]
     if len(chosen) < len(entries):
         console.say(
-            f"{len(entries) - len(chosen)} of {len(entries)} files are links to others of them; "
-            "each file counts once"
+            f"{len(entries) - len(chosen)} of {len(entries)} files are links to others; each file "
+            "counts once"
         )
     return {uri: entries[uri] for uri in chosen}
 
 
-def _like_data(entry: Entry) -> bool:
-    """Whether a file that is not taken may hold features: it deserves a word."""
+def _looks_like_data(entry: Entry) -> bool:
+    """Whether a skipped file may hold features, so that a warning names it."""
     if entry.size == 0:
         return False
     name = entry.name.lower()
@@ -208,7 +211,7 @@ def _like_data(entry: Entry) -> bool:
     return "." not in name and name not in _TEXTS
 
 
-def _listed(names: Iterable[str]) -> str:
+def _summary(names: Iterable[str]) -> str:
     names = list(names)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{len(names)} file(s) ({', '.join(names[:_NAMED])}{more})"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} file(s) ({', '.join(names[:_SHOWN])}{more})"

@@ -1,4 +1,4 @@
-"""Version tags: what a storage tells of a file that changes whenever its content does."""
+"""Version tags: a property of a file that changes whenever its content does, such as an ETag."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-# In this order: receipts hold the value of the first key that a storage gives.
+# In order of preference. The order must not change: receipts hold the first that a storage gives.
 _KEYS = (
     "ETag",  # S3, OSS, HTTP
     "mtime",  # local files, GCS, HDFS (arrow), SFTP, SMB, tar
@@ -34,12 +34,12 @@ _KEYS = (
     "updated",  # GCS
     "modify",  # FTP
     "date_time",  # zip
-    "created",  # memory: a file is made anew by each write
+    "created",  # memory: each write makes a new file
 )
 
 
 def version_tag(info: Mapping[str, Any]) -> str | None:
-    """What tells two contents of one file apart, from what fsspec says of the file.
+    """The version tag in fsspec's info of a file.
 
     Returns:
         The first tag that the storage gives, as text; None if it gives none.
@@ -48,7 +48,7 @@ def version_tag(info: Mapping[str, Any]) -> str | None:
         value = info.get(key)
         if value is None or isinstance(value, (list, dict)) or str(value).strip() == "":
             continue
-        # One moment has one text: some storages tell it as a number in one place only.
+        # One text for one time: some storages give a number in some calls and a datetime in others.
         as_number = key == "created" and isinstance(value, datetime)
         return str(value.timestamp() if as_number else value)
     return None

@@ -1,8 +1,8 @@
-"""Walking a storage: every file below a folder or matched by a glob; nothing is left out unseen.
+"""Recursive listings: every file below a folder or matched by a glob, links followed.
 
-fsspec's own ``find``, ``glob``, ``exists`` and ``isfile`` take an error for "not there" and do not
-follow links, so files could be lost without a word. Here a folder that cannot be listed is an
-error that names it.
+fsspec's own ``find``, ``glob``, ``exists`` and ``isfile`` take an error for "no such file" and do
+not follow links, so files could be lost silently. Here a folder that cannot be listed is an error
+that names it.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from raypq.data.storage.objects import below, children, missing_bucket
+from raypq.data.storage.objects import below, children, is_missing_bucket, missing_bucket_error
 from raypq.data.storage.tags import version_tag
 from raypq.errors import InputError
 
-_MAGIC = frozenset("*?[")
-_DIGITS = 16  # of a tag that tell where a link leads
+_WILDCARDS = frozenset("*?[")
+_DIGITS = 16  # of the hash of a link's target in a tag
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A file or folder that a walk met.
+    """A file or folder of a listing.
 
     Attributes:
-        path: as the walk came to it. real: the same with all links resolved.
-        size: bytes, None where the storage does not tell. tag: see ``version_tag``.
+        path: as it was reached. real: the same with all links resolved.
+        size: bytes, None where the storage does not give it. tag: see ``version_tag``.
     """
 
     path: str
@@ -48,7 +48,7 @@ class Entry:
 
 
 def hidden(name: str) -> bool:
-    """Whether readers of Parquet folders pass over a name: ``.x`` and ``_x``.
+    """Whether readers of Parquet folders skip a name: ``.x`` and ``_x``.
 
     As Spark does, folders ``_column=value`` are read: they are partitions.
     """
@@ -56,48 +56,49 @@ def hidden(name: str) -> bool:
 
 
 def is_glob(path: str) -> bool:
-    """Whether a path is a pattern, unless something of that very name is there."""
-    return bool(_MAGIC.intersection(path))
+    """Whether a path has wildcards; it is no glob if something of that very name exists."""
+    return bool(_WILDCARDS.intersection(path))
 
 
 class Walk(ABC):
-    """One storage, read as a tree."""
+    """Recursive listing of one storage."""
 
     def find(self, path: str) -> list[Entry] | None:
         """The files that a path names: itself, all below it, or all that it matches as a glob.
-        None where nothing is at the path, or matches it: there is not even an empty folder.
 
-        A path that is there as it stands is no glob, whatever characters are in it. Hidden names
-        are passed over, unless the path names them.
+        None if nothing exists at the path or matches it, not even an empty folder. A path that
+        exists is no glob, whatever characters it has. Hidden names are skipped, unless the path
+        names them.
 
         Raises:
-            InputError: a folder that cannot be listed, a link that leads nowhere.
+            InputError: a folder that cannot be listed, a broken link.
         """
-        found = self.look(path)
+        entry = self.info(path)
         matched: Iterable[Entry]
-        if found is None:
+        if entry is None:
             if not is_glob(path):
                 return None
             parts = path.split("/")
-            first = next(at for at, part in enumerate(parts) if _MAGIC.intersection(part))
+            first = next(index for index, part in enumerate(parts) if _WILDCARDS.intersection(part))
             matched = list(self._match("/".join(parts[:first]) or "/", parts[first:]))
             if not matched:
                 return None
         else:
-            matched = [found]
+            matched = [entry]
         files: dict[str, Entry] = {}
         for entry in matched:
-            for item in self.below(entry) if entry.folder else [entry]:
-                files[item.path] = item
+            for file in self.below(entry) if entry.folder else [entry]:
+                files[file.path] = file
         return list(files.values())
 
     def _match(self, root: str, parts: list[str]) -> Iterator[Entry]:
+        """What the parts of a glob match below a folder."""
         part, rest = parts[0], parts[1:]
         if part == "":  # a slash at the end, or two
             if rest:
                 yield from self._match(root, rest)
-            elif (found := self.look(root)) and found.folder:
-                yield found
+            elif (folder := self.info(root)) and folder.folder:
+                yield folder
             return
         if part == "**":
             yield from self._match(root, rest or ["*"])
@@ -105,18 +106,18 @@ class Walk(ABC):
                 if entry.folder and not hidden(entry.name):
                     yield from self._match(entry.path, parts)
             return
-        if not _MAGIC.intersection(part):
-            found = self.look(f"{root.rstrip('/')}/{part}")
-            chosen: Iterable[Entry] = [found] if found else []
+        if not _WILDCARDS.intersection(part):
+            child = self.info(f"{root.rstrip('/')}/{part}")
+            matched: Iterable[Entry] = [child] if child else []
         else:
-            asked = part[0] if part[0] in "._" else ""
-            chosen = (
+            hidden_prefix = part[0] if part[0] in "._" else ""
+            matched = (
                 entry
                 for entry in self.children(root)
                 if fnmatch.fnmatchcase(entry.name, part)
-                and (not hidden(entry.name) or entry.name[0] == asked)
+                and (not hidden(entry.name) or entry.name[0] == hidden_prefix)
             )
-        for entry in chosen:
+        for entry in matched:
             if not any(rest):
                 if entry.folder or not rest:
                     yield entry
@@ -124,51 +125,51 @@ class Walk(ABC):
                 yield from self._match(entry.path, rest)
 
     @abstractmethod
-    def look(self, path: str) -> Entry | None:
-        """What is at a path; None if nothing is."""
+    def info(self, path: str) -> Entry | None:
+        """The file or folder at a path; None if there is none."""
 
     @abstractmethod
     def children(self, path: str) -> Iterable[Entry]:
-        """What is directly in a folder, in order of its name, hidden names too."""
+        """The entries directly in a folder, by name, hidden ones included."""
 
     @abstractmethod
     def below(self, folder: Entry) -> Iterator[Entry]:
-        """The files below a folder, without what is hidden."""
+        """The files below a folder, without hidden ones."""
 
 
 class LocalWalk(Walk):
     """Local files; links are followed."""
 
-    def look(self, path: str) -> Entry | None:
+    def info(self, path: str) -> Entry | None:
         try:
-            about = os.stat(path)
+            status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             if not os.path.islink(path):
                 return None
             raise _broken_link(path) from None
         except OSError as error:
-            raise _unlisted(path, error) from None
-        return self._entry(path, os.path.realpath(path), about)
+            raise _unreadable(path, error) from None
+        return self._entry(path, os.path.realpath(path), status)
 
     def children(self, path: str) -> Iterable[Entry]:
         return self._list(path, os.path.realpath(path))
 
     def below(self, folder: Entry) -> Iterator[Entry]:
-        # Folders that are no links come first: what is reached both ways keeps its own path.
-        # Real paths tell what was met before; numbers of inodes are not unique on every storage.
-        met: set[str] = set()
+        # Folders that are no links come first, so that a file that is also reached by a link keeps
+        # its own path. Visited folders are known by real path: not every storage has unique inodes.
+        visited: set[str] = set()
         plain, links = [folder], list[Entry]()
         while plain or links:
-            here = plain.pop() if plain else links.pop(0)
-            if here.real in met:
+            current = plain.pop() if plain else links.pop(0)
+            if current.real in visited:
                 continue
-            met.add(here.real)
-            for entry in self._list(here.path, here.real):
+            visited.add(current.real)
+            for entry in self._list(current.path, current.real):
                 if hidden(entry.name):
                     continue
                 if not entry.folder:
                     yield entry
-                elif entry.real == f"{here.real.rstrip('/')}/{entry.name}":
+                elif entry.real == f"{current.real.rstrip('/')}/{entry.name}":
                     plain.append(entry)
                 else:
                     links.append(entry)
@@ -176,50 +177,52 @@ class LocalWalk(Walk):
 
     def _list(self, path: str, real: str) -> Iterator[Entry]:
         try:
-            with os.scandir(path) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-        except (FileNotFoundError, NotADirectoryError):  # gone since it was met
+            with os.scandir(path) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):  # removed meanwhile
             return
         except OSError as error:
-            raise _unlisted(path, error) from None
-        for entry in entries:
-            if made := self._child(entry, f"{real.rstrip('/')}/{entry.name}"):
-                yield made
+            raise _unreadable(path, error) from None
+        for dir_entry in entries:
+            if entry := self._child(dir_entry, f"{real.rstrip('/')}/{dir_entry.name}"):
+                yield entry
 
     def _child(self, entry: os.DirEntry[str], real: str) -> Entry | None:
         if hidden(entry.name) and entry.is_symlink() and not os.path.exists(entry.path):
-            return None  # as editors leave them; nobody asks for it
+            return None  # a lock file of an editor
         try:
-            about = entry.stat()
+            status = entry.stat()
         except FileNotFoundError:
             if not entry.is_symlink():
-                return None  # gone since it was met
+                return None  # removed meanwhile
             raise _broken_link(entry.path) from None
         except OSError as error:
-            raise _unlisted(entry.path, error) from None
+            raise _unreadable(entry.path, error) from None
         return self._entry(
-            entry.path, os.path.realpath(entry.path) if entry.is_symlink() else real, about
+            entry.path, os.path.realpath(entry.path) if entry.is_symlink() else real, status
         )
 
-    def _entry(self, path: str, real: str, about: os.stat_result) -> Entry:
-        folder = stat.S_ISDIR(about.st_mode)
-        plain = folder or stat.S_ISREG(about.st_mode)
+    def _entry(self, path: str, real: str, status: os.stat_result) -> Entry:
+        folder = stat.S_ISDIR(status.st_mode)
+        regular = folder or stat.S_ISREG(status.st_mode)
         return Entry(
             path=path,
             real=real,
             folder=folder,
-            size=about.st_size if plain else None,
-            tag=_local_tag(path, real, about) if plain else None,
+            size=status.st_size if regular else None,
+            tag=_local_tag(path, real, status) if regular else None,
         )
 
 
-def _local_tag(path: str, real: str, about: os.stat_result) -> str:
-    """The time of change; behind a link also where it leads, for a link may come to lead to another
-    file of the same size and time."""
-    moment = str(about.st_mtime)
+def _local_tag(path: str, real: str, status: os.stat_result) -> str:
+    """The mtime; behind a link also a hash of its target.
+
+    A link may be changed to lead to another file of the same size and mtime.
+    """
+    mtime = str(status.st_mtime)
     if path == real:
-        return moment
-    return f"{moment}@{hashlib.sha256(os.fsencode(real)).hexdigest()[:_DIGITS]}"
+        return mtime
+    return f"{mtime}@{hashlib.sha256(os.fsencode(real)).hexdigest()[:_DIGITS]}"
 
 
 @dataclass
@@ -229,23 +232,21 @@ class RemoteWalk(Walk):
     fs: AbstractFileSystem
     uri: str
 
-    def look(self, path: str) -> Entry | None:
+    def info(self, path: str) -> Entry | None:
         try:
             return self._entry(self.fs.info(path))
         except (FileNotFoundError, NotADirectoryError) as error:
-            if missing_bucket(self.fs, path, error):
-                raise InputError(
-                    self.uri, expected="a bucket that exists", found="no such bucket"
-                ) from None
+            if is_missing_bucket(self.fs, path, error):
+                raise missing_bucket_error(self.uri) from None
             return None
         except PermissionError as error:
-            # Rights that end at a prefix reach neither to an object of the prefix's name nor to a
-            # pattern; then the listing tells.
+            # Rights may cover a prefix, but neither an object of the prefix's name nor a pattern.
+            # Then the listing decides.
             if is_glob(path):
                 return None
             folder = Entry(path=path, real=path, folder=True)
             if next(self.below(folder), None) is None:
-                raise _unlisted(self.uri, error) from None
+                raise _unreadable(self.uri, error) from None
             return folder
 
     def children(self, path: str) -> Iterable[Entry]:
@@ -253,7 +254,7 @@ class RemoteWalk(Walk):
 
     def below(self, folder: Entry) -> Iterator[Entry]:
         root = folder.path.rstrip("/")
-        for info in below(self.fs, folder.path, passing=hidden):
+        for info in below(self.fs, folder.path, skip=hidden):
             entry = self._entry(info)
             if not any(hidden(part) for part in entry.path[len(root) :].split("/") if part):
                 yield entry
@@ -262,7 +263,7 @@ class RemoteWalk(Walk):
         path = str(info["name"])
         folder = info["type"] == "directory"
         if not folder and (info.get("size") is None or version_tag(info) is None):
-            info = {**info, **self.fs.info(path)}  # some listings say less than a look does
+            info = {**info, **self.fs.info(path)}  # some listings hold less than info
             folder = info["type"] == "directory"
         size = info.get("size")
         return Entry(
@@ -274,7 +275,7 @@ class RemoteWalk(Walk):
         )
 
 
-def _unlisted(path: str, error: OSError) -> InputError:
+def _unreadable(path: str, error: OSError) -> InputError:
     return InputError(
         path,
         expected="a file or folder that can be read and listed",

@@ -1,13 +1,13 @@
 """The journal of a run: receipts of finished shards, which a rerun takes over.
 
-``journal/<work>/<time>-<nonce>.json`` holds the receipts of shards finished since the file before
-it; ``work`` names the model and the settings, so a receipt counts for a shard as long as the
-shard itself is unchanged, whatever happened to its neighbours. A crash loses at most the last
-``_SECONDS`` of receipts: their shards are done again, and their files are left to ``gc``.
+``journal/<work>/<time>-<nonce>.json`` holds the receipts of the shards that were finished since the
+previous file. ``work`` is the work id, so a receipt stays valid for as long as its shard is
+unchanged, whatever happens to other shards. A crash loses at most the last ``_SECONDS`` of
+receipts: their shards are done again, and their files are left to ``gc``.
 
-A run joins its files, ``_JOINED`` to one, as they become many: what a crash leaves behind is soon
-read. It removes the files that it wrote or read, once a version holds what is in them; those of
-another run at work on the same store, under the same work, are not its own.
+A run merges its files, ``_MERGED`` into one, as they become many, so that a rerun reads few. It
+removes the files that it wrote or read once a version holds their receipts, but not those of
+another run of the same work.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from raypq.errors import ConflictError, InputError
 
 FOLDER = "journal"
 _SECONDS = 1.0  # between journal files
-_MANY = 256  # receipts that are written down at once
-_JOINED = 64  # files of one size that become one
-_AT_ONCE = 16  # files that are read at a time
-_LOOKS = 3  # at a folder whose files another run joins meanwhile
+_MAX_PENDING = 256  # receipts that are not written yet
+_MERGED = 64  # files of one level that are merged into one
+_READERS = 16  # files that are read concurrently
+_LISTINGS = 3  # of a folder whose files another run merges meanwhile
 _NAME = re.compile(r"[0-9]{20}-[0-9a-f]{8}\.json")
 
 T = TypeVar("T")
 
 
 class Journal:
-    """The receipts of one kind of work on one store.
+    """The receipts of one work id on one store.
 
     Raises:
-        InputError: ``work`` is no name that a work may have.
+        InputError: ``work`` is not a work id.
     """
 
     def __init__(self, store: str, work: str) -> None:
@@ -55,90 +55,95 @@ class Journal:
             raise InputError(store, expected="the id of a work", found=str(error)) from None
         self._folder = join(store, FOLDER, work)
         self._store = store
-        self._new: list[Receipt] = []
-        self._last = time.monotonic()
-        self._held: dict[str, Sequence[Receipt]] = {}  # by file: read or written, and there still
-        self._written: list[list[str]] = [[]]  # own files by size, each joined from those before
+        self._pending: list[Receipt] = []
+        self._last_flush = time.monotonic()
+        self._files: dict[str, Sequence[Receipt]] = {}  # read or written, and not removed yet
+        self._levels: list[list[str]] = [
+            []
+        ]  # own files; those of a level were merged from the last
 
     def read(self) -> list[Receipt]:
-        """Every receipt written down, later ones last; a file that is damaged is left out."""
-        found = _read_all(self._folder, self._receipts)
-        self._held |= found
-        return [receipt for name in sorted(found) for receipt in found[name]]
+        """All receipts of the journal, later ones last; damaged files are left out."""
+        receipts_of = _read_all(self._folder, self._receipts)
+        self._files |= receipts_of
+        return [receipt for name in sorted(receipts_of) for receipt in receipts_of[name]]
 
     def add(self, receipt: Receipt) -> None:
-        """Notes a finished shard; written down within a second or so."""
-        self._new.append(receipt)
-        if len(self._new) >= _MANY or time.monotonic() - self._last >= _SECONDS:
+        """Adds the receipt of a finished shard; it is written within about a second."""
+        self._pending.append(receipt)
+        if len(self._pending) >= _MAX_PENDING or time.monotonic() - self._last_flush >= _SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Writes down what is new."""
-        if self._new:
-            self._write(self._new, size=0)
-            self._new = []
-            self._join(size=0)
-        self._last = time.monotonic()
+        """Writes the pending receipts."""
+        if self._pending:
+            self._write(self._pending, level=0)
+            self._pending = []
+            self._merge(level=0)
+        self._last_flush = time.monotonic()
 
-    def clear(self, held: Iterable[str] | None = None) -> None:
-        """Removes the files that this journal read or wrote; called once a version holds them.
+    def clear(self, committed: Iterable[str] | None = None) -> None:
+        """Removes the files that this journal read or wrote, once a version holds their receipts.
 
         Args:
-            held: the shards of the version. A file with others in it stays: it is the work of
-                another run, which may not be finished.
+            committed: the shards of the version. A file with other shards stays: it is of another
+                run, which may not have ended.
         """
-        shards = None if held is None else set(held)
-        for name, receipts in list(self._held.items()):
+        shards = None if committed is None else set(committed)
+        for name, receipts in list(self._files.items()):
             if shards is None or all(receipt.shard in shards for receipt in receipts):
                 self._remove(name)
-        self._written = [[]]
+        self._levels = [[]]
 
     def _receipts(self, name: str, content: bytes) -> list[Receipt] | None:
         uri = join(self._folder, name)
         try:
             return [Receipt(**entry) for entry in json_text.parse(content)]
         except (ValueError, TypeError, ValidationError) as error:
-            # What it recorded is done again; nothing else is lost.
+            # Its shards are done again; nothing else is lost.
             console.warn(f"{uri}: unreadable journal file, its shards are done again: "
                          f"{format_version.unknown_key(error) or error}")  # fmt: skip
             return None
 
-    def _write(self, receipts: Sequence[Receipt], *, size: int) -> None:
+    def _write(self, receipts: Sequence[Receipt], *, level: int) -> None:
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
         content = json.dumps([receipt.model_dump(mode="json") for receipt in receipts])
         if not create_once(join(self._folder, name), content.encode()):
             raise ConflictError(f"{join(self._folder, name)}: written by somebody else")
-        self._held[name] = list(receipts)
-        while len(self._written) <= size:
-            self._written.append([])
-        self._written[size].append(name)
+        self._files[name] = list(receipts)
+        while len(self._levels) <= level:
+            self._levels.append([])
+        self._levels[level].append(name)
 
-    def _join(self, *, size: int) -> None:
-        """Makes one file of many; they go once it is there, so nothing is ever missing."""
-        many = self._written[size]
-        if len(many) < _JOINED:
+    def _merge(self, *, level: int) -> None:
+        """Merges the files of a level; they are removed after the merged file has been written."""
+        names_of_level = self._levels[level]
+        if len(names_of_level) < _MERGED:
             return
-        self._write([receipt for name in many for receipt in self._held[name]], size=size + 1)
-        for name in many:
-            with suppress(OSError):  # then it is there twice, which does no harm
+        receipts = [receipt for name in names_of_level for receipt in self._files[name]]
+        self._write(receipts, level=level + 1)
+        for name in names_of_level:
+            with suppress(OSError):  # its receipts then exist twice, which does no harm
                 self._remove(name)
-        self._written[size] = []
-        self._join(size=size + 1)
+        self._levels[level] = []
+        self._merge(level=level + 1)
 
     def _remove(self, name: str) -> None:
-        if _NAME.fullmatch(name):  # anything else is none that a journal wrote
+        if _NAME.fullmatch(name):  # no journal wrote a file of another name
             delete(join(self._folder, name))
-        self._held.pop(name, None)
+        self._files.pop(name, None)
 
 
 def files_named(store: str, works: Iterable[str]) -> set[str]:
-    """The paths of all files that the journals of some works name; for ``gc``, which must not
-    miss one where a file cannot be understood."""
-    found: set[str] = set()
+    """The paths of all files that the journals of some work ids name.
+
+    For ``gc``: paths in a file that cannot be parsed are included.
+    """
+    paths: set[str] = set()
     for work in works:
-        for paths in _read_all(join(store, FOLDER, work), _paths).values():
-            found |= paths
-    return found
+        for paths_of_file in _read_all(join(store, FOLDER, work), _paths).values():
+            paths |= paths_of_file
+    return paths
 
 
 def _paths(_: str, content: bytes) -> set[str] | None:
@@ -148,10 +153,13 @@ def _paths(_: str, content: bytes) -> set[str] | None:
         return set(re.findall(r"data/[^\"]+", content.decode("utf-8", errors="replace")))
 
 
-def _read_all(folder: str, understand: Callable[[str, bytes], T | None]) -> dict[str, T]:
-    """What is understood of each file of a folder, by name. Another run may join its files
-    meanwhile: the one that it makes of them is there before they are gone, so look again."""
-    found: dict[str, T] = {}
+def _read_all(folder: str, parse: Callable[[str, bytes], T | None]) -> dict[str, T]:
+    """The parsed files of a folder, by name.
+
+    Another run may merge its files meanwhile. It writes the merged file before it removes the
+    others, so another listing has it.
+    """
+    parsed: dict[str, T] = {}
     seen: set[str] = set()
 
     def read(name: str) -> bytes | None:
@@ -160,31 +168,33 @@ def _read_all(folder: str, understand: Callable[[str, bytes], T | None]) -> dict
         except FileNotFoundError:
             return None
 
-    for _ in range(_LOOKS):
-        there = [
+    for _ in range(_LISTINGS):
+        unread = [
             name
             for name in list_names(folder)
             if not name.startswith(".") and name.endswith(".json") and name not in seen
         ]
-        if not there:
+        if not unread:
             break
-        with ThreadPoolExecutor(min(_AT_ONCE, len(there))) as pool:
-            contents = list(pool.map(read, there))
-        for name, content in zip(there, contents, strict=True):
+        with ThreadPoolExecutor(min(_READERS, len(unread))) as pool:
+            contents = list(pool.map(read, unread))
+        for name, content in zip(unread, contents, strict=True):
             if content is None:
                 continue
             seen.add(name)
-            understood = understand(name, content)
-            if understood is not None:
-                found[name] = understood
+            value = parse(name, content)
+            if value is not None:
+                parsed[name] = value
         if all(content is not None for content in contents):
             break
-    return found
+    return parsed
 
 
 def still_there(store: str, receipts: Iterable[Receipt]) -> list[Receipt]:
-    """The receipts whose files are in the store in full; one listing, not one look each. What a
-    gc is about to remove counts as gone."""
+    """The receipts whose files exist with their sizes, by one listing.
+
+    Files that an active gc will remove count as removed.
+    """
     receipts = list(receipts)
     if not receipts:
         return []

@@ -1,16 +1,16 @@
 """Leases: one nightly run at a time on a store, with expiry after a crash.
 
-``lease/<term>-<beat>.json``: every holder has a term of its own, one higher than the one before,
-and adds a beat now and then as a sign of life; ``<term>-end.json`` gives the lease back. All are
-created in one step that fails if the name is taken, so of those who want a term one gets it.
+``lease/<term>-<beat>.json``: every holder has its own term, one higher than the last, and adds
+numbered heartbeats; ``<term>-end.json`` releases the lease. All are created in one step that fails
+if the name is taken, so that one contender gets a term.
 
-No clock of another machine is trusted. Who finds a lease held watches it: a new beat says that its
-holder is at work; none for as long as the lease promises, by the watcher's own monotonic clock,
-says that it is not, and the next term is free. A holder that only slept finds the higher term when
-it asks (``check``, just before a commit), and gives up.
+No clock of another machine is trusted. A contender that finds the lease held watches it: a new
+heartbeat shows that the holder is active; if there is none for the holder's expiry time, by the
+contender's own monotonic clock, the holder is gone and the next term is free. A holder that only
+slept finds the higher term in ``check``, just before a commit, and gives up.
 
-Files are removed to keep the folder short, never to hand the lease over; the highest always stays,
-so no term is given twice.
+Old files are removed to keep the folder short, never to hand over the lease; the highest always
+stays, so that no term is used twice.
 """
 
 from __future__ import annotations
@@ -35,17 +35,22 @@ from raypq.data.storage import create, delete, join, list_files, list_names, rea
 from raypq.errors import ConflictError
 
 FOLDER = "lease"
-SECONDS = 60.0  # without a sign of life after which a holder counts as gone
-_BEATS = 4  # signs of life in that time: three may be lost
-_LOOKS = 40  # of a watcher in that time
+SECONDS = 60.0  # default expiry: without a heartbeat for so long, a holder counts as gone
+_BEATS = 4  # heartbeats in that time: three may be lost
+_POLLS = 40  # of a contender in that time
 _NAME = re.compile(r"([0-9]{12})-([0-9]{8}|end)\.json")
-_LAST = 10**12 - 1  # term that a name can hold
+_MAX_TERM = 10**12 - 1  # that a name can hold
 
 
 class Holder(Settings):
-    """What a lease file says; its times are for people to read."""
+    """The content of a lease file.
 
-    model_config = ConfigDict(extra="ignore")  # of a newer raypq: what is known here still holds
+    Attributes:
+        who: the process and host. since: when it began, for people.
+        seconds: without a heartbeat after which it counts as gone.
+    """
+
+    model_config = ConfigDict(extra="ignore")  # a newer raypq may write more
 
     nonce: str
     who: str
@@ -54,15 +59,15 @@ class Holder(Settings):
 
 
 @dataclass(frozen=True)
-class _Mark:
-    """The latest sign of life in a store."""
+class _Beat:
+    """A lease file: the heartbeat of a term, or its end."""
 
     term: int
     beat: str
     name: str
 
     @property
-    def over(self) -> bool:
+    def released(self) -> bool:
         return self.beat == "end"
 
     @property
@@ -72,7 +77,7 @@ class _Mark:
 
 @dataclass(kw_only=True)
 class Lease:
-    """One run's hold on a store; ``held`` takes and keeps it."""
+    """A run's lease on a store; ``held`` takes, renews and releases it."""
 
     store: str
     seconds: float = SECONDS
@@ -81,7 +86,7 @@ class Lease:
     term: int = 0
     holder: Holder = field(init=False)
     _beat: int = 0
-    _alive: float = 0.0
+    _last_beat: float = 0.0
 
     def __post_init__(self) -> None:
         self.holder = Holder(
@@ -92,155 +97,156 @@ class Lease:
         )
 
     def take(self) -> None:
-        """Takes the lease, from a holder that is gone if need be (which takes its promised time).
+        """Takes the lease, after waiting for the expiry of another holder's if need be.
 
         Raises:
-            ConflictError: another run holds it and is at work.
+            ConflictError: another run holds it and is active.
         """
         last = self._latest()
-        if last and not last.over:
+        if last and not last.released:
             last = self._watch(last)
         self.term = last.term + 1 if last else 1
-        if self.term > _LAST:
+        if self.term > _MAX_TERM:
             raise ConflictError(
                 f"{join(self.store, FOLDER, last.name if last else '')}: no run gave the lease "
                 "this number; remove the file"
             )
-        if not self._create(f"{0:08d}") or self._rank() != self.term:
+        if not self._create(f"{0:08d}") or self._latest_term() != self.term:
             raise self._refusal(self._latest(), "came first")
-        self._alive = self.now()
-        self._tidy()
+        self._last_beat = self.now()
+        self._remove_earlier_terms()
 
     def beat(self) -> None:
-        """Gives a sign of life.
+        """Writes a heartbeat.
 
         Raises:
-            OSError: it could not be written; the lease holds on until its time is over.
+            OSError: it could not be written; the lease is valid until it expires.
         """
         if self._create(f"{self._beat + 1:08d}"):
             self._beat += 1
-            self._alive = self.now()
+            self._last_beat = self.now()
             if self._beat > 1:  # the first beat stays: it guards the term
                 delete(self._uri(self.term, f"{self._beat - 1:08d}"))
 
     def check(self) -> None:
-        """Makes sure that the lease is still ours; asked just before a commit.
+        """Checks, just before a commit, that this run still holds the lease.
 
         Raises:
-            ConflictError: another run has taken it, or it ran out.
+            ConflictError: another run has taken it, or it expired.
         """
-        silent = self.now() - self._alive
+        silent = self.now() - self._last_beat
         if silent > self.seconds:
             raise ConflictError(
                 f"{self.store}: no sign of life could be written for {silent:.0f} s, so the lease "
                 "ran out; nothing was committed, and a rerun takes over what is finished"
             )
         last = self._latest()
-        if last is None or last.term != self.term or last.over:
+        if last is None or last.term != self.term or last.released:
             raise self._refusal(last, "took the lease over")
 
-    def give_back(self) -> None:
-        """Ends the lease, so that the next run need not wait for its time to pass."""
+    def release(self) -> None:
+        """Ends the lease, so that the next run need not wait for its expiry."""
         with suppress(OSError):
             self._create("end")
 
-    def _watch(self, last: _Mark) -> _Mark:
-        """Waits for the holder's next sign of life; returns the mark of one that is gone."""
+    def _watch(self, last: _Beat) -> _Beat:
+        """Waits for the holder's next heartbeat; returns the last one of a holder that is gone."""
         holder = self._holder(last)
-        promised = holder.seconds if holder else self.seconds
+        expiry = holder.seconds if holder else self.seconds
         console.say(
-            f"{self.store} is held by {_name(holder)}; waiting up to {promised:g} s for a sign of "
+            f"{self.store} is held by {_name(holder)}; waiting up to {expiry:g} s for a sign of "
             "life"
         )
-        end = self.now() + promised
+        end = self.now() + expiry
         while self.now() < end:
-            self.sleep(promised / _LOOKS)
-            found = self._latest()
-            if found is None or found == last:
+            self.sleep(expiry / _POLLS)
+            latest = self._latest()
+            if latest is None or latest == last:
                 continue
-            if found.over:
-                return found
-            raise self._refusal(found, "is at work")
+            if latest.released:
+                return latest
+            raise self._refusal(latest, "is at work")
         console.warn(f"{self.store}: {_name(holder)} gave no sign of life; taking over")
         return last
 
-    def _refusal(self, last: _Mark | None, what: str) -> ConflictError:
+    def _refusal(self, last: _Beat | None, reason: str) -> ConflictError:
         holder = None
-        with suppress(OSError):  # who it is matters less than that there is somebody
+        with suppress(OSError):  # the error can do without the holder's name
             holder = self._holder(last) if last else None
         seconds = holder.seconds if holder else self.seconds
         return ConflictError(
-            f"{self.store}: {_name(holder)} {what}. Two runs must not interleave: let it end, or "
+            f"{self.store}: {_name(holder)} {reason}. Two runs must not interleave: let it end, or "
             f"end it; {seconds:g} s after its last sign of life the next run takes over by itself"
         )
 
     def _create(self, beat: str) -> bool:
-        """Whether the mark is there and ours, be it by a request whose answer was lost."""
+        """Creates a lease file; True if it is ours, also by a request whose response was lost."""
         uri = self._uri(self.term, beat)
         try:
             create(uri, self.holder.model_dump_json().encode())
         except FileExistsError:
-            found = _read(uri)
-            return found is not None and found.nonce == self.holder.nonce
+            holder = _read(uri)
+            return holder is not None and holder.nonce == self.holder.nonce
         except OSError as error:
-            # No answer, or a server's error: what is there now tells whether it was done.
+            # No response, or a server error: the request may have succeeded.
             try:
-                found = _read(uri)
+                holder = _read(uri)
             except OSError:
                 raise error from None
-            if found is None:
+            if holder is None:
                 raise
-            return found.nonce == self.holder.nonce
+            return holder.nonce == self.holder.nonce
         return True
 
-    def _tidy(self) -> None:
-        """Removes the marks of earlier terms; a later term stands, so none comes back."""
+    def _remove_earlier_terms(self) -> None:
+        """Removes the files of earlier terms, which cannot be taken again."""
         for name in list_names(join(self.store, FOLDER)):
             match = _NAME.fullmatch(name)
             if match and int(match[1]) < self.term:
                 with suppress(OSError):
                     delete(join(self.store, FOLDER, name))
 
-    def _rank(self) -> int:
+    def _latest_term(self) -> int:
         last = self._latest()
         return last.term if last else 0
 
-    def _latest(self) -> _Mark | None:
+    def _latest(self) -> _Beat | None:
         return _latest_of(list_names(join(self.store, FOLDER)))
 
-    def _holder(self, mark: _Mark) -> Holder | None:
-        return _read(join(self.store, FOLDER, mark.name))
+    def _holder(self, beat: _Beat) -> Holder | None:
+        return _read(join(self.store, FOLDER, beat.name))
 
     def _uri(self, term: int, beat: str) -> str:
         return join(self.store, FOLDER, f"{term:012d}-{beat}.json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """A lease that was not given back, as its files tell; times are those of the storage.
+class CurrentLease:
+    """A lease that has not been released; times are by the storage's clock.
 
     Attributes:
-        began, last: when it was taken, and its last sign of life (seconds since 1970).
-        seconds: without a sign of life after which its holder counts as gone.
+        began, last_beat: when it was taken, and its last heartbeat (seconds since 1970).
+        seconds: without a heartbeat after which its holder counts as gone.
+        who: a description of the holder.
     """
 
     began: float
-    last: float
+    last_beat: float
     seconds: float
     who: str
 
 
-def standing(store: str) -> Standing | None:
-    """The lease on a store, if one was taken and not given back."""
+def current(store: str) -> CurrentLease | None:
+    """The lease on a store, if one was taken and not released."""
     files = list_files(join(store, FOLDER))
-    mark = _latest_of(files)
-    if mark is None or mark.over:
+    latest = _latest_of(files)
+    if latest is None or latest.released:
         return None
-    holder = _read(join(store, FOLDER, mark.name))
-    of_term = [listed.written for name, listed in files.items() if name.startswith(mark.prefix)]
-    return Standing(
-        began=min(of_term),
-        last=max(of_term),
+    holder = _read(join(store, FOLDER, latest.name))
+    times = [listed.written for name, listed in files.items() if name.startswith(latest.prefix)]
+    return CurrentLease(
+        began=min(times),
+        last_beat=max(times),
         seconds=holder.seconds if holder else SECONDS,
         who=_name(holder),
     )
@@ -248,10 +254,10 @@ def standing(store: str) -> Standing | None:
 
 @contextmanager
 def held(store: str, *, seconds: float = SECONDS) -> Iterator[Lease]:
-    """Holds the lease on a store, with signs of life from a thread, and gives it back.
+    """Holds the lease on a store within the context, with heartbeats from a thread.
 
     Raises:
-        ConflictError: another run holds it and is at work.
+        ConflictError: another run holds it and is active.
     """
     lease = Lease(store=store, seconds=seconds)
     lease.take()
@@ -263,21 +269,21 @@ def held(store: str, *, seconds: float = SECONDS) -> Iterator[Lease]:
     finally:
         done.set()
         thread.join()
-        lease.give_back()
+        lease.release()
 
 
 def _keep_alive(lease: Lease, done: Event) -> None:
     while not done.wait(lease.seconds / _BEATS):
         try:
             lease.beat()
-        except OSError as error:  # ``check`` tells, should it go on
+        except OSError as error:  # if it persists, ``check`` raises
             console.warn(f"{lease.store}: cannot renew the lease: {error}")
 
 
-def _latest_of(names: Iterable[str]) -> _Mark | None:
+def _latest_of(names: Iterable[str]) -> _Beat | None:
     matches = (_NAME.fullmatch(name) for name in names)
-    marks = [_Mark(int(match[1]), match[2], match[0]) for match in matches if match]
-    return max(marks, key=lambda mark: mark.name, default=None)
+    beats = [_Beat(int(match[1]), match[2], match[0]) for match in matches if match]
+    return max(beats, key=lambda beat: beat.name, default=None)
 
 
 def _name(holder: Holder | None) -> str:
@@ -285,10 +291,10 @@ def _name(holder: Holder | None) -> str:
 
 
 def _read(uri: str) -> Holder | None:
-    """What a mark says; None where it is gone, or is no mark.
+    """The content of a lease file; None if it is gone, or is none.
 
     Raises:
-        OSError: it could not be read. It may promise more time than any guess.
+        OSError: it could not be read. Its expiry time must not be guessed.
     """
     try:
         return Holder(**json_text.parse(read_bytes(uri)))

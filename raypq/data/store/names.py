@@ -1,7 +1,7 @@
-"""Validation of names from store files that become parts of paths.
+"""Validation of names in store files that become parts of paths.
 
-Whoever can write to a store can write anything into its JSON files. A name from there must not
-lead out of the store, nor to a file of another kind.
+A writer of a store can put anything into its JSON files. A name from there must not lead out of
+the store, nor to a file of another kind.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 _ID = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.,-]*)?")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]")  # and what UTF-8 cannot write
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]")  # controls, surrogates, backslash
 _OUTSIDE = re.compile(r"[./]*|/.*|(?:.*/)?\.\.(?:/.*)?|.*://.*", re.DOTALL)
 
 
-def _plain(value: str) -> None:
-    if _CONTROL.search(value):
+def _check_characters(value: str) -> None:
+    if _FORBIDDEN.search(value):
         raise ValueError(f"expected a name without control characters and '\\', found {value!r}")
 
 
 def check_stem(value: str) -> str:
-    """A shard's name. Any characters may be in it that a file's name may have: early stores named
-    shards after their files.
+    """A shard's name; any that a file may have, since early stores named shards after their files.
 
     Raises:
         ValueError: empty, a leading dot, a separator, or a control character.
     """
-    _plain(value)
+    _check_characters(value)
     if not value or value.startswith(".") or "/" in value:
         raise ValueError(f"expected a name without '/' and leading dots, found {value!r}")
     return value
@@ -53,7 +52,7 @@ def check_path(value: str) -> str:
     """
     if _OUTSIDE.fullmatch(value):
         raise ValueError(f"expected paths inside the store, found {value!r}")
-    _plain(value)
+    _check_characters(value)
     return value
 
 

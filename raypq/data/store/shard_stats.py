@@ -1,4 +1,4 @@
-"""Figures of how well a model fits a shard, and a model's baseline."""
+"""Statistics of how well a model fits a shard, and a model's baseline of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DIGITS = 6  # significant; a snapshot may hold 10,000 of these
 
 
 class Spread(Settings):
-    """Mean, standard deviation and quantiles of a figure over rows."""
+    """Mean, standard deviation and quantiles of a statistic over rows."""
 
     mean: float
     std: float
@@ -23,24 +23,27 @@ class Spread(Settings):
 
     @classmethod
     def of(cls, values: NDArray[Any]) -> Self:
-        """Of values [n]."""
+        """The spread of values [n]."""
         low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
         return cls(
-            mean=_short(values.mean()),
-            std=_short(values.std()),
-            q05=_short(low),
-            q50=_short(middle),
-            q95=_short(high),
+            mean=_rounded(values.mean()),
+            std=_rounded(values.std()),
+            q05=_rounded(low),
+            q50=_rounded(middle),
+            q95=_rounded(high),
         )
 
 
 class ShardStats(Settings):
-    """Measured on a fixed random sample of a shard's rows.
+    """Statistics of a shard, on a fixed random sample of its rows.
 
     Attributes:
-        rows: the sample. error: ‖u − q(u)‖² of a row, in parts of the mean ‖u‖². norm: ‖x‖.
-        entropy: of codeword usage, mean over sub-codebooks, in bits; corrected for the size of
-            the sample (Miller and Madow), which has ``coded`` rows.
+        rows: size of the sample.
+        error: relative quantization error of a row, ‖u − q(u)‖² / mean ‖u‖².
+        norm: ‖x‖ of a row.
+        coded: size of the sample for ``entropy``.
+        entropy: of codeword usage in bits, mean over sub-codebooks, with the Miller-Madow
+            correction for the size of the sample.
     """
 
     rows: int
@@ -51,11 +54,12 @@ class ShardStats(Settings):
 
 
 class Level(Settings):
-    """A figure on the training data.
+    """A statistic on the training data.
 
     Attributes:
-        mean: over all rows. within: standard deviation of rows. between: of shards, beyond what
-            rows alone explain.
+        mean: over all rows.
+        within: standard deviation of rows within shards.
+        between: standard deviation between shards, beyond what rows explain.
     """
 
     mean: float
@@ -64,11 +68,12 @@ class Level(Settings):
 
 
 class Baseline(Settings):
-    """What a model's training data looked like to it; kept in the model's record.
+    """Statistics of a model's training data; stored in the model's record.
 
     Attributes:
-        shards: how many were measured. optimism: how much larger the error of new rows of the
-            same kind is expected to be, since the codebooks were fitted to these.
+        shards: number of shards that were measured.
+        optimism: factor by which the error of new rows is expected to exceed that of the training
+            rows, to which the codebooks were fitted.
     """
 
     shards: int
@@ -78,5 +83,5 @@ class Baseline(Settings):
     entropy: Level
 
 
-def _short(value: float) -> float:
+def _rounded(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")

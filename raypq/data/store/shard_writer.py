@@ -1,4 +1,4 @@
-"""Writing one output file a shard, hashed on the way, with a receipt."""
+"""Writing the output file of a shard, hashed on the way; its receipt."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pydantic import Field
 
 from raypq.config import Settings
 from raypq.data.ids import IdKind
-from raypq.data.storage import Shard, canonical, join, replacing
+from raypq.data.storage import Shard, atomic_write, canonical, join
 from raypq.data.store.names import Id, InsidePath, Stem
 from raypq.data.store.shard_stats import ShardStats
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MOST = 2**63 - 1  # rows, or bytes, that a file can have
-Count = Annotated[int, Field(ge=0, le=_MOST)]
-_UNKNOWN = "None"  # what early stores say of files that no tag was read of
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]  # of rows or bytes
+_UNKNOWN = "None"  # in early stores: the tag of a file whose tag was not read
 ROW_GROUP = 1 << 17  # rows; large enough to compress, small enough to hold
 
 
 class Source(Settings):
-    """The input shard that an output file was made from; ``sha256`` only where it was asked for.
+    """The input shard of an output file.
 
     Attributes:
         modified: the version tag, as in ``Shard``.
+        sha256: of the content, where ``compare: content`` was set.
     """
 
     uri: str
@@ -39,14 +39,14 @@ class Source(Settings):
 
     @classmethod
     def of(cls, shard: Shard, *, sha256: str | None = None) -> Source:
-        """What is known of an input shard."""
+        """The source entry of an input shard."""
         return cls(uri=shard.uri, size=shard.size, modified=shard.modified, sha256=sha256)
 
     def same_file(self, other: Source) -> bool:
-        """Whether both speak of one file in one state: URI, size and version tag.
+        """Whether both are the same version of a file: equal URI, size and version tag.
 
-        A tag that is a sha256 (files of a raypq store have it) tells the content wherever it lies.
-        An empty tag belongs to sources whose content is a part of the work.
+        Where the tag is a sha256 (as of files of a raypq store), the URI may differ. An empty tag
+        means that the work id covers the content.
         """
         if self.modified == _UNKNOWN or (self.size, self.modified) != (other.size, other.modified):
             return False
@@ -56,14 +56,15 @@ class Source(Settings):
 
 
 class Receipt(Settings):
-    """What a worker answers for one finished shard.
+    """A worker's record of one finished shard.
 
     Attributes:
-        model: fingerprint of the model. work: names the model and all settings that the content
-            depends on: the same work on the same source gives the same content.
-        stats: how well the model fits the shard; of codes only, and not in early stores.
-        ids: the type of its ids; not in early stores, nor where they are integers that such a
-            store keeps as text.
+        model: fingerprint of the model.
+        work: the work id, a digest of the model and all settings that the content depends on: the
+            same work on the same source gives the same content.
+        stats: how well the model fits the shard. Codes only; absent in early stores.
+        ids: the type of its ids. Absent in early stores, and for integers that such a store keeps
+            as text.
     """
 
     shard: Stem
@@ -79,7 +80,7 @@ class Receipt(Settings):
 
 
 class HashingFile:
-    """A file to write that hashes and counts what passes through."""
+    """A file to write that hashes and counts its bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -88,25 +89,25 @@ class HashingFile:
         self.closed = False
 
     def write(self, data: bytes) -> int:
-        """Writes and hashes; returns how many bytes."""
+        """Writes and hashes; returns the number of bytes."""
         self._file.write(data)
         self.digest.update(data)
         self.bytes += len(data)
         return len(data)
 
     def flush(self) -> None:
-        """Nothing: the file is flushed and synced when it is complete."""
+        """Does nothing: the file is flushed and synced when it is complete."""
 
     def readable(self) -> bool:
-        """Never."""
+        """False."""
         return False
 
     def writable(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """Never."""
+        """False."""
         return False
 
 
@@ -122,23 +123,23 @@ def write_shard(
 ) -> Receipt:
     """Writes ``data/<stem>.<uuid>.parquet`` below ``store``; the name is never used twice.
 
-    The file takes its name when it is complete and synced, and counts only once a snapshot names
-    it: neither a crash nor a full disk leaves anything half done.
+    The file gets its name when it is complete and synced, and belongs to the store only once a
+    snapshot names it: a crash or a full disk leaves no partial output.
     """
     path = f"data/{shard.stem}.{uuid.uuid4().hex}.parquet"
-    rows, held = 0, 0
-    waiting: list[pa.RecordBatch] = []
-    with replacing(join(store, path)) as file:
+    rows, pending_rows = 0, 0
+    pending: list[pa.RecordBatch] = []
+    with atomic_write(join(store, path)) as file:
         sink = HashingFile(file)
         with pq.ParquetWriter(sink, schema, write_page_checksum=True, **options) as writer:
             for batch in batches:
-                waiting.append(batch)
-                held += len(batch)
+                pending.append(batch)
+                pending_rows += len(batch)
                 rows += len(batch)
-                if held >= ROW_GROUP:
-                    writer.write_table(pa.Table.from_batches(waiting, schema), ROW_GROUP)
-                    waiting, held = [], 0
-            writer.write_table(pa.Table.from_batches(waiting, schema), ROW_GROUP)
+                if pending_rows >= ROW_GROUP:
+                    writer.write_table(pa.Table.from_batches(pending, schema), ROW_GROUP)
+                    pending, pending_rows = [], 0
+            writer.write_table(pa.Table.from_batches(pending, schema), ROW_GROUP)
     return Receipt(
         shard=shard.stem,
         path=path,

@@ -1,8 +1,8 @@
 """Sidecars: small files of a version that save the next run from reading every shard.
 
-A version names its sidecars in its summary, by path, size and sha256. A sidecar holds nothing that
-the shards do not hold too: whoever finds one missing or damaged makes it anew from the shards.
-Every sidecar has a name of its own, is written before the version that names it, and never changes.
+A version names its sidecars in its summary, by path, size and sha256. They are derived data: a
+sidecar that is missing or damaged is made anew from the shards. A sidecar has a unique name, is
+written before the version that names it, and never changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from raypq.config import Settings
-from raypq.data.storage import digest, join, list_files, read_bytes, replacing, sync_folder
+from raypq.data.storage import atomic_write, digest, join, list_files, read_bytes, sync_folder
 from raypq.data.store.shard_writer import HashingFile
 from raypq.errors import InputError
 
@@ -28,9 +28,13 @@ _PATH = re.compile(rf"{FOLDER}/[a-z]+-[0-9a-f]{{32}}\.[a-z]+")
 
 
 class Sidecar(Settings):
-    """One sidecar as a version names it; ``about`` is what a reader wants to know beforehand."""
+    """One sidecar as a version names it.
 
-    model_config = ConfigDict(extra="ignore")  # of a newer raypq
+    Attributes:
+        about: facts that a reader needs before it opens the file.
+    """
+
+    model_config = ConfigDict(extra="ignore")  # a newer raypq may write more
 
     path: str
     bytes: int = Field(ge=0)
@@ -48,62 +52,63 @@ class Sidecar(Settings):
 Sidecars = Mapping[str, Sequence[Sidecar]]  # by kind
 
 
-def named(summary: Mapping[str, Any], where: str) -> Sidecars:
+def from_summary(summary: Mapping[str, Any], uri: str) -> Sidecars:
     """The sidecars that a version's summary names, by kind.
 
     Args:
-        where: the version's file, for errors.
+        uri: the version's file, for errors.
 
     Raises:
         InputError: they cannot be read, or a path leads out of the folder of sidecars.
     """
     try:
-        noted = dict(summary.get(KEY) or {})
-        return {str(kind): [Sidecar(**item) for item in items] for kind, items in noted.items()}
+        section = dict(summary.get(KEY) or {})
+        return {str(kind): [Sidecar(**item) for item in items] for kind, items in section.items()}
     except (ValidationError, TypeError, ValueError) as error:
         raise InputError(
-            f"{where}, key 'summary.{KEY}'",
+            f"{uri}, key 'summary.{KEY}'",
             expected="sidecar files with path, bytes and sha256",
             found=str(error).splitlines()[-1].strip(),
         ) from None
 
 
-def told(sidecars: Sidecars) -> dict[str, Any]:
-    """What a summary says of them; nothing where there are none."""
-    plain = {
+def as_summary(sidecars: Sidecars) -> dict[str, Any]:
+    """The entry of a version's summary; empty without sidecars."""
+    section = {
         kind: [item.model_dump(mode="json") for item in items]
         for kind, items in sidecars.items()
         if items
     }
-    return {KEY: plain} if plain else {}
+    return {KEY: section} if section else {}
 
 
 @dataclass(kw_only=True)
 class Draft:
-    """A sidecar that is being written; ``about`` may be filled until it is done."""
+    """A sidecar that is being written; ``about`` may be filled until the end."""
 
     file: HashingFile
     path: str
     about: dict[str, Any] = field(default_factory=dict)
 
     def sidecar(self) -> Sidecar:
-        """What a version names, once the writing is over."""
+        """The entry for a version, once the file is complete."""
         digest = self.file.digest.hexdigest()
         return Sidecar(path=self.path, bytes=self.file.bytes, sha256=digest, about=self.about)
 
 
 @contextmanager
-def writing(store: str, kind: str, suffix: str) -> Iterator[Draft]:
-    """A new sidecar to write; nothing is left of it where the context fails."""
+def create(store: str, kind: str, suffix: str) -> Iterator[Draft]:
+    """A new sidecar to write; an error in the context leaves nothing behind."""
     path = f"{FOLDER}/{kind}-{uuid.uuid4().hex}.{suffix}"
     uri = join(store, path)
     try:
-        with replacing(uri) as file:
+        with atomic_write(uri) as file:
             yield Draft(file=HashingFile(file), path=path)
     except OSError as error:
         if error.filename is not None or error.errno is None:
             raise
-        raise type(error)(error.errno, error.strerror, uri) from error  # a full disk names no file
+        # The error of a full disk does not name the file.
+        raise type(error)(error.errno, error.strerror, uri) from error
     sync_folder(join(store, FOLDER))  # before a version names it
 
 
@@ -111,7 +116,7 @@ def read(store: str, sidecar: Sidecar) -> bytes:
     """The content of a small sidecar, its sha256 checked.
 
     Raises:
-        InputError: it is not there, or not as it was written.
+        InputError: it is missing, or not as it was written.
     """
     uri = join(store, sidecar.path)
     try:
@@ -120,17 +125,17 @@ def read(store: str, sidecar: Sidecar) -> bytes:
         raise InputError(uri, expected="a sidecar of the version", found="no such file") from None
     if len(content) != sidecar.bytes:
         raise InputError(uri, expected=f"{sidecar.bytes} bytes", found=f"{len(content)} bytes")
-    found = hashlib.sha256(content).hexdigest()
-    if found != sidecar.sha256:
-        raise InputError(uri, expected=f"sha256 {sidecar.sha256}", found=found)
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != sidecar.sha256:
+        raise InputError(uri, expected=f"sha256 {sidecar.sha256}", found=sha256)
     return content
 
 
 def verify(store: str, sidecars: Sidecars, *, content: bool = False) -> None:
-    """Checks that every sidecar is there in full, on request with its sha256.
+    """Checks that every sidecar exists with its size, with ``content`` also its sha256.
 
     Raises:
-        InputError: naming the first file that is not.
+        InputError: naming the first file that does not.
     """
     for error in damaged(store, sidecars, content=content):
         raise error
@@ -146,12 +151,12 @@ def damaged(store: str, sidecars: Sidecars, *, content: bool = False) -> Iterato
             yield InputError(uri, expected="a sidecar of the version", found="no such file")
         elif listed.size != sidecar.bytes:
             yield InputError(uri, expected=f"{sidecar.bytes} bytes", found=f"{listed.size} bytes")
-        elif content and (found := digest(uri)) != sidecar.sha256:
-            yield InputError(uri, expected=f"sha256 {sidecar.sha256}", found=found)
+        elif content and (sha256 := digest(uri)) != sidecar.sha256:
+            yield InputError(uri, expected=f"sha256 {sidecar.sha256}", found=sha256)
 
 
 def still_there(store: str, sidecars: Sidecars) -> Sidecars:
-    """The sidecars, if all of them are in the store in full; else none."""
+    """The sidecars if all of them exist with their sizes, else none."""
     try:
         verify(store, sidecars)
     except InputError:

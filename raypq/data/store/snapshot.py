@@ -1,8 +1,8 @@
 """The commit protocol: a reader sees a complete version or the one before it.
 
 A store is a folder with ``data/`` (files that are written once and never changed) and
-``snapshots/<20 digits>.json`` (which files make up a version). A version exists from the moment
-its JSON does, and that is created in one step that fails if the number is taken.
+``snapshots/<20 digits>.json`` (the list of the files of a version). A version exists from the
+moment its JSON file does, which is created in one step that fails if the number is taken.
 """
 
 from __future__ import annotations
@@ -43,18 +43,22 @@ from raypq.errors import ConflictError, DamagedError, IncompleteError, InputErro
 
 FORMAT: Literal[1] = 1
 FOLDER = "snapshots"
-IDS = "ids"  # of a summary
+IDS = "ids"  # key of a summary
 _NAME = re.compile(r"([0-9]{20})\.json")
-_SECTIONS = ("drift", "night", "result", "rollout", "run", "worked")  # of a summary
-_LAST = 10**20 - 1  # version that a name can hold
+_SECTIONS = ("drift", "night", "result", "rollout", "run", "worked")  # keys of a summary
+_MAX_VERSION = 10**20 - 1  # that a name can hold
 _TRIES = 64  # version numbers that other writers may take before us; each is their progress
-_PAUSE = 0.005  # seconds, doubled up to 32 times, at random: writers that race get out of step
+_PAUSE = 0.005  # seconds; random back-off of racing writers, up to 32 times as long
 
 Kind = stored.Kind
 
 
 class Quarantined(Settings):
-    """A shard that was left out on request, and why; ``source`` and ``work`` say what was tried."""
+    """A shard that was left out on request, and why.
+
+    Attributes:
+        source, work: the version of the shard that was tried, and the work id.
+    """
 
     shard: Stem
     uri: str
@@ -83,39 +87,40 @@ class Snapshot(Settings):
         return sum(receipt.rows for receipt in self.shards)
 
     def files(self, store: str) -> set[str]:
-        """Every file that the version names, shards and sidecars, by path below the store."""
-        beside = (item.path for items in self.sidecars(store).values() for item in items)
-        return {*(receipt.path for receipt in self.shards), *beside}
+        """Paths below the store of all files of the version, shards and sidecars."""
+        sidecar_paths = (item.path for items in self.sidecars(store).values() for item in items)
+        return {*(receipt.path for receipt in self.shards), *sidecar_paths}
 
     def sidecars(self, store: str) -> Sidecars:
-        """The sidecar files that the version names beside its shards, by kind.
+        """The sidecars that the version names, by kind.
 
         Raises:
-            InputError: the summary names them in a way that cannot be read, or is not safe.
+            InputError: their entry in the summary cannot be read, or is not safe.
         """
-        return sidecars.named(self.summary, _uri(store, self.version))
+        return sidecars.from_summary(self.summary, _uri(store, self.version))
 
 
-def place(version: int) -> str:
+def path_of(version: int) -> str:
     """The path of a version's file below its store."""
     return f"{FOLDER}/{version:020d}.json"
 
 
 def _uri(store: str, version: int) -> str:
-    return join(store, place(version))
+    return join(store, path_of(version))
 
 
 def versions(store: str) -> list[int]:
-    """The versions that a store has, oldest first."""
-    names = (_NAME.fullmatch(name) for name in list_names(join(store, FOLDER)))
-    return [int(match[1]) for match in names if match]
+    """The versions of a store, oldest first."""
+    matches = (_NAME.fullmatch(name) for name in list_names(join(store, FOLDER)))
+    return [int(match[1]) for match in matches if match]
 
 
 def read(store: str, version: int | None = None) -> Snapshot:
     """Reads a version, the latest by default, and checks that its paths stay inside the store.
 
     Raises:
-        InputError: no such store or version, a snapshot that cannot be read, an escaping path.
+        InputError: no such store or version, a snapshot that cannot be read, or a path that leads
+            out of the store.
     """
     for _ in range(_TRIES):
         known = versions(store)
@@ -124,41 +129,41 @@ def read(store: str, version: int | None = None) -> Snapshot:
         if version is not None and version not in known:
             raise InputError(store, expected=f"version {version}", found=f"versions {known[-5:]}")
         number = version if version is not None else known[-1]
-        name = _uri(store, number)
+        uri = _uri(store, number)
         try:
-            content = read_bytes(name)
+            content = read_bytes(uri)
             break
-        except FileNotFoundError:  # gc took it after it was listed
+        except FileNotFoundError:  # gc removed it after it was listed
             continue
     else:
-        raise InputError(name, expected="a version that is listed", found="no such file")
+        raise InputError(uri, expected="a version that is listed", found="no such file")
     try:
         document = json_text.parse(content)
-        _check_format(name, document)
+        _check_format(uri, document)
         snapshot = Snapshot(**_with_ids(document))
     except (ValidationError, TypeError, ValueError) as error:
         raise InputError(
-            name, expected=f"a snapshot of format {FORMAT}", found=_what(error)
+            uri, expected=f"a snapshot of format {FORMAT}", found=_reason(error)
         ) from None
     if snapshot.version != number:
-        raise InputError(name, expected=f"version {number}", found=f"version {snapshot.version}")
-    _check_summary(name, snapshot)
-    _check_shards(store, name, snapshot)
+        raise InputError(uri, expected=f"version {number}", found=f"version {snapshot.version}")
+    _check_summary(uri, snapshot)
+    _check_shards(store, uri, snapshot)
     return snapshot
 
 
-def _check_format(name: str, document: Any) -> None:
-    found = document.get("format") if isinstance(document, dict) else None
-    if format_version.is_newer(found, FORMAT):
+def _check_format(uri: str, document: Any) -> None:
+    number = document.get("format") if isinstance(document, dict) else None
+    if format_version.is_newer(number, FORMAT):
         raise InputError(
-            name,
+            uri,
             expected=f"a snapshot of format {FORMAT}",
-            found=f"key 'format': {found}, {format_version.ADVICE}",
+            found=f"key 'format': {number}, {format_version.ADVICE}",
         )
 
 
-def _check_summary(name: str, snapshot: Snapshot) -> None:
-    """What other parts of raypq look into must be a section; the rest of a summary is free."""
+def _check_summary(uri: str, snapshot: Snapshot) -> None:
+    """Checks the keys that raypq reads: each is a section. The rest of a summary is free."""
     summary = snapshot.summary
     sections = {key: summary[key] for key in _SECTIONS if summary.get(key) is not None}
     if snapshot.kind == "predictions" and isinstance(models := summary.get("models"), dict):
@@ -168,22 +173,22 @@ def _check_summary(name: str, snapshot: Snapshot) -> None:
     for key, value in sections.items():
         if not isinstance(value, dict):
             raise InputError(
-                f"{name}, key 'summary.{key}'",
+                f"{uri}, key 'summary.{key}'",
                 expected="a section of keys and values",
                 found=type(value).__name__,
             )
 
 
-def _check_shards(store: str, name: str, snapshot: Snapshot) -> None:
-    """Every shard and every file once, and every path inside the store, links followed."""
-    for what, several in (
+def _check_shards(store: str, uri: str, snapshot: Snapshot) -> None:
+    """Checks that shards and files are distinct, and paths inside the store, links resolved."""
+    for noun, items in (
         ("shard", [receipt.shard for receipt in snapshot.shards]),
         ("file", [receipt.path for receipt in snapshot.shards]),
     ):
-        twice = [item for item, times in Counter(several).items() if times > 1]
-        if twice:
+        repeated = [item for item, count in Counter(items).items() if count > 1]
+        if repeated:
             raise InputError(
-                name, expected=f"each {what} once", found=f"'{twice[0]}' more than once"
+                uri, expected=f"each {noun} once", found=f"'{repeated[0]}' more than once"
             )
     folders: dict[str, str] = {}
     for path in snapshot.files(store):
@@ -191,19 +196,19 @@ def _check_shards(store: str, name: str, snapshot: Snapshot) -> None:
     if is_local(store):
         root = local_path(store).resolve()
         for folder, path in folders.items():
-            there = (root / folder).resolve()
-            if not there.is_relative_to(root):
+            target = (root / folder).resolve()
+            if not target.is_relative_to(root):
                 raise InputError(
-                    name, expected="paths inside the store", found=f"{path}, which is in {there}"
+                    uri, expected="paths inside the store", found=f"{path}, which is in {target}"
                 )
 
 
-# A key that an earlier raypq does not know keeps it from reading a version, and nobody could go
-# back to it. So what receipts say since then of the type of ids stands in the summary, whose keys
-# are free: the one type that a store has, and the shards of which it is not known.
+# An earlier raypq refuses a version with a key that it does not know, which would prevent a
+# downgrade. So the type of ids, a later addition to receipts, is written to the summary, whose keys
+# are free: the one type of the store, and the shards where it is not known.
 
 
-def _ids_of(receipts: Sequence[Receipt]) -> dict[str, Any]:
+def _ids_section(receipts: Sequence[Receipt]) -> dict[str, Any]:
     kinds = {receipt.ids for receipt in receipts} - {None}
     if len(kinds) != 1:
         return {}
@@ -211,7 +216,7 @@ def _ids_of(receipts: Sequence[Receipt]) -> dict[str, Any]:
     return {IDS: {"type": kinds.pop(), **({"unknown": unknown} if unknown else {})}}
 
 
-def _written(snapshot: Snapshot) -> bytes:
+def _serialized(snapshot: Snapshot) -> bytes:
     document = snapshot.model_dump(mode="json")
     for receipt in document["shards"]:
         if receipt["ids"] is None or IDS in snapshot.summary:
@@ -221,39 +226,39 @@ def _written(snapshot: Snapshot) -> bytes:
 
 def _with_ids(document: Any) -> Any:
     summary = document.get("summary") if isinstance(document, dict) else None
-    noted = summary.get(IDS) if isinstance(summary, dict) else None
-    if not isinstance(noted, dict) or not isinstance(document.get("shards"), list):
+    section = summary.get(IDS) if isinstance(summary, dict) else None
+    if not isinstance(section, dict) or not isinstance(document.get("shards"), list):
         return document
-    unknown = set(noted.get("unknown", ()))
+    unknown = set(section.get("unknown", ()))
     for receipt in document["shards"]:
         if isinstance(receipt, dict) and receipt.get("shard") not in unknown:
-            receipt.setdefault("ids", noted.get("type"))
+            receipt.setdefault("ids", section.get("type"))
     return document
 
 
-def _what(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         if unknown := format_version.unknown_key(error):
             return unknown
         first = error.errors()[0]
-        what = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
-        return f"key '{'.'.join(str(part) for part in first['loc'])}': {what}"
+        reason = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
+        return f"key '{'.'.join(str(part) for part in first['loc'])}': {reason}"
     return str(error).splitlines()[0]
 
 
-def _no_store(place: str) -> str:
-    if exists(join(place, "model.json")):
+def _no_store(uri: str) -> str:
+    if exists(join(uri, "model.json")):
         return "a model, not a store"
-    return "a folder without versions" if exists(place) else "no such store"
+    return "a folder without versions" if exists(uri) else "no such store"
 
 
 def verify_sizes(store: str, snapshot: Snapshot) -> None:
-    """Checks by one listing that every file of a snapshot is there in full.
+    """Checks by one listing that every file of a snapshot exists with its size.
 
     Raises:
-        DamagedError: naming every file that is not.
+        DamagedError: naming every file that does not.
     """
-    stored.refuse(_named(store, snapshot), damaged(store, snapshot), stored.remedy(snapshot.kind))
+    stored.refuse(_title(store, snapshot), damaged(store, snapshot), stored.remedy(snapshot.kind))
 
 
 def verify_content(store: str, snapshot: Snapshot) -> None:
@@ -262,19 +267,22 @@ def verify_content(store: str, snapshot: Snapshot) -> None:
     Raises:
         DamagedError: naming every file that is not as it was written.
     """
-    found = damaged(store, snapshot, content=True)
-    stored.refuse(_named(store, snapshot), found, stored.remedy(snapshot.kind))
+    errors = damaged(store, snapshot, content=True)
+    stored.refuse(_title(store, snapshot), errors, stored.remedy(snapshot.kind))
 
 
-def _named(store: str, snapshot: Snapshot) -> str:
+def _title(store: str, snapshot: Snapshot) -> str:
     return f"{store} version {snapshot.version}"
 
 
 def damaged(store: str, snapshot: Snapshot, *, content: bool = False) -> list[InputError]:
-    """The files of a snapshot that are missing or of another size; with ``content`` also those of
-    another sha256 or number of rows."""
+    """An error for each file of a snapshot that is missing or of another size.
+
+    Args:
+        content: check the sha256 and the number of rows, too.
+    """
     files = list_files(join(store, "data"))
-    found: list[InputError] = []
+    errors: list[InputError] = []
     for receipt in snapshot.shards:
         listed = files.get(receipt.path.removeprefix("data/"))
         try:
@@ -282,8 +290,8 @@ def damaged(store: str, snapshot: Snapshot, *, content: bool = False) -> list[In
             if content:
                 _check_content(join(store, receipt.path), receipt, snapshot.version)
         except InputError as error:
-            found.append(error)
-    return found
+            errors.append(error)
+    return errors
 
 
 def _check_size(uri: str, receipt: Receipt, listed: Listed | None) -> None:
@@ -294,30 +302,34 @@ def _check_size(uri: str, receipt: Receipt, listed: Listed | None) -> None:
 
 
 def _check_content(uri: str, receipt: Receipt, version: int) -> None:
-    found = digest(uri)
-    if found != receipt.sha256:
-        raise DamagedError(uri, expected=f"sha256 {receipt.sha256}", found=found)
+    sha256 = digest(uri)
+    if sha256 != receipt.sha256:
+        raise DamagedError(uri, expected=f"sha256 {receipt.sha256}", found=sha256)
     with open_parquet(uri, size=receipt.bytes) as file:
         rows = file.metadata.num_rows
     if rows != receipt.rows:
         raise DamagedError(
-            uri, expected=f"{receipt.rows} rows, as {place(version)} says", found=f"{rows} rows"
+            uri, expected=f"{receipt.rows} rows, as {path_of(version)} says", found=f"{rows} rows"
         )
 
 
-def _one_each(store: str, answered: Sequence[str], expected: Sequence[str]) -> None:
+def _check_complete(store: str, finished: Sequence[str], expected: Sequence[str]) -> None:
     """Refuses a version that would lack a shard, or hold one twice."""
-    found, wanted = Counter(answered), Counter(expected)
-    if found == wanted:
+    finished_counts, expected_counts = Counter(finished), Counter(expected)
+    if finished_counts == expected_counts:
         return
     faults = {
-        "without a receipt": sorted((wanted - found).keys()),
-        "with more receipts than one, or that nobody asked for": sorted((found - wanted).keys()),
+        "without a receipt": sorted((expected_counts - finished_counts).keys()),
+        "with more receipts than one, or not expected at all": sorted(
+            (finished_counts - expected_counts).keys()
+        ),
     }
-    named = "; ".join(
-        f"{len(shards)} {what}, such as {shards[0]!r}" for what, shards in faults.items() if shards
+    examples = "; ".join(
+        f"{len(shards)} {fault}, such as {shards[0]!r}"
+        for fault, shards in faults.items()
+        if shards
     )
-    raise IncompleteError(f"{store}: nothing was committed: of {len(expected)} shards {named}")
+    raise IncompleteError(f"{store}: nothing was committed: of {len(expected)} shards {examples}")
 
 
 def commit(
@@ -332,33 +344,33 @@ def commit(
     follows: int | None = None,
     guard: Callable[[], None] | None = None,
 ) -> Snapshot:
-    """Makes the next version of exactly these shards.
+    """Creates the next version, of exactly these shards.
 
     Args:
         expected: the stem of every shard that the version must hold or name as quarantined.
-        follows: the version that this one must come right after (0: it must be the first).
-        guard: called just before each attempt; raises where the writer may no longer commit.
+        follows: the version that must be the latest (0: there must be none).
+        guard: called just before each attempt; raises if the writer may no longer commit.
 
     Raises:
-        IncompleteError: not exactly one receipt, or one reason to leave it out, for each shard.
-        ConflictError: other writers took every number that was tried, or the one that it had to
-            be.
+        IncompleteError: a shard does not have exactly one receipt, or one reason to leave it out.
+        ConflictError: other writers took every number that was tried, or the latest version is not
+            ``follows``.
     """
-    answered = [receipt.shard for receipt in receipts] + [item.shard for item in quarantined]
-    _one_each(store, answered, expected)
-    held = tuple(sorted(receipts, key=lambda receipt: receipt.shard))
-    told = {key: value for key, value in (summary or {}).items() if key != IDS}
+    finished = [receipt.shard for receipt in receipts] + [item.shard for item in quarantined]
+    _check_complete(store, finished, expected)
+    shards = tuple(sorted(receipts, key=lambda receipt: receipt.shard))
+    summary = {key: value for key, value in (summary or {}).items() if key != IDS}
     nonce = uuid.uuid4().hex
-    sync_folder(join(store, "data"))  # the files must outlive a power cut before anyone is told
+    sync_folder(join(store, "data"))  # the files must survive a power cut before the version exists
     for attempt in range(_TRIES):
         known = versions(store)
         version = known[-1] + 1 if known else 1
-        if version > _LAST:
+        if version > _MAX_VERSION:
             raise ConflictError(f"{_uri(store, known[-1])}: no run made this version; remove it")
         if follows is not None and version != follows + 1:
             raise ConflictError(
                 f"{store}: version {version - 1} was committed by another run while this one "
-                f"worked on what follows version {follows}; run it again (finished shards are kept)"
+                f"started from version {follows}; run it again (finished shards are kept)"
             )
         if guard is not None:
             guard()
@@ -369,11 +381,11 @@ def commit(
             nonce=nonce,
             run_id=run_id,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            shards=held,
+            shards=shards,
             quarantined=tuple(quarantined),
-            summary={**told, **_ids_of(held)},
+            summary={**summary, **_ids_section(shards)},
         )
-        if create_once(_uri(store, version), _written(snapshot)):
+        if create_once(_uri(store, version), _serialized(snapshot)):
             return snapshot
         time.sleep(random.uniform(0, _PAUSE * min(2**attempt, 32)))  # noqa: S311 - no secret
     raise ConflictError(f"{store}: {_TRIES} version numbers in a row were taken by other writers")

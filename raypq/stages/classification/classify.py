@@ -350,7 +350,7 @@ def execute(
             **settings,
             "models": summary_of_models(plan.scorers, receipts),
             "result": result,
-            **sidecars.told(counts.write(job.output, table, receipts, total)),
+            **sidecars.as_summary(counts.write(job.output, table, receipts, total)),
             "run": record.summary(),
         }
 

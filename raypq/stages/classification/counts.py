@@ -43,7 +43,7 @@ def write(
         "shards": _digest(receipts),
         "counts": total.plain(),
     }
-    with sidecars.writing(store, _KIND, "json") as draft:
+    with sidecars.create(store, _KIND, "json") as draft:
         draft.file.write(json.dumps(document).encode())
     return {_KIND: [draft.sidecar()]}
 

@@ -20,7 +20,7 @@ from raypq.config import InferSemanticsJob
 from raypq.data.classes import ClassTable
 from raypq.data.codes import CodeBatch, CodeFile
 from raypq.data.plain_folder import refuse_others
-from raypq.data.storage import join, replacing
+from raypq.data.storage import atomic_write, join
 from raypq.data.store import snapshot
 from raypq.errors import InputError
 from raypq.execution.executor import Executor, completed
@@ -202,7 +202,10 @@ def infer_semantics(job: InferSemanticsJob, executor: Executor) -> dict[str, Any
 
 @contextmanager
 def _writing(uri: str) -> Iterator[pq.ParquetWriter]:
-    with replacing(uri) as sink, pq.ParquetWriter(sink, SCHEMA, write_page_checksum=True) as writer:
+    with (
+        atomic_write(uri) as sink,
+        pq.ParquetWriter(sink, SCHEMA, write_page_checksum=True) as writer,
+    ):
         yield writer
 
 

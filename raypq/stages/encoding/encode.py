@@ -11,7 +11,7 @@ import pyarrow as pa
 from raypq import console
 from raypq.config import Columns, EncodeJob, Precision
 from raypq.data import codes
-from raypq.data.duplicate_ids import Duplicates, IdFile
+from raypq.data.duplicate_ids import DuplicateIds, IdFile
 from raypq.data.features import FeatureReader, FeatureStore, open_features
 from raypq.data.ids import IdRule, receipt_kind
 from raypq.data.prefetch import ahead
@@ -277,7 +277,7 @@ def check_ids(
     """
     before = latest.sidecars(job.output) if latest else {}
     if job.duplicate_ids == "ignore":  # the index of older files stays valid
-        return sidecars.told(sidecars.still_there(job.output, before))
+        return sidecars.as_summary(sidecars.still_there(job.output, before))
     files = [
         IdFile(
             uri=join(job.output, item.path),
@@ -287,16 +287,16 @@ def check_ids(
         )
         for item in sorted(receipts, key=lambda item: item.shard)
     ]
-    if latest and latest.shards and id_index.REPEATED not in before:
+    if latest and latest.shards and not id_index.is_indexed(before):
         console.say(f"{job.output}: reading all ids once, for an index of them")
 
-    def accept(repeated: Duplicates | None) -> None:
+    def accept(repeated: DuplicateIds | None) -> None:
         if repeated and job.duplicate_ids == "refuse":
             raise InputError(job.output, expected="every id once", found=str(repeated))
 
     repeated, index = id_index.update(job.output, files, before, accept=accept)
     if repeated is None:
-        return sidecars.told(index)
+        return sidecars.as_summary(index)
     console.warn(f"duplicate ids: {repeated}", rows=repeated.rows)
     entry = {"rows": repeated.rows, "examples": str(repeated)}
-    return {"duplicate_ids": entry, **sidecars.told(index)}
+    return {"duplicate_ids": entry, **sidecars.as_summary(index)}

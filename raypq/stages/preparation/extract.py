@@ -25,7 +25,7 @@ from raypq.data.features import (
 from raypq.data.ids import IdRule
 from raypq.data.plain_folder import refuse_others
 from raypq.data.prefetch import ahead
-from raypq.data.storage import exists, join, read_bytes, replacing
+from raypq.data.storage import atomic_write, exists, join, read_bytes
 from raypq.errors import ConfigError, ShardFailure
 from raypq.execution.executor import Executor, completed
 from raypq.methods import registry
@@ -72,7 +72,7 @@ class ExtractWorker:
             schema = feature_schema(id_type=reader.id_type, label=reader.label, width=width)
             rows = 0
             with (
-                replacing(join(self._output, f"{task.shard.stem}.parquet")) as sink,
+                atomic_write(join(self._output, f"{task.shard.stem}.parquet")) as sink,
                 pq.ParquetWriter(
                     sink,
                     schema,

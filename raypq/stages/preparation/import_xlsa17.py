@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from raypq import console
 from raypq.config import ImportXlsa17Job
 from raypq.data import arrays
-from raypq.data.storage import join, replacing
+from raypq.data.storage import atomic_write, join
 from raypq.errors import InputError
 from raypq.optional_packages import require
 
@@ -188,5 +188,5 @@ def _write_store(
 
 
 def _write(uri: str, table: pa.Table) -> None:
-    with replacing(uri) as sink:
+    with atomic_write(uri) as sink:
         pq.write_table(table, sink, write_page_checksum=True)

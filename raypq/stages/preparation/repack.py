@@ -31,9 +31,9 @@ from raypq.data.ids import IdRule
 from raypq.data.plain_folder import parquet_files, refuse_others
 from raypq.data.storage import (
     CheckedFile,
+    atomic_write,
     join,
     open_parquet,
-    replacing,
     stream,
     write_bytes,
 )
@@ -80,7 +80,7 @@ class RepackWorker:
             else:
                 size = first.schema.field(name).type.byte_width
                 schema = self._schema(file.schema_arrow, name, size // self._dtype.itemsize)
-            with replacing(join(self._output, f"{shard.stem}.parquet")) as sink:
+            with atomic_write(join(self._output, f"{shard.stem}.parquet")) as sink:
                 plain = [column for column in schema.names if column != name]
                 with pq.ParquetWriter(
                     sink,

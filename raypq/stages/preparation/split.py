@@ -23,7 +23,7 @@ from raypq.data import arrays, ids
 from raypq.data.features import FeatureStore, kind_of_ids
 from raypq.data.ids import IdRule
 from raypq.data.plain_folder import refuse_others
-from raypq.data.storage import Shard, join, open_parquet, replacing
+from raypq.data.storage import Shard, atomic_write, join, open_parquet
 from raypq.errors import ConfigError, InputError
 from raypq.execution.executor import Executor, completed
 from raypq.stages.stores.shard_types import check_label_column
@@ -77,7 +77,7 @@ class SplitWorker:
             uri = join(join(self._output, name), f"{task.stem}.parquet")
             with (
                 open_parquet(task.shard.uri) as file,
-                replacing(uri) as sink,
+                atomic_write(uri) as sink,
                 pq.ParquetWriter(
                     sink, arrays.without_views(file.schema_arrow), write_page_checksum=True
                 ) as writer,

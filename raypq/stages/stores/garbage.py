@@ -19,7 +19,7 @@ from raypq.data.storage import (
     list_files,
     list_folders,
     local_path,
-    now,
+    storage_time,
 )
 from raypq.data.store import journal, lease, runs, sidecars, snapshot
 from raypq.errors import ConfigError, InputError
@@ -71,7 +71,7 @@ def collect(
     snapshot.read(store)  # raises unless this is a store: nothing else may be swept
     if not remove:
         return _unneeded(store, keep, older_than_days, now=time.time()).report()
-    with runs.at_work(store, "gc") as mark:
+    with runs.active(store, "gc") as mark:
         clock = _storage_clock(store)
         first = _unneeded(store, keep, older_than_days, now=clock)
         mark.announce([*first.snapshots, *first.files])
@@ -93,7 +93,7 @@ class _Unneeded:
 
     @property
     def snapshots(self) -> list[str]:
-        return [snapshot.place(version) for version in self.versions]
+        return [snapshot.path_of(version) for version in self.versions]
 
     @property
     def in_order(self) -> list[str]:
@@ -117,7 +117,7 @@ class _Unneeded:
 
 
 def _unneeded(store: str, keep: int | None, older_than_days: float, *, now: float) -> _Unneeded:
-    live = runs.live(store, now)
+    live = runs.active_runs(store, now)
     cutoff = min([now - older_than_days * _DAY, *(run.began for run in live)])
     known = snapshot.versions(store)
     retained = known if keep is None or live else known[-keep:]
@@ -140,7 +140,7 @@ def _unneeded(store: str, keep: int | None, older_than_days: float, *, now: floa
         **{f"{journal.FOLDER}/{work}": journals[work] for work in journals if work not in in_use},
         **({} if live or in_use else _unneeded_models(store, models, cutoff)),
         **{folder: _temporary(store, folder) for folder in _WITH_TEMPORARY_FILES},
-        runs.FOLDER: {**_temporary(store, runs.FOLDER), **runs.left_behind(store, now)},
+        runs.FOLDER: {**_temporary(store, runs.FOLDER), **runs.stale_files(store, now)},
     }
     _refuse_outside(store, folders)
     files = {
@@ -201,7 +201,7 @@ def _temporary(store: str, folder: str) -> dict[str, Listed]:
 def _storage_clock(store: str) -> float:
     """The time of the storage, by which files are dated."""
     local = time.time()
-    storage = now(join(store, journal.FOLDER))
+    storage = storage_time(join(store, journal.FOLDER))
     if abs(local - storage) > _MAX_CLOCK_SKEW:
         console.warn(
             f"{store}: the clock here is {abs(local - storage) / 3600:.1f} hours "

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raypq import console
-from raypq.data.storage import canonical, join, prepare
+from raypq.data.storage import canonical, check_create, join
 from raypq.data.store import runs, snapshot
 from raypq.data.store.journal import Journal, still_there
 from raypq.data.store.shard_writer import Receipt, Source
@@ -180,8 +180,8 @@ class StoreRun:
             JobError: shards failed. Nothing is committed; the finished ones are in the journal.
             ConflictError: a file that the version would name is gone.
         """
-        prepare(join(self.store, snapshot.FOLDER))  # fails now and not after hours of work
-        with runs.at_work(self.store, _VERBS[self.kind][0]):
+        check_create(join(self.store, snapshot.FOLDER))  # fails now and not after hours of work
+        with runs.active(self.store, _VERBS[self.kind][0]):
             on_start()
             run = self._without_removed()
             return run._execute(process, on_bad_shard, reduce, summarise, revisit(run))

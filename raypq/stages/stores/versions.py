@@ -52,14 +52,14 @@ def restore(store: str | os.PathLike[str], version: int) -> Snapshot:
     """
     store = path_of(store)
     snapshot.read(store, version)
-    with lease.held(store) as mine, runs.at_work(store, "restore"):
+    with lease.held(store) as mine, runs.active(store, "restore"):
         removed = runs.removed_by_gc(store)
         old = snapshot.read(store, version)
         latest = snapshot.versions(store)[-1]
         if version == latest:
             console.say(f"nothing to do: {store} is at version {version}")
             return old
-        if removing := sorted(removed & {snapshot.place(version), *old.files(store)}):
+        if removing := sorted(removed & {snapshot.path_of(version), *old.files(store)}):
             raise ConflictError(
                 f"{store}: gc is about to remove version {version} ({removing[0]}); nothing was "
                 "restored. Try again when gc has ended; an interrupted gc counts as ended after "

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypq.data import duplicate_ids
-from raypq.data.duplicate_ids import IdFile, find_duplicates, hashes
+from raypq.data.duplicate_ids import IdFile, find_duplicate_ids, hashes
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def files(tmp_path):
 
 @pytest.mark.parametrize("in_memory", [1, 2, 3, 1000])
 def test_within_and_across(files, in_memory):
-    found = find_duplicates(
+    found = find_duplicate_ids(
         files(["a", "b", "c", "b"], ["", "é", "a"], ["d", "a"]), in_memory=in_memory
     )
     assert found.rows == 3
@@ -38,32 +38,36 @@ def test_within_and_across(files, in_memory):
         ("a", ["in-0, row 0", "in-1, row 2", "in-2, row 1"]),
         ("b", ["in-0, row 1", "in-0, row 3"]),
     ]
-    assert str(found).startswith("3 row(s) with an id that is there before: 'a' in in-0, row 0 and")
+    assert str(found).startswith("3 row(s) that repeat an earlier id: 'a' in in-0, row 0 and")
 
 
 @pytest.mark.parametrize("in_memory", [7, 1 << 20])
 def test_none(files, in_memory):
     ids = [[f"{part}-{row}" for row in range(50)] for part in range(3)]
-    assert find_duplicates(files(*ids), in_memory=in_memory) is None
-    assert find_duplicates(files(list(range(50)), list(range(50, 90))), in_memory=in_memory) is None
-    assert find_duplicates([]) is None
+    assert find_duplicate_ids(files(*ids), in_memory=in_memory) is None
+    assert (
+        find_duplicate_ids(files(list(range(50)), list(range(50, 90))), in_memory=in_memory) is None
+    )
+    assert find_duplicate_ids([]) is None
 
 
 def test_integers(files):
-    found = find_duplicates(files([1, 2, -3], [2, 9]))
+    found = find_duplicate_ids(files([1, 2, -3], [2, 9]))
     assert (found.rows, found.examples[0].id) == (1, "2")
 
 
 def test_equal_hashes_of_unequal_ids_are_no_duplicates(files, monkeypatch):
     monkeypatch.setattr(duplicate_ids, "hashes", lambda ids: np.full(len(ids), 7, np.uint64))
-    assert find_duplicates(files(["a", "b"], ["c"])) is None
-    found = find_duplicates(files(["a", "b"], ["c", "b"]))
+    assert find_duplicate_ids(files(["a", "b"], ["c"])) is None
+    found = find_duplicate_ids(files(["a", "b"], ["c", "b"]))
     assert (found.rows, len(found.examples)) == (1, 1)
 
 
 def test_very_many(files, monkeypatch):
     monkeypatch.setattr(duplicate_ids, "COMPARED", 100)
-    found = find_duplicates(files([f"id{i}" for i in range(2000)], [f"id{i}" for i in range(2000)]))
+    found = find_duplicate_ids(
+        files([f"id{i}" for i in range(2000)], [f"id{i}" for i in range(2000)])
+    )
     assert found.rows == 2000
     assert len(found.examples) == 5
 
