@@ -1,4 +1,4 @@
-# The compiled module: shapes and dtypes in raypq.kernels.native, which is its only user.
+# The compiled module; shapes and dtypes are in raypq.kernels.native, its only user.
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +26,7 @@ def accumulate(
 def spread(
     U: NDArray[np.float32],
     first: NDArray[np.int64],
-    aims: NDArray[np.float64],
+    draws: NDArray[np.float64],
     threads: int,
     C: NDArray[np.float32],
     /,
@@ -50,14 +50,14 @@ class Tables:
         B: NDArray[np.uint8],
         threads: int,
         scores: NDArray[np.float32],
-        names: NDArray[np.int64],
+        index: NDArray[np.int64],
         /,
     ) -> None: ...
     def scores(
         self, B: NDArray[np.uint8], threads: int, scores: NDArray[np.float32], /
     ) -> None: ...
     def within(
-        self, B: NDArray[np.uint8], least: float, after: bool, threads: int, /
+        self, B: NDArray[np.uint8], threshold: float, upper_triangle: bool, threads: int, /
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]: ...
     @property
     def rescans(self) -> int: ...

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq.kernels.tables import LANES, Tables, check_codebooks, decode, squared_norms
+from raypq.kernels.tables import ACCUMULATORS, Tables, check_codebooks, decode, squared_norms
 
 _BLOCK = 1 << 22  # float64 values in one intermediate array
 
@@ -38,16 +38,17 @@ def encode(U: NDArray[np.floating], C: NDArray[np.floating]) -> NDArray[np.uint8
 
 def dot(q: NDArray[np.float32], W: NDArray[np.float32]) -> NDArray[np.float64]:
     """⟨q_i, W_t⟩ [n, T] in the canonical order of ``tables``."""
-    lanes = np.zeros((len(q), len(W), LANES))
-    for j in range(0, q.shape[1], LANES):
-        a, b = q[:, j : j + LANES].astype(np.float64), W[:, j : j + LANES].astype(np.float64)
-        lanes[:, :, : a.shape[1]] += a[:, None, :] * b[None, :, :]
-    return add_lanes(lanes)
+    sums = np.zeros((len(q), len(W), ACCUMULATORS))
+    for j in range(0, q.shape[1], ACCUMULATORS):
+        part = slice(j, j + ACCUMULATORS)
+        a, b = q[:, part].astype(np.float64), W[:, part].astype(np.float64)
+        sums[:, :, : a.shape[1]] += a[:, None, :] * b[None, :, :]
+    return add_accumulators(sums)
 
 
-def add_lanes(lanes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum of eight lanes on the last axis, in the canonical order."""
-    four = lanes[..., :4] + lanes[..., 4:]
+def add_accumulators(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum of eight accumulators on the last axis, in the canonical order."""
+    four = sums[..., :4] + sums[..., 4:]
     two = four[..., :2] + four[..., 2:]
     return np.asarray(two[..., 0] + two[..., 1])
 
@@ -58,7 +59,7 @@ def scores(
     """All scores [n, T] of vectors q [n, D] whose squared norms are ``squared``."""
     scale, offset = tables.row_terms(squared)
     out = np.empty((len(q), tables.T), np.float32)
-    step = max(1, _BLOCK // (LANES * max(1, tables.T)))
+    step = max(1, _BLOCK // (ACCUMULATORS * max(1, tables.T)))
     for start in range(0, len(q), step):
         rows = slice(start, start + step)
         value = dot(q[rows], tables.W) * scale[rows, None]

@@ -6,11 +6,11 @@ with q_i the decoded code of image i. dot: scale 1, offset 0. l2 (PQZSL eq. 23, 
 squared so that more is better): W = 2v, bias −‖v‖², offset −‖q_i‖². cosine (eq. 24): W = v/‖v‖,
 scale 1/‖q_i‖.
 
-**Exactness.** Every implementation gives the same float32 score, bit for bit: the inner product
-is summed in float64 over eight lanes (lane l takes the dimensions l, l+8, …; products of float32
-values are exact in float64), the lanes are added as ((0+4)+(2+6)) + ((1+5)+(3+7)), scale, offset
-and bias follow in float64 in that order, and the sum is rounded once. Ranking is by that float32,
-ties to the lower index.
+**Exactness.** Every implementation gives the same float32 score, bit for bit. The inner product is
+summed in float64 in eight accumulators: accumulator a adds the dimensions a, a+8, … in order
+(products of float32 values are exact in float64). They are added as ((0+4)+(2+6)) + ((1+5)+(3+7));
+scale, offset and bias follow in float64 in that order, and the sum is rounded once. Ranking is by
+that float32, ties to the lower index.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from raypq.config import Metric
 from raypq.errors import InputError
 
-LANES = 8  # partial sums of an inner product
+ACCUMULATORS = 8  # partial sums of an inner product
 _NORM_ROWS = 1024  # rows of one block of squared_norms
 
 

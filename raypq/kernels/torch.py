@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from raypq.kernels.tables import (
-    LANES,
+    ACCUMULATORS,
     Tables,
     check_codebooks,
     decode,
@@ -280,11 +280,11 @@ def _rescore(x: torch.Tensor, W: torch.Tensor, columns: torch.Tensor) -> torch.T
 def _exact_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Inner products on the last axis, float64 in the canonical order of ``tables``."""
     shape = np.broadcast_shapes(a.shape, b.shape)[:-1]
-    lanes = torch.zeros((*shape, LANES), dtype=torch.float64, device=a.device)
-    for j in range(0, a.shape[-1], LANES):
-        part = a[..., j : j + LANES].double() * b[..., j : j + LANES].double()
-        lanes[..., : part.shape[-1]] += part
-    four = lanes[..., :4] + lanes[..., 4:]
+    sums = torch.zeros((*shape, ACCUMULATORS), dtype=torch.float64, device=a.device)
+    for j in range(0, a.shape[-1], ACCUMULATORS):
+        part = a[..., j : j + ACCUMULATORS].double() * b[..., j : j + ACCUMULATORS].double()
+        sums[..., : part.shape[-1]] += part
+    four = sums[..., :4] + sums[..., 4:]
     two = four[..., :2] + four[..., 2:]
     return two[..., 0] + two[..., 1]
 

@@ -1,4 +1,4 @@
-"""Classes in two groups, of which the smaller is asked for no more than may matter."""
+"""Classes in two groups; the smaller one is scored only as far as it may matter."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from raypq.stages.classification.classify import best_above
     ahead=st.sampled_from([-3.0, 0.0, 3.0]),
     coarse=st.booleans(),
 )
-def test_merged_answers_are_those_of_all_classes(seed, n, large, small, k, ahead, coarse):
-    """Scores tie often where they are ``coarse``; the small group is ``ahead``, or it is not."""
+def test_merged_results_are_those_of_all_classes(seed, n, large, small, k, ahead, coarse):
+    """Scores tie often if ``coarse``; ``ahead`` is added to the scores of the small group."""
     rng = np.random.default_rng(seed)
     C, V = rng.standard_normal((3, 16, 4)), rng.standard_normal((large + small, 12))
     if coarse:
@@ -36,12 +36,12 @@ def test_merged_answers_are_those_of_all_classes(seed, n, large, small, k, ahead
 
     first = kernels.topk_per_code(B, tables(slice(large)), k)
     bar = first[0][:, -1] if first[0].shape[1] == k else None
-    own = tables(slice(large, None))
-    score, found = best_above(B, own, k, bar)
-    merged = kernels.merge_topk([first, (score, found + large)], k)
-    wanted = kernels.topk_per_code(B, tables(slice(None)), k)
-    np.testing.assert_array_equal(merged[0], wanted[0])
-    np.testing.assert_array_equal(merged[1], wanted[1])
-    best = kernels.topk_per_code(B, own, 1)
+    small_tables = tables(slice(large, None))
+    score, index = best_above(B, small_tables, k, bar)
+    merged = kernels.merge_topk([first, (score, index + large)], k)
+    expected = kernels.topk_per_code(B, tables(slice(None)), k)
+    np.testing.assert_array_equal(merged[0], expected[0])
+    np.testing.assert_array_equal(merged[1], expected[1])
+    best = kernels.topk_per_code(B, small_tables, 1)
     np.testing.assert_array_equal(score[:, :1], best[0])
-    np.testing.assert_array_equal(found[:, :1], best[1])
+    np.testing.assert_array_equal(index[:, :1], best[1])

@@ -39,8 +39,8 @@ def run(path: str, name: str, *args: Any, threads: int = 2) -> Any:
     return getattr(native, name)(*args, threads=threads, isa=path)
 
 
-def same(found: tuple[NDArray[Any], ...], wanted: tuple[NDArray[Any], ...]) -> None:
-    for a, b in zip(found, wanted, strict=True):
+def same(result: tuple[NDArray[Any], ...], expected: tuple[NDArray[Any], ...]) -> None:
+    for a, b in zip(result, expected, strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
 
@@ -117,7 +117,7 @@ def large_cases(draw: st.DrawFn) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def quiet() -> Any:
-    # Scores beyond float32 become infinite on every path alike; NumPy mentions it.
+    # Scores beyond float32 become infinite on every path; NumPy warns of it.
     with np.errstate(over="ignore", invalid="ignore"):
         yield
 
@@ -126,8 +126,8 @@ def quiet() -> Any:
 @few
 @given(case=cases())
 def test_encode(path: str, case: dict[str, Any]) -> None:
-    wanted = reference.encode(case["U"], case["C"])
-    np.testing.assert_array_equal(run(path, "encode", case["U"], case["C"]), wanted)
+    expected = reference.encode(case["U"], case["C"])
+    np.testing.assert_array_equal(run(path, "encode", case["U"], case["C"]), expected)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -137,8 +137,8 @@ def test_encode(path: str, case: dict[str, Any]) -> None:
 def test_topk(path: str, metric: Metric, case: dict[str, Any]) -> None:
     tables = kernels.build_tables(case["C"], case["V"], case["bias"], metric)
     for name in ("topk_per_code", "topk_per_query"):
-        wanted = getattr(reference, name)(case["B"], tables, case["k"])
-        same(run(path, name, case["B"], tables, case["k"], threads=case["threads"]), wanted)
+        expected = getattr(reference, name)(case["B"], tables, case["k"])
+        same(run(path, name, case["B"], tables, case["k"], threads=case["threads"]), expected)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -148,7 +148,7 @@ def test_topk(path: str, metric: Metric, case: dict[str, Any]) -> None:
 def test_topk_of_many(path: str, metric: Metric, case: dict[str, Any]) -> None:
     tables = kernels.build_tables(case["C"], case["V"], case["bias"], metric)
     for name in ("topk_per_code", "topk_per_query"):
-        # Of long answers some are compared; all are computed.
+        # All results are computed; some of the long ones are compared.
         B, k, threads = case["B"], case["k"], case["threads"]
         score, index = run(path, name, B, tables, k, threads=threads)
         if name == "topk_per_code":
@@ -169,7 +169,7 @@ def test_topk_of_many(path: str, metric: Metric, case: dict[str, Any]) -> None:
     ],
 )
 def test_long_lists_of_many_rows(path: str, k: int, threads: int) -> None:
-    # Lists so long that a block has room for fewer rows than are classified first on their own.
+    # Lists so long that a block holds fewer rows than the pilot has.
     rng = np.random.default_rng(14)
     T, N = k + 500, 8_192
     C = rng.standard_normal((2, 16, 2)).astype(np.float32)
@@ -188,8 +188,8 @@ def test_long_lists_of_many_rows(path: str, k: int, threads: int) -> None:
 def test_l2_where_classes_are_small_beside_codes(
     path: str, M: int, d: int, exponent: int, k: int
 ) -> None:
-    # Far fewer scores than classes differ once they are rounded to float32: what was found to be
-    # among the best must stay, and of what ties the lower class wins.
+    # Rounded to float32, far fewer scores than classes differ: candidates that may be among the
+    # best must stay, and ties go to the lower class.
     rng = np.random.default_rng(4)
     C = rng.standard_normal((M, 16, d)).astype(np.float32)
     V = (rng.standard_normal((2_000, M * d)) * 10.0**exponent).astype(np.float32)
@@ -201,7 +201,7 @@ def test_l2_where_classes_are_small_beside_codes(
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("rows", [[np.nan, 0.0], [np.inf, -np.inf], [np.nan, np.inf]])
-def test_encode_of_what_is_not_finite(path: str, rows: list[float]) -> None:
+def test_encode_of_values_that_are_not_finite(path: str, rows: list[float]) -> None:
     rng = np.random.default_rng(15)
     C = rng.standard_normal((3, 16, 2)).astype(np.float32)
     C[:, 3] = 0
@@ -214,16 +214,16 @@ def test_encode_of_what_is_not_finite(path: str, rows: list[float]) -> None:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(("N", "T"), [(0, 0), (0, 3), (3, 0), (1, 1)])
 @pytest.mark.parametrize("k", [0, 1, 5])
-def test_nothing_in_nothing_out(path: str, metric: Metric, N: int, T: int, k: int) -> None:
+def test_empty_inputs_give_empty_results(path: str, metric: Metric, N: int, T: int, k: int) -> None:
     C = np.ones((1, 1, 1), np.float32)
     B = np.zeros((N, 1), np.uint8)
     tables = kernels.build_tables(C, np.ones((T, 1), np.float32), None, metric)
     for name in ("topk_per_code", "topk_per_query"):
-        wanted = getattr(reference, name)(B, tables, k)
+        expected = getattr(reference, name)(B, tables, k)
         for threads in THREADS:
-            same(run(path, name, B, tables, k, threads=threads), wanted)
-    found = run(path, "range_search", B, tables, -10.0)
-    same(found, reference.range_search(B, tables, -10.0))
+            same(run(path, name, B, tables, k, threads=threads), expected)
+    result = run(path, "range_search", B, tables, -10.0)
+    same(result, reference.range_search(B, tables, -10.0))
     assert run(path, "encode", np.ones((N, 1), np.float32), C).shape == (N, 1)
 
 
@@ -256,10 +256,10 @@ def test_range_search(
     tables = kernels.build_tables(case["C"], case["V"], case["bias"], metric)
     occurring = np.sort(reference.topk_per_query(case["B"], tables, 41)[0].ravel())[::-1]
     threshold = float(occurring[min(rank, len(occurring) - 1)]) if len(occurring) else 0.0
-    found = (torch_path if path == "torch" else native).range_search
+    search = (torch_path if path == "torch" else native).range_search
     more = {} if path == "torch" else {"isa": path, "threads": case["threads"]}
-    wanted = reference.range_search(case["B"], tables, threshold, upper_triangle=upper)
-    same(found(case["B"], tables, threshold, upper_triangle=upper, **more), wanted)
+    expected = reference.range_search(case["B"], tables, threshold, upper_triangle=upper)
+    same(search(case["B"], tables, threshold, upper_triangle=upper, **more), expected)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -269,9 +269,9 @@ def test_range_search(
 def test_scores(path: str, metric: Metric, case: dict[str, Any]) -> None:
     tables = kernels.build_tables(case["C"], case["V"], case["bias"], metric)
     q, B = kernels.decode(case["B"], tables.C), case["B"]
-    wanted = reference.scores(q, tables.squared_norms(B), tables).T
-    found = native.scores(B, tables, threads=case["threads"], isa=path)
-    np.testing.assert_array_equal(found, wanted)
+    expected = reference.scores(q, tables.squared_norms(B), tables).T
+    result = native.scores(B, tables, threads=case["threads"], isa=path)
+    np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("path", native.isas())
@@ -294,9 +294,9 @@ def test_scores_that_differ_by_less_than_float32_tells(path: str, metric: Metric
     V = (rng.standard_normal((2_000, 140)) * 1e-18).astype(np.float32)
     B = rng.integers(0, 16, (33, 7)).astype(np.uint8)
     tables = kernels.build_tables(C, V, np.full(2_000, 0.7), metric)
-    found = run(path, "topk_per_code", B, tables, k)
-    same(found, reference.topk_per_code(B, tables, k))
-    assert (found[1] == np.arange(k)).all() or metric == "cosine"
+    result = run(path, "topk_per_code", B, tables, k)
+    same(result, reference.topk_per_code(B, tables, k))
+    assert (result[1] == np.arange(k)).all() or metric == "cosine"
 
 
 @pytest.mark.skipif(not native.available(), reason="the native kernels are not built")
@@ -321,11 +321,11 @@ def test_kmeans_pp_init(case: dict[str, Any], threads: int, seed: int) -> None:
     draws = rng.random((M, K - 1))
     draws[rng.random(draws.shape) < 0.1] = 0.0
     first = rng.integers(0, len(U), M)
-    found = native.kmeans_pp_init(U, first, draws, threads=threads)
-    np.testing.assert_array_equal(found, reference.kmeans_pp_init(U, first, draws))
+    result = native.kmeans_pp_init(U, first, draws, threads=threads)
+    np.testing.assert_array_equal(result, reference.kmeans_pp_init(U, first, draws))
     rows = np.asarray(U, np.float32).reshape(len(U), M, -1)
     for m in range(M):
-        assert {c.tobytes() for c in found[m]} <= {row.tobytes() for row in rows[:, m]}
+        assert {c.tobytes() for c in result[m]} <= {row.tobytes() for row in rows[:, m]}
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -358,7 +358,7 @@ def test_many_rows(path: str, metric: Metric) -> None:
 @pytest.mark.parametrize("path", native.isas())
 @pytest.mark.parametrize("M", [64, 128, 129, 1024])
 def test_sums_cannot_overflow(path: str, M: int) -> None:
-    # Every table entry of the chosen codewords is the largest there is, in every lane.
+    # Every table entry of the chosen codewords is the largest possible, in every column.
     C = np.zeros((M, 2, 1), np.float32)
     C[:, 1] = 1
     V = np.ones((70, M), np.float32)
@@ -372,9 +372,9 @@ def test_sums_cannot_overflow(path: str, M: int) -> None:
 
 
 @pytest.mark.parametrize("path", native.isas())
-def test_a_wrong_guess_is_found_out(path: str) -> None:
-    # Every table entry of codeword 1 is rounded up by nearly half a unit, for every class: the sums
-    # are off by almost the worst case, far more than rounding is likely to add up to.
+def test_a_cutoff_above_the_kth_best_score_is_detected(path: str) -> None:
+    # Every table entry of codeword 1 is rounded up by nearly half a unit, for every class: the
+    # error of the sums is almost the largest possible, far more than the likely error.
     rng = np.random.default_rng(7)
     M, K, T = 60, 256, 640
     C = np.repeat(np.linspace(0, 1, K, dtype=np.float32)[None, :, None], M, axis=0)
@@ -390,8 +390,8 @@ def test_a_wrong_guess_is_found_out(path: str) -> None:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(("M", "N"), [(6, 8_300), (130, 400)])
 def test_forecast_thresholds(path: str, metric: Metric, M: int, N: int) -> None:
-    # Enough rows that the first of them tell where the others' thresholds begin, or that the second
-    # call knows it from the first; some have no length, and many classes score the same.
+    # Enough rows that the first ones give a forecast for the others, or the first call one for the
+    # second; some rows have no length, and many classes have equal scores.
     rng = np.random.default_rng(12)
     K, d, T = 16, 2, 701
     C = rng.standard_normal((M, K, d)).astype(np.float32)
@@ -405,15 +405,15 @@ def test_forecast_thresholds(path: str, metric: Metric, M: int, N: int) -> None:
     for n in (N, 301):
         same(run(path, "topk_per_code", B[:n], tables, 10), (score[:n], best[:n]))
     for k in (1, 300):
-        wanted = reference.topk_per_code(B[:257], tables, k)
+        expected = reference.topk_per_code(B[:257], tables, k)
         for _ in range(2):
-            same(run(path, "topk_per_code", B[:257], tables, k), wanted)
+            same(run(path, "topk_per_code", B[:257], tables, k), expected)
 
 
 @pytest.mark.parametrize("path", native.isas())
-def test_a_wrong_forecast_is_found_out(path: str) -> None:
-    # Codewords 0 to 7 lie at a few classes, 8 to 15 at none: what is seen of the first kind of rows
-    # promises far more than the second has.
+def test_a_forecast_that_is_too_high_is_detected(path: str) -> None:
+    # Codewords 0 to 7 are near a few classes, 8 to 15 near none: the forecast learned from rows of
+    # the first kind is far too high for the second.
     rng = np.random.default_rng(13)
     M, K, d, T, near = 8, 16, 4, 1_000, 20
     V = rng.standard_normal((T, M, d)).astype(np.float32)

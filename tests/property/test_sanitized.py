@@ -1,7 +1,7 @@
 """The property tests again, on kernels built with AddressSanitizer and UBSan.
 
-Whatever is read or written beyond a buffer ends the process with a report, and so does a number
-that does not fit where it goes: what the tests themselves would see only by luck.
+Accesses beyond a buffer, and numbers that do not fit their type, end the process with a report; the
+tests alone would notice them only by chance.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CXX = os.environ.get("CXX", "c++")
 
-# pytest with the module at argv[1] in the place of the installed kernels.
+# pytest, with the module at argv[1] instead of the installed kernels.
 LAUNCHER = """
 import importlib.util, sys
 name, place = "raypq.kernels._native", sys.argv[1]
