@@ -1,12 +1,12 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# `make demo` and `make test` install everything that they need on a new machine.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What `make demo` needs, and on top of it what working on raypq needs.
+# Installed packages: STAMP for `make demo`, DEV also those for development.
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
-# Tests side by side: one process a core, each file as a whole for its shared fixtures.
+# Parallel tests: one process a core; the tests of a file share fixtures, so a file is not split.
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-all lint docs reference clean
@@ -27,11 +27,11 @@ lint: $(DEV)
 	$(BIN)/ruff format --check raypq tests jobs docs
 	$(BIN)/mypy
 
-# The tables in docs/, from result files.
+# Write the generated tables in docs/ again, from result files.
 docs: $(DEV)
 	$(BIN)/python docs/generate.py
 
-# The Python reference, from docstrings: build/reference/raypq.html
+# Build the Python reference from the docstrings: build/reference/raypq.html
 reference: $(DEV)
 	$(BIN)/python docs/reference.py build/reference
 
