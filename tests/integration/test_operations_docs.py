@@ -6,6 +6,7 @@ that submit jobs are run by ``test_cluster.py``. Of the others the files that th
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -115,3 +116,30 @@ def test_the_metrics_of_the_page_are_those_that_there_are() -> None:
         )
     )
     assert told == counters | gauges | histograms
+
+
+def _messages() -> str:
+    """Every string of the package; values of f-strings as an ellipsis."""
+    texts: list[str] = []
+    for path in (ROOT / "raypq").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [
+                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
+                ]
+                texts.append("".join(str(part) for part in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_the_messages_of_the_page_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = page.split("## Troubleshooting")[1]
+    quoted = re.findall(r"`([^`]+)`", "\n".join(row.split(" | ")[0] for row in table.splitlines()
+                                               if row.startswith("| `")))  # fmt: skip
+    assert len(quoted) > 15
+    source = _messages()
+    for message in quoted:
+        for part in message.split("…"):
+            assert part.strip(" ,:;'") in source, message
