@@ -35,7 +35,8 @@ from raypq.config import (
     WorkerSettings,
     read_mapping,
 )
-from raypq.config.places import Place, Reads, path_of
+from raypq.config.places import Place, Reads, Writes, path_of, with_places
+from raypq.data.storage import canonical
 from raypq.data.store import overlap
 from raypq.data.store.snapshot import Snapshot
 from raypq.execution.executor import Executor, SpmdJob, WorkerPool
@@ -55,9 +56,22 @@ def _checked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
     @wraps(verb)
     def run(job: S, *args: P.args, **more: P.kwargs) -> R:
         overlap.refuse(job)
-        return verb(job, *args, **more)
+        return verb(with_places(job, _for_workers) if _on_ray(job) else job, *args, **more)
 
     return cast(Callable[Concatenate[S, P], R], run)
+
+
+def _on_ray(job: Settings) -> bool:
+    where = getattr(job, "where", None)
+    return isinstance(where, WorkerSettings) and where.cluster != "none"
+
+
+def _for_workers(uri: str, use: Reads | Writes) -> str:
+    """A local path as an absolute one: Ray's workers run in folders of their own."""
+    kind = use.kind
+    if kind == "split" or (kind == "backbone" and uri.startswith(("torchvision:", "timm:"))):
+        return uri  # read by the driver; a name
+    return canonical(uri)
 
 
 @contextmanager

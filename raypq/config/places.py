@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, Field
 
@@ -20,6 +20,7 @@ from raypq.errors import ConfigError
 _ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 _NAME = r"[A-Za-z][A-Za-z0-9+.-]*"
 _SCHEME = re.compile(rf"(?:^(?:{_NAME}::)*|(?<=::)){_NAME}://")  # in a chain, too
+S = TypeVar("S", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\{\w+\}")
 
 ReadKind = Literal["parquet", "store", "model", "file", "split", "backbone", "xlsa17", "results"]
@@ -133,6 +134,27 @@ def places(settings: BaseModel, *, below: str = "") -> Iterator[Place]:
                 for note in found:
                     if isinstance(note, Reads | Writes):
                         yield Place(field=where, uri=one, use=note)
+
+
+def with_places(settings: S, change: Callable[[str, Reads | Writes], str]) -> S:
+    """Settings in which every path that they name, those of their sections included, is changed."""
+    changed: dict[str, Any] = {}
+    for name, field in type(settings).model_fields.items():
+        uses = [
+            note
+            for note in notes(field.annotation, field.metadata)
+            if not isinstance(note, NoPlace)
+        ]
+
+        def new(value: Any, uses: Sequence[Reads | Writes] = uses) -> Any:
+            if isinstance(value, BaseModel):
+                return with_places(value, change)
+            if isinstance(value, list | tuple):
+                return type(value)(new(one) for one in value)
+            return change(value, uses[0]) if isinstance(value, str) and uses else value
+
+        changed[name] = new(getattr(settings, name))
+    return settings.model_copy(update=changed)
 
 
 def notes(annotation: Any, metadata: Any = ()) -> Iterator[Reads | Writes | NoPlace]:

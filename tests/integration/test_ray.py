@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import raypq
+from raypq import api
 from raypq.config import (
     ClassifyJob,
     ClusterSettings,
     Columns,
     DuplicatesJob,
     EncodeJob,
+    RepackJob,
     SearchJob,
     TrainJob,
 )
@@ -157,6 +159,22 @@ def damaged(data: Path, tmp_path: Path) -> Path:
     X = np.full((5, DX), np.nan, np.float32)
     write(folder / "part-3b.parquet", X, list("abcde"), np.zeros(5, int))
     return folder
+
+
+def test_relative_paths_are_those_of_the_driver(
+    data: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers were started in another folder, as those of a cluster are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(model)
+    (tmp_path / "features").symlink_to(data / "features")
+    encode = EncodeJob(model="model", features=["features"], output="codes", where=TWO)
+    assert raypq.encode(encode).rows == sum(ROWS)
+    api.repack(RepackJob(features=["features"], output="repacked", where=TWO))
+    assert sum(survey(FeatureStore.open(["repacked"])).rows) == sum(ROWS)
+    classes = str(data / "classes.parquet")
+    raypq.classify(ClassifyJob(codes="codes", classes=classes, output="predictions", where=TWO))
+    assert snapshot.read("predictions").rows == sum(ROWS)
 
 
 def test_bad_shards_fail_after_the_good_ones_and_all_are_named(

@@ -501,3 +501,20 @@ def test_a_config_is_an_input(tmp_path: Path, way: str, capsys: pytest.CaptureFi
     assert f"the input config: {place}" in told or "--config" in told
     assert "would write over" in told
     assert place.read_text() == text
+
+
+def test_every_path_of_a_job_can_be_changed() -> None:
+    job = ReindexJob.model_validate(
+        {
+            "model": "m", "features": ["a", "b"], "codes": "c",
+            "classify": [{"classes": "t", "output": "p", "candidates": "seen"}],
+        }
+    )  # fmt: skip
+    moved = places.with_places(job, lambda uri, use: f"/x/{uri}")
+    before, after = (
+        {place.field: place.uri for place in places.places(one)} for one in (job, moved)
+    )
+    assert after.keys() == before.keys()
+    assert [place.uri for place in places.places(moved)] == [
+        f"/x/{place.uri}" for place in places.places(job)
+    ]
