@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 # Errors of the network, of a busy machine, of a disk or mount that fails for a moment. Missing
 # files, missing permissions, full disks and names that are too long are permanent.
@@ -26,16 +27,23 @@ _PERMANENT = {
     "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError", "UnknownServiceError",
     "UnauthorizedSSOTokenError",
 }  # fmt: skip
+# A collective whose peer is gone: torch has a class for some of these errors (DistError); for the
+# others it raises a bare RuntimeError with the text of its library.
+_COLLECTIVE = re.compile(
+    r"\bgloo\b|\bNCCL\b|\bnccl[A-Z]|connection (?:was )?(?:reset|closed|refused)|broken pipe",
+    re.IGNORECASE,
+)
 _MAX_CAUSES = 8  # length of the chain of causes that is examined
 
 
 def may_pass(error: BaseException) -> bool:
     """Whether another try of the same work might succeed.
 
-    True for time-outs, lost connections, disks and servers that fail for a moment, an ``OSError``
-    without a number, and exhausted memory (other processes may have freed theirs). False for all
-    other errors, such as ``ValueError``, ``KeyError``, ``ModuleNotFoundError``, a full disk or a
-    missing permission. An error that is neither counts as its cause (``__cause__``) does.
+    True for time-outs, lost connections, collectives of torch that lost a worker, disks and servers
+    that fail for a moment, an ``OSError`` without a number, and exhausted memory (other processes
+    may have freed theirs). False for all other errors, such as ``ValueError``, ``KeyError``,
+    ``ModuleNotFoundError``, a full disk or a missing permission. An error that is neither counts as
+    its cause (``__cause__``) does.
     """
     chain: list[BaseException] = []
     cause: BaseException | None = error
@@ -54,6 +62,10 @@ def _is_transient(error: BaseException) -> bool | None:
         return True
     if isinstance(error, OSError):
         return error.errno is None or error.errno in _TRANSIENT
+    if any(kind.__name__ == "DistError" for kind in type(error).__mro__) or (
+        type(error) is RuntimeError and _COLLECTIVE.search(str(error))
+    ):
+        return True
     library = type(error).__module__.partition(".")[0]
     if library in _NETWORK or (library, type(error).__name__) == ("torch", "OutOfMemoryError"):
         return True
