@@ -51,7 +51,7 @@ W = TypeVar("W")
 
 
 def _checked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """A verb that refuses, before anything else, to write among what it reads."""
+    """Decorator: refuses a job whose outputs lie among its inputs, before any work."""
 
     @wraps(verb)
     def run(job: S, *args: P.args, **more: P.kwargs) -> R:
@@ -90,7 +90,7 @@ def open_executor(where: WorkerSettings) -> Iterator[Executor]:
 
 
 class _LazyExecutor:
-    """Opens an executor when the first workers are started: to do nothing, Ray need not start."""
+    """Opens an executor when the first workers are started, so a job without work starts no Ray."""
 
     def __init__(self, where: WorkerSettings, stack: ExitStack) -> None:
         self.n_workers = where.workers
@@ -150,7 +150,7 @@ def extract(job: ExtractJob) -> dict[str, Any]:
 
 @_checked
 def split(job: SplitJob) -> dict[str, Any]:
-    """Cuts a labelled store into the parts of a protocol (``raypq split``)."""
+    """Splits a labelled store by a retrieval protocol (``raypq split``)."""
     from raypq.stages.preparation import split as stage
 
     with open_executor(job.where) as executor:
@@ -186,7 +186,7 @@ def search(job: SearchJob) -> Snapshot:
 
 @_checked
 def duplicates(job: DuplicatesJob) -> Snapshot:
-    """Finds pairs of stored images that look alike (``raypq duplicates``)."""
+    """Finds near-duplicates among stored images (``raypq duplicates``)."""
     from raypq.stages.retrieval import near_duplicates as stage
 
     with open_executor(job.where) as executor:
@@ -220,7 +220,7 @@ def reindex(job: ReindexJob) -> dict[str, Any]:
 
 @_checked
 def evaluate(job: EvaluateJob, where: WorkerSettings | None = None) -> dict[str, Any]:
-    """Figures of a prediction store (``raypq evaluate classification``)."""
+    """Evaluates a prediction store (``raypq evaluate classification``)."""
     from raypq.stages.classification import evaluate as stage
 
     with open_executor(where or job.where) as executor:
@@ -229,7 +229,7 @@ def evaluate(job: EvaluateJob, where: WorkerSettings | None = None) -> dict[str,
 
 @_checked
 def evaluate_retrieval(job: RetrievalJob) -> dict[str, Any]:
-    """Figures of a code store (``raypq evaluate retrieval``)."""
+    """Evaluates the retrieval of a code store (``raypq evaluate retrieval``)."""
     from raypq.stages.retrieval import evaluate as stage
 
     with open_executor(job.where) as executor:
@@ -242,27 +242,26 @@ def report(
     *,
     title: str = "raypq report",
 ) -> int:
-    """One HTML page of what result files, models and stores tell (``raypq report``).
+    """Writes one HTML page about result files, models and stores (``raypq report``).
 
     Args:
         places: result files (JSON), models, stores, or folders of them. output: the HTML file.
 
     Returns:
-        How many figures the page has.
+        Number of figures in the page.
 
     Raises:
-        ConfigError: matplotlib or jinja2 is not installed; the output is one of the places.
-        InputError: a place that is not there, or nothing to report on.
+        ConfigError: matplotlib or jinja2 is not installed; the output is one of the inputs.
+        InputError: a missing input, or nothing to report on.
     """
     from raypq.reporting import page
 
-    several = [places] if isinstance(places, str | os.PathLike) else places
-    read = [path_of(place) for place in several]
-    to = path_of(output)
-    named = [Place(field="places", uri=uri, use=Reads("results")) for uri in read]
-    written = overlap.written_file("output", to)
-    overlap.refuse_places([*named, *([written] if written else [])])
-    return page.make(read, to, title=title)
+    sources = [places] if isinstance(places, str | os.PathLike) else places
+    uris, page_uri = [path_of(source) for source in sources], path_of(output)
+    inputs = [Place(field="places", uri=uri, use=Reads("results")) for uri in uris]
+    written = overlap.written_file("output", page_uri)
+    overlap.refuse_places([*inputs, *([written] if written else [])])
+    return page.make(uris, page_uri, title=title)
 
 
 @_checked
@@ -275,7 +274,7 @@ def add_classes(job: AddClassesJob) -> dict[str, Any]:
 
 @_checked
 def infer_semantics(job: InferSemanticsJob) -> dict[str, Any]:
-    """What images without a class embedding are like (``raypq infer-semantics``)."""
+    """Describes images without a class embedding by known classes (``raypq infer-semantics``)."""
     from raypq.stages.classification import infer_semantics as stage
 
     with open_executor(job.where) as executor:
@@ -284,7 +283,7 @@ def infer_semantics(job: InferSemanticsJob) -> dict[str, Any]:
 
 @_checked
 def fewshot(job: FewShotJob) -> dict[str, Any]:
-    """Few-shot accuracy in a space (``raypq evaluate fewshot``)."""
+    """Few-shot accuracy in a feature space (``raypq evaluate fewshot``)."""
     from raypq.stages.representation.fewshot import fewshot as stage
 
     return stage(job)
@@ -300,7 +299,7 @@ def clusterability(job: ClusterabilityJob) -> dict[str, Any]:
 
 @_checked
 def import_xlsa17(job: ImportXlsa17Job) -> dict[str, Any]:
-    """A published benchmark as feature stores (``raypq import-xlsa17``)."""
+    """Converts a published benchmark to feature stores (``raypq import-xlsa17``)."""
     from raypq.stages.preparation import import_xlsa17 as stage
 
     return stage.import_xlsa17(job)

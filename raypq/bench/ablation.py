@@ -1,12 +1,12 @@
 """Ablations of the learned quantizers: one variant after another on the same rows and queries.
 
     DPQ   trained on the whole labelled store, which is also the database; a second database is
-          made of the test rows that neither ask nor were trained on
+          made of the test rows that are neither queries nor training rows
     GPQ   protocol 1: some labelled rows of each class, the others are unlabelled and the database
 
 Queries are test rows drawn with seed 0, whatever the seed of training. Without a test store a
-tenth of the training rows is held out to play its part: settings are chosen so, and only then
-looked at on the test rows.
+tenth of the training rows is held out instead: settings are chosen on it, and then evaluated on the
+test rows.
 """
 
 from __future__ import annotations
@@ -124,20 +124,20 @@ class Rows:
 
 
 def run(job: AblationJob) -> tuple[list[dict[str, Any]], str]:
-    """Every variant with every seed, and their table; what the JSON file has is taken over.
+    """Runs every variant with every seed, and makes their table; rows of the JSON file are kept.
 
     Raises:
         RaypqError: data or settings that do not fit.
     """
     overlap.refuse(job)
     known = _known(job.json_file)
-    found = []
+    new_rows = []
     for row in _rows(job, known):
-        found.append(row)
+        new_rows.append(row)
         if job.json_file:
-            document = {**machine(job.where.threads), "rows": [*known, *found]}
+            document = {**machine(job.where.threads), "rows": [*known, *new_rows]}
             result_file.write(job.json_file, document)
-    rows = [*known, *found]
+    rows = [*known, *new_rows]
     return rows, _table(job, rows)
 
 
@@ -159,17 +159,17 @@ def _rows(job: AblationJob, known: Sequence[Mapping[str, Any]]) -> Iterator[dict
     ablation = TABLES[job.name]
     done = {(row["name"], row["label"], row["seed"]) for row in known}
     for seed in range(job.seeds):
-        wanted = [v for v in ablation.variants if (job.name, v.label, seed) not in done]
-        if not wanted:
+        missing = [v for v in ablation.variants if (job.name, v.label, seed) not in done]
+        if not missing:
             continue
         with tempfile.TemporaryDirectory() as folder:
             parts = _parts(job, ablation.method, seed, folder)
-            for variant in wanted:
+            for variant in missing:
                 yield _one(job, variant, seed, parts, f"{folder}/{variant.label}")
 
 
 def _parts(job: AblationJob, method: str, seed: int, folder: str) -> dict[str, list[str]]:
-    """The stores of one seed by what they are used for."""
+    """The stores of one seed by their role."""
 
     def cut(name: str, **changes: Any) -> str:
         place = f"{folder}/{name}"
@@ -185,14 +185,14 @@ def _parts(job: AblationJob, method: str, seed: int, folder: str) -> dict[str, l
         return place
 
     if job.test:
-        asked = cut("test", features=job.train, test=job.test, queries=job.queries)
-        train = [join(asked, "labelled")]
+        test_parts = cut("test", features=job.train, test=job.test, queries=job.queries)
+        train = [join(test_parts, "labelled")]
     else:
         rows = sum(len(Rows.read(uri, job.columns).y) for uri in job.train) // 10
         first = cut("held-out", features=job.train, queries=rows)
         train, held_out = [join(first, "labelled")], [join(first, "queries")]
-        asked = cut("test", features=train, test=held_out, queries=job.queries)
-    parts = {"queries": [join(asked, "queries")], "other": [join(asked, "other")]}
+        test_parts = cut("test", features=train, test=held_out, queries=job.queries)
+    parts = {"queries": [join(test_parts, "queries")], "other": [join(test_parts, "other")]}
     if method == "dpq":
         return {**parts, "train": train, "database": train, "unlabelled": []}
     few = cut("protocol-1", features=train, queries=0, labelled=job.labelled, seed=seed)
@@ -244,8 +244,8 @@ def ranked(model: Model, queries: Rows, stored: Rows) -> Iterator[tuple[str, flo
     names, row_label = np.unique(stored.y, return_inverse=True)
     place = np.searchsorted(names, queries.y).clip(max=len(names) - 1)
     query_label = np.where(names[place] == queries.y, place, -1)
-    asked = {"adc": model.queries(queries.X), "sdc": model.decode(model.encode(queries.X))}
-    for name, V in asked.items():
+    vectors = {"adc": model.queries(queries.X), "sdc": model.decode(model.encode(queries.X))}
+    for name, V in vectors.items():
         score = partial(_scores, model.tables(V), model.decode(B), which)
         yield name, mean_average_precision(score, query_label, row_label)
     yield "codes", float(len(B))
@@ -257,8 +257,8 @@ def _scores(
     """Scores [t, N] of some queries, computed once for each code, so that equal ones tie."""
     scale, offset = tables.row_terms(kernels.tables.squared_norms(q))
     dot = tables.W[part].astype(np.float64) @ q.T.astype(np.float64)
-    found: NDArray[np.float64] = (dot * scale + offset) + tables.bias[part, None]
-    return found[:, which]
+    scores: NDArray[np.float64] = (dot * scale + offset) + tables.bias[part, None]
+    return scores[:, which]
 
 
 def classified(model: Model, *several: Rows) -> dict[str, float]:
@@ -287,7 +287,7 @@ _SHOWN = {
 
 
 def _table(job: AblationJob, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The figures in Markdown: mean ± standard deviation over the seeds."""
+    """The scores in Markdown: mean ± standard deviation over the seeds."""
     lines = []
     for variant in TABLES[job.name].variants:
         mine = [r for r in rows if (r["name"], r["label"]) == (job.name, variant.label)]

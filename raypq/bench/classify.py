@@ -1,4 +1,4 @@
-"""Classification: codes against 21,841 classes, beside the dense products that it replaces."""
+"""Classification against 21,841 classes: codes, and the dense products that they replace."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ def _checks(
     """The scan equals float ADC exactly; and how near that is to the uncompressed answer."""
     from raypq.kernels import reference
 
-    score, found = kernels.topk_per_code(B[:_CHECK], tables, TOP)
+    score, classes = kernels.topk_per_code(B[:_CHECK], tables, TOP)
     exact_score, exact = reference.topk_per_code(B[:_CHECK], tables, TOP)
     _, dense = kernels.topk_per_vector(U[:_CHECK], tables, TOP)
     return {
-        "equals float ADC": bool((found == exact).all() and (score == exact_score).all()),
-        "top-1 as uncompressed": float((found[:, 0] == dense[:, 0]).mean()),
+        "equals float ADC": bool((classes == exact).all() and (score == exact_score).all()),
+        "top-1 as uncompressed": float((classes[:, 0] == dense[:, 0]).mean()),
     }

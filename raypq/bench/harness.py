@@ -21,11 +21,11 @@ REPEATS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """One way to do the work.
+    """One implementation to measure.
 
     Attributes:
-        run: does it once. work: how much that is, in the bench's unit (contenders may take
-            parts of different size; rates are compared). ours: raypq or a peer.
+        run: does the work once. work: its amount in the bench's unit (amounts may differ, since
+            rates are compared). ours: True for raypq, False for a peer.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """What a contender reached: medians over the rounds."""
+    """Result of a contender: medians over the rounds."""
 
     name: str
     rate: float
@@ -47,7 +47,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A ratio that is asked for: the rate of ``ours`` over the rate of ``peer``."""
+    """A required ratio: the rate of ``ours`` over the rate of ``peer``."""
 
     ours: str
     peer: str
@@ -59,8 +59,7 @@ class Result:
     """One table of a bench.
 
     Attributes:
-        sizes: what the case names, as numbers: N, T, D, M, K. rates: what ``raypq plan`` counts
-            with, where the bench measures it.
+        sizes: N, T, D, M, K of the case. rates: the rates for ``raypq plan``, if measured.
     """
 
     bench: str
@@ -74,7 +73,7 @@ class Result:
     goals: list[dict[str, Any]] = field(default_factory=list)
 
     def judge(self, goals: Sequence[Goal]) -> Result:
-        """Adds how far each goal was reached; goals whose peer is absent are left out."""
+        """Adds the ratio of each goal; goals whose peer is absent are left out."""
         rates = {line.name: line.rate for line in self.lines}
         for goal in goals:
             if goal.ours in rates and goal.peer in rates:
@@ -126,16 +125,16 @@ def rounds(contenders: Sequence[Contender], repeats: int = REPEATS) -> list[Line
 
 
 def processor_seconds() -> float:
-    """Processor time of this process and all that it started, Ray's own included (Linux).
+    """Processor seconds of this process and its descendants, Ray's included (Linux).
 
-    Unlike the time on the wall it hardly depends on what else the machine is doing.
+    Unlike wall time it hardly depends on other load of the machine.
     """
     parent: dict[int, int] = {}
     ticks: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = entry.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:  # it ended meanwhile
+        except OSError:  # it has ended
             continue
         pid = int(entry.parent.name)
         parent[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
@@ -149,7 +148,7 @@ def processor_seconds() -> float:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """Hardware, versions and date, as they stand beside every figure."""
+    """Hardware, versions and date of a measurement."""
     from raypq import kernels
 
     packages = {}
@@ -171,7 +170,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """What the processor calls itself."""
+    """Model name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

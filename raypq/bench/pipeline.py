@@ -1,4 +1,4 @@
-"""Whole verbs from stored files: encode by one worker, classify on a local Ray."""
+"""Whole commands from stored files: encode with one worker, classify on a local Ray."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The rates that ``raypq plan`` counts with: each part of the work, measured for one worker while
-others like it run beside it.
+"""The rates for ``raypq plan``: each part of the work, measured for one worker while equal ones
+run on the other cores.
 
 What reading, writing and Python take is not measured alone: small jobs run through the real stages,
 and what their known parts do not explain is that.
@@ -60,7 +60,7 @@ Clock = Callable[[], float]
 
 def run(threads: int, clock: Clock) -> Iterator[Result]:
     """The rates as a table; ``measure`` gives them as they are used."""
-    # Starting Ray is waiting, of which the processor's clock knows nothing.
+    # The start of Ray is waiting, which processor time does not count.
     rates = measure(threads, ray=clock is time.perf_counter, clock=clock)
     lines = [
         Line(name=name, rate=value, seconds=0.0, ours=True)
@@ -76,18 +76,18 @@ def run(threads: int, clock: Clock) -> Iterator[Result]:
 
 
 def measure(threads: int, *, ray: bool = True, clock: Clock = time.perf_counter) -> Rates:
-    """Rates of one worker of ``threads`` that run side by side; 20 to 40 seconds.
+    """Rates of one of ``threads`` workers that run at once; takes 20 to 40 seconds.
 
     Args:
         ray: also measure how long a local Ray takes to have workers.
-        clock: tells seconds; that of the processor's time serves one thread on a busy machine.
+        clock: seconds; processor time is for one thread on a busy machine.
     """
     rng = np.random.default_rng(0)
     before = torch.get_num_threads(), kernels.threads()
     kernels.set_threads(1)
     torch.set_num_threads(1)
     try:
-        with console.silent():  # the small jobs would each tell their story
+        with console.silent():  # the small jobs log too
             return _measure(threads, ray, clock, rng)
     finally:
         torch.set_num_threads(before[0])
@@ -161,7 +161,7 @@ def _device(device: str, threads: int, clock: Clock, rng: np.random.Generator) -
 
 
 def _computing(threads: int, clock: Clock, rng: np.random.Generator) -> dict[str, float]:
-    """Rates of what only the CPU does."""
+    """Rates of the work that only CPUs do."""
     X = rng.standard_normal((_ROWS, _DX), dtype=np.float32)
     U = np.ascontiguousarray(X[:, :_D])
     C = rng.standard_normal((32, _K, _D // 32)).astype(np.float32)
@@ -190,7 +190,7 @@ def _with_stages(
     *,
     ray: bool,
 ) -> Rates:
-    """Small jobs through the real stages tell the rest."""
+    """The other rates, from small jobs through the real stages."""
     with tempfile.TemporaryDirectory(prefix="raypq-rates-") as folder:
         root = Path(folder)
         reading = _reading(root / "read", threads, clock)
@@ -310,7 +310,7 @@ class _Nothing:
 
 
 class _Idle:
-    """A worker that has imported what workers import."""
+    """An idle worker with the imports of all workers."""
 
     def do_nothing(self, task: _Nothing) -> None:
         from raypq.stages.classification import classify  # noqa: F401

@@ -1,4 +1,4 @@
-"""Reading features: raypq's checked batches beside a bare pyarrow loop."""
+"""Reading features: raypq's checked batches, and a plain pyarrow loop."""
 
 from __future__ import annotations
 

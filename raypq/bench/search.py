@@ -1,4 +1,4 @@
-"""Retrieval: 1,024 queries over a million codes, beside FAISS at equal bytes."""
+"""Retrieval: 1,024 queries over a million codes, against FAISS at equal bytes."""
 
 from __future__ import annotations
 

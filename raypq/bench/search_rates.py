@@ -1,4 +1,4 @@
-"""The rates of a search: its lookups, and what reading, merging and writing take beside them."""
+"""The rates of a search: lookups, reading, merging and writing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lookups(
     Codes are drawn evenly: what a search adds to its best rows depends on the order of the scores,
     and they stand in any order here as in a store.
     """
-    found: dict[int, dict[int, dict[int, float]]] = {}
+    rates: dict[int, dict[int, dict[int, float]]] = {}
     for M in _SUB_CODEBOOKS:
         C = rng.standard_normal((M, _K, _WIDTH), dtype=np.float32)
         V = rng.standard_normal((_QUERIES, M * _WIDTH), dtype=np.float32)
@@ -49,8 +49,8 @@ def lookups(
             turn = partial(kernels.topk_per_query, B[:rows], tables, k, device=device)
             return measure(turn) / _QUERIES
 
-        found[M] = {k: {rows: seconds(rows, k) for rows in _ROWS} for k in _RESULTS}
-    return found
+        rates[M] = {k: {rows: seconds(rows, k) for rows in _ROWS} for k in _RESULTS}
+    return rates
 
 
 def beside(

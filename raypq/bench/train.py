@@ -1,4 +1,4 @@
-"""Training codebooks to an equal or lower distortion, beside FAISS on the same rows."""
+"""Training codebooks to an equal or lower distortion than FAISS, on the same rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raypq.methods.base import ReductionMethod, State, Stats, TrainBatch, Traini
 from raypq.stages.training.reduction import iterate
 
 ROWS, D, M, K = 32_768, 512, 32, 256
-# Passes that bring ours to the distortion that FAISS reaches in its 25 (the checks tell both):
+# Passes that bring ours to the distortion that FAISS reaches in its 25 (the checks show both):
 # k-means++ starts it lower.
 _PASSES = 19
 _REPEATS = 3
@@ -43,10 +43,10 @@ class _Rows:
 def run(threads: int) -> Iterator[Result]:
     """pq on clustered vectors."""
     X = clustered_data.embedded(N=ROWS, T=2000, D=D).U
-    found: dict[str, NDArray[np.float32]] = {}
+    codebooks: dict[str, NDArray[np.float32]] = {}
 
     def ours() -> None:
-        found["raypq pq"] = _train(X, threads)
+        codebooks["raypq pq"] = _train(X, threads)
 
     contenders = [Contender(name="raypq pq", run=ours, work=ROWS, ours=True)]
     absent: list[str] = []
@@ -55,13 +55,13 @@ def run(threads: int) -> Iterator[Result]:
         def theirs() -> None:
             pq = faiss.ProductQuantizer(D, M, 8)
             pq.train(X)
-            found["FAISS ProductQuantizer.train"] = faiss.vector_to_array(pq.centroids).reshape(
+            codebooks["FAISS ProductQuantizer.train"] = faiss.vector_to_array(pq.centroids).reshape(
                 M, K, D // M
             )
 
         contenders.append(Contender(name="FAISS ProductQuantizer.train", run=theirs, work=ROWS))
     lines = rounds(contenders, _REPEATS)
-    checks = {f"distortion of {name}": _distortion(X, C) for name, C in found.items()}
+    checks = {f"distortion of {name}": _distortion(X, C) for name, C in codebooks.items()}
     result = Result(
         bench="train",
         case=f"pq {ROWS:,} × {D}, M={M} K={K}",

@@ -1,4 +1,4 @@
-"""Error texts of settings: what a key expects, and what was found."""
+"""Error texts of settings: the key, the expected value and the one found."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WORDS: dict[Any, str] = {
 
 
 class Refused:
-    """A value that pydantic would turn into something else; it stands for itself in errors."""
+    """A value that pydantic would convert to another type; errors show it unconverted."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -42,10 +42,10 @@ def explain(
     names: Mapping[str, str] | None = None,
     where: Mapping[tuple[str, ...], str] | None = None,
 ) -> str:
-    """One line for each key that is wrong: what was expected, and what was found.
+    """One line for each wrong key: expected and found.
 
     Args:
-        names: what a key (of a section: ``section.key``) is called where it comes from.
+        names: names of keys (of a section: ``section.key``) at the origin, such as options.
         where: the origin of single paths of keys, such as a file and line.
     """
     lines: dict[str, None] = {}
@@ -64,7 +64,7 @@ def _nearest(where: Mapping[tuple[str, ...], str], path: tuple[str, ...]) -> str
 def _problem(
     cls: type[BaseModel], item: Mapping[str, Any], names: Mapping[str, str]
 ) -> tuple[tuple[str, ...], str]:
-    """The path of the key that is wrong, and what is wrong with it."""
+    """The path of a wrong key, and the problem."""
     loc, kind = tuple(item["loc"]), str(item["type"])
     whole = tuple(str(part) for part in loc)
     dotted = ".".join(whole)
@@ -78,16 +78,16 @@ def _problem(
         return whole[:-1], f"{missing} is required"
     path, annotation, metadata = _follow(cls, loc)
     key = _name(path, names) or f"key '{'.'.join(path)}'"
-    if kind == "value_error":  # a validator's own words
+    if kind == "value_error":  # the message of a validator
         return path, f"{key}: {item['ctx']['error']}" if path else str(item["ctx"]["error"])
-    found = shown(item["input"])
+    value = shown(item["input"])
     if kind == "invalid_key" or "[key]" in loc:
         inside = f"{key}: " if path else ""
-        return path, f"{inside}expected text as a key, found {found}"
+        return path, f"{inside}expected text as a key, found {value}"
     if annotation is None:
-        return path, f"{item['msg']}, found {found}"
+        return path, f"{item['msg']}, found {value}"
     expected = expectation(annotation, metadata)
-    return path, f"{key}: expected {expected}, found {found}{_hint(annotation, item)}"
+    return path, f"{key}: expected {expected}, found {value}{_hint(annotation, item)}"
 
 
 def _name(path: tuple[str, ...], names: Mapping[str, str]) -> str | None:
@@ -96,19 +96,19 @@ def _name(path: tuple[str, ...], names: Mapping[str, str]) -> str | None:
 
 
 def _hint(annotation: Any, item: Mapping[str, Any]) -> str:
-    found = item["input"].value if isinstance(item["input"], Refused) else item["input"]
+    value = item["input"].value if isinstance(item["input"], Refused) else item["input"]
     kinds = set(options(annotation))
-    if str in kinds and isinstance(found, int | float):
+    if str in kinds and isinstance(value, int | float):
         return "; put it in quotes if it is text"
-    if found is None:
+    if value is None:
         return "; give it a value, or leave the key out for its default"
-    if isinstance(found, list | tuple) and len(found) == 1 and str in kinds:
+    if isinstance(value, list | tuple) and len(value) == 1 and str in kinds:
         return "; write it without the brackets"
     return ""
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it: not too long, and with its kind where that is not plain."""
+    """A value as an error shows it: shortened, with its type unless that is obvious."""
     if isinstance(value, Refused):
         value = value.value
     text = repr(value)
@@ -121,7 +121,7 @@ def shown(value: Any) -> str:
 
 
 def options(annotation: Any) -> Iterator[Any]:
-    """The kinds that an annotation allows: unions taken apart, notes left out."""
+    """The types that an annotation allows: unions split, notes removed."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from options(get_args(annotation)[0])
@@ -133,7 +133,7 @@ def options(annotation: Any) -> Iterator[Any]:
 
 
 def expectation(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """What an annotation allows, in words, its bounds included."""
+    """The allowed values of an annotation in words, with bounds."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return expectation(parts[0], [*parts[1:], *metadata])
@@ -168,28 +168,30 @@ def _list_of(parts: Sequence[Any], bounds: Mapping[str, Any]) -> str:
 
 
 def _bounds(metadata: Sequence[Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    bounds: dict[str, Any] = {}
     for note in metadata:
         if isinstance(note, FieldInfo):
-            found |= _bounds(note.metadata)
+            bounds |= _bounds(note.metadata)
             continue
         for name in ("ge", "gt", "le", "lt", "min_length", "max_length"):
             if getattr(note, name, None) is not None:
-                found[name] = getattr(note, name)
-    return found
+                bounds[name] = getattr(note, name)
+    return bounds
 
 
 def _follow(cls: type[BaseModel], loc: Sequence[Any]) -> tuple[tuple[str, ...], Any, Sequence[Any]]:
-    """The path of keys that ``loc`` leads to, and the annotation there; pydantic also names the
-    part of a union that it tried."""
+    """The path of keys of a pydantic ``loc``, and the annotation of the last one.
+
+    A ``loc`` also names the part of a union that was tried; a path does not.
+    """
     path: list[str] = []
     annotation: Any = cls
     metadata: Sequence[Any] = ()
     for part in loc:
-        found = _step(annotation, part)
-        if found is None:
+        step = _step(annotation, part)
+        if step is None:
             continue
-        annotation, metadata = found
+        annotation, metadata = step
         path.append(str(part))
     return tuple(path), annotation if path else None, metadata
 
@@ -209,7 +211,7 @@ def _step(annotation: Any, part: Any) -> tuple[Any, Sequence[Any]] | None:
 
 
 def _section(cls: type[BaseModel], loc: Sequence[Any]) -> type[BaseModel]:
-    """The settings that a path leads to, through lists, mappings and sections."""
+    """The settings class at a path, through lists, mappings and sections."""
     _, annotation, _ = _follow(cls, loc)
     for kind in options(annotation):
         if isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -16,9 +16,9 @@ class Option:
 
     Attributes:
         names: the options, where they are not the field's name.
-        prefix: of a section: what stands before the names of its fields.
+        prefix: of a section: prefix of the options of its fields.
         argument: True for a positional argument (METHOD), which has no name.
-        metavar: what the help shows in place of the value.
+        metavar: placeholder of the value in the help.
         unit: the field's value for 1 on the command line (bytes of a GiB, say).
         file_only: True for a field that has no option.
     """

@@ -1,7 +1,7 @@
-"""Kinds of paths: every field of a job that names one says what is read or written there.
+"""Kinds of paths: every path field of a job is annotated with what it reads or writes.
 
-``raypq.data.store.overlap`` refuses a job whose outputs lie among its inputs by these notes alone,
-so a field of text in a job has one of the types below; a test demands it.
+``raypq.data.store.overlap`` uses these notes to refuse a job whose outputs lie among its inputs, so
+every text field of a job has one of the types below; a test checks it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from raypq.errors import ConfigError
 
-# pathlib, and some shells, make one slash of the two after a scheme.
+# pathlib, and some shells, merge the two slashes after a scheme.
 _ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 _NAME = r"[A-Za-z][A-Za-z0-9+.-]*"
 _SCHEME = re.compile(rf"(?:^(?:{_NAME}::)*|(?<=::)){_NAME}://")  # in a chain, too
@@ -29,12 +29,12 @@ WriteKind = Literal["store", "model", "shards", "parts", "xlsa17", "file", "inde
 
 @dataclass(frozen=True)
 class Reads:
-    """A field that names what is read.
+    """The field is an input.
 
     ``parquet``: folders, files or globs of Parquet; ``split``: classes by name or by files;
     ``backbone``: a network by name, file or model; ``xlsa17``: a folder of the published files;
-    ``results``: files, stores and models, or folders of them. ``in_place``: it is read whole before
-    anything is written, so that the output may be the same place.
+    ``results``: files, stores and models, or folders of them. ``in_place``: it is read completely
+    before anything is written, so the output may be the same path.
     """
 
     kind: ReadKind
@@ -43,7 +43,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Writes:
-    """A field that names what is written.
+    """The field is an output.
 
     ``shards``: Parquet files in one folder; ``parts``: the folders of a split; ``index``: a FAISS
     file and its ids; ``demo``: a folder of everything.
@@ -54,14 +54,14 @@ class Writes:
 
 @dataclass(frozen=True)
 class NoPlace:
-    """A field of text that names no path."""
+    """The field is text, and no path."""
 
 
 def path_of(place: str | os.PathLike[str]) -> str:
-    """The path or URI that a place names, as text.
+    """A path or URI as text.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: neither.
     """
     text: Any = os.fspath(place) if isinstance(place, os.PathLike) else place
     if not isinstance(text, str):
@@ -112,7 +112,7 @@ NewFile = Annotated[Uri, Writes("file")]
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A path that a job names: the field, the path as it was given, and what it is for."""
+    """A path in a job: its field, the path as given, and its use."""
 
     field: str
     uri: str
@@ -120,20 +120,22 @@ class Place:
 
 
 def places(settings: BaseModel, *, below: str = "") -> Iterator[Place]:
-    """Every path that settings name, those of their sections included."""
+    """Every path in settings, those of their sections included."""
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        several = value if isinstance(value, list | tuple) else [value]
-        found = list(notes(field.annotation, field.metadata))
-        for number, one in enumerate(several):
-            where = f"{below}{name}"
-            if isinstance(one, BaseModel):
-                place = f"{where}.{number}." if several is value else f"{where}."
-                yield from places(one, below=place)
-            elif isinstance(one, str):
-                for note in found:
-                    if isinstance(note, Reads | Writes):
-                        yield Place(field=where, uri=one, use=note)
+        items = value if isinstance(value, list | tuple) else [value]
+        uses = [
+            note
+            for note in notes(field.annotation, field.metadata)
+            if isinstance(note, Reads | Writes)
+        ]
+        key = f"{below}{name}"
+        for number, item in enumerate(items):
+            if isinstance(item, BaseModel):
+                prefix = f"{key}.{number}." if items is value else f"{key}."
+                yield from places(item, below=prefix)
+            elif isinstance(item, str):
+                yield from (Place(field=key, uri=item, use=use) for use in uses)
 
 
 def with_places(settings: S, change: Callable[[str, Reads | Writes], str]) -> S:
@@ -158,7 +160,7 @@ def with_places(settings: S, change: Callable[[str, Reads | Writes], str]) -> S:
 
 
 def notes(annotation: Any, metadata: Any = ()) -> Iterator[Reads | Writes | NoPlace]:
-    """The notes of a field, wherever in its annotation they stand; mappings have none."""
+    """The notes anywhere in the annotation of a field; mappings have none."""
     for note in metadata:
         if isinstance(note, Reads | Writes | NoPlace):
             yield note

@@ -1,8 +1,7 @@
-"""Config files and ``key=value`` pairs: every value is read as it looks, or refused by line.
+"""Config files and ``key=value`` pairs, read by the rules of YAML 1.2.
 
-YAML is read by the rules of its version 1.2: ``no`` and ``12:30`` are text, ``1e4`` is a number, a
-date is text. A key that stands twice, a number with a leading zero and whatever has no plain value
-is an error that names the line.
+``no``, ``12:30`` and dates are text, ``1e4`` is a number. A duplicate key, a number with a leading
+zero and a tag without a plain value are errors that name the line.
 """
 
 from __future__ import annotations
@@ -92,12 +91,12 @@ def read_mapping(path: str | os.PathLike[str]) -> FromFile:
     """Reads a YAML or JSON file that holds one mapping.
 
     Raises:
-        ConfigError: the file is missing, is neither YAML nor JSON, is not a mapping, or holds
-            something that could be read in two ways; the line is named.
+        ConfigError: the file is missing, is neither YAML nor JSON, is not a mapping, or has an
+            ambiguous value; the line is named.
     """
     where = os.fspath(path)
     try:
-        # With or without the mark that some editors put before the text.
+        # With or without a byte order mark.
         text = Path(os.path.expanduser(where)).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{where}: cannot read the config: {error.strerror}") from None
@@ -128,17 +127,17 @@ def parse_assignments(
     """Turns ``key=value`` strings into a mapping; values are read as those of a config file.
 
     Args:
-        replaced: called with the key, the value and the one before it where a key comes again
-            with another value; the last one counts.
+        replaced: called with the key, the new and the old value when a key is given again with
+            another value; the last one counts.
 
     Raises:
-        ConfigError: no key, or a value that could be read in two ways.
+        ConfigError: no key, or an ambiguous value.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
-        key, found, text = pair.partition("=")
+        key, separator, text = pair.partition("=")
         key = key.strip()
-        if not found or not key:
+        if not separator or not key:
             raise ConfigError(f"--set {pair!r}: expected key=value")
         value = _assigned(text.strip(), f"--set {key}")
         if replaced and key in values and values[key] != value:
@@ -161,11 +160,11 @@ def _fail(where: str, problem: str) -> NoReturn:
 
 
 def _scalar(text: str, fail: Callable[[str], NoReturn]) -> Any:
-    """The value of a scalar without quotes."""
+    """The value of an unquoted scalar."""
     if _NULL.fullmatch(text):
         return None
-    if found := _BOOL.fullmatch(text):
-        return bool(found[1])
+    if match := _BOOL.fullmatch(text):
+        return bool(match[1])
     if _LEADING_ZERO.fullmatch(text):
         plain = text.lstrip("+-0_") or "0"
         fail(
@@ -189,7 +188,7 @@ def _scalar(text: str, fail: Callable[[str], NoReturn]) -> Any:
 
 
 def lost(text: str, number: float) -> str | None:
-    """What is wrong where a decimal became infinity, or 0 though it is written otherwise."""
+    """The problem with a decimal that overflowed to infinity or underflowed to 0, if any."""
     if math.isinf(number):
         return f"{text} is larger than any number here"
     if not number and re.search("[1-9]", re.split("[eE]", text)[0]):
@@ -220,7 +219,7 @@ def _read_yaml(text: str, where: str, lines: dict[tuple[str, ...], int] | None =
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """PyYAML's parser alone: it leaves to ``_Document`` what a scalar means."""
+    """PyYAML's parser; ``_Document`` interprets the scalars."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
 
@@ -233,7 +232,7 @@ class _Document:
 
     def __init__(self, where: str, text: str) -> None:
         self._where, self._text = where, text
-        # Aliases may repeat a section, but not blow up a small file.
+        # Limit on the values that aliases expand to.
         self._left = 10_000 + 10 * len(text)
         self._open: set[int] = set()
         self.lines: dict[tuple[str, ...], int] = {}
@@ -242,8 +241,8 @@ class _Document:
         """The value of the whole document, None for an empty one.
 
         Raises:
-            ConfigError: something that could be read in two ways, or has no plain value.
-            yaml.YAMLError: no YAML.
+            ConfigError: an ambiguous value, or one of no plain type.
+            yaml.YAMLError: invalid YAML.
         """
         loader = _Loader(self._text)
         try:
@@ -282,7 +281,7 @@ class _Document:
             self._fail(node, f"not a valid config: unknown tag {node.tag!r}; use plain values")
 
     def _mapping(self, node: yaml.MappingNode, place: tuple[str, ...]) -> dict[str, Any]:
-        own: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         lines: dict[Hashable, int] = {}
         for key_node, value_node in node.value:
@@ -300,13 +299,13 @@ class _Document:
             self.lines.setdefault((*place, key), key_node.start_mark.line + 1)
             value = self._value(value_node, (*place, key))
             if not merging:
-                own[key] = value
+                values[key] = value
                 continue
-            for one in value if isinstance(value, list) else [value]:
-                if not isinstance(one, dict):
+            for mapping in value if isinstance(value, list) else [value]:
+                if not isinstance(mapping, dict):
                     self._fail(value_node, "<<: expected a mapping, or a list of mappings")
-                merged = {**one, **merged}  # the first one that has a key counts
-        return {**merged, **own}
+                merged = {**mapping, **merged}  # the first mapping with a key counts
+        return {**merged, **values}
 
     def _key(self, node: yaml.Node) -> str:
         if not isinstance(node, yaml.ScalarNode):
@@ -340,7 +339,7 @@ class _Document:
 
 
 class _UnreadableError(Exception):
-    """What JSON's own reader would let pass."""
+    """A JSON document that ``json`` accepts and raypq does not."""
 
 
 def _read_json(text: str, where: str) -> Any:
@@ -353,7 +352,7 @@ def _read_json(text: str, where: str) -> Any:
             f"{where}, line {error.lineno}, column {error.colno}: not a valid config: {error.msg}"
         ) from None
     except (_UnreadableError, ValueError) as error:
-        # JSON is YAML too, by and large, and its reader knows lines.
+        # Most JSON is YAML too, and the YAML reader names lines.
         _read_yaml(text, where)
         raise ConfigError(f"{where}: not a valid config: {error}") from None
 

@@ -1,4 +1,4 @@
-"""The base of all settings: what is wrong is named by its key, what is right cannot change."""
+"""Base classes of all settings: immutable, with errors that name the key."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Settings(BaseModel):
 
         Args:
             origin: where the values come from, for errors.
-            names: what a key is called there, where that is not its own name.
+            names: names of keys at the origin, where they differ.
 
         Raises:
             ConfigError: naming the key, the value and what is allowed.
@@ -65,7 +65,7 @@ class Settings(BaseModel):
 
 
 class _Explained(ModelMetaclass):
-    """Classes whose call raises ``ConfigError`` in plain words."""
+    """Metaclass: the constructor raises ``ConfigError`` instead of pydantic's error."""
 
     def __call__(cls: type[T], *args: Any, **values: Any) -> T:  # type: ignore[misc]  # noqa: N805
         try:
@@ -75,10 +75,10 @@ class _Explained(ModelMetaclass):
 
 
 class UserSettings(Settings, metaclass=_Explained):
-    """Settings that people write, in Python, in files and on the command line.
+    """Settings that users write, in Python, in files and on the command line.
 
-    A value is taken as it reads or refused: true is no number, 1 is no text. A path may be any
-    ``os.PathLike``, and where a list is expected one value is a list of one.
+    Values are not converted between types: true is not a number, 1 is not text. A path may be any
+    ``os.PathLike``, and a single value is accepted where a list is expected.
 
     Raises:
         ConfigError: naming the key, what was expected and what was found.
@@ -86,7 +86,7 @@ class UserSettings(Settings, metaclass=_Explained):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_they_read(cls, values: Any) -> Any:
+    def _convert(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
         return {
@@ -98,8 +98,8 @@ class UserSettings(Settings, metaclass=_Explained):
 
 
 def _read(value: Any, annotation: Any) -> Any:
-    """A value as a field of this annotation is to take it; ``Refused`` where pydantic would turn
-    it into something that it does not say."""
+    """The value for a field of this annotation; ``Refused`` where pydantic would convert it to
+    another meaning."""
     kinds = list(options(annotation))
     if Any in kinds or value is None or isinstance(value, BaseModel):
         return value
@@ -110,10 +110,10 @@ def _read(value: Any, annotation: Any) -> Any:
         (element, *rest) = get_args(lists[0])
         if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
             return [_read(item, element) for item in value]
-        one = _read(value, element)
-        plain = isinstance(one, str | int | float) and not isinstance(one, bool)
+        single = _read(value, element)
+        plain = isinstance(single, str | int | float) and not isinstance(single, bool)
         fixed = rest and rest != [Ellipsis]
-        return [one] if plain and not fixed else _refused(value)
+        return [single] if plain and not fixed else _refused(value)
     if isinstance(value, str):
         return _read_text(value, kinds)
     if isinstance(value, numbers.Number) or _is_bool(value):
@@ -124,7 +124,7 @@ def _read(value: Any, annotation: Any) -> Any:
 
 
 def _refused(value: Any) -> Any:
-    """Mappings stay: a section may stand for a list of one (``classify``)."""
+    """Mappings pass: a single section is accepted for a list of sections (``classify``)."""
     return value if isinstance(value, Mapping) else Refused(value)
 
 

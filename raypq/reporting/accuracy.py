@@ -1,4 +1,4 @@
-"""What evaluations tell: accuracy, what quantization costs, and how classes differ."""
+"""Evaluations of classification: accuracy, its loss by quantization, and accuracy by class."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ _WORST = 15
 
 
 def title_of(item: Named) -> str:
-    """What an evaluation judged, in words."""
+    """Method and code size of an evaluation, in words."""
     models = list(item.content.get("models", {}).values())
-    methods = "+".join(sorted({str(told["method"]) for told in models}))
+    methods = "+".join(sorted({str(model["method"]) for model in models}))
     if not item.content.get("compressed"):
         return f"{methods} exact" if methods else item.name
-    widths = sorted({told["M"] for told in models})
+    widths = sorted({model["M"] for model in models})
     return f"{methods} codes, M = {', '.join(map(str, widths))}" if widths else item.name
 
 
-def headline(found: Findings) -> list[tuple[str, str]]:
-    """The evaluation that compresses and does best, in a few figures."""
-    coded = [item for item in found.evaluations if item.content.get("compressed")]
-    judged = coded or found.evaluations
-    told: list[tuple[str, str]] = []
-    if judged:
-        best = max(judged, key=lambda item: _figure(item, "H") or _hit(item) or 0.0)
-        told.append((title_of(best), "best by H" if _figure(best, "H") else "best"))
-        if (width := image_bytes(best.content, found.models)) is not None:
-            told.append((f"{width:,.0f} bytes", "an image"))
+def headline(findings: Findings) -> list[tuple[str, str]]:
+    """Key scores of the best evaluation of codes, or of features where there is none."""
+    coded = [item for item in findings.evaluations if item.content.get("compressed")]
+    candidates = coded or findings.evaluations
+    scores: list[tuple[str, str]] = []
+    if candidates:
+        best = max(candidates, key=lambda item: _figure(item, "H") or _hit(item) or 0.0)
+        scores.append((title_of(best), "best by H" if _figure(best, "H") else "best"))
+        if (width := image_bytes(best.content, findings.models)) is not None:
+            scores.append((f"{width:,.0f} bytes", "an image"))
         known = [
-            4 * found.models[name].content["model"]["dx"] / width
+            4 * findings.models[name].content["model"]["dx"] / width
             for name in best.content.get("models", {})
-            if width and name in found.models
+            if width and name in findings.models
         ]
         if known and best.content.get("compressed"):
-            told.append((f"{max(known):,.0f}×", "smaller than float32"))
+            scores.append((f"{max(known):,.0f}×", "smaller than float32"))
         for label, key in (("ZSL", "zsl"), ("H", "H")):
             if (value := _figure(best, key)) is not None:
-                told.append((share(value), label))
+                scores.append((share(value), label))
         if best_H := best.content.get("calibrated", {}).get("best_H"):
-            told.append((share(best_H), "H at the best γ"))
+            scores.append((share(best_H), "H at the best γ"))
         if _figure(best, "H") is None and (hit := _hit(best)) is not None:
-            told.append((share(hit), "hit@1"))
-        told.append((count(best.content["images"]), "images judged"))
-    return told
+            scores.append((share(hit), "hit@1"))
+        scores.append((count(best.content["images"]), "images evaluated"))
+    return scores
 
 
 def _figure(item: Named, key: str) -> float | None:
@@ -62,46 +62,46 @@ def _hit(item: Named) -> float | None:
     return None if value is None else float(value)
 
 
-def overview(found: Findings) -> tuple[list[Table], list[Chart]]:
-    """One row an evaluation."""
+def overview(findings: Findings) -> tuple[list[Table], list[Chart]]:
+    """One row per evaluation."""
     rows: list[list[Any]] = []
-    for item in _sorted(found):
-        told = item.content
-        fit = told.get("calibrated", {})
+    for item in _sorted(findings):
+        content = item.content
+        fit = content.get("calibrated", {})
         rows.append(
             [
-                title_of(item), told.get("candidates"), told.get("split"), count(told["images"]),
-                count(image_bytes(told, found.models)),
-                *(share(told.get(key)) for _, key in _FIGURES),
+                title_of(item), content.get("candidates"), content.get("split"),
+                count(content["images"]), count(image_bytes(content, findings.models)),
+                *(share(content.get(key)) for _, key in _FIGURES),
                 share(fit.get("best_H")), share(fit.get("H")), share(fit.get("ausuc")),
-                *(share(told["top1"].get(f"hit@{k}")) for k in (1, 5, 10)),
+                *(share(content["top1"].get(f"hit@{k}")) for k in (1, 5, 10)),
                 item.name,
             ]
         )  # fmt: skip
     if not rows:
         return [], []
-    head = ["", "candidates", "judged", "images", "bytes an image", *(name for name, _ in _FIGURES),
-            "H at the best γ", "H at the model's γ", "area under the curve",
-            "hit@1", "hit@5", "hit@10", "file"]  # fmt: skip
-    note = "The best γ is chosen on the images that are judged: a bound, not a result."
+    head = ["", "candidates", "evaluated", "images", "bytes an image",
+            *(name for name, _ in _FIGURES), "H at the best γ", "H at the model's γ",
+            "area under the curve", "hit@1", "hit@5", "hit@10", "file"]  # fmt: skip
+    note = "The best γ is chosen on the evaluated images: a bound, not a result."
     return [Table(title="Evaluations", head=head, rows=rows, words=(0, 1, 2, 15), note=note)], []
 
 
-def _sorted(found: Findings) -> list[Named]:
-    """Uncompressed first, then by bytes, most first."""
+def _sorted(findings: Findings) -> list[Named]:
+    """Evaluations, uncompressed first, then by bytes per image, largest first."""
     return sorted(
-        found.evaluations,
+        findings.evaluations,
         key=lambda item: (
             bool(item.content.get("compressed")),
-            -(image_bytes(item.content, found.models) or 0.0),
+            -(image_bytes(item.content, findings.models) or 0.0),
             item.place,
         ),
     )
 
 
-def quantization(found: Findings) -> tuple[list[Table], list[Chart]]:
-    """Accuracy over loss and over bytes; and the figures as a table."""
-    points = [_point(item, found) for item in _sorted(found)]
+def quantization(findings: Findings) -> tuple[list[Table], list[Chart]]:
+    """Accuracy over quantization loss and over bytes per image; and the scores as a table."""
+    points = [_point(item, findings) for item in _sorted(findings)]
     coded = [point for point in points if point["compressed"]]
     keys = [(label, key) for label, key in (*_FIGURES, ("hit@1", "hit@1")) if _has(coded, key)]
     if any(key == "H" for _, key in keys):
@@ -114,7 +114,7 @@ def quantization(found: Findings) -> tuple[list[Table], list[Chart]]:
         drawn.append(
             _curve(
                 with_loss, keys, "loss", "loss", "Accuracy against quantization loss",
-                "Loss: mean ‖u − q(u)‖² of the encoded images, in parts of the mean ‖u‖². "
+                "Loss: mean ‖u − q(u)‖² of the encoded images, divided by the mean ‖u‖². "
                 "Uncompressed features have none.",
                 x="quantization loss", log_x=False,
             )
@@ -123,7 +123,7 @@ def quantization(found: Findings) -> tuple[list[Table], list[Chart]]:
         _curve(
             [point for point in points if point["bytes"]], keys, "bytes", "bytes",
             "Accuracy against bytes an image",
-            "The rightmost points are uncompressed float32 features, where they were judged.",
+            "The rightmost points are uncompressed float32 features, if evaluated.",
             x="bytes an image", log_x=True,
         )
     )  # fmt: skip
@@ -142,23 +142,23 @@ def _has(points: Sequence[Mapping[str, Any]], key: str) -> bool:
     return bool(points) and all(point.get(key) is not None for point in points)
 
 
-def _point(item: Named, found: Findings) -> dict[str, Any]:
-    told = item.content
-    losses = [found.loss(name) for name in told.get("models", {})]
-    compressed = bool(told.get("compressed"))
+def _point(item: Named, findings: Findings) -> dict[str, Any]:
+    content = item.content
+    losses = [findings.loss(name) for name in content.get("models", {})]
+    compressed = bool(content.get("compressed"))
     known = [value for value in losses if value is not None]
     loss: float | None = 0.0
     if compressed:
         loss = sum(known) / len(known) if known and len(known) == len(losses) else None
-    widths = {str(one["M"]) for one in told.get("models", {}).values()}
+    widths = {str(model["M"]) for model in content.get("models", {}).values()}
     return {
         "title": title_of(item),
         "compressed": compressed,
         "M": ", ".join(sorted(widths)) if compressed else "–",
-        "bytes": image_bytes(told, found.models),
+        "bytes": image_bytes(content, findings.models),
         "loss": loss,
-        "hit@1": told["top1"].get("hit@1"),
-        **{key: told.get(key) for _, key in _FIGURES},
+        "hit@1": content["top1"].get("hit@1"),
+        **{key: content.get(key) for _, key in _FIGURES},
     }
 
 
@@ -175,8 +175,8 @@ def _curve(
 ) -> Chart:
     series = {}
     for label, key in keys:
-        here = sorted((p[over], p[key]) for p in points if p.get(key) is not None)
-        series[label] = ([at for at, _ in here], [value for _, value in here])
+        series_points = sorted((p[over], p[key]) for p in points if p.get(key) is not None)
+        series[label] = ([at for at, _ in series_points], [value for _, value in series_points])
     top = {p[over]: max(p[key] for _, key in keys if p.get(key) is not None) for p in points}
     notes = [(p[over], top[p[over]], f"M={p['M']}" if p["compressed"] else "exact") for p in points]
     return charts.lines(
@@ -184,19 +184,19 @@ def _curve(
     )
 
 
-def classes(found: Findings) -> tuple[list[Table], list[Chart]]:
-    """Of the best evaluation that lists its classes: their spread, the worst, the confusions."""
-    listed = [item for item in found.evaluations if item.content.get("per_class")]
+def classes(findings: Findings) -> tuple[list[Table], list[Chart]]:
+    """Accuracy by class of the best evaluation that lists its classes: chart, worst, confusions."""
+    listed = [item for item in findings.evaluations if item.content.get("per_class")]
     if not listed:
         return [], []
     coded = [item for item in listed if item.content.get("compressed")]
-    item = max(coded or listed, key=lambda one: _figure(one, "H") or _hit(one) or 0.0)
-    every = item.content["per_class"]
+    item = max(coded or listed, key=lambda entry: _figure(entry, "H") or _hit(entry) or 0.0)
+    per_class = item.content["per_class"]
     groups: dict[str, list[float]] = {}
-    for one in every:
-        name = {True: "seen classes", False: "unseen classes", None: "classes"}[one["seen"]]
-        groups.setdefault(name, []).append(one["hit@1"])
-    spread = charts.ranked(
+    for row in per_class:
+        name = {True: "seen classes", False: "unseen classes", None: "classes"}[row["seen"]]
+        groups.setdefault(name, []).append(row["hit@1"])
+    chart = charts.ranked(
         "classes",
         "Accuracy by class",
         f"{title_of(item)}: share of each class's images that are right at top 1, best class "
@@ -205,11 +205,11 @@ def classes(found: Findings) -> tuple[list[Table], list[Chart]]:
         x="classes, best first (%)",
         y="right at top 1",
     )
-    worst = sorted(every, key=lambda one: (one["hit@1"], -one["images"], one["class_id"]))
+    worst = sorted(per_class, key=lambda row: (row["hit@1"], -row["images"], row["class_id"]))
     rows = [
-        [one["name"], one["class_id"], {True: "seen", False: "unseen", None: ""}[one["seen"]],
-         count(one["images"]), share(one["hit@1"])]
-        for one in worst[:_WORST]
+        [row["name"], row["class_id"], {True: "seen", False: "unseen", None: ""}[row["seen"]],
+         count(row["images"]), share(row["hit@1"])]
+        for row in worst[:_WORST]
     ]  # fmt: skip
     tables = [
         Table(
@@ -220,11 +220,11 @@ def classes(found: Findings) -> tuple[list[Table], list[Chart]]:
         )
     ]
     if pairs := item.content.get("confusions"):
-        images = {one["class_id"]: one["images"] for one in every}
+        images = {row["class_id"]: row["images"] for row in per_class}
         rows = [
-            [one["name"], one["answer"], count(one["images"]),
-             share(one["images"] / images[one["class_id"]]) if one["class_id"] in images else "–"]
-            for one in pairs[:_WORST]
+            [row["name"], row["answer"], count(row["images"]),
+             share(row["images"] / images[row["class_id"]]) if row["class_id"] in images else "–"]
+            for row in pairs[:_WORST]
         ]  # fmt: skip
         tables.append(
             Table(
@@ -234,4 +234,4 @@ def classes(found: Findings) -> tuple[list[Table], list[Chart]]:
                 words=(0, 1),
             )
         )
-    return tables, [spread]
+    return tables, [chart]

@@ -18,7 +18,7 @@ from raypq.reporting.tables import Table, count, moment, size
 
 @dataclass(frozen=True, kw_only=True)
 class Chapter:
-    """A heading, a few words, and what stands below them."""
+    """A heading, an introduction, and tables and charts."""
 
     id: str
     title: str
@@ -29,11 +29,11 @@ class Chapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that the page shows.
+    """Content of the page.
 
     Attributes:
-        headline: figures that sum it up: value, what it is. absent: chapters that nothing was found
-            for, and what would fill them. sources: kind and place of everything used.
+        headline: key scores: value, name. absent: chapters without inputs, and the command that
+            makes them. sources: kind and path of every input.
     """
 
     headline: Sequence[tuple[str, str]]
@@ -45,8 +45,8 @@ class Report:
 
 _ACCURACY = (
     "Means over classes. ZSL: images of unseen classes among unseen classes. ts and tr: unseen and "
-    "seen images among all classes, H their harmonic mean. Calibrated: a constant γ is taken off "
-    "the scores of seen classes."
+    "seen images among all classes, H their harmonic mean. Calibrated: a constant γ is subtracted "
+    "from the scores of seen classes."
 )
 _SPEED = (
     "How many times faster classifying codes is than the dense product of uncompressed vectors and "
@@ -59,8 +59,8 @@ _CHAPTERS: Sequence[tuple[str, str, str, Callable[[Findings], Parts], str]] = (
     (
         "settings",
         "Settings and data",
-        "What was trained, and what is stored.",
-        lambda found: ([*_models(found), *_stores(found)], ()),
+        "Trained models and stored data.",
+        lambda findings: ([*_models(findings), *_stores(findings)], ()),
         "raypq train, raypq encode",
     ),
     (
@@ -73,7 +73,7 @@ _CHAPTERS: Sequence[tuple[str, str, str, Callable[[Findings], Parts], str]] = (
     (
         "quantization",
         "Accuracy against quantization",
-        "What is lost by compressing, after figure 4a of the PQZSL paper.",
+        "Accuracy lost by compressing, after figure 4a of the PQZSL paper.",
         accuracy.quantization,
         "evaluations of code stores with several M, and the stores",
     ),
@@ -87,7 +87,7 @@ _CHAPTERS: Sequence[tuple[str, str, str, Callable[[Findings], Parts], str]] = (
     (
         "classes",
         "Classes",
-        "How the classes differ, and which are taken for which.",
+        "Accuracy by class, and the most frequent confusions.",
         accuracy.classes,
         "raypq evaluate classification --json FILE",
     ),
@@ -108,7 +108,7 @@ _CHAPTERS: Sequence[tuple[str, str, str, Callable[[Findings], Parts], str]] = (
     (
         "training",
         "Training",
-        "What the passes over the data lowered.",
+        "Objective and quantization error by pass over the data.",
         runs.training,
         "a model that was trained by reduction",
     ),
@@ -129,30 +129,30 @@ _CHAPTERS: Sequence[tuple[str, str, str, Callable[[Findings], Parts], str]] = (
 )
 
 
-def write(found: Findings) -> Report:
+def write(findings: Findings) -> Report:
     """Everything that can be said of the findings."""
     chapters, absent = [], []
     for name, title, lead, make, filled_by in _CHAPTERS:
-        tables, charts = make(found)
+        tables, charts = make(findings)
         if tables or charts:
             chapters.append(Chapter(id=name, title=title, lead=lead, tables=tables, charts=charts))
         else:
             absent.append((title, filled_by))
-    sources = found.sources()
-    short = shorten([place for _, place in [*sources, *found.unused]])
+    sources = findings.sources()
+    short = shorten([place for _, place in [*sources, *findings.unused]])
     return Report(
-        headline=accuracy.headline(found),
+        headline=accuracy.headline(findings),
         chapters=chapters,
         absent=absent,
         sources=[(kind, short[place]) for kind, place in sources],
-        unused=[(place, why) for place, why in found.unused],
+        unused=[(place, why) for place, why in findings.unused],
     )
 
 
-def _models(found: Findings) -> list[Table]:
+def _models(findings: Findings) -> list[Table]:
     rows: list[list[Any]] = []
-    short = shorten([item.place for item in found.models.values()])
-    for fingerprint, item in sorted(found.models.items(), key=lambda pair: pair[1].place):
+    short = shorten([item.place for item in findings.models.values()])
+    for fingerprint, item in sorted(findings.models.items(), key=lambda pair: pair[1].place):
         told, record = item.content["model"], item.content.get("record", {})
         settings = told.get("settings", {})
         width = bytes_per_code(told["M"], told["K"])
@@ -169,10 +169,10 @@ def _models(found: Findings) -> list[Table]:
     return [Table(title="Models", head=head, rows=rows, words=(0, 5, 6, 12))] if rows else []
 
 
-def _stores(found: Findings) -> list[Table]:
+def _stores(findings: Findings) -> list[Table]:
     rows: list[list[Any]] = []
-    short = shorten([store.place for store in found.stores])
-    for store in found.stores:
+    short = shorten([store.place for store in findings.stores])
+    for store in findings.stores:
         latest = store.latest
         stored = sum(receipt.bytes for receipt in latest.shards)
         models = sorted({receipt.model[:8] for receipt in latest.shards})

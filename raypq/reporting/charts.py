@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _SIZE = (4.7, 3.4)  # inches: on a telephone a point is about a pixel
-# Colours that nobody would choose, and the variables of the page that take their place.
+# Placeholder colours, which are replaced by CSS variables of the page.
 _INK, _SOFT, _LINE = "#010203", "#010204", "#010205"
 _SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216")
 _VARIABLES = {_INK: "--ink", _SOFT: "--soft", _LINE: "--line"} | {
     colour: f"--c{number}" for number, colour in enumerate(_SERIES, start=1)
 }
-SERIES_MOST = len(_SERIES)  # series that can be told apart
+MAX_SERIES = len(_SERIES)  # series that can be told apart
 _MARKERS = "osD^vP"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -48,7 +48,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A drawing, what it is called, and how to read it."""
+    """A drawing, its title and its caption."""
 
     svg: str
     title: str
@@ -74,7 +74,7 @@ def _inline(svg: str, name: str, title: str) -> str:
         svg = svg.replace(colour, f"var({variable})")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    # Names must be the drawing's own: several drawings stand in one page.
+    # Prefixed ids: a page has several drawings.
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
     label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
@@ -105,8 +105,9 @@ def lines(
     """Lines with markers.
 
     Args:
-        series: xs and ys by name. notes: words at points. flat: a level to compare with.
-        log_x, log_y: logarithmic axes. from_zero: y starts at 0. whole_x: only whole numbers at x.
+        series: xs and ys by name. notes: text at points. flat: a horizontal line and its label.
+        log_x, log_y: logarithmic axes. from_zero: y starts at 0. whole_x: whole numbers
+            only on the x axis.
     """
 
     def plot(axes: Any) -> None:
@@ -158,7 +159,7 @@ def tick(value: float) -> str:
 def band(
     name: str, title: str, caption: str, values: Floats, *, x: str, y: str, level: float, word: str
 ) -> Chart:
-    """The median of the rows of values [M, n] over n, and their range; beside a level."""
+    """Median and range over the rows of values [M, n], and a horizontal line at ``level``."""
 
     def plot(axes: Any) -> None:
         n = np.arange(1, values.shape[1] + 1)
@@ -178,7 +179,7 @@ def band(
 def ranked(
     name: str, title: str, caption: str, groups: Mapping[str, Sequence[float]], *, x: str, y: str
 ) -> Chart:
-    """Values of each group, best first, over the share of the group."""
+    """Values of each group, best first, over the percentile."""
 
     def plot(axes: Any) -> None:
         for number, (label, values) in enumerate(groups.items()):
@@ -203,14 +204,14 @@ def scatter(
     y: str,
     levels: Sequence[tuple[float, str]] = (),
 ) -> Chart:
-    """Points, and levels to compare them with."""
+    """Points, and horizontal lines to compare them with."""
 
     def plot(axes: Any) -> None:
         xs, ys = zip(*points, strict=True)
-        # Points of one version would hide each other: they stand a little apart.
-        spread = np.random.default_rng(0).uniform(-0.12, 0.12, len(xs))
+        # Jitter: points of one version would hide each other.
+        jitter = np.random.default_rng(0).uniform(-0.12, 0.12, len(xs))
         axes.plot(
-            np.asarray(xs) + spread, ys, "o", color=_SERIES[0], alpha=0.6, markersize=4.5,
+            np.asarray(xs) + jitter, ys, "o", color=_SERIES[0], alpha=0.6, markersize=4.5,
             label="a shard",
         )  # fmt: skip
         for number, (value, word) in enumerate(levels):

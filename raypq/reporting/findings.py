@@ -1,4 +1,4 @@
-"""What there is to report on: result files, models and stores, recognised by their content."""
+"""Inputs of the report: result files, models and stores, recognised by their content."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LARGEST = 256 << 20  # bytes of a JSON file that is looked into
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """A result file: what it says, and where it stands."""
+    """A result file or model: its path and its content."""
 
     place: str
     content: Mapping[str, Any]
@@ -62,12 +62,12 @@ class Store:
 
 @dataclass(kw_only=True)
 class Findings:
-    """Everything that was found.
+    """All inputs of a report.
 
     Attributes:
         models: by fingerprint, the content of ``model.json``.
         evaluations, retrievals, benches: result files by kind.
-        unused: files that were looked at and are none of these, and why.
+        unused: other files, and why they are not used.
     """
 
     models: dict[str, Named] = field(default_factory=dict)
@@ -83,19 +83,19 @@ class Findings:
         return [store for store in self.stores if store.kind == "codes"]
 
     def sources(self) -> list[tuple[str, str]]:
-        """Every place that the page draws on, and what it is."""
-        found = [("model", item.place) for item in self.models.values()]
-        found += [(f"store of {store.kind}", store.place) for store in self.stores]
+        """Kind and path of every input of the page."""
+        kinds = [("model", item.place) for item in self.models.values()]
+        kinds += [(f"store of {store.kind}", store.place) for store in self.stores]
         for kind, items in (
             ("evaluation", self.evaluations),
             ("retrieval", self.retrievals),
             ("bench", self.benches),
         ):
-            found += [(kind, item.place) for item in items]
-        return sorted(found)
+            kinds += [(kind, item.place) for item in items]
+        return sorted(kinds)
 
     def loss(self, fingerprint: str) -> float | None:
-        """Mean ‖u − q(u)‖² in parts of the mean ‖u‖², as measured on the rows that were encoded."""
+        """Mean ‖u − q(u)‖² divided by the mean ‖u‖², measured on the encoded rows."""
         rows, total = 0, 0.0
         for store in self.codes:
             for receipt in store.latest.shards:
@@ -106,39 +106,39 @@ class Findings:
 
 
 def image_bytes(evaluation: Mapping[str, Any], models: Mapping[str, Named]) -> float | None:
-    """Bytes that an image takes: of its code, or of its float32 features."""
+    """Bytes per image: of its code, or of its float32 features."""
     sizes = []
-    for fingerprint, told in evaluation.get("models", {}).items():
+    for fingerprint, model in evaluation.get("models", {}).items():
         if evaluation.get("compressed"):
-            sizes.append(bytes_per_code(told["M"], told["K"]))
+            sizes.append(bytes_per_code(model["M"], model["K"]))
         elif fingerprint in models:
             sizes.append(4 * models[fingerprint].content["model"]["dx"])
     return float(np.mean(sizes)) if sizes else None
 
 
 def gather(places: Sequence[str]) -> Findings:
-    """Looks at files and, to some depth, into folders.
+    """Reads files, and searches folders to a depth of four.
 
     Raises:
         InputError: a place that is not there, a damaged store, or nothing to report on at all.
     """
-    found = Findings()
+    findings = Findings()
     for place in places:
-        for kind, where in _walk(place.rstrip("/"), _DEPTH):
-            _take(found, kind, where)
-    if not found.sources():
+        for kind, uri in _walk(place.rstrip("/"), _DEPTH):
+            _add(findings, kind, uri)
+    if not findings.sources():
         raise InputError(
             ", ".join(places),
             expected="result files (*.json), a model or a store",
-            found=f"none ({len(found.unused)} other JSON files)" if found.unused else "none",
+            found=f"none ({len(findings.unused)} other JSON files)" if findings.unused else "none",
         )
-    for where, why in found.unused:
-        console.warn(f"{where}: not in the report: {why}")
-    return found
+    for uri, reason in findings.unused:
+        console.warn(f"{uri}: not in the report: {reason}")
+    return findings
 
 
 def _walk(place: str, depth: int) -> Iterator[tuple[str, str]]:
-    """What kind of thing stands where: ``store``, ``model`` or ``file``."""
+    """Kind (``store``, ``model`` or ``file``) and path of everything at or below a place."""
     if exists(join(place, "model.json")):
         yield "model", place
     elif _has_versions(place):
@@ -160,52 +160,52 @@ def _has_versions(place: str) -> bool:
     return not place.endswith(".json") and bool(snapshot.versions(place))
 
 
-def _take(found: Findings, kind: str, where: str) -> None:
+def _add(findings: Findings, kind: str, uri: str) -> None:
     if kind == "store":
-        versions = [snapshot.read(where, version) for version in snapshot.versions(where)]
-        found.stores.append(Store(place=where, versions=versions))
+        versions = [snapshot.read(uri, version) for version in snapshot.versions(uri)]
+        findings.stores.append(Store(place=uri, versions=versions))
     elif kind == "model":
-        content = _read(join(where, "model.json"))
+        content = _read(join(uri, "model.json"))
         if isinstance(content.get("model"), dict) and "fingerprint" in content:
-            named = Named(place=where, content=content)
-            found.models.setdefault(str(content["fingerprint"]), named)
+            named = Named(place=uri, content=content)
+            findings.models.setdefault(str(content["fingerprint"]), named)
         else:
-            found.unused.append((where, "not a model of raypq"))
+            findings.unused.append((uri, "not a model of raypq"))
     else:
-        _take_file(found, where)
+        _add_file(findings, uri)
 
 
-def _take_file(found: Findings, where: str) -> None:
+def _add_file(findings: Findings, uri: str) -> None:
     try:
-        if file_size(where) > _LARGEST:
-            raise InputError(where, expected=f"at most {_LARGEST >> 20} MiB", found="more")
-        content = _read(where)
+        if file_size(uri) > _LARGEST:
+            raise InputError(uri, expected=f"at most {_LARGEST >> 20} MiB", found="more")
+        content = _read(uri)
     except RaypqError as error:
-        found.unused.append((where, str(error).removeprefix(f"{where}: ")))
+        findings.unused.append((uri, str(error).removeprefix(f"{uri}: ")))
         return
-    named = Named(place=where, content=content)
+    named = Named(place=uri, content=content)
     if {"predictions", "images", "top1"} <= content.keys():
-        found.evaluations.append(named)
+        findings.evaluations.append(named)
     elif {"codes", "queries", "rows"} <= content.keys():
-        found.retrievals.append(named)
+        findings.retrievals.append(named)
     elif isinstance(content.get("results"), list) and "cpu" in content:
-        found.benches.append(named)
+        findings.benches.append(named)
     else:
-        found.unused.append((where, "not the result of an evaluation or a bench"))
+        findings.unused.append((uri, "not the result of an evaluation or a bench"))
 
 
-def _read(where: str) -> dict[str, Any]:
+def _read(uri: str) -> dict[str, Any]:
     try:
-        content = json_text.parse(read_named(where, expected="a JSON file"))
+        content = json_text.parse(read_named(uri, expected="a JSON file"))
     except ValueError as error:
-        raise InputError(where, expected="JSON", found=str(error)) from None
+        raise InputError(uri, expected="JSON", found=str(error)) from None
     if not isinstance(content, dict):
-        raise InputError(where, expected="a JSON object", found=type(content).__name__)
+        raise InputError(uri, expected="a JSON object", found=type(content).__name__)
     return content
 
 
 def shorten(places: Sequence[str]) -> dict[str, str]:
-    """Places without the folders that all of them share, for people to read."""
+    """Local paths without the folders that all of them share, for display."""
     if len(places) < 2 or not all(is_local(place) for place in places):
         return {place: place for place in places}
     paths = {place: local_path(place).absolute() for place in places}

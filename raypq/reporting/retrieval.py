@@ -1,4 +1,4 @@
-"""What evaluations of retrieval tell: figures at R, and precision over recall."""
+"""Evaluations of retrieval: metrics at R, and precision over recall."""
 
 from __future__ import annotations
 
@@ -26,43 +26,46 @@ _KINDS = (
 )
 
 
-def chapter(found: Findings) -> tuple[list[Table], list[Chart]]:
-    """One row a result file, and one figure for each kind of curve."""
-    if not found.retrievals:
+def chapter(findings: Findings) -> tuple[list[Table], list[Chart]]:
+    """One row per result file, and one chart for each kind of curve."""
+    if not findings.retrievals:
         return [], []
     rows: list[list[Any]] = []
-    names = [key for item in found.retrievals for key in item.content if _is_figure(key)]
-    figures = list(dict.fromkeys(names))
-    for item in found.retrievals:
-        told = item.content
+    names = [key for item in findings.retrievals for key in item.content if _is_metric(key)]
+    metrics = list(dict.fromkeys(names))
+    for item in findings.retrievals:
+        content = item.content
         rows.append(
             [
-                item.name, told.get("metric"), told.get("distance"), count(told["rows"]),
-                count(told["queries"]), *(share(told.get(key)) for key in figures),
+                item.name, content.get("metric"), content.get("distance"), count(content["rows"]),
+                count(content["queries"]), *(share(content.get(key)) for key in metrics),
             ]
         )  # fmt: skip
-    head = ["", "metric", "distance", "rows", "queries", *figures]
-    drawn = [chart for kind in _KINDS if (chart := _over_depth(found, *kind))]
-    if chart := _precision_recall(found):
+    head = ["", "metric", "distance", "rows", "queries", *metrics]
+    drawn = [chart for kind in _KINDS if (chart := _over_depth(findings, *kind))]
+    if chart := _precision_recall(findings):
         drawn.append(chart)
     return [Table(title="Rankings", head=head, rows=rows, words=(0, 1, 2))], drawn
 
 
-def _is_figure(key: str) -> bool:
+def _is_metric(key: str) -> bool:
     return key == "map" or bool(re.fullmatch(r"(map|precision|recall|1-recall)@\d+", key))
 
 
-def _at(told: Mapping[str, Any], kind: str) -> tuple[list[float], list[float]]:
-    found = sorted(
+def _at(content: Mapping[str, Any], kind: str) -> tuple[list[float], list[float]]:
+    """R, and the metric at each R."""
+    points = sorted(
         (int(key.partition("@")[2]), float(value))
-        for key, value in told.items()
+        for key, value in content.items()
         if key.startswith(f"{kind}@") and value is not None
     )
-    return [float(R) for R, _ in found], [value for _, value in found]
+    return [float(R) for R, _ in points], [value for _, value in points]
 
 
-def _over_depth(found: Findings, kind: str, title: str, caption: str) -> Chart | None:
-    series = {item.name: at for item in found.retrievals if len((at := _at(item.content, kind))[0])}
+def _over_depth(findings: Findings, kind: str, title: str, caption: str) -> Chart | None:
+    series = {
+        item.name: at for item in findings.retrievals if len((at := _at(item.content, kind))[0])
+    }
     if not any(len(xs) > 1 for xs, _ in series.values()):
         return None
     return charts.lines(
@@ -71,7 +74,7 @@ def _over_depth(found: Findings, kind: str, title: str, caption: str) -> Chart |
     )  # fmt: skip
 
 
-def _precision_recall(found: Findings) -> Chart | None:
+def _precision_recall(findings: Findings) -> Chart | None:
     """The curve of each result that had a relevant row: pairs of recall and precision."""
 
     def curve(item: Named) -> tuple[list[float], list[float]] | None:
@@ -80,7 +83,7 @@ def _precision_recall(found: Findings) -> Chart | None:
             return None
         return [float(recall) for recall, _ in points], [float(value) for _, value in points]
 
-    series = {item.name: points for item in found.retrievals if (points := curve(item))}
+    series = {item.name: points for item in findings.retrievals if (points := curve(item))}
     if not series:
         return None
     return charts.lines(

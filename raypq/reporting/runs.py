@@ -1,4 +1,4 @@
-"""What models, stores and benches tell of the runs that made them."""
+"""Runs, from the records of models, stores and benches: speed, codewords, training, drift."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SAMPLE_ROWS = 131_072  # codes of a model that are counted
 _DENSE = "torch fp32"
 
 
-def ratio(found: Findings) -> tuple[list[Table], list[Chart]]:
-    """How many times the rate of the dense product, by number of sub-codebooks."""
+def ratio(findings: Findings) -> tuple[list[Table], list[Chart]]:
+    """Rate relative to the dense product, by number of sub-codebooks."""
     series: dict[str, dict[int, tuple[float, float, float]]] = {}
     machines: dict[str, str] = {}
-    for item in found.benches:
-        told = item.content
-        for result in told["results"]:
+    for item in findings.benches:
+        bench = item.content
+        for result in bench["results"]:
             rates = {line["name"]: line["rate"] for line in result["lines"]}
             sizes = result.get("sizes") or {}
             if result["bench"] not in ("ratio", "classify") or not sizes or _DENSE not in rates:
@@ -37,7 +37,7 @@ def ratio(found: Findings) -> tuple[list[Table], list[Chart]]:
             # The bench that varies M measured all of its points alike.
             if result["bench"] == "ratio" or sizes["M"] not in at:
                 at[sizes["M"]] = (ours / rates[_DENSE], ours, rates[_DENSE])
-            machines[label] = f"{told['date']}, {told['cpu']}, {told['threads']} threads"
+            machines[label] = f"{bench['date']}, {bench['cpu']}, {bench['threads']} threads"
     if not series:
         return [], []
     rows = [
@@ -60,11 +60,11 @@ def ratio(found: Findings) -> tuple[list[Table], list[Chart]]:
     return [table], [chart]
 
 
-def codewords(found: Findings) -> tuple[list[Table], list[Chart]]:
-    """Counts over a sample of codes of each model: how even they are, and what is never used."""
+def codewords(findings: Findings) -> tuple[list[Table], list[Chart]]:
+    """Codeword counts over a sample of codes of each model: entropy, and codewords never used."""
     rows, drawn = [], []
     seen: set[str] = set()
-    for store in found.codes:
+    for store in findings.codes:
         for fingerprint in sorted({receipt.model for receipt in store.latest.shards} - seen):
             seen.add(fingerprint)
             usage = _count_codes(store, fingerprint)
@@ -86,7 +86,7 @@ def codewords(found: Findings) -> tuple[list[Table], list[Chart]]:
                     f"Model {fingerprint[:8]}, {n:,} codes: share of each codeword in percent, the "
                     "most used first.",
                     -np.sort(-100 * usage / n, axis=1), x="codeword, most used first",
-                    y="share of images (%)", level=100 / K, word="if all were used alike",
+                    y="share of images (%)", level=100 / K, word="uniform usage",
                 )
             )  # fmt: skip
     head = ["model", "codes counted", "entropy, mean bits", "least of a sub-codebook",
@@ -96,8 +96,8 @@ def codewords(found: Findings) -> tuple[list[Table], list[Chart]]:
 
 def _count_codes(store: Store, fingerprint: str) -> NDArray[np.int64] | None:
     """Counts [M, K] over files chosen evenly until the sample is full."""
-    mine = [receipt for receipt in store.latest.shards if receipt.model == fingerprint]
-    files = [receipt for receipt in mine[:: max(1, len(mine) // 16)] if receipt.rows]
+    receipts = [receipt for receipt in store.latest.shards if receipt.model == fingerprint]
+    files = [receipt for receipt in receipts[:: max(1, len(receipts) // 16)] if receipt.rows]
     usage: NDArray[np.int64] | None = None
     for receipt in files:
         file = CodeFile.open(join(store.place, receipt.path), size=receipt.bytes)
@@ -120,13 +120,13 @@ def _count_codes(store: Store, fingerprint: str) -> NDArray[np.int64] | None:
     return usage
 
 
-def training(found: Findings) -> tuple[list[Table], list[Chart]]:
-    """The quantization error and the objective of every pass, for models that note them."""
+def training(findings: Findings) -> tuple[list[Table], list[Chart]]:
+    """The quantization error and the objective of every pass, for models that record them."""
     series: dict[str, dict[str, Any]] = {"objective": {}, "quantization_error": {}}
-    for fingerprint, item in sorted(found.models.items(), key=lambda pair: pair[1].place):
-        told = item.content["model"]
+    for fingerprint, item in sorted(findings.models.items(), key=lambda pair: pair[1].place):
+        model = item.content["model"]
         history = item.content.get("record", {}).get("history") or []
-        label = f"{told['method']}, M = {told['M']}"
+        label = f"{model['method']}, M = {model['M']}"
         if any(label in known for known in series.values()):
             label = f"{label}, {fingerprint[:8]}"
         for key, known in series.items():
@@ -135,14 +135,14 @@ def training(found: Findings) -> tuple[list[Table], list[Chart]]:
                 first = values[0][1]
                 known[label] = ([at for at, _ in values], [value / first for _, value in values])
     words = {
-        "objective": ("Objective", "What training lowers as a whole"),
+        "objective": ("Objective", "The objective that training minimizes"),
         "quantization_error": ("Quantization error", "Mean ‖u − q(u)‖² over the training images"),
     }
     drawn = [
         charts.lines(
             f"training-{key.replace('_', '-')}", words[key][0],
-            f"{words[key][1]}, in parts of the first pass.", known, x="pass",
-            y="in parts of the first", whole_x=True,
+            f"{words[key][1]}, relative to the first pass.", known, x="pass",
+            y="relative to the first pass", whole_x=True,
         )
         for key, known in series.items()
         if known
@@ -150,31 +150,31 @@ def training(found: Findings) -> tuple[list[Table], list[Chart]]:
     return [], drawn
 
 
-def drift(found: Findings) -> tuple[list[Table], list[Chart]]:
-    """Figures of the shards that each version added, beside those of the training data."""
+def drift(findings: Findings) -> tuple[list[Table], list[Chart]]:
+    """Statistics of the shards that each version added, compared with the training data."""
     rows, drawn = [], []
-    short = shorten([store.place for store in found.stores])
-    for number, store in enumerate(found.codes):
+    short = shorten([store.place for store in findings.stores])
+    for number, store in enumerate(findings.codes):
         points, lines = _versions(store)
         if not points:
             continue
         rows += [[short[store.place], *line] for line in lines]
         if len(store.versions) < 2:
             continue
-        noted: Mapping[str, Any] = {}
+        baseline: Mapping[str, Any] = {}
         latest = store.latest.summary.get("fingerprint")
-        if latest in found.models:
-            noted = found.models[latest].content.get("record", {}).get("baseline") or {}
+        if latest in findings.models:
+            baseline = findings.models[latest].content.get("record", {}).get("baseline") or {}
         levels = []
-        if noted:
-            expected = noted["error"]["mean"] * noted["optimism"]
+        if baseline:
+            expected = baseline["error"]["mean"] * baseline["optimism"]
             levels.append((expected, "expected of new images"))
         drawn.append(
             charts.scatter(
                 f"drift-{number}",
                 f"Quantization error of new shards: {short[store.place]}",
-                "Each point is a shard, at the version that brought it: mean ‖u − q(u)‖² in parts "
-                "of the mean ‖u‖², on a sample of its rows.",
+                "Each point is a shard, at the version that added it: mean ‖u − q(u)‖² divided "
+                "by the mean ‖u‖², on a sample of its rows.",
                 points,
                 x="version",
                 y="relative error",
@@ -198,7 +198,7 @@ def _versions(store: Store) -> tuple[list[tuple[float, float]], list[list[Any]]]
             (float(version.version), item.stats.error.mean) for item in measured if item.stats
         ]
         weights = [item.rows for item in measured]
-        told = version.summary.get("drift") or {}
+        drift = version.summary.get("drift") or {}
 
         def mean(values: list[float], weights: list[int] = weights) -> float | None:
             return float(np.average(values, weights=weights)) if sum(weights) else None
@@ -211,18 +211,18 @@ def _versions(store: Store) -> tuple[list[tuple[float, float]], list[list[Any]]]
                 share(mean([item.error.mean for item in stats])),
                 share(mean([item.norm.mean for item in stats])),
                 share(mean([item.entropy for item in stats])),
-                len(told["shards"]) if "shards" in told else "not judged",
+                len(drift["shards"]) if "shards" in drift else "not checked",
             ]
         )  # fmt: skip
     return points, rows
 
 
-def throughput(found: Findings) -> tuple[list[Table], list[Chart]]:
-    """Images over time, from the times at which the files of the latest run were written."""
+def throughput(findings: Findings) -> tuple[list[Table], list[Chart]]:
+    """Images over time, from the modification times of the files of the latest run."""
     series: dict[str, tuple[list[float], list[float]]] = {}
     rows: list[list[Any]] = []
-    short = shorten([store.place for store in found.stores])
-    for store in found.stores:
+    short = shorten([store.place for store in findings.stores])
+    for store in findings.stores:
         before = store.versions[-2].shards if len(store.versions) > 1 else ()
         old = {receipt.path for receipt in before}
         fresh = [receipt for receipt in store.latest.shards if receipt.path not in old]
@@ -248,12 +248,12 @@ def throughput(found: Findings) -> tuple[list[Table], list[Chart]]:
     tables = [Table(title="Latest runs", head=head, rows=rows, words=(0, 1))] if rows else []
     if not series:
         return tables, []
-    longest = sorted(series, key=lambda name: -series[name][0][-1])[: charts.SERIES_MOST]
+    longest = sorted(series, key=lambda name: -series[name][0][-1])[: charts.MAX_SERIES]
     series = {name: series[name] for name in series if name in longest}
     chart = charts.lines(
         "throughput", "Images done over time",
-        "Each point is a finished shard, at the time that its file was written, from the start of "
-        f"the run on. At most the {charts.SERIES_MOST} longest runs are drawn.",
+        "Each point is a finished shard, at the time that its file was written, since the "
+        f"start of the run. At most the {charts.MAX_SERIES} longest runs are drawn.",
         series, x="seconds", y="images done", from_zero=True,
     )  # fmt: skip
     return tables, [chart]

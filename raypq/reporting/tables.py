@@ -1,4 +1,4 @@
-"""Tables of the page, and how numbers stand in them."""
+"""Tables of the page, and the formats of their numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DASH = "–"
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of cells; columns of numbers stand right, those in ``words`` left."""
+    """Rows of cells; columns of numbers are aligned right, those in ``words`` left."""
 
     title: str
     head: Sequence[str]
@@ -21,12 +21,12 @@ class Table:
 
 
 def share(value: Any) -> str:
-    """A share or an accuracy, of three digits."""
+    """A share or an accuracy, with three digits."""
     return DASH if value is None else f"{float(value):.3f}"
 
 
 def count(value: Any) -> str:
-    """A whole number with its thousands apart."""
+    """A whole number with thousands separators."""
     return DASH if value is None else f"{round(float(value)):,}"
 
 

@@ -1,4 +1,4 @@
-"""What one worker does a second, as ``raypq bench rates`` measures it."""
+"""Rates of one worker, as ``raypq bench rates`` measures them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ Cost = Annotated[float, Field(ge=0)]
 
 
 class DeviceRates(Settings):
-    """What one device computes a second.
+    """Compute rates of one device.
 
     Attributes:
-        projection: float32 operations a second of X Pᵀ. assignment: the same of finding codewords,
-            counted as 2·D·K an image. scan: seconds an image and class, by number of sub-codebooks.
-            rescore: dimensions a second of the exact scores that a scan ends with, k·D an image.
-        search: seconds that a query takes over a block of codes: by number of sub-codebooks, of
-            results that it wants, and of rows in the block.
+        projection: float32 operations per second of X Pᵀ. assignment: operations per second of the
+            nearest-codeword search, counted as 2·D·K per image. scan: seconds per image and class,
+            by M. rescore: dimensions per second of the exact scores after a scan, k·D per image.
+        search: seconds per query over a block of codes: by M, results k, and rows in the block.
     """
 
     projection: Rate
@@ -33,14 +32,14 @@ class DeviceRates(Settings):
     search: dict[int, dict[int, dict[int, Rate]]] = Field(default_factory=dict)
 
     def scan_seconds(self, M: int) -> float:
-        """Seconds an image and class."""
+        """Seconds per image and class."""
         return _for_codes(self.scan, M)
 
     def search_seconds(self, M: int, k: int, rows: int) -> float:
-        """Seconds a query that wants k of some rows."""
+        """Seconds per query for k results from this number of rows."""
         return _for_codes(
             {
-                m: _power({of: _power(by_rows, rows) for of, by_rows in by_k.items()}, k)
+                m: _power({results: _power(by_rows, rows) for results, by_rows in by_k.items()}, k)
                 for m, by_k in self.search.items()
             },
             M,
@@ -48,7 +47,7 @@ class DeviceRates(Settings):
 
 
 def _for_codes(seconds: Mapping[int, float], M: int) -> float:
-    """Seconds with M sub-codebooks: between two measured M on a line, beyond them in step."""
+    """Seconds with M sub-codebooks: linear between measured M, proportional above the largest."""
     known = sorted(seconds)
     if known[0] >= M:
         return seconds[known[0]]  # the rest of a scan costs as much as its first few lookups
@@ -61,10 +60,10 @@ def _for_codes(seconds: Mapping[int, float], M: int) -> float:
 
 
 def _power(seconds: Mapping[int, float], at: int) -> float:
-    """A power of ``at`` through the least and the largest that was measured; beyond that, in step.
+    """Power law in ``at`` through the smallest and largest measurement; proportional beyond.
 
     A search adds fewer and fewer rows to its best ones, so its time grows more slowly than rows and
-    results do, until the lookups are all that is left.
+    results do, until only the lookups remain.
     """
     low, high = min(seconds), max(seconds)
     if low == high or at >= high:
@@ -74,11 +73,11 @@ def _power(seconds: Mapping[int, float], at: int) -> float:
 
 
 class SearchRates(Settings):
-    """What a search takes beside its lookups.
+    """Costs of a search besides its lookups.
 
     Attributes:
-        image: seconds to read a stored code and its id. partial: seconds that a result of a block
-            takes to be written, read and merged. result: seconds to write one of the last ones.
+        image: seconds to read a stored code and its id. partial: seconds to write, read and merge a
+            result of a block. result: seconds to write a final result.
         partial_bytes, result_bytes: stored bytes of each.
     """
 
@@ -90,19 +89,19 @@ class SearchRates(Settings):
 
 
 class Rates(Settings):
-    """What one worker (of one thread) does while as many as the machine has cores work beside it.
+    """Rates of one worker of one thread, while every core of the machine runs such a worker.
 
     Attributes:
-        cpu, gpu: computing. read: bytes a second of features, by layout. normalise: bytes a second.
-        gram: float operations a second of sums of outer products. solve: of float64
-            factorisations. accumulate: values a second that are added up by codeword.
-        seed: values a second that are compared with a seed of the codebooks.
-        encode_image, classify_image: seconds an image beside the computing: ids, packing, writing.
-        shard: seconds a shard: opening, writing, its receipt. start: seconds until Ray has workers;
-            None was not measured and is not counted.
-        code_bytes, prediction_bytes: stored bytes an image beside its code, and an answer.
-        worker_bytes: memory of a worker that has imported everything and has no work yet.
-        search: of searches; None was not measured.
+        cpu, gpu: compute rates. read: bytes per second of features, by layout. normalise: bytes per
+            second. gram: float operations per second of sums of outer products. solve: float64
+            operations per second of factorisations. accumulate: values per second added up by
+            codeword. seed: values per second compared with a seed of the codebooks.
+        encode_image, classify_image: seconds per image besides computing: ids, packing, writing.
+        shard: seconds per shard: opening, writing, its receipt. start: seconds until Ray has
+            workers; None: not measured and not counted.
+        code_bytes, prediction_bytes: stored bytes per image besides its code, and per prediction.
+        worker_bytes: memory of an idle worker after its imports.
+        search: costs of a search; None: not measured.
     """
 
     cpu: DeviceRates

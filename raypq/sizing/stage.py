@@ -1,4 +1,4 @@
-"""One stage of a plan, and what several stages count alike."""
+"""One stage of a plan, and terms that several stages share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What one stage takes.
+    """Time, bytes, memory and cost of one stage.
 
     Attributes:
         seconds: wall time. read, written: bytes. memory: bytes of a worker. cost: in the currency
@@ -38,7 +38,7 @@ def embedding(work: Workload, rates: Rates) -> float:
 
 
 def reading(work: Workload, rates: Rates) -> float:
-    """Seconds to have the features of an image in memory."""
+    """Seconds to read the features of an image."""
     rate = rates.read[work.layout]
     if work.bandwidth is not None:
         rate = min(rate, work.bandwidth)
@@ -46,18 +46,18 @@ def reading(work: Workload, rates: Rates) -> float:
 
 
 def opening(work: Workload, rates: Rates, images: int) -> float:
-    """Seconds to open shards of so many images, and to write those that they become."""
+    """Seconds to open the shards of ``images``, and to write their outputs."""
     shards = math.ceil(images / work.shard_images)
     return rates.shard * math.ceil(shards / work.workers)
 
 
 def start(work: Workload, rates: Rates) -> float:
-    """Seconds until there are workers."""
+    """Seconds until the workers have started."""
     return rates.start or 0.0 if work.cluster == "ray" else 0.0
 
 
 def batches(work: Workload) -> float:
-    """Feature batches in flight: one computed, one read ahead, and copies of each."""
+    """Bytes of feature batches in flight: one computed, one prefetched, and copies of each."""
     return 6.0 * 4 * work.dims * min(batch_rows(work.dims), work.shard_images)
 
 

@@ -1,4 +1,4 @@
-"""Training, encoding, classifying, and the plan that they and the search make up."""
+"""Costs of training, encoding and classifying, and the plan of all stages."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from raypq.sizing.stage import Stage, batches, embedding, opening, reading, stag
 from raypq.sizing.workload import Workload
 
 _SEED_SAMPLE, _SEED_ROUNDS, _SEED_ROWS = 16_384, 10, 16  # as raypq/methods seeds its codebooks
-_MOVING, _POLISH = 10, 10  # passes that move the embedding too, and those of the codebooks alone
+_MOVING, _POLISH = 10, 10  # passes that update the embedding too, and passes of the codebooks alone
 _LLOYD = 25  # passes of plain pq
 
 
 def plan(work: Workload, rates: Rates) -> list[Stage]:
-    """Train, encode and classify, one after the other; and search, where there are queries.
+    """Train, encode and classify, one after the other; and search, if there are queries.
 
     Raises:
-        ConfigError: GPUs or a search that the rates know nothing of; more sub-codebooks than
+        ConfigError: GPUs or a search that the rates were measured without; more sub-codebooks than
             classes.
     """
     if work.gpus and rates.gpu is None:
@@ -41,13 +41,13 @@ def _train(work: Workload, rates: Rates) -> Stage:
     assign = embedding(work, rates) + D * (2 * work.K / rates.cpu.assignment + 1 / rates.accumulate)
     turn = 2 * D * dx / rates.gram + D / rates.accumulate
     first = 0.0 if work.method == "pq" else 2 * dx * dx / rates.gram
-    # A pass of the sample, the passes of training, and a last look at 16 shards for the baseline
-    # of drift, which is not counted.
-    kept = images * 4 * dx <= work.workers * work.cache_bytes
-    reads = 1 if kept else 1 + passes
+    # A pass of the sample and the passes of training; the pass over 16 shards for the baseline of
+    # drift is not counted.
+    cached = images * 4 * dx <= work.workers * work.cache_bytes
+    reads = 1 if cached else 1 + passes
     seconds = reads * reading(work, rates) + first + passes * assign + moving * turn
     shards = math.ceil(images / work.shard_images)
-    spread = images * seconds / min(work.workers, shards) + opening(work, rates, images) * reads
+    parallel = images * seconds / min(work.workers, shards) + opening(work, rates, images) * reads
     solved = moving * _update(work) + passes * _objective(work) + _first(work)
     driver = _seeding(work, rates) + solved / rates.solve
     memory = (
@@ -56,7 +56,7 @@ def _train(work: Workload, rates: Rates) -> Stage:
         + batches(work)
         + 8 * (dx * dx + 2 * D * dx + 2 * D * work.K)
     )
-    return stage("train", work, start(work, rates) + spread + driver,
+    return stage("train", work, start(work, rates) + parallel + driver,
                   read=reads * images * work.feature_bytes, written=4.0 * D * (dx + work.K),
                   memory=memory, gpus=0)  # fmt: skip
 
@@ -64,12 +64,12 @@ def _train(work: Workload, rates: Rates) -> Stage:
 def _seeding(work: Workload, rates: Rates) -> float:
     rows = min(_SEED_SAMPLE, work.train_images or work.images)
     assign = _SEED_ROUNDS * rows * 2 * work.D * work.K / rates.cpu.assignment
-    spread = work.K * min(rows, _SEED_ROWS * work.K) * work.D / rates.seed
-    return assign + spread
+    seeding = work.K * min(rows, _SEED_ROWS * work.K) * work.D / rates.seed
+    return assign + seeding
 
 
 def _first(work: Workload) -> float:
-    """Operations of the starting point: eigenvectors of the features' or the classes' moments."""
+    """Operations of the starting point: eigenvectors of a covariance of features or classes."""
     if work.method == "pq":
         return 0.0
     n = work.D if work.method == "pqzsl" else work.dims
@@ -86,7 +86,7 @@ def _update(work: Workload) -> float:
 
 
 def _objective(work: Workload) -> float:
-    """Float64 operations of telling the objective after a pass."""
+    """Float64 operations of the objective after a pass."""
     D, dx = work.D, work.dims
     return 6.0 * D * dx * dx + 10.0 * D * work.L * dx if work.method == "pqzsl" else 0.0
 
@@ -95,14 +95,14 @@ def _encode(work: Workload, rates: Rates) -> Stage:
     host = reading(work, rates) + rates.encode_image
     assign = 2 * work.D * work.K
     if rates.gpu is not None and work.gpus:
-        there = (2 * work.dims * work.D) / rates.gpu.projection + assign / rates.gpu.assignment
+        gpu = (2 * work.dims * work.D) / rates.gpu.projection + assign / rates.gpu.assignment
         host += 4 * work.dims / rates.normalise
     else:
         host += embedding(work, rates) + assign / rates.cpu.assignment
-        there = 0.0
+        gpu = 0.0
     memory = rates.worker_bytes + 4 * work.D * (work.dims + work.K) + batches(work)
     stored = bytes_per_code(work.M, work.K) + rates.code_bytes
-    return stage("encode", work, _spread(work, rates, host, there),
+    return stage("encode", work, _wall(work, rates, host, gpu),
                   read=work.images * work.feature_bytes, written=work.images * stored,
                   memory=memory, gpus=work.gpus)  # fmt: skip
 
@@ -111,22 +111,22 @@ def _classify(work: Workload, rates: Rates) -> Stage:
     T = work.classes
     on_gpu = rates.gpu is not None and work.gpus
     device = rates.gpu if rates.gpu is not None and work.gpus else rates.cpu
-    groups = 2 if work.L < T else 1  # seen and unseen classes are scanned apart
+    groups = 2 if work.L < T else 1  # seen and unseen classes are scanned separately
     scan = T * device.scan_seconds(work.M) + groups * work.top_k * work.D / device.rescore
     host = rates.classify_image * work.top_k / 10 + (0.0 if on_gpu else scan)
     # Tables of bytes, the weights that exact scores are formed from, and blocks of codes.
     tables = work.M * work.K * T + 2 * 4 * T * work.D
     block = 65_536 * (work.M + 48 * work.top_k)
     stored = bytes_per_code(work.M, work.K) + rates.code_bytes
-    return stage("classify", work, _spread(work, rates, host, scan if on_gpu else 0.0),
+    return stage("classify", work, _wall(work, rates, host, scan if on_gpu else 0.0),
                   read=work.images * stored, written=work.images * work.top_k
                   * rates.prediction_bytes, memory=rates.worker_bytes + tables + block,
                   gpus=work.gpus)  # fmt: skip
 
 
-def _spread(work: Workload, rates: Rates, host: float, there: float) -> float:
-    """Wall seconds of a pass; a GPU computes while its workers read and write."""
+def _wall(work: Workload, rates: Rates, host: float, gpu: float) -> float:
+    """Wall seconds of a pass over the images, by seconds per image of a worker and of a GPU."""
     shards = math.ceil(work.images / work.shard_images)
-    busy = min(work.workers, shards)  # a shard is one worker's
-    seconds = work.images * max(host / busy, there / work.gpus if work.gpus else 0.0)
+    busy = min(work.workers, shards)  # one worker processes a shard
+    seconds = work.images * max(host / busy, gpu / work.gpus if work.gpus else 0.0)
     return start(work, rates) + seconds + opening(work, rates, work.images)
