@@ -64,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     | FAMILIES
     | {
         "data",
+        "data.storage",
         "data.store",
         "distributed",
         "execution",
