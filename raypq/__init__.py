@@ -5,7 +5,7 @@
     raypq.train(raypq.TrainJob(method="pqzsl", features=[…], classes=…, output=…))
     D, I = raypq.open("codes").search(X, 10)
 
-Everything is imported on first use, so that ``import raypq`` and ``raypq --help`` cost nothing.
+Everything is imported on first use, so that ``import raypq`` and ``raypq --help`` are fast.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from raypq.stages.retrieval.index import Index
     from raypq.stages.retrieval.index import open_index as open  # noqa: A004 - raypq.open, as gzip.open
 
-_PLACES = {
+_MODULES = {
     **dict.fromkeys(
         (
             "train",
@@ -77,7 +77,7 @@ _PLACES = {
     "load_model": "raypq.methods.registry",
     "open": "raypq.stages.retrieval.index",
 }
-_ELSEWHERE = {"load_model": "load", "open": "open_index"}  # names that they have there
+_ATTRIBUTES = {"load_model": "load", "open": "open_index"}  # names in their modules
 
 __all__ = [
     "ClassifyJob",
@@ -106,6 +106,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'raypq' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PLACES[name]), _ELSEWHERE.get(name, name))
+    return getattr(importlib.import_module(_MODULES[name]), _ATTRIBUTES.get(name, name))

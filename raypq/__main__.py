@@ -1,4 +1,4 @@
-"""``python -m raypq``: the command line where its script is not on the path."""
+"""``python -m raypq``: the command line, if its script is not on the path."""
 
 from raypq.cli import main
 

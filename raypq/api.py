@@ -317,7 +317,7 @@ def run_job(cls: type[J], verb: Callable[[J], object], argv: list[str] | None = 
     parser.add_argument("--debug", action="store_true", help="tracebacks and debug lines")
     options = parser.parse_args(argv)
     console.set_up(quiet=options.quiet, as_json=options.log_json, debug=options.debug)
-    with exits.told(debug=options.debug):
+    with exits.handle_errors(debug=options.debug):
         job = cls.parse(read_mapping(options.config), origin=options.config)
         overlap.refuse(job, config=overlap.read_file("--config", options.config))
         verb(job)

@@ -1,7 +1,7 @@
-"""What people see: results on stdout; a bar on a terminal, plain or JSON lines elsewhere on stderr.
+"""Console output: results on stdout; log lines (plain or JSON) and progress on stderr.
 
-Where the encoding of a stream lacks a character (Latin-1, ASCII, the code page of a console), a
-plain one or its escape is printed in its place: what a name in the data looks like ends no run.
+A character that the encoding of a stream lacks (Latin-1, ASCII, the code page of a console) is
+replaced by an ASCII spelling or its escape, so that a name in the data cannot end a run.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
-_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+_LINE_SECONDS = 10.0  # between progress lines without a terminal
 
-_ERRORS = "raypq"  # the name of what is done where an encoding lacks a character
-_PLAIN = {
+_ERROR_HANDLER = "raypq"  # name of the codec error handler
+_ASCII = {
     "─": "-", "━": "-", "−": "-", "–": "-", "—": "-", "→": "->", "×": "x", "·": "*", "‖": "||",
     "…": "...", "±": "+/-", "∞": "inf", "≤": "<=", "≥": ">=", "≈": "~", "✓": "yes", "✗": "no",
     "²": "^2", "³": "^3", "½": "1/2", "γ": "gamma", "λ": "lambda", "τ": "tau", "α": "alpha",
@@ -31,68 +31,68 @@ log = logging.getLogger("raypq")
 
 
 class OutputClosedError(BrokenPipeError):
-    """Whoever read what is printed has gone, as ``head`` does."""
+    """The reader of stdout has closed it, as ``head`` does."""
 
 
-def _plain(error: UnicodeError) -> tuple[str, int]:
-    """A codec error handler: the character in plain ones, or its escape."""
+def _to_ascii(error: UnicodeError) -> tuple[str, int]:
+    """A codec error handler: an ASCII spelling of a character, or its escape."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
-    escaped = (_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text)
+    escaped = (_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text)
     return "".join(escaped), error.end
 
 
 def open_streams() -> None:
-    """Makes stdout and stderr take any text; for processes that are raypq's own.
+    """Makes stdout and stderr accept any text; for processes of raypq only.
 
-    A stream that is closed is opened to nothing, or the next file would have its number, and what
-    a library prints would go into that file.
+    A closed stream is opened to the null device. Otherwise the next file that is opened would get
+    its descriptor, and a library's output would go into that file.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    codecs.register_error(_ERRORS, _plain)
+    codecs.register_error(_ERROR_HANDLER, _to_ascii)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for good
         elif reconfigure := getattr(getattr(sys, name), "reconfigure", None):
-            reconfigure(errors=_ERRORS)
+            reconfigure(errors=_ERROR_HANDLER)
 
 
 def emit(text: str) -> None:
     """Prints a result to stdout.
 
     Raises:
-        OutputClosedError: nobody reads it any more.
-        OSError: it cannot be written; a full disk, say.
+        OutputClosedError: the reader has closed it.
+        OSError: it cannot be written, for example to a full disk.
     """
     try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
     except BrokenPipeError as error:
-        _give_up()
+        _discard_stdout()
         raise OutputClosedError(*error.args) from None
     except OSError as error:
-        _give_up()
+        _discard_stdout()
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), "<stdout>") from None
 
 
 def note(text: str) -> None:
-    """Prints a line for people to stderr, whatever the level of the log."""
+    """Prints a line to stderr, at any log level."""
     sys.stderr.write(f"{text}\n")
 
 
-def _give_up() -> None:
-    """Sends what is left for stdout to nothing, so that the end of the process is quiet."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
+def _discard_stdout() -> None:
+    """Redirects stdout to the null device, so that flushing it at exit raises no error."""
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nothing, sys.stdout.fileno())
-    except (OSError, ValueError):  # no file behind it
+        os.dup2(null, sys.stdout.fileno())
+    except (OSError, ValueError):  # stdout is no file
         pass
     finally:
-        os.close(nothing)
+        os.close(null)
 
 
 class _JsonLines(logging.Formatter):
@@ -103,7 +103,7 @@ class _JsonLines(logging.Formatter):
 
 
 def set_up(*, quiet: bool = False, as_json: bool = False, debug: bool = False) -> None:
-    """Points raypq's log to stderr; called by the command line only."""
+    """Directs raypq's log to stderr; called by the command line only."""
     open_streams()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(message)s"))
@@ -113,12 +113,12 @@ def set_up(*, quiet: bool = False, as_json: bool = False, debug: bool = False) -
 
 
 def structured() -> bool:
-    """Whether log lines are JSON, so that a result is to be one line of JSON, too."""
+    """Whether log lines are JSON; results are then one line of JSON, too."""
     return any(isinstance(handler.formatter, _JsonLines) for handler in log.handlers)
 
 
 def say(message: str, **fields: Any) -> None:
-    """Logs a line, with the fields beside it where lines are JSON."""
+    """Logs a line; JSON lines also hold the fields."""
     log.info(message, extra={"fields": fields})
 
 
@@ -128,13 +128,13 @@ def warn(message: str, **fields: Any) -> None:
 
 
 def fail(message: str, **fields: Any) -> None:
-    """Logs what ended the run."""
+    """Logs the error that ended the run."""
     log.error("raypq: %s", message, extra={"fields": fields})
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Warnings only, for as long as the context is open."""
+    """Logs warnings only, within the context."""
     level = log.level
     log.setLevel(max(level, logging.WARNING))
     try:
@@ -144,15 +144,15 @@ def silent() -> Iterator[None]:
 
 
 class Progress:
-    """Shows how far a pass over shards is; ``done`` is called once for each shard."""
+    """Progress of a pass over shards."""
 
     def done(self, images: int = 0) -> None:
-        """One more shard is finished, with this many images."""
+        """Counts a finished shard of so many images."""
 
 
 @contextmanager
 def progress(total: int, label: str, *, unit: str = "shards") -> Iterator[Progress]:
-    """A bar on a terminal, a line now and then elsewhere: shards, images a second, time left."""
+    """A progress bar on a terminal, else a log line now and then: shards, images/s, time left."""
     if not log.isEnabledFor(logging.INFO):
         yield Progress()
     elif _wants_bar():
@@ -177,7 +177,7 @@ class _Lines(Progress):
         self._images += images
         now = time.monotonic()
         left = self._total - self._shards
-        # The many short passes of training have lines of their own.
+        # Training has many short passes without images, and logs lines of its own.
         if now - self._last < _LINE_SECONDS and (left or not self._images):
             return
         self._last, spent = now, max(now - self._start, 1e-9)

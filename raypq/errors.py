@@ -1,7 +1,6 @@
-"""The few errors that raypq raises on purpose.
+"""The exceptions of raypq.
 
-Each says where the trouble is, what was expected and what was found, and carries the exit code
-of the command line (1: the work failed, 2: wrong usage).
+Each has the exit code of the command line (1: the work failed, 2: wrong usage).
 """
 
 from __future__ import annotations
@@ -11,41 +10,46 @@ from dataclasses import dataclass
 
 
 class RaypqError(Exception):
-    """Base of every error raised on purpose; ``str(error)`` is fit to show to a user."""
+    """Base class; ``str(error)`` is a message for users."""
 
     exit_code = 1
 
 
 class ConfigError(RaypqError):
-    """A setting is unknown, of the wrong type, or contradicts another one."""
+    """A setting is unknown, of the wrong type, or conflicts with another one."""
 
     exit_code = 2
 
 
 class InputError(RaypqError):
-    """Data that cannot be used: ``where`` names the file and, where known, the row."""
+    """Data that cannot be used.
 
-    def __init__(self, where: str, *, expected: str, found: str) -> None:
-        super().__init__(where, expected, found)
-        self.where, self.expected, self.found = where, expected, found
+    Attributes:
+        location: the file and, if known, the row. expected, found: what should be there, and what
+            is, with the remedy.
+    """
+
+    def __init__(self, location: str, *, expected: str, found: str) -> None:
+        super().__init__(location, expected, found)
+        self.location, self.expected, self.found = location, expected, found
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_input_error, (type(self), self.where, self.expected, self.found)
+        return _rebuild_input_error, (type(self), self.location, self.expected, self.found)
 
     def __str__(self) -> str:
-        return f"{self.where}: expected {self.expected}, found {self.found}"
+        return f"{self.location}: expected {self.expected}, found {self.found}"
 
 
 class EmptySourceError(InputError):
-    """A place where shards are looked for holds none; it can be listed, and there is no error."""
+    """A source folder that exists and can be listed, but holds no shards."""
 
 
 class MissingSourceError(InputError):
-    """Nothing is at a place where shards are looked for: a typo, or a disk that is not mounted."""
+    """A source that does not exist: a typo, or a disk that is not mounted."""
 
 
 class DamagedError(InputError):
-    """A file that is not as it was written: missing, cut off, or with other content."""
+    """A file that is not as it was written: missing, truncated, or with other content."""
 
 
 class ModelError(InputError):
@@ -53,24 +57,26 @@ class ModelError(InputError):
 
 
 class NotFittedError(RaypqError):
-    """A method was asked for its model before it was trained."""
+    """A method that is used before it was trained."""
 
 
 class DivergenceError(RaypqError):
-    """Training by gradient gave a loss that is no number; the step and its terms are named."""
+    """The loss of gradient training is NaN or Inf; the message names the step and the terms."""
 
 
 class ConflictError(RaypqError):
-    """Another writer committed first and the two cannot be merged."""
+    """Another writer was first, and the two results cannot be merged."""
 
 
 class IncompleteError(RaypqError, AssertionError):
-    """A version would lack a shard or hold one twice: a fault of raypq itself, kept from doing
-    harm. (An ``AssertionError`` too, as before; ``python -O`` does not remove this one.)"""
+    """A version would lack a shard or hold one twice, because of a bug in raypq.
+
+    A subclass of ``AssertionError`` for compatibility; ``python -O`` does not disable the check.
+    """
 
 
 class DriftError(RaypqError):
-    """New shards are unlike the training data, and that was asked to count as a failure."""
+    """New shards differ from the training data, and ``fail_on_drift`` is set."""
 
     def __init__(self, shards: Sequence[str]) -> None:
         super().__init__(shards)
@@ -82,7 +88,7 @@ class DriftError(RaypqError):
 
 
 class QuarantineError(RaypqError):
-    """Shards are left out of a version, and that was asked to count as a failure."""
+    """Shards are left out of a version, and ``fail_on_quarantined`` is set."""
 
     def __init__(self, shards: Sequence[str]) -> None:
         super().__init__(shards)
@@ -95,11 +101,12 @@ class QuarantineError(RaypqError):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardFailure:
-    """One shard that could not be processed, and why.
+    """One shard that could not be processed.
 
     Attributes:
+        tries: number of attempts.
         bad_input: its content is at fault, so it may be quarantined.
-        may_pass: another try might succeed (``raypq.execution.retries``).
+        may_pass: another attempt might succeed (``raypq.execution.retries``).
     """
 
     shard: str
@@ -110,17 +117,18 @@ class ShardFailure:
 
     def __str__(self) -> str:
         tries = f" (after {self.tries} tries)" if self.tries > 1 else ""
-        # An input error names its file, which need not stand there twice.
+        # The message of an input error begins with the file already.
         named = self.reason.startswith((f"{self.shard}:", f"{self.shard},"))
         rest = self.reason.removeprefix(self.shard) if named else f": {self.reason}"
         return f"{self.shard}{tries}{rest}"
 
 
 class JobError(RaypqError):
-    """Some shards failed; every good one is finished. ``failures`` lists all the bad ones.
+    """Some shards failed; all others are finished.
 
     Attributes:
-        done: shards that this run finished. kept: those that needed no work.
+        failures: the failed shards. done: number of shards that this run finished. kept: number of
+            shards that needed no work.
     """
 
     def __init__(self, failures: Sequence[ShardFailure], done: int, kept: int = 0) -> None:
@@ -134,6 +142,6 @@ class JobError(RaypqError):
 
 
 def _rebuild_input_error(
-    cls: type[InputError], where: str, expected: str, found: str
+    cls: type[InputError], location: str, expected: str, found: str
 ) -> InputError:
-    return cls(where, expected=expected, found=found)
+    return cls(location, expected=expected, found=found)

@@ -1,4 +1,4 @@
-"""How a run ends when something is wrong: one message on stderr that fits the screen, a code."""
+"""Errors at the end of a run: one message on stderr that fits the screen, and an exit code."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from contextlib import contextmanager
 from raypq import console
 from raypq.errors import RaypqError
 
-_LINES = 20  # of a message; a thousand bad shards must not push the first one off the screen
+_MAX_LINES = 20  # of a message, so that the first of a thousand bad shards stays on the screen
 _INTERRUPTED = 130
 
 
 @contextmanager
-def told(*, debug: bool, passing: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
-    """Ends the process with a message and a code instead of a traceback.
+def handle_errors(*, debug: bool, reraise: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+    """Ends the process with a message and an exit code instead of a traceback.
 
     Args:
-        debug: let errors through, whole.
-        passing: errors that somebody else tells.
+        debug: raise errors, for a traceback.
+        reraise: errors that the caller reports.
     """
     try:
         yield
-    except passing:
+    except reraise:
         raise
-    except console.OutputClosedError:  # as after ``| head``: the reader has all that it wants
+    except console.OutputClosedError:  # as after ``| head``: no error
         sys.exit(0)
     except KeyboardInterrupt:
         console.fail("interrupted; finished shards are kept, run it again to go on")
@@ -33,24 +33,24 @@ def told(*, debug: bool, passing: tuple[type[BaseException], ...] = ()) -> Itera
     except RaypqError as error:
         if debug:
             raise
-        console.fail(_fitting(str(error)), kind=type(error).__name__)
+        console.fail(_shortened(str(error)), kind=type(error).__name__)
         sys.exit(error.exit_code)
     except OSError as error:
         if debug:
             raise
-        console.fail(_fitting(f"{type(error).__name__}: {error}"), kind=type(error).__name__)
+        console.fail(_shortened(f"{type(error).__name__}: {error}"), kind=type(error).__name__)
         sys.exit(1)
     except Exception as error:
         if debug:
             raise
         text = f"unexpected {type(error).__name__}: {error}\n(--debug shows where)"
-        console.fail(_fitting(text), kind=type(error).__name__)
+        console.fail(_shortened(text), kind=type(error).__name__)
         sys.exit(1)
 
 
-def _fitting(text: str) -> str:
+def _shortened(text: str) -> str:
     lines = text.splitlines()
-    if len(lines) <= _LINES:
+    if len(lines) <= _MAX_LINES:
         return text
-    rest = len(lines) - _LINES
-    return "\n".join([*lines[:_LINES], f"  … and {rest} more lines (--debug shows all)"])
+    rest = len(lines) - _MAX_LINES
+    return "\n".join([*lines[:_MAX_LINES], f"  … and {rest} more lines (--debug shows all)"])

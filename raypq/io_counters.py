@@ -1,7 +1,7 @@
 """Counters of the images and bytes that this process reads.
 
-Readers add to them; whoever runs a task takes the difference. So no stage has to hand the figures
-on, and cached rows count for nothing.
+Readers add to them, and the code that runs a task takes the difference. So stages do not pass
+counts on, and rows from a cache are not counted.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from threading import Lock
 
 @dataclass(frozen=True)
 class Reading:
-    """Rows of Parquet files, and their bytes as stored (the columns that were asked for)."""
+    """Rows of Parquet files, and the stored bytes of the columns that were read."""
 
     images: int = 0
     bytes: float = 0.0
 
     def since(self, before: Reading) -> Reading:
-        """What was added after ``before``."""
+        """The difference to an earlier reading of the counters."""
         return Reading(self.images - before.images, self.bytes - before.bytes)
 
 
@@ -27,12 +27,12 @@ _total = Reading()
 
 
 def add(images: int, size: float) -> None:
-    """Counts rows and their bytes; threads may call it at once."""
+    """Adds rows and their bytes; thread-safe."""
     global _total
     with _lock:
         _total = Reading(_total.images + images, _total.bytes + size)
 
 
 def read() -> Reading:
-    """The counters as they stand."""
+    """The current values of the counters."""
     return _total

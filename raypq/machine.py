@@ -1,8 +1,8 @@
-"""What this process may use of its machine: CPUs and memory, within the limits that it is under.
+"""CPUs and memory that this process may use.
 
-The machine's own numbers say too much in a container or under a batch system. Here the least of
-what applies counts: CPU affinity, CPU quotas and memory limits of control groups (versions 1 and
-2, of the group and those above it), the machine's memory, and the limit on address space.
+In a container or under a batch system this is less than the machine has. The smallest limit
+counts: CPU affinity, CPU quotas and memory limits of control groups (versions 1 and 2, of the
+group and its ancestors), the machine's memory, and the limit on address space.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 
 GIB = 1 << 30
 _WORKER = GIB  # bytes that a worker needs at least: its process, a model, tables and a batch
-CACHE = 4 * GIB  # bytes of features that a worker keeps at most, unless more is asked for
-_SHARE = 0.6  # of the memory for workers: the rest is the driver's, Ray's and the system's
-_UNLIMITED = 1 << 60  # version 1 has no word for it but a number near 2^63
+CACHE = 4 * GIB  # bytes of features that a worker caches at most by default
+_SHARE = 0.6  # of the memory for workers; the rest is for the driver, Ray and the system
+_UNLIMITED = 1 << 60  # control groups of version 1 write a number near 2^63 for "no limit"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """CPUs and bytes of memory that may be used, and what sets each limit."""
+    """CPUs and bytes of memory that may be used, and the origin of each limit."""
 
     cpus: int
     cpus_from: str
@@ -32,42 +32,42 @@ class Machine:
     memory_from: str
 
     def workers(self, threads: int = 1) -> int:
-        """Workers of so many threads that fit, by CPUs and by memory; at least one."""
+        """Number of workers with so many threads that fit, by CPUs and by memory; at least 1."""
         return max(1, min(self.cpus // threads, self.memory // _WORKER))
 
     def worker_memory(self, workers: int) -> int:
-        """Bytes that each of so many workers may use."""
+        """Bytes of memory for each of so many workers."""
         return int(_SHARE * self.memory) // workers
 
 
 def cache_bytes(worker_memory: int) -> int:
-    """Bytes of features that a worker with so much memory keeps (0: its memory is not known)."""
+    """Bytes of features that a worker with so much memory caches (0: its memory is not known)."""
     if not worker_memory:
         return CACHE
     return min(CACHE, max(worker_memory - _WORKER, worker_memory // 2))
 
 
 def memory_for(cache: int) -> int:
-    """Bytes of memory of a worker that keeps so many bytes of features."""
+    """Bytes of memory of a worker that caches so many bytes of features."""
     return cache + _WORKER
 
 
 @cache
 def usable(root: str = "/") -> Machine:
-    """What this process may use.
+    """The CPUs and memory that this process may use.
 
     Args:
-        root: where ``proc`` and ``sys/fs/cgroup`` are.
+        root: the folder that ``proc`` and ``sys/fs/cgroup`` are in.
     """
-    place = Path(root)
-    groups = list(_groups(place))
+    root_path = Path(root)
+    groups = list(_groups(root_path))
     cpus = [(float(count), name) for count, name in [_affinity()]]
     cpus += [(quota, name) for folder in groups for quota, name in _quotas(folder)]
-    memory = [_installed(place), *_address_space()]
+    memory = [_installed(root_path), *_address_space()]
     memory += [(limit, name) for folder in groups for limit, name in _limits(folder)]
-    few, cpus_from = min(cpus, key=lambda one: one[0])
-    least, memory_from = min(memory, key=lambda one: one[0])
-    return Machine(max(1, math.ceil(few)), cpus_from, int(least), memory_from)
+    fewest_cpus, cpus_from = min(cpus, key=lambda limit: limit[0])
+    least_memory, memory_from = min(memory, key=lambda limit: limit[0])
+    return Machine(max(1, math.ceil(fewest_cpus)), cpus_from, int(least_memory), memory_from)
 
 
 def _affinity() -> tuple[int, str]:
@@ -83,7 +83,7 @@ def _installed(root: Path) -> tuple[int, str]:
             return int(words[0]) << 10, "/proc/meminfo"
     with suppress(OSError, ValueError, AttributeError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "installed memory"
-    return 4 * GIB, "a guess: the system does not tell"
+    return 4 * GIB, "a guess: the system does not report it"
 
 
 def _address_space() -> Iterator[tuple[int, str]]:
@@ -97,15 +97,15 @@ def _address_space() -> Iterator[tuple[int, str]]:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """The folders of this process's control groups and of those above them.
+    """The folders of this process's control groups and of their ancestors.
 
-    In a container the path that the kernel tells may be the host's, while only the container's own
-    group is mounted: folders that are not there are passed over, up to the mount itself.
+    In a container the kernel may report the host's path, while only the container's own group is
+    mounted: missing folders are skipped, up to the mount itself.
     """
     mount = root / "sys" / "fs" / "cgroup"
     for line in _text(root / "proc" / "self" / "cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, colon, path = rest.partition(":")
+        _, _, entry = line.partition(":")
+        controllers, colon, path = entry.partition(":")
         if not colon:
             continue
         if not controllers:
@@ -123,7 +123,7 @@ def _groups(root: Path) -> Iterator[Path]:
 
 
 def _quotas(folder: Path) -> Iterator[tuple[float, str]]:
-    """CPUs that a group may use."""
+    """CPUs that a control group may use."""
     quota, _, period = _text(folder / "cpu.max").strip().partition(" ")
     if quota.isdigit() and period.isdigit() and int(quota) and int(period):
         yield int(quota) / int(period), str(folder / "cpu.max")
@@ -134,7 +134,7 @@ def _quotas(folder: Path) -> Iterator[tuple[float, str]]:
 
 
 def _limits(folder: Path) -> Iterator[tuple[int, str]]:
-    """Bytes of memory that a group may use."""
+    """Bytes of memory that a control group may use."""
     for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
         text = _text(folder / name).strip()
         if text.isdigit() and 0 < int(text) < _UNLIMITED:
@@ -144,5 +144,5 @@ def _limits(folder: Path) -> Iterator[tuple[int, str]]:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # not there, or not to be read
+    except OSError:  # missing or unreadable
         return ""

@@ -100,7 +100,7 @@ def _write(store: str, answer: SearchResults) -> shard_writer.Receipt:
     batch = search_results.record_batch(
         schema,
         query_ids=pa.array(np.arange(T)),
-        asked=np.ones(T, bool),
+        valid=np.ones(T, bool),
         score=answer.score,
         ids=answer.ids,
     )

@@ -59,7 +59,7 @@ def verb(command: Command) -> Command:
     @wraps(command)
     def run(*args: Any, quiet: bool, log_json: bool, debug: bool, **kwargs: Any) -> None:
         console.set_up(quiet=quiet, as_json=log_json, debug=debug)
-        with exits.told(debug=debug, passing=_OF_CLICK):
+        with exits.handle_errors(debug=debug, reraise=_OF_CLICK):
             command(*args, **kwargs)
 
     return run

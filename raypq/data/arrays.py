@@ -1,4 +1,4 @@
-"""Arrow columns to NumPy arrays and back, through buffers, never row by row."""
+"""Conversion of Arrow columns to NumPy arrays and back, by buffers rather than row by row."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from raypq.errors import InputError
 
-FLOATS = "a vector column (fixed_size_list, list, large_list, fixed_size_binary or tensor)"
-_EXACT = 1 << 24  # up to here float32 holds every integer
+_VECTORS = "a vector column (fixed_size_list, list, large_list, fixed_size_binary or tensor)"
+_MAX_EXACT = 1 << 24  # float32 holds all integers up to this
 
 
 def matrix(
@@ -21,9 +21,9 @@ def matrix(
     """A vector column as an array [n, width], without a copy where Arrow's layout allows.
 
     Args:
-        column: any list type of float16/32/64, or of integers that float32 holds exactly;
-            lists of one such list (1 × D); fixed-shape tensor; or bytes of float16/float32, of
-            fixed or of any size (then ``width`` must be known).
+        column: any list type of float16/32/64, or of integers that float32 holds exactly; lists
+            of one such list (1 × D); fixed-shape tensor; or bytes of float16/float32, of fixed or
+            variable size (then ``width`` is required).
         width: the width that every row must have; None takes what the first row has.
         where: names the file and column in errors.
         row0: row of the file at which this batch starts, for errors.
@@ -37,7 +37,7 @@ def matrix(
     if pa.types.is_fixed_size_binary(kind) or is_bytes(kind):
         return _from_binary(column, width, where, row0)
     if not is_list(kind):
-        raise InputError(where, expected=FLOATS, found=str(kind))
+        raise InputError(where, expected=_VECTORS, found=str(kind))
     refuse_nulls(column, where, row0, expected="a vector")
     if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
         column = _without_views(column)
@@ -70,14 +70,14 @@ def matrix(
 
 
 def _without_views(column: pa.Array) -> pa.LargeListArray:
-    """A column of list views, without nulls, as lists; pyarrow 26's cast loses the last offset."""
-    ends = np.zeros(len(column) + 1, np.int64)
-    np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False), out=ends[1:])
-    return pa.LargeListArray.from_arrays(pa.array(ends), column.flatten())
+    """A column of list views without nulls as lists; the cast of pyarrow 26 loses an offset."""
+    offsets = np.zeros(len(column) + 1, np.int64)
+    np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False), out=offsets[1:])
+    return pa.LargeListArray.from_arrays(pa.array(offsets), column.flatten())
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a type is one of Arrow's lists: of fixed or of any length, as offsets or as views."""
+    """Whether a type is one of Arrow's list types: of fixed or variable length, views included."""
     return bool(
         pa.types.is_list(kind)
         or pa.types.is_large_list(kind)
@@ -88,7 +88,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def width_of(kind: pa.DataType) -> int:
-    """Values of a vector, where its type alone tells; else 0."""
+    """Values of a vector, if its type gives them; else 0."""
     if isinstance(kind, pa.ExtensionType):
         kind = kind.storage_type
     size = 0
@@ -99,7 +99,7 @@ def width_of(kind: pa.DataType) -> int:
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether a type holds byte strings of any length."""
+    """Whether a type holds byte strings of variable length."""
     return bool(
         pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
     )
@@ -135,7 +135,7 @@ def _check_values(kind: pa.DataType, where: str) -> None:
 def _from_integers(X: NDArray[Any], where: str, row0: int) -> NDArray[np.float32]:
     """Integers [n, width] as float32, exactly."""
     if X.dtype.itemsize > 2:
-        bad = np.flatnonzero(((X > _EXACT) | (X < -_EXACT)).any(axis=1))
+        bad = np.flatnonzero(((X > _MAX_EXACT) | (X < -_MAX_EXACT)).any(axis=1))
         if len(bad):
             raise InputError(
                 f"{where}, row {row0 + bad[0]}",
@@ -207,7 +207,7 @@ def finite_float32(
     """
     with np.errstate(over="ignore", invalid="ignore"):
         X = np.ascontiguousarray(X, dtype=np.float32)
-        # One sum finds every NaN and Inf; only a doubtful batch is looked at value by value.
+        # One sum finds every NaN and Inf; values are checked only if it is not finite.
         if np.isfinite(X.sum(dtype=np.float32)):
             return X
     bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
@@ -229,21 +229,27 @@ def any_float32(X: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 
 def whole(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece; of an extension type ``combine_chunks`` leaves a piece in a list."""
-    found = column.combine_chunks()
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    """A column as one array.
+
+    For an extension type, ``combine_chunks`` returns a chunked array of one chunk.
+    """
+    combined = column.combine_chunks()
+    return combined.combine_chunks() if isinstance(combined, pa.ChunkedArray) else combined
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """A column's type without its dictionary; a UUID's is text, which stands for it."""
+    """The value type of a dictionary; text for a UUID; any other type itself."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.string() if _is_uuid(kind) else kind
 
 
 def without_views(schema: pa.Schema) -> pa.Schema:
-    """A schema with strings and bytes in place of their views, at any depth: pyarrow cannot take
-    rows of views. Extension types stay, as its cast to what they store gives other bytes."""
+    """A schema with string and binary views replaced by strings and binaries, at any depth.
+
+    pyarrow's ``take`` does not support views. Extension types stay: a cast to their storage type
+    changes the bytes.
+    """
     fields = [field.with_type(_without_text_views(field.type)) for field in schema]
     return pa.schema(fields, metadata=schema.metadata)
 
@@ -271,7 +277,7 @@ def _plain_field(field: pa.Field) -> pa.Field:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a plain type holds text; bytes count, if all of them turn out to be UTF-8."""
+    """Whether a plain type holds text, or bytes that may be UTF-8."""
     return bool(
         pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
@@ -284,10 +290,13 @@ def strings(column: pa.Array, *, where: str, nulls: bool, row0: int = 0) -> pa.S
     """A column of names or integers as strings.
 
     Integers become their decimal digits, UUIDs their canonical text (lower case, hyphens); bytes
-    are taken as UTF-8, which is how some writers store text.
+    are decoded as UTF-8, which is how some writers store text.
+
+    Args:
+        nulls: whether nulls are allowed.
 
     Raises:
-        InputError: another type, bytes that are not UTF-8, or a null where none may be.
+        InputError: another type, bytes that are not UTF-8, or a null that is not allowed.
     """
     plain = plain_type(column.type)
     if not (is_text(plain) or pa.types.is_integer(plain) or pa.types.is_null(plain)):
@@ -305,7 +314,9 @@ def strings(column: pa.Array, *, where: str, nulls: bool, row0: int = 0) -> pa.S
     try:
         return column.cast(pa.string())
     except pa.ArrowInvalid:
-        row, value = next((row, one.as_py()) for row, one in enumerate(column) if _no_text(one))
+        row, value = next(
+            (row, scalar.as_py()) for row, scalar in enumerate(column) if not _is_utf8(scalar)
+        )
         raise InputError(
             f"{where}, row {row0 + row}",
             expected="text, or bytes of UTF-8",
@@ -323,20 +334,20 @@ def _uuid_text(stored: pa.FixedSizeBinaryArray) -> pa.StringArray:
     data = data[16 * stored.offset : 16 * (stored.offset + len(stored))]
     digits = np.frombuffer(b"0123456789abcdef", np.uint8)
     text = np.full((len(stored), 36), ord("-"), np.uint8)
-    place = np.delete(np.arange(36), [8, 13, 18, 23])
-    text[:, place[0::2]] = digits[data >> 4].reshape(-1, 16)
-    text[:, place[1::2]] = digits[data & 15].reshape(-1, 16)
+    positions = np.delete(np.arange(36), [8, 13, 18, 23])
+    text[:, positions[0::2]] = digits[data >> 4].reshape(-1, 16)
+    text[:, positions[1::2]] = digits[data & 15].reshape(-1, 16)
     offsets = np.arange(len(stored) + 1, dtype=np.int32) * 36
-    found = pa.StringArray.from_buffers(len(stored), pa.py_buffer(offsets), pa.py_buffer(text))
-    return pc.if_else(stored.is_valid(), found, None) if stored.null_count else found
+    strings = pa.StringArray.from_buffers(len(stored), pa.py_buffer(offsets), pa.py_buffer(text))
+    return pc.if_else(stored.is_valid(), strings, None) if stored.null_count else strings
 
 
-def _no_text(value: pa.Scalar) -> bool:
+def _is_utf8(value: pa.Scalar) -> bool:
     try:
         value.cast(pa.string())
     except pa.ArrowInvalid:
-        return True
-    return False
+        return False
+    return True
 
 
 def fixed_list(X: NDArray[Any], kind: pa.DataType | None = None) -> pa.FixedSizeListArray:

@@ -1,7 +1,7 @@
-"""Class_ids that a file lists, and those of them that a class table lacks.
+"""Lists of class_ids in files, and those of them that a class table lacks.
 
-A list outlives the table that it was made for: a class that was retired from the table is still
-in it. So such a class_id is left out by name, unless the job refuses it.
+A list may be older than the table and name a class that was removed since. Such class_ids are left
+out with a warning, unless the job refuses them.
 """
 
 from __future__ import annotations
@@ -28,72 +28,74 @@ _EXPECTED = "a file of class_ids: text in UTF-8, one a line, or Parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lacking:
+class MissingClass:
     """A class_id of a list that a class table lacks.
 
     Attributes:
-        place: of the list, such as ``line 3``. why: what the table says of it.
+        line: its location in the list, such as ``line 3``. reason: why the table lacks it.
     """
 
     uri: str
-    place: str
+    line: str
     class_id: str
-    why: str
+    reason: str
 
     def __str__(self) -> str:
-        return f"{self.place}: class_id {short(self.class_id)!r} {self.why}"
+        return f"{self.line}: class_id {short(self.class_id)!r} {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Chosen:
-    """Classes that a split names.
+class ClassSelection:
+    """The classes that a split selects.
 
     Attributes:
-        index: into the table, ascending. table: its URI. lacking: what lists name beside them.
+        index: into the table, ascending. table: its URI.
+        missing: class_ids of lists that the table lacks.
     """
 
     index: NDArray[np.int64]
     table: str
-    lacking: Sequence[Lacking] = ()
+    missing: Sequence[MissingClass] = ()
 
     def refuse(self) -> None:
-        """Refuses lists that name more than the table has.
+        """Refuses lists with class_ids that the table lacks.
 
         Raises:
-            InputError: naming the first such line.
+            InputError: naming the first of them.
         """
-        if self.lacking:
-            first = self.lacking[0]
+        if self.missing:
+            first = self.missing[0]
             raise InputError(
-                f"{first.uri}, {first.place}",
+                f"{first.uri}, {first.line}",
                 expected=f"a class_id of {self.table} (unknown_labels: refuse)",
-                found=f"{short(first.class_id)!r}, which {first.why} ({len(self.lacking)} such in "
-                "all); add the class to the table, remove the line, or set unknown_labels: report",
+                found=f"{short(first.class_id)!r}, which {first.reason} ({len(self.missing)} such "
+                "in all); add the class to the table, remove the line, or set unknown_labels: "
+                "report",
             )
 
     def warn(self) -> None:
-        """Names, list by list, what is left out."""
-        for uri, count in Counter(item.uri for item in self.lacking).items():
-            found = [str(item) for item in self.lacking if item.uri == uri]
+        """Warns of the class_ids that are left out, list by list."""
+        for uri, count in Counter(item.uri for item in self.missing).items():
+            items = [str(item) for item in self.missing if item.uri == uri]
             more = f"; and {count - SHOWN} more" if count > SHOWN else ""
             console.warn(
-                f"{uri}: {count} class_id(s) are left out: {'; '.join(found[:SHOWN])}{more}",
+                f"{uri}: {count} class_id(s) are left out: {'; '.join(items[:SHOWN])}{more}",
                 classes=count,
             )
 
-    def told(self) -> dict[str, Any]:
-        """What a version's summary says of what is left out; nothing where that is nothing."""
-        if not self.lacking:
+    def summary(self) -> dict[str, Any]:
+        """The entry of a version's summary for class_ids that are left out; empty without any."""
+        if not self.missing:
             return {}
-        names = sorted({item.class_id for item in self.lacking})
+        names = sorted({item.class_id for item in self.missing})
         return {"left_out_candidates": {"classes": len(names), "names": names[:SHOWN]}}
 
 
-def read_listed(uri: str) -> Iterator[tuple[str, str]]:
-    """The class_ids of a file, each with its place: of that column, or the lines of a text.
+def read_class_list(uri: str) -> Iterator[tuple[str, str]]:
+    """The class_ids of a file, each with its location: rows of Parquet, or lines of text.
 
     Raises:
-        InputError: no such file, a folder, a null, or bytes that are no text.
+        InputError: no such file, a folder, a null, or bytes that are not UTF-8.
     """
     content = read_named(uri, expected=_EXPECTED)
     if is_parquet(content) or uri.lower().endswith(SUFFIXES):
@@ -115,17 +117,17 @@ def class_ids(table: pa.Table, uri: str) -> pa.StringArray:
     return arrays.strings(arrays.whole(table.column("class_id")), where=where, nulls=False)
 
 
-def check_distinct(uri: str, listed: Sequence[tuple[str, str]]) -> None:
+def check_distinct(uri: str, class_list: Sequence[tuple[str, str]]) -> None:
     """Refuses a list that names a class twice.
 
     Raises:
-        InputError: naming the second place.
+        InputError: naming the second line.
     """
     seen: set[str] = set()
-    for place, class_id in listed:
+    for line, class_id in class_list:
         if class_id in seen:
             raise InputError(
-                f"{uri}, {place}",
+                f"{uri}, {line}",
                 expected="each class_id once",
                 found=f"a repeated class_id, {short(class_id)!r}",
             )

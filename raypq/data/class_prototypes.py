@@ -1,7 +1,7 @@
-"""Prototypes that a model keeps for some classes: ``classes.safetensors`` + ``classes.json``.
+"""Stored class prototypes of a model: ``classes.safetensors`` + ``classes.json``.
 
-They stand beside the model and are no part of its fingerprint: codes do not depend on them, so
-classes can be added to a model without touching a code.
+They are in the model's folder but not part of its fingerprint: codes do not depend on them, so
+classes can be added to a model without encoding again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from raypq.errors import ModelError
 
 Prototypes = tuple[NDArray[np.float32], NDArray[np.float64]]
 _NAME, _TENSORS = "classes.json", "classes.safetensors"
-_LOOKS, _PAUSE = 3, 0.1  # seconds
+_TRIES, _PAUSE = 3, 0.1  # seconds
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,58 +40,64 @@ class ClassLayer:
     bias: NDArray[np.float64]
 
     @cached_property
-    def _place(self) -> dict[str, int]:
+    def _index(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.ids)}
 
     @cached_property
     def digest(self) -> str:
         """sha256 of the content."""
-        found = hashlib.sha256("\n".join(self.ids).encode())
+        sha256 = hashlib.sha256("\n".join(self.ids).encode())
         for array in (self.E, self.V, self.bias):
-            found.update(np.ascontiguousarray(array).tobytes())
-        return found.hexdigest()
+            sha256.update(np.ascontiguousarray(array).tobytes())
+        return sha256.hexdigest()
 
     def find(self, ids: Sequence[str], E: NDArray[np.float32] | None) -> Prototypes | None:
-        """V and bias of these classes; None if one is missing or has another embedding here."""
-        if any(name not in self._place for name in ids):
+        """V [n, D] and bias [n] of n classes.
+
+        None if a class is missing, or its stored embedding differs from ``E`` [n, da].
+        """
+        if any(name not in self._index for name in ids):
             return None
-        at = np.array([self._place[name] for name in ids], np.int64)
-        if E is not None and not np.array_equal(self.E[at], E):
+        rows = np.array([self._index[name] for name in ids], np.int64)
+        if E is not None and not np.array_equal(self.E[rows], E):
             return None
-        return self.V[at], self.bias[at]
+        return self.V[rows], self.bias[rows]
 
     def joined(
         self, ids: Sequence[str], E: NDArray[np.float32]
     ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-        """The classes of the layer and further ones; a class in both takes the new embedding."""
+        """Ids and embeddings [n, da] of the stored classes and further ones.
+
+        A class in both gets the new embedding.
+        """
         new = set(ids)
         kept = [index for index, name in enumerate(self.ids) if name not in new]
         names = tuple(self.ids[index] for index in kept) + tuple(ids)
         return names, np.concatenate([self.E[kept], E])
 
     def save(self, uri: str) -> None:
-        """Writes it into a model directory."""
+        """Writes the files into a model directory."""
         tensors: dict[str, NDArray[Any]] = {"E": self.E, "V": self.V, "bias": self.bias}
         write_bytes(
             join(uri, _TENSORS),
-            save_tensors({name: np.ascontiguousarray(one) for name, one in tensors.items()}),
+            save_tensors({name: np.ascontiguousarray(array) for name, array in tensors.items()}),
         )
         document = {"ids": list(self.ids), "digest": self.digest}
         write_bytes(join(uri, _NAME), json.dumps(document, indent=1).encode())
 
     @classmethod
     def load(cls, uri: str) -> Self | None:
-        """The layer of a model directory, if it has one.
+        """The stored classes of a model directory, or None.
 
         Raises:
-            ModelError: it cannot be read, or is not what was written.
+            ModelError: they cannot be read, or are not as they were written.
         """
         if not exists(join(uri, _NAME)):
             return None
-        for _ in range(_LOOKS - 1):
+        for _ in range(_TRIES - 1):
             with suppress(ModelError):
                 return cls._read(uri)
-            time.sleep(_PAUSE)  # another process may be writing: it is two files
+            time.sleep(_PAUSE)  # another process may have written one of the two files
         return cls._read(uri)
 
     @classmethod

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from raypq import console
 from raypq.data import arrays
 from raypq.data.class_list import (
-    Chosen,
-    Lacking,
+    ClassSelection,
+    MissingClass,
     Unknown,
     check_distinct,
     class_ids,
-    read_listed,
+    read_class_list,
 )
 from raypq.data.features import stored_width
 from raypq.data.storage import exists, open_parquet, read_named
@@ -46,7 +46,7 @@ class ClassTable:
         seen: bool [T], or None without the column.
         image_count: int64 [T] or None.
         hops: bool [T] by column name (``in_2hops``, ``in_3hops``), where present.
-        excluded: class_ids of the file whose embedding is null; they are none of the T.
+        excluded: class_ids of the file whose embedding is null; not among the T.
     """
 
     uri: str
@@ -64,18 +64,22 @@ class ClassTable:
 
     @property
     def embeddings(self) -> NDArray[np.float32]:
-        """E, or an error where the table has no embeddings."""
+        """E [T, da].
+
+        Raises:
+            InputError: the table has no embeddings.
+        """
         if self.E is None:
             raise InputError(self.uri, expected="a column 'embedding'", found="none")
         return self.E
 
     def find(self, labels: pa.StringArray) -> tuple[NDArray[np.int32], pa.StringArray]:
-        """Class index of each label [n], and the labels that the table does not have.
+        """Class index of each label [n], and the labels that the table lacks.
 
-        The index is -1 where the label is null, of an excluded class, or unknown.
+        The index is -1 for a null, a label of an excluded class, and an unknown label.
         """
-        found, unknown = self._find(labels)
-        return found, labels.filter(pa.array(unknown))
+        index, unknown = self._find(labels)
+        return index, labels.filter(pa.array(unknown))
 
     def index(
         self,
@@ -85,16 +89,16 @@ class ClassTable:
         row0: int = 0,
         remedy: str = "add the class to the table, or take it out of this file",
     ) -> NDArray[np.int32]:
-        """Class index of each label [n]; -1 where the label is null or of an excluded class.
+        """Class index of each label [n]; -1 for a null and a label of an excluded class.
 
         Args:
             where, row0: the labels' file and the row of the first one, for errors.
-            remedy: what the error advises.
+            remedy: for the error.
 
         Raises:
-            InputError: a label that the table does not have, naming it and its row.
+            InputError: a label that the table lacks, naming it and its row.
         """
-        found, unknown = self._find(labels)
+        index, unknown = self._find(labels)
         if unknown.any():
             row = int(np.flatnonzero(unknown)[0])
             raise InputError(
@@ -103,68 +107,75 @@ class ClassTable:
                 found=f"{short(labels[row].as_py())!r} ({int(unknown.sum())} such row(s) in this "
                 f"batch); {remedy}",
             )
-        return found
+        return index
 
     def _find(self, labels: pa.StringArray) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        found = pc.index_in(labels, value_set=self.ids)
-        unknown = pc.and_(pc.is_null(found), pc.is_valid(labels)).to_numpy(zero_copy_only=False)
+        """Class index of each label [n], and a mask [n] of unknown labels."""
+        positions = pc.index_in(labels, value_set=self.ids)
+        unknown = pc.and_(pc.is_null(positions), pc.is_valid(labels))
+        unknown = unknown.to_numpy(zero_copy_only=False)
         if self.excluded:
             known = pc.is_in(labels, value_set=pa.array(self.excluded, pa.string()))
             unknown = unknown & ~known.to_numpy(zero_copy_only=False)
-        index = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+        index = positions.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
         return index, unknown
 
     def select(self, spec: str, *, unknown: Unknown = "report") -> NDArray[np.int64]:
-        """As ``choose``, and class_ids of a file that the table lacks are warned of or refused."""
-        chosen = self.choose(spec)
-        if unknown == "refuse":
-            chosen.refuse()
-        chosen.warn()
-        return chosen.index
+        """Indices of the classes that a split selects, as ``selection``.
 
-    def choose(self, spec: str) -> Chosen:
-        """The classes that a split names, in table order (see ``SPLITS``).
+        Class_ids of a file that the table lacks are warned of, or refused.
+        """
+        selection = self.selection(spec)
+        if unknown == "refuse":
+            selection.refuse()
+        selection.warn()
+        return selection.index
+
+    def selection(self, spec: str) -> ClassSelection:
+        """The classes that a split selects, in table order (see ``SPLITS``).
 
         Raises:
             ConfigError: an unknown split.
-            InputError: the table lacks the column that the split needs, none of the class_ids that
-                a file lists, or nothing is selected.
+            InputError: the table lacks the column that the split needs, or all class_ids of a
+                file, or nothing is selected.
         """
         parts = [self._select(part) for part in _parts(spec)]
-        chosen = np.unique(np.concatenate([part.index for part in parts]))
-        if not len(chosen):
+        index = np.unique(np.concatenate([part.index for part in parts]))
+        if not len(index):
             raise InputError(self.uri, expected=f"at least one class in '{spec}'", found="none")
-        lacking = [item for part in parts for item in part.lacking]
-        return Chosen(index=chosen, table=self.uri, lacking=lacking)
+        missing = [item for part in parts for item in part.missing]
+        return ClassSelection(index=index, table=self.uri, missing=missing)
 
-    def digest_of(self, spec: str, chosen: NDArray[np.int64]) -> str | None:
-        """sha256 of the class_ids that ``choose`` chose, where a file had a say in that; a split
-        that has a name is told by it, and by the table's own digest."""
+    def digest_of(self, spec: str, index: NDArray[np.int64]) -> str | None:
+        """sha256 of the class_ids that ``selection`` gave, if a file took part in it.
+
+        Other splits are identified by their names and the table's digest.
+        """
         if all(_is_named(part) for part in _parts(spec)):
             return None
-        names = "\n".join(self.ids.take(pa.array(chosen)).to_pylist())
+        names = "\n".join(self.ids.take(pa.array(index)).to_pylist())
         return hashlib.sha256(names.encode()).hexdigest()
 
-    def _select(self, spec: str) -> Chosen:
+    def _select(self, spec: str) -> ClassSelection:
         if not _is_named(spec):
             if exists(spec):
                 return self._from_file(spec)
             raise ConfigError(f"unknown split {spec!r}; expected {SPLITS}")
-        return Chosen(index=self._by_name(spec), table=self.uri)
+        return ClassSelection(index=self._by_name(spec), table=self.uri)
 
     def _by_name(self, spec: str) -> NDArray[np.int64]:
-        everything = np.arange(len(self), dtype=np.int64)
+        all_classes = np.arange(len(self), dtype=np.int64)
         if spec == "all":
-            return everything
+            return all_classes
         if spec in ("seen", "unseen"):
-            return everything[self._seen(spec) == (spec == "seen")]
+            return all_classes[self._seen(spec) == (spec == "seen")]
         if spec in ("2-hops", "3-hops"):
             column = f"in_{spec[0]}hops"
             if column not in self.hops:
                 raise InputError(
                     self.uri, expected=f"a column '{column}' for '{spec}'", found="none"
                 )
-            return everything[self.hops[column]]
+            return all_classes[self.hops[column]]
         kind, _, count = spec.partition("-")
         n = int(count.upper().removesuffix("K")) * (1000 if count.upper().endswith("K") else 1)
         return self._by_population(n, most=kind == "most", spec=spec)
@@ -187,27 +198,28 @@ class ClassTable:
         order = np.lexsort((unseen, -count if most else count))
         return np.sort(unseen[order[:n]])
 
-    def _from_file(self, uri: str) -> Chosen:
-        listed = list(read_listed(uri))
-        check_distinct(uri, listed)
-        found = pc.index_in(pa.array([name for _, name in listed], pa.string()), value_set=self.ids)
-        lacking = [
-            Lacking(uri=uri, place=place, class_id=class_id, why=self._why_not(class_id))
-            for (place, class_id), at in zip(listed, found.to_pylist(), strict=True)
-            if at is None
+    def _from_file(self, uri: str) -> ClassSelection:
+        class_list = list(read_class_list(uri))
+        check_distinct(uri, class_list)
+        names = pa.array([class_id for _, class_id in class_list], pa.string())
+        positions = pc.index_in(names, value_set=self.ids)
+        missing = [
+            MissingClass(uri=uri, line=line, class_id=class_id, reason=self._why_missing(class_id))
+            for (line, class_id), position in zip(class_list, positions.to_pylist(), strict=True)
+            if position is None
         ]
-        if listed and len(lacking) == len(listed):
+        if class_list and len(missing) == len(class_list):
             raise InputError(
                 uri,
                 expected=f"at least one class_id of {self.uri}",
-                found=f"{len(listed)} that it lacks: {lacking[0]}",
+                found=f"{len(class_list)} that it lacks: {missing[0]}",
             )
-        index = found.drop_null().to_numpy().astype(np.int64)
-        return Chosen(index=np.sort(index), table=self.uri, lacking=lacking)
+        index = positions.drop_null().to_numpy().astype(np.int64)
+        return ClassSelection(index=np.sort(index), table=self.uri, missing=missing)
 
-    def _why_not(self, class_id: str) -> str:
-        what = "has no embedding in" if class_id in self.excluded else "is not in"
-        return f"{what} {self.uri}"
+    def _why_missing(self, class_id: str) -> str:
+        reason = "has no embedding in" if class_id in self.excluded else "is not in"
+        return f"{reason} {self.uri}"
 
     @classmethod
     def open(cls, uri: str) -> ClassTable:
@@ -216,19 +228,19 @@ class ClassTable:
         Raises:
             InputError: no ``class_id`` column, duplicate class_ids, unreadable embeddings.
         """
-        # Once, or the digest might be that of another table.
+        # Read once, so that the digest is of the same content.
         content = read_named(uri, expected="a Parquet file")
         with open_parquet(uri, content=content) as file:
             table = file.read(columns=["class_id", *filter(file.has, _OTHERS)])
             table = table.cast(arrays.without_views(table.schema))
         ids = class_ids(table, uri)
         counts = pc.value_counts(ids)
-        twice = [item["values"].as_py() for item in counts if item["counts"].as_py() > 1]
-        if twice:
+        repeated = [item["values"].as_py() for item in counts if item["counts"].as_py() > 1]
+        if repeated:
             raise InputError(
                 uri,
                 expected="unique class_ids",
-                found=f"{len(twice)} repeated, such as {twice[0]!r}",
+                found=f"{len(repeated)} repeated, such as {repeated[0]!r}",
             )
         table, ids, excluded = _with_embeddings(table, ids, uri)
         return cls(
@@ -245,12 +257,12 @@ class ClassTable:
 
 
 def _parts(spec: str) -> list[str]:
-    """The splits that a ``+`` joins; a file's name may hold one, too."""
+    """The splits of a union joined by ``+``, which may also occur in a file's name."""
     return [spec] if "+" not in spec or exists(spec) else spec.split("+")
 
 
 def _is_named(spec: str) -> bool:
-    """Whether a split has a name; all others are files."""
+    """Whether a split is a predefined one; all others are files."""
     kind, _, count = spec.partition("-")
     by_population = kind in ("most", "least") and count.upper().removesuffix("K").isdecimal()
     return by_population or spec in ("all", "seen", "unseen", "2-hops", "3-hops")
@@ -262,8 +274,8 @@ def _with_embeddings(
     """The classes that have an embedding, and the class_ids of those whose embedding is null."""
     if "embedding" not in table.column_names or not table.column("embedding").null_count:
         return table, ids, ()
-    has = pc.is_valid(arrays.whole(table.column("embedding")))
-    excluded = tuple(ids.filter(pc.invert(has)).to_pylist())
+    has_embedding = pc.is_valid(arrays.whole(table.column("embedding")))
+    excluded = tuple(ids.filter(pc.invert(has_embedding)).to_pylist())
     if len(excluded) == len(ids):
         raise InputError(
             f"{uri}, column 'embedding'", expected="class embeddings", found="nulls only"
@@ -271,9 +283,9 @@ def _with_embeddings(
     shown = ", ".join(excluded[:5]) + (", …" if len(excluded) > 5 else "")
     console.warn(
         f"{uri}: {len(excluded)} classes have no embedding and are left out ({shown}); "
-        "raypq infer-semantics tells what their images are like"
+        "raypq infer-semantics estimates embeddings from images"
     )
-    return table.filter(has), ids.filter(has), excluded
+    return table.filter(has_embedding), ids.filter(has_embedding), excluded
 
 
 def _names(table: pa.Table, uri: str, ids: pa.StringArray) -> list[str]:
@@ -297,8 +309,9 @@ def _embeddings(table: pa.Table, uri: str, ids: pa.StringArray) -> NDArray[np.fl
 
 
 def _width(field: pa.Field, column: pa.Array, uri: str) -> int | None:
-    """Values of an embedding that is stored as bytes: as noted beside it, or where its size leaves
-    one type alone; None of lists, which tell it.
+    """Values of an embedding stored as bytes: from the field's metadata, or from its size.
+
+    None for lists, whose type or values give the width.
 
     Raises:
         InputError: bytes that may be float16 or float32.
@@ -306,11 +319,11 @@ def _width(field: pa.Field, column: pa.Array, uri: str) -> int | None:
     fixed = pa.types.is_fixed_size_binary(column.type)
     if not (fixed or arrays.is_bytes(column.type)):
         return None
-    if (noted := stored_width(field)) is not None:
-        return noted
+    if (width := stored_width(field)) is not None:
+        return width
     sizes = [column.type.byte_width] if fixed else pc.unique(pc.binary_length(column)).to_pylist()
     if sizes and all(size % 4 == 2 for size in sizes):
-        return int(sizes[0]) // 2  # of float16: no number of float32 has this size
+        return int(sizes[0]) // 2  # float16: the size is no multiple of 4 bytes
     raise InputError(
         f"{uri}, column 'embedding'",
         expected="a list of numbers, or bytes with a note of how many numbers they are",
@@ -335,11 +348,11 @@ def _flags(table: pa.Table, name: str, uri: str) -> NDArray[np.bool_] | None:
             found=f"{column.type} with {values.null_count} nulls; write it as "
             f"CAST({name} AS BOOLEAN)",
         )
-    found = values.to_numpy(zero_copy_only=False)
-    wrong = np.flatnonzero((found != 0) & (found != 1))
+    flags = values.to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero((flags != 0) & (flags != 1))
     if len(wrong):
-        raise InputError(f"{where}, row {wrong[0]}", expected="0 or 1", found=str(found[wrong[0]]))
-    return np.asarray(found).astype(np.bool_)
+        raise InputError(f"{where}, row {wrong[0]}", expected="0 or 1", found=str(flags[wrong[0]]))
+    return np.asarray(flags).astype(np.bool_)
 
 
 def _counts(table: pa.Table, uri: str) -> NDArray[np.int64] | None:

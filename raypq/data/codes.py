@@ -1,7 +1,7 @@
-"""Code files: ``id``, ``code`` fixed_size_binary and, carried through, ``label``.
+"""Code files: ``id``, ``code`` fixed_size_binary and, copied from the features, ``label``.
 
-K ≤ 16 packs two codes to a byte, the even sub-codebook in the low half. The model's fingerprint,
-M and K stand in the file's metadata.
+K ≤ 16 packs two codes to a byte, the even sub-codebook in the low half. The file's metadata holds
+the model's fingerprint, M and K.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WRITE_OPTIONS: dict[str, Any] = {
 
 
 def bytes_per_code(M: int, K: int) -> int:
-    """Bytes that one image takes."""
+    """Bytes of the code of one image."""
     return (M + 1) // 2 if K <= 16 else M
 
 
@@ -72,7 +72,11 @@ def schema(*, fingerprint: str, M: int, K: int, id_type: pa.DataType, label: boo
 
 @dataclass(frozen=True, kw_only=True)
 class CodeBatch:
-    """Some consecutive rows of a code file; ``B`` is uint8 [n, M]."""
+    """Some consecutive rows of a code file.
+
+    Attributes:
+        B: codes [n, M], uint8. ids: n values. labels: n values, or None without the column.
+    """
 
     B: NDArray[np.uint8]
     ids: pa.Array
@@ -81,7 +85,11 @@ class CodeBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class CodeFile:
-    """What the footer of a code file says."""
+    """The footer of a code file.
+
+    Attributes:
+        fingerprint: of the model. label: whether there are labels.
+    """
 
     uri: str
     rows: int
@@ -93,7 +101,10 @@ class CodeFile:
 
     @classmethod
     def open(cls, uri: str, *, size: int | None = None) -> CodeFile:
-        """Reads the footer of a file that has ``size`` bytes, where a snapshot says so.
+        """Reads the footer of a file.
+
+        Args:
+            size: the expected size in bytes, where a snapshot gives it.
 
         Raises:
             InputError: not a code file of this format, or of another size.
@@ -102,17 +113,18 @@ class CodeFile:
             metadata = file.schema_arrow.metadata or {}
             format_version.refuse_file(metadata, uri, what="code file", known=_FORMAT)
             if metadata.get(b"raypq.format") != _FORMAT.encode():
-                found = metadata.get(b"raypq.format", b"a Parquet file without raypq metadata")
+                number = metadata.get(b"raypq.format", b"a Parquet file without raypq metadata")
                 raise InputError(
-                    uri, expected=f"a code file of format {_FORMAT}", found=found.decode()
+                    uri, expected=f"a code file of format {_FORMAT}", found=number.decode()
                 )
-            absent = {"raypq.M", "raypq.K", "raypq.model"} - {key.decode() for key in metadata}
-            absent |= {"column 'id'", "column 'code'"} - {
+            missing = {"raypq.M", "raypq.K", "raypq.model"} - {key.decode() for key in metadata}
+            missing |= {"column 'id'", "column 'code'"} - {
                 f"column '{name}'" for name in file.schema_arrow.names
             }
-            if absent:
-                found = f"one without {', '.join(sorted(absent))}"
-                raise InputError(uri, expected="a code file", found=found)
+            if missing:
+                raise InputError(
+                    uri, expected="a code file", found=f"one without {', '.join(sorted(missing))}"
+                )
             M, K = (_number(metadata, key, uri) for key in (b"raypq.M", b"raypq.K"))
             _check_types(file, M, K)
             return cls(
@@ -139,16 +151,16 @@ class CodeFile:
                 row += len(batch)
 
     def batches(self, rows: int, *, labels: bool = True) -> Iterator[CodeBatch]:
-        """Streams the codes, with labels where there are any and they are wanted.
+        """Streams the codes in batches of up to ``rows``, with labels if the file has them.
 
         Raises:
-            InputError: a code of K or more, or no code or id, naming the row.
+            InputError: a code of K or more, or a null code or id, naming the row.
         """
         row = 0
         label = self.label and labels
-        wanted = ["id", "code"] + (["label"] if label else [])
+        columns = ["id", "code"] + (["label"] if label else [])
         with open_stored(self.uri, "codes") as file:
-            for batch in stream(file, rows, columns=wanted):
+            for batch in stream(file, rows, columns=columns):
                 _check_nulls(batch, self.uri, row)
                 stored = batch.column("code")
                 width = bytes_per_code(self.M, self.K)
@@ -169,7 +181,7 @@ class CodeFile:
 
 
 def _check_types(file: CheckedFile, M: int, K: int) -> None:
-    """Refuses columns of other types than raypq writes, or a name that is there twice."""
+    """Refuses columns of other types than raypq writes, and columns of the same name."""
     code = pa.binary(bytes_per_code(M, K))
     known: dict[str, tuple[pa.DataType, ...]] = {
         "id": (pa.string(), pa.int64()), "code": (code,), "label": (pa.string(),)
@@ -195,13 +207,13 @@ def _check_nulls(batch: pa.RecordBatch, uri: str, row: int) -> None:
 
 def _number(metadata: Mapping[bytes, bytes], key: bytes, uri: str) -> int:
     try:
-        found = int(metadata[key])
+        number = int(metadata[key])
     except ValueError:
-        found = 0
-    if not 1 <= found <= 65_536:
+        number = 0
+    if not 1 <= number <= 65_536:
         text = metadata[key].decode(errors="replace")
         raise InputError(uri, expected=f"a number as {key.decode()}", found=repr(text))
-    return found
+    return number
 
 
 def record_batch(

@@ -1,4 +1,4 @@
-"""Feature stores: sharded Parquet files of ``id``, a vector column and perhaps a ``label``."""
+"""Feature stores: sharded Parquet files of ``id``, a vector column and optionally ``label``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raypq.errors import InputError, JobError, RaypqError, ShardFailure
 
 _BATCH_BYTES = 64 << 20  # one batch of float32 features; bounds a worker's memory
 _MAX_ROWS = 8192
-_LOOKED_AT = 16  # values of a column of bytes, to tell images from vectors
+_SAMPLED = 16  # values of a column of bytes that decide between images and vectors
 WIDTH_NOTE = b"raypq.width"  # metadata of a fixed_size_binary feature field
 
 
@@ -28,7 +28,7 @@ class FeatureBatch:
     """Some consecutive rows of one shard, without images that could not be decoded.
 
     Attributes:
-        X: features [n, dx], float32, finite (unless the reader was told to pass on what is not).
+        X: features [n, dx], float32; finite, unless the reader was opened with ``finite=False``.
         ids: string or int64, n values.
         labels: class_ids as strings (null where a row has none), or None without the column.
         row: row of the file at which the batch starts.
@@ -56,18 +56,18 @@ class FeatureStore:
         """Lists the shards; opens none of them.
 
         Raises:
-            InputError: no Parquet file is there.
+            InputError: no Parquet file.
         """
         return cls(shards=list_shards(uris), columns=columns or Columns())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What the footers of a store say.
+    """A summary of the footers of a store.
 
     Attributes:
-        rows: rows of each good shard, in order. width: dx, the same in all of them.
-        shards: the good shards. failures: the others, and why.
+        shards: the readable shards. rows: of each of them. width: dx, the same in all of them.
+        failures: the other shards.
     """
 
     shards: Sequence[Shard]
@@ -84,22 +84,22 @@ def survey(store: FeatureStore) -> Survey:
         JobError: every shard is bad.
     """
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda shard: _try_footer(shard, store.columns), store.shards))
+        footers = list(pool.map(lambda shard: _try_footer(shard, store.columns), store.shards))
     shards: list[Shard] = []
     rows: list[int] = []
     failures: list[ShardFailure] = []
     width, first = 0, ""
-    for shard, answer in zip(store.shards, found, strict=True):
-        if isinstance(answer, RaypqError):
-            failures.append(ShardFailure(shard=shard.uri, reason=str(answer)))
+    for shard, footer in zip(store.shards, footers, strict=True):
+        if isinstance(footer, RaypqError):
+            failures.append(ShardFailure(shard=shard.uri, reason=str(footer)))
             continue
-        count, its_width = answer
-        if width and its_width and its_width != width:
-            reason = f"expected width {width} as in {first}, found width {its_width}"
+        count, shard_width = footer
+        if width and shard_width and shard_width != width:
+            reason = f"expected width {width} as in {first}, found width {shard_width}"
             failures.append(ShardFailure(shard=shard.uri, reason=reason))
             continue
-        if not width and its_width:
-            width, first = its_width, shard.uri
+        if not width and shard_width:
+            width, first = shard_width, shard.uri
         shards.append(shard)
         rows.append(count)
     if not shards:
@@ -112,7 +112,7 @@ def survey(store: FeatureStore) -> Survey:
 
 
 def count_rows(shards: Sequence[Shard]) -> int:
-    """Rows of shards by their footers; those that cannot be read count none."""
+    """Total rows of shards, by their footers; an unreadable shard counts as 0."""
 
     def rows(shard: Shard) -> int:
         try:
@@ -147,12 +147,12 @@ def _footer(shard: Shard, columns: Columns) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """What a feature column holds.
+    """The layout of a feature column.
 
     Attributes:
-        width: values of a vector, where that is known before a row is read.
-        side: pixels on a side, where it holds encoded images.
-        sized: whether the rows have one size in bytes, which does not tell the width.
+        width: values of a vector, if known before a row is read.
+        side: pixels on a side, if it holds encoded images.
+        sized: whether it is fixed_size_binary, whose size does not determine the width.
     """
 
     width: int | None
@@ -161,10 +161,10 @@ class _Layout:
 
 
 def _layout(file: CheckedFile, columns: Columns, width: int | None, uri: str) -> _Layout:
-    """Looks at a feature column; ``width`` is what the model wants, if there is one.
+    """The layout of a feature column; ``width`` is the model's dx, if there is a model.
 
     Raises:
-        InputError: bytes of which nothing says whether they are images or vectors.
+        InputError: bytes that may be images or vectors.
     """
     field = file.field(columns.feature)
     where = f"{uri}, column '{columns.feature}'"
@@ -177,20 +177,20 @@ def _layout(file: CheckedFile, columns: Columns, width: int | None, uri: str) ->
             return _Layout(width=known)
         return _Layout(width=None, side=_side(columns, width, where))
     if pa.types.is_fixed_size_list(kind):
-        nothing = pa.array([], kind)
-        return _Layout(width=arrays.matrix(nothing, width=width, where=where).shape[1])
+        empty = pa.array([], kind)
+        return _Layout(width=arrays.matrix(empty, width=width, where=where).shape[1])
     return _Layout(width=known)
 
 
 def _are_vectors(file: CheckedFile, columns: Columns, width: int | None, where: str) -> bool:
-    """Whether bytes of any length are vectors rather than encoded images.
+    """Whether byte strings are vectors rather than encoded images.
 
     Raises:
-        InputError: they are no images, and nothing says how wide the vectors would be.
+        InputError: they are no images, and the width of the vectors is not known.
     """
     if columns.image_size is not None or not file.metadata.num_rows:
         return False
-    first = next(file.iter_batches(batch_size=_LOOKED_AT, columns=[columns.feature])).column(0)
+    first = next(file.iter_batches(batch_size=_SAMPLED, columns=[columns.feature])).column(0)
     values = [value for value in first.to_pylist() if value]
     sizes = {len(value) for value in values}
     if not values or len(sizes) > 1:
@@ -211,7 +211,7 @@ def _are_vectors(file: CheckedFile, columns: Columns, width: int | None, where: 
 
 
 def _side(columns: Columns, width: int | None, where: str) -> int:
-    """Pixels on a side of the images in a column: as a model wants them, or as the job says."""
+    """Pixels on a side of the images in a column: from the model's width, or the job's settings."""
     if width is not None:
         return images.side_of(width, where=where)
     if columns.image_size is None:
@@ -224,17 +224,18 @@ def _side(columns: Columns, width: int | None, where: str) -> int:
 
 
 def batch_rows(width: int) -> int:
-    """Rows in a batch: fixed by the width alone, so that results never depend on the machine."""
+    """Rows of a batch; depends on the width only, so that results do not depend on the machine."""
     return int(np.clip(_BATCH_BYTES // (4 * width), 64, _MAX_ROWS))
 
 
 class FeatureReader:
-    """One open shard: what its footer says, and its rows as a stream.
+    """An open shard: properties of its footer, and its rows as a stream.
 
     Attributes:
-        rows: rows of the shard. id_type: string or int64; without a row, that of the store.
+        rows: rows of the shard.
+        id_type: string or int64; for a shard without rows, that of the store.
         id_column: the type of the column in the file.
-        label: whether labels are read; not from a column of nothing but nulls.
+        label: whether labels are read; False for a column of the type null.
     """
 
     def __init__(
@@ -263,7 +264,7 @@ class FeatureReader:
         self.label = labels and has_labels(file, columns)
 
     def batches(self) -> Iterator[FeatureBatch]:
-        """The rows, a batch at a time; memory is bounded by the batch, not by the shard.
+        """The rows in batches; memory is bounded by a batch, not by the shard.
 
         Raises:
             InputError: wrong type or width, nulls, NaN or Inf, naming the row.
@@ -280,7 +281,7 @@ class FeatureReader:
 
     @property
     def left_out(self) -> int:
-        """Images so far that could not be decoded."""
+        """Images so far that could not be decoded and were left out."""
         return self._decoder.left_out if self._decoder else 0
 
     def _convert(self, batch: pa.RecordBatch, row: int) -> FeatureBatch:
@@ -314,28 +315,29 @@ class FeatureReader:
 
 
 def kind_of_ids(file: CheckedFile, columns: Columns, rule: IdRule | None) -> ids.IdKind:
-    """The type of a shard's ids; of one without rows, that of the store.
+    """The type of a shard's ids; for a shard without rows, that of the store.
 
     Raises:
-        InputError: no such column, several, or one of a type that ids, or those of the store, do
-            not have.
+        InputError: no such column, several, a type that ids cannot have, or another type than that
+            of the store.
     """
     kind = file.field(columns.id).type
     where = f"{file.uri}, column '{columns.id}'"
-    if not file.metadata.num_rows:  # whatever type a writer gives to nothing
-        whole = pa.types.is_integer(arrays.plain_type(kind))
-        return rule.kind if rule else "int64" if whole else "string"
-    found = ids.kind_of(kind, where=where, old=rule is not None and rule.old)
-    if found is None:  # nulls alone, which the first row is refused for
+    if not file.metadata.num_rows:  # the type of an empty column means nothing
+        is_integer = pa.types.is_integer(arrays.plain_type(kind))
+        return rule.kind if rule else "int64" if is_integer else "string"
+    id_kind = ids.kind_of(kind, where=where, old=rule is not None and rule.old)
+    if id_kind is None:  # only nulls; reading the first row raises
         return "string" if rule is None else rule.kind
     if rule is not None:
-        ids.check(found, rule, where=where, found=kind)
-    return found
+        ids.check(id_kind, rule, where=where, found=kind)
+    return id_kind
 
 
 def has_labels(file: CheckedFile, columns: Columns) -> bool:
-    """Whether a shard has labels; a column of the type null, which some writers give to nothing
-    but nulls, counts as none.
+    """Whether a shard has labels.
+
+    A column of the type null, which some writers use for a column of nulls, counts as none.
 
     Raises:
         InputError: several columns of that name.
@@ -360,8 +362,8 @@ def open_features(
 
     Args:
         width: dx that every row must have; None takes the shard's own.
-        labels: read the label column where there is one.
-        finite: refuse a shard with NaN or Inf in it; otherwise the caller looks at the rows.
+        labels: read the label column if there is one.
+        finite: refuse NaN and Inf; otherwise the caller must handle them.
         rule: the type that its ids must have; None takes the shard's own.
 
     Raises:
@@ -374,19 +376,19 @@ def open_features(
 def read_batches(
     shard: Shard, columns: Columns, *, width: int | None, labels: bool = True
 ) -> Iterator[FeatureBatch]:
-    """Streams a shard; as ``open_features`` where nothing but the rows is wanted."""
+    """Streams the rows of a shard; see ``open_features``."""
     with open_features(shard, columns, width=width, labels=labels) as reader:
         yield from reader.batches()
 
 
 def stored_width(field: pa.Field) -> int | None:
-    """The width that `raypq repack` notes beside a fixed_size_binary column."""
-    noted = (field.metadata or {}).get(WIDTH_NOTE, b"")
-    return int(noted) if noted.isdigit() else None  # else: as if nothing were noted
+    """The width in the metadata of a fixed_size_binary field, where ``raypq repack`` writes it."""
+    width = (field.metadata or {}).get(WIDTH_NOTE, b"")
+    return int(width) if width.isdigit() else None
 
 
 def feature_schema(*, id_type: pa.DataType, label: bool, width: int) -> pa.Schema:
-    """Of feature files in the layout that reads fastest: fixed_size_binary, the width noted."""
+    """The schema of feature files in the fastest layout: fixed_size_binary, with the width."""
     note = {WIDTH_NOTE: str(width)}
     fields = [
         pa.field("id", id_type, nullable=False),

@@ -12,7 +12,7 @@ ADVICE = "written by a newer raypq: upgrade raypq"
 
 
 def unknown_key(error: Exception) -> str | None:
-    """What was found where a file has a key that is not known here; None for any other error."""
+    """A description of the unknown key that a validation error is about; None for other errors."""
     if not isinstance(error, ValidationError):
         return None
     for item in error.errors():
@@ -22,19 +22,22 @@ def unknown_key(error: Exception) -> str | None:
 
 
 def refuse_file(metadata: Mapping[bytes, bytes] | None, uri: str, *, what: str, known: str) -> None:
-    """Refuses a Parquet file of a later format than the one that is known here.
+    """Refuses a Parquet file of a newer format than this raypq knows.
+
+    Args:
+        what: the kind of file, for the error. known: the format that this raypq knows.
 
     Raises:
-        InputError: it is of a later one.
+        InputError: its format is newer.
     """
-    found = (metadata or {}).get(b"raypq.format", b"").decode(errors="replace")
-    if is_newer(found, int(known)):
-        raise InputError(uri, expected=f"a {what} of format {known}", found=f"{found}, {ADVICE}")
+    number = (metadata or {}).get(b"raypq.format", b"").decode(errors="replace")
+    if is_newer(number, int(known)):
+        raise InputError(uri, expected=f"a {what} of format {known}", found=f"{number}, {ADVICE}")
 
 
-def is_newer(found: object, known: int) -> bool:
-    """Whether a format's number is above the one that is known here; text counts as it reads."""
+def is_newer(number: object, known: int) -> bool:
+    """Whether a format's number (a number or its text) is above the known one."""
     try:
-        return int(str(found)) > known
+        return int(str(number)) > known
     except ValueError:
         return False

@@ -1,7 +1,7 @@
 """Ids of rows: int64 or text, one of the two throughout a store.
 
-Every integer type is int64, every text type is text, a UUID is its canonical text. Other types
-are refused: a float or a decimal may have lost digits already.
+Every integer type is read as int64, every text type as text, a UUID as its canonical text. Other
+types are refused: a float or a decimal may have lost digits.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _REMEDY = "write the column as integers or as text, such as CAST(id AS VARCHAR)"
 
 @dataclass(frozen=True, kw_only=True)
 class IdRule:
-    """The type that all ids of a store have.
+    """The type of all ids of a store.
 
     Attributes:
         kind: the type. origin: a file whose ids have it, for errors.
-        old: the store was written when only int64 counted as integers: narrower and unsigned
-            integers are text in it, and stay so.
+        old: whether the store is of an early raypq, which wrote integers other than int64 as text;
+            new shards of the store are written in the same way.
     """
 
     kind: IdKind
@@ -44,7 +44,7 @@ class IdRule:
 
 
 def kind_of(column: pa.DataType, *, where: str, old: bool = False) -> IdKind | None:
-    """The type of ids that a column of this type holds; None where it holds nothing but nulls.
+    """The type of the ids in a column of an Arrow type; None for the type null.
 
     Args:
         where: names the file and column in errors. old: see ``IdRule``.
@@ -63,8 +63,10 @@ def kind_of(column: pa.DataType, *, where: str, old: bool = False) -> IdKind | N
 
 
 def receipt_kind(column: pa.DataType, rule: IdRule) -> IdKind | None:
-    """What a receipt says of a shard's ids; None of integers that an old store keeps as text, so
-    that the store stays known as old."""
+    """The ``ids`` entry of a shard's receipt.
+
+    None for integers that an old store keeps as text, so that the store remains marked as old.
+    """
     if rule.old and pa.types.is_integer(arrays.plain_type(column)) and rule.kind == "string":
         return None
     return rule.kind
@@ -74,11 +76,11 @@ def read(column: pa.Array, kind: IdKind, *, where: str, row0: int = 0) -> pa.Arr
     """A column of ids as int64 or as strings.
 
     Args:
-        kind: int64 takes integers alone, string takes integers, too, as their decimal digits.
+        kind: int64 accepts integers only; string accepts integers, too, as their decimal digits.
         row0: row of the file at which the column starts, for errors.
 
     Raises:
-        InputError: a null, a value beyond int64, bytes that are no text, naming the row.
+        InputError: a null, a value beyond int64, or bytes that are not UTF-8, naming the row.
     """
     if kind == "string":
         return arrays.strings(column, where=where, nulls=False, row0=row0)
@@ -104,10 +106,13 @@ def read(column: pa.Array, kind: IdKind, *, where: str, row0: int = 0) -> pa.Arr
 
 
 def check(kind: IdKind, rule: IdRule, *, where: str, found: object) -> None:
-    """Refuses a shard whose ids are not of the type that the store has.
+    """Refuses a shard whose ids are not of the store's type.
+
+    Args:
+        found: the shard's type, as the error names it.
 
     Raises:
-        InputError: naming both, and a file of each.
+        InputError: naming both types, and a file of each.
     """
     if kind != rule.kind:
         raise InputError(

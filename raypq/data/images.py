@@ -1,7 +1,7 @@
-"""Encoded images as rows of features: a picture of S × S pixels is a vector of 3·S² values.
+"""Encoded images as rows of features: an image of S × S pixels is a vector of 3·S² values.
 
-Channels come first (red, green, blue), then rows, then columns; values are in 0 … 1. So every
-stage that takes features takes pictures, and a network reshapes its input.
+Order: channels (red, green, blue), rows, columns; values in [0, 1]. So every stage that reads
+features reads images, and a network reshapes its input.
 """
 
 from __future__ import annotations
@@ -25,39 +25,38 @@ from raypq.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-_NAMED = 5  # images that an error or a warning names
-# Raster formats whose header tells the size of what is decoded. Left out are those that start
-# programs (EPS runs Ghostscript) and containers of other images, whose size the header only claims.
+_SHOWN = 5  # images named in a warning
+# Raster formats whose header gives the decoded size. Left out are formats that start programs (EPS
+# runs Ghostscript) and containers of other images, whose size the header only claims.
 _FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA",
     "TIFF", "WEBP",
 )  # fmt: skip
 _ORIENTATION = 0x0112  # the EXIF tag
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
-
-
-_SIGNED = tuple(name for name in _FORMATS if name not in ("DIB", "PCX", "TGA"))  # by first bytes
+# Formats with distinctive magic bytes.
+_SIGNED = tuple(name for name in _FORMATS if name not in ("DIB", "PCX", "TGA"))
 
 
 def is_image(data: bytes, *, signed: bool = False) -> bool:
-    """Whether bytes are an encoded image; ``signed`` only by formats that no vector looks like."""
+    """Whether bytes are an encoded image; with ``signed``, only in formats with magic bytes."""
     try:
         with _opened(data, _SIGNED if signed else _FORMATS):
             return True
-    except Exception as error:  # whatever a decoder makes of bytes that are none of its own
+    except Exception as error:  # decoders raise anything for invalid bytes
         return type(error).__name__ == "DecompressionBombError"
 
 
 def row_width(side: int) -> int:
-    """Values of a picture of side × side pixels."""
+    """Values of an image of side × side pixels."""
     return 3 * side * side
 
 
 def side_of(width: int, *, where: str) -> int:
-    """Pixels on a side of a picture of so many values.
+    """Pixels on a side of a square image of ``width`` values.
 
     Raises:
-        InputError: no square picture has so many.
+        InputError: no square image has so many values.
     """
     side = math.isqrt(width // 3)
     if row_width(side) != width:
@@ -70,37 +69,37 @@ def side_of(width: int, *, where: str) -> int:
 
 
 def decode(data: bytes, side: int, *, most_pixels: int | None = None) -> NDArray[np.float32]:
-    """One image as 3·S² values: turned upright, cut to a square, scaled, and made RGB.
+    """One image as values [3·S²]: rotated upright, cropped to a square, scaled, in RGB.
 
-    Grayscale, CMYK and palettes become RGB; transparency is ignored: the stored colours count. The
-    first frame of an animation is taken.
+    Grayscale, CMYK and palettes are converted to RGB; transparency is ignored. Of an animation the
+    first frame is decoded.
 
     Args:
-        most_pixels: width × height that the image may have, which is checked before pixels are
-            decoded; by default that of ``StorageSettings``.
+        most_pixels: largest width × height, checked before pixels are decoded; by default that of
+            ``StorageSettings``.
 
     Raises:
-        ValueError: not in a format that is read, more pixels than that, or grey values of 32 bits.
-        Exception: whatever Pillow raises for bytes that are no image.
+        ValueError: an unsupported format, too many pixels, or grey values of 32 bits.
+        Exception: any error of Pillow for bytes that are no image.
     """
-    most = StorageSettings().image_pixels if most_pixels is None else most_pixels
+    max_pixels = StorageSettings().image_pixels if most_pixels is None else most_pixels
     with _opened(data) as picture:
-        width, height = _decoded(picture)
-        if width * height > most:
+        width, height = _decoded_size(picture)
+        if width * height > max_pixels:
             raise ValueError(
-                f"{width} x {height} pixels, more than {most / 1e6:g} million may be decoded "
+                f"{width} x {height} pixels, more than {max_pixels / 1e6:g} million may be decoded "
                 "(RAYPQ_STORAGE_IMAGE_MEGAPIXELS)"
             )
         picture = _upright(picture)
         picture = _rgb(picture)
         if picture.size != (side, side):
-            picture = _fitted(picture, side)
+            picture = _crop_and_resize(picture, side)
         pixels = np.asarray(picture, dtype=np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)).reshape(-1) / np.float32(255)
 
 
-def _decoded(picture: Picture) -> tuple[int, int]:
-    """Width and height of what is decoded at once: the picture, or a larger tile of a TIFF."""
+def _decoded_size(picture: Picture) -> tuple[int, int]:
+    """Width and height that are decoded at once: the image, or a larger tile of a TIFF."""
     tags = getattr(picture, "tag_v2", {})
     tile = int(tags.get(_TILE_WIDTH, 0)), int(tags.get(_TILE_LENGTH, 0))
     return max(picture.size, tile, key=lambda size: size[0] * size[1])
@@ -117,7 +116,7 @@ def _opened(data: bytes, formats: Sequence[str] = _FORMATS) -> Picture:
 
 @cache
 def _pillow() -> Any:
-    """Pillow, without its warning about large images: the limit of raypq is an error."""
+    """Pillow, without its warning about large images, which raypq limits itself."""
     from PIL import Image
 
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -125,10 +124,10 @@ def _pillow() -> Any:
 
 
 def _upright(picture: Picture) -> Picture:
-    """The picture turned as its EXIF data says. No copy where there is nothing to turn."""
+    """The image rotated by its EXIF orientation; no copy if there is nothing to rotate."""
     from PIL.Image import Transpose
 
-    picture.load()  # a TIFF turns itself by that, and forgets the tag
+    picture.load()  # rotates a TIFF, and removes its tag
     turn = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
@@ -142,15 +141,15 @@ def _upright(picture: Picture) -> Picture:
 
 
 def _rgb(picture: Picture) -> Picture:
-    """The picture as 8-bit RGB. Pillow itself would cut grey values at 255, not scale them.
+    """The image as 8-bit RGB; Pillow would clip 16-bit grey values at 255 rather than scale them.
 
     Raises:
-        ValueError: grey values of 32 bits beyond 255, whose white nobody knows.
+        ValueError: grey values of 32 bits beyond 255, whose range is not known.
     """
     if picture.mode == "RGB":
         return picture
     if picture.mode.startswith("I;16"):
-        grey = np.asarray(picture).astype(np.uint16) >> 8  # the high byte, as of 16-bit RGB
+        grey = np.asarray(picture).astype(np.uint16) >> 8  # the high byte, as for 16-bit RGB
         return _pillow().fromarray(grey.astype(np.uint8)).convert("RGB")
     if picture.mode in ("I", "F"):
         low, high = cast(tuple[float, float], picture.getextrema())
@@ -159,7 +158,7 @@ def _rgb(picture: Picture) -> Picture:
     return picture.convert("RGB")
 
 
-def _fitted(picture: Picture, side: int) -> Picture:
+def _crop_and_resize(picture: Picture, side: int) -> Picture:
     from PIL import ImageOps
 
     return ImageOps.fit(picture, (side, side), _pillow().Resampling.BILINEAR)
@@ -167,7 +166,11 @@ def _fitted(picture: Picture, side: int) -> Picture:
 
 @dataclass
 class Decoder:
-    """Decodes the images of one shard, and leaves out at most ``allowed`` that cannot be."""
+    """Decodes the images of one shard; leaves out up to ``allowed`` that cannot be decoded.
+
+    Attributes:
+        left_out: images that were left out so far.
+    """
 
     side: int
     allowed: int
@@ -178,10 +181,10 @@ class Decoder:
     def rows(
         self, column: pa.Array, ids: pa.Array, row0: int
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Rows [n, 3·S²] of the images that could be decoded, and which of all those are.
+        """Values [m, 3·S²] of the m images that could be decoded, and a mask [n] of them.
 
         Raises:
-            InputError: more could not be decoded than are allowed, naming the first of them.
+            InputError: more images than allowed could not be decoded, naming the first.
         """
         good = np.ones(len(column), bool)
         rows = []
@@ -193,8 +196,8 @@ class Decoder:
                     raise ValueError("no bytes")
                 rows.append(decode(data, self.side, most_pixels=self.most_pixels))
             except MemoryError:
-                raise  # of this machine, not of the image
-            except Exception as error:  # whatever the decoder makes of these bytes
+                raise  # not the image's fault
+            except Exception as error:  # decoders raise anything for invalid bytes
                 good[at] = False
                 bad.append((at, f"{type(error).__name__}: {error}"))
         if bad:
@@ -213,6 +216,6 @@ class Decoder:
                 else f"at most {self.allowed} images of a shard that cannot be decoded",
                 found=f"{reason} ({self.left_out} such image(s) so far)",
             )
-        names = ", ".join(repr(ids[place].as_py()) for place, _ in bad[:_NAMED])
-        more = ", …" if len(bad) > _NAMED else ""
+        names = ", ".join(repr(ids[place].as_py()) for place, _ in bad[:_SHOWN])
+        more = ", …" if len(bad) > _SHOWN else ""
         console.warn(f"{self.where}: left out {len(bad)} undecodable image(s): {names}{more}")

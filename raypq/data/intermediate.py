@@ -1,7 +1,7 @@
 """Intermediate results that workers exchange: Arrow files in the output store.
 
-No version ever names them: a worker that dies takes nothing with it, and what a crash leaves behind
-is cleared by ``raypq snapshots gc``.
+They outlive the worker that wrote them. No version names them, so ``raypq snapshots gc`` removes
+those of a crash.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from raypq.data.storage import is_local, join, local_path, read_bytes, write_byt
 
 
 def write(store: str, table: pa.Table) -> str:
-    """Puts a table into a file of its own; returns its path in the store."""
+    """Writes a table to a new file; returns its path in the store."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -24,7 +24,7 @@ def write(store: str, table: pa.Table) -> str:
 
 
 def read(store: str, path: str) -> pa.Table:
-    """What ``write`` wrote."""
+    """Reads a table that ``write`` wrote."""
     uri = join(store, path)
     if is_local(uri):
         data = pa.OSFile(str(local_path(uri)), "rb").read_buffer()

@@ -20,14 +20,14 @@ from raypq.errors import ConfigError, ModelError
 
 FORMAT = 1
 _KEYS = {"format", "fingerprint", "model", "record"}
-FOLDER = "models"  # of a code store: each model that made some of its codes, by fingerprint
+FOLDER = "models"  # of a code store: the models that made its codes, by fingerprint
 
 
 def check_vacant(uri: str, *, overwrite: bool) -> None:
-    """Refuses to write a model where there is one, unless that is what was asked for.
+    """Refuses to replace a model, unless ``overwrite`` is set.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: the folder holds a model.
     """
     if not overwrite and exists(join(uri, "model.json")):
         raise ConfigError(
@@ -41,9 +41,9 @@ class ModelFiles:
     """The content of a model directory.
 
     Attributes:
-        content: plain JSON values that define the model (method, M, K, D, dx, metric, settings).
-        tensors: named arrays.
-        record: what happened in training; not part of the fingerprint.
+        content: JSON values that define the model (method, M, K, D, dx, metric, settings).
+        tensors: arrays by name.
+        record: the training record; not part of the fingerprint.
     """
 
     content: Mapping[str, Any]
@@ -52,7 +52,7 @@ class ModelFiles:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the content and the tensors, in name order."""
+        """sha256 of the content and the tensors, in name order."""
         digest = hashlib.sha256(_canonical(self.content))
         for name in sorted(self.tensors):
             tensor = np.ascontiguousarray(self.tensors[name])
@@ -77,7 +77,7 @@ class ModelFiles:
 
     @classmethod
     def read_record(cls, uri: str) -> dict[str, Any]:
-        """The record alone, without a look at the arrays.
+        """The record, without reading the arrays.
 
         Raises:
             ModelError: as ``load``.
@@ -96,7 +96,7 @@ class ModelFiles:
         """Reads and verifies a model directory.
 
         Raises:
-            ModelError: no model there, another format, or content that its fingerprint denies.
+            ModelError: no model, another format, or content that does not match its fingerprint.
         """
         name = join(uri, "model.json")
         try:
@@ -124,17 +124,15 @@ class ModelFiles:
 
 
 def _check(name: str, document: Any) -> None:
-    """Refuses another format, and keys that this raypq does not know."""
+    """Refuses another format, and unknown keys."""
     if not isinstance(document, dict):
         raise ModelError(name, expected="a raypq model", found=type(document).__name__)
-    found = document["format"]
-    if found != FORMAT:
-        told = (
-            f"{found}, {format_version.ADVICE}"
-            if format_version.is_newer(found, FORMAT)
-            else str(found)
-        )
-        raise ModelError(name, expected=f"format {FORMAT}", found=told)
+    number = document["format"]
+    if number != FORMAT:
+        found = str(number)
+        if format_version.is_newer(number, FORMAT):
+            found += f", {format_version.ADVICE}"
+        raise ModelError(name, expected=f"format {FORMAT}", found=found)
     for key in sorted(document.keys() - _KEYS):
         raise ModelError(
             name, expected="a raypq model", found=f"key '{key}', {format_version.ADVICE}"

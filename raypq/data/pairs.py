@@ -1,4 +1,4 @@
-"""Pairs of stored images: ``id_a``, ``id_b`` (not before it) and ``score``, ordered by ids."""
+"""Pairs of stored images: ``id_a`` ≤ ``id_b`` and ``score``, ordered by ids."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def schema(id_type: pa.DataType, metadata: dict[str, str] | None = None) -> pa.S
     )
 
 
-def table(one: pa.Array, other: pa.Array, score: pa.Array) -> pa.Table:
-    """Pairs of ids [n], each put in order."""
-    swap = pc.greater(one, other)
-    columns = [pc.if_else(swap, other, one), pc.if_else(swap, one, other), score]
-    return pa.Table.from_arrays(columns, schema=schema(one.type))
+def table(a: pa.Array, b: pa.Array, score: pa.Array) -> pa.Table:
+    """Pairs of ids [n] with their scores [n]; the smaller id of each comes first."""
+    swap = pc.greater(a, b)
+    columns = [pc.if_else(swap, b, a), pc.if_else(swap, a, b), score]
+    return pa.Table.from_arrays(columns, schema=schema(a.type))
 
 
 def ordered(parts: Sequence[pa.Table], id_type: pa.DataType) -> pa.Table:
-    """All pairs of several tables, in order: of whatever parts, the same."""
+    """All pairs of several tables, in order; independent of how they are divided into tables."""
     return pa.concat_tables([schema(id_type).empty_table(), *parts]).sort_by(_ORDER)

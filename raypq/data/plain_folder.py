@@ -1,7 +1,7 @@
-"""Plain folders of Parquet files as outputs: refused where other files would be taken for theirs.
+"""Plain folders of Parquet files as outputs: refused if they hold other Parquet files.
 
-A store has versions, a plain folder does not: whoever reads it reads every file in it. What an
-earlier run left there (of other inputs, or under the names of an earlier raypq) would double rows.
+Unlike a store, a plain folder has no versions: readers read every file in it. Files of an earlier
+run (of other inputs, or with the names of an earlier raypq) would add or repeat rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from raypq.errors import ConfigError, EmptySourceError, MissingSourceError
 
 
 def parquet_files(output: str) -> list[str]:
-    """URIs of the Parquet files below a folder, which need not be there."""
+    """URIs of the Parquet files below a folder, which need not exist."""
     try:
         return [shard.uri for shard in list_shards([output])]
     except (EmptySourceError, MissingSourceError):
@@ -21,16 +21,16 @@ def parquet_files(output: str) -> list[str]:
 
 
 def refuse_others(output: str, names: Iterable[str]) -> None:
-    """Makes sure that the Parquet files below ``output`` are at most those of ``names``.
+    """Checks that a folder holds no Parquet files other than those of ``names``.
 
     Args:
-        names: paths below the folder that the run writes, or writes over.
+        names: paths below the folder that the run writes or replaces.
 
     Raises:
         ConfigError: naming a file that would stay there.
     """
-    place = canonical(output) if is_local(output) else uri_of(*filesystem(output), output)
-    written = {join(place, name) for name in names}
+    folder = canonical(output) if is_local(output) else uri_of(*filesystem(output), output)
+    written = {join(folder, name) for name in names}
     others = [uri for uri in parquet_files(output) if uri not in written]
     if others:
         raise ConfigError(

@@ -1,8 +1,8 @@
 """Prediction files: ``id``, ``class_id`` list<string> and ``score`` list<float>, best first.
 
-Beside them, where the candidates hold both seen and unseen classes, the best of each group
-(``seen_class_id``, ``seen_score``, ``unseen_class_id``, ``unseen_score``), from which every
-calibrated result follows; and ``label``, carried through where the codes have it.
+If the candidates include seen and unseen classes, also the best of each group (``seen_class_id``,
+``seen_score``, ``unseen_class_id``, ``unseen_score``), from which calibrated results are computed;
+and ``label``, if the codes have it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raypq.data.storage import stream
 from raypq.data.stored import open_stored
 from raypq.errors import InputError
 
-# Names come again and again, scores and ids do not: a dictionary of those costs time and bytes.
+# Dictionaries for names only: scores and ids are rarely repeated.
 WRITE_OPTIONS: dict[str, Any] = {
     "compression": "zstd",
     "use_dictionary": ["class_id.list.element", "label", "seen_class_id", "unseen_class_id"],
@@ -33,7 +33,7 @@ _FORMAT = "1"
 def schema(
     *, id_type: pa.DataType, label: bool, groups: bool, metadata: dict[str, str]
 ) -> pa.Schema:
-    """The schema of a prediction file; ``groups`` adds the best of seen and unseen."""
+    """The schema of a prediction file; ``groups`` adds the best seen and unseen class."""
     fields = [
         pa.field("id", id_type, nullable=False),
         pa.field("class_id", pa.list_(pa.string()), nullable=False),
@@ -57,15 +57,14 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionBatch:
-    """Some consecutive images. Classes are indices into the class table.
+    """Some consecutive images; classes are indices into the class table, −1 where it lacks them.
 
     Attributes:
         score, classes: [n, k], best first.
-            −1 stands for one that the table lacks.
-        y: index of the label [n], −1 where there is none, or one that the table lacks.
+        y: index of the label [n]; −1 also for a row without one.
         best: by group, or empty.
-        unknown_labels, unknown_classes: the names among labels and answers that the table lacks,
-            each as often as it is there.
+        unknown_labels, unknown_classes: labels and predicted classes that the table lacks, one
+            entry for each occurrence.
     """
 
     score: NDArray[np.float32]
@@ -125,15 +124,15 @@ def read(
                     f"{uri}, column '{name}'", expected="a list a row", found=str(kind)
                 )
         groups = [group for group in GROUPS if f"{group}_score" in names]
-        best_of = [f"{group}_{part}" for group in groups for part in ("class_id", "score")]
-        wanted = ["class_id", "score", *filter(file.has, ["label"]), *best_of]
+        group_columns = [f"{group}_{part}" for group in groups for part in ("class_id", "score")]
+        columns = ["class_id", "score", *filter(file.has, ["label"]), *group_columns]
         row = 0
-        for batch in stream(file, rows, wanted):
+        for batch in stream(file, rows, columns):
             n = len(batch)
             if not n:
                 continue
-            chosen = batch.column("class_id")
-            k = _depth(chosen, batch.column("score"), f"{uri}, row {row}")
+            class_ids = batch.column("class_id")
+            k = _list_length(class_ids, batch.column("score"), f"{uri}, row {row}")
             best = {
                 group: Best(
                     score=batch.column(f"{group}_score").to_numpy(),
@@ -141,8 +140,8 @@ def read(
                 )
                 for group in groups
             }
-            answers = chosen.flatten()
-            classes, _ = table.find(answers)
+            predicted = class_ids.flatten()
+            classes, _ = table.find(predicted)
             y, unknown_labels = np.full(n, -1, np.int32), None
             if "label" in names:
                 y, unknown_labels = table.find(batch.column("label"))
@@ -152,18 +151,18 @@ def read(
                 y=y,
                 best=best,
                 unknown_labels=unknown_labels,
-                unknown_classes=answers.filter(pa.array(classes < 0)),
+                unknown_classes=predicted.filter(pa.array(classes < 0)),
             )
             row += n
 
 
-def _depth(chosen: pa.ListArray, score: pa.ListArray, where: str) -> int:
-    """Predictions of an image: as many classes as scores, and as many in every row."""
-    lengths = np.diff(chosen.offsets.to_numpy())
+def _list_length(class_ids: pa.ListArray, score: pa.ListArray, where: str) -> int:
+    """Predictions of an image, after a check that every row has as many classes and scores."""
+    lengths = np.diff(class_ids.offsets.to_numpy())
     wrong = np.flatnonzero(
         (lengths != lengths[0]) | (np.diff(score.offsets.to_numpy()) != lengths[0])
     )
-    if len(wrong) or chosen.null_count or score.null_count:
+    if len(wrong) or class_ids.null_count or score.null_count:
         raise InputError(
             f"{where} and on",
             expected=f"{lengths[0]} classes and scores in each row",

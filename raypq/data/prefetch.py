@@ -10,22 +10,22 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-_WAIT = 0.1  # seconds between looks at whether the consumer has gone
+_POLL_SECONDS = 0.1  # how soon the producer notices that the consumer has stopped
 
 
-def ahead(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, None]:
-    """Passes items on in order, up to ``depth`` of them produced before they are asked for.
+def prefetch(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, None]:
+    """Yields items in order, with up to ``depth`` of them produced in advance by a thread.
 
-    An error of the producer is raised where its item would have come. If the consumer stops
-    early the producer stops too.
+    An error of the producer is raised in place of its item. If the consumer stops early, the
+    producer stops too.
     """
     queue: Queue[tuple[Item | None, BaseException | None]] = Queue(depth)
-    gone = Event()
+    stopped = Event()
 
     def put(entry: tuple[Item | None, BaseException | None]) -> bool:
-        while not gone.is_set():
+        while not stopped.is_set():
             try:
-                queue.put(entry, timeout=_WAIT)
+                queue.put(entry, timeout=_POLL_SECONDS)
             except Full:
                 continue
             return True
@@ -36,12 +36,12 @@ def ahead(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, None]:
             for item in items:
                 if not put((item, None)):
                     return
-        except BaseException as error:  # handed over, not swallowed
+        except BaseException as error:  # raised by the consumer
             put((None, error))
         else:
             put((None, StopIteration()))
 
-    thread = Thread(target=produce, name="raypq-ahead", daemon=True)
+    thread = Thread(target=produce, name="raypq-prefetch", daemon=True)
     thread.start()
     try:
         while True:
@@ -52,7 +52,7 @@ def ahead(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, None]:
                 raise error
             yield item  # type: ignore[misc]  # an entry without an error has an item
     finally:
-        gone.set()
+        stopped.set()
         with suppress(Empty):
             queue.get_nowait()
         thread.join()

@@ -1,4 +1,4 @@
-"""Result files: figures as one JSON object, for people, scripts and ``raypq report``."""
+"""Result files: metrics as one JSON object, for people, scripts and ``raypq report``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from raypq.data.storage import is_local, local_path, write_bytes
 
 
 def text_of(document: Mapping[str, Any]) -> str:
-    """What stands in the file."""
+    """The content of the file."""
     return json.dumps(document, indent=2)
 
 
 def write(uri: str, document: Mapping[str, Any]) -> None:
-    """Writes a result file, and the folder that it is to be in."""
+    """Writes a result file; makes its folder if needed."""
     uri, text = path_of(uri), f"{text_of(document)}\n"
-    if is_local(uri):  # in place: it may be a device, which must not be replaced
+    if is_local(uri):  # not by a rename: it may be a device
         path = local_path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

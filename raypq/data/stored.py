@@ -1,4 +1,4 @@
-"""Files of a store as they are read: what is damaged says how it is made anew."""
+"""Reading files of a store; errors about damaged files include the remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raypq.errors import DamagedError, InputError
 
 Kind = Literal["codes", "predictions", "search", "pairs"]
 
-_VERBS: dict[Kind, str] = {
+_COMMANDS: dict[Kind, str] = {
     "codes": "raypq encode or raypq reindex",
     "predictions": "raypq classify or raypq reindex",
     "search": "raypq search",
@@ -20,9 +20,10 @@ _VERBS: dict[Kind, str] = {
 
 
 def remedy(kind: Kind) -> str:
-    """What to do about a damaged file of a store: what is not there is made anew."""
+    """The remedy for a damaged file of a store: a missing file is made anew."""
     return (
-        f"delete the file, or move it away, then run {_VERBS[kind]} again: its shard is done anew"
+        f"delete the file, or move it away, then run {_COMMANDS[kind]} again: its shard is done "
+        "anew"
     )
 
 
@@ -37,22 +38,25 @@ def open_stored(uri: str, kind: Kind, *, size: int | None = None) -> Iterator[Ch
         with open_parquet(uri, size=size) as file:
             yield file
     except DamagedError as error:
-        if remedy(kind) in error.found:  # of a reader within a reader
+        if remedy(kind) in error.found:  # raised by a nested reader
             raise
         found = f"{error.found}; {remedy(kind)}"
-        raise DamagedError(error.where, expected=error.expected, found=found) from error
+        raise DamagedError(error.location, expected=error.expected, found=found) from error
 
 
-def refuse(where: str, damaged: Sequence[InputError], advice: str) -> None:
-    """Raises all that a check found, each on a line of its own.
+def refuse(title: str, damaged: Sequence[InputError], advice: str) -> None:
+    """Raises one error for all damaged files of a check, if there are any.
+
+    Args:
+        title: names what was checked, such as a version.
 
     Raises:
-        DamagedError: there is something.
+        DamagedError: with a line for each file.
     """
     if damaged:
         lines = "".join(f"\n  {error}" for error in damaged)
         raise DamagedError(
-            where,
+            title,
             expected="every file as it was written",
             found=f"{len(damaged)} that are not (for each, {advice}):{lines}",
         )

@@ -1,9 +1,9 @@
 """Synthetic features and class tables that behave like those of ImageNet.
 
-Classes form a tree; a class's semantic vector is the sum of random steps along its path, so that
-near relatives are alike. What a class looks like is its semantic vector plus a part that no words
-tell. An image is that with noise of its own, sent through a fixed random two-layer network, with
-noise on top: a noisy non-linear image of the semantics.
+Classes form a tree; a class's semantic vector (its embedding E) is the sum of random steps along
+its path, so that siblings are similar. Its visual mean is the semantic vector plus a random part
+that the embedding does not predict. An image is the visual mean plus noise, mapped by a fixed
+random two-layer network, plus noise: a noisy non-linear function of the semantics.
 """
 
 from __future__ import annotations
@@ -19,19 +19,25 @@ from numpy.typing import NDArray
 from raypq.data import arrays
 
 _BRANCHES = 6  # children of a node
-_STEP = 0.75  # how much shorter each level's step is
+_STEP = 0.75  # ratio of the step lengths of consecutive levels
 _UNSEEN_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticClasses:
-    """A random world of T classes with semantic vectors E [T, da] and features of width dx."""
+    """T random classes with semantic vectors, and the network that makes features of width dx.
+
+    Attributes:
+        E: semantic vectors [T, da]. visual: visual means [T, da]. seen: [T].
+        hidden: weights of the first layer [da, 2·dx]. output: of the second layer [2·dx, dx].
+        within: standard deviation of images around their class.
+    """
 
     E: NDArray[np.float32]
     seen: NDArray[np.bool_]
     hidden: NDArray[np.float32]
     output: NDArray[np.float32]
-    looks: NDArray[np.float32]
+    visual: NDArray[np.float32]
     within: float
 
     @classmethod
@@ -43,13 +49,13 @@ class SyntheticClasses:
         da: int,
         rng: np.random.Generator,
         within: float = 1.6,
-        untold: float = 0.6,
+        unpredicted: float = 0.6,
     ) -> SyntheticClasses:
-        """A world.
+        """Draws classes and a network.
 
         Args:
-            within: spread of images around their class, in lengths of a semantic vector.
-            untold: length of the part of a class's looks that its vector does not tell.
+            within: spread of images around their class, relative to the length of E.
+            unpredicted: length of the part of the visual mean that E does not predict.
         """
         depth = max(1, int(np.ceil(np.log(classes) / np.log(_BRANCHES))))
         E = np.zeros((classes, da))
@@ -65,7 +71,9 @@ class SyntheticClasses:
         seen[unseen] = False
         return cls(
             E=E.astype(np.float32),
-            looks=(E + untold / np.sqrt(da) * rng.standard_normal(E.shape)).astype(np.float32),
+            visual=(E + unpredicted / np.sqrt(da) * rng.standard_normal(E.shape)).astype(
+                np.float32
+            ),
             seen=seen,
             hidden=rng.standard_normal((da, width)).astype(np.float32),
             output=(rng.standard_normal((width, dx)) / np.sqrt(width)).astype(np.float32),
@@ -76,21 +84,21 @@ class SyntheticClasses:
         """Features [n, dx] of images of classes y [n]."""
         da = self.E.shape[1]
         noise = rng.standard_normal((len(y), da), dtype=np.float32)
-        semantic = self.looks[y] + np.float32(self.within / np.sqrt(da)) * noise
+        semantic = self.visual[y] + np.float32(self.within / np.sqrt(da)) * noise
         hidden = np.maximum(semantic @ self.hidden, 0)
         X = hidden @ self.output
         return X + np.float32(0.3 * self.within) * rng.standard_normal(X.shape, dtype=np.float32)
 
 
-def write_classes(path: Path, world: SyntheticClasses) -> None:
-    """The class table of a world."""
-    T = len(world.E)
+def write_classes(path: Path, data: SyntheticClasses) -> None:
+    """Writes the class table."""
+    T = len(data.E)
     table = pa.table(
         {
             "class_id": pa.array([f"g{index:05d}" for index in range(T)]),
             "name": pa.array([f"generated class {index}" for index in range(T)]),
-            "seen": pa.array(world.seen),
-            "embedding": arrays.fixed_list(world.E),
+            "seen": pa.array(data.seen),
+            "embedding": arrays.fixed_list(data.E),
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +107,7 @@ def write_classes(path: Path, world: SyntheticClasses) -> None:
 
 def write_features(
     folder: Path,
-    world: SyntheticClasses,
+    data: SyntheticClasses,
     *,
     classes: NDArray[np.int64],
     images: int,
@@ -107,7 +115,7 @@ def write_features(
     name: str,
     rng: np.random.Generator,
 ) -> None:
-    """``shards`` feature files of ``images`` images in all, dealt evenly over ``classes``."""
+    """Writes ``shards`` feature files with ``images`` images, evenly divided over ``classes``."""
     folder.mkdir(parents=True, exist_ok=True)
     y = rng.permutation(np.resize(classes, images))
     for shard, rows in enumerate(np.array_split(np.arange(images), shards)):
@@ -115,7 +123,7 @@ def write_features(
             {
                 "id": pa.array([f"{name}/{row:08d}" for row in rows]),
                 "label": pa.array([f"g{index:05d}" for index in y[rows]]),
-                "feature": arrays.fixed_list(world.features(y[rows], rng)),
+                "feature": arrays.fixed_list(data.features(y[rows], rng)),
             }
         )
         pq.write_table(

@@ -9,21 +9,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-KEPT = 1000  # names that are counted one by one
+KEPT = 1000  # names with counts of their own
 SHOWN = 5  # names in messages and summaries
-_LONG = 60  # characters of a name in a message
+_MAX_LENGTH = 60  # characters of a name in a message
 
 
 @dataclass(kw_only=True, eq=False)
 class UnknownNames:
-    """Rows by name; counts add up in any order, and can be subtracted again.
+    """Number of rows by name; counts can be added and subtracted in any order.
 
-    Memory is bounded: of very many names only the first in alphabetical order are kept, and those
-    exactly, since a name that is among the first of all is among the first of every part.
+    Memory is bounded: of very many names only the first in alphabetical order are kept. Their
+    counts are exact, since a name that is among the first of all is among the first of every part.
 
     Attributes:
-        rows: rows in all. counts: rows of each name up to ``last``. last: None where no name was
-            left out.
+        rows: total. counts: rows of each name up to ``last``. last: the last name that is kept;
+            None if no name was dropped.
     """
 
     rows: int = 0
@@ -33,17 +33,17 @@ class UnknownNames:
     def add(self, names: pa.StringArray) -> None:
         """Counts names, one for each row."""
         if len(names):
-            found = pc.value_counts(names)
-            values, counts = found.field("values").to_pylist(), found.field("counts").to_pylist()
-            pairs = dict(zip(values, counts, strict=True))
-            self.merge(UnknownNames(rows=len(names), counts=pairs))
+            table = pc.value_counts(names)
+            values, counts = table.field("values").to_pylist(), table.field("counts").to_pylist()
+            by_name = dict(zip(values, counts, strict=True))
+            self.merge(UnknownNames(rows=len(names), counts=by_name))
 
     def merge(self, other: UnknownNames) -> None:
         """Adds the counts of other rows."""
         self._combine(other, 1)
 
     def subtract(self, other: UnknownNames) -> None:
-        """Takes off the counts of rows that were added before."""
+        """Subtracts the counts of rows that were added before."""
         self._combine(other, -1)
 
     def _combine(self, other: UnknownNames, sign: int) -> None:
@@ -60,21 +60,21 @@ class UnknownNames:
             self.last = names[-1]
         self.counts = {name: self.counts[name] for name in names}
         if self.rows == sum(self.counts.values()):
-            self.last = None  # every row is counted by its name (again)
+            self.last = None  # all names are kept (again)
 
     @property
     def exact(self) -> bool:
-        """Whether the names to be shown are known: not after too many were subtracted."""
+        """Whether the first ``SHOWN`` names are known; False after too many were subtracted."""
         return self.last is None or len(self.counts) >= SHOWN
 
     @property
     def valid(self) -> bool:
-        """Whether these can be counts at all."""
+        """Whether no count is negative."""
         rest = self.rows - sum(self.counts.values())
         return min(self.counts.values(), default=0) >= 0 and rest >= 0
 
     def summary(self) -> dict[str, Any]:
-        """Rows in all and of the first names, as plain values."""
+        """The total and the counts of the first names, as JSON values."""
         first = sorted(self.counts)[:SHOWN]
         return {"rows": self.rows, "names": {name: self.counts[name] for name in first}}
 
@@ -85,5 +85,5 @@ def examples(summary: Mapping[str, Any]) -> str:
 
 
 def short(name: str) -> str:
-    """A name as messages show it: what is very long is cut off."""
-    return name if len(name) <= _LONG else f"{name[:_LONG]}…"
+    """A name for messages, truncated if it is very long."""
+    return name if len(name) <= _MAX_LENGTH else f"{name[:_MAX_LENGTH]}…"

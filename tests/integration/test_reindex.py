@@ -304,7 +304,7 @@ def test_a_path_that_is_missing_is_refused_whatever_may_go(
     }
     with pytest.raises(MissingSourceError) as caught:
         night(features=sources[lost], max_removed=max_removed)
-    assert caught.value.where == sources[lost][-1]
+    assert caught.value.location == sources[lost][-1]
     assert "max_removed" not in str(caught.value)
     assert "version 1 of" in str(caught.value)
     assert "nothing was changed" in str(caught.value)

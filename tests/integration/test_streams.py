@@ -169,4 +169,4 @@ def test_ascii_from_the_environment() -> None:
 
 
 def test_every_character_of_the_table_has_a_plain_one() -> None:
-    assert all(text.isascii() for text in console._PLAIN.values())
+    assert all(text.isascii() for text in console._ASCII.values())

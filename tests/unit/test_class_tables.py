@@ -321,7 +321,7 @@ def test_listed_classes_that_the_table_lacks_are_left_out_by_name(
         assert chosen(table, f"{spec}{joined}") == kept
     assert f"{spec}: 2 class_id(s) are left out: {place}: class_id 'z' is not in" in caplog.text
     assert f"{other}: class_id 'c' has no embedding in" in caplog.text
-    assert table.choose(f"{spec}{joined}").told() == {
+    assert table.selection(f"{spec}{joined}").summary() == {
         "left_out_candidates": {"classes": 2, "names": ["c", "z"]}
     }
     with pytest.raises(InputError, match=rf"{place}: .*unknown_labels: refuse.*'z'.*\(2 such"):
@@ -332,7 +332,7 @@ def test_a_list_of_classes_that_are_all_there_says_nothing(table, tmp_path, capl
     (tmp_path / "some.txt").write_text("d\na\n")
     with caplog.at_level("WARNING", "raypq"):
         table.select(str(tmp_path / "some.txt"), unknown="refuse")
-    assert table.choose(str(tmp_path / "some.txt")).told() == {}
+    assert table.selection(str(tmp_path / "some.txt")).summary() == {}
     assert not caplog.records
 
 

@@ -75,7 +75,7 @@ def test_errors_fit_on_the_screen(
     error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     console.set_up()
-    with pytest.raises(SystemExit) as ended, exits.told(debug=False):
+    with pytest.raises(SystemExit) as ended, exits.handle_errors(debug=False):
         raise error
     assert ended.value.code == code
     told = capsys.readouterr().err
@@ -85,14 +85,14 @@ def test_errors_fit_on_the_screen(
 
 
 def test_debug_lets_errors_through() -> None:
-    with pytest.raises(InputError), exits.told(debug=True):
+    with pytest.raises(InputError), exits.handle_errors(debug=True):
         raise InputError("a", expected="x", found="y")
 
 
 def test_structured_lines_hold_the_error(capsys: pytest.CaptureFixture[str]) -> None:
     console.set_up(as_json=True)
     console.say("hello", shards=3)
-    with pytest.raises(SystemExit), exits.told(debug=False):
+    with pytest.raises(SystemExit), exits.handle_errors(debug=False):
         raise InputError("a.parquet", expected="x", found="y")
     first, last = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert (first["message"], first["shards"], first["level"]) == ("hello", 3, "INFO")

@@ -93,7 +93,7 @@ def test_arrays_have_shapes_and_errors_reasons(name: str) -> None:
 def test_all_that_is_offered_is_there() -> None:
     for name in raypq.__all__:
         assert inspect.getdoc(getattr(raypq, name)), name
-    assert set(raypq.__all__) == set(raypq._PLACES)
+    assert set(raypq.__all__) == set(raypq._MODULES)
 
 
 def test_the_reference_builds(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from raypq.config import Columns, RepackJob
 from raypq.data.features import FeatureStore, read_batches, survey
-from raypq.data.prefetch import ahead
+from raypq.data.prefetch import prefetch
 from raypq.data.storage import stem_of
 from raypq.errors import InputError, JobError
 from raypq.execution.local import LocalExecutor
@@ -84,7 +84,7 @@ def test_reading_ahead_keeps_order_and_passes_errors_on() -> None:
 
     found = []
     with pytest.raises(ValueError, match="at twenty"):
-        found.extend(ahead(items()))  # extend keeps what came before the error
+        found.extend(prefetch(items()))  # extend keeps what came before the error
     assert found == list(range(20))
 
 
@@ -96,7 +96,7 @@ def test_reading_ahead_stops_with_its_consumer() -> None:
             made.append(item)
             yield item
 
-    for item in ahead(items()):
+    for item in prefetch(items()):
         if item == 3:
             break
     time.sleep(0.05)

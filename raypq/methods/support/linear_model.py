@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from raypq.config import Precision
-from raypq.data.prefetch import ahead
+from raypq.data.prefetch import prefetch
 from raypq.errors import InputError
 from raypq.kernels import check_device
 from raypq.methods.base import Model, Normalise
@@ -128,7 +128,7 @@ def _parts_on(device: str, x: torch.Tensor) -> Iterator[torch.Tensor]:
         yield x.to(device)
         return
     computes = torch.cuda.current_stream(device)
-    for part, copied in ahead(_copies(device, x)):
+    for part, copied in prefetch(_copies(device, x)):
         computes.wait_event(copied)
         part.record_stream(computes)  # its memory must outlive the computation
         yield part

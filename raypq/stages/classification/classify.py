@@ -20,7 +20,7 @@ from raypq.data.codes import CodeFile
 from raypq.data.features import FeatureStore, open_features
 from raypq.data.ids import IdKind, IdRule, receipt_kind
 from raypq.data.predictions import Best, PredictionBatch
-from raypq.data.prefetch import ahead
+from raypq.data.prefetch import prefetch
 from raypq.data.storage import join
 from raypq.data.store import shard_writer, sidecars, snapshot
 from raypq.data.store.snapshot import Snapshot
@@ -140,7 +140,7 @@ class ClassifyWorker:
         with open_features(task.shard, self._job.columns, width=model.dx, rule=rule) as reader:
             scored = (
                 _Scored(b.ids, b.labels, self._score(model.embed(b.X), tables))
-                for b in ahead(reader.batches())
+                for b in prefetch(reader.batches())
             )
             ids = receipt_kind(reader.id_column, rule) if rule else None
             yield _Rows(id_type=reader.id_type, label=reader.label, batches=scored, ids=ids)
@@ -388,7 +388,7 @@ def _settings(job: ClassifyJob, plan: ClassifyPlan) -> dict[str, Any]:
         **{name: described.get(name) for name in ("metric", "calibration", "model_calibration")},
         "classes": job.classes,
         "candidates": job.candidates,
-        **plan.candidates.selection.told(),
+        **plan.candidates.selection.summary(),
         "compressed": job.codes is not None,
     }
 

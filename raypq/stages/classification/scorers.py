@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from raypq import console, kernels
 from raypq.config import ClassificationTarget, ClassifyJob, Metric
-from raypq.data.class_list import Chosen
+from raypq.data.class_list import ClassSelection
 from raypq.data.classes import ClassTable
 from raypq.data.storage import join
 from raypq.data.store.shard_writer import Receipt
@@ -39,7 +39,7 @@ class Candidates:
     """
 
     table: ClassTable
-    selection: Chosen
+    selection: ClassSelection
 
     @classmethod
     def of(cls, job: ClassificationTarget, table: ClassTable) -> Candidates:
@@ -50,7 +50,7 @@ class Candidates:
             InputError: no class is selected, or ``unknown_labels`` is ``refuse`` and the table
                 lacks one.
         """
-        selection = table.choose(job.candidates)
+        selection = table.selection(job.candidates)
         if job.unknown_labels == "refuse":
             selection.refuse()
         return cls(table=table, selection=selection)

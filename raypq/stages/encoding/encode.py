@@ -14,7 +14,7 @@ from raypq.data import codes
 from raypq.data.duplicate_ids import DuplicateIds, IdFile
 from raypq.data.features import FeatureReader, FeatureStore, open_features
 from raypq.data.ids import IdRule, receipt_kind
-from raypq.data.prefetch import ahead
+from raypq.data.prefetch import prefetch
 from raypq.data.storage import digest, join
 from raypq.data.store import id_index, shard_writer, sidecars
 from raypq.data.store.shard_writer import Source
@@ -127,7 +127,7 @@ class EncodeWorker:
         self, reader: FeatureReader, schema: pa.Schema, precision: PrecisionCheck, gauge: Gauge
     ) -> Iterator[pa.RecordBatch]:
         model = self._model
-        for batch in ahead(reader.batches()):
+        for batch in prefetch(reader.batches()):
             B = model.encode(batch.X, device=self._device, precision=self._precision)
             if self._precision != "fp32" and not batch.row:
                 exact = model.encode(batch.X, device=self._device)

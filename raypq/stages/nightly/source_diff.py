@@ -148,7 +148,7 @@ def _listing(job: ReindexJob, latest: Snapshot | None) -> list[Shard]:
 
 def _empty(job: ReindexJob, latest: Snapshot, error: EmptySourceError) -> InputError:
     return InputError(
-        error.where,
+        error.location,
         expected=f"{error.expected} (version {latest.version} of {job.codes} holds "
         f"{len(latest.shards)}; max_removed: 1 lets them go)",
         found=f"{error.found}; nothing was changed",
@@ -162,7 +162,7 @@ def _missing(
     or an unmounted disk."""
     held = f"version {latest.version} of {job.codes} keeps its shards; " if latest else ""
     return MissingSourceError(
-        error.where,
+        error.location,
         expected=error.expected,
         found=f"{error.found}; {held}nothing was changed. Correct the path, mount its disk, or "
         "remove the path from features",

@@ -24,7 +24,7 @@ from raypq.data.features import (
 )
 from raypq.data.ids import IdRule
 from raypq.data.plain_folder import refuse_others
-from raypq.data.prefetch import ahead
+from raypq.data.prefetch import prefetch
 from raypq.data.storage import atomic_write, exists, join, read_bytes
 from raypq.errors import ConfigError, ShardFailure
 from raypq.execution.executor import Executor, completed
@@ -89,7 +89,7 @@ class ExtractWorker:
         return Extracted(rows=rows, width=width, left_out=reader.left_out)
 
     def _batches(self, reader: FeatureReader) -> Iterator[tuple[FeatureBatch, NDArray[np.float32]]]:
-        for batch in ahead(reader.batches()):
+        for batch in prefetch(reader.batches()):
             parts = [
                 self._backbone(batch.X[start : start + _BATCH_IMAGES])
                 for start in range(0, len(batch), _BATCH_IMAGES)

@@ -202,7 +202,7 @@ def topk(block: CodeBlock, tables: kernels.Tables, k: int, *, device: str = "cpu
             )
             row[tied] = order[rank]
     ids = block.ids.take(pa.array(row.reshape(-1)))
-    return SearchResults(score=score, ids=ids, place=block.row_ref[row])
+    return SearchResults(score=score, ids=ids, row_ref=block.row_ref[row])
 
 
 def ascending(ids: pa.Array) -> bool:

@@ -112,7 +112,7 @@ class Index:
             best = search_results.merge(
                 [self._scan(block, X[rows], k, distance) for block in self._blocks], k
             )
-            D[rows, : best.k] = search_results.own_terms(best.score, self.metric)
+            D[rows, : best.k] = search_results.in_metric(best.score, self.metric)
             names[rows, : best.k] = _plain(best.ids).reshape(best.score.shape)
         return D, names
 

@@ -131,8 +131,8 @@ def rescore(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Positions of the candidates [T·k] that come from the task's files, and their exact scores."""
     candidates = search_results.read_partial(store, task.path)
-    assert candidates.place is not None, "a scan for a rerank gives row references"
-    row_ref = candidates.place.reshape(-1)
+    assert candidates.row_ref is not None, "a scan for a rerank gives row references"
+    row_ref = candidates.row_ref.reshape(-1)
     parts = [(np.empty(0, np.int64), np.empty(0, np.float32))]
     for index, shard, fingerprint in task.shards:
         flat = np.flatnonzero(row_ref >> ROW_BITS == index)

@@ -219,7 +219,7 @@ class SearchWorker:
             yield search_results.record_batch(
                 schema,
                 query_ids=piece.ids,
-                asked=piece.valid,
-                score=search_results.own_terms(best.score, plan.metric),
+                valid=piece.valid,
+                score=search_results.in_metric(best.score, plan.metric),
                 ids=best.ids,
             )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from raypq.data.prefetch import ahead
+from raypq.data.prefetch import prefetch
 from raypq.errors import DivergenceError
 from raypq.execution.executor import Rank, Report
 from raypq.methods.base import TrainingSetInfo
@@ -143,7 +143,7 @@ class Trainer:
     ) -> None:
         progress, settings, start = self.progress, self.spec.method.settings, time.monotonic()
         steps = self.spec.steps
-        with closing(ahead(self._batches(), depth=2)) as batches:
+        with closing(prefetch(self._batches(), depth=2)) as batches:
             sums = train_epoch(
                 self.network,
                 module,
