@@ -196,3 +196,15 @@ def test_a_split_that_contradicts_itself(rows, tmp_path):
         "res101.mat: expected a MATLAB file"
         in convert(str(tmp_path / "mat"), tmp_path / "out").stderr
     )
+
+
+def test_files_of_an_earlier_import_are_refused(rows, tmp_path):
+    source, output = save(tmp_path / "mat", matlab(rows)), tmp_path / "out"
+    command = ["import-xlsa17", source, "--output", str(output)]
+    assert CliRunner().invoke(main, [*command, "--rows", "20"]).exit_code == 0
+    before = sorted(path.name for path in (output / "train").iterdir())
+    again = CliRunner().invoke(main, [*command, "--rows", "5000"])
+    assert again.exit_code == 2, "its parts would hold every row twice"
+    assert "part-00001.parquet" in again.output
+    assert sorted(path.name for path in (output / "train").iterdir()) == before
+    assert CliRunner().invoke(main, [*command, "--rows", "20"]).exit_code == 0

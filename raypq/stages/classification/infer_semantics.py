@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from raypq.config import InferSemanticsJob
 from raypq.data.classes import ClassTable
 from raypq.data.codes import CodeBatch, CodeFile
-from raypq.data.plain_folder import refuse_others
+from raypq.data.plain_folder import refuse_others, remove_left_out
 from raypq.data.storage import atomic_write, join
 from raypq.data.store import snapshot
-from raypq.errors import InputError
+from raypq.errors import InputError, ShardFailure
 from raypq.execution.executor import Executor, completed
 from raypq.methods import registry
 from raypq.methods.base import Model
@@ -174,30 +174,51 @@ def infer_semantics(job: InferSemanticsJob, executor: Executor) -> dict[str, Any
     images = 0
     lines: list[dict[str, Any]] = []
     groups: Groups = {}
+    failures: list[ShardFailure] = []
     with executor.start_workers(InferWorker, model, V, ids, job, stage="infer") as pool:
         # In order, since the last bit of float sums depends on it.
         results = pool.map(InferWorker.infer, tasks, ordered=True)
         for result in completed(
-            results, total=len(tasks), label="infer", on_bad_shard=job.on_bad_shard
+            results,
+            total=len(tasks),
+            label="infer",
+            on_bad_shard=job.on_bad_shard,
+            failures=failures,
         ):
             images += result.images
             lines += result.lines[: _MAX_LINES - len(lines)]
             for name, (count, total) in result.groups.items():
                 merge(groups, name, count, total)
+    remove_left_out(job.output, [task.shard for task in tasks], failures)
     if not images:
-        expected = "images with labels" if job.by == "label" else "images"
-        if job.labels:
-            expected = f"an image labelled {', '.join(job.labels)}"
-        raise InputError(job.codes, expected=expected, found="none")
+        raise _no_images(job)
     if job.by == "label":
-        lines = [
-            line(name, count, total / count, ids, job)
-            for name, (count, total) in sorted(groups.items())
-        ]
-        with _writing(join(job.output, "groups.parquet")) as writer:
-            writer.write_table(pa.Table.from_pylist(lines, SCHEMA))
+        lines = _write_groups(job, groups, ids)
     names = dict(zip(table.ids.to_pylist(), table.names, strict=True))
-    return {"output": job.output, "images": images, "table": readable(lines, names)}
+    return {
+        "output": job.output,
+        "images": images,
+        "quarantined": [str(failure) for failure in failures],
+        "table": readable(lines, names),
+    }
+
+
+def _no_images(job: InferSemanticsJob) -> InputError:
+    expected = "images with labels" if job.by == "label" else "images"
+    if job.labels:
+        expected = f"an image labelled {', '.join(job.labels)}"
+    return InputError(job.codes, expected=expected, found="none")
+
+
+def _write_groups(job: InferSemanticsJob, groups: Groups, ids: list[str]) -> list[dict[str, Any]]:
+    """Writes the mean cosines of all groups; returns the rows of the file."""
+    lines = [
+        line(name, count, total / count, ids, job)
+        for name, (count, total) in sorted(groups.items())
+    ]
+    with _writing(join(job.output, "groups.parquet")) as writer:
+        writer.write_table(pa.Table.from_pylist(lines, SCHEMA))
+    return lines
 
 
 @contextmanager

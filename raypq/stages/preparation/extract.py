@@ -23,7 +23,7 @@ from raypq.data.features import (
     open_features,
 )
 from raypq.data.ids import IdRule
-from raypq.data.plain_folder import refuse_others
+from raypq.data.plain_folder import refuse_others, remove_left_out
 from raypq.data.prefetch import prefetch
 from raypq.data.storage import atomic_write, exists, join, read_bytes
 from raypq.errors import ConfigError, ShardFailure
@@ -199,6 +199,7 @@ def extract(job: ExtractJob, executor: Executor) -> dict[str, Any]:
                 images=lambda shard: shard.rows,
             )
         )
+    remove_left_out(job.output, store.shards, failures)
     return {
         "output": job.output,
         "shards": len(shards),

@@ -7,6 +7,7 @@ Proposed Split (Xian et al., "Zero-Shot Learning: A Comprehensive Evaluation", T
 
 from __future__ import annotations
 
+import math
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from raypq import console
 from raypq.config import ImportXlsa17Job
 from raypq.data import arrays
+from raypq.data.plain_folder import refuse_others
 from raypq.data.storage import atomic_write, join
 from raypq.errors import InputError
 from raypq.optional_packages import require
@@ -33,7 +35,7 @@ def import_xlsa17(job: ImportXlsa17Job) -> dict[str, Any]:
     """Writes ``train``, ``test_seen`` and ``test_unseen`` stores and ``classes.parquet``.
 
     Raises:
-        ConfigError: SciPy is not installed.
+        ConfigError: SciPy is not installed; or a part holds files that this run does not write.
         InputError: a file is missing, has another layout, or contradicts the other file.
     """
     features = Path(job.source) / "res101.mat"
@@ -57,6 +59,8 @@ def import_xlsa17(job: ImportXlsa17Job) -> dict[str, Any]:
     seen = np.zeros(len(A), bool)
     seen[y[parts["train"]]] = True
     _check_split(parts, y, seen, names, splits)
+    for part, rows in parts.items():
+        refuse_others(join(job.output, part), _file_names(len(rows), job.rows))
     for part, rows in parts.items():
         _write_store(join(job.output, part), X[rows], y[rows], ids, rows, names, job.rows)
     columns = {
@@ -177,14 +181,19 @@ def _write_store(
     names: list[str],
     size: int,
 ) -> None:
-    for number, start in enumerate(range(0, max(len(X), 1), size)):
-        part = slice(start, start + size)
+    for number, name in enumerate(_file_names(len(X), size)):
+        part = slice(number * size, (number + 1) * size)
         columns = {
             "id": pa.array([ids[row] for row in rows[part]], pa.string()),
             "feature": arrays.fixed_list(X[part]),
             "label": pa.array([names[label] for label in y[part]], pa.string()),
         }
-        _write(join(folder, f"part-{number:05d}.parquet"), pa.table(columns))
+        _write(join(folder, name), pa.table(columns))
+
+
+def _file_names(N: int, size: int) -> list[str]:
+    """The files of N rows, ``size`` rows in each; one file if there is no row."""
+    return [f"part-{number:05d}.parquet" for number in range(math.ceil(max(N, 1) / size))]
 
 
 def _write(uri: str, table: pa.Table) -> None:

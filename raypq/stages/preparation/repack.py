@@ -28,7 +28,7 @@ from raypq.data.features import (
     stored_width,
 )
 from raypq.data.ids import IdRule
-from raypq.data.plain_folder import parquet_files, refuse_others
+from raypq.data.plain_folder import parquet_files, refuse_others, remove_left_out
 from raypq.data.storage import (
     CheckedFile,
     atomic_write,
@@ -205,6 +205,7 @@ def repack(job: RepackJob, executor: Executor) -> dict[str, Any]:
         ):
             rows += shard.rows
             record.finished(shard.rows)
+    remove_left_out(job.output, store.shards, failures)
     result = {
         "output": job.output,
         "shards": len(tasks) - len(failures),
