@@ -499,6 +499,46 @@ def test_a_roll_out_killed_on_the_way_chooses_the_same_again(home: Any, night: R
     assert moved(before, latest(home)) == names
 
 
+def relabelled(home: Any) -> None:
+    for number in range(home.shards):
+        table = pq.read_table(home.shard(number))
+        pq.write_table(table.append_column("label2", table["label"]), home.shard(number))
+
+
+@pytest.mark.parametrize("change", ["model", "precision", "columns"])
+def test_touched_shards_of_another_work_are_encoded_again(
+    home: Any, night: Reindex, change: str
+) -> None:
+    relabelled(home)
+    night(compare="content")
+    before = latest(home)
+    for number in range(home.shards):
+        home.touch(number)
+    value = {"model": home("new"), "precision": "bf16", "columns": {"label": "label2"}}[change]
+    told = night(compare="content", **{change: value})
+    assert moved(before, latest(home)) == {item.shard for item in before.shards}
+    assert not {item.work for item in before.shards} & {item.work for item in latest(home).shards}
+    assert told["shards"]["migrating"] == told["rollout"]["done"] == home.shards
+    assert told["shards"]["mtime_changed"] == 0
+
+
+def test_touched_shards_wait_in_a_rollout(home: Any, night: Reindex) -> None:
+    """Those whose bytes are the same keep their codes; the result counts them as not yet done."""
+    night(compare="content")
+    before = latest(home)
+    for number in range(home.shards):
+        home.touch(number)
+    new = registry.load(home("new")).fingerprint
+    for expected in (2, 4, 6):
+        told = night(compare="content", model=home("new"), rollout=0.2)
+        under = [item.shard for item in latest(home).shards if item.model == new]
+        assert len(under) == told["rollout"]["done"] == expected
+        assert latest(home).summary["rollout"] == told["rollout"]
+        assert moved(before, latest(home)) == {*under}, "the others have the file that they had"
+    assert told["shards"]["migrating"] == 2
+    assert told["shards"]["mtime_changed"] == 0, "their times were noted in the first night"
+
+
 # ---- drift ---------------------------------------------------------------------------------
 
 

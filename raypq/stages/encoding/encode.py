@@ -166,7 +166,7 @@ def encode(job: EncodeJob, executor: Executor) -> Snapshot:
     if finished := run.finished():
         return finished
     dropped = _dropped(job, run)
-    return execute(job, model, run, executor, record, describe=lambda _: dropped)
+    return execute(job, model, run, executor, record, describe=lambda *_: dropped)
 
 
 def _dropped(job: EncodeJob, run: StoreRun) -> dict[str, Any]:
@@ -185,7 +185,8 @@ def _dropped(job: EncodeJob, run: StoreRun) -> dict[str, Any]:
     return {"dropped": {"shards": len(gone), "of_version": before, "examples": gone[:_MAX_NAMES]}}
 
 
-Describe = Callable[[Sequence[shard_writer.Receipt]], dict[str, Any]]
+Receipts = Sequence[shard_writer.Receipt]
+Describe = Callable[[Receipts, Receipts], dict[str, Any]]
 
 
 def execute(
@@ -196,14 +197,15 @@ def execute(
     record: RunRecord,
     *,
     content: bool = False,
-    describe: Describe = lambda _: {},
+    describe: Describe = lambda *_: {},
 ) -> Snapshot:
     """Encodes the missing shards of a run and commits its version.
 
     Args:
         content: whether shards are compared by the hash of their content; a task whose kept
             receipt has the same hash keeps it.
-        describe: further entries of the version's summary, given the receipts of this run.
+        describe: further entries of the version's summary, given the receipts of this run and all
+            receipts of the version.
 
     Raises:
         InputError: no shard has the label column that the user named.
@@ -229,7 +231,7 @@ def execute(
         record.end_of_work("encode")
         ids = check_ids(job, receipts, run.latest)
         record.lap("check ids")
-        summary = {**_settings(job, model), **describe(fresh), **ids}
+        summary = {**_settings(job, model), **describe(fresh, receipts), **ids}
         if left_out:
             summary["images_left_out"] = left_out
         if precision.codes:

@@ -127,10 +127,10 @@ def _encode(
     model_store.save(job.codes, model)  # before any version can name it
     run = replace(plan.run(job.codes), guard=leases[job.codes].check)
 
-    def describe(fresh: Sequence[Receipt]) -> dict[str, Any]:
+    def describe(fresh: Sequence[Receipt], receipts: Sequence[Receipt]) -> dict[str, Any]:
         return {
             "night": _counts(plan),
-            "rollout": _rollout(plan),
+            "rollout": _rollout(plan, receipts),
             "drift": _drift(job, model, plan, fresh),
         }
 
@@ -205,10 +205,10 @@ def _log_names(plan: ReindexPlan) -> None:
             console.say(f"{group}: {', '.join(sorted(uris)[:_MAX_NAMES])}{more}", shards=len(uris))
 
 
-def _rollout(plan: ReindexPlan) -> dict[str, Any]:
-    """How many shards are under the job's model and settings."""
-    total = len(plan.tasks)
-    done = total - len(plan.pending)
+def _rollout(plan: ReindexPlan, receipts: Sequence[Receipt]) -> dict[str, Any]:
+    """How many shards of a version are under the job's model and settings, by their receipts."""
+    total = len(receipts)
+    done = sum(receipt.work == plan.work for receipt in receipts)
     return {"done": done, "of": total, "share": round(done / total, 4) if total else 1.0}
 
 
@@ -257,8 +257,8 @@ def _report(
         console.say(f"nothing to do: everything is up to date{but} ({seconds:.1f} s)")
     if plan.idle:
         quarantine.warn(job.codes, codes)
-    rollout = _rollout(plan)
-    if plan.pending:
+    rollout = _rollout(plan, codes.shards)
+    if rollout["done"] < rollout["of"]:
         console.say(f"roll-out: {rollout['done']} of {rollout['of']} shards are on {job.model}")
     drift: dict[str, Any] = {"judged": 0, "shards": []}
     if not plan.idle:

@@ -26,9 +26,11 @@ class ReindexPlan:
 
     Attributes:
         latest: the last version, if there is one.
+        work: work id of shards under the job's model and settings.
         new, changed: to encode.
         output_missing: to encode because their code file is gone.
-        mtime_changed: of equal size, with another time or etag; their content decides.
+        mtime_changed: of equal size, with another time or etag; their content decides. Those of
+            another model or settings that do not migrate tonight are here, too, not in ``pending``.
         migrating: to encode tonight under the job's model and settings.
         pending: to encode so on a later night.
         kept: no work.
@@ -37,6 +39,7 @@ class ReindexPlan:
     """
 
     latest: Snapshot | None
+    work: str
     new: list[ShardTask]
     changed: list[ShardTask]
     output_missing: list[ShardTask]
@@ -91,13 +94,13 @@ def diff_source(job: ReindexJob, model: Model) -> ReindexPlan:
     quarantined = {item.shard: item for item in latest.quarantined} if latest else {}
     shards = with_known_stems(_listing(job, latest), stems_by_uri(latest))
     stems = {shard.stem for shard in shards}
+    work = encode_work(model.fingerprint, encode_job(job))
     plan = ReindexPlan(
-        latest=latest, new=[], changed=[], output_missing=[], mtime_changed=[], migrating=[],
-        pending=[], kept=[], quarantined=[],
+        latest=latest, work=work, new=[], changed=[], output_missing=[], mtime_changed=[],
+        migrating=[], pending=[], kept=[], quarantined=[],
         removed=[receipt for stem, receipt in receipts.items() if stem not in stems],
     )  # fmt: skip
     _refuse_a_vanished_source(job, plan)
-    work = encode_work(model.fingerprint, encode_job(job))
     intact = {receipt.shard for receipt in still_there(job.codes, receipts.values())}
     stale = []
     for shard in shards:
@@ -107,12 +110,12 @@ def diff_source(job: ReindexJob, model: Model) -> ReindexPlan:
             _add_unknown(plan, quarantined.get(shard.stem), task, retry=job.on_bad_shard == "fail")
         elif shard.stem not in intact:
             plan.output_missing.append(task)
-        elif not receipt.source.same_file(Source.of(shard)):
-            _add_changed(plan, receipt, task, content=job.compare == "content")
-        elif receipt.work == work:
-            plan.kept.append(task)
-        else:
+        elif not _may_be_equal(receipt, shard, content=job.compare == "content"):
+            plan.changed.append(task)
+        elif receipt.work != work:
             stale.append((task, receipt))
+        else:
+            _keep(plan, receipt, task)
     _migrate(plan, stale, math.ceil(job.rollout * len(shards)))
     return plan
 
@@ -201,11 +204,22 @@ def _add_unknown(
         plan.new.append(task)
 
 
-def _add_changed(plan: ReindexPlan, receipt: Receipt, task: ShardTask, *, content: bool) -> None:
-    if content and receipt.source.sha256 and receipt.source.size == task.shard.size:
+def _may_be_equal(receipt: Receipt, shard: Shard, *, content: bool) -> bool:
+    """Whether a shard is what its codes were made of, or may prove to be when it is hashed."""
+    if receipt.source.same_file(Source.of(shard)):
+        return True
+    return content and bool(receipt.source.sha256) and receipt.source.size == shard.size
+
+
+def _keep(plan: ReindexPlan, receipt: Receipt, task: ShardTask) -> None:
+    """Adds a shard whose codes are kept tonight, at once or if its content is unchanged."""
+    if not receipt.source.same_file(Source.of(task.shard)):
+        # Its content decides; if that is another, it is encoded under the job's model.
         plan.mtime_changed.append(replace(task, kept=receipt))
+    elif receipt.work == plan.work:
+        plan.kept.append(task)
     else:
-        plan.changed.append(task)
+        plan.pending.append(replace(task, model=receipt.model, work=receipt.work))
 
 
 def _migrate(plan: ReindexPlan, stale: list[tuple[ShardTask, Receipt]], count: int) -> None:
@@ -216,6 +230,5 @@ def _migrate(plan: ReindexPlan, stale: list[tuple[ShardTask, Receipt]], count: i
         key=lambda pair: hashlib.sha256(f"{pair[0].work}:{pair[0].shard.stem}".encode()).digest(),
     )
     plan.migrating += [task for task, _ in order[:count]]
-    plan.pending += [
-        replace(task, model=receipt.model, work=receipt.work) for task, receipt in order[count:]
-    ]
+    for task, receipt in order[count:]:
+        _keep(plan, receipt, task)
