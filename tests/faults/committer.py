@@ -1,4 +1,4 @@
-"""A writer in a process of its own: ``committer.py STORE NAME COMMITS``."""
+"""A writer process for tests of racing commits: ``committer.py STORE NAME COMMITS``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ def main(store: str, name: str, commits: int) -> None:
             work="w",
             source=Source(uri=f"/in/{run}", size=1, modified="now"),
         )
-        made = snapshot.commit(store, kind="codes", run_id=run, expected=[run], receipts=[receipt])
-        print(made.version, run, flush=True)
+        version = snapshot.commit(
+            store, kind="codes", run_id=run, expected=[run], receipts=[receipt]
+        ).version
+        print(version, run, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The work of the kill tests: a store of small shards, half of which change every night.
+"""The job of the kill tests: a store of small shards, half of which change every night.
 
-Everything that a run stands on is the real thing (plan, worker pool, actors, shard files, journal,
-commit); only the computing is a short sleep. Run as a script it is one of the processes:
+Plan, worker pool, actors, shard files, journal and commit are the real ones; only the computation
+is replaced by a short sleep. Run as a script, this is one of the test's processes:
 ``night.py drivers|keeper|reader ...``.
 """
 
@@ -24,12 +24,12 @@ from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask
 
 SHARDS, ROWS = 40, 20
-SECONDS = 0.1  # a shard takes
+SECONDS = 0.1  # of work for a shard
 SCHEMA = pa.schema([pa.field("id", pa.string())])
 
 
 def shards(night: int) -> list[Shard]:
-    """The input of a night: shards of the night's parity are new, the others are as they were."""
+    """The input of a night: shards of the night's parity have changed, the others have not."""
     return [
         Shard(
             index=index,
@@ -84,7 +84,7 @@ def run(store: str, night: int, address: str) -> None:
 
 
 def drivers(store: str, address: str, folder: str) -> None:
-    """Forks a driver for each night that is asked for: it need not import anything again."""
+    """Forks a driver for each requested night, which then need not import anything."""
     import ray  # noqa: F401
     import s3fs  # noqa: F401
 

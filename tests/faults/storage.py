@@ -1,4 +1,4 @@
-"""A storage that fails where it is told: the n-th operation, before its effect or after it."""
+"""Storages that inject faults: an error or a death in the n-th operation, and lost responses."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ FAULTS: tuple[Fault, ...] = ("fails before", "fails after", "dies before", "dies
 
 
 class Dead(BaseException):
-    """What a killed process does from then on: nothing. No handler of errors may see to it."""
+    """The process was killed. A ``BaseException``, so that no error handler catches it."""
 
 
 class FaultyStorage(Storage):
-    """Counts operations and breaks one of them.
+    """Counts operations and injects a fault into one of them.
 
-    *fails*: this operation reports an error; the next ones work. *dies*: from this operation on
-    nothing has an effect any more, clean-up included, as after kill -9. *after*: the operation
-    took effect, and its answer was lost.
+    *fails*: this operation raises an error; later ones work. *dies*: this and all later operations
+    have no effect, clean-up included, as after kill -9. *after*: the operation took effect, and its
+    response was lost.
     """
 
     def __init__(self, at: int | None = None, fault: Fault = "fails before") -> None:
@@ -80,19 +80,19 @@ class FaultyStorage(Storage):
     @contextmanager
     def atomic_write(self, uri: str) -> Iterator[IO[bytes]]:
         inner = super().atomic_write(uri)
-        self._open.append(inner)  # or it would clean up after a process that is dead
+        self._open.append(inner)  # kept alive, or its finalizer would clean up after the death
         file = self._do("open", inner.__enter__)
         try:
-            yield _File(file, self)  # type: ignore[misc]  # write is all that is used
+            yield _File(file, self)  # type: ignore[misc]  # only write is used
         except BaseException as error:
-            if not self.dead:  # a killed process leaves its temporary file where it is
+            if not self.dead:  # a killed process leaves its temporary file behind
                 inner.__exit__(type(error), error, error.__traceback__)
             raise
         try:
             self._do("close", lambda: inner.__exit__(None, None, None))
         except OSError as error:
             if "fails before" in str(error):
-                with suppress(OSError):  # a generator passes the error on when it has cleaned up
+                with suppress(OSError):  # raised again by the generator after its clean-up
                     inner.__exit__(type(error), error, error.__traceback__)
             raise
 
@@ -106,15 +106,15 @@ class _File:
 
 
 class LossyStorage(Storage):
-    """Does what it is asked, and loses the answer of some creates."""
+    """Loses the response of a share of the creates, at random."""
 
     def __init__(self, share: float, seed: int) -> None:
-        self._share, self._dice = share, random.Random(seed)
+        self._share, self._random = share, random.Random(seed)
         self.lost = 0
 
     def create(self, uri: str, content: bytes) -> None:
         super().create(uri, content)
-        if self._dice.random() < self._share:
+        if self._random.random() < self._share:
             self.lost += 1
-            # What is seen: the client's time-out, or the failed condition of its second try.
-            raise self._dice.choice([TimeoutError("no answer"), FileExistsError(uri)])
+            # As seen by the client: a time-out, or the failed condition of its retry.
+            raise self._random.choice([TimeoutError("no answer"), FileExistsError(uri)])
