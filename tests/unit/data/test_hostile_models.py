@@ -15,7 +15,7 @@ from raypq.data.model_files import ModelFiles
 from raypq.errors import ModelError
 from raypq.methods import registry
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GOLDEN = sorted(path.parent for path in (ROOT / "golden").glob("*/model.json"))
 OLDER = sorted(path.parent for path in (ROOT / "stores").rglob("model.json"))
 

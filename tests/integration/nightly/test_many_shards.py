@@ -22,7 +22,7 @@ from raypq.stages.nightly.reindex import _classify_job
 from raypq.stages.nightly.source_diff import encode_job
 from raypq.stages.stores.work_id import encode_work
 
-JOB = Path(__file__).resolve().parents[2] / "jobs" / "reindex.py"
+JOB = Path(__file__).resolve().parents[3] / "jobs" / "reindex.py"
 SHARDS = 10_000
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CMAKE, NINJA = shutil.which("cmake"), shutil.which("ninja")
 
 pytestmark = pytest.mark.skipif(not (CMAKE and NINJA), reason="no cmake or ninja here")

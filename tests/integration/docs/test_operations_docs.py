@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from raypq.cli import main
 from raypq.data.store import snapshot
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGES = ("nightly.md", "operations.md")
 BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MADE_ON_THE_WAY = {"nightly.yaml", "s3.env"}

@@ -181,7 +181,7 @@ def test_bad_input(world: dict[str, Any], caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
     block = text.split("## Similarity search")[1].split("```")[1]
     rng = np.random.default_rng(0)
     for name, n in (("features", 400), ("queries", 9)):

@@ -19,7 +19,7 @@ from raypq.data.classes import ClassTable
 
 scipy_io = pytest.importorskip("scipy.io")
 
-TABLE = Path(__file__).resolve().parents[2] / "jobs" / "tables" / "table.py"
+TABLE = Path(__file__).resolve().parents[3] / "jobs" / "tables" / "table.py"
 CLASSES, DX = 12, 64  # 9 seen, 3 unseen
 Mats = dict[str, dict[str, Any]]
 

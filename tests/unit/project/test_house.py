@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2] / "raypq"
+ROOT = Path(__file__).resolve().parents[3] / "raypq"
 
 # What each folder may import of raypq beside itself. Folders are guarded, not only top-level
 # packages: ``stages.nightly`` alone knows other families of stages; all may use ``stages.stores``.

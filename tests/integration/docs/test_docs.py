@@ -24,7 +24,7 @@ from raypq.cli import main
 from raypq.config import ClusterSettings
 from raypq.data import synthetic
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
 PAGES = [
     ROOT / "README.md",
@@ -35,11 +35,11 @@ ON_RAY = ("train", "encode", "classify", "evaluate", "split", "demo", "infer-sem
 NEVER_ON_RAY = {"fewshot", "clusterability"}  # of `evaluate`: rows in memory
 # Printed to be filled in, or too long for a test: FILE, CLASSES and rates.json are the reader's.
 ELSEWHERE = {
-    "raypq bench all --classes CLASSES --json FILE": "tests/unit/test_sizing.py, by its parts",
+    "raypq bench all --classes CLASSES --json FILE": "unit/sizing/test_sizing.py, by its parts",
     "raypq bench all --show FILE": "the generated block below it",
-    "raypq bench rates --json rates.json": "tests/unit/test_sizing.py, by its function",
+    "raypq bench rates --json rates.json": "tests/unit/sizing/test_sizing.py, by its function",
     "raypq plan --images 1000000 --rates rates.json": "the generated blocks below it",
-    "raypq ablation": "tests/integration/test_cifar10.py, by its function",
+    "raypq ablation": "tests/integration/training/test_cifar10.py, by its function",
 }
 
 
@@ -136,7 +136,9 @@ def test_every_command_is_run_somewhere() -> None:
     """A command in a block that is not run must be known here, with the test that does run it."""
     for page in PAGES:
         text = page.read_text("utf-8")
-        if page.name == "README.md":  # this section runs in tests/integration/test_retrieval.py
+        if (
+            page.name == "README.md"
+        ):  # this section runs in tests/integration/retrieval/test_evaluate_retrieval.py
             text = text.replace(text.split("## Similarity search")[1].split("\n## ")[0], "")
         for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.M):
             for line in _lines(block):

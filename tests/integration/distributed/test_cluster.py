@@ -19,7 +19,7 @@ from raypq.data import synthetic
 from raypq.data.store import snapshot
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CLASSES, DX = 24, 32
 
 

@@ -17,7 +17,7 @@ from raypq.data.storage import Shard, StorageSettings, open_parquet
 from raypq.data.store import shard_writer
 from raypq.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted([*(ROOT / "raypq").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
 MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "ray.cloudpickle"}
 CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "yaml.load",

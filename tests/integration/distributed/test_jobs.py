@@ -12,7 +12,7 @@ import yaml
 from raypq.config import ClassifyJob, EncodeJob, ReindexJob, SearchJob, TrainJob, read_mapping
 from raypq.methods import registry
 
-JOBS = Path(__file__).resolve().parents[2] / "jobs"
+JOBS = Path(__file__).resolve().parents[3] / "jobs"
 CLASSES = {
     "train": TrainJob,
     "encode": EncodeJob,

@@ -29,7 +29,7 @@ from raypq.config import (
 from raypq.data.store import snapshot
 from raypq.stages.stores import garbage, versions
 
-STORES = Path(__file__).parents[1] / "stores"
+STORES = Path(__file__).parents[2] / "stores"
 COMMITS = sorted(path.name for path in STORES.iterdir() if path.is_dir() and path.name[0] != "_")
 WHERE = ClusterSettings(cluster="none", workers=1)
 VERSIONED = ("codes", "predictions", "predictions-calibrated", "predictions-unseen",
