@@ -6,9 +6,9 @@ Run with the code of that commit, in a checkout of its own::
     /tmp/old/.venv/bin/pip install -e /tmp/old
     /tmp/old/.venv/bin/python tests/stores/make.py tests/stores/d7bb8bc
 
-``tests/integration/stores/test_old_stores.py`` copies the result and runs the code of today on it. The
-folder in which the stores were made stands as ``@ROOT@`` in every JSON file, and every input file
-was last changed at ``CHANGED``; the test puts both back. What is where:
+``tests/integration/stores/test_old_stores.py`` copies the result and runs the code of today on it.
+The folder in which the stores were made stands as ``@ROOT@`` in every JSON file, and every input
+file was last changed at ``CHANGED``; the test puts both back. What is where:
 
 * ``features/``, ``classes.parquet``, ``queries/``: the inputs; ``odd/``: the same features under
   folders with odd names, and one shard that holds NaN
