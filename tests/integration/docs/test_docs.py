@@ -136,9 +136,7 @@ def test_every_command_is_run_somewhere() -> None:
     """A command in a block that is not run must be known here, with the test that does run it."""
     for page in PAGES:
         text = page.read_text("utf-8")
-        if (
-            page.name == "README.md"
-        ):  # this section runs in tests/integration/retrieval/test_evaluate_retrieval.py
+        if page.name == "README.md":  # this section runs in retrieval/test_evaluate_retrieval.py
             text = text.replace(text.split("## Similarity search")[1].split("\n## ")[0], "")
         for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.M):
             for line in _lines(block):
