@@ -105,6 +105,7 @@ def search(job: SearchJob, executor: Executor) -> Snapshot:
                 **_settings(job, version, plan),
                 "refused": passes.refused,
                 **({"ids_not_stored": passes.unknown} if passes.unknown else {}),
+                **({"empty_filter": passes.empty_filter} if passes.empty_filter else {}),
                 "run": record.summary(),
             }
 
@@ -209,6 +210,7 @@ class _Passes:
     Attributes:
         refused: messages about queries without a result.
         unknown: message about ids of the filter that the store lacks.
+        empty_filter: message that no row passes the filter, if so.
     """
 
     def __init__(
@@ -226,18 +228,19 @@ class _Passes:
         self._shards = stored_shards(job.codes, version)
         rows = [receipt.rows for receipt in version.shards]
         self._groups = groups(self._shards, rows)
+        self._scanned_groups = self._groups  # those in which the filter by ids has rows
         self._originals = originals
         self._models = [receipt.model for receipt in version.shards]  # of each shard
         self._size = round_size(plan.depth)
         self.refused: list[str] = []
-        self.unknown = ""
+        self.unknown = self.empty_filter = ""
 
     def results(self, files: Sequence[ShardTask]) -> Iterator[TaskResult[Receipt]]:
         """One receipt for each query file, when its last query has been searched."""
         pieces: dict[int, list[Piece]] = {}  # of files that are not written yet
         partial: list[str] = []
         if self._job.ids is not None and self._plan.row_filter is not None:
-            self._drop_groups_without(self._plan.row_filter.ids)
+            self._skip_groups_without(self._plan.row_filter.ids)
         for queries in self._rounds(files):
             yield from (TaskResult(task, failure=failure) for task, failure in queries.failures)
             paths = self._search(queries)
@@ -251,8 +254,8 @@ class _Passes:
                     delete(join(self._plan.store, path))
                 partial = []
 
-    def _drop_groups_without(self, ids: pa.Array) -> None:
-        """Drops groups of shards without any of the ids; warns of ids that no group has."""
+    def _skip_groups_without(self, ids: pa.Array) -> None:
+        """Scans no groups of shards without any of the ids; warns of ids that no group has."""
         stored = np.zeros(-(-len(ids) // 8), np.uint8)  # bits
         groups_with_ids: list[tuple[Shard, ...]] = []
         tasks = [ScanTask(shards=group) for group in self._groups]
@@ -261,7 +264,7 @@ class _Passes:
             stored |= bits
             if bits.any():
                 groups_with_ids.append(group)
-        self._groups = groups_with_ids
+        self._scanned_groups = groups_with_ids
         known = np.unpackbits(stored, count=len(ids)).astype(bool)
         unknown = ids.filter(pa.array(~known))
         if len(unknown):
@@ -326,9 +329,14 @@ class _Passes:
         """Scans and merges for one round; paths of at most ``_FAN_IN`` partial results."""
         if not queries.T:
             return []
-        tasks = [ScanTask(shards=group) for group in self._groups]
+        tasks = [ScanTask(shards=group) for group in self._scanned_groups]
         results = self._pool.map(SearchWorker.scan, tasks, queries.V, ordered=True)
         paths = [path for path in self._pass(results, len(tasks)) if path]
+        if not paths and not self.empty_filter and self._plan.row_filter is not None:
+            given = [f"filter {self._job.filter!r}"] if self._job.filter else []
+            given += [f"ids of {self._job.ids}"] if self._job.ids else []
+            self.empty_filter = f"{' and '.join(given)}: no row of {self._job.codes} passes"
+            console.warn(f"{self.empty_filter}; no query has a result")
         limit = 1 if self._originals else _FAN_IN
         while len(paths) > limit:
             merges = [

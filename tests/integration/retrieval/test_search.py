@@ -262,6 +262,24 @@ def test_filters(make: Make, queries: tuple[str, np.ndarray], tmp_path: Path) ->
         stored, tmp_path / "none", queries=[queries[0]], top_k=6, filter="label = 'nothing'"
     )
     assert table.column("id").to_pylist() == [[]] * 23
+    message = snapshot.read(str(tmp_path / "none")).summary["empty_filter"]
+    assert message == f"filter \"label = 'nothing'\": no row of {stored.uri} passes"
+
+
+def test_stored_queries_outside_of_the_filter(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of shards that the filter skips may hold queries."""
+    from raypq.stages.retrieval import code_blocks
+
+    monkeypatch.setattr(code_blocks, "GROUP_ROWS", 30)
+    stored = make("s", [30, 30, 30])
+    (tmp_path / "some.txt").write_text("\n".join(str(name) for name in stored.ids[:10]))
+    (tmp_path / "queries.txt").write_text("\n".join(str(name) for name in stored.ids[70:75]))
+    how = {"query_ids": str(tmp_path / "queries.txt"), "distance": "sdc", "top_k": 10}
+    table = run(stored, tmp_path / "out", ids=str(tmp_path / "some.txt"), **how)
+    assert [set(ids) for ids in table.column("id").to_pylist()] == [set(stored.ids[:10])] * 5
+    assert not snapshot.read(str(tmp_path / "out")).summary["refused"]
 
 
 def test_a_second_run_has_nothing_to_do(
