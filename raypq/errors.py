@@ -5,6 +5,7 @@ Each has the exit code of the command line (1: the work failed, 2: wrong usage).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,6 +98,42 @@ class QuarantineError(RaypqError):
     def __str__(self) -> str:
         lines = "\n".join(f"  {shard}" for shard in self.shards)
         return f"{len(self.shards)} shard(s) are left out (everything else is committed):\n{lines}"
+
+
+class WriteError(OSError):
+    """A file that could not be written: a full disk, a missing permission, a server that fails.
+
+    An ``OSError`` with number, text and file name, so it is retried as its number says
+    (``raypq.execution.retries``), and never counts as bad input.
+    """
+
+    @classmethod
+    def of(cls, error: OSError, uri: str) -> WriteError:
+        """The error of writing ``uri`` that another error stands for."""
+        return cls(error.errno, error.strerror or str(error) or type(error).__name__, uri)
+
+    def __str__(self) -> str:
+        remedy = _WRITE_REMEDIES.get(self.errno or 0, "see whether its disk or server is at work")
+        return f"cannot write {self.filename}: {self.strerror}; {remedy}, then run it again"
+
+
+_ROOM = "free space there (raypq snapshots gc STORE --delete frees some), or name another place"
+_RIGHTS = "give this user the right to write there, or name another place"
+_WRITE_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: f"the quota is used up: raise it, {_ROOM}",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or name another place",
+    errno.EROFS: "mount the disk for writing, or name another place",
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+}
+
+
+def message_of(error: BaseException) -> str:
+    """The text of an error; its type first, unless raypq made the text."""
+    if isinstance(error, RaypqError | WriteError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True, kw_only=True)

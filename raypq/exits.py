@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from raypq import console
-from raypq.errors import RaypqError
+from raypq.errors import RaypqError, message_of
 
 _MAX_LINES = 20  # of a message, so that the first of a thousand bad shards stays on the screen
 _INTERRUPTED = 130
@@ -38,7 +38,7 @@ def handle_errors(*, debug: bool, reraise: tuple[type[BaseException], ...] = ())
     except OSError as error:
         if debug:
             raise
-        console.fail(_shortened(f"{type(error).__name__}: {error}"), kind=type(error).__name__)
+        console.fail(_shortened(message_of(error)), kind=type(error).__name__)
         sys.exit(1)
     except Exception as error:
         if debug:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raypq.data.storage import write_errors
 from raypq.data.stored import open_stored
 
 IN_MEMORY = 2 << 20  # entries that are sorted at once, with 32 bytes of working memory each
@@ -153,7 +154,8 @@ class _Partition:
         return self.low, self.high
 
     def add(self, entries: Entries) -> None:
-        self.file.write(entries.tobytes())
+        with write_errors(_temporary_files()):
+            self.file.write(entries.tobytes())
         self.entries += len(entries)
         self.low = min(self.low, int(entries["hash"].min()))
         self.high = max(self.high, int(entries["hash"].max()))
@@ -171,10 +173,11 @@ def _partitions(
     batches: Iterable[Entries], count: int, hash_range: tuple[int, int], stack: ExitStack
 ) -> list[_Partition]:
     """All entries, partitioned into ranges of hashes of equal width."""
-    partitions = [
-        _Partition(file=stack.enter_context(tempfile.TemporaryFile(prefix="raypq-ids-")))  # noqa: SIM115
-        for _ in range(count)
-    ]
+    with write_errors(_temporary_files()):
+        partitions = [
+            _Partition(file=stack.enter_context(tempfile.TemporaryFile(prefix="raypq-ids-")))  # noqa: SIM115
+            for _ in range(count)
+        ]
     low, high = hash_range
     width = np.uint64((high - low) // count + 1)
     for batch in batches:
@@ -184,9 +187,15 @@ def _partitions(
         for partition, (start, stop) in zip(partitions, itertools.pairwise(bounds), strict=True):
             if stop > start:
                 partition.add(batch[order[start:stop]])
-    for partition in partitions:
-        partition.file.flush()
+    with write_errors(_temporary_files()):
+        for partition in partitions:
+            partition.file.flush()
     return partitions
+
+
+def _temporary_files() -> str:
+    """The place of temporary files, for errors."""
+    return f"temporary files in {tempfile.gettempdir()} (TMPDIR sets the folder)"
 
 
 def by_hash(entries: Entries) -> Entries:

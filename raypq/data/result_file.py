@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raypq.config.places import path_of
-from raypq.data.storage import is_local, local_path, write_bytes
+from raypq.data.storage import is_local, local_path, write_bytes, write_errors
 
 
 def text_of(document: Mapping[str, Any]) -> str:
@@ -20,7 +20,8 @@ def write(uri: str, document: Mapping[str, Any]) -> None:
     uri, text = path_of(uri), f"{text_of(document)}\n"
     if is_local(uri):  # not by a rename: it may be a device
         path = local_path(uri)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with write_errors(uri):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
     else:
         write_bytes(uri, text.encode())

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple, Unpack
 
 from raypq import console
-from raypq.errors import InputError, JobError, RaypqError, ShardFailure
+from raypq.errors import InputError, JobError, RaypqError, ShardFailure, message_of
 from raypq.execution.retries import may_pass
 
 MAX_TRIES = 3  # attempts at a task that kills its worker, or whose error is transient
@@ -178,7 +178,7 @@ def run_task(call: Callable[..., R], worker: Any, task: Task, *shared: Any) -> R
         log.debug("%s failed", task.name, exc_info=True)
         return ShardFailure(
             shard=task.name,
-            reason=f"{type(error).__name__}: {error}",
+            reason=message_of(error),
             bad_input=False,
             may_pass=may_pass(error),
         )

@@ -31,6 +31,7 @@ from raypq.data.storage.operations import (
     sync_folder,
     use_storage,
     write_bytes,
+    write_errors,
 )
 from raypq.data.storage.parquet import CheckedFile, is_parquet, open_parquet, stream
 from raypq.data.storage.place import canonical, filesystem, is_local, join, local_path, uri_of
@@ -72,4 +73,5 @@ __all__ = [
     "uri_of",
     "use_storage",
     "write_bytes",
+    "write_errors",
 ]

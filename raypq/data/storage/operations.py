@@ -10,14 +10,14 @@ import errno
 import hashlib
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from raypq.data.storage import exclusive, objects, posix
 from raypq.data.storage.place import filesystem, is_local, join, local_path
 from raypq.data.storage.settings import StorageSettings
-from raypq.errors import InputError
+from raypq.errors import InputError, WriteError
 
 _CHUNK = 8 << 20  # bytes read at once
 _CLOCK_TRIES = 5
@@ -95,7 +95,7 @@ class Storage:
             with posix.atomic_write(local_path(uri)) as file:
                 yield file
         else:
-            with objects.server_errors(uri), objects.atomic_write(*filesystem(uri)) as file:
+            with objects.atomic_write(*filesystem(uri)) as file:
                 yield file
 
     def create(self, uri: str, content: bytes) -> None:
@@ -226,13 +226,61 @@ def list_folders(uri: str) -> list[str]:
     return _current.list_folders(uri)
 
 
-def atomic_write(uri: str) -> AbstractContextManager[IO[bytes]]:
+@contextmanager
+def write_errors(uri: str) -> Iterator[None]:
+    """Turns errors of the storage into ``WriteError`` with the path that could not be written.
+
+    Errors of a full disk do not name the file. A name that is taken stays ``FileExistsError``.
+    """
+    try:
+        with objects.server_errors(uri):
+            yield
+    except (FileExistsError, WriteError):
+        raise
+    except OSError as error:
+        raise WriteError.of(error, uri) from error
+
+
+class _Output:
+    """A file that is written, whose errors name its URI."""
+
+    def __init__(self, file: IO[bytes], uri: str) -> None:
+        self._file, self._uri = file, uri
+
+    def write(self, data: bytes) -> int:
+        with write_errors(self._uri):
+            return self._file.write(data)
+
+    def flush(self) -> None:
+        with write_errors(self._uri):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+@contextmanager
+def atomic_write(uri: str) -> Iterator[IO[bytes]]:
     """A file to write that gets its name, replacing any other file, when it is complete.
 
     A failure leaves nothing behind. An object store gives an object its name when the upload is
     closed, never before.
+
+    Raises:
+        WriteError: it cannot be written; errors of the context itself, such as those of reading
+            what is written, pass unchanged.
     """
-    return _current.atomic_write(uri)
+    manager = _current.atomic_write(uri)
+    with write_errors(uri):
+        file = manager.__enter__()
+    try:
+        yield cast(IO[bytes], _Output(file, uri))
+    except BaseException as error:
+        with write_errors(uri):  # closing the file may fail, too
+            manager.__exit__(type(error), error, error.__traceback__)
+        raise
+    with write_errors(uri):
+        manager.__exit__(None, None, None)
 
 
 def write_bytes(uri: str, content: bytes) -> None:
@@ -248,8 +296,10 @@ def create(uri: str, content: bytes) -> None:
         FileExistsError: the name is taken (by another writer, or by an earlier request of ours
             whose response was lost).
         InputError: the storage cannot refuse a name that is taken.
+        WriteError: it cannot be written.
     """
-    _current.create(uri, content)
+    with write_errors(uri):
+        _current.create(uri, content)
 
 
 def check_create(folder: str) -> None:
@@ -257,9 +307,10 @@ def check_create(folder: str) -> None:
 
     Raises:
         InputError: two writers could both succeed in creating a file.
-        OSError: nothing can be written there.
+        WriteError: nothing can be written there.
     """
-    _current.check_create(folder)
+    with write_errors(folder):
+        _current.check_create(folder)
 
 
 def create_once(uri: str, content: bytes) -> bool:
@@ -306,7 +357,7 @@ def storage_time(folder: str) -> float:
     for _ in range(_CLOCK_TRIES):
         name = f".clock-{uuid.uuid4().hex}"
         probe = join(folder, name)
-        create(probe, b"probe of the storage's clock")
+        create(probe, b"")  # empty: it needs no room on a full disk
         try:
             if listed := list_files(folder).get(name):
                 return listed.written

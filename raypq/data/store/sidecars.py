@@ -101,14 +101,8 @@ def create(store: str, kind: str, suffix: str) -> Iterator[Draft]:
     """A new sidecar to write; an error in the context leaves nothing behind."""
     path = f"{FOLDER}/{kind}-{uuid.uuid4().hex}.{suffix}"
     uri = join(store, path)
-    try:
-        with atomic_write(uri) as file:
-            yield Draft(file=HashingFile(file), path=path)
-    except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        # The error of a full disk does not name the file.
-        raise type(error)(error.errno, error.strerror, uri) from error
+    with atomic_write(uri) as file:
+        yield Draft(file=HashingFile(file), path=path)
     sync_folder(join(store, FOLDER))  # before a version names it
 
 

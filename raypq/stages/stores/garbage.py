@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -22,11 +23,12 @@ from raypq.data.storage import (
     storage_time,
 )
 from raypq.data.store import journal, lease, runs, sidecars, snapshot
-from raypq.errors import ConfigError, InputError
+from raypq.errors import ConfigError, InputError, WriteError
 
 _DAY = 86_400.0
 _MAX_CLOCK_SKEW = 300.0  # seconds between the clocks of this machine and the storage
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.part|\.clock-[0-9a-f]{32}")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _WITH_TEMPORARY_FILES = (snapshot.FOLDER, lease.FOLDER, journal.FOLDER, MODELS)
 
 
@@ -63,7 +65,8 @@ def collect(
 
     Raises:
         ConfigError: ``keep`` is less than one.
-        InputError: no such store, or a version that cannot be read, so that its files are unknown.
+        InputError: no such store; a version that cannot be read, so that its files are unknown; or
+            a disk that is too full for the mark of a gc.
     """
     store = path_of(store)
     if keep is not None and keep < 1:
@@ -71,6 +74,15 @@ def collect(
     snapshot.read(store)  # raises unless this is a store: nothing else may be swept
     if not remove:
         return _unneeded(store, keep, older_than_days, now=time.time()).report()
+    try:
+        return _remove(store, keep, older_than_days)
+    except WriteError as error:
+        if error.errno not in _FULL:
+            raise
+        return _remove_on_full_disk(store, keep, older_than_days, error)
+
+
+def _remove(store: str, keep: int | None, older_than_days: float) -> Garbage:
     with runs.active(store, "gc") as mark:
         clock = _storage_clock(store)
         first = _unneeded(store, keep, older_than_days, now=clock)
@@ -81,6 +93,65 @@ def collect(
             mark.check()
             delete(join(store, path))
     return unneeded.report()
+
+
+def _remove_on_full_disk(
+    store: str, keep: int | None, older_than_days: float, error: WriteError
+) -> Garbage:
+    """Makes room for the mark of a gc, then runs it.
+
+    Raises:
+        InputError: nothing may be removed without a mark, or that made too little room.
+    """
+    freed = _Unneeded(versions=(), files={}, live_runs=())
+    try:
+        freed = _orphans(store, older_than_days)
+        for path in freed.files:
+            delete(join(store, path))
+        report = _remove(store, keep, older_than_days)
+    except WriteError as full:
+        if full.errno not in _FULL:
+            raise
+        raise _no_room(freed, full) from error
+    return replace(
+        report,
+        files=sorted({*report.files, *freed.files}),
+        bytes=report.bytes + sum(freed.files.values()),
+    )
+
+
+def _orphans(store: str, older_than_days: float) -> _Unneeded:
+    """Old files that no version and no journal names, so that no run and no restore can come to
+    need them: they may be removed without a mark. None while a run is at work.
+
+    Journals are read before versions, since a commit moves the names of files from the one to the
+    other.
+    """
+    works = list_folders(join(store, journal.FOLDER))
+    named = journal.files_named(store, works)
+    unneeded = _unneeded(store, None, older_than_days, now=_storage_clock(store))
+    kept = (f"{journal.FOLDER}/", f"{MODELS}/")
+    files = {
+        path: size
+        for path, size in unneeded.files.items()
+        if path not in named and (_is_temporary(path) or not path.startswith(kept))
+    }
+    return replace(unneeded, files={} if unneeded.live_runs else files)
+
+
+def _is_temporary(path: str) -> bool:
+    return _TEMPORARY.fullmatch(path.rpartition("/")[2]) is not None
+
+
+def _no_room(freed: _Unneeded, error: WriteError) -> InputError:
+    """The error of a gc that cannot write its mark."""
+    removed = f"; {len(freed.files)} files that nothing can need are removed" if freed.files else ""
+    return InputError(
+        error.filename,
+        expected="room for a few KiB: gc lists what it removes, for runs and restores beside it",
+        found=f"{error.strerror}{removed}. Move any file that is not of the store off this disk, "
+        "run gc again, and move it back",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,15 +34,10 @@ def save(store: str, model: Model) -> None:
     it has them, or else those of the stored one.
     """
     folder = folder_of(store, model.fingerprint)
-    try:
-        stored = _Stored.load(folder)
-        merged = model if stored is None else stored.merged_into(model)
-        if stored is None or not stored.equals(merged):
-            merged.save(folder)
-    except OSError as error:  # errors of writes lack the path
-        if error.filename is not None:
-            raise
-        raise type(error)(error.errno, error.strerror, folder) from error
+    stored = _Stored.load(folder)
+    merged = model if stored is None else stored.merged_into(model)
+    if stored is None or not stored.equals(merged):
+        merged.save(folder)
 
 
 def completed(store: str, model: Model) -> Model:

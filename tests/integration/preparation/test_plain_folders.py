@@ -41,8 +41,9 @@ def repack(tmp_path: Path) -> Case:
 
     def run(**more: Any) -> dict[str, Any]:
         job = RepackJob(
-            features=[str(tmp_path / "in")], output=str(tmp_path / "out"), overwrite=True, **more
-        )
+            features=[str(tmp_path / "in")], output=str(tmp_path / "out"), where=ALONE,
+            overwrite=True, **more,
+        )  # fmt: skip
         return api.repack(job)
 
     return Case(run, inputs, tmp_path / "out")
