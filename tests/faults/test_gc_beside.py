@@ -314,7 +314,7 @@ def test_a_gc_that_slept_removes_nothing_that_was_restored(
         for path in (tmp_path / runs.FOLDER).iterdir():
             age(path, runs.GONE + 1)
         versions.restore(store, 1)
-        gcs[0]._alive -= runs.GONE
+        gcs[0]._last_beat -= runs.GONE
         if wakes != "silent":
             gcs[0].beat()
 
