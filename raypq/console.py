@@ -79,9 +79,14 @@ def emit(text: str) -> None:
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), "<stdout>") from None
 
 
+def emit_text(text: str) -> None:
+    """Prints a result that is text: with ``--log-json`` as one JSON object, ``{"text": …}``."""
+    emit(json.dumps({"text": text}) if structured() else text)
+
+
 def note(text: str) -> None:
-    """Prints a line to stderr, at any log level."""
-    sys.stderr.write(f"{text}\n")
+    """Prints a line to stderr, at any log level; with ``--log-json`` as ``{"text": …}``."""
+    sys.stderr.write(f"{json.dumps({'text': text}) if structured() else text}\n")
 
 
 def _discard_stdout() -> None:

@@ -41,7 +41,7 @@ def run(
     kernels.set_threads(threads)
     document = machine(threads) | {"clock": "processor" if processor_time else "wall"}
     built = document["kernels"]
-    console.emit(
+    console.emit_text(
         f"{document['date']}, {document['cpu']}, {threads} threads, "
         f"kernels {built['kernels']} ({built['isa']})"
     )
@@ -51,7 +51,7 @@ def run(
     for name in names:
         for result in _results(name, threads, classes, processor_time):
             kernels.set_threads(threads)
-            console.emit(f"\n{_table(result)}")
+            console.emit_text(f"\n{_table(result)}")
             values = asdict(result)
             document |= {"rates": rates} if (rates := values.pop("rates")) else {}
             results.append(values)

@@ -27,7 +27,7 @@ def bench(settings: BenchSettings) -> None:
     from raypq.bench import runner
 
     if settings.show:
-        console.emit(runner.markdown(settings.name, settings.show, goals=settings.goals))
+        console.emit_text(runner.markdown(settings.name, settings.show, goals=settings.goals))
         return
     if settings.goals:
         raise click.UsageError("--goals goes with --show")

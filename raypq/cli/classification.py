@@ -81,6 +81,7 @@ def infer_semantics(job: InferSemanticsJob) -> None:
     from raypq import api
 
     result = api.infer_semantics(job)
-    for line in result.pop("table"):
-        console.note(line)
+    if not console.structured():
+        for line in result.pop("table"):
+            console.note(line)
     show(result)

@@ -21,4 +21,4 @@ def demo(settings: DemoSettings) -> None:
     """
     from raypq import demo as pipeline
 
-    console.emit(pipeline.run(settings))
+    console.emit_text(pipeline.run(settings))

@@ -24,4 +24,4 @@ def report(settings: ReportSettings) -> None:
     from raypq import api
 
     figures = api.report(settings.places, settings.output, title=settings.title)
-    console.emit(f"{settings.output}: {figures} figures")
+    console.emit_text(f"{settings.output}: {figures} figures")

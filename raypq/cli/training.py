@@ -61,4 +61,4 @@ def ablation(job: AblationJob) -> None:
     """
     from raypq.bench import ablation as bench
 
-    console.emit(bench.run(job)[1])
+    console.emit_text(bench.run(job)[1])

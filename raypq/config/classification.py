@@ -20,7 +20,7 @@ from raypq.config.places import (
     Text,
     Uri,
 )
-from raypq.config.settings import Metric, Positive, UserSettings
+from raypq.config.settings import Metric, Positive, UserSettings, Workers
 
 UnknownLabels = Annotated[
     Literal["report", "refuse"],
@@ -95,7 +95,7 @@ class AddClassesJob(Job):
     classes: InputFile = Field(description="class table (Parquet) of the classes to add")
     output: NewModel = Field(description="model directory to write")
     overwrite: Overwrite = False
-    workers: Positive | None = Field(None, description="CPU threads; default: CPU cores")
+    workers: Workers | None = Field(None, description="CPU threads; default: CPU cores")
 
 
 class InferSemanticsJob(CpuJob):

@@ -7,10 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from raypq.config.option import Option
-from raypq.config.settings import Positive, UserSettings
+from raypq.config.settings import MAX_SECONDS, Positive, Threads, UserSettings, Workers
 from raypq.machine import usable
 
 _START_TIMEOUT = 300.0
+_MAX_GIB = 1 << 20  # of memory
+_MAX_GPUS = 1024
 
 Name = Annotated[str, Field(min_length=1)]
 Version = Annotated[int, Field(ge=1)]
@@ -51,17 +53,17 @@ class WorkerSettings(UserSettings):
     """Workers of a job that uses CPUs alone."""
 
     cluster: Name = Field("local", description="Ray cluster: none, local, or an address")
-    threads: Positive = Field(1, description="CPU threads of a worker; also its num_cpus on Ray")
-    workers: Positive = Field(
+    threads: Threads = Field(1, description="CPU threads of a worker; also its num_cpus on Ray")
+    workers: Workers = Field(
         default_factory=_workers,
         description="workers; default: what CPUs and memory allow (raypq doctor)",
     )
-    memory_per_worker: Annotated[float, Field(gt=0)] | None = Field(
+    memory_per_worker: Annotated[float, Field(gt=0, le=_MAX_GIB)] | None = Field(
         None,
         description="GiB of a worker, which Ray keeps for it; default: its part of a node, 5 at "
         "most",
     )
-    start_timeout: Annotated[float, Field(gt=0)] = Field(
+    start_timeout: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = Field(
         _START_TIMEOUT, description="seconds to wait for a first worker on Ray"
     )
 
@@ -85,7 +87,7 @@ class WorkerSettings(UserSettings):
 class ClusterSettings(WorkerSettings):
     """Workers of a job, which may use GPUs."""
 
-    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
+    gpus_per_worker: Annotated[float, Field(ge=0, le=_MAX_GPUS)] = Field(
         0.0, description="GPUs that Ray keeps for a worker; a part of one, such as 0.5, shares it"
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="what a worker computes on")

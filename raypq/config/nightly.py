@@ -12,7 +12,7 @@ from raypq.config.encoding import DuplicateIds, ProjectionPrecision
 from raypq.config.job import ClusterSettings, Columns, Job, OnBadShard
 from raypq.config.option import Option
 from raypq.config.places import ModelFolder, NewStore, Paths
-from raypq.config.settings import UserSettings
+from raypq.config.settings import MAX_SECONDS, UserSettings
 
 
 class DriftLimits(UserSettings):
@@ -59,7 +59,7 @@ class ReindexJob(Job):
     fail_on_quarantined: bool = Field(
         False, description="exit with 1 if shards are left out; everything else is committed"
     )
-    lease_seconds: Annotated[float, Field(ge=1)] = Field(
+    lease_seconds: Annotated[float, Field(ge=1, le=MAX_SECONDS)] = Field(
         60.0, description="a run without a sign of life for so long counts as crashed"
     )
     dry_run: bool = Field(False, description="print the plan and its estimated time; do nothing")

@@ -23,6 +23,10 @@ Precision = Literal["fp32", "bf16"]
 Metric = Literal["l2", "cosine", "dot"]
 Distance = Literal["adc", "sdc"]
 Positive = Annotated[int, Field(ge=1)]
+# What platforms take, for numbers that reach them: threads, processes, sleeps, memory.
+Threads = Annotated[int, Field(ge=1, le=65_536)]
+Workers = Annotated[int, Field(ge=1, le=1_000_000)]
+MAX_SECONDS = 604_800.0  # a week
 
 T = TypeVar("T", bound=BaseModel)
 

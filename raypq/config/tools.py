@@ -9,7 +9,7 @@ from pydantic import Field
 from raypq.config.job import ClusterSettings, Job, Seed, Version
 from raypq.config.option import Option
 from raypq.config.places import InputFile, NewFile, NoPlace, Reads, Store, Text, Uri, Writes
-from raypq.config.settings import Positive
+from raypq.config.settings import Positive, Threads
 
 StoreArgument = Annotated[Store, Option(argument=True)]
 LatestVersion = Annotated[Version | None, Field(description="default: latest")]
@@ -61,7 +61,7 @@ class BenchSettings(Job):
         NoPlace(),
         Option(argument=True),
     ]  # fmt: skip
-    threads: Positive = Field(2, description="CPU threads of everything that runs")
+    threads: Threads = Field(2, description="CPU threads of everything that runs")
     classes: InputFile | None = Field(
         None, description="class table for the pipeline bench; default: generated"
     )

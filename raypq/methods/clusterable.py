@@ -100,7 +100,7 @@ class ClusterableModel(NetworkModel):
         if not len(a):
             return np.empty((0, self.D), np.float32), np.empty(0)
         settings, network = self.settings, self.generator()
-        random = torch.Generator().manual_seed(settings.seed)
+        random = torch.Generator().manual_seed(settings.seed % 2**64)
         seen, unseen = np.flatnonzero(training_class >= 0), np.flatnonzero(training_class < 0)
         with torch.inference_mode():
             stored = network.memory[torch.from_numpy(training_class[seen])].float()
@@ -182,7 +182,7 @@ class Clusterable(GradientMethod):
         """Sets the axes by a classifier of the training classes and of interpolated ones, and
         stores rows of the training classes."""
         assert isinstance(network, ClusterableNetwork), "built here"
-        random = torch.Generator().manual_seed(self.settings.seed)
+        random = torch.Generator().manual_seed(self.settings.seed % 2**64)
         L = len(network.A)
         with torch.inference_mode():
             x = network.map(torch.from_numpy(X))

@@ -17,12 +17,14 @@ from raypq.data.storage.walk import Entry, LocalWalk, RemoteWalk, is_glob
 from raypq.errors import EmptySourceError, InputError, MissingSourceError
 
 SUFFIXES = (".parquet", ".parq", ".pq")  # in any case
+# A suffix anywhere in a name: "a.parquet (1)", "a.parquet~", "a.geoparquet", "a.pqt".
+_SUFFIX_INSIDE = re.compile(r".\.(?:\w*parq|pqt?(?![a-z]))", re.DOTALL)
+_CHECKSUMS = (".crc", ".md5", ".sha1", ".sha256", ".sha512")
 _COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".lz4", ".xz", ".zip", ".snappy", ".br")
-_UNFINISHED = (".tmp", ".temp", ".part", ".partial", ".crdownload", ".inprogress", ".bak", ".old")
 _OTHER_DATA = (
     ".arrow", ".feather", ".ipc", ".orc", ".avro", ".csv", ".tsv", ".jsonl", ".ndjson", ".npy",
     ".npz", ".h5", ".hdf5", ".tfrecord", ".tfrecords", ".pt", ".pth", ".safetensors", ".mat",
-    ".lance", ".vortex", ".fvecs", ".bvecs", ".parquet_old",
+    ".lance", ".vortex", ".fvecs", ".bvecs",
 )  # fmt: skip
 _TEXTS = frozenset({"readme", "license", "licence", "notice", "changelog", "makefile", "manifest"})
 _SHOWN = 3  # files named in a warning
@@ -206,12 +208,12 @@ def _looks_like_data(entry: Entry) -> bool:
     name = entry.name.lower()
     if name.endswith(_OTHER_DATA) or name.endswith(_COMPRESSED):
         return True
-    if any(f"{suffix}." in name or f"{suffix}_" in name for suffix in SUFFIXES):
-        return name.endswith(_UNFINISHED) or not name.endswith((".crc", ".md5", ".sha256"))
+    if _SUFFIX_INSIDE.search(name):
+        return not name.endswith(_CHECKSUMS)
     return "." not in name and name not in _TEXTS
 
 
 def _summary(names: Iterable[str]) -> str:
-    names = list(names)
+    names = [name if name.isprintable() and name == name.strip() else repr(name) for name in names]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{len(names)} file(s) ({', '.join(names[:_SHOWN])}{more})"

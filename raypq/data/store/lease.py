@@ -30,6 +30,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from raypq import console
 from raypq.config import Settings
+from raypq.config.settings import MAX_SECONDS
 from raypq.data import json_text
 from raypq.data.storage import create, delete, join, list_files, list_names, read_bytes
 from raypq.errors import ConflictError
@@ -55,7 +56,7 @@ class Holder(Settings):
     nonce: str
     who: str
     since: str
-    seconds: float = Field(SECONDS, gt=0)
+    seconds: float = Field(SECONDS, gt=0, le=MAX_SECONDS, strict=True)
 
 
 @dataclass(frozen=True)

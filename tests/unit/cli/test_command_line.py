@@ -270,3 +270,26 @@ def test_a_wrong_option_is_named_as_it_is_written() -> None:
         main, ["encode", "--model", "m", "--features", "f", "--output", "o", "--id-column", ""]
     )
     assert "command line: --id-column: expected text that is not empty" in result.output
+
+
+def test_with_json_lines_text_for_people_is_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every verb whose result is text, or has a table for people."""
+    result = {"output": "o", "images": 1, "table": ["bird: sparrow"]}
+    monkeypatch.setattr(api, "infer_semantics", lambda job: dict(result))
+    monkeypatch.setattr(api, "report", lambda *_, **__: 3)
+    monkeypatch.setattr("raypq.demo.run", lambda settings: "two\nlines")
+    monkeypatch.setattr("raypq.bench.ablation.run", lambda job: ([], "two\nlines"))
+    monkeypatch.setattr("raypq.bench.runner.markdown", lambda *_, **__: "two\nlines")
+    infer = ["infer-semantics", "--model", "m", "--codes", "c", "--classes", "t", "--output", "o"]
+    train = ["--train", "t", "--test", "t", "--classes", "c"]
+    show = ["bench", "all", "--show", "r.json"]
+    report = ["report", "r", "--output", "o.html"]
+    for words in (infer, report, ["demo"], show, ["ablation", "gpq-bits", *train]):
+        found = CliRunner().invoke(main, [*words, "--log-json"])
+        assert found.exit_code == 0, found.output
+        (line,) = found.stdout.splitlines()
+        assert isinstance(json.loads(line), dict)
+        assert all(isinstance(json.loads(text), dict) for text in found.stderr.splitlines())
+    found = CliRunner().invoke(main, infer)
+    assert found.stderr == "bird: sparrow\n"
+    assert CliRunner().invoke(main, ["demo"]).stdout == "two\nlines\n"

@@ -209,7 +209,8 @@ def test_errors_name_where_a_value_comes_from(written: Any) -> None:
     path = written({"model": "m", "features": "f", "output": "o", "where": {"workers": 0}})
     with pytest.raises(ConfigError) as caught:
         job_of("encode", "--config", path, "--id-column", "")
-    expected = "expected a whole number greater than or equal to 1, found 0"
+    bounds = "greater than or equal to 1 and less than or equal to 1000000"
+    expected = f"expected a whole number {bounds}, found 0"
     assert sorted(str(caught.value).splitlines()) == [
         f"{path}, line 5: key 'where.workers': {expected}",
         "command line: --id-column: expected text that is not empty, found ''",

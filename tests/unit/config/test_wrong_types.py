@@ -108,3 +108,21 @@ def test_numbers_are_taken_as_they_read() -> None:
             ClusterSettings(workers=wrong)
     with pytest.raises(ConfigError, match=r"'labels\.1': expected text, found 3; put it in quotes"):
         config.InferSemanticsJob(model="m", codes="c", classes="k", output="o", labels=["x", 3])
+
+
+@pytest.mark.parametrize(
+    ("cls", "key", "largest"),
+    [(config.ReindexJob, "lease_seconds", 604_800), (ClusterSettings, "start_timeout", 604_800),
+     (ClusterSettings, "memory_per_worker", 1 << 20), (ClusterSettings, "gpus_per_worker", 1024),
+     (ClusterSettings, "threads", 65_536), (ClusterSettings, "workers", 1_000_000),
+     (config.BenchSettings, "threads", 65_536)],
+)  # fmt: skip
+def test_what_reaches_the_platform_has_an_upper_bound(
+    cls: type[UserSettings], key: str, largest: int
+) -> None:
+    given = required(cls) | ({"name": "all"} if cls is config.BenchSettings else {})
+    assert getattr(cls(**{**given, key: largest}), key) == largest
+    whole = type(getattr(cls(**given), key)) is int
+    for value in (largest + 1, 10**30, *([] if whole else [1e300])):
+        with pytest.raises(ConfigError, match=rf"key '{key}': expected .* {largest}"):
+            cls(**{**given, key: value})

@@ -268,6 +268,32 @@ def test_what_is_passed_over_and_looks_like_data_is_named(tree, caplog, name, to
         assert list_shards([f"{folder}/{name}"]), "named outright it is taken"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["b.parquet~", "b.parquet (1)", "b.parquet-1", "b.parquet1", "b.parquet copy", "b.parquet,v",
+     "b.parquet ", "b.parquets", "b.geoparquet", "b.pqt", "b.parquet?x=1", "b.PARQUET2",
+     "b.parquet%20", "b.parquet\n", "b.snappy.parq2", "b.pq~", "b.parquet_old"],
+)  # fmt: skip
+def test_a_suffix_of_parquet_anywhere_in_a_name_is_reported(tree, caplog, name):
+    folder = tree("a.parquet", name)
+    assert names(folder, folder) == ["a"]
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.isprintable()
+    assert "skipped 1 file(s)" in line
+    assert name.strip() in line
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["parquet-notes.txt", "b.parquet.crc", "b.parquet.md5", ".b.parquet.tmp", "_b.parquet-1",
+     "b.pqzsl.txt", "notes about parq.md"],
+)  # fmt: skip
+def test_other_names_are_not_reported(tree, caplog, name):
+    folder = tree("a.parquet", name)
+    assert names(folder, folder) == ["a"]
+    assert not caplog.records
+
+
 def test_a_pipe_is_no_shard(tree):
     folder = tree("a.parquet")
     os.mkfifo(f"{folder}/b.parquet")

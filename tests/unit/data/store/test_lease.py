@@ -175,6 +175,17 @@ def test_a_damaged_file_is_waited_out(store: str, content: bytes) -> None:
     assert one.term == 8
 
 
+@pytest.mark.parametrize("seconds", ["1e300", "1e9", "-5", "0", '"60"', "true", "null", "1e999"])
+def test_an_impossible_expiry_counts_as_damage(store: str, seconds: str) -> None:
+    text = f'{{"nonce": "a", "who": "b", "since": "c", "seconds": {seconds}}}'
+    create(join(store, "lease", "000000000007-00000000.json"), text.encode())
+    clock = Clock()
+    one = lease(store, clock)
+    one.take()
+    assert one.term == 8
+    assert clock.time == pytest.approx(1060, abs=2)
+
+
 def test_other_files_are_no_leases(store: str) -> None:
     create(join(store, "lease", "notes.json"), b"{}")
     one = lease(store)
