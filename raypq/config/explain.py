@@ -55,6 +55,15 @@ def explain(
     return "\n".join(lines)
 
 
+def first_problem(cls: type[BaseModel], error: ValidationError) -> str:
+    """What is wrong with a file's content, of which ``cls`` is the form: the first such key, what
+    was expected, and what was found."""
+    item = error.errors(include_url=False)[0]
+    if not item["loc"] and item["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"expected a mapping of keys to values, found {shown(item['input'])}"
+    return _problem(cls, item, {})[1]
+
+
 def _nearest(where: Mapping[tuple[str, ...], str], path: tuple[str, ...]) -> str | None:
     """The origin of a path of keys, or of the nearest one above it."""
     above = (path[:length] for length in range(len(path), 0, -1))

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from raypq.errors import InputError
 
 _VECTORS = "a vector column (fixed_size_list, list, large_list, fixed_size_binary or tensor)"
+# Extension types of vectors: Arrow's tensor, those of Hugging Face datasets and of Ray Data.
+_TENSORS = ("arrow.fixed_shape_tensor", "datasets.", "ray.data.arrow_tensor", "raypq.")
 _MAX_EXACT = 1 << 24  # float32 holds all integers up to this
 
 
@@ -32,7 +34,10 @@ def matrix(
         InputError: another type, nulls, or a row of another width, naming the row.
     """
     if isinstance(column, pa.ExtensionArray):
-        column = column.storage
+        check_extension(pa.field("", column.type), where)
+        stored, column = column.type, column.storage
+        if is_bfloat16(stored):
+            return _from_bfloat16(column, width, where, row0)
     kind = column.type
     if pa.types.is_fixed_size_binary(kind) or is_bytes(kind):
         return _from_binary(column, width, where, row0)
@@ -69,6 +74,61 @@ def matrix(
     return _from_integers(X, where, row0) if pa.types.is_integer(kind.value_type) else X
 
 
+def extension_name(field: pa.Field) -> str:
+    """The name of a column's extension type; empty for other types.
+
+    Where no library registered the type, Arrow reads what it stores and leaves the name in the
+    column's metadata.
+    """
+    if isinstance(field.type, pa.BaseExtensionType):
+        opaque = getattr(field.type, "type_name", "")
+        return f"{field.type.extension_name}{f' of {opaque}' if opaque else ''}"
+    name = (field.metadata or {}).get(b"ARROW:extension:name", b"")
+    return str(name.decode(errors="replace"))
+
+
+def check_extension(field: pa.Field, where: str) -> None:
+    """Refuses vectors of an extension type that is not known: its bytes may mean anything.
+
+    Raises:
+        InputError: naming the type.
+    """
+    name = extension_name(field)
+    if not name or name.startswith(_TENSORS) or is_bfloat16(field.type):
+        return
+    raise InputError(
+        where,
+        expected=_VECTORS,
+        found=f"the extension type {name}, of which raypq does not know what its bytes mean; "
+        "cast the values to float32",
+    )
+
+
+def is_bfloat16(kind: pa.DataType) -> bool:
+    """Whether an extension type's name says that it stores a vector of bfloat16 in its bytes."""
+    return (
+        isinstance(kind, pa.BaseExtensionType)
+        and "bfloat16" in extension_name(pa.field("", kind)).lower()
+        and pa.types.is_fixed_size_binary(kind.storage_type)
+        and kind.storage_type.byte_width % 2 == 0
+        and kind.storage_type.byte_width > 0
+    )
+
+
+def _from_bfloat16(
+    column: pa.Array, width: int | None, where: str, row0: int
+) -> NDArray[np.float32]:
+    """Bytes of bfloat16 as float32, exactly: its bits are the upper half of a float32."""
+    refuse_nulls(column, where, row0, expected="a vector")
+    size = column.type.byte_width
+    if width is not None and size != 2 * width:
+        raise InputError(where, expected=f"vectors of width {width}", found=str(size // 2))
+    data = np.frombuffer(column.buffers()[1] or b"", np.uint8)
+    data = data[column.offset * size : (column.offset + len(column)) * size]
+    upper = data.copy().view("<u2").astype(np.uint32)
+    return (upper << 16).view(np.float32).reshape(len(column), size // 2)
+
+
 def _without_views(column: pa.Array) -> pa.LargeListArray:
     """A column of list views without nulls as lists; the cast of pyarrow 26 loses an offset."""
     offsets = np.zeros(len(column) + 1, np.int64)
@@ -89,6 +149,8 @@ def is_list(kind: pa.DataType) -> bool:
 
 def width_of(kind: pa.DataType) -> int:
     """Values of a vector, if its type gives them; else 0."""
+    if is_bfloat16(kind):
+        return int(kind.storage_type.byte_width) // 2
     if isinstance(kind, pa.ExtensionType):
         kind = kind.storage_type
     size = 0

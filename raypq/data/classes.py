@@ -303,6 +303,7 @@ def _embeddings(table: pa.Table, uri: str, ids: pa.StringArray) -> NDArray[np.fl
         return None
     where = f"{uri}, column 'embedding'"
     column = arrays.whole(table.column("embedding"))
+    arrays.check_extension(table.schema.field("embedding"), where)
     width = _width(table.schema.field("embedding"), column, uri)
     raw = arrays.matrix(column, width=width, where=where)
     return arrays.finite_float32(raw, where=where, ids=ids)

@@ -19,6 +19,12 @@ def parse(content: bytes | str) -> Any:
         value = json.loads(content)
     except RecursionError:
         raise ValueError(deep) from None
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"no JSON: {error.msg} in line {error.lineno}, column {error.colno}"
+        ) from None
+    except UnicodeDecodeError:
+        raise ValueError("bytes that are not UTF-8") from None
     level = [value]
     for _ in range(_MAX_DEPTH):
         level = [child for parent in level for child in _children(parent)]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,7 +152,7 @@ def check_scores(score: NDArray[np.float32]) -> NDArray[np.float32]:
     return score
 
 
-def decode(B: NDArray[np.uint8], C: NDArray[np.float32]) -> NDArray[np.float32]:
+def decode(B: NDArray[np.integer[Any]], C: NDArray[np.float32]) -> NDArray[np.float32]:
     """q(u): codes [n, M] to vectors [n, M·d], float32."""
     M, K, d = C.shape
     flat = B.astype(np.int64) + np.arange(M) * K

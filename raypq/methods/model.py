@@ -43,6 +43,35 @@ def _check_width(key: str, value: Any) -> None:
         raise TypeError(f"{key}: expected a whole number from 1 on, found {value!r}")
 
 
+def array_of_rows(values: Any, what: str, expected: str) -> Array:
+    """Values as an array of rows [n, width].
+
+    Raises:
+        InputError: they have another number of dimensions, or rows of several lengths.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise InputError(what, expected=expected, found="rows of several lengths") from None
+    if array.ndim != 2:
+        one = "; a single one is x[None]" if array.ndim == 1 else ""
+        raise InputError(what, expected=expected, found=f"the shape {list(array.shape)}{one}")
+    return array
+
+
+def float_rows(values: Any, what: str) -> NDArray[np.float32]:
+    """Values as float32 rows [n, width]; float32 arrays are returned as they are.
+
+    Raises:
+        InputError: they are no numbers, or have another number of dimensions.
+    """
+    array = array_of_rows(values, what, "an array of numbers [n, width]")
+    if array.dtype.kind not in "fiu":
+        raise InputError(what, expected="numbers", found=f"an array of {array.dtype}")
+    with np.errstate(over="ignore"):  # checked with the rest
+        return array if array.dtype == np.float32 else array.astype(np.float32)
+
+
 def _check_content(where: str, content: Mapping[str, Any], model: Model) -> None:
     known = {"M": model.M, "K": model.K, "D": model.D, "metric": model.metric}
     for key, value in known.items():
@@ -221,12 +250,20 @@ class Model(ABC):
     def encode(
         self, X: NDArray[np.float32], *, device: str = "cpu", precision: Precision = "fp32"
     ) -> NDArray[np.uint8]:
-        """Features [n, dx] to codes [n, M]."""
+        """Features [n, dx] to codes [n, M].
+
+        Raises:
+            InputError: they are no rows of finite numbers. ModelError: they are of another width.
+        """
         return kernels.encode(self.embed(X, precision=precision), self.C, device=device)
 
     def decode(self, B: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Codes [n, M] to their reconstructions q(u) [n, D]."""
-        return kernels.decode(B, self.C)
+        """Codes [n, M] to their reconstructions q(u) [n, D].
+
+        Raises:
+            InputError: codes of another shape, or of K or more.
+        """
+        return kernels.decode(self._codes(B), self.C)
 
     @abstractmethod
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -286,13 +323,53 @@ class Model(ABC):
         model.__dict__["_files"] = replace(self._files, record=record)
         return model
 
-    def _check_features(self, X: NDArray[np.float32]) -> None:
+    def _features(self, X: Any) -> NDArray[np.float32]:
+        """Features as float32 [n, dx].
+
+        Raises:
+            InputError: they are no rows of numbers. ModelError: they are of another width.
+        """
+        X = float_rows(X, "features")
         if X.shape[1] != self.dx:
             raise ModelError(
                 f"{self.method} model",
                 expected=f"features of width {self.dx}",
                 found=str(X.shape[1]),
             )
+        return X
+
+    def _codes(self, B: Any) -> NDArray[np.integer[Any]]:
+        """Codes as integers [n, M], each below K.
+
+        Raises:
+            InputError: another shape or type, or a code that names no codeword.
+        """
+        B = array_of_rows(B, "codes", f"whole numbers [n, {self.M}]")
+        if B.shape[1] != self.M or (B.dtype.kind not in "iu" and B.size):
+            raise InputError(
+                "codes",
+                expected=f"whole numbers [n, {self.M}], a code of each sub-codebook",
+                found=f"{B.dtype} {list(B.shape)}",
+            )
+        whole = self.K == _MAX_CODEWORDS and B.dtype == np.uint8  # every byte is a code
+        if not whole and B.size and (int(B.max()) >= self.K or int(B.min()) < 0):
+            row, part = np.argwhere((B < 0) | (B >= self.K))[0]
+            raise InputError(
+                f"codes, row {row}, sub-codebook {part}",
+                expected=f"a code from 0 to {self.K - 1}, as the model has K = {self.K}",
+                found=f"{B[row, part]}; codes of another model?",
+            )
+        return B if B.size else np.empty(B.shape, np.uint8)
+
+    def _embeddings(self, E: Any) -> NDArray[np.float32]:
+        """Class embeddings as float32 [T, da].
+
+        Raises:
+            InputError: they are no rows of numbers. ModelError: they are of another width.
+        """
+        E = float_rows(E, "class embeddings")
+        self._check_embeddings(E)
+        return E
 
     def _check_embeddings(self, E: NDArray[np.float32]) -> None:
         width = self.dx if self.da is None else self.da

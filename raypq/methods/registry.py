@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raypq.config.explain import first_problem
 from raypq.config.places import path_of
 from raypq.data.class_prototypes import ClassLayer
 from raypq.data.format_version import ADVICE, unknown_key
@@ -90,14 +91,14 @@ def load(uri: str | os.PathLike[str]) -> Model:
         model.check(where)
         return model
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
         raise ModelError(
             f"{where}, settings",
             expected=f"settings of {name}",
-            found=unknown_key(error) or f"key '{key}': {first['msg']}",
+            found=unknown_key(error) or first_problem(cls.settings_class, error),
         ) from None
     except (KeyError, TypeError, AttributeError, IndexError) as error:  # not written by ``save``
         raise ModelError(
-            where, expected=f"a model of {name}", found=f"{type(error).__name__}: {error}"
+            where,
+            expected=f"a model of {name}",
+            found=f"no key 'model.{error.args[0]}'" if isinstance(error, KeyError) else str(error),
         ) from None

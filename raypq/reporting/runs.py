@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from raypq.data.codes import CodeFile, usage_bits
 from raypq.data.storage import join, list_files
+from raypq.data.store import snapshot_summary
 from raypq.errors import InputError
 from raypq.reporting import charts
 from raypq.reporting.charts import Chart
@@ -163,7 +164,7 @@ def drift(findings: Findings) -> tuple[list[Table], list[Chart]]:
             continue
         baseline: Mapping[str, Any] = {}
         latest = store.latest.summary.get("fingerprint")
-        if latest in findings.models:
+        if isinstance(latest, str) and latest in findings.models:
             baseline = findings.models[latest].content.get("record", {}).get("baseline") or {}
         levels = []
         if baseline:
@@ -198,7 +199,7 @@ def _versions(store: Store) -> tuple[list[tuple[float, float]], list[list[Any]]]
             (float(version.version), item.stats.error.mean) for item in measured if item.stats
         ]
         weights = [item.rows for item in measured]
-        drift = version.summary.get("drift") or {}
+        drifted = snapshot_summary.items(store.place, version, "drift", "shards")
 
         def mean(values: list[float], weights: list[int] = weights) -> float | None:
             return float(np.average(values, weights=weights)) if sum(weights) else None
@@ -211,7 +212,7 @@ def _versions(store: Store) -> tuple[list[tuple[float, float]], list[list[Any]]]
                 share(mean([item.error.mean for item in stats])),
                 share(mean([item.norm.mean for item in stats])),
                 share(mean([item.entropy for item in stats])),
-                len(drift["shards"]) if "shards" in drift else "not checked",
+                "not checked" if drifted is None else len(drifted),
             ]
         )  # fmt: skip
     return points, rows
@@ -232,14 +233,17 @@ def throughput(findings: Findings) -> tuple[list[Table], list[Chart]]:
             for receipt in fresh
             if (name := receipt.path.removeprefix("data/")) in files
         )
-        worked = store.latest.summary.get("worked") or {}
-        if worked.get("seconds"):
+        worked = {
+            key: snapshot_summary.number(store.place, store.latest, "worked", key, least=0) or 0.0
+            for key in ("shards", "images", "seconds")
+        }
+        if worked["seconds"]:
             rate = worked["images"] / worked["seconds"]
             rows.append(
-                [short[store.place], store.kind, count(worked["shards"]), count(worked["images"]),
-                 f"{worked['seconds']:.1f} s", count(rate)]
+                [short[store.place], store.kind, count(int(worked["shards"])),
+                 count(int(worked["images"])), f"{worked['seconds']:.1f} s", count(rate)]
             )  # fmt: skip
-        if len(done) > 1 and worked.get("seconds"):
+        if len(done) > 1 and worked["seconds"]:
             start = done[-1][0] - worked["seconds"]
             xs = [0.0, *(max(0.0, at - start) for at, _ in done)]
             ys = [0.0, *np.cumsum([float(n) for _, n in done])]

@@ -24,6 +24,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from raypq import console
+from raypq.config.explain import first_problem, shown
 from raypq.data import format_version, json_text
 from raypq.data.storage import create_once, delete, join, list_files, list_names, read_bytes
 from raypq.data.store import names, runs
@@ -98,11 +99,14 @@ class Journal:
     def _receipts(self, name: str, content: bytes) -> list[Receipt] | None:
         uri = join(self._folder, name)
         try:
-            return [Receipt(**entry) for entry in json_text.parse(content)]
-        except (ValueError, TypeError, ValidationError) as error:
+            entries = json_text.parse(content)
+            if not isinstance(entries, list):
+                raise ValueError(f"expected a list of receipts, found {shown(entries)}")
+            return [Receipt.model_validate(entry) for entry in entries]
+        except ValueError as error:
             # Its shards are done again; nothing else is lost.
             console.warn(f"{uri}: unreadable journal file, its shards are done again: "
-                         f"{format_version.unknown_key(error) or error}")  # fmt: skip
+                         f"{_problem(error)}")  # fmt: skip
             return None
 
     def _write(self, receipts: Sequence[Receipt], *, level: int) -> None:
@@ -132,6 +136,12 @@ class Journal:
         if _NAME.fullmatch(name):  # no journal wrote a file of another name
             delete(join(self._folder, name))
         self._files.pop(name, None)
+
+
+def _problem(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        return format_version.unknown_key(error) or first_problem(Receipt, error)
+    return str(error)
 
 
 def files_named(store: str, works: Iterable[str]) -> set[str]:

@@ -32,6 +32,7 @@ from pydantic import ConfigDict, ValidationError
 
 from raypq import console
 from raypq.config import Settings
+from raypq.config.explain import first_problem
 from raypq.data import json_text
 from raypq.data.storage import (
     Listed,
@@ -254,9 +255,10 @@ def _is_silent(match: re.Match[str], files: Mapping[str, Listed], now: float) ->
 def _read(uri: str) -> Mark | None:
     """The content of a mark; None if its run has just ended, or the mark cannot be read."""
     try:
-        return Mark(**json_text.parse(read_bytes(uri)))
+        return Mark.model_validate(json_text.parse(read_bytes(uri)))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, ValidationError) as error:
-        console.warn(f"{uri}: unreadable: {error}")
+    except ValueError as error:
+        found = first_problem(Mark, error) if isinstance(error, ValidationError) else error
+        console.warn(f"{uri}: unreadable: {found}")
         return None

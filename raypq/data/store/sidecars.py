@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from raypq.config import Settings
+from raypq.config.explain import first_problem
 from raypq.data.storage import atomic_write, digest, join, list_files, read_bytes, sync_folder
 from raypq.data.store.shard_writer import HashingFile
 from raypq.errors import InputError
@@ -49,6 +50,12 @@ class Sidecar(Settings):
         return value
 
 
+class _Section(Settings):
+    """The key ``KEY`` of a summary."""
+
+    sidecars: dict[str, list[Sidecar]]
+
+
 Sidecars = Mapping[str, Sequence[Sidecar]]  # by kind
 
 
@@ -61,14 +68,16 @@ def from_summary(summary: Mapping[str, Any], uri: str) -> Sidecars:
     Raises:
         InputError: they cannot be read, or a path leads out of the folder of sidecars.
     """
+    section = summary.get(KEY)
+    if section is None:
+        return {}
     try:
-        section = dict(summary.get(KEY) or {})
-        return {str(kind): [Sidecar(**item) for item in items] for kind, items in section.items()}
-    except (ValidationError, TypeError, ValueError) as error:
+        return _Section.model_validate({KEY: section}).sidecars
+    except ValidationError as error:
         raise InputError(
             f"{uri}, key 'summary.{KEY}'",
             expected="sidecar files with path, bytes and sha256",
-            found=str(error).splitlines()[-1].strip(),
+            found=first_problem(_Section, error),
         ) from None
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from raypq.config import Settings
+from raypq.config.explain import first_problem, shown
 from raypq.data import format_version, json_text, stored
 from raypq.data.storage import (
     Listed,
@@ -140,7 +141,7 @@ def read(store: str, version: int | None = None) -> Snapshot:
     try:
         document = json_text.parse(content)
         _check_format(uri, document)
-        snapshot = Snapshot(**_with_ids(document))
+        snapshot = Snapshot.model_validate(_with_ids(document))
     except (ValidationError, TypeError, ValueError) as error:
         raise InputError(
             uri, expected=f"a snapshot of format {FORMAT}", found=_reason(error)
@@ -229,7 +230,11 @@ def _with_ids(document: Any) -> Any:
     section = summary.get(IDS) if isinstance(summary, dict) else None
     if not isinstance(section, dict) or not isinstance(document.get("shards"), list):
         return document
-    unknown = set(section.get("unknown", ()))
+    unknown = section.get("unknown", [])
+    if not isinstance(unknown, list) or not all(isinstance(name, str) for name in unknown):
+        raise ValueError(
+            f"key 'summary.{IDS}.unknown': expected a list of shards, found {shown(unknown)}"
+        )
     for receipt in document["shards"]:
         if isinstance(receipt, dict) and receipt.get("shard") not in unknown:
             receipt.setdefault("ids", section.get("type"))
@@ -240,9 +245,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         if unknown := format_version.unknown_key(error):
             return unknown
-        first = error.errors()[0]
-        reason = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
-        return f"key '{'.'.join(str(part) for part in first['loc'])}': {reason}"
+        return first_problem(Snapshot, error)
     return str(error).splitlines()[0]
 
 

@@ -58,8 +58,13 @@ def normalise(
     return X
 
 
-def check_range(U: NDArray[np.float32]) -> NDArray[np.float32]:
+def check_range(
+    U: NDArray[np.float32], X: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """Returns rows U [n, D] unchanged if their squared lengths fit float32.
+
+    Args:
+        X: the features that they are made of [n, dx], for errors.
 
     Raises:
         InputError: the squared length of a row overflows float32, or is NaN.
@@ -68,6 +73,12 @@ def check_range(U: NDArray[np.float32]) -> NDArray[np.float32]:
         squares = np.einsum("nd,nd->n", U, U)
     bad = np.flatnonzero(~np.isfinite(squares))
     if len(bad):
+        if not np.isfinite((U if X is None else X)[bad[0]]).all():
+            raise InputError(
+                f"features, row {bad[0]}" if X is not None else "features, as they are embedded",
+                expected="finite values",
+                found=f"NaN or Inf ({len(bad)} such row(s) in a batch)",
+            )
         largest = float(np.abs(U[bad[0]].astype(np.float64)).max())
         raise InputError(
             "features, as they are embedded",
@@ -117,7 +128,7 @@ def encode_on(
             bf16 = precision == "bf16"
             u = (x.bfloat16() @ P.bfloat16().T).float() if bf16 else x @ P.T
         if not torch.isfinite((u * u).sum(dim=1)).all():
-            check_range(u.float().cpu().numpy())
+            check_range(u.float().cpu().numpy(), x.float().cpu().numpy())
         codes.append(kernels.encode(u, C, device=device))
     return np.concatenate(codes)
 
@@ -170,8 +181,11 @@ class LinearModel(Model):
     def embed(
         self, X: NDArray[np.float32], *, precision: Precision = "fp32"
     ) -> NDArray[np.float32]:
-        X = self._normalised(X)
-        return check_range(product(X, self.tensors["P"], precision) if "P" in self.tensors else X)
+        X = self._features(X)
+        U = self._normalised(X)
+        return check_range(
+            product(U, self.tensors["P"], precision) if "P" in self.tensors else U, X
+        )
 
     def encode(
         self, X: NDArray[np.float32], *, device: str = "cpu", precision: Precision = "fp32"
@@ -193,14 +207,14 @@ class LinearModel(Model):
         return cache[device]
 
     def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        self._check_features(X)
+        X = self._features(X)
         tensors = self.tensors
         return normalise(
             X, self.settings.normalise, tensors.get("mean"), tensors.get("inverse_std")
         )
 
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        self._check_embeddings(E)
+        E = self._embeddings(E)
         bias = np.zeros(len(E))
         if self.da is None:
             return self.embed(E), bias

@@ -141,13 +141,13 @@ class NetworkModel(Model):
                     yield check_range(result.float().cpu().numpy())
 
     def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        self._check_features(X)
+        X = self._features(X)
         tensors = self.tensors
         scheme = self.settings.normalise
-        return check_range(normalise(X, scheme, tensors.get("mean"), tensors.get("inverse_std")))
+        return check_range(normalise(X, scheme, tensors.get("mean"), tensors.get("inverse_std")), X)
 
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        self._check_embeddings(E)
+        E = self._embeddings(E)
         if self.da is None:
             return self.embed(E), np.zeros(len(E))
         with torch.inference_mode():

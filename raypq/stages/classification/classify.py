@@ -36,7 +36,7 @@ from raypq.stages.classification.scorers import (
     build_scorers,
     summary_of_models,
 )
-from raypq.stages.classification.unknown_labels import check_labels
+from raypq.stages.classification.unknown_labels import check_labels, counts_of
 from raypq.stages.stores.code_store import check_model
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
@@ -316,7 +316,7 @@ def finished(job: ClassifyJob, plan: ClassifyPlan) -> Snapshot | None:
     """
     latest = plan.run.finished()
     if latest is not None:
-        check_labels(job, job.output, latest.summary.get("result") or {})
+        check_labels(job, job.output, counts_of(job.output, latest))
     return latest
 
 

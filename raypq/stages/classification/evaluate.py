@@ -18,7 +18,7 @@ from raypq.config import EvaluateJob
 from raypq.data import predictions
 from raypq.data.classes import ClassTable
 from raypq.data.predictions import PredictionBatch
-from raypq.data.store import snapshot
+from raypq.data.store import snapshot, snapshot_summary
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import InputError
 from raypq.execution.executor import Executor, WorkerPool, completed
@@ -233,7 +233,10 @@ def evaluate(job: EvaluateJob, executor: Executor) -> dict[str, Any]:
     ]
     chosen = np.zeros(len(table), bool)
     chosen[table.select(job.split, unknown=job.unknown_labels)] = True
-    applied = {name: value or 0.0 for name, value in of_models(version, "calibration").items()}
+    applied = {
+        name: value or 0.0
+        for name, value in of_models(job.predictions, version, "calibration").items()
+    }
     with (
         executor.start_workers(EvaluateWorker, table, applied, stage="evaluate") as pool,
         record.observe(pool),
@@ -253,7 +256,7 @@ def evaluate(job: EvaluateJob, executor: Executor) -> dict[str, Any]:
             "split": job.split,
             "compressed": version.summary.get("compressed"),
             "metric": version.summary.get("metric"),
-            "models": dict(version.summary.get("models", {})),
+            "models": snapshot_summary.section(job.predictions, version, "models"),
             "images": int(counts.rows[0]),
             **unknown,
             "top1": counts.accuracy(chosen),
@@ -285,21 +288,25 @@ def per_class(
     ]
 
 
-def of_models(version: Snapshot, key: str) -> dict[str, float | None]:
-    """A value of each model of a prediction version, by fingerprint."""
-    models = version.summary.get("models", {})
-    values = {
-        receipt.model: models.get(receipt.model, version.summary).get(key)
-        for receipt in version.shards
-    }
-    return {name: None if value is None else float(value) for name, value in values.items()}
+def of_models(store: str, version: Snapshot, key: str) -> dict[str, float | None]:
+    """A number of each model of a prediction version, by fingerprint.
+
+    Raises:
+        InputError: it is not a finite number, naming the key.
+    """
+    sections = snapshot_summary.section(store, version, "models")
+    found = {}
+    for receipt in version.shards:
+        path = ("models", receipt.model, key) if receipt.model in sections else (key,)
+        found[receipt.model] = snapshot_summary.number(store, version, *path)
+    return found
 
 
 def _gammas(job: EvaluateJob, version: Snapshot) -> dict[str, float] | None:
     """The γ of each model: the job's, or those from tuning if all models have one."""
     if job.calibration is not None:
         return {receipt.model: job.calibration for receipt in version.shards}
-    values = of_models(version, "model_calibration")
+    values = of_models(job.predictions, version, "model_calibration")
     tuned = {name: value for name, value in values.items() if value is not None}
     return tuned if len(tuned) == len(values) else None
 

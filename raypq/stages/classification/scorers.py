@@ -7,6 +7,7 @@ models. Their *scores* have no common scale: never compare those of images of di
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from raypq import console, kernels
 from raypq.config import ClassificationTarget, ClassifyJob, Metric
+from raypq.config.explain import shown
 from raypq.data.class_list import ClassSelection
 from raypq.data.classes import ClassTable
 from raypq.data.storage import join
@@ -221,4 +223,11 @@ def _calibration(job: ClassifyJob, model: Model, path: str, *, required: bool) -
         return 0.0
     if calibration is None:
         raise ModelError(path, expected="a calibration from raypq train --tune", found="none")
+    plain = isinstance(calibration, int | float) and not isinstance(calibration, bool)
+    if not plain or not math.isfinite(calibration):
+        raise ModelError(
+            f"{path}, key 'record.{model_store.CALIBRATION}'",
+            expected="a finite number from raypq train --tune",
+            found=f"{shown(calibration)}; name one (--calibration), or train again",
+        )
     return float(calibration)

@@ -8,6 +8,7 @@ from typing import Any
 from raypq import console
 from raypq.config import ClassificationTarget, EvaluateJob
 from raypq.data import unknown_classes
+from raypq.data.store import snapshot_summary
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import InputError
 
@@ -46,6 +47,29 @@ def check_labels(
                 "unknown_labels: report",
             )
         console.warn(f"{job.classes}: {text}; {_CONSEQUENCES[kind]}", rows=names["rows"])
+
+
+def counts_of(store: str, version: Snapshot) -> dict[str, dict[str, Any]]:
+    """The unknown labels and classes that a version counted, for ``check_labels``.
+
+    Raises:
+        InputError: its summary holds something else there, naming the key.
+    """
+    counts: dict[str, dict[str, Any]] = {}
+    for kind in _DESCRIPTIONS:
+        keys = ("result", kind)
+        if not snapshot_summary.section(store, version, *keys):
+            continue
+        names = snapshot_summary.section(store, version, *keys, "names")
+        rows = snapshot_summary.number(store, version, *keys, "rows", least=0)
+        counts[kind] = {
+            "rows": int(rows or 0),
+            "names": {
+                name: int(snapshot_summary.number(store, version, *keys, "names", name) or 0)
+                for name in names
+            },
+        }
+    return counts
 
 
 def summary(version: Snapshot) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from raypq.config import ReindexJob
 from raypq.data.features import count_rows
-from raypq.data.store import snapshot
+from raypq.data.store import snapshot, snapshot_summary
 from raypq.stages.nightly.source_diff import ReindexPlan
 
 _MAX_NAMES = 20  # shards of each kind that are named
@@ -76,7 +76,11 @@ def _seconds(store: str, images: int) -> float | None:
     if not images:
         return 0.0
     for version in reversed(snapshot.versions(store)[-_MAX_VERSIONS:]):
-        worked = snapshot.read(store, version).summary.get("worked") or {}
-        if worked.get("images") and worked.get("seconds"):
-            return float(f"{images * worked['seconds'] / worked['images']:.3g}")
+        committed = snapshot.read(store, version)
+        worked, seconds = (
+            snapshot_summary.number(store, committed, "worked", key, least=0)
+            for key in ("images", "seconds")
+        )
+        if worked and seconds:
+            return float(f"{images * seconds / worked:.3g}")
     return None

@@ -10,6 +10,7 @@ limit and gives the same results.
 from __future__ import annotations
 
 import os
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,14 @@ from raypq.data import search_results
 from raypq.data.search_results import SearchResults
 from raypq.errors import ConfigError, InputError
 from raypq.methods.base import Model
+from raypq.methods.model import array_of_rows
 from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, id_type_of, read_block, topk
 from raypq.stages.retrieval.query_vectors import vectors
 from raypq.stages.stores.code_store import metric_of, models_for, open_store
 from raypq.stages.stores.shard_task import stored_shards
 
 _BATCH_QUERIES = 4096
+_MAX_PADDED = 1 << 27  # results of a search that asks for more than there are rows
 
 
 class Index:
@@ -97,13 +100,13 @@ class Index:
 
         Raises:
             InputError: queries of another shape, or NaN or Inf in them, naming the row.
-            ConfigError: k is less than one, or the distance is unknown.
+            ConfigError: k is not a whole number from one on, or far more than there are rows, or
+                the distance is unknown.
         """
-        if k < 1:
-            raise ConfigError(f"k: must be at least 1, found {k}")
         if distance not in ("adc", "sdc"):
             raise ConfigError(f"distance: must be adc or sdc, found {distance!r}")
         X = self._checked(X)
+        k = self._checked_k(k, len(X))
         D = np.full((len(X), k), np.inf if self.metric == "l2" else -np.inf, np.float32)
         strings = pa.types.is_string(self._id_type)
         names = np.full((len(X), k), None if strings else -1, object if strings else np.int64)
@@ -123,9 +126,23 @@ class Index:
         V = vectors(model, X, distance)
         return topk(block, model.tables(V, None, self.metric), k)
 
-    def _checked(self, X: NDArray[Any]) -> NDArray[np.float32]:
-        X = np.asarray(X)
-        if X.ndim != 2 or X.shape[1] != self.d:
+    def _checked_k(self, k: Any, n: int) -> int:
+        if not isinstance(k, Integral) or isinstance(k, bool):
+            raise ConfigError(f"k: expected a whole number of at least 1, found {k!r}")
+        k = int(k)
+        if k < 1:
+            raise ConfigError(f"k: must be at least 1, found {k}")
+        if k > self.ntotal and n * k > _MAX_PADDED:
+            raise ConfigError(
+                f"k: {k} results of each of {n} queries are mostly padding, as the index has "
+                f"{self.ntotal} rows, and take {12 * n * k / 1e9:.3g} GB; k = {self.ntotal} gives "
+                "all rows"
+            )
+        return k
+
+    def _checked(self, X: Any) -> NDArray[np.float32]:
+        X = array_of_rows(X, "queries", f"an array [n, {self.d}]")
+        if X.shape[1] != self.d:
             raise InputError("queries", expected=f"an array [n, {self.d}]", found=str(X.shape))
         if not np.issubdtype(X.dtype, np.floating):
             raise InputError("queries", expected="floating point values", found=str(X.dtype))

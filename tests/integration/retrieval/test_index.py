@@ -104,7 +104,7 @@ def test_bad_queries(tmp_path: Path, X: np.ndarray) -> None:
     X[3, 3] = np.inf
     for bad, message in (
         (X[:, :5], r"an array \[n, 16\], found \(900, 5\)"),
-        (X[0], r"found \(16,\)"),
+        (X[0], r"found the shape \[16\]"),
         (X, "row 3"),
         (np.zeros((2, D), int), "int64"),
     ):

@@ -543,3 +543,56 @@ def test_ids_of_another_type_than_the_stores(write, kind, rule, old, found):
         (batch,) = reader.batches()
     assert batch.ids.type == reader.id_type == found
     assert [str(name) for name in batch.ids.to_pylist()] == [str(row) for row in range(10)]
+
+
+class _Stranger(pa.ExtensionType):
+    def __init__(self, stored: pa.DataType) -> None:
+        super().__init__(stored, "acme.scaled")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, stored: pa.DataType, _: bytes) -> _Stranger:
+        return cls(stored)
+
+
+def _bfloat16(X: np.ndarray) -> tuple[pa.Array, np.ndarray]:
+    upper = (np.ascontiguousarray(X, np.float32).view(np.uint32) >> 16).astype("<u2")
+    stored = pa.array([row.tobytes() for row in upper], pa.binary(2 * X.shape[1]))
+    column = pa.ExtensionArray.from_storage(pa.opaque(stored.type, "bfloat16", "acme"), stored)
+    return column, (upper.astype(np.uint32) << 16).view(np.float32)
+
+
+def test_bfloat16_is_read_exactly(tmp_path):
+    X = np.random.default_rng(0).standard_normal((6, 12)).astype("f4")
+    column, expected = _bfloat16(X)
+    np.testing.assert_array_equal(arrays.matrix(column, width=12, where="f"), expected)
+    np.testing.assert_array_equal(arrays.matrix(column[2:], width=None, where="f"), expected[2:])
+    with pytest.raises(InputError, match="vectors of width 6, found 12"):
+        arrays.matrix(column, width=6, where="f")
+    assert arrays.width_of(column.type) == 12
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_vectors_of_an_unknown_extension_type_are_refused(tmp_path, registered):
+    stored = pa.array([b"\0" * 24] * 3, pa.binary(24))
+    column = pa.ExtensionArray.from_storage(_Stranger(stored.type), stored)
+    if registered:
+        field = pa.field("feature", column.type)
+        with pytest.raises(InputError, match=r"extension type acme\.scaled.*cast .* to float32"):
+            arrays.matrix(column, width=12, where="f")
+    else:
+        field = pa.field("feature", stored.type, metadata={b"ARROW:extension:name": b"acme.scaled"})
+    with pytest.raises(InputError, match=r"extension type acme\.scaled.*cast .* to float32"):
+        arrays.check_extension(field, "f")
+
+
+def test_known_extension_types_are_read():
+    X = np.arange(24, dtype=np.float32).reshape(2, 12)
+    tensor = pa.fixed_shape_tensor(pa.float32(), (12,))
+    column = pa.ExtensionArray.from_storage(tensor, arrays.fixed_list(X))
+    np.testing.assert_array_equal(arrays.matrix(column, width=12, where="f"), X)
+    name = b"datasets.features.features.Array2DExtensionType"
+    arrays.check_extension(pa.field("", pa.list_(pa.float32()),
+                                    metadata={b"ARROW:extension:name": name}), "f")  # fmt: skip

@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from lossy import LossyFileSystem, emptied
 
 from raypq.data.storage import digest
-from raypq.data.store import snapshot
+from raypq.data.store import snapshot, snapshot_summary
 from raypq.data.store.shard_writer import Receipt, Source
 from raypq.data.store.snapshot import Quarantined
 from raypq.errors import ConflictError, InputError
@@ -245,3 +245,58 @@ def test_rows_are_verified(store, rows):
     false = made.model_copy(update={"shards": (told.model_copy(update={"rows": rows}),)})
     with pytest.raises(InputError, match=rf"a\.0\.parquet: expected {rows} rows, .* found 5 rows"):
         snapshot.verify_content(store, false)
+
+
+RAW = (
+    "Input should",
+    "validation error",
+    "pydantic",
+    "unhashable",
+    "argument after",
+    "instance of",
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shards": [1]}, r"key 'shards\.0': expected a mapping with keys of .*, found 1"),
+        ({"shards": 3}, r"key 'shards': expected a list .*, found 3"),
+        ({"created": 3}, r"key 'created': expected text, found 3"),
+        ({"version": "x"}, r"key 'version': expected a whole number, found 'x'"),
+        ({"quarantined": [{"shard": []}]}, r"'quarantined\.0\.shard': expected text, found \[\]"),
+        ({"summary": {"ids": {"unknown": [[]]}}}, r"key 'summary\.ids\.unknown': expected a list"),
+        ({"summary": {"sidecars": {"counts": [1]}}}, r"key 'sidecars\.counts\.0': .*, found 1"),
+        ({"summary": {"sidecars": {"counts": [{"path": 1}]}}}, r"counts\.0\.path': .*, found 1"),
+        ({"summary": {"sidecars": 3}}, r"key 'sidecars': expected a mapping .*, found 3"),
+    ],
+)  # fmt: skip
+def test_errors_of_damaged_snapshots_are_in_plain_words(store, change, says):
+    commit(store, "a")
+    content = json.loads(document(store).read_text()) | change
+    document(store).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=says) as caught:
+        snapshot.read(store)
+    assert not any(word in str(caught.value) for word in RAW)
+
+
+def test_a_snapshot_that_is_a_list_is_named(store):
+    commit(store, "a")
+    document(store).write_text("[1]")
+    with pytest.raises(InputError, match=r"found expected a mapping of keys to values|a list"):
+        snapshot.read(store)
+
+
+@pytest.mark.parametrize("value", ["x", [1], True, float("inf"), 10**400, {"a": 1}])
+def test_numbers_of_a_summary_are_checked_where_they_are_read(store, value):
+    commit(store, "a")
+    content = json.loads(document(store).read_text())
+    content["summary"] = {"worked": {"images": value}}
+    document(store).write_text(json.dumps(content))
+    version = snapshot.read(store)
+    with pytest.raises(InputError, match=r"key 'summary\.worked\.images': expected a finite num"):
+        snapshot_summary.number(store, version, "worked", "images")
+    with pytest.raises(InputError, match=r"expected a list, found|a mapping of keys"):
+        snapshot_summary.items(store, version, "worked")
+    assert snapshot_summary.number(store, version, "worked", "seconds") is None
+    assert snapshot_summary.section(store, version, "models") == {}
