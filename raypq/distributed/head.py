@@ -28,17 +28,17 @@ _REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 @contextmanager
 def authentication_restored() -> Iterator[None]:
-    """Restores Ray's authentication mode of this process at the end.
+    """Takes Ray's authentication mode from the environment as it is now; restores it at the end.
 
-    Ray sets ``RAY_AUTH_MODE`` itself where it starts a local cluster (2.60), and the next cluster
-    that this process joins may be another one.
+    Ray reads it once per process, and sets ``RAY_AUTH_MODE`` itself where it starts a local cluster
+    (2.60); the next cluster that this process joins may be another one.
     """
     before = os.environ.get(AUTH_MODE_ENV_VAR)
+    _set_mode(before)
     try:
         yield
     finally:
-        if os.environ.get(AUTH_MODE_ENV_VAR) != before:
-            _set_mode(before)
+        _set_mode(before)
 
 
 def check_address(address: str) -> None:
@@ -124,8 +124,7 @@ def _set_mode(mode: str | None) -> None:
         os.environ.pop(AUTH_MODE_ENV_VAR, None)
     else:
         os.environ[AUTH_MODE_ENV_VAR] = mode
-    # Ray reads both once per process. With a token still loaded, it would require one of the
-    # cluster.
+    # With a token still loaded, Ray would require one of the cluster.
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 

@@ -20,7 +20,6 @@ from raypq.data import arrays
 from raypq.data.storage import open_parquet
 from raypq.data.store import snapshot
 from raypq.errors import InputError
-from raypq.stages.stores import versions
 
 TABLE = Table()
 case = TABLE.case
@@ -417,7 +416,7 @@ def test_clocks_that_differ(place, monkeypatch, days):
         when = time.time() - age * 86_400
         os.utime(store / "data" / f"{name}.0.parquet", (when, when))
     skewed = time.time() + days * 86_400
-    monkeypatch.setattr(versions.time, "time", lambda: skewed)
+    monkeypatch.setattr(time, "time", lambda: skewed)
     result = place.run("snapshots", "gc", str(store), "--delete")
     assert f"the clock here is 720.0 hours {'ahead of' if days > 0 else 'behind'}" in result.stderr
     assert json.loads(result.stdout)["removed"]["files"] == 1

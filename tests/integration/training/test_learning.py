@@ -207,7 +207,7 @@ def test_a_class_with_one_sample(world, tmp_path):
     ("method", "changes", "reason"),
     [
         ("gpq", {"unlabelled": []}, "gpq learns from unlabelled rows too.*--unlabelled"),
-        ("dpq", {"unlabelled": ["x"]}, r"--unlabelled \(unlabelled\): dpq learns"),
+        ("dpq", {"unlabelled": ["x"]}, r"--unlabelled \(unlabelled\): dpq uses labelled rows only"),
         ("dpq", {"set": {"batch": 4}}, "batch: 4 rows .* fewer than the 8 training classes"),
         ("dpq", {"set": {"batch": 301}}, "batch: 301 rows are more than the 300 to train on"),
         ("dpq", {"set": {"validation": 280}}, "less 280 for validation"),
@@ -303,7 +303,7 @@ class ToyModel(NetworkModel):
     method: ClassVar[str] = "toy"
     takes_embeddings = True
 
-    def blank(self) -> Network:
+    def build_network(self) -> Network:
         assert self.da is not None
         return ToyNetwork(self.dx, self.da, 1)
 

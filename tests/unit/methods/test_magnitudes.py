@@ -262,5 +262,5 @@ def test_a_scaling_that_faiss_cannot_hold_is_refused():
     model = fitted(rows(1.0), "zscore")
     model.tensors["mean"] = np.full(DX, 1e30, np.float32)
     model.tensors["inverse_std"] = np.full(DX, 1e30, np.float32)
-    with pytest.raises(ModelError, match="mean/std that float32 can hold"):
+    with pytest.raises(ModelError, match="mean/std within the range of float32"):
         faiss_exchange._transforms(faiss, model)

@@ -185,7 +185,7 @@ def test_a_search_is_planned_where_it_is_asked_for() -> None:
 
 
 def test_a_search_is_planned_as_it_is_done() -> None:
-    assert (sizing_search.BLOCK_ROWS, sizing_search.FAN) == (code_blocks.GROUP_ROWS, search._FAN)
+    assert (sizing_search.BLOCK_ROWS, sizing_search.FAN) == (code_blocks.GROUP_ROWS, search._FAN_IN)
     for k in (1, 10, 100, 1000, 100_000):
         assert sizing_search.round_size(k) == query_rounds.round_size(k)
 
