@@ -228,6 +228,7 @@ def _calibration(job: ClassifyJob, model: Model, path: str, *, required: bool) -
         raise ModelError(
             f"{path}, key 'record.{model_store.CALIBRATION}'",
             expected="a finite number from raypq train --tune",
-            found=f"{shown(calibration)}; name one (--calibration), or train again",
+            found=f"{shown(calibration)}; name one (--calibration, calibration in a config), or "
+            "train again",
         )
     return float(calibration)
