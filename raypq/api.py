@@ -35,7 +35,7 @@ from raypq.config import (
     WorkerSettings,
     read_mapping,
 )
-from raypq.config.places import Place, Reads, Writes, path_of, with_places
+from raypq.config.places import Place, Reads, Writes, is_library_model, path_of, with_places
 from raypq.data.storage import canonical
 from raypq.data.store import overlap
 from raypq.data.store.snapshot import Snapshot
@@ -68,10 +68,9 @@ def _on_ray(job: Settings) -> bool:
 
 def _for_workers(uri: str, use: Reads | Writes) -> str:
     """A local path as an absolute one: Ray's workers run in folders of their own."""
-    kind = use.kind
-    if kind == "split" or (kind == "backbone" and uri.startswith(("torchvision:", "timm:"))):
-        return uri  # read by the driver; a name
-    return canonical(uri)
+    if use.kind == "split":  # classes by name, or files that the driver reads
+        return uri
+    return uri if use.kind == "backbone" and is_library_model(uri) else canonical(uri)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def _case(data: clustered_data.Embedded, M: int, least: float, threads: int) -> 
             (line for line in result.lines if not line.ours), key=lambda line: line.rate
         ).name
         goals.append(Goal(ours="raypq codes", peer=best, at_least=10.0))
-    return result.judge(goals)
+    return result.with_goals(goals)
 
 
 def _dense(x: torch.Tensor, W: torch.Tensor) -> None:

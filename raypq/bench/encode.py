@@ -53,7 +53,7 @@ def run(threads: int) -> Iterator[Result]:
         checks=checks,
         absent=absent,
     )
-    yield result.judge(
+    yield result.with_goals(
         [
             Goal(ours="raypq encode", peer="bare projection (torch fp32)", at_least=0.85),
             Goal(ours="raypq encode", peer="FAISS LinearTransform + PQ", at_least=2.3),

@@ -72,7 +72,7 @@ class Result:
     absent: list[str] = field(default_factory=list)
     goals: list[dict[str, Any]] = field(default_factory=list)
 
-    def judge(self, goals: Sequence[Goal]) -> Result:
+    def with_goals(self, goals: Sequence[Goal]) -> Result:
         """Adds the ratio of each goal; goals whose peer is absent are left out."""
         rates = {line.name: line.rate for line in self.lines}
         for goal in goals:

@@ -86,7 +86,7 @@ def _encode(root: Path, threads: int) -> Result:
         unit="images/s",
         lines=lines,
     )
-    return result.judge([Goal(ours="raypq encode", peer=slower, at_least=0.8)])
+    return result.with_goals([Goal(ours="raypq encode", peer=slower, at_least=0.8)])
 
 
 def _classify(root: Path, threads: int, classes: str | None) -> Iterator[Result]:
@@ -138,7 +138,7 @@ def _classify(root: Path, threads: int, classes: str | None) -> Iterator[Result]
         lines=[ours, *kernel],
         checks={"peak memory of a worker, GB": peak / 1e9},
     )
-    yield result.judge([Goal(ours=ours.name, peer="kernel alone", at_least=0.6)])
+    yield result.with_goals([Goal(ours=ours.name, peer="kernel alone", at_least=0.6)])
     yield _growth(B, tables)
 
 
@@ -170,7 +170,7 @@ def _workers(root: Path, classes: str | None) -> Iterator[Result]:
         result = Result(
             bench="pipeline", case=f"{stage} by one worker and by two", unit="images/s", lines=lines
         )
-        yield result.judge([Goal(ours=lines[1].name, peer=lines[0].name, at_least=1.7)])
+        yield result.with_goals([Goal(ours=lines[1].name, peer=lines[0].name, at_least=1.7)])
 
 
 def _by(workers: int, job: EncodeJob | ClassifyJob, place: str) -> Line:

@@ -41,7 +41,7 @@ def run(threads: int) -> Iterator[Result]:
             result = Result(
                 bench="read", case=f"{ROWS:,} × {DX} float32, {name}", unit="GB/s", lines=lines
             )
-            yield result.judge([Goal(ours="raypq read", peer="pyarrow loop", at_least=0.8)])
+            yield result.with_goals([Goal(ours="raypq read", peer="pyarrow loop", at_least=0.8)])
 
 
 def write_list(folder: Path, *, rows: int, dx: int, shards: int = 4) -> None:

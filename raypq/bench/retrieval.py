@@ -115,7 +115,7 @@ def _compare(
         checks=checks,
         absent=absent,
     )
-    return result.judge([Goal(ours=_OURS, peer="FAISS IndexPQ", at_least=_GOAL)])
+    return result.with_goals([Goal(ours=_OURS, peer="FAISS IndexPQ", at_least=_GOAL)])
 
 
 def _search_jobs(root: Path, Q: NDArray[np.float32], where: ClusterSettings) -> Iterator[SearchJob]:

@@ -63,7 +63,7 @@ def _case(M: int, threads: int) -> Result:
     goals = [Goal(ours="raypq codes", peer="FAISS IndexPQFastScan", at_least=fast)]
     if slow:
         goals.append(Goal(ours="raypq codes", peer="FAISS IndexPQ", at_least=slow))
-    return result.judge(goals)
+    return result.with_goals(goals)
 
 
 def _faiss(

@@ -310,14 +310,13 @@ def _option(name: str, key: str, field: FieldInfo, note: Option, default: Any) -
 
 def _help(field: FieldInfo, default: Any) -> str:
     """The description as a sentence, and the default in brackets."""
-    text, _, told = (field.description or "").rpartition("default: ")
-    text, told = (text, told) if text or "default: " in (field.description or "") else (told, "")
+    text, _, default_text = (field.description or "").partition("default: ")
     text = text.rstrip("; ")
     sentence = f"{text[:1].upper()}{text[1:]}." if text else ""
     if field.is_required():
         sentence += "  [required]"
-    elif told or default not in (None, (), []):
-        sentence += f"  [default: {told or _shown(default)}]"
+    elif default_text or default not in (None, (), []):
+        sentence += f"  [default: {default_text or _shown(default)}]"
     return sentence.strip()
 
 

@@ -43,8 +43,8 @@ class ReindexJob(Job):
     )
     compare: Literal["listing", "content"] = Field(
         "listing",
-        description="what tells that a shard changed; content keeps a shard that was touched but "
-        "holds the same bytes",
+        description="how a changed shard is recognised; content keeps a shard with another time "
+        "that holds the same bytes",
     )
     max_removed: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="a source that lost a larger share of its shards is refused"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, Field
+from pydantic.fields import FieldInfo
 
 from raypq.errors import ConfigError
 
@@ -124,11 +125,7 @@ def places(settings: BaseModel, *, below: str = "") -> Iterator[Place]:
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         items = value if isinstance(value, list | tuple) else [value]
-        uses = [
-            note
-            for note in notes(field.annotation, field.metadata)
-            if isinstance(note, Reads | Writes)
-        ]
+        uses = _uses(field)
         key = f"{below}{name}"
         for number, item in enumerate(items):
             if isinstance(item, BaseModel):
@@ -142,11 +139,7 @@ def with_places(settings: S, change: Callable[[str, Reads | Writes], str]) -> S:
     """Settings in which every path that they name, those of their sections included, is changed."""
     changed: dict[str, Any] = {}
     for name, field in type(settings).model_fields.items():
-        uses = [
-            note
-            for note in notes(field.annotation, field.metadata)
-            if not isinstance(note, NoPlace)
-        ]
+        uses = _uses(field)
 
         def new(value: Any, uses: Sequence[Reads | Writes] = uses) -> Any:
             if isinstance(value, BaseModel):
@@ -157,6 +150,17 @@ def with_places(settings: S, change: Callable[[str, Reads | Writes], str]) -> S:
 
         changed[name] = new(getattr(settings, name))
     return settings.model_copy(update=changed)
+
+
+def is_library_model(backbone: str) -> bool:
+    """Whether a backbone is a model of a library (``timm:NAME``) and no path."""
+    library, colon, _ = backbone.partition(":")
+    return bool(colon) and library in ("torchvision", "timm")
+
+
+def _uses(field: FieldInfo) -> list[Reads | Writes]:
+    every = notes(field.annotation, field.metadata)
+    return [note for note in every if isinstance(note, Reads | Writes)]
 
 
 def notes(annotation: Any, metadata: Any = ()) -> Iterator[Reads | Writes | NoPlace]:

@@ -76,28 +76,22 @@ def _agree_on_tokens(address: str) -> None:
     Raises:
         ClusterError: the token is missing or wrong, or the user's mode contradicts the cluster's.
     """
-    chosen = os.environ.get(AUTH_MODE_ENV_VAR)
-    if chosen is None:
+    with authentication_restored():
         _set_mode("disabled")
-    if is_token_auth_enabled():
-        if not _accepts(address):
+        requires_token = not _accepts(address)
+    if requires_token:
+        # Where the user chose no mode; one that was chosen stays.
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        if not is_token_auth_enabled() or not _accepts(address):
             raise no_token(address)
-        with authentication_restored():
-            _set_mode("disabled")
-            without_tokens = _accepts(address)
-        if without_tokens:
-            raise ClusterError(
-                f"the Ray cluster at {address!r} runs without tokens, and {AUTH_MODE_ENV_VAR}="
-                f"{chosen} has this client refuse messages without one: unset {AUTH_MODE_ENV_VAR}, "
-                f"or start the cluster with {AUTH_MODE_ENV_VAR}=token"
-            )
-    elif not _accepts(address):
-        if chosen is not None:
-            raise no_token(address)
-        _set_mode(None)
-        has_token = maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-        if not has_token or not _accepts(address):
-            raise no_token(address)
+    elif is_token_auth_enabled():
+        raise ClusterError(
+            f"the Ray cluster at {address!r} runs without tokens, and {AUTH_MODE_ENV_VAR}="
+            f"{os.environ[AUTH_MODE_ENV_VAR]} has this client refuse messages without one: unset "
+            f"{AUTH_MODE_ENV_VAR}, or start the cluster with {AUTH_MODE_ENV_VAR}=token"
+        )
+    else:
+        _set_mode("disabled")  # for address auto, ray.init would take a token that lies here
 
 
 def _accepts(address: str) -> bool:

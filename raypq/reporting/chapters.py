@@ -153,14 +153,14 @@ def _models(findings: Findings) -> list[Table]:
     rows: list[list[Any]] = []
     short = shorten([item.place for item in findings.models.values()])
     for fingerprint, item in sorted(findings.models.items(), key=lambda pair: pair[1].place):
-        told, record = item.content["model"], item.content.get("record", {})
-        settings = told.get("settings", {})
-        width = bytes_per_code(told["M"], told["K"])
+        summary, record = item.content["model"], item.content.get("record", {})
+        settings = summary.get("settings", {})
+        width = bytes_per_code(summary["M"], summary["K"])
         rows.append(
             [
-                f"{told['method']} {fingerprint[:8]}", told["M"], told["K"], told["D"],
-                told["dx"], told["metric"], settings.get("normalise", ""),
-                count(record.get("images")), width, f"{4 * told['dx'] / width:,.0f}×",
+                f"{summary['method']} {fingerprint[:8]}", summary["M"], summary["K"], summary["D"],
+                summary["dx"], summary["metric"], settings.get("normalise", ""),
+                count(record.get("images")), width, f"{4 * summary['dx'] / width:,.0f}×",
                 record.get("calibration"), settings.get("seed"), short[item.place],
             ]
         )  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from typing import Literal
 
-from raypq.config.places import Place
+from raypq.config.places import Place, is_library_model
 from raypq.data import model_files
 from raypq.data.storage.shards import SUFFIXES
 from raypq.data.storage.walk import hidden
@@ -126,7 +126,7 @@ def read_files(place: Place) -> Iterator[ReadFiles]:
             ReadFiles(at=Location.of(part), kind="file") for part in {uri, *uri.split("+")} if part
         )
     elif kind == "backbone":
-        if uri.partition(":")[0] not in ("torchvision", "timm"):
+        if not is_library_model(uri):
             yield ReadFiles(at=at, kind="file")
             yield ReadFiles(at=at, kind="root")
             yield from (ReadFiles(at=at / name, kind="file") for name in MODEL_FILES)

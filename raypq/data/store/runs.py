@@ -125,7 +125,7 @@ class OwnMark:
     def _heartbeat(self) -> Iterator[None]:
         began = time.time()
         yield
-        self._was_late |= self._is_late  # judged when the write has ended
+        self._was_late |= self._is_late  # checked when the write has ended
         self._last_beat = began
 
     @property

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from raypq.config import ExtractJob
+from raypq.config.places import is_library_model
 from raypq.data import arrays, images
 from raypq.data.features import (
     FeatureBatch,
@@ -113,8 +114,8 @@ def load_backbone(job: ExtractJob) -> Backbone:
         ModelError: a model directory that cannot be read.
     """
     name, device = job.backbone, job.where.device
-    library, colon, model = name.partition(":")
-    if colon and library in ("torchvision", "timm"):
+    if is_library_model(name):
+        library, _, model = name.partition(":")
         return _torch(library_model(library, model, None, pretrained=True), job)
     if not exists(name):
         raise ConfigError(

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,14 @@ from raypq.errors import InputError
 
 TABLE = Table()
 case = TABLE.case
+
+
+@contextmanager
+def edited(snapshot_file: Path) -> Iterator[list[dict[str, Any]]]:
+    """The shards of a snapshot file, written back as they are left."""
+    document = json.loads(snapshot_file.read_text())
+    yield document["shards"]
+    snapshot_file.write_text(json.dumps(document))
 
 
 def manifest(place: Place, **change: Any) -> Path:
@@ -45,11 +55,10 @@ def note(path: Path, **change: bytes) -> None:
     pq.write_table(table.replace_schema_metadata(metadata), path)
     folder = path.parents[1]
     file = next((folder / "snapshots").iterdir())
-    document = json.loads(file.read_text())
-    for entry in document["shards"]:
-        if entry["path"] == f"data/{path.name}":
-            entry["bytes"] = path.stat().st_size
-    file.write_text(json.dumps(document))
+    with edited(file) as shards:
+        for entry in shards:
+            if entry["path"] == f"data/{path.name}":
+                entry["bytes"] = path.stat().st_size
 
 
 # ---- files that ask for more than they hold ------------------------------------------------
@@ -224,38 +233,30 @@ def a_snapshot_with_a_key_of_its_own(place):
 
 @case(1, "snapshots/00000000000000000001.json", "expected each shard once", "part-0-", "more than")
 def a_snapshot_with_a_shard_twice(place):
-    file = manifest(place)
-    document = json.loads(file.read_text())
-    document["shards"].append(document["shards"][0])
-    file.write_text(json.dumps(document))
+    with edited(manifest(place)) as shards:
+        shards.append(shards[0])
     return place.classify()
 
 
 @case(1, "paths inside the store", "/etc/passwd")
 def a_snapshot_with_an_absolute_path(place):
-    file = manifest(place)
-    document = json.loads(file.read_text())
-    document["shards"][1]["path"] = "/etc/passwd"
-    file.write_text(json.dumps(document))
+    with edited(manifest(place)) as shards:
+        shards[1]["path"] = "/etc/passwd"
     return place.classify()
 
 
 @case(1, "paths inside the store", "link/x.parquet, which is in")
 def a_snapshot_that_leaves_through_a_link(place):
-    file = manifest(place)
-    Path(place("codes"), "link").symlink_to(place.train)
-    document = json.loads(file.read_text())
-    document["shards"][1]["path"] = "link/x.parquet"
-    file.write_text(json.dumps(document))
+    with edited(manifest(place)) as shards:
+        Path(place("codes"), "link").symlink_to(place.train)
+        shards[1]["path"] = "link/x.parquet"
     return place.classify()
 
 
 @case(1, "/data/test--part-0-", "bytes, found")
 def a_snapshot_with_another_size(place):
-    file = manifest(place)
-    document = json.loads(file.read_text())
-    document["shards"][0]["bytes"] += 1
-    file.write_text(json.dumps(document))
+    with edited(manifest(place)) as shards:
+        shards[0]["bytes"] += 1
     return ["snapshots", "verify", place("codes")]
 
 
