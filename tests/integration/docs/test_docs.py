@@ -202,3 +202,10 @@ def test_every_method_has_a_page() -> None:
         told = text + (DOCS / "methods" / "pq.md").read_text("utf-8")
         missing = [key for key in own if f"`{key}`" not in told]
         assert missing == []
+
+
+def test_the_tests_that_pages_name_are_there() -> None:
+    pattern = re.compile(r"((?:contract|faults|golden|gpu|integration|property|unit)/[\w/]*\.py)")
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]:
+        for name in pattern.findall(page.read_text("utf-8")):
+            assert (ROOT / "tests" / name).is_file(), f"{page.name}: no tests/{name}"
