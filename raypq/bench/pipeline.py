@@ -25,6 +25,7 @@ from raypq.data.storage import Shard
 from raypq.data.store import shard_writer, snapshot
 from raypq.execution.local import LocalExecutor
 from raypq.methods.base import Model
+from raypq.methods.pq import PQModel, PQSettings
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
 from raypq.stages.preparation.repack import repack
 
@@ -32,11 +33,12 @@ _ENCODE_ROWS = 65_536
 _STORED, _SHARDS, _M = 1_000_000, 16, 50
 _GROWTH = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 _RAY_REPEATS = 3
+_TINY_SHARDS, _TINY_ROWS, _TINY_DX = 2000, 64, 32
 
 
 def run(threads: int, classes: str | None = None) -> Iterator[Result]:
     """Encode from Parquet; classify a million stored codes; how the cost grows with N; what a
-    second worker brings. Needs two cores.
+    second worker brings; what Ray costs where shards are tiny. Needs two cores.
 
     Args:
         classes: a class table to classify against (generated if None); 21,841 classes make the
@@ -46,6 +48,7 @@ def run(threads: int, classes: str | None = None) -> Iterator[Result]:
         yield _encode(Path(folder), threads)
         yield from _classify(Path(folder), threads, classes)
         yield from _workers(Path(folder), classes)
+        yield _tiny(Path(folder))
 
 
 def _encode(root: Path, threads: int) -> Result:
@@ -171,6 +174,43 @@ def _workers(root: Path, classes: str | None) -> Iterator[Result]:
             bench="pipeline", case=f"{stage} by one worker and by two", unit="images/s", lines=lines
         )
         yield result.with_goals([Goal(ours=lines[1].name, peer=lines[0].name, at_least=1.7)])
+
+
+def _tiny(root: Path) -> Result:
+    """Encode thousands of tiny shards in a loop, and on a local Ray from its start to its end."""
+    X = np.random.default_rng(0).standard_normal((4096, _TINY_DX), dtype=np.float32)
+    C = clustered_data.quantizer(X, 8, 256)
+    PQModel(settings=PQSettings(M=8), tensors={"C": C}, dx=_TINY_DX).save(str(root / "tiny-model"))
+    read.write_list(root / "one", rows=_TINY_ROWS, dx=_TINY_DX, shards=1)
+    (one,) = (root / "one").glob("*.parquet")
+    tiny = root / "tiny"
+    tiny.mkdir()
+    for shard in range(_TINY_SHARDS):
+        (tiny / f"{shard:04d}.parquet").hardlink_to(one)
+    lines = []
+    for name, where in (
+        ("plain loop", ClusterSettings(cluster="none", workers=1)),
+        ("2 workers, with Ray's start", ClusterSettings(cluster="local", workers=2)),
+    ):
+        job = EncodeJob(
+            model=str(root / "tiny-model"),
+            features=[str(tiny)],
+            duplicate_ids="ignore",
+            output=str(root / f"tiny-codes-{where.cluster}"),
+            where=where,
+        )
+        start = time.perf_counter()
+        api.encode(job)
+        seconds = time.perf_counter() - start
+        ours = where.cluster == "local"
+        lines.append(Line(name=name, rate=_TINY_SHARDS / seconds, seconds=seconds, ours=ours))
+    return Result(
+        bench="pipeline",
+        case=f"encode {_TINY_SHARDS:,} shards of {_TINY_ROWS} images",
+        unit="shards/s",
+        lines=lines,
+        checks={"seconds beyond the plain loop": lines[1].seconds - lines[0].seconds},
+    )
 
 
 def _by(workers: int, job: EncodeJob | ClassifyJob, place: str) -> Line:
