@@ -66,14 +66,13 @@ class _Grouped(click.Group):
 )
 @click.version_option(__version__)
 def main() -> None:
-    """Compress image features to a few dozen bytes each; classify and search straight from the
-    codes.
+    """Compress image features to a few dozen bytes each; classify and search by the codes alone.
 
     \b
-    raypq demo                                   the whole path on generated data
+    raypq demo                                   every step below on generated data
     raypq train pqzsl --features F --classes C --output MODEL
     raypq encode --model MODEL --features F --output CODES
-    raypq classify --model MODEL --codes CODES --classes C --output PREDICTIONS
+    raypq classify --codes CODES --classes C --output PREDICTIONS
     raypq evaluate classification --predictions PREDICTIONS --classes C
     raypq search --codes CODES --queries F --output FOUND
     """

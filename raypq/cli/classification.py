@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @job_command("raypq.config:ClassifyJob")
 def classify(job: ClassifyJob) -> None:
-    """Classify stored codes: the best classes of every image, from lookup tables.
+    """Find the best classes of every stored image, from its code and lookup tables.
 
     \b
     Example:
@@ -34,7 +34,7 @@ def classify(job: ClassifyJob) -> None:
 
 @click.group()
 def evaluate() -> None:
-    """Compare results with labels.
+    """Evaluate predictions, retrieval or a representation against labels.
 
     \b
     Example:
@@ -45,7 +45,7 @@ def evaluate() -> None:
 @job_command("raypq.config:EvaluateJob", "classification", group=evaluate)
 @result_tables.json_file
 def evaluate_classification(job: EvaluateJob, json_file: str | None) -> None:
-    """ZSL and GZSL accuracy, H, hit@k and the seen-unseen curve of a prediction store.
+    """Measure ZSL and GZSL accuracy, H, hit@k and the seen-unseen curve.
 
     \b
     Example:
@@ -58,7 +58,7 @@ def evaluate_classification(job: EvaluateJob, json_file: str | None) -> None:
 
 @job_command("raypq.config:AddClassesJob", "add-classes")
 def add_classes(job: AddClassesJob) -> None:
-    """Extend a model by new classes, from their embeddings. Codes stay as they are.
+    """Add classes to a model, from their embeddings; codes stay as they are.
 
     \b
     Example:
@@ -71,7 +71,7 @@ def add_classes(job: AddClassesJob) -> None:
 
 @job_command("raypq.config:InferSemanticsJob", "infer-semantics")
 def infer_semantics(job: InferSemanticsJob) -> None:
-    """Describe images of classes without an embedding by the known classes, from their codes.
+    """Describe images of unknown classes by similar known classes, from their codes.
 
     \b
     Example:

@@ -10,10 +10,10 @@ from raypq.cli.options import show, verb
 @click.command()
 @verb
 def doctor() -> None:
-    """Say what this installation can do and use: kernels, threads, torch, CUDA, CPUs, memory.
+    """Show what this installation can use: kernels, threads, torch, CUDA, CPUs, memory.
 
-    CPUs and memory are what this process may use, and what limits them; workers, their memory and
-    what they keep of features in training are the defaults that follow.
+    CPUs and memory are shown with the limit that applies (cgroup, affinity, machine). The default
+    number of workers, their memory and their cache of features follow from them.
 
     \b
     Example:

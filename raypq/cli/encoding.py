@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 @job_command("raypq.config:EncodeJob")
 def encode(job: EncodeJob) -> None:
-    """Turn features into codes: one code file for each shard, one new version of the store.
+    """Turn features into codes.
+
+    Each shard becomes one code file, and each run one new version of the store.
 
     \b
     Example:

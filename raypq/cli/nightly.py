@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 @job_command("raypq.config:ReindexJob")
 def reindex(job: ReindexJob) -> None:
-    """Bring codes and predictions up to date with a feature store: only what changed is done.
+    """Bring codes and predictions up to date with a feature store.
 
-    The prediction stores are in the file of --config, under the key classify.
+    Only new and changed shards are encoded and classified. The prediction stores are in the file
+    of --config, under the key classify.
 
     \b
     Example:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @job_command("raypq.config:ExtractJob")
 def extract(job: ExtractJob) -> None:
-    """Turn images into features: one feature file for each shard of images.
+    """Turn images into features, one feature file per shard of images.
 
     \b
     Example:
@@ -26,11 +26,11 @@ def extract(job: ExtractJob) -> None:
 
 @job_command("raypq.config:SplitJob")
 def split(job: SplitJob) -> None:
-    """Cut a labelled store into the parts of a semi-supervised retrieval protocol.
+    """Divide a labelled store by a protocol of semi-supervised retrieval.
 
     \b
-    Protocol 1: labelled/ a few rows of each class, unlabelled/ (the database), queries/.
-    Protocol 2: labelled/ of a share of the classes, unlabelled/ (the database), queries/ of others.
+    Protocol 1: labelled/ holds a few rows of each class; unlabelled/ is the database.
+    Protocol 2: labelled/ holds a share of the classes; unlabelled/ and queries/ hold the others.
 
     \b
     Example:
@@ -56,7 +56,9 @@ def repack(job: RepackJob) -> None:
 
 @job_command("raypq.config:ImportXlsa17Job", "import-xlsa17")
 def import_xlsa17(job: ImportXlsa17Job) -> None:
-    """Convert res101.mat and att_splits.mat in the folder SOURCE, with the Proposed Split.
+    """Convert a benchmark in the xlsa17 format to Parquet.
+
+    The folder SOURCE holds res101.mat and att_splits.mat (Proposed Split).
 
     \b
     Example:

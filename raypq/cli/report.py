@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 @job_command("raypq.config:ReportSettings")
 def report(settings: ReportSettings) -> None:
-    """One self-contained HTML page of what is found in PLACES: files, folders, models, stores.
+    """Write a self-contained HTML page about result files, models and stores.
 
-    Result files are those of raypq evaluate --json and raypq bench --json. Folders are searched.
+    PLACES are files, models, stores, and folders, which are searched. Result files are those of
+    raypq evaluate --json and raypq bench --json.
 
     \b
     Example:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @job_command("raypq.config:FewShotJob", "fewshot", group=evaluate)
 @result_tables.json_file
 def fewshot(job: FewShotJob, json_file: str | None) -> None:
-    """Accuracy of classifiers trained on a few examples, mean over episodes.
+    """Measure the accuracy of classifiers trained on a few examples, over many episodes.
 
     \b
     Example:
@@ -29,7 +29,7 @@ def fewshot(job: FewShotJob, json_file: str | None) -> None:
 @job_command("raypq.config:ClusterabilityJob", "clusterability", group=evaluate)
 @result_tables.json_file
 def clusterability(job: ClusterabilityJob, json_file: str | None) -> None:
-    """Mutual information of k-means clusters with the labels.
+    """Measure the mutual information of k-means clusters and labels.
 
     \b
     Example:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def snapshots() -> None:
-    """Look at the versions of a store, go back to one, and clear what none of them needs.
+    """List, compare, verify and restore the versions of a store; remove unused files.
 
     \b
     Example:
@@ -34,7 +34,7 @@ def snapshots() -> None:
 
 @job_command("raypq.config:ListSettings", "list", group=snapshots)
 def snapshots_list(settings: ListSettings) -> None:
-    """One line for each version of STORE, oldest first.
+    """List the versions of STORE, oldest first, one JSON object a line.
 
     \b
     Example:
@@ -48,7 +48,7 @@ def snapshots_list(settings: ListSettings) -> None:
 
 @job_command("raypq.config:ShowSettings", "show", group=snapshots)
 def snapshots_show(settings: ShowSettings) -> None:
-    """The whole snapshot of a version of STORE.
+    """Show the snapshot of a version of STORE.
 
     \b
     Example:
@@ -74,7 +74,7 @@ def snapshots_verify(settings: VerifySettings) -> None:
 
 @job_command("raypq.config:DiffSettings", "diff", group=snapshots)
 def snapshots_diff(settings: DiffSettings) -> None:
-    """Shards that versions OLD and NEW (default: the latest) of STORE do not share.
+    """List the shards in which versions OLD and NEW (default: the latest) of STORE differ.
 
     \b
     Example:

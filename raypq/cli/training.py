@@ -36,7 +36,9 @@ class _TrainCommand(JobCommand):
 
 @job_command("raypq.config:TrainJob", cls=_TrainCommand)
 def train(job: TrainJob) -> None:
-    """Train METHOD (pq, opq, pqzsl, vq, dpq, gpq, psr, clusterable, eszsl, sae) and save its model.
+    """Train a model by METHOD and save it.
+
+    METHOD is pq, opq, pqzsl, vq, dpq, gpq, psr, clusterable, eszsl or sae.
 
     With METHOD, --config may also be a file of the method's settings alone; --set counts over it.
 

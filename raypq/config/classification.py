@@ -24,9 +24,7 @@ from raypq.config.settings import Metric, Positive, UserSettings, Workers
 
 UnknownLabels = Annotated[
     Literal["report", "refuse"],
-    Field(
-        description="labels, and candidates in a file, that the class table lacks: warn, or fail"
-    ),
+    Field(description="labels and candidates that the class table lacks: warn or fail"),
 ]
 
 
@@ -41,9 +39,11 @@ class ClassificationTarget(UserSettings):
         "by +",
     )
     top_k: Positive = Field(10, description="classes per image")
-    metric: Metric | None = Field(None, description="default: the model's")
+    metric: Metric | None = Field(
+        None, description="similarity of image and class; default: the model's"
+    )
     calibration: float | Literal["model"] = Field(
-        0.0, description="subtracted from the scores of seen classes: a number, or 'model'"
+        0.0, description="number subtracted from the scores of seen classes, or 'model'"
     )
     unknown_labels: UnknownLabels = "report"
     output: NewStore = Field(description="prediction store to write a version of")
@@ -75,13 +75,13 @@ class EvaluateJob(CpuJob):
     verb: ClassVar[str] = "raypq evaluate classification"
 
     predictions: Store = Field(description="prediction store")
-    version: Version | None = Field(None, description="its version; default: latest")
-    classes: InputFile = Field(description="class table (Parquet)")
-    split: Split = Field(
-        "all", description="evaluate only images of these classes (as --candidates)"
+    version: Version | None = Field(
+        None, description="version of the prediction store; default: latest"
     )
+    classes: InputFile = Field(description="class table (Parquet)")
+    split: Split = Field("all", description="classes whose images are evaluated (as --candidates)")
     calibration: float | None = Field(
-        None, description="for calibrated stacking; default: the model's"
+        None, description="class split for calibrated stacking; default: the model's"
     )
     unknown_labels: UnknownLabels = "report"
 
@@ -107,7 +107,7 @@ class InferSemanticsJob(CpuJob):
     codes: Store = Field(description="code store")
     version: Version | None = Field(None, description="version of the code store; default: latest")
     classes: InputFile = Field(description="class table (Parquet) of the known classes")
-    candidates: Split = Field("all", description="which of them")
+    candidates: Split = Field("all", description="classes to choose from")
     by: Literal["image", "label"] = Field(
         "image", description="one result per image, or one for all images of a label together"
     )
@@ -115,6 +115,6 @@ class InferSemanticsJob(CpuJob):
         (), description="only images of these labels; may be repeated; default: all"
     )
     top_k: Positive = Field(3, description="classes per image")
-    tau: float = Field(0.0, ge=-1, le=1, description="similar from this cosine on")
+    tau: float = Field(0.0, ge=-1, le=1, description="smallest cosine of similar classes")
     output: NewShards = Field(description="folder to write Parquet files to")
     on_bad_shard: OnBadShard = "fail"

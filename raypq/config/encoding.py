@@ -13,15 +13,15 @@ from raypq.config.settings import Precision
 DuplicateIds = Annotated[
     Literal["report", "refuse", "ignore"],
     Field(
-        description="ids that occur more than once, within a shard or across shards: warn, make no "
-        "version, or do not look"
+        description="action on ids that occur more than once, within or across shards: warn, fail "
+        "without a version, or none"
     ),
 ]
 ProjectionPrecision = Annotated[
     Precision,
     Field(
-        description="of the projection; bf16 is faster and the share of codes it changes is "
-        "reported"
+        description="precision of the projection; bf16 is faster, and the share of codes that it "
+        "changes is reported"
     ),
 ]
 

@@ -36,12 +36,13 @@ class Columns(UserSettings):
         "where there is one",
     )
     image_size: Positive | None = Field(
-        None, description="pixels on a side, where the feature column holds encoded images"
+        None,
+        description="side of a square image in pixels, if the feature column holds encoded images",
     )
     bad_images: int = Field(
         0,
         ge=0,
-        description="undecodable images of a shard that are left out; one more makes it bad",
+        description="largest number of undecodable images that a shard may leave out",
     )
 
 
@@ -53,18 +54,18 @@ class WorkerSettings(UserSettings):
     """Workers of a job that uses CPUs alone."""
 
     cluster: Name = Field("local", description="Ray cluster: none, local, or an address")
-    threads: Threads = Field(1, description="CPU threads of a worker; also its num_cpus on Ray")
+    threads: Threads = Field(1, description="CPU threads per worker; also its num_cpus on Ray")
     workers: Workers = Field(
         default_factory=_workers,
-        description="workers; default: what CPUs and memory allow (raypq doctor)",
+        description="number of workers; default: as CPUs and memory allow (raypq doctor)",
     )
     memory_per_worker: Annotated[float, Field(gt=0, le=_MAX_GIB)] | None = Field(
         None,
-        description="GiB of a worker, which Ray keeps for it; default: its part of a node, 5 at "
-        "most",
+        description="memory per worker in GiB, which Ray reserves; default: its share of a node, 5 "
+        "at most",
     )
     start_timeout: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = Field(
-        _START_TIMEOUT, description="seconds to wait for a first worker on Ray"
+        _START_TIMEOUT, description="seconds to wait for the first worker on Ray"
     )
 
     @field_validator("start_timeout", "gpus_per_worker", check_fields=False)
@@ -88,9 +89,9 @@ class ClusterSettings(WorkerSettings):
     """Workers of a job, which may use GPUs."""
 
     gpus_per_worker: Annotated[float, Field(ge=0, le=_MAX_GPUS)] = Field(
-        0.0, description="GPUs that Ray keeps for a worker; a part of one, such as 0.5, shares it"
+        0.0, description="GPUs that Ray reserves per worker; a fraction, such as 0.5, shares one"
     )
-    device: Literal["cpu", "cuda"] = Field("cpu", description="what a worker computes on")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="device of a worker's computations")
 
     @classmethod
     def of(cls, workers: WorkerSettings) -> ClusterSettings:

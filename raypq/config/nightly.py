@@ -18,13 +18,17 @@ from raypq.config.settings import MAX_SECONDS, UserSettings
 class DriftLimits(UserSettings):
     """How far a shard may be from the training data before it is called drifted."""
 
-    error: Annotated[float, Field(ge=0)] = Field(0.25, description="rise of the relative error")
-    norm: Annotated[float, Field(ge=0)] = Field(
-        0.25, description="relative change of the norm, either way"
+    error: Annotated[float, Field(ge=0)] = Field(
+        0.25, description="largest rise of the relative quantization error"
     )
-    entropy: Annotated[float, Field(ge=0)] = Field(0.5, description="bits of code entropy lost")
+    norm: Annotated[float, Field(ge=0)] = Field(
+        0.25, description="largest relative change of the mean norm"
+    )
+    entropy: Annotated[float, Field(ge=0)] = Field(
+        0.5, description="largest loss of code entropy, in bits"
+    )
     sigmas: Annotated[float, Field(ge=0)] = Field(
-        4.0, description="standard deviations (of shards, and of a sample's mean) that are chance"
+        4.0, description="standard deviations that a change must exceed to count as drift"
     )
 
 
@@ -39,28 +43,29 @@ class ReindexJob(Job):
     precision: ProjectionPrecision = "fp32"
     duplicate_ids: DuplicateIds = "report"
     classify: Annotated[list[ClassificationTarget], Option(file_only=True)] = Field(
-        default_factory=list, description="prediction stores to keep up to date"
+        default_factory=list, description="prediction store to keep up to date; may be repeated"
     )
     compare: Literal["listing", "content"] = Field(
         "listing",
-        description="how a changed shard is recognised; content keeps a shard with another time "
+        description="test for a changed shard; content keeps a shard with another time "
         "that holds the same bytes",
     )
     max_removed: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="a source that lost a larger share of its shards is refused"
+        0.5, description="largest share of the shards that may be gone from the source"
     )
     rollout: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="share of all shards that a night moves to another model or settings"
+        1.0, description="share of all shards that one run may move to another model or settings"
     )
     drift: Annotated[DriftLimits, Option(prefix="drift-")] = DriftLimits()
     fail_on_drift: bool = Field(
-        False, description="exit with 1 if new shards drifted; all is committed"
+        False,
+        description="exit status 1 if new shards drifted; the version is committed all the same",
     )
     fail_on_quarantined: bool = Field(
-        False, description="exit with 1 if shards are left out; everything else is committed"
+        False, description="exit status 1 if shards are left out; all others are committed"
     )
     lease_seconds: Annotated[float, Field(ge=1, le=MAX_SECONDS)] = Field(
-        60.0, description="a run without a sign of life for so long counts as crashed"
+        60.0, description="seconds without a heartbeat after which a run counts as crashed"
     )
     dry_run: bool = Field(False, description="print the plan and its estimated time; do nothing")
     on_bad_shard: OnBadShard = Field(

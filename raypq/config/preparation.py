@@ -29,8 +29,10 @@ class RepackJob(CpuJob):
 
     features: Paths = Field(description="Parquet folder, file or glob; may be repeated")
     output: NewShards = Field(description="folder to write; shards keep their names")
-    dtype: Literal["float32", "float16"] = Field("float32", description="of the features written")
-    overwrite: bool = Field(False, description="write over shards that are there already")
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="type of the features written"
+    )
+    overwrite: bool = Field(False, description="replace shards that are there already")
     on_bad_shard: OnBadShard = "fail"
     columns: Columns = Columns()
 
@@ -52,10 +54,13 @@ class ExtractJob(Job):
         [0.485, 0.456, 0.406],
         min_length=3,
         max_length=3,
-        description="subtracted from the red, green and blue of an image",
+        description="mean of red, green and blue, subtracted from an image",
     )
     std: list[Annotated[float, Field(gt=0)]] = Field(
-        [0.229, 0.224, 0.225], min_length=3, max_length=3, description="what they are divided by"
+        [0.229, 0.224, 0.225],
+        min_length=3,
+        max_length=3,
+        description="standard deviation of red, green and blue, by which they are divided",
     )
     on_bad_shard: OnBadShard = "fail"
     columns: Columns = Columns(feature=_IMAGE)
@@ -75,7 +80,7 @@ class SplitJob(CpuJob):
     protocol: Literal[1, 2]
     features: Paths = Field(description="labelled rows; may be repeated")
     test: MaybePaths = Field(
-        default_factory=list, description="test rows, if they are stored apart; may be repeated"
+        default_factory=list, description="test rows, if stored apart; may be repeated"
     )
     output: Annotated[Uri, Writes("parts")] = Field(description="folder to write the parts below")
     labelled: Positive | None = Field(
@@ -102,4 +107,4 @@ class ImportXlsa17Job(Job):
     output: Annotated[Uri, Writes("xlsa17")] = Field(
         description="folder for the stores and the class table"
     )
-    rows: Positive = Field(5000, description="rows of a Parquet file")
+    rows: Positive = Field(5000, description="rows per Parquet file")

@@ -56,4 +56,4 @@ class ClusterabilityJob(ProbeJob):
 
     verb: ClassVar[str] = "raypq evaluate clusterability"
 
-    restarts: Positive = Field(5, description="of k-means")
+    restarts: Positive = Field(5, description="initialisations of k-means")

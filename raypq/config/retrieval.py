@@ -29,10 +29,12 @@ CodeModel = Annotated[
     ModelFolder | None,
     Field(description="model directory; default: the models kept in the code store"),
 ]
-ModelMetric = Annotated[Metric | None, Field(description="default: the model's")]
+ModelMetric = Annotated[
+    Metric | None, Field(description="similarity of image and class; default: the model's")
+]
 QueryDistance = Annotated[
     Distance,
-    Field(description="queries as they are (asymmetric), or compressed too (symmetric)"),
+    Field(description="queries uncompressed (asymmetric) or compressed too (symmetric)"),
 ]
 
 
@@ -47,7 +49,7 @@ class SearchJob(Job):
     queries: Paths | None = Field(None, description="query features (Parquet); may be repeated")
     query_ids: InputFile | None = Field(
         None,
-        description="instead: a file of ids of stored codes, one a line; needs --distance sdc",
+        description="file of ids of stored codes as queries, one a line; needs --distance sdc",
     )
     top_k: Positive = Field(100, description="results per query")
     metric: ModelMetric = None
@@ -56,13 +58,13 @@ class SearchJob(Job):
         Field(None, description="rows to search: \"label = 'x'\"")
     )
     ids: InputFile | None = Field(
-        None, description="search only rows with these ids: a file, one a line"
+        None, description="file of ids to search, one a line; default: all"
     )
     rerank: Positive | None = Field(
-        None, description="candidates per query to score again by their original vectors"
+        None, description="candidates per query to rescore by their original vectors"
     )
     features: Paths | None = Field(
-        None, description="the original vectors, for --rerank; may be repeated"
+        None, description="original vectors for --rerank; may be repeated"
     )
     output: NewStore = Field(description="result store to write a version of")
     on_bad_shard: OnBadShard = "fail"
@@ -106,7 +108,7 @@ class DuplicatesJob(Job):
     metric: ModelMetric = None
     max_pairs: Positive = Field(
         20_000_000,
-        description="refuse a threshold that gives more; pairs are sorted in one worker's memory",
+        description="largest number of pairs; they are sorted in one worker's memory",
     )
     output: NewStore = Field(description="store of pairs to write a version of")
     on_bad_shard: OnBadShard = "fail"

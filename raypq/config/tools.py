@@ -12,7 +12,7 @@ from raypq.config.places import InputFile, NewFile, NoPlace, Reads, Store, Text,
 from raypq.config.settings import Positive, Threads
 
 StoreArgument = Annotated[Store, Option(argument=True)]
-LatestVersion = Annotated[Version | None, Field(description="default: latest")]
+LatestVersion = Annotated[Version | None, Field(description="version; default: latest")]
 
 
 class DemoSettings(Job):
@@ -66,12 +66,12 @@ class BenchSettings(Job):
         None, description="class table for the pipeline bench; default: generated"
     )
     json_file: Annotated[NewFile | None, Option(names=("--json",))] = Field(
-        None, description="write the figures here too"
+        None, description="file to write the figures to as well"
     )
     show: InputFile | None = Field(
-        None, description="run nothing: print this result file as Markdown tables"
+        None, description="result file to print as Markdown tables; nothing is run"
     )
-    goals: bool = Field(False, description="with --show: only what has a goal, in one table")
+    goals: bool = Field(False, description="with --show: only rows with a goal, in one table")
     processor_time: bool = Field(
         False,
         description="rates only: count the processor's seconds of one worker, for a machine that "
@@ -103,7 +103,7 @@ class VerifySettings(Job):
 
     store: StoreArgument
     version: LatestVersion = None
-    sha256: bool = Field(False, description="read every byte, not only the sizes")
+    sha256: bool = Field(False, description="check every byte, not only the sizes")
 
 
 class DiffSettings(Job):
@@ -133,6 +133,7 @@ class CollectSettings(Job):
     store: StoreArgument
     keep: Positive | None = Field(None, description="latest versions to retain; default: all")
     older_than_days: Annotated[float, Field(ge=0)] = Field(
-        7.0, description="younger files may belong to a run that is not finished"
+        7.0,
+        description="least age of a file to remove; younger ones may belong to an unfinished run",
     )
     delete: bool = Field(False, description="remove the files; otherwise only list them")

@@ -38,7 +38,7 @@ class TrainJob(Job):
         default_factory=dict, description="a method setting, such as M=37; may be repeated"
     )
     overwrite: Overwrite = False
-    tune: bool = Field(False, description="choose settings on held-out training classes first")
+    tune: bool = Field(False, description="first choose settings on held-out training classes")
     cache_bytes: Annotated[int | None, Option(names=("--cache-gb",), unit=_GIB)] = Field(
         None,
         ge=0,
@@ -65,17 +65,17 @@ class AblationJob(Job):
         description="test rows; may be repeated; default: a tenth of --train, held out",
     )
     classes: InputFile = Field(description="class table (Parquet)")
-    seeds: Positive = Field(1, description="trainings of a variant")
+    seeds: Positive = Field(1, description="trainings per variant")
     queries: Positive = Field(1000, description="number of query rows")
     labelled: Positive = Field(
-        500, description="rows of each class that keep their label, where the method is gpq"
+        500, description="rows of each class that keep their label (gpq only)"
     )
     settings: Annotated[dict[str, Any], Option(names=("--set",), metavar="KEY=VALUE")] = Field(
         default_factory=dict,
         description="a method setting for every variant, such as epochs=8; may be repeated",
     )
     json_file: Annotated[NewFile | None, Option(names=("--json",))] = Field(
-        None, description="write the figures here; rows that the file has already are kept"
+        None, description="file to write the figures to; its rows are kept"
     )
     columns: Columns = Columns()
     where: ClusterSettings = ClusterSettings()

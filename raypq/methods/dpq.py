@@ -47,14 +47,18 @@ class DPQSettings(TrunkSettings):
     )
     hidden: Positive = Field(1024, description="units of the mlp")
     dropout: float = Field(0.5, ge=0, lt=1, description="in the mlp and in vgg32")
-    width: Positive = Field(500, description="units U of the embedding layer; cut to a multiple")
-    part_hidden: Positive = Field(128, description="units of each part's network")
+    width: Positive = Field(
+        500, description="units U of the embedding layer; cut to a multiple of M"
+    )
+    part_hidden: Positive = Field(128, description="hidden units of each sub-network")
     d: Positive | None = Field(None, description="width of a codeword; default: U / M")
-    hard: float = Field(1.0, ge=0, description="weight of the softmax loss on hard")
+    hard: float = Field(
+        1.0, ge=0, description="weight of the softmax loss on the hard representation"
+    )
     central: float = Field(0.03, ge=0, description="weight of the joint central loss, eq. 5")
     gini_batch: float = Field(4.0, ge=0, description="weight of eq. 6")
     gini_sample: float = Field(0.1, ge=0, description="weight of eq. 7")
-    intra_norm: bool = Field(False, description="unit length for each part of soft and hard")
+    intra_norm: bool = Field(False, description="unit length for each sub-vector of soft and hard")
 
 
 def soft_of(p: Tensor, C: Tensor) -> Tensor:

@@ -53,22 +53,26 @@ class GPQSettings(TrunkSettings):
     schedule: Schedule = "cosine"
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first momentum")
     rate: float = Field(2e-4, gt=0, description="learning rate of Adam at the start")
-    d: Positive = Field(12, description="width of a part")
-    alpha: float = Field(8.0, gt=0, description="how hard soft assignment is, eq. 1")
+    d: Positive = Field(12, description="width of a sub-vector")
+    alpha: float = Field(8.0, gt=0, description="sharpness of soft assignment, eq. 1")
     beta: float = Field(4.0, gt=0, description="scale of the cosine classifier, eq. 3 and 4")
     lambda1: float = Field(0.1, ge=0, description="weight of the classification loss, eq. 5")
     lambda2: float = Field(0.1, ge=0, description="weight of the entropy mini-max, eq. 5")
     similarity: Literal["npair", "triplet"] = Field(
         "npair", description="the metric loss; triplet is the paper's GPQ-T"
     )
-    margin: float = Field(0.1, gt=0, description="of the triplet loss")
+    margin: float = Field(0.1, gt=0, description="margin of the triplet loss")
     joint: float = Field(
         3.0, ge=0, description="weight of classifying whole rows and their codes; 0: the paper's"
     )
     distil: float = Field(
-        3.0, ge=0, description="as joint, of unlabelled rows by expected classes; 0: the paper's"
+        3.0,
+        ge=0,
+        description="as joint, for unlabelled rows by their expected classes; 0: the paper's",
     )
-    distil_from: int = Field(3, ge=0, description="epoch of the first distil, counted from 0")
+    distil_from: int = Field(
+        3, ge=0, description="first epoch with the distil term, counted from 0"
+    )
     gamma: float = Field(8.0, gt=0, description="scale of the cosine classifier of whole rows")
     query: Literal["classes", "vector"] = Field(
         "classes", description="query vectors of asymmetric search; vector: the paper's"

@@ -44,18 +44,20 @@ class GradientSettings(MethodSettings):
     """Settings of every method that trains by gradient."""
 
     epochs: Positive = Field(16, description="passes over the rows")
-    batch: Positive = Field(256, description="rows of a step, over all workers")
+    batch: Positive = Field(256, description="rows per step, over all workers")
     rate: float = Field(1e-3, gt=0, description="learning rate of Adam at the start")
-    schedule: Schedule = Field("cosine", description="how the learning rate falls")
-    decay: float = Field(0.95, gt=0, le=1, description="of the rate an epoch, if exponential")
+    schedule: Schedule = Field("cosine", description="schedule of the learning rate")
+    decay: float = Field(
+        0.95, gt=0, le=1, description="factor of the rate per epoch, if exponential"
+    )
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first momentum")
     weight_decay: float = Field(0.0, ge=0)
-    shuffle: Positive = Field(65_536, description="rows that a step is drawn from, at most")
-    validation: int = Field(0, ge=0, description="training rows held out to judge each epoch by")
+    shuffle: Positive = Field(65_536, description="size of the shuffle buffer, in rows")
+    validation: int = Field(0, ge=0, description="training rows held out to validate each epoch")
     patience: int = Field(
         0, ge=0, description="stop after so many epochs without a better validation score; 0: never"
     )
-    precision: Precision = Field("fp32", description="of the forward pass in training")
+    precision: Precision = Field("fp32", description="precision of the forward pass in training")
 
 
 class GradientMethod(Method):

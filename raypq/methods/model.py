@@ -32,7 +32,9 @@ class MethodSettings(UserSettings):
     K: int = Field(256, ge=1, le=256, description="codewords in each sub-codebook")
     metric: Metric = "l2"
     seed: int = Field(0, ge=0)
-    normalise: Normalise = Field("none", description="of features, before anything else")
+    normalise: Normalise = Field(
+        "none", description="normalisation of features, before anything else"
+    )
 
 
 _MAX_CODEWORDS = 256  # in a sub-codebook: a code is a byte

@@ -43,7 +43,7 @@ class PQSettings(MethodSettings):
     tolerance: float = Field(
         1e-4, ge=0, description="stop when the objective falls by less, relatively"
     )
-    sample: Positive = Field(16384, description="rows that seed the codebooks")
+    sample: Positive = Field(16384, description="rows to initialise the codebooks from")
 
 
 class PQModel(LinearModel):

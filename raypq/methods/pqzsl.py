@@ -53,7 +53,7 @@ class PQZSLSettings(MomentsSettings):
     alpha: float = Field(300.0, gt=0, description="weight of the centre loss, eq. 11")
     beta: float = Field(1.0, gt=0, description="weight of reconstructing attributes, eq. 13")
     lam: float = Field(1.0, gt=0, description="weight of projecting attributes, eq. 13")
-    gamma: float = Field(1e4, gt=0, description="how strictly Z_s = ZY, eq. 20")
+    gamma: float = Field(1e4, gt=0, description="weight of the constraint Z_s = ZY, eq. 20")
     ridge: float = Field(3.0, ge=0, description="added to the diagonal of XXᵀ, eq. 16")
     axes: Literal["embedding", "scores"] = Field(
         "embedding",

@@ -56,9 +56,11 @@ class PSRSettings(GradientSettings):
     attributes: Attributes = Field(
         "centre", description="normalisation of class embeddings: zscore, or centre"
     )
-    baseline: Literal["full", "B1", "B2", "B3"] = Field("full", description="of section 4.1")
+    baseline: Literal["full", "B1", "B2", "B3"] = Field(
+        "full", description="baseline of section 4.1"
+    )
     hidden: tuple[Positive, ...] = Field((1024,), description="widths between y and f(y)")
-    tau: float = Field(0.0, ge=-1, le=1, description="similar from this cosine on")
+    tau: float = Field(0.0, ge=-1, le=1, description="smallest cosine of similar classes")
     lam1: float = Field(1.0, ge=0, description="weight of O2")
     lam2: float = Field(0.1, ge=0, description="weight of O3")
     p: Positive = Field(50, description="candidates of which a tuple takes the hardest")

@@ -298,7 +298,7 @@ class Asleep(Storage):
         super().delete(uri)
 
 
-@pytest.mark.parametrize("wakes", ["silent", "with a sign of life"])
+@pytest.mark.parametrize("wakes", ["silent", "with a heartbeat"])
 def test_a_gc_that_slept_removes_nothing_that_was_restored(
     tmp_path: Path, wakes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,7 +318,7 @@ def test_a_gc_that_slept_removes_nothing_that_was_restored(
         if wakes != "silent":
             gcs[0].beat()
 
-    with use_storage(Asleep(asleep)), pytest.raises(ConflictError, match="gc gave no sign of life"):
+    with use_storage(Asleep(asleep)), pytest.raises(ConflictError, match="gc wrote no heartbeat"):
         sweep(store)
     whole(store)
 

@@ -138,7 +138,7 @@ class Lease:
         silent = self.now() - self._last_beat
         if silent > self.seconds:
             raise ConflictError(
-                f"{self.store}: no sign of life could be written for {silent:.0f} s, so the lease "
+                f"{self.store}: no heartbeat could be written for {silent:.0f} s, so the lease "
                 "ran out; nothing was committed, and a rerun takes over what is finished"
             )
         last = self._latest()
@@ -167,7 +167,7 @@ class Lease:
             if latest.released:
                 return latest
             raise self._refusal(latest, "is at work")
-        console.warn(f"{self.store}: {_name(holder)} gave no sign of life; taking over")
+        console.warn(f"{self.store}: {_name(holder)} sent no heartbeat; taking over")
         return last
 
     def _refusal(self, last: _Beat | None, reason: str) -> ConflictError:
@@ -176,8 +176,8 @@ class Lease:
             holder = self._holder(last) if last else None
         seconds = holder.seconds if holder else self.seconds
         return ConflictError(
-            f"{self.store}: {_name(holder)} {reason}. Two runs must not interleave: let it end, or "
-            f"end it; {seconds:g} s after its last sign of life the next run takes over by itself"
+            f"{self.store}: {_name(holder)} {reason}. A store takes one run at a time: wait for "
+            f"that run, or end it; a new run takes over {seconds:g} s after its last heartbeat"
         )
 
     def _create(self, beat: str) -> bool:

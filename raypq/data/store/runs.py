@@ -141,7 +141,7 @@ class OwnMark:
         """
         if self._was_late or self._is_late:
             raise ConflictError(
-                f"{self.store}: {self.mark.what} gave no sign of life for {GONE / 2:.0f} s, so "
+                f"{self.store}: {self.mark.what} wrote no heartbeat for {GONE / 2:.0f} s, so "
                 "other runs may count it as gone; run it again"
             )
 
@@ -180,7 +180,7 @@ def _keep_alive(mark: OwnMark, done: Event) -> None:
         try:
             mark.beat()
         except OSError as error:
-            console.warn(f"{mark.store}: cannot write a sign of life: {error}")
+            console.warn(f"{mark.store}: cannot write a heartbeat: {error}")
 
 
 def active_runs(store: str, now: float) -> list[ActiveRun]:

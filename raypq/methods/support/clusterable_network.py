@@ -187,25 +187,29 @@ class ClusterableSettings(GradientSettings):
     M: Positive = Field(64, description="sub-codebooks")
     D: Positive = Field(128, description="axes of x' that are kept, at most")
     metric: Metric = "dot"
-    attributes: Literal["none", "unit"] = Field("unit", description="of class embeddings")
+    attributes: Literal["none", "unit"] = Field(
+        "unit", description="normalisation of class embeddings"
+    )
     mapping: int = Field(0, ge=0, description="width of M's output, 512 in the paper; 0: no M")
     lam_cls: float = Field(1.0, ge=0, description="weight of classifying x', eq. 4")
     lam_made: float = Field(0.1, ge=0, description="weight of classifying generated x', eq. 4")
     gaussian: int = Field(0, ge=0, description="epochs of fine-tuning F; 0: no F")
-    gamma: float = Field(1.0, gt=0, description="of the Gaussian similarity, eq. 7")
+    gamma: float = Field(1.0, gt=0, description="scale of the Gaussian similarity, eq. 7")
     alpha: float = Field(
         0.0, ge=0, description="noise on x', eq. 10, in units of each dimension's spread"
     )
     hidden: Positive = Field(1024, description="units of encoder and decoder, 4096 in the paper")
     latent: Positive | None = Field(None, description="width of z; default: of the embeddings")
-    output: Literal["relu", "linear"] = Field("relu", description="at the end of the decoder")
+    output: Literal["relu", "linear"] = Field(
+        "relu", description="activation at the end of the decoder"
+    )
     kl: float = Field(1.0, gt=0, description="weight of the KL term beside the squared error")
     samples: Positive = Field(200, description="features generated for each unseen class")
     weight: float = Field(3.0, gt=0, description="weight of an unseen class relative to a seen one")
     memory: Positive = Field(50, description="rows of each seen class kept for classifiers")
-    head_epochs: Positive = Field(20, description="of the softmax classifier")
+    head_epochs: Positive = Field(20, description="epochs of the softmax classifier")
     head_rate: float = Field(1e-3, gt=0)
-    head_decay: float = Field(0.02, ge=0, description="L2 of the softmax classifier")
+    head_decay: float = Field(0.02, ge=0, description="weight decay (L2) of the softmax classifier")
     epochs: Positive = 45
     batch: Positive = 64
     schedule: Schedule = "constant"

@@ -140,7 +140,7 @@ def _settings(job: SearchJob, version: Snapshot, plan: SearchPlan) -> dict[str, 
 
 def _check(job: SearchJob) -> None:
     if (job.queries is None) == (job.query_ids is None):
-        raise ConfigError("give queries or query_ids, one of the two")
+        raise ConfigError("give either queries (--queries) or query_ids (--query-ids)")
     if job.query_ids is not None and job.distance != "sdc":
         raise ConfigError(
             "query_ids: stored queries are compressed, so distance must be sdc (--distance sdc); "

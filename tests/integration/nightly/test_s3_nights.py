@@ -125,7 +125,7 @@ def test_a_holder_at_work_is_left_alone_and_a_silent_one_replaced(bucket: str) -
     one.take()
     with pytest.raises(ConflictError, match="is at work"):
         leased(bucket, Clock(meanwhile=one.beat)).take()
-    leased(bucket, Clock()).take()  # no sign of life in all that time
+    leased(bucket, Clock()).take()  # no heartbeat in all that time
     with pytest.raises(ConflictError, match="took the lease over"):
         one.check()
 

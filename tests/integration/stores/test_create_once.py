@@ -307,5 +307,5 @@ def test_a_filesystem_that_knows_neither_is_refused(
 
 
 def take_over(store: Path) -> None:
-    """A sign of life of the one that holds it."""
+    """A heartbeat of the holder."""
     (store / "lease" / "000000000001-00000001.json").write_text("{}")

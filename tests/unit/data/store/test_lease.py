@@ -61,7 +61,7 @@ def test_a_holder_at_work_is_named_and_left_alone(store: str) -> None:
     first = lease(store)
     first.take()
     second = lease(store, Clock(meanwhile=first.beat))
-    with pytest.raises(ConflictError, match=r"process \d+ on .* is at work.*let it end"):
+    with pytest.raises(ConflictError, match=r"process \d+ on .* is at work.*wait for that run"):
         second.take()
     first.check()
 
