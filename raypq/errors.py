@@ -143,14 +143,14 @@ class ShardFailure:
     Attributes:
         tries: number of attempts.
         bad_input: its content is at fault, so it may be quarantined.
-        may_pass: another attempt might succeed (``raypq.execution.retries``).
+        transient: another attempt might succeed (``raypq.execution.retries``).
     """
 
     shard: str
     reason: str
     tries: int = 1
     bad_input: bool = True
-    may_pass: bool = False
+    transient: bool = False
 
     def __str__(self) -> str:
         tries = f" (after {self.tries} tries)" if self.tries > 1 else ""

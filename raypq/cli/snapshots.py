@@ -69,7 +69,7 @@ def snapshots_verify(settings: VerifySettings) -> None:
     """
     from raypq.stages.stores import versions
 
-    show(versions.verify(settings.store, settings.version, content=settings.sha256))
+    show(versions.verify(settings.store, settings.version, sha256=settings.sha256))
 
 
 @job_command("raypq.config:DiffSettings", "diff", group=snapshots)

@@ -27,7 +27,7 @@ from raypq.data.storage import filesystem
 from raypq.distributed.errors import ClusterError, reason_of
 from raypq.errors import RaypqError
 from raypq.execution.executor import MAX_TRIES, Rank, Report, SpmdJob
-from raypq.execution.retries import may_pass
+from raypq.execution.retries import is_transient
 
 _POLL = 0.5  # seconds between reads of the workers' events
 _STARTS = 3  # attempts to start the group of workers; they share the start timeout
@@ -187,6 +187,6 @@ def _run_rank(config: dict[str, Any]) -> None:
         ray.get(events.fail.remote(error))
         raise
     except Exception as error:
-        if not may_pass(error):  # a restart would fail in the same way
+        if not is_transient(error):  # a restart would fail in the same way
             ray.get(events.fail.remote(ClusterError(f"{type(error).__name__}: {error}")))
         raise

@@ -14,7 +14,7 @@ import ray
 from raypq import io_counters, kernels
 from raypq.errors import ConfigError, RaypqError
 from raypq.execution.executor import Task, run_task
-from raypq.execution.retries import may_pass
+from raypq.execution.retries import is_transient
 from raypq.io_counters import Reading
 
 
@@ -71,7 +71,7 @@ class WorkerActor:
                 return StartupError(str(error), everywhere=True)
             except Exception as error:  # may concern this machine only
                 reason = f"{type(error).__name__}: {error}"
-                return StartupError(reason, permanent=not may_pass(error))
+                return StartupError(reason, permanent=not is_transient(error))
             self._args = ()
         return None
 

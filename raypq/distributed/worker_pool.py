@@ -33,7 +33,7 @@ from raypq.execution.executor import (
     TaskResult,
     in_order,
 )
-from raypq.execution.retries import may_pass
+from raypq.execution.retries import is_transient
 
 _POLL = 1.0  # seconds
 _QUEUED_SECONDS = 0.1  # of work queued at a worker, so that it never waits for the driver
@@ -248,7 +248,7 @@ class _Pass:
             yield from self._take_back(worker, error)
             return
         except RayTaskError as error:  # the reply could not be sent
-            value = self._failure(index, error, transient=may_pass(error.cause))
+            value = self._failure(index, error, transient=is_transient(error.cause))
         except RayError as error:  # the reply was lost with its node
             value = self._failure(index, error, transient=True)
         else:
@@ -264,7 +264,7 @@ class _Pass:
             shard=self._tasks[index].name,
             reason=reason_of(error),
             bad_input=False,
-            may_pass=transient,
+            transient=transient,
         )
 
     def _value(self, reply: TaskReply) -> Any:
@@ -285,7 +285,7 @@ class _Pass:
     def _failed(self, index: int, failure: ShardFailure) -> Iterator[TaskResult[Any]]:
         """Queues a task for another try, or gives its failure as the result."""
         self._tries[index] += 1
-        if failure.may_pass and self._tries[index] < MAX_TRIES:
+        if failure.transient and self._tries[index] < MAX_TRIES:
             heapq.heappush(self._retry_queue, index)
             self._metrics.task_retried()
             return

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple, Unpack
 
 from raypq import console
 from raypq.errors import InputError, JobError, RaypqError, ShardFailure, message_of
-from raypq.execution.retries import may_pass
+from raypq.execution.retries import is_transient
 
 MAX_TRIES = 3  # attempts at a task that kills its worker, or whose error is transient
 # Bounds of the window of an ordered pass, in tasks per worker; between them the size of the
@@ -180,7 +180,7 @@ def run_task(call: Callable[..., R], worker: Any, task: Task, *shared: Any) -> R
             shard=task.name,
             reason=message_of(error),
             bad_input=False,
-            may_pass=may_pass(error),
+            transient=is_transient(error),
         )
 
 

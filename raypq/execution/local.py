@@ -119,7 +119,7 @@ class LocalWorkerPool(Generic[W]):
             if not isinstance(value, ShardFailure):
                 break
             value = replace(value, tries=tries)
-            if not value.may_pass:
+            if not value.transient:
                 break
         failed = isinstance(value, ShardFailure)
         with self._lock:

@@ -36,7 +36,7 @@ _COLLECTIVE = re.compile(
 _MAX_CAUSES = 8  # length of the chain of causes that is examined
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether another try of the same work might succeed.
 
     True for time-outs, lost connections, collectives of torch that lost a worker, disks and servers
@@ -52,11 +52,11 @@ def may_pass(error: BaseException) -> bool:
         cause = cause.__cause__
     if any(type(item).__name__ in _PERMANENT for item in chain):
         return False
-    verdicts = (_is_transient(item) for item in chain)
+    verdicts = (_verdict(item) for item in chain)
     return next((verdict for verdict in verdicts if verdict is not None), False)
 
 
-def _is_transient(error: BaseException) -> bool | None:
+def _verdict(error: BaseException) -> bool | None:
     """Whether an error is transient, without regard to its cause; None where that is not known."""
     if isinstance(error, ConnectionError | TimeoutError | MemoryError):
         return True

@@ -33,6 +33,8 @@ _NORM_ROWS = 1024  # rows of one block of squared_norms
 class Tables:
     """Classes (or queries) prepared for scanning codes of one quantizer.
 
+    A higher score is better, whatever the metric: for l2 it is the negative squared distance.
+
     Attributes:
         C: codebooks [M, K, d], float32.
         W: weights [T, D], float32, D = M·d.

@@ -71,14 +71,14 @@ def run(store: str, night: int, address: str) -> None:
     planned = StoreRun.plan(
         kind="codes", store=store, tasks=[ShardTask(shard=one, work="w") for one in shards(night)]
     )
-    if planned.finished():
+    if planned.unchanged_version():
         return
     where = ClusterSettings(cluster=address, workers=2)
     with connect(where) as executor, executor.start_workers(Writer, store, stage="write") as pool:
         planned.execute(
             lambda tasks: pool.map(Writer.write, tasks),
             on_bad_shard="fail",
-            reduce=lambda result: result,
+            on_result=lambda result: result,
             summarise=lambda _: {},
         )
 

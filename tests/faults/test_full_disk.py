@@ -102,7 +102,7 @@ def test_a_full_disk(world: Any, model: str, small_disk: Path) -> None:
     here(*encode(world, model, store))
     version = snapshot.read(str(store))
     assert (len(version.shards), version.rows) == (5, 420)
-    assert versions.verify(str(store), content=True)["files"] == 5
+    assert versions.verify(str(store), sha256=True)["files"] == 5
     assert not list((store / "journal").rglob("*.json"))
 
 

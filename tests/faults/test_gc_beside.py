@@ -58,13 +58,13 @@ def shards(*states: str) -> list[ShardTask]:
 
 def run(store: str, tasks: Sequence[ShardTask]) -> snapshot.Snapshot:
     planned = StoreRun.plan(kind="codes", store=store, tasks=tasks)
-    if finished := planned.finished():
+    if finished := planned.unchanged_version():
         return finished
     with LocalExecutor(1).start_workers(Writer, store, stage="write") as pool:
         return planned.execute(
             lambda tasks: pool.map(Writer.write, tasks),
             on_bad_shard="fail",
-            reduce=lambda result: result,
+            on_result=lambda result: result,
             summarise=lambda _: {},
         )
 
@@ -83,7 +83,7 @@ def killed(store: str, tasks: Sequence[ShardTask]) -> None:
         planned.execute(
             lambda tasks: pool.map(Writer.write, tasks),
             on_bad_shard="fail",
-            reduce=lambda result: result,
+            on_result=lambda result: result,
             summarise=stop,
         )
 

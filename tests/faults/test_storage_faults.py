@@ -60,13 +60,13 @@ def run(store: str, night: int) -> snapshot.Snapshot:
     planned = StoreRun.plan(
         kind="codes", store=store, tasks=[ShardTask(shard=one, work="w") for one in shards(night)]
     )
-    if finished := planned.finished():
+    if finished := planned.unchanged_version():
         return finished
     with LocalExecutor(1).start_workers(Writer, store, stage="write") as pool:
         return planned.execute(
             lambda tasks: pool.map(Writer.write, tasks),
             on_bad_shard="fail",
-            reduce=lambda result: result,
+            on_result=lambda result: result,
             summarise=lambda _: {},
         )
 

@@ -134,17 +134,17 @@ def read(store: str, sidecar: Sidecar) -> bytes:
     return content
 
 
-def verify(store: str, sidecars: Sidecars, *, content: bool = False) -> None:
-    """Checks that every sidecar exists with its size, with ``content`` also its sha256.
+def verify(store: str, sidecars: Sidecars, *, sha256: bool = False) -> None:
+    """Checks that every sidecar exists with its size, with ``sha256`` also its sha256.
 
     Raises:
         InputError: naming the first file that does not.
     """
-    for error in damaged(store, sidecars, content=content):
+    for error in damaged(store, sidecars, sha256=sha256):
         raise error
 
 
-def damaged(store: str, sidecars: Sidecars, *, content: bool = False) -> Iterator[InputError]:
+def damaged(store: str, sidecars: Sidecars, *, sha256: bool = False) -> Iterator[InputError]:
     """The sidecars that are missing, or not as they were written."""
     files = list_files(join(store, FOLDER)) if any(sidecars.values()) else {}
     for sidecar in (item for items in sidecars.values() for item in items):
@@ -154,8 +154,8 @@ def damaged(store: str, sidecars: Sidecars, *, content: bool = False) -> Iterato
             yield InputError(uri, expected="a sidecar of the version", found="no such file")
         elif listed.size != sidecar.bytes:
             yield InputError(uri, expected=f"{sidecar.bytes} bytes", found=f"{listed.size} bytes")
-        elif content and (sha256 := digest(uri)) != sidecar.sha256:
-            yield InputError(uri, expected=f"sha256 {sidecar.sha256}", found=sha256)
+        elif sha256 and (content := digest(uri)) != sidecar.sha256:
+            yield InputError(uri, expected=f"sha256 {sidecar.sha256}", found=content)
 
 
 def still_there(store: str, sidecars: Sidecars) -> Sidecars:

@@ -270,7 +270,7 @@ def verify_content(store: str, snapshot: Snapshot) -> None:
     Raises:
         DamagedError: naming every file that is not as it was written.
     """
-    errors = damaged(store, snapshot, content=True)
+    errors = damaged(store, snapshot, sha256=True)
     stored.refuse(_title(store, snapshot), errors, stored.remedy(snapshot.kind))
 
 
@@ -278,11 +278,11 @@ def _title(store: str, snapshot: Snapshot) -> str:
     return f"{store} version {snapshot.version}"
 
 
-def damaged(store: str, snapshot: Snapshot, *, content: bool = False) -> list[InputError]:
+def damaged(store: str, snapshot: Snapshot, *, sha256: bool = False) -> list[InputError]:
     """An error for each file of a snapshot that is missing or of another size.
 
     Args:
-        content: check the sha256 and the number of rows, too.
+        sha256: check the sha256 and the number of rows, too.
     """
     files = list_files(join(store, "data"))
     errors: list[InputError] = []
@@ -290,7 +290,7 @@ def damaged(store: str, snapshot: Snapshot, *, content: bool = False) -> list[In
         listed = files.get(receipt.path.removeprefix("data/"))
         try:
             _check_size(join(store, receipt.path), receipt, listed)
-            if content:
+            if sha256:
                 _check_content(join(store, receipt.path), receipt, snapshot.version)
         except InputError as error:
             errors.append(error)

@@ -105,12 +105,12 @@ class ClassifyWorker:
     def classify(self, task: ShardTask) -> Classified:
         """Classifies a shard; of a kept one, only counts the predictions."""
         class_counts = ClassCounts.empty(len(self._candidates.table))
-        if task.kept is not None:
-            uri = join(self._job.output, task.kept.path)
+        if task.previous is not None:
+            uri = join(self._job.output, task.previous.path)
             table = self._candidates.table
-            for batch in predictions.read(uri, table, size=task.kept.bytes):
+            for batch in predictions.read(uri, table, size=task.previous.bytes):
                 class_counts.add(batch)
-            return task.kept, class_counts
+            return task.previous, class_counts
         with self._open(task) as rows:
             schema = self._schema(self._scorers[task.model], rows.id_type, rows.label)
             receipt = shard_writer.write_shard(
@@ -314,7 +314,7 @@ def finished(job: ClassifyJob, plan: ClassifyPlan) -> Snapshot | None:
     Raises:
         InputError: it has labels that the class table lacks, and the job refuses them.
     """
-    latest = plan.run.finished()
+    latest = plan.run.unchanged_version()
     if latest is not None:
         check_labels(job, job.output, counts_of(job.output, latest))
     return latest
@@ -336,7 +336,7 @@ def execute(
     total = ClassCounts.empty(len(table))
     settings = _settings(job, plan)
 
-    def reduce(result: tuple[shard_writer.Receipt, ClassCounts]) -> shard_writer.Receipt:
+    def on_result(result: tuple[shard_writer.Receipt, ClassCounts]) -> shard_writer.Receipt:
         receipt, class_counts = result
         total.merge(class_counts)
         record.finished(receipt.rows)
@@ -372,7 +372,7 @@ def execute(
         return plan.run.execute(
             read_counts,
             on_bad_shard=job.on_bad_shard,
-            reduce=reduce,
+            on_result=on_result,
             summarise=summarise,
             revisit=revisit,
         )

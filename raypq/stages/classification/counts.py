@@ -94,7 +94,7 @@ def _subtract(
 ) -> bool:
     """Subtracts the counts of shards; false where one cannot be read, or other than ``rows`` images
     are left."""
-    tasks = [replace(task_of(item), kept=item) for item in removed]
+    tasks = [replace(task_of(item), previous=item) for item in removed]
     for result in read_counts(tasks):
         if result.failure:
             console.say(f"all shards are counted again: {result.failure}")

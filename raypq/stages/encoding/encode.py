@@ -59,7 +59,7 @@ class EncodeWorker:
     """Encodes feature shards with one model.
 
     Args:
-        content: whether shards are compared by the hash of their content.
+        by_content: whether shards are compared by the hash of their content.
         rule: the type that ids must have.
         work: work id of the shards that may be encoded, if others are kept.
     """
@@ -71,23 +71,23 @@ class EncodeWorker:
         store: str,
         device: str,
         precision: Precision,
-        content: bool = False,
+        by_content: bool = False,
         rule: IdRule | None = None,
         work: str | None = None,
     ) -> None:
         self._model, self._columns, self._store, self._rule = model, columns, store, rule
         self._work = work
-        self._device, self._precision, self._content = device, precision, content
+        self._device, self._precision, self._by_content = device, precision, by_content
 
     def encode(self, task: ShardTask) -> Encoded:
         """Encodes a shard, or keeps its codes if its content has not changed."""
-        if not self._content:
+        if not self._by_content:
             return self._encode(task, Source.of(task.shard))
         source = Source.of(task.shard, sha256=digest(task.shard.uri))
-        if task.kept is None or task.kept.source.sha256 != source.sha256:
+        if task.previous is None or task.previous.source.sha256 != source.sha256:
             return self._encode(task, source)
         # Same content with another time: the receipt records the new time.
-        kept = task.kept.model_copy(update={"source": source})
+        kept = task.previous.model_copy(update={"source": source})
         return Encoded(receipt=kept, precision=PrecisionCheck())
 
     def _encode(self, task: ShardTask, source: Source) -> Encoded:
@@ -163,7 +163,7 @@ def encode(job: EncodeJob, executor: Executor) -> Snapshot:
         append=job.append,
     )
     model_store.save(job.output, model)  # before any version can name it
-    if finished := run.finished():
+    if finished := run.unchanged_version():
         return finished
     dropped = _dropped(job, run)
     return execute(job, model, run, executor, record, describe=lambda *_: dropped)
@@ -196,13 +196,13 @@ def execute(
     executor: Executor,
     record: RunRecord,
     *,
-    content: bool = False,
+    by_content: bool = False,
     describe: Describe = lambda *_: {},
 ) -> Snapshot:
     """Encodes the missing shards of a run and commits its version.
 
     Args:
-        content: whether shards are compared by the hash of their content; a task whose kept
+        by_content: whether shards are compared by the hash of their content; a task whose kept
             receipt has the same hash keeps it.
         describe: further entries of the version's summary, given the receipts of this run and all
             receipts of the version.
@@ -218,7 +218,7 @@ def execute(
     left_out = 0
     fresh: list[shard_writer.Receipt] = []
 
-    def reduce(result: Encoded) -> shard_writer.Receipt:
+    def on_result(result: Encoded) -> shard_writer.Receipt:
         nonlocal left_out
         left_out += result.left_out
         precision.codes += result.precision.codes
@@ -229,7 +229,7 @@ def execute(
 
     def summarise(receipts: Sequence[shard_writer.Receipt]) -> dict[str, Any]:
         record.end_of_work("encode")
-        ids = check_ids(job, receipts, run.latest)
+        ids = index_ids(job, receipts, run.latest)
         record.lap("check ids")
         summary = {**_settings(job, model), **describe(fresh, receipts), **ids}
         if left_out:
@@ -238,7 +238,7 @@ def execute(
             summary["codes_changed_by_precision"] = precision.different / precision.codes
         return {**summary, "run": record.summary()}
 
-    args = (job.columns, job.output, job.where.device, job.precision, content, rule, work)
+    args = (job.columns, job.output, job.where.device, job.precision, by_content, rule, work)
     with (
         executor.start_workers(EncodeWorker, model, *args, stage="encode") as pool,
         record.observe(pool),
@@ -246,7 +246,7 @@ def execute(
         return run.execute(
             lambda tasks: pool.map(EncodeWorker.encode, tasks),
             on_bad_shard=job.on_bad_shard,
-            reduce=reduce,
+            on_result=on_result,
             summarise=summarise,
             on_start=lambda: model_store.save(job.output, model),
         )
@@ -263,10 +263,10 @@ def _settings(job: EncodeJob, model: Model) -> dict[str, Any]:
     }
 
 
-def check_ids(
+def index_ids(
     job: EncodeJob, receipts: Sequence[shard_writer.Receipt], latest: Snapshot | None
 ) -> dict[str, Any]:
-    """Finds ids that the code files of a version hold more than once.
+    """Updates the index of ids, and finds ids that the version holds more than once.
 
     New ids are looked up in the index of the last version.
 

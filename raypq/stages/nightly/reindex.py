@@ -140,7 +140,7 @@ def _encode(
         run,
         executor,
         record,
-        content=job.compare == "content",
+        by_content=job.compare == "content",
         describe=describe,
     )
 

@@ -110,7 +110,7 @@ def diff_source(job: ReindexJob, model: Model) -> ReindexPlan:
             _add_unknown(plan, quarantined.get(shard.stem), task, retry=job.on_bad_shard == "fail")
         elif shard.stem not in intact:
             plan.output_missing.append(task)
-        elif not _may_be_equal(receipt, shard, content=job.compare == "content"):
+        elif not _may_be_equal(receipt, shard, by_content=job.compare == "content"):
             plan.changed.append(task)
         elif receipt.work != work:
             stale.append((task, receipt))
@@ -204,18 +204,18 @@ def _add_unknown(
         plan.new.append(task)
 
 
-def _may_be_equal(receipt: Receipt, shard: Shard, *, content: bool) -> bool:
+def _may_be_equal(receipt: Receipt, shard: Shard, *, by_content: bool) -> bool:
     """Whether a shard is what its codes were made of, or may prove to be when it is hashed."""
     if receipt.source.same_file(Source.of(shard)):
         return True
-    return content and bool(receipt.source.sha256) and receipt.source.size == shard.size
+    return by_content and bool(receipt.source.sha256) and receipt.source.size == shard.size
 
 
 def _keep(plan: ReindexPlan, receipt: Receipt, task: ShardTask) -> None:
     """Adds a shard whose codes are kept tonight, at once or if its content is unchanged."""
     if not receipt.source.same_file(Source.of(task.shard)):
         # Its content decides; if that is another, it is encoded under the job's model.
-        plan.mtime_changed.append(replace(task, kept=receipt))
+        plan.mtime_changed.append(replace(task, previous=receipt))
     elif receipt.work == plan.work:
         plan.kept.append(task)
     else:

@@ -190,7 +190,7 @@ def near_duplicates(job: DuplicatesJob, executor: Executor) -> Snapshot:
     version = open_store(job.codes, job.version)
     plan = _plan(job, version)
     run = _plan_run(job, plan, version)
-    if finished := run.finished():
+    if finished := run.unchanged_version():
         return finished
     rows = [receipt.rows for receipt in version.shards]
     blocks = groups(stored_shards(job.codes, version), rows, max_rows=_GROUP_ROWS)
@@ -213,7 +213,7 @@ def near_duplicates(job: DuplicatesJob, executor: Executor) -> Snapshot:
         return run.execute(
             lambda tasks: _pairs(plan, blocks, pool, tasks),
             on_bad_shard=job.on_bad_shard,
-            reduce=lambda receipt: receipt,
+            on_result=lambda receipt: receipt,
             summarise=summarise,
         )
 

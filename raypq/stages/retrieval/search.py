@@ -85,7 +85,7 @@ def search(job: SearchJob, executor: Executor) -> Snapshot:
         for shard in _query_shards(job)
     ]
     run = StoreRun.plan(kind="search", store=job.output, tasks=tasks, on_bad_shard=job.on_bad_shard)
-    if finished := run.finished():
+    if finished := run.unchanged_version():
         return finished
     _say_dropped(job, run)
     with (
@@ -95,7 +95,7 @@ def search(job: SearchJob, executor: Executor) -> Snapshot:
         rule = id_rule(run, job.columns) if job.queries is not None else None
         passes = _Passes(job, version, plan, pool, rule, query_ids, originals)
 
-        def reduce(receipt: Receipt) -> Receipt:
+        def on_result(receipt: Receipt) -> Receipt:
             record.finished(receipt.rows)
             return receipt
 
@@ -110,7 +110,7 @@ def search(job: SearchJob, executor: Executor) -> Snapshot:
             }
 
         return run.execute(
-            passes.results, on_bad_shard=job.on_bad_shard, reduce=reduce, summarise=summarise
+            passes.results, on_bad_shard=job.on_bad_shard, on_result=on_result, summarise=summarise
         )
 
 

@@ -140,7 +140,7 @@ class StoreRun:
         """The tasks whose output is still missing."""
         return [task for task in self.tasks if task.shard.stem not in self.kept]
 
-    def finished(self) -> Snapshot | None:
+    def unchanged_version(self) -> Snapshot | None:
         """The last version, if it equals the one that this run would make."""
         if self.latest is None or {*self.latest.quarantined} != {*self.quarantined}:
             return None
@@ -159,7 +159,7 @@ class StoreRun:
         process: Callable[[Sequence[ShardTask]], Iterator[TaskResult[R]]],
         *,
         on_bad_shard: str,
-        reduce: Callable[[R], Receipt],
+        on_result: Callable[[R], Receipt],
         summarise: Callable[[Sequence[Receipt]], dict[str, Any]],
         revisit: Callable[[StoreRun], Collection[str]] = lambda _: (),
         on_start: Callable[[], None] = lambda: None,
@@ -168,11 +168,11 @@ class StoreRun:
 
         Args:
             process: processes tasks, for example by a pass of a worker pool.
-            reduce: called with each result as it arrives; returns its receipt. What it adds up
+            on_result: called with each result as it arrives; returns its receipt. What it adds up
                 must not depend on the order.
             summarise: called with all receipts before the commit; returns the summary of the
                 version. It may raise to refuse them.
-            revisit: the stems of kept shards that are processed too (with ``ShardTask.kept``);
+            revisit: the stems of kept shards that are processed too (with ``ShardTask.previous``);
                 called with the run when it is protected from gc.
             on_start: called before the first shard, when the run is protected from gc.
 
@@ -184,17 +184,19 @@ class StoreRun:
         with runs.active(self.store, _VERBS[self.kind][0]):
             on_start()
             run = self._without_removed()
-            return run._execute(process, on_bad_shard, reduce, summarise, revisit(run))
+            return run._execute(process, on_bad_shard, on_result, summarise, revisit(run))
 
     def _without_removed(self) -> StoreRun:
         """The run without kept files that were removed between its plan and its mark for gc."""
-        held = [*self.kept.values(), *(task.kept for task in self.tasks if task.kept)]
+        held = [*self.kept.values(), *(task.previous for task in self.tasks if task.previous)]
         removed = {receipt.path for receipt in _absent(self.store, held)}
         return replace(
             self,
             kept={stem: item for stem, item in self.kept.items() if item.path not in removed},
             tasks=[
-                replace(task, kept=None) if task.kept and task.kept.path in removed else task
+                replace(task, previous=None)
+                if task.previous and task.previous.path in removed
+                else task
                 for task in self.tasks
             ],
         )
@@ -203,7 +205,7 @@ class StoreRun:
         self,
         process: Callable[[Sequence[ShardTask]], Iterator[TaskResult[R]]],
         on_bad_shard: str,
-        reduce: Callable[[R], Receipt],
+        on_result: Callable[[R], Receipt],
         summarise: Callable[[Sequence[Receipt]], dict[str, Any]],
         revisit: Collection[str],
     ) -> Snapshot:
@@ -211,12 +213,12 @@ class StoreRun:
         receipts = [item for stem, item in self.kept.items() if stem not in revisit]
         failures: list[ShardFailure] = []
         tasks = [
-            replace(task, kept=self.kept.get(task.shard.stem, task.kept))
+            replace(task, previous=self.kept.get(task.shard.stem, task.previous))
             for task in self.tasks
             if task.shard.stem in revisit or task.shard.stem not in self.kept
         ]
         results = completed(
-            _reduced(process(tasks), reduce),
+            _reduced(process(tasks), on_result),
             total=len(tasks),
             label=_VERBS[self.kind][0],
             on_bad_shard=on_bad_shard,
@@ -257,7 +259,7 @@ class StoreRun:
     def _worked(self, receipts: Sequence[Receipt], seconds: float) -> dict[str, Any]:
         """Shards and images that this run processed itself."""
         held = {receipt.path for receipt in self.kept.values()}
-        held |= {task.kept.path for task in self.tasks if task.kept}
+        held |= {task.previous.path for task in self.tasks if task.previous}
         fresh = [receipt for receipt in receipts if receipt.path not in held]
         images = sum(receipt.rows for receipt in fresh)
         return {"shards": len(fresh), "images": images, "seconds": seconds}
@@ -376,10 +378,10 @@ def _finished(
 
 
 def _reduced(
-    results: Iterable[TaskResult[R]], reduce: Callable[[R], Receipt]
+    results: Iterable[TaskResult[R]], on_result: Callable[[R], Receipt]
 ) -> Iterator[TaskResult[Receipt]]:
     for result in results:
         if result.failure:
             yield TaskResult(result.index, failure=result.failure)
         else:
-            yield TaskResult(result.index, reduce(result.value))
+            yield TaskResult(result.index, on_result(result.value))

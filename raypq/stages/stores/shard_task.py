@@ -18,13 +18,13 @@ class ShardTask:
 
     Attributes:
         model: fingerprint of the model. work: work id (``raypq.stages.stores.work_id``).
-        kept: receipt of its output file, if that exists already.
+        previous: receipt of its last output file, if there is one.
     """
 
     shard: Shard
     model: str = ""
     work: str = ""
-    kept: Receipt | None = None
+    previous: Receipt | None = None
 
     @property
     def name(self) -> str:

@@ -29,7 +29,7 @@ def id_rule(run: StoreRun, columns: Columns) -> IdRule | None:
     Raises:
         InputError: the shards that the run keeps have ids of two types.
     """
-    kept = [*run.kept.values(), *(task.kept for task in run.tasks if task.kept)]
+    kept = [*run.kept.values(), *(task.previous for task in run.tasks if task.previous)]
     kept = sorted((receipt for receipt in kept if receipt.rows), key=lambda item: item.shard)
     before = [receipt for receipt in (run.latest.shards if run.latest else ()) if receipt.rows]
     untyped = next((receipt for receipt in (*kept, *before) if receipt.ids is None), None)

@@ -100,9 +100,9 @@ def _refuse_incomplete(store: str, version: Snapshot) -> None:
 
 
 def verify(
-    store: str | os.PathLike[str], version: int | None = None, *, content: bool = False
+    store: str | os.PathLike[str], version: int | None = None, *, sha256: bool = False
 ) -> dict[str, Any]:
-    """Checks the files of a version: their sizes, or with ``content`` every byte.
+    """Checks the files of a version: their sizes, or with ``sha256`` every byte.
 
     Raises:
         DamagedError: naming every file that is not as it was written, and the remedy.
@@ -111,8 +111,8 @@ def verify(
     checked = snapshot.read(store, version)
     models = _needed_models(store, checked)
     faults = {
-        stored.remedy(checked.kind): snapshot.damaged(store, checked, content=content),
-        _SIDECAR_REMEDY: list(sidecars.damaged(store, checked.sidecars(store), content=content)),
+        stored.remedy(checked.kind): snapshot.damaged(store, checked, sha256=sha256),
+        _SIDECAR_REMEDY: list(sidecars.damaged(store, checked.sidecars(store), sha256=sha256)),
         _MODEL_REMEDY: [fault for folder in models if (fault := _model_fault(folder))],
     }
     stored.refuse(
@@ -124,7 +124,7 @@ def verify(
         "version": checked.version,
         "files": len(checked.shards),
         "models": len(models),
-        "verified": "sha256" if content else "size",
+        "verified": "sha256" if sha256 else "size",
     }
 
 

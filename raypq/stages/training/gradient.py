@@ -30,7 +30,7 @@ from raypq.stages.training.checkpoint import Checkpoints
 from raypq.stages.training.dataset import TrainingClasses, TrainingPlan, TrainTask, training_batches
 from raypq.stages.training.fit_result import FitResult
 from raypq.stages.training.reduction import TrainWorker, cache_of, iterate, measure, run_pass
-from raypq.stages.training.row_stream import Source
+from raypq.stages.training.row_stream import RowSource
 from raypq.stages.training.sample import draw
 from raypq.stages.training.trainer import TrainingSpec, run_rank
 
@@ -175,7 +175,7 @@ def _prepare(
     corpus, settings = plan.corpus, method.settings
     rng = np.random.default_rng([settings.seed, 12])
     held_out = np.sort(rng.choice(corpus.N, settings.validation, replace=False))
-    labelled = Source(
+    labelled = RowSource(
         tasks=plan.tasks,
         columns=job.columns,
         width=corpus.dx,
@@ -224,12 +224,12 @@ def _prepare(
 
 def _scan(
     job: TrainJob,
-    source: Source,
+    source: RowSource,
     executor: Executor,
     record: RunRecord,
     failures: list[ShardFailure],
     scan: DataScan,
-) -> tuple[Source, DataScan]:
+) -> tuple[RowSource, DataScan]:
     """Scans a store; returns it without bad shards, which are added to ``failures``, and ``scan``
     with the others added."""
     args = (source.columns, source.width, source.classes, source.held_out)

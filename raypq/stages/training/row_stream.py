@@ -25,7 +25,7 @@ Rows = tuple[NDArray[np.float32], NDArray[np.int32] | None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Source:
+class RowSource:
     """A feature store to train on.
 
     Attributes:
@@ -52,7 +52,7 @@ class BatchCache:
         self._free_bytes = max_bytes
         self._kept: dict[tuple[str, bool], list[TrainBatch]] = {}  # by name, and whether labelled
 
-    def batches(self, source: Source, task: TrainTask) -> Iterator[TrainBatch]:
+    def batches(self, source: RowSource, task: TrainTask) -> Iterator[TrainBatch]:
         """The rows of a shard, from memory or from its file."""
         key = task.name, source.classes is not None
         if key in self._kept:
@@ -120,7 +120,7 @@ class RowStream:
     """The rows of a store for one rank, pass after pass."""
 
     def __init__(
-        self, source: Source, rank: Rank, *, seed: Sequence[int], buffer: int, cache: BatchCache
+        self, source: RowSource, rank: Rank, *, seed: Sequence[int], buffer: int, cache: BatchCache
     ) -> None:
         self._source, self._rank, self._seed = source, rank, list(seed)
         self._buffer, self._cache = buffer, cache

@@ -41,7 +41,7 @@ from raypq.stages.training.checkpoint import (
     moments_of,
     restore_moments,
 )
-from raypq.stages.training.row_stream import BatchCache, Rows, RowStream, Source
+from raypq.stages.training.row_stream import BatchCache, Rows, RowSource, RowStream
 from raypq.stages.training.validation import retrieval_score
 
 
@@ -58,8 +58,8 @@ class TrainingSpec:
 
     method: GradientMethod
     corpus: TrainingSetInfo
-    labelled: Source
-    unlabelled: Source | None
+    labelled: RowSource
+    unlabelled: RowSource | None
     scale: Mapping[str, NDArray[np.float32]]
     validation: tuple[NDArray[np.float32], NDArray[np.int32]]
     checkpoints: Checkpoints

@@ -135,7 +135,7 @@ def test_the_whole_path_equals_that_on_local_files(world: Any, bucket: str, tmp_
         assert [item.rows for item in far.shards] == [item.rows for item in near.shards] == [60, 60]
         if store == "codes":
             assert [item.sha256 for item in far.shards] == [item.sha256 for item in near.shards]
-        assert versions.verify(f"{bucket}/made/{store}", content=True)["files"] == 2
+        assert versions.verify(f"{bucket}/made/{store}", sha256=True)["files"] == 2
     assert there.encode().version == 1, "a finished run does nothing"
 
 
@@ -152,7 +152,7 @@ def test_retrieval_equals_that_on_local_files(world: Any, bucket: str, tmp_path:
     for store in ("found", "pairs"):
         held = list_names(f"{bucket}/made/{store}/data")
         assert not [name for name in held if name.startswith("partial")], "partial answers are gone"
-        assert versions.verify(f"{bucket}/made/{store}", content=True)["files"] == len(held)
+        assert versions.verify(f"{bucket}/made/{store}", sha256=True)["files"] == len(held)
 
 
 def test_versions_resume_and_gc(world: Any, bucket: str) -> None:
@@ -180,7 +180,7 @@ def test_versions_resume_and_gc(world: Any, bucket: str) -> None:
     assert set(list_names(f"{store}/data")) == {
         item.path.removeprefix("data/") for item in second.shards
     }
-    assert versions.verify(store, content=True)["version"] == 2
+    assert versions.verify(store, sha256=True)["version"] == 2
 
 
 def test_many_objects_are_listed_by_page(bucket: str, s3: S3Server) -> None:

@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from raypq.execution.retries import may_pass
+from raypq.execution.retries import is_transient
 
 rank = int(sys.argv[1])
 distributed.init_process_group(
@@ -29,7 +29,7 @@ try:
     for _ in range(3):
         distributed.all_reduce(total)
 except Exception as error:
-    print("transient" if may_pass(error) else f"permanent: {type(error)}: {error}", flush=True)
+    print("transient" if is_transient(error) else f"permanent: {type(error)}: {error}", flush=True)
 os._exit(0)
 """
 

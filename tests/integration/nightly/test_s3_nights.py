@@ -62,11 +62,11 @@ def test_nights_follow_the_source(home: Any, bucket: str, night: ReindexPlan) ->
     assert night(on_bad_shard="quarantine")["nothing_to_do"]
     for store in ("codes", "predictions"):
         place = f"{bucket}/{store}"
-        assert versions.verify(place, content=True)["version"] == 3
+        assert versions.verify(place, sha256=True)["version"] == 3
         assert not list_names(join(place, runs.FOLDER))
         garbage.collect(place, keep=1, older_than_days=-1, remove=True)
         assert snapshot.versions(place) == [3]
-        assert versions.verify(place, content=True)["version"] == 3
+        assert versions.verify(place, sha256=True)["version"] == 3
     assert night(on_bad_shard="quarantine")["nothing_to_do"]
 
 

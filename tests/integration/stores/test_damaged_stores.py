@@ -93,7 +93,7 @@ def test_what_it_says_mends_the_store(home: Any, kind: str, by_night: bool) -> N
     for store in ("codes", "predictions"):
         file = damage(home, store, kind)
         with pytest.raises(RaypqError, match="delete the file, or move it away"):
-            versions.verify(home(store), content=True)
+            versions.verify(home(store), sha256=True)
         file.unlink()
     if by_night:
         reindex(home)
@@ -101,4 +101,4 @@ def test_what_it_says_mends_the_store(home: Any, kind: str, by_night: bool) -> N
         home.encode()
         home.classify()
     for store in ("codes", "predictions"):
-        assert versions.verify(home(store), content=True)["files"] == home.shards
+        assert versions.verify(home(store), sha256=True)["files"] == home.shards

@@ -174,7 +174,7 @@ def test_its_versions_can_be_looked_at(old: Path, store: str) -> None:
     assert versions.show(place)["format"] == 1
     assert versions.diff(place, numbers[0])["removed"] == []
     for checked in (False, True):
-        assert versions.verify(place, content=checked)["version"] == numbers[-1]
+        assert versions.verify(place, sha256=checked)["version"] == numbers[-1]
     before = content(old / store)
     found = garbage.collect(place, older_than_days=0, remove=True)
     assert (found.versions, found.files) == ([], [])

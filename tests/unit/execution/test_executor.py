@@ -16,7 +16,7 @@ import pytest
 from raypq.errors import ConfigError, InputError, JobError, ModelError, ShardFailure
 from raypq.execution.executor import OrderedWindow, completed, in_order, result_bytes
 from raypq.execution.local import LocalExecutor
-from raypq.execution.retries import may_pass
+from raypq.execution.retries import is_transient
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def test_what_is_tried_again(error: Exception) -> None:
     with LocalExecutor(1).start_workers(object, stage="test") as pool:
         (result,) = pool.map(work, jobs(1))
         stats = pool.stats
-    assert may_pass(error) == passing
+    assert is_transient(error) == passing
     assert len(tries) == (3 if passing else 1)
     assert result.failure
     assert result.failure.tries == len(tries)

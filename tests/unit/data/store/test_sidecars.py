@@ -65,7 +65,7 @@ def test_nothing_is_left_of_one_that_was_not_finished(store: str) -> None:
 def test_damage_is_named(store: str, damage: str) -> None:
     sidecar = made(store, b"what was counted")
     commit(store, sidecar)
-    versions.verify(store, content=True)
+    versions.verify(store, sha256=True)
     path = Path(store) / sidecar.path
     if damage == "gone":
         path.unlink()
@@ -74,7 +74,7 @@ def test_damage_is_named(store: str, damage: str) -> None:
     with pytest.raises(InputError, match="counts-"):
         sidecars.read(store, sidecar)
     with pytest.raises(InputError, match="counts-"):
-        versions.verify(store, content=True)
+        versions.verify(store, sha256=True)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_gc_keeps_those_of_retained_versions(store: str) -> None:
     assert set(garbage.collect(store, keep=1).files) == {first.path, orphan.path}
     garbage.collect(store, keep=1, remove=True)
     assert os.listdir(Path(store) / "sidecars") == [Path(second.path).name]
-    versions.verify(store, content=True)
+    versions.verify(store, sha256=True)
 
 
 def test_restore_keeps_them_where_they_are_there(store: str) -> None:

@@ -49,7 +49,7 @@ def execute(run: StoreRun, before_commit: Any = lambda: None) -> snapshot.Snapsh
         return run.execute(
             lambda tasks: pool.map(Writer.write, tasks),
             on_bad_shard="fail",
-            reduce=lambda result: result,
+            on_result=lambda result: result,
             summarise=summarise,
         )
 

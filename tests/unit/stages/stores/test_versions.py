@@ -97,7 +97,7 @@ def test_diff(store: Path) -> None:
 def test_verify_by_size_and_by_content(store: Path) -> None:
     assert versions.verify(str(store))["verified"] == "size"
     with pytest.raises(InputError, match=r"a\.2\.parquet: expected sha256 0+, found"):
-        versions.verify(str(store), content=True)
+        versions.verify(str(store), sha256=True)
     (store / "data" / "c.3.parquet").write_bytes(b"short")
     with pytest.raises(InputError, match=r"c\.3\.parquet: expected 13 bytes, found 5 bytes"):
         versions.verify(str(store))
@@ -124,7 +124,7 @@ def test_verify_names_every_bad_file_and_the_remedy(tmp_path: Path, content: boo
         str(tmp_path), kind="codes", run_id="r", expected=names, receipts=receipts,
         summary=sidecars.as_summary({"counts": [draft.sidecar()]}),
     )  # fmt: skip
-    assert versions.verify(str(tmp_path), content=content)["files"] == 5
+    assert versions.verify(str(tmp_path), sha256=content)["files"] == 5
     (tmp_path / "data/missing.0.parquet").unlink()
     for name, change in (("longer", b"more"), ("shorter", None)):
         path = tmp_path / f"data/{name}.0.parquet"
@@ -133,7 +133,7 @@ def test_verify_names_every_bad_file_and_the_remedy(tmp_path: Path, content: boo
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     (tmp_path / draft.path).unlink()
     with pytest.raises(DamagedError) as caught:
-        versions.verify(str(tmp_path), content=content)
+        versions.verify(str(tmp_path), sha256=content)
     said = str(caught.value)
     for name in names:
         bad = name != "good" and (content or name != "changed")
@@ -314,7 +314,7 @@ def test_verify_looks_at_the_models(store: Path, damage: str, content: bool) -> 
         str(store), kind="codes", run_id="r", expected=["z"], receipts=[made],
         summary={"fingerprint": files.fingerprint},
     )  # fmt: skip
-    assert versions.verify(str(store), content=content)["models"] == 1
+    assert versions.verify(str(store), sha256=content)["models"] == 1
     if damage == "json":
         (where / "model.json").unlink()
     elif damage == "tensors":
@@ -326,7 +326,7 @@ def test_verify_looks_at_the_models(store: Path, damage: str, content: bool) -> 
     else:
         other.save(str(where))
     with pytest.raises(DamagedError, match=rf"copy the model.*\s.*{files.fingerprint}"):
-        versions.verify(str(store), content=content)
+        versions.verify(str(store), sha256=content)
 
 
 def test_gc_beside_a_run_leaves_what_it_may_need(store: Path) -> None:

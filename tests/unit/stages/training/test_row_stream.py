@@ -13,13 +13,13 @@ from raypq.config import Columns
 from raypq.errors import InputError
 from raypq.execution.executor import Rank
 from raypq.stages.training.dataset import ShardListing
-from raypq.stages.training.row_stream import BatchCache, Buffer, RowStream, Source
+from raypq.stages.training.row_stream import BatchCache, Buffer, RowSource, RowStream
 
 SIZES = (5, 40, 0, 17, 38)
 
 
 @pytest.fixture
-def source(write) -> Source:
+def source(write) -> RowSource:
     """Rows whose only value is their number."""
     start = 0
     for part, n in enumerate(SIZES):
@@ -28,12 +28,12 @@ def source(write) -> Source:
         start += n
     folder = write("rows/0.parquet", id=np.arange(5), feature=np.arange(5.0)[:, None])
     listed = ShardListing.open([folder.rsplit("/", 1)[0]], Columns())
-    return Source(
+    return RowSource(
         tasks=listed.tasks, columns=Columns(), width=1, classes=None, held_out=np.array([3, 50, 99])
     )
 
 
-def stream(source: Source, rank: int = 0, world: int = 1, **changes: int) -> RowStream:
+def stream(source: RowSource, rank: int = 0, world: int = 1, **changes: int) -> RowStream:
     options = {"buffer": 30, "room": 10_000, **changes}
     cache = BatchCache(options["room"])
     place = Rank(rank=rank, world_size=world)
