@@ -260,6 +260,8 @@ def interleave(
             else:
                 together(sweeping, doing, Turns(also(store), [j, i]))
             whole(store)
+            fs, path = filesystem(store)
+            fs.rm(path, recursive=True)  # a listing in memory goes through all files of all stores
 
 
 @pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
