@@ -3,7 +3,7 @@
     import raypq
 
     raypq.train(raypq.TrainJob(method="pqzsl", features=[…], classes=…, output=…))
-    D, I = raypq.open("codes").search(X, 10)
+    scores, ids = raypq.open("codes").search(X, 10)
 
 Everything is imported on first use, so that ``import raypq`` and ``raypq --help`` are fast.
 """

@@ -1,7 +1,7 @@
 """A code store in memory, with the interface of a FAISS index.
 
     index = raypq.open("codes")
-    D, I = index.search(X, 10)
+    scores, ids = index.search(X, 10)
 
 For stores whose codes fit in memory (M bytes a row, and the ids). ``raypq search`` has no such
 limit and gives the same results.
@@ -94,9 +94,9 @@ class Index:
             X: queries [n, d], any float type. k: results of each.
 
         Returns:
-            D [n, k] float32 (l2: squared distances, ascending; cosine, dot: scores, descending),
-            and I [n, k], int64 or object. If the index has fewer than k rows, the rest of D is inf
-            (l2) or −inf, and the rest of I is −1 (or None), as in faiss.
+            Scores [n, k] float32 (l2: squared distances, ascending; cosine, dot: descending), and
+            ids [n, k], int64 or object. If the index has fewer than k rows, the rest of the scores
+            is inf (l2) or −inf, and the rest of the ids is −1 (or None), as in faiss.
 
         Raises:
             InputError: queries of another shape, or NaN or Inf in them, naming the row.
@@ -107,17 +107,17 @@ class Index:
             raise ConfigError(f"distance: must be adc or sdc, found {distance!r}")
         X = self._checked(X)
         k = self._checked_k(k, len(X))
-        D = np.full((len(X), k), np.inf if self.metric == "l2" else -np.inf, np.float32)
+        scores = np.full((len(X), k), np.inf if self.metric == "l2" else -np.inf, np.float32)
         strings = pa.types.is_string(self._id_type)
-        names = np.full((len(X), k), None if strings else -1, object if strings else np.int64)
+        ids = np.full((len(X), k), None if strings else -1, object if strings else np.int64)
         for start in range(0, len(X), _BATCH_QUERIES):
             rows = slice(start, start + _BATCH_QUERIES)
             best = search_results.merge(
                 [self._scan(block, X[rows], k, distance) for block in self._blocks], k
             )
-            D[rows, : best.k] = search_results.in_metric(best.score, self.metric)
-            names[rows, : best.k] = _plain(best.ids).reshape(best.score.shape)
-        return D, names
+            scores[rows, : best.k] = search_results.in_metric(best.score, self.metric)
+            ids[rows, : best.k] = _plain(best.ids).reshape(best.score.shape)
+        return scores, ids
 
     def _scan(
         self, block: CodeBlock, X: NDArray[np.float32], k: int, distance: Distance
