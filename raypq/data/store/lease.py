@@ -1,4 +1,6 @@
-"""Leases: one nightly run at a time on a store, with expiry after a crash.
+"""Leases: one ``reindex`` or ``restore`` at a time on a store, with expiry after a crash.
+
+Other commands take no lease: concurrent runs of ``encode``, for example, all commit.
 
 ``lease/<term>-<beat>.json``: every holder has its own term, one higher than the last, and adds
 numbered heartbeats; ``<term>-end.json`` releases the lease. All are created in one step that fails
@@ -176,8 +178,9 @@ class Lease:
             holder = self._holder(last) if last else None
         seconds = holder.seconds if holder else self.seconds
         return ConflictError(
-            f"{self.store}: {_name(holder)} {reason}. A store takes one run at a time: wait for "
-            f"that run, or end it; a new run takes over {seconds:g} s after its last heartbeat"
+            f"{self.store}: {_name(holder)} {reason}; another reindex or snapshots restore holds "
+            "the lease of the store: wait for that run, or end it; a new run takes over "
+            f"{seconds:g} s after its last heartbeat"
         )
 
     def _create(self, beat: str) -> bool:

@@ -48,7 +48,8 @@ def restore(store: str | os.PathLike[str], version: int) -> Snapshot:
 
     Raises:
         InputError: no such version, or files of it are missing (``gc`` removed them).
-        ConflictError: a nightly run is at work on the store, or another writer committed.
+        ConflictError: a ``reindex`` or another ``restore`` holds the lease of the store, or another
+            writer committed.
     """
     store = path_of(store)
     snapshot.read(store, version)
