@@ -137,7 +137,7 @@ class ClusterableModel(NetworkModel):
 
 
 class Clusterable(GradientMethod):
-    """The CVAE, with M, F and noise according to the settings."""
+    """The CVAE, with mapping, F and noise according to the settings."""
 
     name = "clusterable"
     settings_class: ClassVar[type[GradientSettings]] = ClusterableSettings

@@ -1,8 +1,9 @@
-"""Networks of the clusterable-features method: F, M, the classifier and the CVAE.
+"""Networks of the clusterable-features method: F, the mapping, the classifier and the CVAE.
 
 Xu, Shu and Samaras, "Learning Clusterable Visual Features for Zero-Shot Recognition" (2020). An
-image x goes through F (fine-tuned by Gaussian similarity, eq. 9) and M (a fully connected layer
-with a sigmoid) to x'; the CVAE learns to generate x' of a class from its embedding.
+image x goes through F (fine-tuned by Gaussian similarity, eq. 9) and the mapping (M in the paper: a
+fully connected layer with a sigmoid) to x'; the CVAE learns to generate x' of a class from its
+embedding.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _COLLAPSED = 0.01  # nats an image: with a lower KL term, z carries no informati
 
 
 class ClusterableNetwork(Network):
-    """x → F → M → x', the generator of x', and the axes of x' for codes.
+    """x → F → mapping → x', the generator of x', and the axes of x' for codes.
 
     Buffers: ``memory`` [L, r, D], embedded rows of each training class, for training classifiers of
     later class sets; ``A`` [L, da], the embeddings of the training classes.
@@ -88,7 +89,7 @@ class ClusterableNetwork(Network):
         """Eq. 4 with the CVAE loss of eq. 11."""
         settings, a = self.settings, self.A[y]
         mapped = self.map(x)
-        # Detached: the reconstruction loss would drive M to a constant.
+        # Detached: the reconstruction loss would drive the mapping to a constant.
         target = mapped.detach()
         mean, logvar = self.encoder(torch.cat([target, a], dim=1)).chunk(2, dim=1)
         z = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
@@ -182,7 +183,7 @@ def _distances(h: Tensor, w: Tensor) -> Tensor:
 
 
 class ClusterableSettings(GradientSettings):
-    """The paper's settings; M, F and noise are off by default (docs/methods says why)."""
+    """The paper's settings; mapping, F and noise are off by default (docs/methods says why)."""
 
     M: Positive = Field(64, description="sub-codebooks")
     D: Positive = Field(128, description="axes of x' that are kept, at most")
@@ -190,7 +191,9 @@ class ClusterableSettings(GradientSettings):
     attributes: Literal["none", "unit"] = Field(
         "unit", description="normalisation of class embeddings"
     )
-    mapping: int = Field(0, ge=0, description="width of M's output, 512 in the paper; 0: no M")
+    mapping: int = Field(
+        0, ge=0, description="width of the mapping's output, 512 in the paper; 0: no mapping"
+    )
     lam_cls: float = Field(1.0, ge=0, description="weight of classifying x', eq. 4")
     lam_made: float = Field(0.1, ge=0, description="weight of classifying generated x', eq. 4")
     gaussian: int = Field(0, ge=0, description="epochs of fine-tuning F; 0: no F")
