@@ -344,20 +344,22 @@ def commit(
     receipts: Sequence[Receipt],
     quarantined: Sequence[Quarantined] = (),
     summary: dict[str, Any] | None = None,
-    follows: int | None = None,
-    guard: Callable[[], None] | None = None,
+    expected_parent: int | None = None,
+    pre_commit_check: Callable[[], None] | None = None,
 ) -> Snapshot:
     """Creates the next version, of exactly these shards.
 
     Args:
         expected: the stem of every shard that the version must hold or name as quarantined.
-        follows: the version that must be the latest (0: there must be none).
-        guard: called just before each attempt; raises if the writer may no longer commit.
+        expected_parent: the version that must be the latest (0: there must be none; None: not
+            checked), as in optimistic concurrency control.
+        pre_commit_check: called just before each attempt; raises if the writer may no longer
+            commit.
 
     Raises:
         IncompleteError: a shard does not have exactly one receipt, or one reason to leave it out.
         ConflictError: other writers took every number that was tried, or the latest version is not
-            ``follows``.
+            ``expected_parent``.
     """
     finished = [receipt.shard for receipt in receipts] + [item.shard for item in quarantined]
     _check_complete(store, finished, expected)
@@ -370,13 +372,13 @@ def commit(
         version = known[-1] + 1 if known else 1
         if version > _MAX_VERSION:
             raise ConflictError(f"{_uri(store, known[-1])}: no run made this version; remove it")
-        if follows is not None and version != follows + 1:
+        if expected_parent is not None and version != expected_parent + 1:
             raise ConflictError(
                 f"{store}: version {version - 1} was committed by another run while this one "
-                f"started from version {follows}; run it again (finished shards are kept)"
+                f"started from version {expected_parent}; run it again (finished shards are kept)"
             )
-        if guard is not None:
-            guard()
+        if pre_commit_check is not None:
+            pre_commit_check()
         snapshot = Snapshot(
             kind=kind,
             version=version,

@@ -354,7 +354,7 @@ def execute(
             "run": record.summary(),
         }
 
-    def revisit(run: StoreRun) -> Collection[str]:
+    def reprocess(run: StoreRun) -> Collection[str]:
         nonlocal total
         total, stems = counts.begin(read_counts, run, table)
         return stems
@@ -374,7 +374,7 @@ def execute(
             on_bad_shard=job.on_bad_shard,
             on_result=on_result,
             summarise=summarise,
-            revisit=revisit,
+            reprocess=reprocess,
         )
 
 

@@ -125,7 +125,7 @@ def _encode(
     )
     _log_names(plan)
     model_store.save(job.codes, model)  # before any version can name it
-    run = replace(plan.run(job.codes), guard=leases[job.codes].check)
+    run = replace(plan.run(job.codes), pre_commit_check=leases[job.codes].check)
 
     def describe(fresh: Sequence[Receipt], receipts: Sequence[Receipt]) -> dict[str, Any]:
         return {
@@ -184,7 +184,7 @@ def _classify(
     plan = classify.ClassifyPlan.make(task, nightly_model=model)
     if latest := classify.finished(task, plan):
         return latest, False
-    run = replace(plan.run, guard=leases[section.output].check)
+    run = replace(plan.run, pre_commit_check=leases[section.output].check)
     return classify.execute(task, replace(plan, run=run), executor, record), True
 
 

@@ -49,10 +49,9 @@ class StoreRun:
         kept: receipts of shards that need no work, by stem.
         journals: those that were read, by work.
         quarantined: shards that stay out without another try.
-        guard: of a run that must be alone, called just before its commit; the new version must
-            then directly follow ``latest``.
-        appends: whether the version also holds the shards of ``latest``; it must then directly
-            follow it.
+        pre_commit_check: called just before the commit; raises if the run may no longer commit (its
+            lease expired).
+        appends: whether the version also holds the shards of ``latest``.
     """
 
     kind: snapshot.Kind
@@ -61,7 +60,7 @@ class StoreRun:
     latest: Snapshot | None
     kept: Mapping[str, Receipt]
     quarantined: Sequence[Quarantined] = ()
-    guard: Callable[[], None] | None = None
+    pre_commit_check: Callable[[], None] | None = None
     journals: Mapping[str, Journal] = field(default_factory=dict)
     appends: bool = False
 
@@ -136,6 +135,16 @@ class StoreRun:
         return digest.hexdigest()[:32]
 
     @property
+    def expected_parent(self) -> int | None:
+        """The version that must still be the latest at the commit (0: there must be none).
+
+        None, if other runs may commit meanwhile: the run neither appends nor holds a lease.
+        """
+        if not self.appends and self.pre_commit_check is None:
+            return None
+        return self.latest.version if self.latest else 0
+
+    @property
     def missing(self) -> list[ShardTask]:
         """The tasks whose output is still missing."""
         return [task for task in self.tasks if task.shard.stem not in self.kept]
@@ -161,7 +170,7 @@ class StoreRun:
         on_bad_shard: str,
         on_result: Callable[[R], Receipt],
         summarise: Callable[[Sequence[Receipt]], dict[str, Any]],
-        revisit: Callable[[StoreRun], Collection[str]] = lambda _: (),
+        reprocess: Callable[[StoreRun], Collection[str]] = lambda _: (),
         on_start: Callable[[], None] = lambda: None,
     ) -> Snapshot:
         """Processes the missing shards and commits the next version.
@@ -172,8 +181,8 @@ class StoreRun:
                 must not depend on the order.
             summarise: called with all receipts before the commit; returns the summary of the
                 version. It may raise to refuse them.
-            revisit: the stems of kept shards that are processed too (with ``ShardTask.previous``);
-                called with the run when it is protected from gc.
+            reprocess: returns the stems of kept shards that are processed all the same (with
+                ``ShardTask.previous``); called with the run when it is protected from gc.
             on_start: called before the first shard, when the run is protected from gc.
 
         Raises:
@@ -184,7 +193,7 @@ class StoreRun:
         with runs.active(self.store, _VERBS[self.kind][0]):
             on_start()
             run = self._without_removed()
-            return run._execute(process, on_bad_shard, on_result, summarise, revisit(run))
+            return run._execute(process, on_bad_shard, on_result, summarise, reprocess(run))
 
     def _without_removed(self) -> StoreRun:
         """The run without kept files that were removed between its plan and its mark for gc."""
@@ -207,18 +216,18 @@ class StoreRun:
         on_bad_shard: str,
         on_result: Callable[[R], Receipt],
         summarise: Callable[[Sequence[Receipt]], dict[str, Any]],
-        revisit: Collection[str],
+        reprocess: Collection[str],
     ) -> Snapshot:
         start = time.monotonic()
-        receipts = [item for stem, item in self.kept.items() if stem not in revisit]
+        receipts = [item for stem, item in self.kept.items() if stem not in reprocess]
         failures: list[ShardFailure] = []
         tasks = [
             replace(task, previous=self.kept.get(task.shard.stem, task.previous))
             for task in self.tasks
-            if task.shard.stem in revisit or task.shard.stem not in self.kept
+            if task.shard.stem in reprocess or task.shard.stem not in self.kept
         ]
         results = completed(
-            _reduced(process(tasks), on_result),
+            _to_receipts(process(tasks), on_result),
             total=len(tasks),
             label=_VERBS[self.kind][0],
             on_bad_shard=on_bad_shard,
@@ -229,7 +238,7 @@ class StoreRun:
         journals = self._record(results, receipts)
         seconds = time.monotonic() - start
         summary = summarise(receipts)
-        summary |= {"worked": self._worked(receipts, seconds), "seconds": seconds}
+        summary |= {"worked": self._processed(receipts, seconds), "seconds": seconds}
         version = self._commit(receipts, failures, summary)
         for journal in journals:
             journal.clear(receipt.shard for receipt in version.shards)
@@ -256,7 +265,7 @@ class StoreRun:
                 journal.flush()
         return journals.values()
 
-    def _worked(self, receipts: Sequence[Receipt], seconds: float) -> dict[str, Any]:
+    def _processed(self, receipts: Sequence[Receipt], seconds: float) -> dict[str, Any]:
         """Shards and images that this run processed itself."""
         held = {receipt.path for receipt in self.kept.values()}
         held |= {task.previous.path for task in self.tasks if task.previous}
@@ -292,7 +301,6 @@ class StoreRun:
             for item in sorted(failures, key=lambda item: item.shard)
         ]
         quarantined = [*self.quarantined, *failed]
-        alone = self.appends or self.guard is not None
         return snapshot.commit(
             self.store,
             kind=self.kind,
@@ -304,23 +312,23 @@ class StoreRun:
             receipts=receipts,
             quarantined=quarantined,
             summary=summary | quarantine.summary_entry(self.latest, quarantined),
-            follows=(self.latest.version if self.latest else 0) if alone else None,
-            guard=self._commit_guard(receipts),
+            expected_parent=self.expected_parent,
+            pre_commit_check=self._pre_commit_check_of(receipts),
         )
 
-    def _commit_guard(self, receipts: Sequence[Receipt]) -> Callable[[], None]:
-        """Checks before a commit that every file is present, and calls the guard of the run."""
+    def _pre_commit_check_of(self, receipts: Sequence[Receipt]) -> Callable[[], None]:
+        """A check that every file is present, followed by the ``pre_commit_check`` of the run."""
         verified = False
 
-        def guard() -> None:
+        def check() -> None:
             nonlocal verified
             if not verified:
                 verify_present(self.store, receipts)
                 verified = True  # further attempts follow at once
-            if self.guard is not None:
-                self.guard()
+            if self.pre_commit_check is not None:
+                self.pre_commit_check()
 
-        return guard
+        return check
 
 
 def verify_present(store: str, receipts: Sequence[Receipt]) -> None:
@@ -377,9 +385,10 @@ def _finished(
     return kept
 
 
-def _reduced(
+def _to_receipts(
     results: Iterable[TaskResult[R]], on_result: Callable[[R], Receipt]
 ) -> Iterator[TaskResult[Receipt]]:
+    """The results with ``on_result`` applied to their values; failures as they are."""
     for result in results:
         if result.failure:
             yield TaskResult(result.index, failure=result.failure)

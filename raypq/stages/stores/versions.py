@@ -84,8 +84,8 @@ def restore(store: str | os.PathLike[str], version: int) -> Snapshot:
             receipts=old.shards,
             quarantined=old.quarantined,
             summary=summary,
-            follows=latest,
-            guard=mine.check,
+            expected_parent=latest,
+            pre_commit_check=mine.check,
         )
     console.say(f"restored version {version} of {store} as version {made.version}")
     return made
