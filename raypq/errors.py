@@ -141,6 +141,7 @@ class ShardFailure:
     """One shard that could not be processed.
 
     Attributes:
+        shard: its URI; of a task that is no shard, the name of the task.
         tries: number of attempts.
         bad_input: its content is at fault, so it may be quarantined.
         transient: another attempt might succeed (``raypq.execution.retries``).
