@@ -32,7 +32,7 @@ class ReindexPlan:
         mtime_changed: of equal size, with another time or etag; their content decides. Those of
             another model or settings that do not migrate tonight are here, too, not in ``pending``.
         migrating: to encode tonight under the job's model and settings.
-        pending: to encode so on a later night.
+        pending: to encode again on a later night.
         kept: no work.
         removed: in the last version, but not in the source.
         quarantined: left out before, and unchanged since.
@@ -74,7 +74,8 @@ class ReindexPlan:
         return not self.to_read and not self.removed and len(before) == len(self.quarantined)
 
     def run(self, store: str) -> StoreRun:
-        """The run that makes the next version, without what an interrupted run finished."""
+        """The run that makes the next version; shards that an interrupted run finished count as
+        done."""
         run = StoreRun.plan(kind="codes", store=store, tasks=self.tasks)
         return replace(run, quarantined=self.quarantined)
 
@@ -102,7 +103,7 @@ def diff_source(job: ReindexJob, model: Model) -> ReindexPlan:
     )  # fmt: skip
     _refuse_a_vanished_source(job, plan)
     intact = {receipt.shard for receipt in still_there(job.codes, receipts.values())}
-    stale = []
+    outdated = []
     for shard in shards:
         task = ShardTask(shard=shard, model=model.fingerprint, work=work)
         receipt = receipts.get(shard.stem)
@@ -113,10 +114,10 @@ def diff_source(job: ReindexJob, model: Model) -> ReindexPlan:
         elif not _may_be_equal(receipt, shard, by_content=job.compare == "content"):
             plan.changed.append(task)
         elif receipt.work != work:
-            stale.append((task, receipt))
+            outdated.append((task, receipt))
         else:
-            _keep(plan, receipt, task)
-    _migrate(plan, stale, math.ceil(job.rollout * len(shards)))
+            _add_unmigrated(plan, receipt, task)
+    _migrate(plan, outdated, math.ceil(job.rollout * len(shards)))
     return plan
 
 
@@ -211,8 +212,9 @@ def _may_be_equal(receipt: Receipt, shard: Shard, *, by_content: bool) -> bool:
     return by_content and bool(receipt.source.sha256) and receipt.source.size == shard.size
 
 
-def _keep(plan: ReindexPlan, receipt: Receipt, task: ShardTask) -> None:
-    """Adds a shard whose codes are kept tonight, at once or if its content is unchanged."""
+def _add_unmigrated(plan: ReindexPlan, receipt: Receipt, task: ShardTask) -> None:
+    """Adds a shard that does not migrate tonight: its codes are kept, unless its content proves to
+    have changed."""
     if not receipt.source.same_file(Source.of(task.shard)):
         # Its content decides; if that is another, it is encoded under the job's model.
         plan.mtime_changed.append(replace(task, previous=receipt))
@@ -222,13 +224,13 @@ def _keep(plan: ReindexPlan, receipt: Receipt, task: ShardTask) -> None:
         plan.pending.append(replace(task, model=receipt.model, work=receipt.work))
 
 
-def _migrate(plan: ReindexPlan, stale: list[tuple[ShardTask, Receipt]], count: int) -> None:
+def _migrate(plan: ReindexPlan, outdated: list[tuple[ShardTask, Receipt]], count: int) -> None:
     """Chooses which shards migrate tonight: by hash, so that a rerun chooses the same ones, and
     those under the new model are a fair sample of the store."""
     order = sorted(
-        stale,
+        outdated,
         key=lambda pair: hashlib.sha256(f"{pair[0].work}:{pair[0].shard.stem}".encode()).digest(),
     )
     plan.migrating += [task for task, _ in order[:count]]
     for task, receipt in order[count:]:
-        _keep(plan, receipt, task)
+        _add_unmigrated(plan, receipt, task)
