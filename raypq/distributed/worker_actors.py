@@ -32,13 +32,13 @@ class Worker:
 
     Attributes:
         assigned: tasks sent to it, in the order in which it does them.
-        affine: tasks of this pass that it did in an earlier one, whose data it may have cached;
-            not assigned yet.
+        cached_tasks: tasks of this pass, not assigned yet, that it did in an earlier one, and whose
+            data it may have cached.
     """
 
     actor: Any
     assigned: deque[int] = field(default_factory=deque)
-    affine: deque[int] = field(default_factory=deque)
+    cached_tasks: deque[int] = field(default_factory=deque)
 
 
 class WorkerActors:

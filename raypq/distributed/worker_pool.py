@@ -142,24 +142,24 @@ class _Pass:
         self._isolated: set[int] = set()  # retries that were assigned
         self._tries = [0] * len(tasks)
         self._running: dict[Any, tuple[Worker, int]] = {}
-        self._left = len(tasks)
+        self._unfinished = len(tasks)
         self._task_seconds: float | None = None  # moving average
-        self._over = False
+        self._closed = False
         actors.new_pass()
         ready = set(actors.ready)
         # A worker may have done all tasks while others started; it keeps no more than its share.
         share = -(-len(tasks) // max(1, len(ready)))
         for index, task in enumerate(tasks):
             last = last_workers.get(task.name)
-            if last is not None and last in ready and len(last.affine) < share:
-                last.affine.append(index)
+            if last is not None and last in ready and len(last.cached_tasks) < share:
+                last.cached_tasks.append(index)
             else:
                 self._queue.append(index)
 
     def results(self) -> Iterator[TaskResult[Any]]:
         """Assigns tasks, waits for replies and deaths, and handles them, until all are done."""
         actors = self._actors
-        while self._left and not self._over:
+        while self._unfinished and not self._closed:
             self._assign()
             refs = [*self._running, *actors.starting]
             done, _ = ray.wait(refs, num_returns=1, timeout=_POLL)
@@ -168,22 +168,22 @@ class _Pass:
             for ref in done:
                 if ref in actors.starting:
                     actors.on_ready(ref)
-                elif ref in self._running:  # else its actor died, and the task was taken back
+                elif ref in self._running:  # else its actor died, and the task is queued again
                     yield from self._collect(ref)
-            queued = self._left - len(self._running)
+            queued = self._unfinished - len(self._running)
             self._metrics.gauge(workers=len(actors.ready), queue=queued)
             actors.check_started()
 
     def abandon(self) -> None:
         """Ends the pass early; busy workers become ready again when their current task is over."""
-        if self._over:
+        if self._closed:
             return
-        self._over = True
+        self._closed = True
         for ref in self._running:
             ray.cancel(ref)  # has an effect on queued tasks; a task that runs goes on to its end
         self._running.clear()
         for worker in list(self._actors.ready):
-            worker.affine.clear()
+            worker.cached_tasks.clear()
             if worker.assigned:
                 self._actors.drain(worker)
 
@@ -209,7 +209,7 @@ class _Pass:
     def _depth(self) -> int:
         """Number of tasks to assign to a worker at once: enough short ones that it never waits
         for the driver, but no more than its share of those left."""
-        share = -(-self._left // max(1, len(self._actors.ready)))
+        share = -(-self._unfinished // max(1, len(self._actors.ready)))
         if self._task_seconds is None:
             return min(2, share)
         if self._task_seconds > _LONG_TASK:
@@ -218,26 +218,26 @@ class _Pass:
         return max(1, min(depth, share))
 
     def _next_task(self, worker: Worker) -> int | None:
-        """The next task for a worker: retries, then the lowest of its affine tasks and the queue,
-        then an affine task of another worker. None: it gets no task now."""
+        """The next task for a worker: retries, then the lowest of its cached tasks and the queue,
+        then a cached task of another worker. None: it gets no task now."""
         if self._retry_queue:  # meanwhile no worker is given a second task
             if worker.assigned:
                 return None
             index = heapq.heappop(self._retry_queue)
             self._isolated.add(index)
             return index
-        affine, queue, end = worker.affine, self._queue, self._window.end
-        if affine and affine[0] < end and not (queue and queue[0] < affine[0]):
-            return affine.popleft()
+        cached, queue, end = worker.cached_tasks, self._queue, self._window.end
+        if cached and cached[0] < end and not (queue and queue[0] < cached[0]):
+            return cached.popleft()
         if queue and queue[0] < end:
             return heapq.heappop(queue)
-        busiest = max(self._actors.ready, key=lambda worker: _count_below(end, worker.affine))
-        count = _count_below(end, busiest.affine)
+        busiest = max(self._actors.ready, key=lambda worker: _count_below(end, worker.cached_tasks))
+        count = _count_below(end, busiest.cached_tasks)
         # The first one stays: its worker is about to begin it and has its data cached.
         if count < 2:
             return None
-        index = busiest.affine[count - 1]
-        del busiest.affine[count - 1]
+        index = busiest.cached_tasks[count - 1]
+        del busiest.cached_tasks[count - 1]
         return index
 
     def _collect(self, ref: Any) -> Iterator[TaskResult[Any]]:
@@ -245,7 +245,7 @@ class _Pass:
         try:
             reply: TaskReply = ray.get(ref)
         except RayActorError as error:
-            yield from self._take_back(worker, error)
+            yield from self._requeue_tasks_of(worker, error)
             return
         except RayTaskError as error:  # the reply could not be sent
             value = self._failure(index, error, transient=is_transient(error.cause))
@@ -276,7 +276,7 @@ class _Pass:
         if isinstance(value, ShardFailure):
             yield from self._failed(index, value)
             return
-        self._left -= 1
+        self._unfinished -= 1
         self._metrics.task_finished()
         self._last_workers[self._tasks[index].name] = worker
         self._window.finished(index, value)
@@ -289,12 +289,12 @@ class _Pass:
             heapq.heappush(self._retry_queue, index)
             self._metrics.task_retried()
             return
-        self._left -= 1
+        self._unfinished -= 1
         self._metrics.task_failed()
         self._window.finished(index, None)
         yield TaskResult(index, failure=replace(failure, tries=self._tries[index]))
 
-    def _take_back(self, worker: Worker, error: RayActorError) -> Iterator[TaskResult[Any]]:
+    def _requeue_tasks_of(self, worker: Worker, error: RayActorError) -> Iterator[TaskResult[Any]]:
         """Queues the tasks of a dead actor again; only for the first one without a reply, which
         probably killed it, this counts as a try."""
         replies = []
@@ -309,10 +309,10 @@ class _Pass:
         lost = list(worker.assigned)
         for index in lost[1:]:
             heapq.heappush(self._retry_queue, index)
-        for index in worker.affine:
+        for index in worker.cached_tasks:
             heapq.heappush(self._queue, index)
         worker.assigned.clear()
-        worker.affine.clear()
+        worker.cached_tasks.clear()
         for index, value in replies:
             yield from self._finish(worker, index, value)
         if lost:
