@@ -31,7 +31,9 @@ _NORM_ROWS = 1024  # rows of one block of squared_norms
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tables:
-    """Classes (or queries) prepared for scanning codes of one quantizer.
+    """Inputs of the lookup tables: weights and terms of classes (or queries), and the codebooks.
+
+    The lookup tables themselves, LUT [M, K, T], are computed from these where a kernel scans with them.
 
     A higher score is better, whatever the metric: for l2 it is the negative squared distance.
 
@@ -103,17 +105,17 @@ def build_tables(
     M, _, d = C.shape
     if V.ndim != 2 or V.shape[1] != M * d:
         raise ValueError(f"V must be [T, {M * d}] for codebooks of {M} × {d}, found {V.shape}")
-    extra = np.zeros(len(V)) if bias is None else np.asarray(bias, dtype=np.float64)
-    if extra.shape != (len(V),):
-        raise ValueError(f"bias must be [{len(V)}], found {extra.shape}")
-    for name, values in (("C", C), ("V", V), ("bias", extra)):
+    bias64 = np.zeros(len(V)) if bias is None else np.asarray(bias, dtype=np.float64)
+    if bias64.shape != (len(V),):
+        raise ValueError(f"bias must be [{len(V)}], found {bias64.shape}")
+    for name, values in (("C", C), ("V", V), ("bias", bias64)):
         if not np.isfinite(values).all():
             raise ValueError(f"{name} must be finite")
     squared = squared_norms(V)
     if metric == "l2":
         if np.abs(V).max(initial=0.0) > np.finfo(np.float32).max / 2:
             raise ValueError("V must be at most 1.7e38 for l2, whose weights are 2·V")
-        W, extra = 2 * V, extra - squared
+        W, bias64 = 2 * V, bias64 - squared
     elif metric == "cosine":
         norm = np.sqrt(squared)
         inverse = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
@@ -124,7 +126,7 @@ def build_tables(
     else:
         raise ValueError(f"metric must be l2, cosine or dot, found {metric!r}")
     norms = squared_norms(C.reshape(-1, d)).reshape(C.shape[:2])
-    return Tables(C=C, W=W, bias=extra, norms=norms, metric=metric)
+    return Tables(C=C, W=W, bias=bias64, norms=norms, metric=metric)
 
 
 def check_codebooks(C: NDArray[np.floating]) -> None:
