@@ -33,7 +33,7 @@ _NORM_ROWS = 1024  # rows of one block of squared_norms
 class Tables:
     """Inputs of the lookup tables: weights and terms of classes (or queries), and the codebooks.
 
-    The lookup tables themselves, LUT [M, K, T], are computed from these where a kernel scans with them.
+    The lookup tables themselves, LUT [M, K, T], are made from these by the kernels.
 
     A higher score is better, whatever the metric: for l2 it is the negative squared distance.
 
