@@ -149,11 +149,11 @@ class ReductionMethod(Method):
     """A method that trains by exact map-reduce."""
 
     @abstractmethod
-    def begin(self, corpus: TrainingSetInfo) -> State:
+    def begin(self, dataset_info: TrainingSetInfo) -> State:
         """The state before the first pass.
 
         Raises:
-            ConfigError: settings that do not fit the corpus.
+            ConfigError: settings that do not fit the training set.
         """
 
     @abstractmethod
@@ -191,13 +191,13 @@ def check_embeddings(A: NDArray[np.float32]) -> None:
         )
 
 
-def check_rows(corpus: TrainingSetInfo, settings: MethodSettings) -> None:
-    """Refuses a corpus with fewer rows than codewords.
+def check_rows(dataset_info: TrainingSetInfo, settings: MethodSettings) -> None:
+    """Refuses a training set with fewer rows than codewords.
 
     Raises:
         ConfigError: naming both numbers.
     """
-    if corpus.N < settings.K:
+    if dataset_info.N < settings.K:
         raise ConfigError(
-            f"K: {settings.K} codewords need at least as many training rows, found {corpus.N}"
+            f"K: {settings.K} codewords need at least as many training rows, found {dataset_info.N}"
         )

@@ -149,15 +149,15 @@ class Clusterable(GradientMethod):
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {"weight": (1.0, 3.0, 10.0)}
     settings: ClusterableSettings
 
-    def build(self, corpus: TrainingSetInfo) -> ClusterableNetwork:
-        if corpus.A is None:
+    def build(self, dataset_info: TrainingSetInfo) -> ClusterableNetwork:
+        if dataset_info.A is None:
             raise ConfigError("clusterable needs a class table: pass --classes (classes)")
-        check_embeddings(corpus.A)
+        check_embeddings(dataset_info.A)
         settings = self.settings
-        D = code_width(settings.D, settings.mapping or corpus.dx, settings.M)
-        L, da = corpus.A.shape
-        network = ClusterableNetwork(settings, corpus.dx, da, L, D)
-        network.A.copy_(torch.from_numpy(attributes(corpus.A, settings)))
+        D = code_width(settings.D, settings.mapping or dataset_info.dx, settings.M)
+        L, da = dataset_info.A.shape
+        network = ClusterableNetwork(settings, dataset_info.dx, da, L, D)
+        network.A.copy_(torch.from_numpy(attributes(dataset_info.A, settings)))
         return network
 
     def phases(self) -> Sequence[Phase]:
@@ -175,7 +175,7 @@ class Clusterable(GradientMethod):
     def finish(
         self,
         network: Network,
-        corpus: TrainingSetInfo,
+        dataset_info: TrainingSetInfo,
         X: NDArray[np.float32],
         y: NDArray[np.int32],
     ) -> None:

@@ -189,11 +189,11 @@ class DPQ(PosteriorMethod):
     needs_classes = True
     settings: DPQSettings
 
-    def build(self, corpus: TrainingSetInfo) -> Network:
+    def build(self, dataset_info: TrainingSetInfo) -> Network:
         check_query_metric(self.settings.query, self.settings.metric)
         if self.settings.width < self.settings.M:
             raise ConfigError(
                 f"M: {self.settings.M} parts need an embedding layer of at least as many units, "
                 f"found width = {self.settings.width}"
             )
-        return DPQNetwork(self.settings, corpus.dx, corpus.L, pretrained=True)
+        return DPQNetwork(self.settings, dataset_info.dx, dataset_info.L, pretrained=True)

@@ -296,6 +296,6 @@ class GPQ(PosteriorMethod):
     needs_unlabelled = True
     settings: GPQSettings
 
-    def build(self, corpus: TrainingSetInfo) -> Network:
+    def build(self, dataset_info: TrainingSetInfo) -> Network:
         check_query_metric(self.settings.query, self.settings.metric)
-        return GPQNetwork(self.settings, corpus.dx, corpus.L, pretrained=True)
+        return GPQNetwork(self.settings, dataset_info.dx, dataset_info.L, pretrained=True)

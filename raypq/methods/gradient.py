@@ -72,17 +72,17 @@ class GradientMethod(Method):
     model_class: ClassVar[type[NetworkModel]]
 
     @abstractmethod
-    def build(self, corpus: TrainingSetInfo) -> Network:
+    def build(self, dataset_info: TrainingSetInfo) -> Network:
         """The untrained network. Called with the method's seed set (see ``network``).
 
         Raises:
-            ConfigError: settings that do not fit the corpus.
+            ConfigError: settings that do not fit the training set.
         """
 
-    def network(self, corpus: TrainingSetInfo) -> Network:
+    def network(self, dataset_info: TrainingSetInfo) -> Network:
         """The untrained network, with random weights that depend only on ``seed``."""
         with seeded(self.settings.seed):
-            return self.build(corpus)
+            return self.build(dataset_info)
 
     def phases(self) -> Sequence[Phase]:
         """The phases of training, in order; one named ``train`` unless overridden."""
@@ -105,7 +105,7 @@ class GradientMethod(Method):
     def finish(
         self,
         network: Network,
-        corpus: TrainingSetInfo,
+        dataset_info: TrainingSetInfo,
         X: NDArray[np.float32],
         y: NDArray[np.int32],
     ) -> None:
@@ -118,29 +118,31 @@ class GradientMethod(Method):
         """The reduction method that trains codebooks on the embedded features, if any."""
         return None
 
-    def check(self, corpus: TrainingSetInfo, world: int = 1) -> None:
+    def check(self, dataset_info: TrainingSetInfo, world: int = 1) -> None:
         """Refuses a training set or settings that cannot be trained with.
 
         Raises:
             ConfigError: too few rows, a batch smaller than the classes or the workers.
         """
         batch = self.settings.batch
-        if self.needs_unlabelled and not corpus.unlabelled:
+        if self.needs_unlabelled and not dataset_info.unlabelled:
             raise ConfigError(
                 f"{self.name} learns from unlabelled rows too: pass a store of them (--unlabelled)"
             )
-        if self.needs_labels and corpus.L < 2:
-            raise ConfigError(f"{self.name} needs at least 2 training classes, found {corpus.L}")
-        if batch // world < (2 if self.small_batches else corpus.L):
+        if self.needs_labels and dataset_info.L < 2:
+            raise ConfigError(
+                f"{self.name} needs at least 2 training classes, found {dataset_info.L}"
+            )
+        if batch // world < (2 if self.small_batches else dataset_info.L):
             raise ConfigError(
                 f"batch: {batch} rows over {world} worker(s) are {batch // world} each, fewer "
-                f"than the {corpus.L} training classes"
+                f"than the {dataset_info.L} training classes"
             )
-        rows = corpus.N - self.settings.validation
+        rows = dataset_info.N - self.settings.validation
         if rows < batch:
             raise ConfigError(
                 f"batch: {batch} rows are more than the {max(rows, 0)} to train on "
-                f"({corpus.N} less {self.settings.validation} for validation)"
+                f"({dataset_info.N} less {self.settings.validation} for validation)"
             )
 
     def check_classes(self, count: NDArray[np.int64], names: Sequence[str]) -> None:
@@ -161,7 +163,7 @@ class GradientMethod(Method):
     def freeze(
         self,
         network: Network,
-        corpus: TrainingSetInfo,
+        dataset_info: TrainingSetInfo,
         *,
         scale: Mapping[str, NDArray[np.float32]],
         codebooks: NDArray[np.float32] | None = None,
@@ -189,10 +191,10 @@ class GradientMethod(Method):
         return self.model_class(
             settings=self.settings,
             tensors={"C": C, **scale, **weights},
-            dx=corpus.dx,
+            dx=dataset_info.dx,
             da=None
-            if corpus.A is None or not self.model_class.takes_embeddings
-            else corpus.A.shape[1],
-            classes=corpus.names if network.class_layer() is not None else None,
+            if dataset_info.A is None or not self.model_class.takes_embeddings
+            else dataset_info.A.shape[1],
+            classes=dataset_info.names if network.class_layer() is not None else None,
             record=record,
         )

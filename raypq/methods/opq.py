@@ -42,11 +42,11 @@ class OPQ(PQ):
     model_class: ClassVar[type[LinearModel]] = OPQModel
     settings: OPQSettings
 
-    def _check_width(self, corpus: TrainingSetInfo) -> None:
-        D = self.settings.D or corpus.dx
-        if corpus.dx < D or D % self.settings.M:
+    def _check_width(self, dataset_info: TrainingSetInfo) -> None:
+        D = self.settings.D or dataset_info.dx
+        if dataset_info.dx < D or D % self.settings.M:
             raise ConfigError(
-                f"D: {D} must be at most the feature width {corpus.dx} and a multiple of "
+                f"D: {D} must be at most the feature width {dataset_info.dx} and a multiple of "
                 f"M = {self.settings.M}"
             )
 

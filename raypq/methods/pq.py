@@ -58,24 +58,26 @@ class PQ(ReductionMethod):
     model_class: ClassVar[type[LinearModel]] = PQModel
     settings: PQSettings
 
-    def begin(self, corpus: TrainingSetInfo) -> State:
-        check_rows(corpus, self.settings)
-        self._check_width(corpus)
+    def begin(self, dataset_info: TrainingSetInfo) -> State:
+        check_rows(dataset_info, self.settings)
+        self._check_width(dataset_info)
         rng = np.random.default_rng([self.settings.seed, 0])
-        size = min(max(self.settings.sample, self.settings.K), corpus.N)
-        rows = np.sort(rng.choice(corpus.N, size, replace=False))
+        size = min(max(self.settings.sample, self.settings.K), dataset_info.N)
+        rows = np.sort(rng.choice(dataset_info.N, size, replace=False))
         phase = "scale" if self.settings.normalise.startswith("zscore") else "sample"
         return State(
-            phase=phase, arrays={"rows": rows, "dx": np.array(corpus.dx), **self._constants(corpus)}
+            phase=phase,
+            arrays={"rows": rows, "dx": np.array(dataset_info.dx), **self._constants(dataset_info)},
         )
 
-    def _check_width(self, corpus: TrainingSetInfo) -> None:
-        if corpus.dx % self.settings.M:
+    def _check_width(self, dataset_info: TrainingSetInfo) -> None:
+        if dataset_info.dx % self.settings.M:
             raise ConfigError(
-                f"M: {self.settings.M} sub-codebooks must divide the feature width {corpus.dx}"
+                f"M: {self.settings.M} sub-codebooks must divide the feature width "
+                f"{dataset_info.dx}"
             )
 
-    def _constants(self, corpus: TrainingSetInfo) -> dict[str, Array]:
+    def _constants(self, dataset_info: TrainingSetInfo) -> dict[str, Array]:
         """Arrays that do not change during training."""
         return {}
 

@@ -217,16 +217,16 @@ class PQZSL(MomentsPQ):
     trial_settings: ClassVar[Mapping[str, Any]] = {"M": 1, "K": 16, "iterations": 2, "polish": 0}
     settings: PQZSLSettings
 
-    def _check_width(self, corpus: TrainingSetInfo) -> None:
-        if corpus.A is not None and corpus.L < self.settings.M:
+    def _check_width(self, dataset_info: TrainingSetInfo) -> None:
+        if dataset_info.A is not None and dataset_info.L < self.settings.M:
             raise ConfigError(
-                f"M: {self.settings.M} sub-codebooks are more than the {corpus.L} training classes "
-                "(the common space has one dimension for each)"
+                f"M: {self.settings.M} sub-codebooks are more than the {dataset_info.L} training "
+                "classes (the common space has one dimension for each)"
             )
-        super()._check_width(corpus)
+        super()._check_width(dataset_info)
 
-    def _rank(self, corpus: TrainingSetInfo) -> int:
-        return corpus.L
+    def _rank(self, dataset_info: TrainingSetInfo) -> int:
+        return dataset_info.L
 
     def _embedding(self, state: State, data: Moments) -> dict[str, Array]:
         rng = np.random.default_rng([self.settings.seed, 3])

@@ -224,13 +224,13 @@ class PSR(GradientMethod):
     trial_settings: ClassVar[Mapping[str, Any]] = {"M": 1, "K": 16}
     settings: PSRSettings
 
-    def build(self, corpus: TrainingSetInfo) -> PSRNetwork:
-        if corpus.A is None:
+    def build(self, dataset_info: TrainingSetInfo) -> PSRNetwork:
+        if dataset_info.A is None:
             raise ConfigError("psr needs a class table: pass --classes (classes)")
-        check_embeddings(corpus.A)
-        D = code_width(self.settings.D, corpus.dx, self.settings.M)
-        network = PSRNetwork(self.settings, corpus.dx, corpus.A.shape[1], D)
-        network.learn_classes(corpus.A)
+        check_embeddings(dataset_info.A)
+        D = code_width(self.settings.D, dataset_info.dx, self.settings.M)
+        network = PSRNetwork(self.settings, dataset_info.dx, dataset_info.A.shape[1], D)
+        network.learn_classes(dataset_info.A)
         self._check_relations(network.delta)
         return network
 
@@ -248,7 +248,7 @@ class PSR(GradientMethod):
     def finish(
         self,
         network: Network,
-        corpus: TrainingSetInfo,
+        dataset_info: TrainingSetInfo,
         X: NDArray[np.float32],
         y: NDArray[np.int32],
     ) -> None:

@@ -126,9 +126,9 @@ def test_no_model_before_training(name, data):
 @by_gradient
 def test_no_model_before_the_last_phase(name, data):
     method = small(name)
-    corpus = TrainingSetInfo(N=N, dx=DX, A=data["A"], names=tuple("abcdefgh"), unlabelled=N)
+    dataset_info = TrainingSetInfo(N=N, dx=DX, A=data["A"], names=tuple("abcdefgh"), unlabelled=N)
     with pytest.raises(NotFittedError, match=name):
-        method.freeze(method.network(corpus), corpus, scale={}, record={})
+        method.freeze(method.network(dataset_info), dataset_info, scale={}, record={})
 
 
 @every_method

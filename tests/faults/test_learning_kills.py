@@ -67,8 +67,8 @@ class MortalDPQ(DPQ):
         super().__init__(settings)
         self.diary = diary
 
-    def build(self, corpus: TrainingSetInfo) -> Network:
-        network = Mortal(self.settings, corpus.dx, corpus.L)
+    def build(self, dataset_info: TrainingSetInfo) -> Network:
+        network = Mortal(self.settings, dataset_info.dx, dataset_info.L)
         network.diary = self.diary
         return network
 

@@ -129,7 +129,7 @@ class PosteriorMethod(GradientMethod):
     def finish(
         self,
         network: Network,
-        corpus: TrainingSetInfo,
+        dataset_info: TrainingSetInfo,
         X: NDArray[np.float32],
         y: NDArray[np.int32],
     ) -> None:

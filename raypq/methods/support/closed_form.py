@@ -74,31 +74,31 @@ class MomentsPQ(PQ):
     def _embedding(self, state: State, data: Moments) -> dict[str, Array]:
         """Arrays ``P`` [D, dx] and ``Q`` [D, da], and others that the method needs."""
 
-    def _check_width(self, corpus: TrainingSetInfo) -> None:
-        if corpus.A is None:
+    def _check_width(self, dataset_info: TrainingSetInfo) -> None:
+        if dataset_info.A is None:
             raise ConfigError(f"{self.name} needs a class table: pass --classes (classes)")
-        check_embeddings(corpus.A)
-        rank = self._rank(corpus)
+        check_embeddings(dataset_info.A)
+        rank = self._rank(dataset_info)
         if rank < self.settings.M:
             raise ConfigError(
                 f"M: {self.settings.M} sub-codebooks are more than the {rank} dimensions of the "
-                f"common space ({corpus.L} training classes, class embeddings of width "
-                f"{corpus.A.shape[1]})"
+                f"common space ({dataset_info.L} training classes, class embeddings of width "
+                f"{dataset_info.A.shape[1]})"
             )
 
-    def _rank(self, corpus: TrainingSetInfo) -> int:
+    def _rank(self, dataset_info: TrainingSetInfo) -> int:
         """Dimensions of the common space before padding."""
-        assert corpus.A is not None, "checked before"
-        return min(corpus.L, corpus.A.shape[1], corpus.dx)
+        assert dataset_info.A is not None, "checked before"
+        return min(dataset_info.L, dataset_info.A.shape[1], dataset_info.dx)
 
-    def _constants(self, corpus: TrainingSetInfo) -> dict[str, Array]:
-        assert corpus.A is not None, "checked before"
-        raw = corpus.A.astype(np.float64)
+    def _constants(self, dataset_info: TrainingSetInfo) -> dict[str, Array]:
+        assert dataset_info.A is not None, "checked before"
+        raw = dataset_info.A.astype(np.float64)
         fitted = scale(np.array(float(len(raw))), raw.sum(axis=0), (raw * raw).sum(axis=0))
         scheme = self.settings.attributes
         constants = {f"class_{name}": value for name, value in fitted.items()}
-        A = normalise(corpus.A, scheme, fitted["mean"], fitted["inverse_std"])
-        names = np.array(corpus.names or range(corpus.L), dtype=np.str_)
+        A = normalise(dataset_info.A, scheme, fitted["mean"], fitted["inverse_std"])
+        names = np.array(dataset_info.names or range(dataset_info.L), dtype=np.str_)
         return {"A": A, "names": names, **(constants if scheme.startswith("zscore") else {})}
 
     def _accumulate_sample(self, state: State, batch: TrainBatch, X: NDArray[np.float32]) -> Stats:

@@ -29,14 +29,27 @@ class Progress:
 
     Attributes:
         phase, epoch: the next ones. history: losses and scores of each finished epoch.
-        best: best validation score of the phase. stale: epochs since then.
+        best: best validation score of the phase.
+        epochs_without_improvement: epochs since then; ``stale`` in the file.
     """
 
     phase: int = 0
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: float | None = None
-    stale: int = 0
+    epochs_without_improvement: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry of a checkpoint file."""
+        entry = asdict(self)
+        entry["stale"] = entry.pop("epochs_without_improvement")
+        return entry
+
+    @classmethod
+    def of_json(cls, entry: Mapping[str, Any]) -> Progress:
+        """The inverse of ``as_json``."""
+        values = dict(entry)
+        return cls(epochs_without_improvement=values.pop("stale", 0), **values)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,7 +80,7 @@ class Checkpoints:
         header = {
             "format": FORMAT,
             "identity": self._identity,
-            "progress": asdict(checkpoint.progress),
+            "progress": checkpoint.progress.as_json(),
         }
         tensors = {
             **{f"weights/{key}": value for key, value in checkpoint.weights.items()},
@@ -97,7 +110,7 @@ class Checkpoints:
                     found=f"format {header['format']}, {format_version.ADVICE}",
                 )
             tensors = load(content)
-            progress, identity = Progress(**header["progress"]), header["identity"]
+            progress, identity = Progress.of_json(header["progress"]), header["identity"]
         except (SafetensorError, KeyError, TypeError, ValueError, struct.error) as error:
             raise InputError(name, expected="a raypq checkpoint", found=str(error)) from None
         self._check(name, identity)

@@ -133,7 +133,7 @@ class TrainingPlan:
     """The shards to train on, with the sizes and classes of the training set."""
 
     tasks: Sequence[TrainTask]
-    corpus: TrainingSetInfo
+    dataset_info: TrainingSetInfo
     classes: TrainingClasses | None
     failures: Sequence[ShardFailure]
     unlabelled: ShardListing | None = None
@@ -151,7 +151,7 @@ class TrainingPlan:
         check_label_column([task.shard for task in listing.tasks], job.columns)
         unlabelled = _unlabelled(job, method, listing.width)
         others = classes.others if classes else None
-        corpus = TrainingSetInfo(
+        dataset_info = TrainingSetInfo(
             N=listing.rows,
             dx=listing.width,
             A=classes.embeddings_if(method.needs_embeddings) if classes else None,
@@ -162,7 +162,7 @@ class TrainingPlan:
         )
         return cls(
             tasks=listing.tasks,
-            corpus=corpus,
+            dataset_info=dataset_info,
             classes=classes,
             failures=[*listing.failures, *(unlabelled.failures if unlabelled else ())],
             unlabelled=unlabelled,

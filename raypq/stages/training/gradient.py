@@ -119,7 +119,7 @@ def fit_gradient(
         JobError: some shards could not be used.
         DivergenceError: the loss is not finite.
     """
-    method.check(plan.corpus, _world_size(job))
+    method.check(plan.dataset_info, _world_size(job))
     spec, failures = _prepare(job, method, plan, executor, record)
     record.lap("plan")
     executor.run_spmd(
@@ -128,20 +128,20 @@ def fit_gradient(
             report=lambda epoch: _log(job.method, epoch),
             device=job.where.device,
             scratch=join(spec.checkpoints.uri, _SCRATCH),
-            memory=spec.kept_bytes + spec.shuffle_bytes,
+            memory=spec.cache_bytes + spec.shuffle_bytes,
         )
     )
     record.lap("learn")
     checkpoint = spec.checkpoints.read()
     assert checkpoint is not None, "training ends with a checkpoint"
-    network = method.network(plan.corpus)
+    network = method.network(plan.dataset_info)
     network.load_state_dict(checkpoint.weights)
     _finish(job, method, network, spec, executor, record)
     network.finished = checkpoint.progress.phase == len(method.phases())
     codebooks, codebook_record = _follow_up(job, method, network, spec, plan, executor, record)
     model = method.freeze(
         network,
-        plan.corpus,
+        plan.dataset_info,
         scale=spec.scale,
         codebooks=codebooks,
         record={"history": checkpoint.progress.history, **codebook_record},
@@ -149,7 +149,7 @@ def fit_gradient(
     sources = [spec.labelled, *([spec.unlabelled] if spec.unlabelled else [])]
     images = sum(source.rows for source in sources)
     tasks = [task for source in sources for task in source.tasks]
-    args = (None, job.columns, plan.corpus.dx, None, 0)
+    args = (None, job.columns, plan.dataset_info.dx, None, 0)
     with (
         executor.start_workers(TrainWorker, *args, stage="train") as pool,
         record.observe(pool),
@@ -172,13 +172,13 @@ def _prepare(
     job: TrainJob, method: GradientMethod, plan: TrainingPlan, executor: Executor, record: RunRecord
 ) -> tuple[TrainingSpec, list[ShardFailure]]:
     """Scans the stores; the training spec, and failures of shards that are left out."""
-    corpus, settings = plan.corpus, method.settings
+    dataset_info, settings = plan.dataset_info, method.settings
     rng = np.random.default_rng([settings.seed, 12])
-    held_out = np.sort(rng.choice(corpus.N, settings.validation, replace=False))
+    held_out = np.sort(rng.choice(dataset_info.N, settings.validation, replace=False))
     labelled = RowSource(
         tasks=plan.tasks,
         columns=job.columns,
-        width=corpus.dx,
+        width=dataset_info.dx,
         classes=plan.classes,
         held_out=held_out,
     )
@@ -200,11 +200,11 @@ def _prepare(
         unlabelled, both = _scan(job, unlabelled, executor, record, failures, both)
         moments = both.moments
     if plan.classes:
-        method.check_classes(np.asarray(scan.count), corpus.names)
-    method.check(replace(corpus, N=labelled.rows + len(held_out)), _world_size(job))
+        method.check_classes(np.asarray(scan.count), dataset_info.names)
+    method.check(replace(dataset_info, N=labelled.rows + len(held_out)), _world_size(job))
     spec = TrainingSpec(
         method=method,
-        corpus=corpus,
+        dataset_info=dataset_info,
         labelled=labelled,
         unlabelled=unlabelled,
         scale=scale(np.array(moments[0]), *moments[1:])
@@ -212,11 +212,11 @@ def _prepare(
         else {},
         validation=(np.concatenate(scan.X), np.concatenate(scan.y)),
         checkpoints=Checkpoints(
-            _folder(job), _identity(job, method, corpus, plan), defaults=_defaults(method)
+            _folder(job), _identity(job, method, dataset_info, plan), defaults=_defaults(method)
         ),
         # Results depend on this one, so it must not depend on the machine.
         shuffle_bytes=(machine.CACHE if job.cache_bytes is None else job.cache_bytes) // 2,
-        kept_bytes=cache_of(job, executor) // 2,
+        cache_bytes=cache_of(job, executor) // 2,
         device=job.where.device,
     )
     return spec, failures
@@ -258,10 +258,10 @@ def _folder(job: TrainJob) -> str:
 
 
 def _identity(
-    job: TrainJob, method: GradientMethod, corpus: TrainingSetInfo, plan: TrainingPlan
+    job: TrainJob, method: GradientMethod, dataset_info: TrainingSetInfo, plan: TrainingPlan
 ) -> dict[str, Any]:
     """Values that must equal those of a checkpoint for training to resume from it."""
-    digest = hashlib.sha256("\n".join(corpus.names).encode())
+    digest = hashlib.sha256("\n".join(dataset_info.names).encode())
     tasks = [*plan.tasks, *(plan.unlabelled.tasks if plan.unlabelled else ())]
     for task in tasks:
         digest.update(f"\n{task.shard.uri}:{task.shard.size}:{task.shard.modified}".encode())
@@ -271,8 +271,8 @@ def _identity(
         "columns": job.columns.model_dump(mode="json"),
         **method.settings.model_dump(mode="json"),
     }
-    if corpus.A is not None:  # the class table counts by its content, not by its path
-        embeddings = np.ascontiguousarray(corpus.A)
+    if dataset_info.A is not None:  # the class table counts by its content, not by its path
+        embeddings = np.ascontiguousarray(dataset_info.A)
         identity["embeddings"] = hashlib.sha256(embeddings.tobytes()).hexdigest()[:16]
     return identity
 
@@ -315,14 +315,14 @@ def _finish(
     rows = sum(task.rows for task in source.tasks)
     rng = np.random.default_rng([method.settings.seed, 14])
     starts = [0, *accumulate(task.rows for task in source.tasks)]
-    n = min(method.sample_rows, rows, _MAX_SAMPLE_BYTES // (4 * spec.corpus.dx))
+    n = min(method.sample_rows, rows, _MAX_SAMPLE_BYTES // (4 * spec.dataset_info.dx))
     chosen = np.sort(rng.choice(rows, n, replace=False))
     # Rows are numbered anew, without bad shards.
     tasks = [replace(task, row=start) for task, start in zip(source.tasks, starts, strict=False)]
     X, y = draw(job, tasks, source.width, source.classes, chosen, executor, record)
     with seeded(method.settings.seed, 13):
         network.eval()
-        method.finish(network, spec.corpus, spec.normalised(X), y)
+        method.finish(network, spec.dataset_info, spec.normalised(X), y)
 
 
 def _follow_up(
@@ -340,7 +340,7 @@ def _follow_up(
         return None, {}
     embed = Embedder(network=network.eval(), spec=spec)
     source = spec.labelled
-    width = embed(np.zeros((1, plan.corpus.dx), np.float32)).shape[1]
+    width = embed(np.zeros((1, plan.dataset_info.dx), np.float32)).shape[1]
     rows = sum(task.rows for task in source.tasks)
     args = (follower, source.columns, source.width, source.classes, cache_of(job, executor), embed)
     with (
@@ -351,7 +351,7 @@ def _follow_up(
     ):
         state = iterate(
             follower,
-            follower.begin(replace(plan.corpus, N=rows, dx=width)),
+            follower.begin(replace(plan.dataset_info, N=rows, dx=width)),
             lambda state: run_pass(
                 pool,
                 source.tasks,

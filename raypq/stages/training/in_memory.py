@@ -29,22 +29,25 @@ Rows = tuple[NDArray[np.float32], NDArray[np.int32]]
 
 
 def fit_in_memory(
-    method: Method, corpus: TrainingSetInfo, X: NDArray[np.float32], y: NDArray[np.int32]
+    method: Method, dataset_info: TrainingSetInfo, X: NDArray[np.float32], y: NDArray[np.int32]
 ) -> Model:
-    """Trains on rows X [n, dx] with targets y [n] among the L classes of ``corpus``.
+    """Trains on rows X [n, dx] with targets y [n] among the L classes of ``dataset_info``.
 
     Raises:
-        ConfigError: settings that do not fit the corpus.
+        ConfigError: settings that do not fit the training set.
         DivergenceError: the loss is not finite.
     """
     if isinstance(method, ReductionMethod):
-        return _fit_by_reduction(method, corpus, X, y)
+        return _fit_by_reduction(method, dataset_info, X, y)
     assert isinstance(method, GradientMethod), "a method trains by reduction or by gradient"
-    return _fit_by_gradient(method, corpus, X, y)
+    return _fit_by_gradient(method, dataset_info, X, y)
 
 
 def _fit_by_reduction(
-    method: ReductionMethod, corpus: TrainingSetInfo, X: NDArray[np.float32], y: NDArray[np.int32]
+    method: ReductionMethod,
+    dataset_info: TrainingSetInfo,
+    X: NDArray[np.float32],
+    y: NDArray[np.int32],
 ) -> Model:
     def run_pass(state: State) -> Stats:
         stats = Stats()
@@ -53,33 +56,36 @@ def _fit_by_reduction(
             stats.merge(method.accumulate(state, TrainBatch(X=X[part], y=y[part], row=row)))
         return stats
 
-    return method.model(iterate(method, method.begin(corpus), run_pass))
+    return method.model(iterate(method, method.begin(dataset_info), run_pass))
 
 
 def _fit_by_gradient(
-    method: GradientMethod, corpus: TrainingSetInfo, X: NDArray[np.float32], y: NDArray[np.int32]
+    method: GradientMethod,
+    dataset_info: TrainingSetInfo,
+    X: NDArray[np.float32],
+    y: NDArray[np.int32],
 ) -> Model:
     settings = method.settings
-    method.check(corpus)
+    method.check(dataset_info)
     scaling = {}
     if settings.normalise.startswith("zscore"):
         wide = X.astype(np.float64)
         scaling = scale(np.array(float(len(X))), wide.sum(axis=0), (wide * wide).sum(axis=0))
     X = normalise(X, settings.normalise, scaling.get("mean"), scaling.get("inverse_std"))
-    network = method.network(corpus)
+    network = method.network(dataset_info)
     for number, phase in enumerate(method.phases()):
         _train_phase(method, network, phase, number, (X, y))
     network.finished = True
     with seeded(settings.seed, 13):
         network.eval()
-        method.finish(network, corpus, X, y)
+        method.finish(network, dataset_info, X, y)
     follower = method.follow_up()
     codebooks = None
     if follower is not None:
         with torch.inference_mode():
             U = network.embed(torch.from_numpy(X)).float().numpy()
         codebooks = _fit_by_reduction(follower, TrainingSetInfo(N=len(U), dx=U.shape[1]), U, y).C
-    return method.freeze(network, corpus, scale=scaling, codebooks=codebooks, record={})
+    return method.freeze(network, dataset_info, scale=scaling, codebooks=codebooks, record={})
 
 
 def _train_phase(

@@ -87,7 +87,7 @@ def train(job: TrainJob, executor: Executor) -> Trained:
     if baseline := baseline_of(fitted.measured, images=images, K=model.K):
         record["baseline"] = baseline.model_dump(mode="json")
     model = replace(model, record={**record, **(tuned.record() if tuned else {})})
-    model = _with_classes(model, plan.corpus)
+    model = _with_classes(model, plan.dataset_info)
     fingerprint = model.save(job.output)
     fitted.clean_up()
     seconds = time.monotonic() - start
@@ -111,14 +111,14 @@ def train(job: TrainJob, executor: Executor) -> Trained:
     return Trained(model=model, quarantined=fitted.failures, summary=summary)
 
 
-def _with_classes(model: Model, corpus: TrainingSetInfo) -> Model:
+def _with_classes(model: Model, dataset_info: TrainingSetInfo) -> Model:
     """The model with prototypes of the whole class table, if they depend on one another."""
-    if not model.joint_classes or corpus.A is None:
+    if not model.joint_classes or dataset_info.A is None:
         return model
-    if corpus.A_other is None:
-        return model.with_classes(corpus.names, corpus.A)
-    ids = (*corpus.names, *corpus.other_names)
-    return model.with_classes(ids, np.concatenate([corpus.A, corpus.A_other]))
+    if dataset_info.A_other is None:
+        return model.with_classes(dataset_info.names, dataset_info.A)
+    ids = (*dataset_info.names, *dataset_info.other_names)
+    return model.with_classes(ids, np.concatenate([dataset_info.A, dataset_info.A_other]))
 
 
 def _fit_by_reduction(
@@ -144,7 +144,7 @@ def _fit_by_reduction(
         tasks, failures = [task for task in tasks if task.name not in bad], []
         return stats
 
-    args = (method, job.columns, plan.corpus.dx, plan.classes, cache_of(job, executor))
+    args = (method, job.columns, plan.dataset_info.dx, plan.classes, cache_of(job, executor))
     with (
         executor.start_workers(
             TrainWorker, *args, stage="train", cache=job.cache_bytes or 0
@@ -153,7 +153,7 @@ def _fit_by_reduction(
     ):
         state = iterate(
             method,
-            method.begin(plan.corpus),
+            method.begin(plan.dataset_info),
             pass_over_good_shards,
             threads=job.where.threads * job.where.workers,
             on_update=lambda state: _log(job.method, state),

@@ -53,18 +53,18 @@ class TrainingSpec:
         scale: ``mean`` and ``inverse_std`` [dx] where features are z-scored.
         validation: held-out rows, X [n, dx] as read and y [n]; n may be 0.
         shuffle_bytes: of rows that are shuffled together; results depend on it.
-        kept_bytes: of cached shards; only the time depends on it.
+        cache_bytes: of cached shards; only the time depends on it.
     """
 
     method: GradientMethod
-    corpus: TrainingSetInfo
+    dataset_info: TrainingSetInfo
     labelled: RowSource
     unlabelled: RowSource | None
     scale: Mapping[str, NDArray[np.float32]]
     validation: tuple[NDArray[np.float32], NDArray[np.int32]]
     checkpoints: Checkpoints
     shuffle_bytes: int
-    kept_bytes: int
+    cache_bytes: int
     device: str
 
     @property
@@ -97,7 +97,7 @@ class Trainer:
         """
         spec = self.spec
         phases = spec.method.phases()
-        self.network = spec.method.network(spec.corpus).to(self.rank.device)
+        self.network = spec.method.network(spec.dataset_info).to(self.rank.device)
         self._open_streams()
         checkpoint = spec.checkpoints.read()
         if checkpoint:
@@ -111,8 +111,8 @@ class Trainer:
 
     def _open_streams(self) -> None:
         spec, settings = self.spec, self.spec.method.settings
-        cache = BatchCache(spec.kept_bytes)
-        buffer = min(settings.shuffle, spec.shuffle_bytes // (4 * spec.corpus.dx))
+        cache = BatchCache(spec.cache_bytes)
+        buffer = min(settings.shuffle, spec.shuffle_bytes // (4 * spec.dataset_info.dx))
         self._streams = [
             RowStream(source, self.rank, seed=(settings.seed, 20 + at), buffer=buffer, cache=cache)
             for at, source in enumerate((spec.labelled, spec.unlabelled))
@@ -122,7 +122,7 @@ class Trainer:
     def _train_phase(self, phase: Phase, moments: Mapping[str, Tensor]) -> None:
         progress, settings = self.progress, self.spec.method.settings
         if not progress.epoch:
-            progress.best, progress.stale = None, 0
+            progress.best, progress.epochs_without_improvement = None, 0
         optimizer = begin_phase(
             self.network, settings, phase, progress.phase, resumed=progress.epoch > 0
         )
@@ -131,10 +131,12 @@ class Trainer:
         if self.rank.world_size > 1:
             module = DistributedDataParallel(self.network)
         patience = settings.patience
-        while progress.epoch < phase.epochs and not (patience and progress.stale >= patience):
+        while progress.epoch < phase.epochs and not (
+            patience and progress.epochs_without_improvement >= patience
+        ):
             self._epoch(phase, module, optimizer)
         if patience and progress.best is not None:
-            self._take_best()
+            self._restore_best()
         progress.phase, progress.epoch = progress.phase + 1, 0
         self._write(optimizer)
 
@@ -169,7 +171,9 @@ class Trainer:
         progress.epoch += 1
         if "validation" in summary:
             better = progress.best is None or summary["validation"] > progress.best
-            progress.stale = 0 if better else progress.stale + 1
+            progress.epochs_without_improvement = (
+                0 if better else progress.epochs_without_improvement + 1
+            )
             progress.best = summary["validation"] if better else progress.best
             if better and settings.patience and not self.rank.rank:
                 weights = self.network.state_dict()
@@ -224,7 +228,7 @@ class Trainer:
             return score
         return retrieval_score(self.network, x, y.cpu().numpy(), method.settings.metric)
 
-    def _take_best(self) -> None:
+    def _restore_best(self) -> None:
         if self.rank.rank:  # the next phase begins with the weights of rank 0
             return
         best = self.spec.checkpoints.read(best=True)

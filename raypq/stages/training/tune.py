@@ -44,7 +44,7 @@ class Sample:
 
     X: NDArray[np.float32]
     y: NDArray[np.int32]
-    corpus: TrainingSetInfo
+    dataset_info: TrainingSetInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +110,9 @@ def tune(job: TrainJob, plan: TrainingPlan, executor: Executor, record: RunRecor
     space = {key: values for key, values in cls.search_space.items() if key not in job.settings}
     if not cls.needs_classes or not cls.search_space:
         raise ConfigError(f"--tune (tune: true): {job.method} has no settings to choose by classes")
-    if plan.corpus.L < 8:
+    if plan.dataset_info.L < 8:
         raise ConfigError(
-            f"--tune (tune: true) needs at least 8 training classes, found {plan.corpus.L}"
+            f"--tune (tune: true) needs at least 8 training classes, found {plan.dataset_info.L}"
         )
     seed = registry.create(job.method, job.settings).settings.seed
     sample = _sample(job, plan, executor, record, seed)
@@ -162,20 +162,20 @@ def _sample(
 ) -> Sample:
     """Reads a sample of the training rows into memory."""
     rng = np.random.default_rng([seed, 10])
-    N = plan.corpus.N
+    N = plan.dataset_info.N
     rows = np.sort(rng.choice(N, min(N, ROWS), replace=False))
     assert plan.classes is not None, "checked before"
     X, y = draw(
         job,
         plan.tasks,
-        plan.corpus.dx,
+        plan.dataset_info.dx,
         plan.classes,
         rows,
         executor,
         record,
         on_bad_shard=job.on_bad_shard,
     )
-    return Sample(X=X, y=y, corpus=plan.corpus)
+    return Sample(X=X, y=y, dataset_info=plan.dataset_info)
 
 
 class TuneWorker:
@@ -187,7 +187,7 @@ class TuneWorker:
     def run(self, trial: Trial) -> TrialScores:
         """Trains and evaluates with the settings of a trial."""
         sample = self._sample
-        unseen, fit = split_rows(sample.y, sample.corpus.L, self._seed, trial.split)
+        unseen, fit = split_rows(sample.y, sample.dataset_info.L, self._seed, trial.split)
         model = self._fit({**trial.settings, **self._fixed}, fit, ~unseen)
         return split_accuracy(model, sample, unseen, ~fit)
 
@@ -197,16 +197,18 @@ class TuneWorker:
         cls = registry.find(self._method)
         method = registry.create(self._method, {**settings, **cls.trial_settings})
         sample = self._sample
-        assert sample.corpus.A is not None, "checked before"
+        assert sample.dataset_info.A is not None, "checked before"
         # Without classes that have no row in the sample.
         counts = np.bincount(sample.y[rows], minlength=len(classes))
         chosen = np.flatnonzero(classes & (counts > 0))
         target = np.full(len(classes), -1, np.int32)
         target[chosen] = np.arange(len(chosen), dtype=np.int32)
         X, y = sample.X[rows], target[sample.y[rows]]
-        names = tuple(sample.corpus.names[index] for index in chosen)
-        corpus = TrainingSetInfo(N=len(X), dx=X.shape[1], A=sample.corpus.A[chosen], names=names)
-        return fit_in_memory(method, corpus, X, y)
+        names = tuple(sample.dataset_info.names[index] for index in chosen)
+        dataset_info = TrainingSetInfo(
+            N=len(X), dx=X.shape[1], A=sample.dataset_info.A[chosen], names=names
+        )
+        return fit_in_memory(method, dataset_info, X, y)
 
 
 def split_rows(
@@ -224,9 +226,9 @@ def split_accuracy(
     model: Model, sample: Sample, unseen: NDArray[np.bool_], rows: NDArray[np.bool_]
 ) -> TrialScores:
     """Accuracies of rows among all training classes, by uncompressed scores."""
-    assert sample.corpus.A is not None, "checked before"
+    assert sample.dataset_info.A is not None, "checked before"
     U, y = model.embed(sample.X[rows]), sample.y[rows]
-    V, bias = model.prototypes(sample.corpus.A)
+    V, bias = model.prototypes(sample.dataset_info.A)
     best = {}
     for name, group in (("seen", np.flatnonzero(~unseen)), ("unseen", np.flatnonzero(unseen))):
         score, at = topk_per_vector(U, model.tables(V[group], bias[group]), 1)

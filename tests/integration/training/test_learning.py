@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_config(world, tmp_path, monkeypatch):
         raise PowerCutError
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer.Trainer, "_take_best", stop)
+        patched.setattr(trainer.Trainer, "_restore_best", stop)
         with pytest.raises(PowerCutError):
             api.train(job(world, tmp_path / "m", set={"validation": 60, "patience": 9}))
     other = {"validation": 60, "patience": 9, "rate": 0.02}
@@ -315,9 +315,9 @@ class Toy(GradientMethod):
     needs_classes = True
     needs_embeddings = True
 
-    def build(self, corpus: TrainingSetInfo) -> Network:
-        assert corpus.A is not None
-        return ToyNetwork(corpus.dx, corpus.A.shape[1], corpus.L)
+    def build(self, dataset_info: TrainingSetInfo) -> Network:
+        assert dataset_info.A is not None
+        return ToyNetwork(dataset_info.dx, dataset_info.A.shape[1], dataset_info.L)
 
     def phases(self) -> list[Phase]:
         return [

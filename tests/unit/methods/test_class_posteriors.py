@@ -19,18 +19,18 @@ M, K, N, DX = 2, 4, 40, 5
 Build = Callable[..., PosteriorNetwork]
 
 
-def corpus(L: int) -> TrainingSetInfo:
+def dataset_info(L: int) -> TrainingSetInfo:
     return TrainingSetInfo(N=50, dx=DX, names=tuple(f"class {t}" for t in range(L)), unlabelled=50)
 
 
 def built_dpq(L: int, **changes: object) -> PosteriorNetwork:
     settings = {"M": M, "K": K, "hidden": 8, "width": 12, "batch": 6, **changes}
-    return frozen(DPQ(DPQSettings.parse(settings)).network(corpus(L)))
+    return frozen(DPQ(DPQSettings.parse(settings)).network(dataset_info(L)))
 
 
 def built_gpq(L: int, **changes: object) -> PosteriorNetwork:
     settings = {"M": M, "K": K, "hidden": 8, "d": 3, "batch": 6, **changes}
-    return frozen(GPQ(GPQSettings.parse(settings)).network(corpus(L)))
+    return frozen(GPQ(GPQSettings.parse(settings)).network(dataset_info(L)))
 
 
 def frozen(network: object) -> PosteriorNetwork:

@@ -31,8 +31,10 @@ def rows(scale: float) -> np.ndarray:
 
 def fitted(X: np.ndarray, how: str, metric: str = "l2", name: str = "pq") -> Model:
     settings = {"M": 4, "K": 16, "iterations": 5, "normalise": how, "metric": metric}
-    corpus = TrainingSetInfo(N=len(X), dx=DX)
-    return fit_in_memory(registry.create(name, settings), corpus, X, np.zeros(len(X), np.int32))
+    dataset_info = TrainingSetInfo(N=len(X), dx=DX)
+    return fit_in_memory(
+        registry.create(name, settings), dataset_info, X, np.zeros(len(X), np.int32)
+    )
 
 
 @pytest.mark.parametrize("size", [*SCALES, 1e-41])
@@ -143,11 +145,11 @@ def test_a_singular_solve_names_the_setting(name, settings):
     L, n, dx = 20, 60, 100
     X = rng.standard_normal((n, dx)).astype(np.float32)
     A = rng.standard_normal((L, 30)).astype(np.float32)
-    corpus = TrainingSetInfo(N=n, dx=dx, A=A, names=tuple(map(str, range(L))))
+    dataset_info = TrainingSetInfo(N=n, dx=dx, A=A, names=tuple(map(str, range(L))))
     y = np.repeat(np.arange(L), 3).astype(np.int32)
     method = registry.create(name, {"M": 4, "K": 16, "iterations": 2, **settings})
     with pytest.raises(ConfigError, match="singular"):
-        fit_in_memory(method, corpus, X, y)
+        fit_in_memory(method, dataset_info, X, y)
 
 
 @pytest.mark.parametrize("n", [24, 90, 99, 100])
@@ -158,21 +160,21 @@ def test_a_solve_of_no_full_rank_is_refused_up_to_the_last_row(name, n):
     X = rng.standard_normal((n, 100)).astype(np.float32)
     X[:, 99] = X[:, 0] + X[:, 1]
     A = rng.standard_normal((8, 12)).astype(np.float32)
-    corpus = TrainingSetInfo(N=n, dx=100, A=A, names=tuple("abcdefgh"))
+    dataset_info = TrainingSetInfo(N=n, dx=100, A=A, names=tuple("abcdefgh"))
     y = (np.arange(n) % 8).astype(np.int32)
     setting = {"pqzsl": "ridge", "eszsl": "gamma"}[name]
     method = registry.create(name, {"M": 4, "K": 8, "iterations": 2, setting: 0.0})
     with pytest.raises(ConfigError, match=f"^{setting}: XXᵀ is singular .* set a larger {setting}"):
-        fit_in_memory(method, corpus, X, y)
+        fit_in_memory(method, dataset_info, X, y)
 
 
 def test_a_solve_of_full_rank_needs_no_ridge():
     rng = np.random.default_rng(1)
     X = rng.standard_normal((600, 20)).astype(np.float32)
     A = rng.standard_normal((8, 6)).astype(np.float32)
-    corpus = TrainingSetInfo(N=600, dx=20, A=A, names=tuple("abcdefgh"))
+    dataset_info = TrainingSetInfo(N=600, dx=20, A=A, names=tuple("abcdefgh"))
     method = registry.create("pqzsl", {"M": 4, "K": 8, "iterations": 2, "ridge": 0.0})
-    model = fit_in_memory(method, corpus, X, (np.arange(600) % 8).astype(np.int32))
+    model = fit_in_memory(method, dataset_info, X, (np.arange(600) % 8).astype(np.int32))
     assert len(np.unique(model.encode(X), axis=0)) > 100
 
 

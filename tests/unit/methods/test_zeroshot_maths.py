@@ -135,9 +135,9 @@ def test_psr_takes_an_attribute_that_is_the_same_for_all(rows):
     """One constant column says nothing and does no harm; all constant is an error."""
     A = rows[2].copy()
     A[:, 2] = 4.0
-    corpus = TrainingSetInfo(N=N, dx=DX, A=A, names=tuple("abcde"))
+    dataset_info = TrainingSetInfo(N=N, dx=DX, A=A, names=tuple("abcde"))
     for how in ("centre", "zscore"):
-        network = PSR(PSRSettings(M=2, attributes=how)).network(corpus)
+        network = PSR(PSRSettings(M=2, attributes=how)).network(dataset_info)
         assert torch.isfinite(network.A).all()
         assert (network.A[:, 2] == 0).all()
     with pytest.raises(InputError, match="all of them alike"):

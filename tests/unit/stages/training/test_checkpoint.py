@@ -33,7 +33,9 @@ def trained() -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
 def written(folder: Path, trained: tuple[torch.nn.Linear, torch.optim.Optimizer]) -> Checkpoints:
     module, optimizer = trained
     checkpoints = Checkpoints(str(folder), IDENTITY)
-    progress = Progress(phase=1, epoch=3, history=[{"loss": 0.5}], best=0.7, stale=2)
+    progress = Progress(
+        phase=1, epoch=3, history=[{"loss": 0.5}], best=0.7, epochs_without_improvement=2
+    )
     checkpoints.write(
         Checkpoint(progress=progress, weights=module.state_dict(), moments=moments_of(optimizer))
     )
@@ -44,7 +46,11 @@ def test_training_goes_on_as_if_it_had_not_stopped(tmp_path, trained):
     module, optimizer = trained
     back = written(tmp_path, trained).read()
     assert back is not None
-    assert back.progress == Progress(phase=1, epoch=3, history=[{"loss": 0.5}], best=0.7, stale=2)
+    assert back.progress == Progress(
+        phase=1, epoch=3, history=[{"loss": 0.5}], best=0.7, epochs_without_improvement=2
+    )
+    keys = {"phase", "epoch", "history", "best", "stale"}
+    assert back.progress.as_json().keys() == keys, "the keys of earlier checkpoint files"
     other = torch.nn.Linear(3, 2)
     other.load_state_dict(back.weights)
     again = torch.optim.AdamW(other.parameters())
