@@ -3,11 +3,12 @@
 A new version looks its new ids up here, instead of reading the ids of every code file. It finds
 exactly what ``find_duplicate_ids`` finds in all files of the version. Two kinds of sidecars:
 
-* *sorted runs* (``ids``): hash, file and row of every id of some code files, in hash order. An
-  update adds one run for its new files. As in a log-structured merge tree, runs are merged so that
-  each is at least twice as large as the next one, and entries of files that left the store are
-  dropped on the way: there are few runs, and an entry is rewritten few times. Only row groups that
-  may hold a hash are read.
+* *sorted runs* (``ids``): hash, file and row of every id of some code files, in hash order. These
+  are the runs of a log-structured merge tree, and have nothing to do with runs of jobs
+  (``raypq.data.store.runs``). An update adds one for its new files. Runs are merged so that each is
+  at least twice as large as the next one, and entries of files that left the store are dropped on
+  the way: there are few runs, and an entry is rewritten few times. Only row groups that may hold a
+  hash are read.
 * *repeated hashes* (``repeated``), of the version itself: the entries whose hash occurs more than
   once; the files of the version; and the ids of the first entries, so that they need not be read
   from their files again.
@@ -51,12 +52,12 @@ from raypq.data.store.id_index_files import (
 )
 from raypq.data.store.sidecars import Sidecar, Sidecars
 
-Accept = Callable[[DuplicateIds | None], None]
+CheckDuplicates = Callable[[DuplicateIds | None], None]
 
 
-def is_indexed(named: Sidecars) -> bool:
-    """Whether a version has an id index."""
-    return bool(named.get(REPEATED))
+def is_indexed(sidecars: Sidecars) -> bool:
+    """Whether a version with these sidecars has an id index."""
+    return bool(sidecars.get(REPEATED))
 
 
 def update(
@@ -64,7 +65,7 @@ def update(
     files: Sequence[IdFile],
     before: Sidecars,
     *,
-    accept: Accept = lambda _: None,
+    check_duplicates: CheckDuplicates = lambda _: None,
     in_memory: int = IN_MEMORY,
     row_group: int = BATCH,
 ) -> tuple[DuplicateIds | None, dict[str, list[Sidecar]]]:
@@ -73,15 +74,15 @@ def update(
     Args:
         files: all code files of the new version, by ``path`` below the store.
         before: the sidecars of the version before, if any.
-        accept: called with the duplicate ids before any sidecar gets its name; may raise.
+        check_duplicates: called with the duplicate ids before any sidecar gets its name; may raise.
         in_memory: entries of 16 bytes to hold and sort at once.
         row_group: entries of a row group, the least that is read of a run.
     """
     try:
-        return _Update(store, files, before, in_memory, row_group).run(accept)
+        return _Update(store, files, before, in_memory, row_group).run(check_duplicates)
     except UnusableIndexError as error:
         console.warn(f"the index of ids cannot be used, so all ids are read again: {error}")
-    return _Update(store, files, {}, in_memory, row_group).run(accept)
+    return _Update(store, files, {}, in_memory, row_group).run(check_duplicates)
 
 
 class _Update:
@@ -122,7 +123,9 @@ class _Update:
         self._runs = [run for run in self._runs if (run.file_numbers >= 0).any()]
         return sorted(self._number_of[key] for key in missing)
 
-    def run(self, accept: Accept) -> tuple[DuplicateIds | None, dict[str, list[Sidecar]]]:
+    def run(
+        self, check_duplicates: CheckDuplicates
+    ) -> tuple[DuplicateIds | None, dict[str, list[Sidecar]]]:
         repeated = RepeatedHashes()
         with ExitStack() as stack:
             table = stack.enter_context(
@@ -139,7 +142,7 @@ class _Update:
             ids = repeated.ids(self._files, known_ids)
             duplicates = repeated.compare(self._files, ids)
             table.add_ids(repeated.first, ids)
-            accept(duplicates)
+            check_duplicates(duplicates)
         if writer is not None:
             run = SortedRun.open(self._store, writer.draft.sidecar())
             run.file_numbers, run.unpublished = np.array(self._new, np.int64), True

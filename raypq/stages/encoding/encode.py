@@ -292,11 +292,11 @@ def index_ids(
     if latest and latest.shards and not id_index.is_indexed(before):
         console.say(f"{job.output}: reading all ids once, for an index of them")
 
-    def accept(repeated: DuplicateIds | None) -> None:
+    def check_duplicates(repeated: DuplicateIds | None) -> None:
         if repeated and job.duplicate_ids == "refuse":
             raise InputError(job.output, expected="every id once", found=str(repeated))
 
-    repeated, index = id_index.update(job.output, files, before, accept=accept)
+    repeated, index = id_index.update(job.output, files, before, check_duplicates=check_duplicates)
     if repeated is None:
         return sidecars.as_summary(index)
     console.warn(f"duplicate ids: {repeated}", rows=repeated.rows)

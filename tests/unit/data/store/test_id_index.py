@@ -250,10 +250,10 @@ def test_what_is_refused_leaves_nothing(codes: Codes) -> None:
             raise InputError("codes", expected="every id once", found=str(found))
 
     with pytest.raises(InputError, match="'b' in a, row 1 and in b, row 0"):
-        codes.version(accept=refuse)
+        codes.version(check_duplicates=refuse)
     assert sorted(Path(codes.store, "sidecars").iterdir()) == before
     codes.write("b", ["c"])
-    assert codes.version(accept=refuse) is None
+    assert codes.version(check_duplicates=refuse) is None
 
 
 @pytest.mark.parametrize("seed", range(10))
