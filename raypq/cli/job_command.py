@@ -1,8 +1,8 @@
 """Commands whose options are the fields of a settings class.
 
 ``JobCommand`` makes an option of every field: its name, type, bounds, default and help are those
-of the field (``raypq.config.option`` notes the exceptions). Every such command takes ``--config``,
-a file of the same settings; options count over it. The class is imported when a command is used
+of the field (exceptions: ``raypq.config.option``). Every such command takes ``--config``,
+a file of the same settings; options override them. The class is imported when a command is used
 or its help is shown, so that ``raypq --help`` needs no pydantic.
 """
 
@@ -63,7 +63,7 @@ class _Field:
         return self.parameter.opts[0]
 
     def value(self, given: Any) -> Any:
-        """A value of the command line as the field takes it."""
+        """Converts a command-line value to the field's unit and type."""
         if self.unit != 1:
             return int(given * self.unit) if self.integer else given * self.unit
         if isinstance(given, tuple):
@@ -99,8 +99,8 @@ class JobCommand(click.Command):
             ["--config"],
             type=PLACE,
             metavar="FILE",
-            help="YAML or JSON file of these settings, with _ for - in a key; options count over "
-            "it.",
+            help="YAML or JSON file of these settings, with _ for - in a key; options "
+            "override them.",
         )
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -253,12 +253,12 @@ def _fields(
 
     sections = []
     for key, field in cls.model_fields.items():
-        note = _note(field)
-        if note.file_only:
+        option = _option_of(field)
+        if option.file_only:
             continue
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            sections.append(_fields(kind, field.default, (*path, key), note.prefix))
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            sections.append(_fields(annotation, field.default, (*path, key), option.prefix))
             continue
         default = getattr(defaults, key) if defaults else field.get_default()
         if field.default_factory:  # computed where it is needed
@@ -267,43 +267,48 @@ def _fields(
         yield _Field(
             path=(*path, key),
             parameter=(
-                _argument(name, field, note)
-                if note.argument
-                else _option(name, prefix + key, field, note, default)
+                _click_argument(name, field, option)
+                if option.argument
+                else _click_option(name, prefix + key, field, option, default)
             ),
-            unit=note.unit,
-            integer=_kinds(kind, ())[0][0] is int,
+            unit=option.unit,
+            integer=_alternatives(annotation, ())[0][0] is int,
         )
     for section in sections:
         yield from section
 
 
-def _note(field: FieldInfo) -> Option:
+def _option_of(field: FieldInfo) -> Option:
+    """The ``Option`` in the annotation of a field; the default one where there is none."""
     from raypq.config.option import Option
 
-    return next((note for note in field.metadata if isinstance(note, Option)), Option())
+    return next((item for item in field.metadata if isinstance(item, Option)), Option())
 
 
-def _argument(name: str, field: FieldInfo, note: Option) -> click.Argument:
-    kind = _type(field, note)
-    number = -1 if kind.multiple else 1
+def _click_argument(name: str, field: FieldInfo, option: Option) -> click.Argument:
+    value_type = _type(field, option)
+    number = -1 if value_type.multiple else 1
     metavar = f"[{name.upper()}]" if field.default is None else name.upper()
-    return click.Argument([name], type=kind.type, required=False, nargs=number, metavar=metavar)
+    return click.Argument(
+        [name], type=value_type.type, required=False, nargs=number, metavar=metavar
+    )
 
 
-def _option(name: str, key: str, field: FieldInfo, note: Option, default: Any) -> click.Option:
+def _click_option(
+    name: str, key: str, field: FieldInfo, option: Option, default: Any
+) -> click.Option:
     plain = f"--{key.replace('_', '-')}"
-    kind = _type(field, note)
-    if kind.switch:
+    value_type = _type(field, option)
+    if value_type.switch:
         return click.Option(
             [name, f"{plain}/--no-{plain[2:]}"], default=None, help=_help(field, None)
         )
     return click.Option(
-        [name, *(note.names or [plain])],
-        type=kind.type,
-        multiple=kind.multiple,
-        nargs=kind.values,
-        metavar=note.metavar,
+        [name, *(option.names or [plain])],
+        type=value_type.type,
+        multiple=value_type.multiple,
+        nargs=value_type.values,
+        metavar=option.metavar,
         help=_help(field, default),
     )
 
@@ -335,70 +340,75 @@ class _Type:
     values: int = 1
 
 
-def _type(field: FieldInfo, note: Option) -> _Type:
-    (kind, notes), *others = _kinds(field.annotation, field.metadata)
-    origin, parts = get_origin(kind), get_args(kind)
+def _type(field: FieldInfo, option: Option) -> _Type:
+    (annotation, constraints), *others = _alternatives(field.annotation, field.metadata)
+    origin, parts = get_origin(annotation), get_args(annotation)
     if origin is dict:
         return _Type(type=click.STRING, multiple=True)
     if origin in (list, tuple):
-        (element, inner), *_ = _kinds(parts[0], ())
-        length = _bound(notes, "max_length")
-        if length is not None and length == _bound(notes, "min_length"):
-            return _Type(type=_scalar(element, inner, note), values=length)
-        return _Type(type=_scalar(element, inner, note), multiple=True)
-    if kind is bool:
+        (element, inner), *_ = _alternatives(parts[0], ())
+        length = _bound(constraints, "max_length")
+        if length is not None and length == _bound(constraints, "min_length"):
+            return _Type(type=_scalar(element, inner, option), values=length)
+        return _Type(type=_scalar(element, inner, option), multiple=True)
+    if annotation is bool:
         return _Type(switch=True)
-    return _Type(type=click.STRING if others else _scalar(kind, notes, note))
+    return _Type(type=click.STRING if others else _scalar(annotation, constraints, option))
 
 
-def _kinds(annotation: Any, notes: Sequence[Any]) -> list[tuple[Any, Sequence[Any]]]:
-    """The kinds that an annotation allows, but None, each with its notes."""
+def _alternatives(annotation: Any, constraints: Sequence[Any]) -> list[tuple[Any, Sequence[Any]]]:
+    """The types that an annotation allows, except None, each with its constraints."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _kinds(parts[0], [*notes, *parts[1:]])
+        return _alternatives(parts[0], [*constraints, *parts[1:]])
     if origin in (Union, types.UnionType):
-        return [kind for part in parts for kind in _kinds(part, notes) if part is not type(None)]
-    return [(annotation, notes)]
+        return [
+            alternative
+            for part in parts
+            for alternative in _alternatives(part, constraints)
+            if part is not type(None)
+        ]
+    return [(annotation, constraints)]
 
 
-def _scalar(kind: Any, notes: Sequence[Any], note: Option) -> click.ParamType[Any]:
-    values = get_args(kind) if get_origin(kind) is Literal else ()
+def _scalar(annotation: Any, constraints: Sequence[Any], option: Option) -> click.ParamType[Any]:
+    values = get_args(annotation) if get_origin(annotation) is Literal else ()
     if values and isinstance(values[0], int):
         return click.IntRange(min(values), max(values))
     if values:
         return click.Choice(list(values))
-    low, high = _bound(notes, "ge"), _bound(notes, "le")
-    above, below = _bound(notes, "gt"), _bound(notes, "lt")
-    if kind is int and note.unit == 1:
+    low, high = _bound(constraints, "ge"), _bound(constraints, "le")
+    above, below = _bound(constraints, "gt"), _bound(constraints, "lt")
+    if annotation is int and option.unit == 1:
         return click.IntRange(low, high)
-    if kind in (int, float):
+    if annotation in (int, float):
         return Number(
             low if above is None else above,
             high if below is None else below,
             min_open=above is not None,
             max_open=below is not None,
         )
-    return _path() if any(_names_path(item) for item in notes) else click.STRING
+    return _path() if any(_is_path(item) for item in constraints) else click.STRING
 
 
 def _path() -> click.ParamType[Any]:
     """Text that the settings check: their errors name the option."""
-    kind = click.types.StringParamType()
-    kind.name = "path"
-    return kind
+    path_type = click.types.StringParamType()
+    path_type.name = "path"
+    return path_type
 
 
-def _names_path(note: Any) -> bool:
+def _is_path(constraint: Any) -> bool:
     from raypq.config.places import Reads, Writes
 
-    return isinstance(note, Reads | Writes)
+    return isinstance(constraint, Reads | Writes)
 
 
-def _bound(notes: Sequence[Any], name: str) -> Any:
-    """A bound among the notes of an annotation, those of its fields included."""
-    for note in notes:
-        inner = _bound(note.metadata, name) if hasattr(note, "metadata") else None
-        found = getattr(note, name, None) if inner is None else inner
+def _bound(constraints: Sequence[Any], name: str) -> Any:
+    """A bound among the constraints of an annotation, those of its fields included."""
+    for constraint in constraints:
+        inner = _bound(constraint.metadata, name) if hasattr(constraint, "metadata") else None
+        found = getattr(constraint, name, None) if inner is None else inner
         if found is not None:
             return found
     return None

@@ -40,7 +40,7 @@ def train(job: TrainJob) -> None:
 
     METHOD is pq, opq, pqzsl, vq, dpq, gpq, psr, clusterable, eszsl or sae.
 
-    With METHOD, --config may also be a file of the method's settings alone; --set counts over it.
+    With METHOD, --config may also be a file of the method's settings alone; --set overrides it.
 
     \b
     Example:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """A note in a field's annotation.
+    """The option of a field, as part of its annotation.
 
     Attributes:
         names: the options, where they are not the field's name.
