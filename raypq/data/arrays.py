@@ -104,6 +104,60 @@ def check_extension(field: pa.Field, where: str) -> None:
     )
 
 
+def is_tensor(field: pa.Field) -> bool:
+    """Whether a column is a tensor of Hugging Face datasets (``Array2D`` and so on): nested lists
+    of one shape."""
+    if not extension_name(field).startswith("datasets."):
+        return False
+    kind = field.type
+    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    return is_list(kind) and is_list(kind.value_type)
+
+
+def tensor_values(field: pa.Field) -> pa.DataType:
+    """The type of a tensor's rows as ``flat_rows`` gives them."""
+    kind = field.type
+    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    while is_list(kind):
+        kind = kind.value_type
+    return pa.large_list(kind)
+
+
+def flat_rows(column: pa.Array, *, where: str, row0: int = 0) -> pa.LargeListArray:
+    """Tensors as flat lists, in C order.
+
+    Raises:
+        InputError: a null, or a tensor whose lists differ in length, naming the row.
+    """
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    refuse_nulls(column, where, row0, expected="a vector")
+    lengths = _list_lengths(column)
+    column = column.flatten()
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    while is_list(column.type):
+        if column.null_count:
+            refuse_nulls(column, where, row0, expected="a list of values")
+        inner = _list_lengths(column)
+        wrong = np.flatnonzero(inner != inner[:1])
+        if len(wrong):
+            raise InputError(
+                f"{where}, row {row0 + rows[wrong[0]]}",
+                expected=f"lists of {inner[0]} values",
+                found=f"one of {inner[wrong[0]]}",
+            )
+        each = int(inner[0]) if len(inner) else 0
+        lengths, rows, column = lengths * each, np.repeat(rows, each), column.flatten()
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), column)
+
+
+def _list_lengths(column: pa.Array) -> NDArray[np.int64]:
+    if pa.types.is_fixed_size_list(column.type):
+        return np.full(len(column), column.type.list_size, np.int64)
+    return pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
 def is_bfloat16(kind: pa.DataType) -> bool:
     """Whether an extension type's name says that it stores a vector of bfloat16 in its bytes."""
     return (
@@ -169,10 +223,7 @@ def is_bytes(kind: pa.DataType) -> bool:
 
 def _only_list(column: pa.Array, where: str, row0: int) -> pa.Array:
     """The one list that each row of a nested column holds (vectors stored as 1 × D)."""
-    if pa.types.is_fixed_size_list(column.type):
-        lengths = np.full(len(column), column.type.list_size)
-    else:
-        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+    lengths = _list_lengths(column)
     wrong = np.flatnonzero(lengths != 1)
     if len(wrong):
         raise InputError(

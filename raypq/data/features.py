@@ -1,4 +1,4 @@
-"""Feature stores: sharded Parquet files of ``id``, a vector column and optionally ``label``."""
+"""Feature stores: shards of ``id``, a vector column and optionally ``label``, in any layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from raypq.config import Columns
 from raypq.data import arrays, ids, images
 from raypq.data.ids import IdRule
-from raypq.data.storage import CheckedFile, Shard, list_shards, open_parquet, stream
+from raypq.data.layouts import ShardFile, list_features, open_shard
+from raypq.data.layouts.shard_file import is_made_id
+from raypq.data.storage import Shard, open_parquet
 from raypq.errors import InputError, JobError, RaypqError, ShardFailure
 
 _BATCH_BYTES = 64 << 20  # one batch of float32 features; bounds a worker's memory
@@ -56,9 +58,9 @@ class FeatureStore:
         """Lists the shards; opens none of them.
 
         Raises:
-            InputError: no Parquet file.
+            InputError: no feature file; see ``list_features``.
         """
-        return cls(shards=list_shards(uris), columns=columns or Columns())
+        return cls(shards=list_features(uris), columns=columns or Columns())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +118,8 @@ def count_rows(shards: Sequence[Shard]) -> int:
 
     def rows(shard: Shard) -> int:
         try:
-            with open_parquet(shard.uri) as file:
-                return int(file.metadata.num_rows)
+            with open_shard(shard, Columns()) as file:
+                return file.rows
         except InputError:
             return 0
 
@@ -133,15 +135,15 @@ def _try_footer(shard: Shard, columns: Columns) -> tuple[int, int] | RaypqError:
 
 
 def _footer(shard: Shard, columns: Columns) -> tuple[int, int]:
-    with open_parquet(shard.uri) as file:
-        rows = file.metadata.num_rows
+    with open_shard(shard, columns) as file:
+        rows = file.rows
         where = f"{shard.uri}, column '{columns.feature}'"
         layout = _layout(file, columns, None, shard.uri)
         if layout.side is not None:
             return rows, images.row_width(layout.side)
         if layout.width is not None or not rows or layout.sized:
             return rows, layout.width or 0
-        first = next(file.iter_batches(batch_size=1, columns=[columns.feature]))
+        first = next(file.batches(1, [columns.feature]))
         return rows, arrays.matrix(first.column(0), width=columns.width, where=where).shape[1]
 
 
@@ -160,7 +162,7 @@ class _Layout:
     sized: bool = False
 
 
-def _layout(file: CheckedFile, columns: Columns, width: int | None, uri: str) -> _Layout:
+def _layout(file: ShardFile, columns: Columns, width: int | None, uri: str) -> _Layout:
     """The layout of a feature column; ``width`` is the model's dx, if there is a model.
 
     Raises:
@@ -186,15 +188,15 @@ def _layout(file: CheckedFile, columns: Columns, width: int | None, uri: str) ->
     return _Layout(width=known)
 
 
-def _are_vectors(file: CheckedFile, columns: Columns, width: int | None, where: str) -> bool:
+def _are_vectors(file: ShardFile, columns: Columns, width: int | None, where: str) -> bool:
     """Whether byte strings are vectors rather than encoded images.
 
     Raises:
         InputError: they are no images, and the width of the vectors is not known.
     """
-    if columns.image_size is not None or not file.metadata.num_rows:
+    if columns.image_size is not None or not file.rows:
         return False
-    first = next(file.iter_batches(batch_size=_SAMPLED, columns=[columns.feature])).column(0)
+    first = next(file.batches(_SAMPLED, [columns.feature])).column(0)
     values = [value for value in first.to_pylist() if value]
     sizes = {len(value) for value in values}
     if not values or len(sizes) > 1:
@@ -244,7 +246,7 @@ class FeatureReader:
 
     def __init__(
         self,
-        file: CheckedFile,
+        file: ShardFile,
         shard: Shard,
         columns: Columns,
         width: int | None,
@@ -254,7 +256,7 @@ class FeatureReader:
     ) -> None:
         self._finite = finite
         self._file, self._columns, self._uri = file, columns, shard.uri
-        self.rows: int = file.metadata.num_rows
+        self.rows: int = file.rows
         self.id_column: pa.DataType = file.field(columns.id).type
         self._where = f"{shard.uri}, column '{columns.feature}'"
         layout = _layout(file, columns, width, shard.uri)
@@ -276,7 +278,7 @@ class FeatureReader:
         columns = self._columns
         wanted = [columns.id, columns.feature] + ([columns.label] if self.label else [])
         row = 0
-        for batch in stream(self._file, batch_rows(self._width or 1024), wanted):
+        for batch in self._file.stream(batch_rows(self._width or 1024), wanted):
             if len(batch):
                 converted = self._convert(batch, row)
                 row += len(batch)
@@ -318,7 +320,7 @@ class FeatureReader:
         return FeatureBatch(X=X, ids=names, labels=labels, row=row, where=self._uri)
 
 
-def kind_of_ids(file: CheckedFile, columns: Columns, rule: IdRule | None) -> ids.IdKind:
+def kind_of_ids(file: ShardFile, columns: Columns, rule: IdRule | None) -> ids.IdKind:
     """The type of a shard's ids; for a shard without rows, that of the store.
 
     Raises:
@@ -327,9 +329,11 @@ def kind_of_ids(file: CheckedFile, columns: Columns, rule: IdRule | None) -> ids
     """
     kind = file.field(columns.id).type
     where = f"{file.uri}, column '{columns.id}'"
-    if not file.metadata.num_rows:  # the type of an empty column means nothing
+    if not file.rows:  # the type of an empty column means nothing
         is_integer = pa.types.is_integer(arrays.plain_type(kind))
         return rule.kind if rule else "int64" if is_integer else "string"
+    if rule is not None:
+        _check_made(file, columns, rule)
     id_kind = ids.kind_of(kind, where=where, old=rule is not None and rule.old)
     if id_kind is None:  # only nulls; reading the first row raises
         return "string" if rule is None else rule.kind
@@ -338,7 +342,38 @@ def kind_of_ids(file: CheckedFile, columns: Columns, rule: IdRule | None) -> ids
     return id_kind
 
 
-def has_labels(file: CheckedFile, columns: Columns) -> bool:
+def _check_made(file: ShardFile, columns: Columns, rule: IdRule) -> None:
+    """Refuses ids made of file and row beside ids from a column, and the reverse.
+
+    Raises:
+        InputError: naming the column.
+    """
+    made = rule.made
+    if made is None:  # the store is continued: only its ids can tell
+        made = file.ids_are_made and rule.kind == "string" and _holds_made_ids(rule.origin)
+        if not file.ids_are_made:
+            return
+    if made == file.ids_are_made:
+        return
+    names = ", ".join(name for name in file.schema.names if made or name != columns.id)
+    raise InputError(
+        file.uri,
+        expected=f"no column '{columns.id}', as in {rule.origin}, whose ids are made of file and "
+        "row"
+        if made
+        else f"a column '{columns.id}', as in {rule.origin}",
+        found=f"columns {names}",
+    )
+
+
+def _holds_made_ids(uri: str) -> bool:
+    """Whether the first id of a code file is made of file and row."""
+    with open_parquet(uri) as file:
+        first = next(file.iter_batches(batch_size=1, columns=["id"]), None)
+    return first is not None and is_made_id(str(first.column(0)[0].as_py()))
+
+
+def has_labels(file: ShardFile, columns: Columns) -> bool:
     """Whether a shard has labels.
 
     A column of the type null, which some writers use for a column of nulls, counts as none.
@@ -373,7 +408,7 @@ def open_features(
     Raises:
         InputError: missing column, wrong type or width, a file that cannot be read.
     """
-    with open_parquet(shard.uri) as file:
+    with open_shard(shard, columns) as file:
         yield FeatureReader(file, shard, columns, width, labels, finite, rule)
 
 

@@ -31,11 +31,14 @@ class IdRule:
         kind: the type. origin: a file whose ids have it, for errors.
         old: whether the store is of an early raypq, which wrote integers other than int64 as text;
             new shards of the store are written in the same way.
+        made: whether ids are made of file and row; None where that is not known, as for a store
+            that is continued.
     """
 
     kind: IdKind
     origin: str = ""
     old: bool = False
+    made: bool | None = None
 
     @property
     def type(self) -> pa.DataType:

@@ -33,7 +33,7 @@ from raypq.data.storage.operations import (
     write_bytes,
     write_errors,
 )
-from raypq.data.storage.parquet import CheckedFile, is_parquet, open_parquet, stream
+from raypq.data.storage.parquet import CheckedFile, is_parquet, open_bytes, open_parquet, stream
 from raypq.data.storage.place import canonical, filesystem, is_local, join, local_path, uri_of
 from raypq.data.storage.settings import StorageSettings
 from raypq.data.storage.shards import Shard, list_shards, stem_of
@@ -63,6 +63,7 @@ __all__ = [
     "list_shards",
     "local_path",
     "named_lines",
+    "open_bytes",
     "open_parquet",
     "read_bytes",
     "read_named",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -73,14 +73,15 @@ class CheckedFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
         columns: Sequence[str] | None = None,
         **options: Any,
     ) -> Iterator[pa.RecordBatch]:
-        """As in ``pyarrow``; text is checked to be UTF-8.
+        """As in ``pyarrow``, also with paths ``a.b`` into structs; text is checked to be UTF-8.
 
         Raises:
             InputError: another number of rows than in the footer, a requested column that is
                 missing, or several columns of its name.
         """
         for name in columns or ():
-            self.field(name)
+            if self.has(name) or "." not in name:
+                self.field(name)
         rows = 0
         for batch in super().iter_batches(batch_size, row_groups, columns, **options):
             _check_texts(batch.columns)
@@ -172,6 +173,30 @@ def _open(
             raise _read_error(file, error) from error
 
 
+@contextmanager
+def open_bytes(uri: str) -> Iterator[tuple[IO[bytes], int]]:
+    """A file to read from at any place, and its size in bytes.
+
+    Raises:
+        DamagedError: it is missing or empty.
+    """
+    with ExitStack() as stack:
+        if not is_local(uri):
+            stack.enter_context(server_errors(uri))
+        try:
+            size = file_size(uri)
+            if is_local(uri):
+                source: Any = open(local_path(uri), "rb", buffering=_READ_BUFFER)  # noqa: SIM115
+            else:
+                source = _open_remote(uri, _BLOCK, _BLOCKS)
+        except FileNotFoundError:
+            raise DamagedError(uri, expected="a file", found="no such file") from None
+        stack.callback(source.close)
+        if not size:
+            raise DamagedError(uri, expected="a file with content", found="an empty file (0 bytes)")
+        yield source, size
+
+
 def _open_source(
     uri: str, size: int | None, content: bytes | None, block: int, blocks: int
 ) -> tuple[Any, int]:
@@ -191,9 +216,14 @@ def _open_source(
         return pa.BufferReader(content), actual_size
     if is_local(uri):
         return pa.OSFile(str(local_path(uri)), "rb"), actual_size
+    return _open_remote(uri, block, blocks), actual_size
+
+
+def _open_remote(uri: str, block: int, blocks: int) -> Any:
+    """An object to read from in blocks, some of which are cached."""
     fs, path = filesystem(uri)
     cache = {"cache_type": "blockcache", "cache_options": {"maxblocks": blocks}}
-    return fs.open(path, "rb", block_size=block, **cache), actual_size
+    return fs.open(path, "rb", block_size=block, **cache)
 
 
 def _open_checked(source: Any, uri: str, size: int) -> CheckedFile:
@@ -237,13 +267,13 @@ def stream(
     file: CheckedFile, rows: int, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Batches of up to ``rows`` rows of some columns (all by default); adds to ``io_counters``."""
-    size = _stored_bytes(file.footer, columns) / max(file.footer.rows, 1)
+    size = stored_bytes(file.footer, columns) / max(file.footer.rows, 1)
     for batch in file.iter_batches(batch_size=rows, columns=columns):
         io_counters.add(len(batch), size * len(batch))
         yield batch
 
 
-def _stored_bytes(footer: Footer, columns: Sequence[str] | None) -> int:
+def stored_bytes(footer: Footer, columns: Sequence[str] | None) -> int:
     """Stored bytes of these columns; ``a`` includes ``a.list.element``."""
     return sum(
         chunk.stored

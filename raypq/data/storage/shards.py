@@ -17,6 +17,7 @@ from raypq.data.storage.walk import Entry, LocalWalk, RemoteWalk, is_glob
 from raypq.errors import EmptySourceError, InputError, MissingSourceError
 
 SUFFIXES = (".parquet", ".parq", ".pq")  # in any case
+_STEM_SUFFIXES = (*SUFFIXES, ".npy", ".npz", ".lance")  # not part of a stem
 # A suffix anywhere in a name: "a.parquet (1)", "a.parquet~", "a.geoparquet", "a.pqt".
 _SUFFIX_INSIDE = re.compile(r".\.(?:\w*parq|pqt?(?![a-z]))", re.DOTALL)
 _CHECKSUMS = (".crc", ".md5", ".sha1", ".sha256", ".sha512")
@@ -34,13 +35,14 @@ _DIGITS = 16  # of the URI's hash in a stem
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One Parquet file of a store: its location and version.
+    """One input file of a store: its location and version.
 
     Attributes:
         uri: absolute. stem: its name in stores; depends on the URI alone.
-        size: bytes.
+        size: bytes, with those of ``metadata``.
         modified: the version tag (``version_tag``); the sha256 of the content for files of a raypq
-            store, and where the storage gives no tag.
+            store, and where the storage gives no tag; with that of ``metadata``.
+        metadata: a Parquet file with further columns, where the layout has one; else empty.
     """
 
     index: int
@@ -48,6 +50,7 @@ class Shard:
     stem: str
     size: int
     modified: str
+    metadata: str = ""
 
     def __str__(self) -> str:
         return self.uri
@@ -68,18 +71,35 @@ def list_shards(uris: Sequence[str]) -> list[Shard]:
         InputError: a folder that cannot be listed, a broken link, no such bucket.
         ConfigError: a storage setting that cannot be used.
     """
+    entries = find_files(uris)
+    return [
+        Shard(
+            index=index,
+            uri=uri,
+            stem=stem_of(uri),
+            size=entries[uri].size or 0,
+            modified=tag_of(uri, entries[uri]),
+        )
+        for index, uri in enumerate(sorted(entries))
+    ]
+
+
+def find_files(uris: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> dict[str, Entry]:
+    """The files of ``list_shards`` by canonical URI, or those of other suffixes (lower case)."""
     StorageSettings.current()  # a bad setting ends the job here, not shard by shard
     entries: dict[str, Entry] = {}
     skipped: list[str] = []
     for uri in uris:
-        parquet, others = _find(uri)
-        if not parquet:
+        data, others = _find(uri, suffixes)
+        if not data:
+            *most, last = dict.fromkeys([SUFFIXES[0], *suffixes[len(SUFFIXES) :]])
+            kinds = f"{', '.join(most)} or {last}" if most else last
             raise EmptySourceError(
                 uri,
-                expected="at least one .parquet file",
+                expected=f"at least one {kinds} file",
                 found=f"none{f', only {_summary(others)}' if others else ''}",
             )
-        entries |= parquet
+        entries |= data
         skipped += others
     if skipped:
         console.warn(
@@ -93,16 +113,20 @@ def list_shards(uris: Sequence[str]) -> list[Shard]:
             f"reading {_summary(untagged)} completely to see whether they changed: this storage "
             "gives neither a version tag nor a time of change"
         )
-    return [
-        Shard(
-            index=index,
-            uri=uri,
-            stem=stem_of(uri),
-            size=entries[uri].size or 0,
-            modified=entries[uri].tag or digest(uri),
-        )
-        for index, uri in enumerate(sorted(entries))
-    ]
+    return entries
+
+
+def tag_of(uri: str, entry: Entry) -> str:
+    """The version tag of a listed file; the sha256 of its content where the storage gives none."""
+    return entry.tag or digest(uri)
+
+
+def files_of_folder(uri: str) -> dict[str, Entry]:
+    """The Parquet files below a folder by canonical URI; none where there is no such folder."""
+    try:
+        return _find(uri, SUFFIXES)[0]
+    except MissingSourceError:
+        return {}
 
 
 def stem_of(uri: str) -> str:
@@ -113,7 +137,7 @@ def stem_of(uri: str) -> str:
     with a letter or digit, so that it is not hidden.
     """
     *_, folder, name = ["", *uri.rstrip("/").split("/")]
-    for suffix in SUFFIXES:
+    for suffix in _STEM_SUFFIXES:
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
             break
@@ -129,8 +153,8 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._-")
 
 
-def _find(uri: str) -> tuple[dict[str, Entry], list[str]]:
-    """The Parquet files that a URI names, by canonical URI, and other files that look like data."""
+def _find(uri: str, suffixes: Sequence[str]) -> tuple[dict[str, Entry], list[str]]:
+    """The data files that a URI names, by canonical URI, and other files that look like data."""
     if is_local(uri):
         path = canonical(uri)
         entries = LocalWalk().find(path)
@@ -148,16 +172,16 @@ def _find(uri: str) -> tuple[dict[str, Entry], list[str]]:
             named = [(uri_of(fs, entry.path, uri), entry) for entry in entries or ()]
     if entries is None:
         raise _missing(uri)
-    parquet: dict[str, Entry] = {}
+    data: dict[str, Entry] = {}
     others: list[str] = []
     for name, entry in named:
         given_by_name = entry.path.rstrip("/") == path.rstrip("/")
-        if given_by_name or entry.name.lower().endswith(SUFFIXES):
+        if given_by_name or entry.name.lower().endswith(tuple(suffixes)):
             _check(name, entry)
-            parquet[name] = entry
+            data[name] = entry
         elif _looks_like_data(entry):
             others.append(name)
-    return parquet, others
+    return data, others
 
 
 def _missing(uri: str) -> MissingSourceError:

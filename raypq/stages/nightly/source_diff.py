@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass, replace
 
 from raypq.config import EncodeJob, ReindexJob
-from raypq.data.storage import Shard, list_shards
+from raypq.data.layouts import list_features
+from raypq.data.storage import Shard
 from raypq.data.store import snapshot
 from raypq.data.store.journal import still_there
 from raypq.data.store.shard_writer import Receipt, Source
@@ -138,7 +139,7 @@ def encode_job(job: ReindexJob) -> EncodeJob:
 def _listing(job: ReindexJob, latest: Snapshot | None) -> list[Shard]:
     try:
         try:
-            return list_shards(job.features)
+            return list_features(job.features)
         except EmptySourceError as error:
             if latest is None:
                 raise
@@ -147,7 +148,7 @@ def _listing(job: ReindexJob, latest: Snapshot | None) -> list[Shard]:
         paths = [uri for uri in job.features if _holds_shards(uri)]
     except MissingSourceError as error:
         raise _missing(job, latest, error) from None
-    return list_shards(paths) if paths else []
+    return list_features(paths) if paths else []
 
 
 def _empty(job: ReindexJob, latest: Snapshot, error: EmptySourceError) -> InputError:
@@ -175,7 +176,7 @@ def _missing(
 
 def _holds_shards(uri: str) -> bool:
     try:
-        list_shards([uri])
+        list_features([uri])
     except EmptySourceError:
         return False
     return True

@@ -28,15 +28,9 @@ from raypq.data.features import (
     stored_width,
 )
 from raypq.data.ids import IdRule
+from raypq.data.layouts import ShardFile, open_shard
 from raypq.data.plain_folder import parquet_files, refuse_others, remove_left_out
-from raypq.data.storage import (
-    CheckedFile,
-    atomic_write,
-    join,
-    open_parquet,
-    stream,
-    write_bytes,
-)
+from raypq.data.storage import atomic_write, join, write_bytes
 from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.execution.executor import Executor, completed
 from raypq.execution.run_record import RunRecord
@@ -67,19 +61,19 @@ class RepackWorker:
         """Rewrites a shard."""
         shard, name = task.shard, self._columns.feature
         rows = 0
-        with open_parquet(shard.uri) as file:
+        with open_shard(shard, self._columns) as file:
             field = file.field(name)
             width = self._columns.width or stored_width(field)
             batches = self._convert(file, width)
             first = next(batches, None)
             if first is None:
                 width = width or arrays.width_of(field.type)
-                schema = file.schema_arrow  # unchanged if the width is unknown
+                schema = file.schema  # unchanged if the width is unknown
                 if width:
                     schema = self._schema(schema, name, width)
             else:
                 size = first.schema.field(name).type.byte_width
-                schema = self._schema(file.schema_arrow, name, size // self._dtype.itemsize)
+                schema = self._schema(file.schema, name, size // self._dtype.itemsize)
             with atomic_write(join(self._output, f"{shard.stem}.parquet")) as sink:
                 plain = [column for column in schema.names if column != name]
                 with pq.ParquetWriter(
@@ -97,7 +91,7 @@ class RepackWorker:
                         rows += len(batch)
         return Repacked(rows=rows)
 
-    def _check_names(self, file: CheckedFile) -> Callable[[pa.RecordBatch, int], None]:
+    def _check_names(self, file: ShardFile) -> Callable[[pa.RecordBatch, int], None]:
         """What refuses the ids and labels of a batch that ``encode`` would refuse, too.
 
         Raises:
@@ -121,12 +115,12 @@ class RepackWorker:
         field = pa.field(name, kind, nullable=False, metadata={WIDTH_NOTE: str(width)})
         return schema.set(schema.get_field_index(name), field)
 
-    def _convert(self, file: CheckedFile, width: int | None) -> Iterator[pa.RecordBatch]:
+    def _convert(self, file: ShardFile, width: int | None) -> Iterator[pa.RecordBatch]:
         name = self._columns.feature
         where = f"{file.uri}, column '{name}'"
         check = self._check_names(file)
         row = 0
-        for batch in stream(file, batch_rows(width or 1024)):
+        for batch in file.stream(batch_rows(width or 1024)):
             if not len(batch):
                 continue
             check(batch, row)

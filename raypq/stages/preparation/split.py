@@ -22,8 +22,9 @@ from raypq.config import Columns, SplitJob
 from raypq.data import arrays, ids
 from raypq.data.features import FeatureStore, kind_of_ids
 from raypq.data.ids import IdRule
+from raypq.data.layouts import open_shard
 from raypq.data.plain_folder import refuse_others
-from raypq.data.storage import Shard, atomic_write, join, open_parquet
+from raypq.data.storage import Shard, atomic_write, join
 from raypq.errors import ConfigError, InputError
 from raypq.execution.executor import Executor, completed
 from raypq.stages.stores.shard_types import check_label_column
@@ -65,8 +66,8 @@ class SplitTask:
 class SplitWorker:
     """Writes the rows of shards to files of their parts."""
 
-    def __init__(self, output: str) -> None:
-        self._output = output
+    def __init__(self, output: str, columns: Columns) -> None:
+        self._output, self._columns = output, columns
 
     def write(self, task: SplitTask) -> None:
         """Writes the parts of a shard."""
@@ -76,14 +77,14 @@ class SplitWorker:
                 continue
             uri = join(join(self._output, name), f"{task.stem}.parquet")
             with (
-                open_parquet(task.shard.uri) as file,
+                open_shard(task.shard, self._columns) as file,
                 atomic_write(uri) as sink,
                 pq.ParquetWriter(
-                    sink, arrays.without_views(file.schema_arrow), write_page_checksum=True
+                    sink, arrays.without_views(file.schema), write_page_checksum=True
                 ) as writer,
             ):
                 row = 0
-                for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                for batch in file.batches(_BATCH_ROWS):
                     keep = chosen[row : row + len(batch)]
                     row += len(batch)
                     if keep.any():
@@ -154,7 +155,7 @@ def split(job: SplitJob, executor: Executor) -> dict[str, Any]:
             for number in np.unique(task.part)
         ],
     )
-    with executor.start_workers(SplitWorker, job.output, stage="split") as pool:
+    with executor.start_workers(SplitWorker, job.output, job.columns, stage="split") as pool:
         for _ in completed(pool.map(SplitWorker.write, tasks), total=len(tasks), label="split"):
             pass
     summary = {
@@ -250,13 +251,14 @@ def _unseen(job: SplitJob, draw: _Draw, label: NDArray[Any], test: Mask) -> dict
 
 
 def _read(shard: Shard, columns: Columns, test: bool) -> Rows:
-    with open_parquet(shard.uri) as file:
+    with open_shard(shard, columns) as file:
         file.field(columns.feature)
         kind = kind_of_ids(file, columns, None)
-        if not file.metadata.num_rows:
+        if not file.rows:
             empty = pa.array([], pa.string())
             return Rows(shard=shard, ids=empty, kind=None, labels=empty, test=test)
-        table = file.read(columns=[columns.id, columns.label])
+        names = [columns.id, columns.label]
+        table = pa.Table.from_batches(file.batches(_BATCH_ROWS, names))
     labels = arrays.strings(
         arrays.whole(table.column(columns.label)),
         where=f"{shard.uri}, column '{columns.label}'",

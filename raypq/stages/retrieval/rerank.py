@@ -23,7 +23,8 @@ from raypq.data import arrays, search_results
 from raypq.data.features import FeatureStore, stored_width
 from raypq.data.ids import IdKind
 from raypq.data.ids import read as read_ids
-from raypq.data.storage import Shard, canonical, open_parquet
+from raypq.data.layouts import open_shard
+from raypq.data.storage import Shard, canonical
 from raypq.data.store.shard_writer import Receipt
 from raypq.errors import InputError
 from raypq.kernels.tables import squared_norms
@@ -202,22 +203,17 @@ def read_rows(
     Raises:
         InputError: a row beyond the file's end, a wrong width or type, NaN or Inf.
     """
-    with open_parquet(shard.uri) as file:
+    with open_shard(shard, columns) as file:
         where = f"{shard.uri}, column '{columns.feature}'"
         file_width = stored_width(file.field(columns.feature)) or width
         file.field(columns.id)
-        counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-        ends = np.cumsum([0, *counts])
+        ends = np.cumsum([0, *file.group_rows])
         if rows[-1] >= ends[-1]:
             raise InputError(shard.uri, expected=f"a row {rows[-1]}", found=f"{ends[-1]} rows")
         for group in np.unique(np.searchsorted(ends, rows, side="right") - 1):
             group_rows = rows[(rows >= ends[group]) & (rows < ends[group + 1])]
             start = int(ends[group])
-            for batch in file.iter_batches(
-                batch_size=_BATCH_ROWS,
-                row_groups=[int(group)],
-                columns=[columns.id, columns.feature],
-            ):
+            for batch in file.batches(_BATCH_ROWS, [columns.id, columns.feature], group=int(group)):
                 stop = start + len(batch)
                 batch_rows = group_rows[(group_rows >= start) & (group_rows < stop)]
                 if len(batch_rows):

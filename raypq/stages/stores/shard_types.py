@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raypq import console
 from raypq.config import Columns
 from raypq.data import ids
 from raypq.data.ids import IdRule
+from raypq.data.layouts import open_shard
 from raypq.data.storage import Shard, join, open_parquet
 from raypq.data.store.shard_writer import Receipt
 from raypq.errors import InputError, RaypqError
@@ -55,14 +57,20 @@ def rule_of(shards: Sequence[Shard], columns: Columns, *, old: bool = False) -> 
     """
     for shard in shards:
         try:
-            with open_parquet(shard.uri) as file:
-                if not file.metadata.num_rows:
+            with open_shard(shard, columns) as file:
+                if not file.rows:
                     continue
+                made = file.ids_are_made
                 kind = ids.kind_of(file.field(columns.id).type, where=shard.uri, old=old)
         except (RaypqError, OSError):
             continue
         if kind is not None:
-            return IdRule(kind=kind, origin=shard.uri, old=old)
+            if made:
+                console.say(
+                    f"{shard.uri}: no column '{columns.id}': ids are made of the file and the row, "
+                    f"such as {shard.stem}:0 (--id-column names another column)"
+                )
+            return IdRule(kind=kind, origin=shard.uri, old=old, made=made)
     return None
 
 
@@ -86,10 +94,10 @@ def check_label_column(shards: Sequence[Shard], columns: Columns) -> None:
     names: list[str] = []
     for shard in shards:
         try:
-            with open_parquet(shard.uri) as file:
+            with open_shard(shard, columns) as file:
                 if file.has(columns.label):
                     return
-                names = names or file.schema_arrow.names
+                names = names or file.schema.names
         except (RaypqError, OSError):
             continue
     if names:

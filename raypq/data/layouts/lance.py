@@ -1,0 +1,179 @@
+"""Lance datasets: a shard is a fragment of the latest version.
+
+A fragment is named by its first data file, which no later version changes. What later versions may
+change (deleted rows, further columns) is part of its version tag.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from raypq.data.storage import Shard, is_local, join, local_path, stem_of
+from raypq.errors import DamagedError, InputError
+from raypq.optional_packages import require
+
+SUFFIX = ".lance"
+_DATA_FILE = re.compile(r"(?P<root>.+)/data/(?P<name>[^/]+\.lance)", re.DOTALL)
+_CHANGING = ("file_size_bytes", "created_at_version_meta", "last_updated_at_version_meta")
+_GROUP_ROWS = 1 << 16
+_READ_AHEAD = 4  # batches; bounds memory
+
+
+def list_fragments(files: Sequence[str]) -> list[Shard]:
+    """The fragments of the datasets that these data files belong to; indices are not set.
+
+    Raises:
+        InputError: a file of no dataset, or a dataset that cannot be opened.
+        ConfigError: the package pylance is not installed.
+    """
+    roots: dict[str, None] = {}
+    for uri in files:
+        match = _DATA_FILE.fullmatch(uri)
+        if match is None:
+            raise InputError(
+                uri,
+                expected="a Lance dataset (a folder with data/ and _versions/)",
+                found="a single file; name the dataset's folder",
+            )
+        roots[match["root"]] = None
+    return [shard for root in roots for shard in _fragments(root)]
+
+
+def _fragments(root: str) -> Iterator[Shard]:
+    with _errors(root):
+        for fragment in _dataset(root).get_fragments():
+            content = _content(fragment)
+            uri = _uri(root, content)
+            yield Shard(
+                index=0,
+                uri=uri,
+                stem=stem_of(uri),
+                size=sum(file["file_size_bytes"] or 0 for file in content["files"]),
+                modified=_tag(content),
+            )
+
+
+def _dataset(root: str) -> Any:
+    lance = require("lance", extra="lance", purpose=f"the Lance dataset {root}")
+    return lance.dataset(str(local_path(root)) if is_local(root) else root)
+
+
+def _content(fragment: Any) -> dict[str, Any]:
+    content = fragment.metadata.to_json()
+    return dict(json.loads(content) if isinstance(content, str) else content)
+
+
+def _uri(root: str, content: Mapping[str, Any]) -> str:
+    return join(root, "data", str(content["files"][0]["path"]))
+
+
+def _tag(content: Mapping[str, Any]) -> str:
+    """Digest of a fragment's metadata, without entries that do not concern its rows."""
+
+    def stable(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: stable(item) for key, item in value.items() if key not in _CHANGING}
+        return [stable(item) for item in value] if isinstance(value, list) else value
+
+    text = json.dumps(stable(content), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class LanceSource:
+    """The rows of a fragment that are not deleted."""
+
+    def __init__(self, fragment: Any, uri: str) -> None:
+        self._fragment, self.uri = fragment, uri
+        self._rows = int(fragment.count_rows())
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The dataset's schema."""
+        return self._fragment.schema
+
+    @property
+    def group_rows(self) -> Sequence[int]:
+        """Blocks of rows."""
+        full, rest = divmod(self._rows, _GROUP_ROWS)
+        return [_GROUP_ROWS] * full + [rest] * bool(rest)
+
+    def batches(
+        self, columns: Sequence[str], size: int, group: int | None
+    ) -> Iterator[pa.RecordBatch]:
+        """See ``Source``; of a struct, all fields are read."""
+        names = self.schema.names
+        tops = dict.fromkeys(name if name in names else name.split(".")[0] for name in columns)
+        part = {} if group is None else {"offset": group * _GROUP_ROWS, "limit": _GROUP_ROWS}
+        rows = 0
+        with _errors(self.uri):
+            scan = self._fragment.scanner(
+                columns=list(tops), batch_size=size, batch_readahead=_READ_AHEAD, **part
+            )
+            for batch in scan.to_batches():
+                rows += len(batch)
+                yield batch
+        expected = self._rows if group is None else self.group_rows[group]
+        if rows != expected:
+            raise DamagedError(self.uri, expected=f"{expected} rows", found=f"{rows} in all")
+
+    def row_bytes(self, columns: Sequence[str]) -> float:
+        """See ``Source``: of the whole fragment, since Lance does not tell those of a column."""
+        files = _content(self._fragment)["files"]
+        return sum(file["file_size_bytes"] or 0 for file in files) / max(self._rows, 1)
+
+
+@contextmanager
+def open_source(shard: Shard) -> Iterator[LanceSource]:
+    """Opens a fragment.
+
+    Raises:
+        DamagedError: it is no longer in the latest version, or cannot be read.
+    """
+    match = _DATA_FILE.fullmatch(shard.uri)
+    assert match is not None, "listed by list_fragments"
+    with _errors(shard.uri):
+        for fragment in _dataset(match["root"]).get_fragments():
+            content = _content(fragment)
+            if _uri(match["root"], content) == shard.uri and _tag(content) == shard.modified:
+                break
+        else:
+            raise DamagedError(
+                shard.uri,
+                expected="the fragment as it was listed",
+                found="a newer version of the dataset; run again",
+            )
+        source = LanceSource(fragment, shard.uri)
+    yield source
+
+
+@contextmanager
+def _errors(uri: str) -> Iterator[None]:
+    """Names the dataset in errors of Lance, which has no class of its own for them."""
+    try:
+        yield
+    except (ValueError, RuntimeError, pa.ArrowException) as error:
+        raise _damaged(uri, error) from None
+    except OSError as error:
+        if not is_local(uri) or error.errno is not None:
+            raise
+        raise _damaged(uri, error) from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of its Rust code
+            raise
+        raise _damaged(uri, error) from None
+
+
+def _damaged(uri: str, error: BaseException) -> DamagedError:
+    reason = str(error).strip().splitlines()
+    return DamagedError(
+        uri,
+        expected="a Lance dataset that can be read",
+        found=reason[0] if reason else type(error).__name__,
+    )

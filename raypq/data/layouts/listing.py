@@ -1,0 +1,150 @@
+"""The feature shards below folders: Parquet files, arrays with their metadata, Lance fragments."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from raypq.data.layouts import lance
+from raypq.data.storage import Shard, join
+from raypq.data.storage.shards import SUFFIXES, files_of_folder, find_files, stem_of, tag_of
+from raypq.data.storage.walk import Entry
+from raypq.errors import InputError
+
+ARRAYS = (".npy", ".npz")
+# clip-retrieval: img_emb/img_emb_0.npy and text_emb/text_emb_0.npy, metadata/metadata_0.parquet
+_CLIP = re.compile(r"(?:img|text)_emb_(\d+)\.npy")
+_IMAGES, _TEXTS, _METADATA = "img_emb", "text_emb", "metadata"
+
+
+def list_features(uris: Sequence[str]) -> list[Shard]:
+    """The feature shards of folders, globs and files, in path order.
+
+    Shards are Parquet files (see ``list_shards``), ``.npy`` and ``.npz`` files, and fragments of
+    Lance datasets. An array is described by the Parquet file of its name beside it, or in the
+    layout of clip-retrieval by ``../metadata/metadata_<n>.parquet``; that file is no shard of its
+    own.
+
+    Raises:
+        MissingSourceError, EmptySourceError, InputError: see ``list_shards``.
+        InputError: two layouts in one folder, or an array without its metadata.
+    """
+    entries = find_files(uris, (*SUFFIXES, *ARRAYS, lance.SUFFIX))
+    fragments = lance.list_fragments([uri for uri in entries if uri.endswith(lance.SUFFIX)])
+    entries = {uri: entry for uri, entry in entries.items() if not uri.endswith(lance.SUFFIX)}
+    arrays: dict[str, list[str]] = defaultdict(list)  # by folder
+    tables: dict[str, dict[str, Entry]] = defaultdict(dict)  # Parquet files, by folder
+    for uri, entry in entries.items():
+        folder, name = _split(uri)
+        if name.lower().endswith(ARRAYS):
+            arrays[folder].append(uri)
+        else:
+            tables[folder][uri] = entry
+    _refuse_two_embeddings(arrays)
+    metadata: dict[str, tuple[str, Entry]] = {}
+    for folder, found in arrays.items():
+        metadata |= _describe(folder, found, tables)
+    described = {uri for uri, _ in metadata.values()}
+    shards = [uri for uri in sorted(entries) if uri not in described]
+    _refuse_two_layouts(shards)
+    files = [_shard(uri, entries[uri], metadata.get(uri)) for uri in shards]
+    ordered = sorted([*files, *fragments], key=lambda shard: shard.uri)
+    return [replace(shard, index=index) for index, shard in enumerate(ordered)]
+
+
+def _split(uri: str) -> tuple[str, str]:
+    folder, _, name = uri.rpartition("/")
+    return folder, name
+
+
+def _describe(
+    folder: str, arrays: Iterable[str], tables: dict[str, dict[str, Entry]]
+) -> dict[str, tuple[str, Entry]]:
+    """The metadata file of each array in a folder, where they have any.
+
+    Args:
+        tables: the Parquet files that are known by folder; others are listed and added.
+
+    Raises:
+        InputError: some arrays of the folder have metadata, but not all.
+    """
+    beside = _tables(folder, tables)
+    own = {array: _of_its_name(array, beside) for array in arrays}
+    if not any(own.values()) and any(_CLIP.fullmatch(_split(array)[1]) for array in own):
+        other = join(_split(folder)[0], _METADATA)
+        beside = _tables(other, tables)
+        own = {array: _of_its_number(array, other, beside) for array in arrays}
+    if not any(own.values()):
+        return {}
+    missing = [array for array, uri in own.items() if uri is None]
+    if missing:
+        described = next(uri for uri in own.values() if uri)
+        raise InputError(
+            missing[0],
+            expected=f"a Parquet file with its other columns, as {described}",
+            found=f"none ({len(missing)} of {len(own)} arrays of the folder)",
+        )
+    return {array: (uri, beside[uri]) for array, uri in own.items() if uri}
+
+
+def _tables(folder: str, tables: dict[str, dict[str, Entry]]) -> dict[str, Entry]:
+    if not tables[folder]:  # the caller may have named the arrays alone
+        found = files_of_folder(folder)
+        tables[folder] = {uri: entry for uri, entry in found.items() if _split(uri)[0] == folder}
+    return tables[folder]
+
+
+def _of_its_name(array: str, tables: dict[str, Entry]) -> str | None:
+    stem = array.rpartition(".")[0]
+    return next((uri for suffix in SUFFIXES if (uri := f"{stem}{suffix}") in tables), None)
+
+
+def _of_its_number(array: str, folder: str, tables: dict[str, Entry]) -> str | None:
+    match = _CLIP.fullmatch(_split(array)[1])
+    uri = join(folder, f"{_METADATA}_{match[1]}.parquet") if match else ""
+    return uri if uri in tables else None
+
+
+def _refuse_two_embeddings(folders: Iterable[str]) -> None:
+    """Refuses a folder of clip-retrieval as a whole, whose arrays are of images and of texts."""
+    for folder in folders:
+        parent, name = _split(folder)
+        if name == _TEXTS and (images := join(parent, _IMAGES)) in folders:
+            raise InputError(
+                parent,
+                expected="one embedding of each row",
+                found=f"those of images and of texts; name {images} or {folder}",
+            )
+
+
+def _refuse_two_layouts(shards: Iterable[str]) -> None:
+    """Refuses Parquet shards and arrays in one folder: one of them may describe the other."""
+    kinds: dict[str, dict[bool, str]] = defaultdict(dict)
+    for uri in shards:
+        folder, name = _split(uri)
+        kinds[folder].setdefault(name.lower().endswith(ARRAYS), uri)
+    for folder, found in kinds.items():
+        if len(found) > 1:
+            raise InputError(
+                folder,
+                expected="shards of one layout (an array and the Parquet file of its name are one)",
+                found=f"{_split(found[True])[1]} and {_split(found[False])[1]}; name the files of "
+                "one by a glob",
+            )
+
+
+def _shard(uri: str, entry: Entry, metadata: tuple[str, Entry] | None) -> Shard:
+    size, tag = entry.size or 0, tag_of(uri, entry)
+    if metadata is None:
+        return Shard(index=0, uri=uri, stem=stem_of(uri), size=size, modified=tag)
+    other, its = metadata
+    return Shard(
+        index=0,
+        uri=uri,
+        stem=stem_of(uri),
+        size=size + (its.size or 0),
+        modified=f"{tag}+{tag_of(other, its)}",
+        metadata=other,
+    )

@@ -1,0 +1,193 @@
+"""An open shard: the columns that a job names, wherever the layout keeps them.
+
+A name is a column; or a path ``a.b`` into structs; or the bytes of an image struct {bytes, path},
+as Hugging Face datasets write it. A label may be in the path of the file, as in
+``label=n01440764/part-0.parquet``. Where a shard has no column ``id``, ids are made of its name and
+the row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypq import io_counters
+from raypq.config import Columns
+from raypq.data import arrays
+from raypq.data.layouts.source import Source
+from raypq.data.storage import Shard
+from raypq.errors import InputError
+
+_DEFAULT_ID = Columns().id
+_NULL_KEY = "__HIVE_DEFAULT_PARTITION__"  # as Hive, Spark and Arrow write a null key
+_MADE = re.compile(r".*[0-9a-f]{16}:\d+", re.DOTALL)  # a stem, and a row
+_IMAGE_BYTES = "bytes"  # the field of an image struct with the encoded image
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Column:
+    """Where a column comes from.
+
+    Attributes:
+        field: its name and type. path: names of fields, from a column downwards; empty for a
+            column that is made.
+        constant: the value of a column that is made, which all rows share; None for a null.
+        tensor: whether its rows are nested lists, which are read as flat ones.
+    """
+
+    field: pa.Field
+    path: tuple[str, ...] = ()
+    constant: str | None = None
+    tensor: bool = False
+
+
+class ShardFile:
+    """An open shard of any layout.
+
+    Attributes:
+        uri: of the shard. rows: their number. group_rows: see ``Source``.
+        ids_are_made: whether ids are made of the shard's name and the row.
+    """
+
+    def __init__(self, source: Source, shard: Shard, columns: Columns) -> None:
+        self._source, self._stem, self._columns = source, shard.stem, columns
+        self.uri = shard.uri
+        self.group_rows = list(source.group_rows)
+        self.rows = sum(self.group_rows)
+        names = source.schema.names
+        self.ids_are_made = columns.id == _DEFAULT_ID and _DEFAULT_ID not in names
+        self._made: dict[str, _Column] = {}
+        if self.ids_are_made:
+            field = pa.field(columns.id, pa.string(), nullable=False)
+            self._made[columns.id] = _Column(field=field)
+        key = _path_key(shard.uri, columns.label)
+        if key is not None and columns.label not in names:
+            value = None if key == _NULL_KEY else key
+            field = pa.field(columns.label, pa.string())
+            self._made[columns.label] = _Column(field=field, constant=value)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the shard, and those that are made or lie in structs, last."""
+        schema = self._source.schema
+        named = [self._columns.id, self._columns.feature, self._columns.label]
+        for name in dict.fromkeys(named):
+            if self.has(name):
+                index = schema.get_field_index(name)
+                field = self.field(name)
+                schema = schema.append(field) if index < 0 else schema.set(index, field)
+        return schema
+
+    def has(self, name: str) -> bool:
+        """Whether there is a column of this name (or several)."""
+        names = self._source.schema.names
+        return name in names or name in self._made or self._nested(name) is not None
+
+    def field(self, name: str) -> pa.Field:
+        """The field of a column.
+
+        Raises:
+            InputError: no such column, or several of the name.
+        """
+        return self._column(name).field
+
+    def batches(
+        self, size: int, columns: Sequence[str] | None = None, *, group: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of up to ``size`` rows of some columns (all by default), in order.
+
+        Args:
+            group: read this group only.
+
+        Raises:
+            InputError: a column is missing or there are several of its name, or the shard is
+                damaged.
+        """
+        wanted = [self._column(name) for name in columns or self.schema.names]
+        paths = [".".join(column.path) for column in wanted if column.path]
+        row = 0 if group is None else sum(self.group_rows[:group])
+        for batch in self._source.batches(list(dict.fromkeys(paths)), size, group):
+            values = [self._array(column, batch, row) for column in wanted]
+            yield pa.RecordBatch.from_arrays(
+                values, schema=pa.schema([column.field for column in wanted])
+            )
+            row += len(batch)
+
+    def stream(self, size: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """As ``batches``; adds to ``io_counters``."""
+        wanted = [self._column(name) for name in columns or self.schema.names]
+        stored = self._source.row_bytes([".".join(one.path) for one in wanted if one.path])
+        for batch in self.batches(size, columns):
+            io_counters.add(len(batch), stored * len(batch))
+            yield batch
+
+    def _column(self, name: str) -> _Column:
+        names = self._source.schema.names
+        if (several := names.count(name)) > 1:
+            raise InputError(
+                self.uri,
+                expected=f"one column '{name}'",
+                found=f"{several} of that name; rename or drop the others",
+            )
+        column = self._made.get(name) or self._nested(name)
+        if column is None:
+            raise InputError(
+                self.uri, expected=f"a column '{name}'", found=f"columns {', '.join(names)}"
+            )
+        return column
+
+    def _nested(self, name: str) -> _Column | None:
+        """A column of the shard by its name or path; None if there is none."""
+        schema = self._source.schema
+        whole = schema.names.count(name) == 1
+        first, *rest = [name] if whole else name.split(".")
+        if schema.names.count(first) != 1:
+            return None
+        field = schema.field(first)
+        path = [first]
+        for part in rest:
+            if not pa.types.is_struct(field.type) or field.type.get_field_index(part) < 0:
+                return None
+            field = field.type.field(part)
+            path.append(part)
+        if pa.types.is_struct(field.type) and field.type.get_field_index(_IMAGE_BYTES) >= 0:
+            field = field.type.field(_IMAGE_BYTES)
+            path.append(_IMAGE_BYTES)
+        if len(path) > 1:
+            field = field.with_name(name).with_nullable(True)
+        tensor = arrays.is_tensor(field)
+        if tensor:
+            field = pa.field(name, arrays.tensor_values(field))
+        return _Column(field=field, path=tuple(path), tensor=tensor)
+
+    def _array(self, column: _Column, batch: pa.RecordBatch, row: int) -> pa.Array:
+        if column.path:
+            first, *rest = column.path
+            array = batch.column(first)
+            array = pc.struct_field(array, rest) if rest else array
+            if column.tensor:
+                where = f"{self.uri}, column '{column.field.name}'"
+                array = arrays.flat_rows(array, where=where, row0=row)
+            return array
+        if column.field.name == self._columns.label:
+            return pa.array([column.constant] * len(batch), pa.string())
+        rows = pa.array(np.arange(row, row + len(batch))).cast(pa.string())
+        return pc.binary_join_element_wise(f"{self._stem}", rows, ":")
+
+
+def is_made_id(name: str) -> bool:
+    """Whether an id may be one that is made of a shard's name and a row."""
+    return _MADE.fullmatch(name) is not None
+
+
+def _path_key(uri: str, name: str) -> str | None:
+    """The value of a key ``name=value`` among the folders of a URI; None if there is none."""
+    *folders, _ = uri.split("/")
+    values = [part[len(name) + 1 :] for part in folders if part.startswith(f"{name}=")]
+    return unquote(values[-1]) if values else None

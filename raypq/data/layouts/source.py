@@ -1,0 +1,43 @@
+"""The contract of a layout: how the rows of one shard are read as Arrow batches.
+
+A layout is one file of this package with a ``Source``, and its lines in ``open_shard`` and
+``list_features``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import pyarrow as pa
+
+
+class Source(Protocol):
+    """The rows of an open shard.
+
+    Attributes:
+        uri: of the shard, for errors.
+        schema: columns and types.
+        group_rows: rows of each group; a group can be read without those before it.
+    """
+
+    uri: str
+
+    @property
+    def schema(self) -> pa.Schema: ...
+
+    @property
+    def group_rows(self) -> Sequence[int]: ...
+
+    def batches(
+        self, columns: Sequence[str], size: int, group: int | None
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of up to ``size`` rows, in order; of one group, or of all.
+
+        Args:
+            columns: names of columns, or paths ``a.b`` into structs; a path gives column ``a``
+                with at least its field ``b``.
+        """
+
+    def row_bytes(self, columns: Sequence[str]) -> float:
+        """Stored bytes of a row of these columns, on average."""

@@ -1,0 +1,344 @@
+"""Every layout of features gives the codes of the same rows as plain Parquet."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import raypq
+from raypq.config import ClusterSettings, Columns, EncodeJob, TrainJob
+from raypq.data import arrays
+from raypq.data.codes import CodeFile
+from raypq.data.store import snapshot
+from raypq.errors import JobError, RaypqError
+
+N, WIDTH = 1000, 24
+ALONE = ClusterSettings(cluster="none", workers=1)
+Write = Callable[[Path, np.ndarray, np.ndarray, np.ndarray], Columns]
+
+
+@pytest.fixture(scope="module")
+def rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vectors that float16 holds exactly, ids and labels."""
+    rng = np.random.default_rng(3)
+    X = rng.standard_normal((N, WIDTH)).astype(np.float16).astype(np.float32)
+    return X, np.arange(N) * 7 + 10**17, np.array([f"c{i % 5}" for i in range(N)])
+
+
+@pytest.fixture(scope="module")
+def plain(
+    tmp_path_factory: pytest.TempPathFactory, rows: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> tuple[str, np.ndarray]:
+    """A model, and the codes of plain Parquet."""
+    root = tmp_path_factory.mktemp("plain")
+    X, ids, labels = rows
+    (root / "features").mkdir()
+    pq.write_table(
+        pa.table({"id": ids, "feature": arrays.fixed_list(X), "label": labels}),
+        root / "features" / "part.parquet",
+    )
+    job = TrainJob(
+        method="pq",
+        features=[str(root / "features")],
+        output=str(root / "model"),
+        settings={"M": 8, "K": 16, "iterations": 2},
+        where=ALONE,
+    )
+    raypq.train(job)
+    encode(job.output, root / "features", root / "codes", Columns())
+    return job.output, stored(root / "codes")[0]
+
+
+def encode(model: str, features: Path | list[str], output: Path, columns: Columns) -> Any:
+    given = features if isinstance(features, list) else [str(features)]
+    return raypq.encode(
+        EncodeJob(model=model, features=given, output=str(output), columns=columns, where=ALONE)
+    )
+
+
+def stored(store: Path) -> tuple[np.ndarray, list[Any], list[Any]]:
+    """Codes, ids and labels of the latest version."""
+    codes, ids, labels = [], [], []
+    for receipt in snapshot.read(str(store)).shards:
+        for batch in CodeFile.open(str(store / receipt.path)).batches(300):
+            codes.append(batch.B)
+            ids += batch.ids.to_pylist()
+            labels += batch.labels.to_pylist() if batch.labels is not None else []
+    return np.concatenate(codes), ids, labels
+
+
+def npy(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    np.save(folder / "a.npy", X)
+    return Columns()
+
+
+def npy_float16(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    np.save(folder / "a.npy", X.astype(np.float16))
+    return Columns()
+
+
+def npy_big_endian(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    np.save(folder / "a.npy", X.astype(">f8"))
+    return Columns()
+
+
+def described(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    np.save(folder / "a.npy", X)
+    pq.write_table(pa.table({"id": ids, "label": labels}), folder / "a.parquet", row_group_size=130)
+    return Columns()
+
+
+def clip_retrieval(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    (folder / "img_emb").mkdir()
+    (folder / "metadata").mkdir()
+    for part, at in enumerate(np.array_split(np.arange(N), 3)):
+        np.save(folder / "img_emb" / f"img_emb_{part}.npy", X[at].astype(np.float16))
+        table = pa.table({"image_path": labels[at], "key": ids[at], "caption": labels[at]})
+        pq.write_table(table, folder / "metadata" / f"metadata_{part}.parquet")
+    return Columns(id="key", label="image_path")
+
+
+def datacomp(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    half = X.astype(np.float16)
+    np.savez_compressed(folder / "0001.npz", b32_img=half[:, :8], l14_img=half, dedup=half[:, :4])
+    table = pa.table({"uid": [f"{i:032x}" for i in ids], "text": labels})
+    pq.write_table(table, folder / "0001.parquet")
+    return Columns(id="uid", feature="l14_img", label="text")
+
+
+def npz(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    np.savez(folder / "a.npz", X=X, id=ids, label=labels)
+    return Columns()
+
+
+def nested(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    vectors = pa.StructArray.from_arrays(
+        [arrays.fixed_list(X), pa.array(labels)], names=["vector", "model"]
+    )
+    outer = pa.StructArray.from_arrays([vectors, pa.array(ids)], names=["clip", "key"])
+    pq.write_table(pa.table({"a": outer, "label": labels}), folder / "a.parquet")
+    return Columns(feature="a.clip.vector", id="a.key")
+
+
+def hive(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    """As Spark writes it: a folder for each label, checksums, a mark of success."""
+    for at in range(5):
+        place = folder / f"label=c{at}"
+        place.mkdir()
+        chosen = np.flatnonzero(labels == f"c{at}")
+        table = pa.table({"id": ids[chosen], "feature": X[chosen].tolist()})
+        pq.write_table(table, place / "part-00000-ab.c000.snappy.parquet")
+        (place / ".part-00000-ab.c000.snappy.parquet.crc").write_bytes(b"crc")
+    (folder / "_SUCCESS").touch()
+    return Columns()
+
+
+def without_ids(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    pq.write_table(pa.table({"feature": arrays.fixed_list(X)}), folder / "a.parquet")
+    return Columns()
+
+
+def lance(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    table = pa.table({"id": ids, "feature": arrays.fixed_list(X), "label": labels})
+    package = pytest.importorskip("lance")
+    package.write_dataset(table, str(folder / "a.lance"), max_rows_per_file=N)
+    return Columns()
+
+
+def polars(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    package = pytest.importorskip("polars")
+    frame = package.DataFrame({"id": ids, "feature": X.tolist(), "label": labels})
+    frame.write_parquet(folder / "a.parquet")
+    return Columns()
+
+
+def polars_arrays(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    package = pytest.importorskip("polars")
+    kinds = {"feature": package.Array(package.Float32, WIDTH), "label": package.Categorical}
+    frame = package.DataFrame({"id": ids, "feature": X, "label": labels}, schema_overrides=kinds)
+    frame.write_parquet(folder / "a.parquet")
+    return Columns()
+
+
+def duckdb(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    package = pytest.importorskip("duckdb")
+    rows = pa.table({"id": ids, "feature": X.astype(np.float64).tolist(), "label": labels})
+    package.sql("SELECT * FROM rows").write_parquet(str(folder / "a.parquet"))
+    assert rows.num_rows == N
+    return Columns()
+
+
+def duckdb_uuid(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    package = pytest.importorskip("duckdb")
+    rows = pa.table({"key": [f"{i:032x}" for i in ids], "v": X.tolist(), "label": labels})
+    query = f"SELECT key::UUID AS key, v::FLOAT[{WIDTH}] AS v, label FROM rows"
+    package.sql(query).write_parquet(str(folder / "a.parquet"))
+    assert rows.num_rows == N
+    return Columns(id="key", feature="v")
+
+
+def huggingface(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    package = pytest.importorskip("datasets")
+    kinds = package.Features(
+        {
+            "id": package.Value("int64"),
+            "feature": package.Sequence(package.Value("float32"), length=WIDTH),
+            "label": package.ClassLabel(names=[f"c{i}" for i in range(5)]),
+        }
+    )
+    rows = {"id": ids, "feature": X.tolist(), "label": labels.tolist()}
+    package.Dataset.from_dict(rows, features=kinds).to_parquet(folder / "a.parquet")
+    return Columns()
+
+
+def huggingface_array(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    package = pytest.importorskip("datasets")
+    kinds = package.Features(
+        {
+            "id": package.Value("int32"),
+            "feature": package.Array2D((4, WIDTH // 4), "float32"),
+            "label": package.Value("large_string"),
+        }
+    )
+    rows = {"id": np.arange(N), "feature": X.reshape(N, 4, -1), "label": labels.tolist()}
+    package.Dataset.from_dict(rows, features=kinds).to_parquet(folder / "a.parquet")
+    return Columns()
+
+
+MADE = [npy, npy_float16, npy_big_endian, without_ids]
+OTHERS = [lance, polars, polars_arrays, duckdb, duckdb_uuid, huggingface, huggingface_array]
+NAMED = [described, clip_retrieval, datacomp, npz, nested, hive, *OTHERS]
+
+
+@pytest.mark.parametrize("layout", MADE + NAMED)
+def test_the_codes_are_those_of_plain_parquet(
+    tmp_path: Path, plain: tuple[str, np.ndarray], rows: Any, layout: Write
+) -> None:
+    model, expected = plain
+    X, ids, labels = rows
+    (tmp_path / "in").mkdir()
+    columns = layout(tmp_path / "in", X, ids, labels)
+    version = encode(model, tmp_path / "in", tmp_path / "codes", columns)
+    B, found, classes = stored(tmp_path / "codes")
+    order = np.arange(N)
+    if layout is hive:
+        order = np.argsort(labels, kind="stable")
+    assert (expected[order] == B).all()
+    if layout in MADE:
+        (receipt,) = version.shards
+        assert found == [f"{receipt.shard}:{row}" for row in range(N)]
+        assert not classes
+    else:
+        named = {datacomp: [f"{i:032x}" for i in ids], huggingface_array: list(range(N))}
+        named[duckdb_uuid] = [str(uuid.UUID(int=int(i))) for i in ids]
+        known = named.get(layout, list(ids))
+        assert found == [known[i] for i in order]
+        if layout is huggingface:  # a ClassLabel is stored as a number
+            classes = [f"c{number}" for number in classes]
+        assert classes == [labels[i] for i in order]
+    again = encode(model, tmp_path / "in", tmp_path / "codes", columns)
+    assert again.version == version.version
+
+
+def test_a_changed_description_is_a_changed_shard(
+    tmp_path: Path, plain: tuple[str, np.ndarray], rows: Any
+) -> None:
+    X, ids, labels = rows
+    (tmp_path / "in").mkdir()
+    described(tmp_path / "in", X, ids, labels)
+    first = encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+    described(tmp_path / "in", X, ids + 1, labels)
+    second = encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+    assert second.version == first.version + 1
+    assert stored(tmp_path / "codes")[1] == list(ids + 1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ("short", ["a.npy", "bytes"]),
+        ("rows", ["a.parquet", "999 rows", "1000 rows"]),
+        ("fortran", ["a.npy", "Fortran"]),
+        ("objects", ["a.npy", "unpickle"]),
+        ("flat", ["a.npy", "[n, d]"]),
+        ("text", ["a.npy", "float16, float32"]),
+        ("no npy", ["a.npy", ".npy format"]),
+        ("nan", ["a.npy", "row 17", "NaN"]),
+        ("npz cut", ["a.npz", "complete"]),
+        ("npz other", ["a.npz", "array 'feature'", "X, Y"]),
+        ("two layouts", ["b.parquet", "a.npy", "one layout"]),
+        ("one undescribed", ["b.npy", "a.parquet"]),
+        ("both embeddings", ["img_emb", "text_emb"]),
+    ],
+)
+def test_bad_arrays_are_named(
+    tmp_path: Path, plain: tuple[str, np.ndarray], rows: Any, spoil: str, words: list[str]
+) -> None:
+    X, ids, labels = rows
+    folder = tmp_path / "in"
+    folder.mkdir()
+    path = folder / "a.npy"
+    np.save(path, X)
+    if spoil == "short":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif spoil == "rows":
+        pq.write_table(pa.table({"id": ids[:-1]}), folder / "a.parquet")
+    elif spoil == "fortran":
+        np.save(path, np.asfortranarray(X))
+    elif spoil == "objects":
+        np.save(path, np.array([list(x) for x in X], dtype=object), allow_pickle=True)
+    elif spoil == "flat":
+        np.save(path, X.reshape(-1))
+    elif spoil == "text":
+        np.save(path, labels.reshape(-1, 1))
+    elif spoil == "no npy":
+        path.write_bytes(b"hello world " * 20)
+    elif spoil == "nan":
+        X = X.copy()
+        X[17, 3] = np.nan
+        np.save(path, X)
+    elif spoil.startswith("npz"):
+        path.unlink()
+        path = folder / "a.npz"
+        np.savez(path, X=X, Y=X)
+        if spoil == "npz cut":
+            path.write_bytes(path.read_bytes()[:-2000])
+    elif spoil == "two layouts":
+        pq.write_table(pa.table({"id": ids, "feature": X.tolist()}), folder / "b.parquet")
+    elif spoil == "one undescribed":
+        np.save(folder / "b.npy", X)
+        pq.write_table(pa.table({"id": ids}), folder / "a.parquet")
+    elif spoil == "both embeddings":
+        path.unlink()
+        for kind in ("img", "text"):
+            (folder / f"{kind}_emb").mkdir()
+            np.save(folder / f"{kind}_emb" / f"{kind}_emb_0.npy", X)
+    with pytest.raises((RaypqError, JobError)) as error:
+        encode(plain[0], folder, tmp_path / "codes", Columns())
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_made_ids_and_ids_of_a_column_do_not_mix(
+    tmp_path: Path, plain: tuple[str, np.ndarray], rows: Any
+) -> None:
+    X, _, labels = rows
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "a.npy", X)
+    model, codes = plain[0], tmp_path / "codes"
+    encode(model, tmp_path / "in", codes, Columns())
+    np.save(tmp_path / "in" / "b.npy", X)  # as before
+    assert len(encode(model, tmp_path / "in", codes, Columns()).shards) == 2
+    (tmp_path / "other").mkdir()
+    named = pa.table({"id": labels, "feature": X.tolist()})
+    pq.write_table(named, tmp_path / "other" / "a.parquet")
+    pq.write_table(named.drop_columns(["id"]), tmp_path / "other" / "b.parquet")
+    with pytest.raises(JobError, match=r"b\.parquet: expected a column 'id', as in .*a\.parquet"):
+        encode(model, tmp_path / "other", tmp_path / "mixed", Columns())
