@@ -351,10 +351,11 @@ def whole(column: pa.ChunkedArray) -> pa.Array:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The value type of a dictionary; text for a UUID; any other type itself."""
+    """The value type of a dictionary; text for a UUID or bytes of fixed size; any other type
+    itself."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return pa.string() if _is_uuid(kind) else kind
+    return pa.string() if _is_uuid(kind) or pa.types.is_fixed_size_binary(kind) else kind
 
 
 def without_views(schema: pa.Schema) -> pa.Schema:
@@ -424,6 +425,8 @@ def strings(column: pa.Array, *, where: str, nulls: bool, row0: int = 0) -> pa.S
         refuse_nulls(column, where, row0, expected="no nulls")
     if _is_uuid(column.type):
         return _uuid_text(column.storage)
+    if pa.types.is_fixed_size_binary(column.type):
+        return _hexadecimal(column)
     try:
         return column.cast(pa.string())
     except pa.ArrowInvalid:
@@ -443,14 +446,23 @@ def _is_uuid(kind: pa.DataType) -> bool:
 
 def _uuid_text(stored: pa.FixedSizeBinaryArray) -> pa.StringArray:
     """16 bytes a row as text: 8-4-4-4-12 hexadecimal digits."""
-    data = np.frombuffer(stored.buffers()[1], np.uint8)
-    data = data[16 * stored.offset : 16 * (stored.offset + len(stored))]
+    return _hexadecimal(stored, hyphens=(8, 13, 18, 23))
+
+
+def _hexadecimal(
+    stored: pa.FixedSizeBinaryArray, *, hyphens: tuple[int, ...] = ()
+) -> pa.StringArray:
+    """Bytes of fixed size as lower-case hexadecimal digits, with hyphens at these positions."""
+    size = stored.type.byte_width
+    data = np.frombuffer(stored.buffers()[1] or b"", np.uint8)
+    data = data[size * stored.offset : size * (stored.offset + len(stored))]
     digits = np.frombuffer(b"0123456789abcdef", np.uint8)
-    text = np.full((len(stored), 36), ord("-"), np.uint8)
-    positions = np.delete(np.arange(36), [8, 13, 18, 23])
-    text[:, positions[0::2]] = digits[data >> 4].reshape(-1, 16)
-    text[:, positions[1::2]] = digits[data & 15].reshape(-1, 16)
-    offsets = np.arange(len(stored) + 1, dtype=np.int32) * 36
+    width = 2 * size + len(hyphens)
+    text = np.full((len(stored), width), ord("-"), np.uint8)
+    positions = np.delete(np.arange(width), hyphens)
+    text[:, positions[0::2]] = digits[data >> 4].reshape(-1, size)
+    text[:, positions[1::2]] = digits[data & 15].reshape(-1, size)
+    offsets = np.arange(len(stored) + 1, dtype=np.int32) * width
     strings = pa.StringArray.from_buffers(len(stored), pa.py_buffer(offsets), pa.py_buffer(text))
     return pc.if_else(stored.is_valid(), strings, None) if stored.null_count else strings
 

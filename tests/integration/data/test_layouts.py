@@ -212,9 +212,17 @@ def huggingface_array(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.n
     return Columns()
 
 
+def binary_ids(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    """Ids of 16 bytes in a dictionary, vectors in a column of another name."""
+    raw = pa.array([int(i).to_bytes(16, "big") for i in ids], pa.binary(16))
+    table = pa.table({"md5": raw.dictionary_encode(), "x": X.tolist(), "label": labels})
+    pq.write_table(table, folder / "a.parquet")
+    return Columns(id="md5", feature="x")
+
+
 MADE = [npy, npy_float16, npy_big_endian, without_ids]
 OTHERS = [lance, polars, polars_arrays, duckdb, duckdb_uuid, huggingface, huggingface_array]
-NAMED = [described, clip_retrieval, datacomp, npz, nested, hive, *OTHERS]
+NAMED = [binary_ids, described, clip_retrieval, datacomp, npz, nested, hive, *OTHERS]
 
 
 @pytest.mark.parametrize("layout", MADE + NAMED)
@@ -237,6 +245,7 @@ def test_the_codes_are_those_of_plain_parquet(
         assert not classes
     else:
         named = {datacomp: [f"{i:032x}" for i in ids], huggingface_array: list(range(N))}
+        named[binary_ids] = named[datacomp]
         named[duckdb_uuid] = [str(uuid.UUID(int=int(i))) for i in ids]
         known = named.get(layout, list(ids))
         assert found == [known[i] for i in order]
