@@ -1,7 +1,8 @@
 """Ids of rows: int64 or text, one of the two throughout a store.
 
 Every integer type is read as int64, every text type as text, a UUID as its canonical text, bytes
-of fixed size as hexadecimal digits. Other types are refused: a float or a decimal may have lost digits.
+of fixed size as hexadecimal digits. Other types are refused: a float or a decimal may have lost
+digits.
 """
 
 from __future__ import annotations
