@@ -32,7 +32,7 @@ class EncodeJob(Job):
     verb: ClassVar[str] = "raypq encode"
 
     model: ModelFolder = Field(description="model directory")
-    features: Paths = Field(description="Parquet folder, file or glob; may be repeated")
+    features: Paths = Field(description="feature store: folder, file or glob; may be repeated")
     output: NewStore = Field(description="code store to write a version of")
     precision: ProjectionPrecision = "fp32"
     duplicate_ids: DuplicateIds = "report"

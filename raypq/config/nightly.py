@@ -38,7 +38,7 @@ class ReindexJob(Job):
     verb: ClassVar[str] = "raypq reindex"
 
     model: ModelFolder = Field(description="model directory")
-    features: Paths = Field(description="Parquet folder, file or glob; may be repeated")
+    features: Paths = Field(description="feature store: folder, file or glob; may be repeated")
     codes: NewStore = Field(description="code store to write a version of")
     precision: ProjectionPrecision = "fp32"
     duplicate_ids: DuplicateIds = "report"

@@ -27,7 +27,7 @@ class RepackJob(CpuJob):
 
     verb: ClassVar[str] = "raypq repack"
 
-    features: Paths = Field(description="Parquet folder, file or glob; may be repeated")
+    features: Paths = Field(description="feature store: folder, file or glob; may be repeated")
     output: NewShards = Field(description="folder to write; shards keep their names")
     dtype: Literal["float32", "float16"] = Field(
         "float32", description="type of the features written"
@@ -43,7 +43,7 @@ class ExtractJob(Job):
     verb: ClassVar[str] = "raypq extract"
 
     images: Paths = Field(
-        description="Parquet folder, file or glob of encoded images; may be repeated"
+        description="folder, file or glob of encoded images (Parquet); may be repeated"
     )
     backbone: Annotated[Uri, Reads("backbone")] = Field(
         description="torchvision:NAME, timm:NAME, a TorchScript (.pt) or ONNX (.onnx) file, "

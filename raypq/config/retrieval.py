@@ -46,7 +46,9 @@ class SearchJob(Job):
     codes: CodeStore
     version: CodeVersion = None
     model: CodeModel = None
-    queries: Paths | None = Field(None, description="query features (Parquet); may be repeated")
+    queries: Paths | None = Field(
+        None, description="query features: folder, file or glob; may be repeated"
+    )
     query_ids: InputFile | None = Field(
         None,
         description="file of ids of stored codes as queries, one a line; needs --distance sdc",
@@ -80,7 +82,7 @@ class RetrievalJob(CpuJob):
     codes: CodeStore
     version: CodeVersion = None
     model: CodeModel = None
-    queries: Paths = Field(description="labelled features (Parquet); may be repeated")
+    queries: Paths = Field(description="labelled features: folder, file or glob; may be repeated")
     metric: ModelMetric = None
     distance: QueryDistance = "adc"
     at: tuple[Positive, ...] = Field(

@@ -27,7 +27,7 @@ class TrainJob(Job):
     verb: ClassVar[str] = "raypq train"
 
     method: Annotated[Text, Option(argument=True)]
-    features: Paths = Field(description="Parquet folder, file or glob; may be repeated")
+    features: Paths = Field(description="feature store: folder, file or glob; may be repeated")
     unlabelled: MaybePaths = Field(
         default_factory=list,
         description="rows without labels, for methods that learn from them too; may be repeated",
