@@ -66,8 +66,7 @@ def _dataset(root: str) -> Any:
 
 
 def _content(fragment: Any) -> dict[str, Any]:
-    content = fragment.metadata.to_json()
-    return dict(json.loads(content) if isinstance(content, str) else content)
+    return dict(fragment.metadata.to_json())
 
 
 def _uri(root: str, content: Mapping[str, Any]) -> str:

@@ -85,7 +85,7 @@ def _columns(found: dict[str, StoredArray], feature: str, uri: str) -> dict[str,
     if name not in found:
         raise InputError(
             uri,
-            expected=f"an array '{feature}' (--feature-column)",
+            expected=f"an array '{feature}' (--feature-column, columns.feature)",
             found=f"arrays {', '.join(found) or 'of no name'}",
         )
     array = found[name]

@@ -17,17 +17,17 @@ class Source(Protocol):
 
     Attributes:
         uri: of the shard, for errors.
-        schema: columns and types.
-        group_rows: rows of each group; a group can be read without those before it.
     """
 
     uri: str
 
     @property
-    def schema(self) -> pa.Schema: ...
+    def schema(self) -> pa.Schema:
+        """Columns and types."""
 
     @property
-    def group_rows(self) -> Sequence[int]: ...
+    def group_rows(self) -> Sequence[int]:
+        """Rows of each group; a group can be read without those before it."""
 
     def batches(
         self, columns: Sequence[str], size: int, group: int | None

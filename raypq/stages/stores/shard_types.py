@@ -68,7 +68,7 @@ def rule_of(shards: Sequence[Shard], columns: Columns, *, old: bool = False) -> 
             if made:
                 console.say(
                     f"{shard.uri}: no column '{columns.id}': ids are made of the file and the row, "
-                    f"such as {shard.stem}:0 (--id-column names another column)"
+                    f"such as {shard.stem}:0 (--id-column, columns.id: another column)"
                 )
             return IdRule(kind=kind, origin=shard.uri, old=old, made=made)
     return None
