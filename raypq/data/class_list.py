@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import console
-from raypq.data import arrays
+from raypq.data import arrays, texts
 from raypq.data.storage import is_parquet, named_lines, open_parquet, read_named
 from raypq.data.storage.shards import SUFFIXES
 from raypq.data.unknown_classes import SHOWN, short
@@ -114,7 +114,7 @@ def class_ids(table: pa.Table, uri: str) -> pa.StringArray:
         InputError: a null, or a type that class_ids cannot have.
     """
     where = f"{uri}, column 'class_id'"
-    return arrays.strings(arrays.whole(table.column("class_id")), where=where, nulls=False)
+    return texts.strings(arrays.whole(table.column("class_id")), where=where, nulls=False)
 
 
 def check_distinct(uri: str, class_list: Sequence[tuple[str, str]]) -> None:

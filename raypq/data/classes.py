@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypq import console
-from raypq.data import arrays
+from raypq.data import arrays, texts
 from raypq.data.class_list import (
     ClassSelection,
     MissingClass,
@@ -20,7 +20,8 @@ from raypq.data.class_list import (
     class_ids,
     read_class_list,
 )
-from raypq.data.features import stored_width
+from raypq.data.feature_columns import stored_width
+from raypq.data.layouts import arrow_types
 from raypq.data.storage import exists, open_parquet, read_named
 from raypq.data.unknown_classes import short
 from raypq.errors import ConfigError, InputError
@@ -232,7 +233,7 @@ class ClassTable:
         content = read_named(uri, expected="a Parquet file")
         with open_parquet(uri, content=content) as file:
             table = file.read(columns=["class_id", *filter(file.has, _OTHERS)])
-            table = table.cast(arrays.without_views(table.schema))
+            table = table.cast(arrow_types.without_views(table.schema))
         ids = class_ids(table, uri)
         counts = pc.value_counts(ids)
         repeated = [item["values"].as_py() for item in counts if item["counts"].as_py() > 1]
@@ -292,8 +293,8 @@ def _names(table: pa.Table, uri: str, ids: pa.StringArray) -> list[str]:
     if "name" not in table.column_names:
         return [str(key) for key in ids]
     column = arrays.whole(table.column("name"))
-    if arrays.is_text(arrays.plain_type(column.type)):
-        column = arrays.strings(column, where=f"{uri}, column 'name'", nulls=True)
+    if arrow_types.is_text(arrow_types.plain_type(column.type)):
+        column = texts.strings(column, where=f"{uri}, column 'name'", nulls=True)
     pairs = zip(column.to_pylist(), ids, strict=True)
     return [str(key) if name is None or name == "" else str(name) for name, key in pairs]
 
@@ -303,7 +304,7 @@ def _embeddings(table: pa.Table, uri: str, ids: pa.StringArray) -> NDArray[np.fl
         return None
     where = f"{uri}, column 'embedding'"
     column = arrays.whole(table.column("embedding"))
-    arrays.check_extension(table.schema.field("embedding"), where)
+    arrow_types.check_extension(table.schema.field("embedding"), where)
     width = _width(table.schema.field("embedding"), column, uri)
     raw = arrays.matrix(column, width=width, where=where)
     return arrays.finite_float32(raw, where=where, ids=ids)
@@ -318,7 +319,7 @@ def _width(field: pa.Field, column: pa.Array, uri: str) -> int | None:
         InputError: bytes that may be float16 or float32.
     """
     fixed = pa.types.is_fixed_size_binary(column.type)
-    if not (fixed or arrays.is_bytes(column.type)):
+    if not (fixed or arrow_types.is_bytes(column.type)):
         return None
     if (width := stored_width(field)) is not None:
         return width

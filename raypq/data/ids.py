@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypq.data import arrays
+from raypq.data import texts
+from raypq.data.layouts import arrow_types
 from raypq.errors import InputError
 
 IdKind = Literal["int64", "string"]  # as receipts name the types
@@ -56,12 +57,12 @@ def kind_of(column: pa.DataType, *, where: str, old: bool = False) -> IdKind | N
     Raises:
         InputError: a type that ids cannot have.
     """
-    plain = arrays.plain_type(column)
+    plain = arrow_types.plain_type(column)
     if pa.types.is_null(plain):
         return None
     if pa.types.is_integer(plain):
         return "string" if old and plain != INT64 else "int64"
-    if arrays.is_text(plain):
+    if arrow_types.is_text(plain):
         return "string"
     raise InputError(where, expected="strings or integers", found=f"{column}; {_REMEDY}")
 
@@ -71,7 +72,7 @@ def receipt_kind(column: pa.DataType, rule: IdRule) -> IdKind | None:
 
     None for integers that an old store keeps as text, so that the store remains marked as old.
     """
-    if rule.old and pa.types.is_integer(arrays.plain_type(column)) and rule.kind == "string":
+    if rule.old and pa.types.is_integer(arrow_types.plain_type(column)) and rule.kind == "string":
         return None
     return rule.kind
 
@@ -87,10 +88,10 @@ def read(column: pa.Array, kind: IdKind, *, where: str, row0: int = 0) -> pa.Arr
         InputError: a null, a value beyond int64, or bytes that are not UTF-8, naming the row.
     """
     if kind == "string":
-        return arrays.strings(column, where=where, nulls=False, row0=row0)
+        return texts.strings(column, where=where, nulls=False, row0=row0)
     if isinstance(column.type, pa.DictionaryType):  # first, as a null may be among its values
         column = column.dictionary_decode()
-    arrays.refuse_nulls(column, where, row0, expected="no nulls")
+    arrow_types.refuse_nulls(column, where, row0, expected="no nulls")
     if column.type == INT64:
         return column
     if not pa.types.is_integer(column.type):

@@ -19,8 +19,9 @@ from raypq.data import arrays, predictions
 from raypq.data.classes import ClassTable
 from raypq.data.codes import CodeFile
 from raypq.data.codes import schema as code_schema
-from raypq.data.features import FeatureStore, read_batches, survey
+from raypq.data.features import FeatureStore, read_batches
 from raypq.data.storage import list_shards
+from raypq.data.survey import survey
 from raypq.errors import InputError, JobError
 from raypq.stages.retrieval.rerank import read_rows
 

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq.data import arrays
 from raypq.data.layouts.source import Source
 from raypq.errors import InputError
 
@@ -124,7 +123,8 @@ class ArraySource:
 
 def _array(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
     if values.ndim == 2:
-        return arrays.fixed_list(values)
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     if values.dtype.kind == "S":
         return pa.array([value.decode() for value in values.tolist()], kind)
     return pa.array(values, kind)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from raypq import io_counters
 from raypq.config import Columns
-from raypq.data import arrays
+from raypq.data.layouts import tensors
 from raypq.data.layouts.source import Source
 from raypq.data.storage import Shard
 from raypq.errors import InputError
@@ -161,9 +161,9 @@ class ShardFile:
             path.append(_IMAGE_BYTES)
         if len(path) > 1:
             field = field.with_name(name).with_nullable(True)
-        tensor = arrays.is_tensor(field)
+        tensor = tensors.is_tensor(field)
         if tensor:
-            field = pa.field(name, arrays.tensor_values(field))
+            field = pa.field(name, tensors.tensor_values(field))
         return _Column(field=field, path=tuple(path), tensor=tensor)
 
     def _array(self, column: _Column, batch: pa.RecordBatch, row: int) -> pa.Array:
@@ -173,7 +173,7 @@ class ShardFile:
             array = pc.struct_field(array, rest) if rest else array
             if column.tensor:
                 where = f"{self.uri}, column '{column.field.name}'"
-                array = arrays.flat_rows(array, where=where, row0=row)
+                array = tensors.flat_rows(array, where=where, row0=row)
             return array
         if column.field.name == self._columns.label:
             return pa.array([column.constant] * len(batch), pa.string())

@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypq.data import json_text
-from raypq.data.arrays import strings
 from raypq.data.duplicate_ids import BATCH, ENTRY, Entries, RowRef
 from raypq.data.storage import join, open_parquet
 from raypq.data.store import sidecars
 from raypq.data.store.sidecars import Draft, Sidecar
+from raypq.data.texts import strings
 from raypq.errors import InputError
 
 RUNS, REPEATED = "ids", "repeated"  # kinds of sidecars

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from raypq.config import ReindexJob
-from raypq.data.features import count_rows
 from raypq.data.store import snapshot, snapshot_summary
+from raypq.data.survey import count_rows
 from raypq.stages.nightly.source_diff import ReindexPlan
 
 _MAX_NAMES = 20  # shards of each kind that are named

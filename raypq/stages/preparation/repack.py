@@ -18,17 +18,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypq.config import Columns, RepackJob
-from raypq.data import arrays, ids
-from raypq.data.features import (
-    WIDTH_NOTE,
-    FeatureStore,
-    batch_rows,
-    has_labels,
-    kind_of_ids,
-    stored_width,
-)
+from raypq.data import arrays, ids, texts
+from raypq.data.feature_columns import WIDTH_NOTE, has_labels, kind_of_ids, stored_width
+from raypq.data.features import FeatureStore, batch_rows
 from raypq.data.ids import IdRule
-from raypq.data.layouts import ShardFile, open_shard
+from raypq.data.layouts import ShardFile, arrow_types, open_shard
 from raypq.data.plain_folder import parquet_files, refuse_others, remove_left_out
 from raypq.data.storage import atomic_write, join, write_bytes
 from raypq.errors import ConfigError, InputError, ShardFailure
@@ -67,7 +61,7 @@ class RepackWorker:
             batches = self._convert(file, width)
             first = next(batches, None)
             if first is None:
-                width = width or arrays.width_of(field.type)
+                width = width or arrow_types.width_of(field.type)
                 schema = file.schema  # unchanged if the width is unknown
                 if width:
                     schema = self._schema(schema, name, width)
@@ -106,7 +100,7 @@ class RepackWorker:
             ids.read(batch.column(columns.id), kind, where=where, row0=row)
             if labelled:
                 where = f"{file.uri}, column '{columns.label}'"
-                arrays.strings(batch.column(columns.label), where=where, nulls=True, row0=row)
+                texts.strings(batch.column(columns.label), where=where, nulls=True, row0=row)
 
         return check
 

@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypq.config import Columns, SplitJob
-from raypq.data import arrays, ids
-from raypq.data.features import FeatureStore, kind_of_ids
+from raypq.data import arrays, ids, texts
+from raypq.data.feature_columns import kind_of_ids
+from raypq.data.features import FeatureStore
 from raypq.data.ids import IdRule
-from raypq.data.layouts import open_shard
+from raypq.data.layouts import arrow_types, open_shard
 from raypq.data.plain_folder import refuse_others
 from raypq.data.storage import Shard, atomic_write, join
 from raypq.errors import ConfigError, InputError
@@ -80,7 +81,7 @@ class SplitWorker:
                 open_shard(task.shard, self._columns) as file,
                 atomic_write(uri) as sink,
                 pq.ParquetWriter(
-                    sink, arrays.without_views(file.schema), write_page_checksum=True
+                    sink, arrow_types.without_views(file.schema), write_page_checksum=True
                 ) as writer,
             ):
                 row = 0
@@ -259,7 +260,7 @@ def _read(shard: Shard, columns: Columns, test: bool) -> Rows:
             return Rows(shard=shard, ids=empty, kind=None, labels=empty, test=test)
         names = [columns.id, columns.label]
         table = pa.Table.from_batches(file.batches(_BATCH_ROWS, names))
-    labels = arrays.strings(
+    labels = texts.strings(
         arrays.whole(table.column(columns.label)),
         where=f"{shard.uri}, column '{columns.label}'",
         nulls=True,

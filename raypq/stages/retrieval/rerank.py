@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from raypq import console, kernels
 from raypq.config import Columns
 from raypq.data import arrays, search_results
-from raypq.data.features import FeatureStore, stored_width
+from raypq.data.feature_columns import stored_width
+from raypq.data.features import FeatureStore
 from raypq.data.ids import IdKind
 from raypq.data.ids import read as read_ids
 from raypq.data.layouts import open_shard

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from raypq.config import Columns, TrainJob
 from raypq.data.classes import ClassTable
-from raypq.data.features import FeatureBatch, FeatureStore, read_batches, survey
+from raypq.data.features import FeatureBatch, FeatureStore, read_batches
 from raypq.data.storage import Shard
+from raypq.data.survey import survey
 from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.methods.base import Method, TrainBatch, TrainingSetInfo
 from raypq.stages.stores.shard_types import check_label_column

@@ -32,9 +32,10 @@ from raypq.config import (
     TrainJob,
 )
 from raypq.data import arrays
-from raypq.data.features import FeatureStore, survey
+from raypq.data.features import FeatureStore
 from raypq.data.storage import stem_of
 from raypq.data.store import snapshot
+from raypq.data.survey import survey
 from raypq.errors import JobError, ShardFailure
 from raypq.methods import registry
 from raypq.methods.base import TrainingSetInfo

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from raypq.cli import main
-from raypq.data import arrays
+from raypq.data import arrays, texts
 from raypq.data.classes import ClassTable
 from raypq.data.id_list import IdList
 from raypq.errors import ConfigError, InputError
@@ -204,7 +204,7 @@ def test_classes_and_labels_meet_by_their_text(write, kind):
     ids = pa.array(["0", "7", "10", "3", "4", "5"])
     ids = ids.cast(kind) if kind == pa.string_view() else ids.cast(pa.int64()).cast(kind)
     table = ClassTable.open(write("classes.parquet", **COLUMNS | {"class_id": ids}))
-    labels = arrays.strings(pa.array([10, None, 7], pa.int32()), where="x", nulls=True)
+    labels = texts.strings(pa.array([10, None, 7], pa.int32()), where="x", nulls=True)
     assert table.index(labels, where="x").tolist() == [2, -1, 1]
     with pytest.raises(InputError, match="'007'"):
         table.index(pa.array(["007"]), where="x")

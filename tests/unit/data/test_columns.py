@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 
 from raypq.config import Columns
-from raypq.data import arrays, images
-from raypq.data.features import FeatureStore, batch_rows, open_features, read_batches, survey
+from raypq.data import arrays, images, texts
+from raypq.data.features import FeatureStore, batch_rows, open_features, read_batches
 from raypq.data.ids import IdRule
 from raypq.data.ids import read as read_ids
+from raypq.data.layouts import arrow_types
 from raypq.data.storage import list_shards
+from raypq.data.survey import survey
 from raypq.errors import InputError, JobError
 
 LAYOUTS = [
@@ -113,9 +115,9 @@ def test_uuids_are_their_canonical_text(write):
     assert batch.ids.to_pylist() == [str(one) for one in several]
     assert batch.labels.to_pylist() == [str(one) for one in several]
     nulls = pa.array([None, *(one.bytes for one in several[1:])], pa.uuid())
-    found = arrays.strings(nulls.slice(0, 3), where="x", nulls=True)
+    found = texts.strings(nulls.slice(0, 3), where="x", nulls=True)
     assert found.to_pylist() == [None, str(several[1]), str(several[2])]
-    assert arrays.strings(nulls.slice(1, 2), where="x", nulls=True).to_pylist() == [
+    assert texts.strings(nulls.slice(1, 2), where="x", nulls=True).to_pylist() == [
         str(several[1]),
         str(several[2]),
     ]
@@ -164,7 +166,7 @@ def test_a_missing_label_stays_null(write):
 
 @pytest.mark.parametrize("kind", [pa.null(), pa.dictionary(pa.int32(), pa.null())])
 def test_labels_of_nothing_but_nulls_count_as_none(kind):
-    assert pa.types.is_null(arrays.plain_type(kind))
+    assert pa.types.is_null(arrow_types.plain_type(kind))
 
 
 def test_a_label_column_of_the_type_null_counts_as_none(write):
@@ -570,7 +572,7 @@ def test_bfloat16_is_read_exactly(tmp_path):
     np.testing.assert_array_equal(arrays.matrix(column[2:], width=None, where="f"), expected[2:])
     with pytest.raises(InputError, match="vectors of width 6, found 12"):
         arrays.matrix(column, width=6, where="f")
-    assert arrays.width_of(column.type) == 12
+    assert arrow_types.width_of(column.type) == 12
 
 
 @pytest.mark.parametrize("registered", [True, False])
@@ -584,7 +586,7 @@ def test_vectors_of_an_unknown_extension_type_are_refused(tmp_path, registered):
     else:
         field = pa.field("feature", stored.type, metadata={b"ARROW:extension:name": b"acme.scaled"})
     with pytest.raises(InputError, match=r"extension type acme\.scaled.*cast .* to float32"):
-        arrays.check_extension(field, "f")
+        arrow_types.check_extension(field, "f")
 
 
 def test_known_extension_types_are_read():
@@ -593,5 +595,5 @@ def test_known_extension_types_are_read():
     column = pa.ExtensionArray.from_storage(tensor, arrays.fixed_list(X))
     np.testing.assert_array_equal(arrays.matrix(column, width=12, where="f"), X)
     name = b"datasets.features.features.Array2DExtensionType"
-    arrays.check_extension(pa.field("", pa.list_(pa.float32()),
+    arrow_types.check_extension(pa.field("", pa.list_(pa.float32()),
                                     metadata={b"ARROW:extension:name": name}), "f")  # fmt: skip

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from raypq.config import Columns
-from raypq.data.features import FeatureStore, read_batches, survey
+from raypq.data.features import FeatureStore, read_batches
 from raypq.data.images import decode
+from raypq.data.survey import survey
 from raypq.errors import InputError, JobError
 
 SIDE = 4

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypq.config import Columns, RepackJob
-from raypq.data.features import FeatureStore, read_batches, survey
+from raypq.data.features import FeatureStore, read_batches
 from raypq.data.prefetch import prefetch
 from raypq.data.storage import stem_of
+from raypq.data.survey import survey
 from raypq.errors import InputError, JobError
 from raypq.execution.local import LocalExecutor
 from raypq.stages.preparation.repack import repack
