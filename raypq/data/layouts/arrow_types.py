@@ -103,6 +103,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def is_uuid(kind: pa.DataType) -> bool:
+    """Whether a type is Arrow's extension type of UUIDs."""
     return getattr(kind, "extension_name", "") == "arrow.uuid"
 
 

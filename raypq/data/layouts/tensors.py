@@ -60,6 +60,7 @@ def flat_rows(column: pa.Array, *, where: str, row0: int = 0) -> pa.LargeListArr
 
 
 def list_lengths(column: pa.Array) -> NDArray[np.int64]:
+    """Values in each list of a column without nulls."""
     if pa.types.is_fixed_size_list(column.type):
         return np.full(len(column), column.type.list_size, np.int64)
     return pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -214,16 +214,10 @@ def execute(
     work = encode_work(model.fingerprint, job)
     check_label_column([task.shard for task in run.tasks if task.work == work], job.columns)
     rule = id_rule(run, job.columns)
-    precision = PrecisionCheck()
-    left_out = 0
-    fresh: list[shard_writer.Receipt] = []
+    fresh: list[Encoded] = []
 
     def on_result(result: Encoded) -> shard_writer.Receipt:
-        nonlocal left_out
-        left_out += result.left_out
-        precision.codes += result.precision.codes
-        precision.different += result.precision.different
-        fresh.append(result.receipt)
+        fresh.append(result)
         record.finished(result.receipt.rows)
         return result.receipt
 
@@ -231,11 +225,8 @@ def execute(
         record.end_of_work("encode")
         ids = index_ids(job, receipts, run.latest)
         record.lap("check ids")
-        summary = {**_settings(job, model), **describe(fresh, receipts), **ids}
-        if left_out:
-            summary["images_left_out"] = left_out
-        if precision.codes:
-            summary["codes_changed_by_precision"] = precision.different / precision.codes
+        described = describe([result.receipt for result in fresh], receipts)
+        summary = {**_settings(job, model), **described, **ids, **_counts(fresh)}
         return {**summary, "run": record.summary()}
 
     args = (job.columns, job.output, job.where.device, job.precision, by_content, rule, work)
@@ -261,6 +252,17 @@ def _settings(job: EncodeJob, model: Model) -> dict[str, Any]:
         "K": model.K,
         "precision": job.precision,
     }
+
+
+def _counts(results: Sequence[Encoded]) -> dict[str, Any]:
+    """Images left out and codes changed by the precision, where there are any."""
+    counts: dict[str, Any] = {}
+    if left_out := sum(result.left_out for result in results):
+        counts["images_left_out"] = left_out
+    if codes_checked := sum(result.precision.codes for result in results):
+        different = sum(result.precision.different for result in results)
+        counts["codes_changed_by_precision"] = different / codes_checked
+    return counts
 
 
 def index_ids(
