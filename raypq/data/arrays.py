@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raypq.data.layouts import arrow_types, tensors
+from raypq.data.layouts import arrow_types, bfloat16, tensors
 from raypq.errors import InputError
 
 _MAX_EXACT = 1 << 24  # float32 holds all integers up to this
@@ -31,11 +31,11 @@ def matrix(
     Raises:
         InputError: another type, nulls, or a row of another width, naming the row.
     """
+    if bfloat16.is_bfloat16(pa.field("", column.type)):
+        column = bfloat16.as_float32(column, where=where, row0=row0)
     if isinstance(column, pa.ExtensionArray):
         arrow_types.check_extension(pa.field("", column.type), where)
-        stored, column = column.type, column.storage
-        if arrow_types.is_bfloat16(stored):
-            return _from_bfloat16(column, width, where, row0)
+        column = column.storage
     kind = column.type
     if pa.types.is_fixed_size_binary(kind) or arrow_types.is_bytes(kind):
         return _from_binary(column, width, where, row0)
@@ -70,20 +70,6 @@ def matrix(
         raise InputError(f"{where}, row {row0 + row}", expected="no nulls", found="a null value")
     X = values.to_numpy(zero_copy_only=True).reshape(len(column), width)
     return _from_integers(X, where, row0) if pa.types.is_integer(kind.value_type) else X
-
-
-def _from_bfloat16(
-    column: pa.Array, width: int | None, where: str, row0: int
-) -> NDArray[np.float32]:
-    """Bytes of bfloat16 as float32, exactly: its bits are the upper half of a float32."""
-    arrow_types.refuse_nulls(column, where, row0, expected="a vector")
-    size = column.type.byte_width
-    if width is not None and size != 2 * width:
-        raise InputError(where, expected=f"vectors of width {width}", found=str(size // 2))
-    data = np.frombuffer(column.buffers()[1] or b"", np.uint8)
-    data = data[column.offset * size : (column.offset + len(column)) * size]
-    upper = data.copy().view("<u2").astype(np.uint32)
-    return (upper << 16).view(np.float32).reshape(len(column), size // 2)
 
 
 def _without_views(column: pa.Array) -> pa.LargeListArray:

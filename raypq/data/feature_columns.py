@@ -42,9 +42,6 @@ def layout_of(file: ShardFile, columns: Columns, width: int | None, uri: str) ->
     field = file.field(columns.feature)
     where = f"{uri}, column '{columns.feature}'"
     arrow_types.check_extension(field, where)
-    if arrow_types.is_bfloat16(field.type):
-        nothing = pa.ExtensionArray.from_storage(field.type, pa.array([], field.type.storage_type))
-        return FeatureLayout(width=arrays.matrix(nothing, width=width, where=where).shape[1])
     kind = field.type.storage_type if isinstance(field.type, pa.ExtensionType) else field.type
     known = width or columns.width or stored_width(field)
     if pa.types.is_fixed_size_binary(kind):

@@ -32,24 +32,13 @@ def check_extension(field: pa.Field, where: str) -> None:
         InputError: naming the type.
     """
     name = extension_name(field)
-    if not name or name.startswith(_TENSORS) or is_bfloat16(field.type):
+    if not name or name.startswith(_TENSORS) or "bfloat16" in name.lower():
         return
     raise InputError(
         where,
         expected=VECTORS,
         found=f"the extension type {name}, of which raypq does not know what its bytes mean; "
         "cast the values to float32",
-    )
-
-
-def is_bfloat16(kind: pa.DataType) -> bool:
-    """Whether an extension type's name says that it stores a vector of bfloat16 in its bytes."""
-    return (
-        isinstance(kind, pa.BaseExtensionType)
-        and "bfloat16" in extension_name(pa.field("", kind)).lower()
-        and pa.types.is_fixed_size_binary(kind.storage_type)
-        and kind.storage_type.byte_width % 2 == 0
-        and kind.storage_type.byte_width > 0
     )
 
 
@@ -83,8 +72,6 @@ def is_text(kind: pa.DataType) -> bool:
 
 def width_of(kind: pa.DataType) -> int:
     """Values of a vector, if its type gives them; else 0."""
-    if is_bfloat16(kind):
-        return int(kind.storage_type.byte_width) // 2
     if isinstance(kind, pa.ExtensionType):
         kind = kind.storage_type
     size = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import unquote
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 
 from raypq import io_counters
 from raypq.config import Columns
-from raypq.data.layouts import tensors
+from raypq.data.layouts import bfloat16, tensors
 from raypq.data.layouts.source import Source
 from raypq.data.storage import Shard
 from raypq.errors import InputError
@@ -30,6 +31,12 @@ _MADE = re.compile(r".*[0-9a-f]{16}:\d+", re.DOTALL)  # a stem, and a row
 _IMAGE_BYTES = "bytes"  # the field of an image struct with the encoded image
 
 
+class Convert(Protocol):
+    """Reads an array in another type."""
+
+    def __call__(self, column: pa.Array, *, where: str, row0: int) -> pa.Array: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Column:
     """Where a column comes from.
@@ -38,13 +45,13 @@ class _Column:
         field: its name and type. path: names of fields, from a column downwards; empty for a
             column that is made.
         constant: the value of a column that is made, which all rows share; None for a null.
-        tensor: whether its rows are nested lists, which are read as flat ones.
+        convert: called with an array, to be read in another type.
     """
 
     field: pa.Field
     path: tuple[str, ...] = ()
     constant: str | None = None
-    tensor: bool = False
+    convert: Convert | None = None
 
 
 class ShardFile:
@@ -161,19 +168,21 @@ class ShardFile:
             path.append(_IMAGE_BYTES)
         if len(path) > 1:
             field = field.with_name(name).with_nullable(True)
-        tensor = tensors.is_tensor(field)
-        if tensor:
-            field = pa.field(name, tensors.tensor_values(field))
-        return _Column(field=field, path=tuple(path), tensor=tensor)
+        convert: Convert | None = None
+        if tensors.is_tensor(field):
+            field, convert = pa.field(name, tensors.tensor_values(field)), tensors.flat_rows
+        elif bfloat16.is_bfloat16(field):
+            field, convert = pa.field(name, bfloat16.float32_type(field)), bfloat16.as_float32
+        return _Column(field=field, path=tuple(path), convert=convert)
 
     def _array(self, column: _Column, batch: pa.RecordBatch, row: int) -> pa.Array:
         if column.path:
             first, *rest = column.path
             array = batch.column(first)
             array = pc.struct_field(array, rest) if rest else array
-            if column.tensor:
+            if column.convert is not None:
                 where = f"{self.uri}, column '{column.field.name}'"
-                array = tensors.flat_rows(array, where=where, row0=row)
+                array = column.convert(array, where=where, row0=row)
             return array
         if column.field.name == self._columns.label:
             return pa.array([column.constant] * len(batch), pa.string())

@@ -26,9 +26,9 @@ Write = Callable[[Path, np.ndarray, np.ndarray, np.ndarray], Columns]
 
 @pytest.fixture(scope="module")
 def rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vectors that float16 holds exactly, ids and labels."""
+    """Vectors that float16 and bfloat16 hold exactly, ids and labels."""
     rng = np.random.default_rng(3)
-    X = rng.standard_normal((N, WIDTH)).astype(np.float16).astype(np.float32)
+    X = rng.integers(-127, 128, (N, WIDTH)).astype(np.float32) / 32
     return X, np.arange(N) * 7 + 10**17, np.array([f"c{i % 5}" for i in range(N)])
 
 
@@ -152,6 +152,32 @@ def lance(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> C
     return Columns()
 
 
+def lance_bfloat16(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    package = pytest.importorskip("lance")
+    from lance.arrow import BFloat16Type
+
+    upper = (X.view(np.uint32) >> 16).astype("<u2").reshape(-1, 1).view(np.uint8)
+    values = pa.ExtensionArray.from_storage(BFloat16Type(), arrays.fixed_binary(upper))
+    vectors = pa.FixedSizeListArray.from_arrays(values, WIDTH)
+    table = pa.table({"id": ids, "feature": vectors, "label": labels})
+    package.write_dataset(table, str(folder / "a.lance"))
+    return Columns()
+
+
+def parquet_bfloat16(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
+    """As a file of such a dataset is read where Lance's types are not registered."""
+    upper = (X.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
+    note = {"ARROW:extension:name": "lance.bfloat16", "ARROW:extension:metadata": ""}
+    kind = pa.list_(pa.field("item", pa.binary(2), metadata=note), WIDTH)
+    vectors = pa.FixedSizeListArray.from_arrays(
+        arrays.fixed_binary(upper.reshape(-1, 2)), type=kind
+    )
+    schema = pa.schema({"id": pa.int64(), "feature": kind, "label": pa.string()})
+    table = pa.Table.from_arrays([pa.array(ids), vectors, pa.array(labels)], schema=schema)
+    pq.write_table(table, folder / "a.parquet")
+    return Columns()
+
+
 def polars(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Columns:
     package = pytest.importorskip("polars")
     frame = package.DataFrame({"id": ids, "feature": X.tolist(), "label": labels})
@@ -221,7 +247,17 @@ def binary_ids(folder: Path, X: np.ndarray, ids: np.ndarray, labels: np.ndarray)
 
 
 MADE = [npy, npy_float16, npy_big_endian, without_ids]
-OTHERS = [lance, polars, polars_arrays, duckdb, duckdb_uuid, huggingface, huggingface_array]
+OTHERS = [
+    lance,
+    lance_bfloat16,
+    parquet_bfloat16,
+    polars,
+    polars_arrays,
+    duckdb,
+    duckdb_uuid,
+    huggingface,
+    huggingface_array,
+]
 NAMED = [binary_ids, described, clip_retrieval, datacomp, npz, nested, hive, *OTHERS]
 
 
