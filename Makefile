@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 # Installed packages: STAMP for `make demo`, DEV also those for development.
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
-# Parallel tests: one process a core; the tests of a file share fixtures, so a file is not split.
-SIDE_BY_SIDE := --numprocesses logical --maxprocesses 8 --dist loadfile
+# Parallel tests; the tests of a file share fixtures, so a file is not split. Files run in order:
+# integration tests, which take long, before unit tests, which fill the gaps at the end.
+SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint docs reference clean
 

@@ -36,6 +36,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: tests that start Ray or a command wait half of their time."""
+    return min(len(os.sched_getaffinity(0)) + 1, 8)
+
+
 @pytest.fixture(autouse=True)
 def _quiet_log() -> None:
     """The log as a library's is, whatever command line ran before, in a shared fixture too.
