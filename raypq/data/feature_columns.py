@@ -10,8 +10,6 @@ from raypq.config import Columns
 from raypq.data import arrays, ids, images
 from raypq.data.ids import IdRule
 from raypq.data.layouts import ShardFile, arrow_types
-from raypq.data.layouts.shard_file import is_made_id
-from raypq.data.storage import open_parquet
 from raypq.errors import InputError
 
 _SAMPLED = 16  # values of a column of bytes that decide between images and vectors
@@ -126,34 +124,22 @@ def kind_of_ids(file: ShardFile, columns: Columns, rule: IdRule | None) -> ids.I
 
 
 def _check_made(file: ShardFile, columns: Columns, rule: IdRule) -> None:
-    """Refuses ids made of file and row beside ids from a column, and the reverse.
+    """Refuses ids made of file and row beside ids of a column, and the reverse.
 
     Raises:
         InputError: naming the column.
     """
-    made = rule.made
-    if made is None:  # the store is continued: only its ids can tell
-        made = file.ids_are_made and rule.kind == "string" and _holds_made_ids(rule.origin)
-        if not file.ids_are_made:
-            return
-    if made == file.ids_are_made:
+    if rule.made is None or rule.made == file.ids_are_made:
         return
-    names = ", ".join(name for name in file.schema.names if made or name != columns.id)
+    names = [name for name in file.schema.names if rule.made or name != columns.id]
     raise InputError(
         file.uri,
         expected=f"no column '{columns.id}', as in {rule.origin}, whose ids are made of file and "
-        "row"
-        if made
+        "row; or a new store"
+        if rule.made
         else f"a column '{columns.id}', as in {rule.origin}",
-        found=f"columns {names}",
+        found=f"columns {', '.join(names)}",
     )
-
-
-def _holds_made_ids(uri: str) -> bool:
-    """Whether the first id of a code file is made of file and row."""
-    with open_parquet(uri) as file:
-        first = next(file.iter_batches(batch_size=1, columns=["id"]), None)
-    return first is not None and is_made_id(str(first.column(0)[0].as_py()))
 
 
 def has_labels(file: ShardFile, columns: Columns) -> bool:

@@ -65,12 +65,12 @@ def survey(store: FeatureStore) -> Survey:
     return Survey(shards=shards, rows=rows, width=width, failures=failures)
 
 
-def count_rows(shards: Sequence[Shard]) -> int:
+def count_rows(shards: Sequence[Shard], columns: Columns) -> int:
     """Total rows of shards, by their footers; an unreadable shard counts as 0."""
 
     def rows(shard: Shard) -> int:
         try:
-            with open_shard(shard, Columns()) as file:
+            with open_shard(shard, columns) as file:
                 return file.rows
         except InputError:
             return 0

@@ -7,6 +7,7 @@ and its lines here and in ``listing``.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -14,9 +15,9 @@ from raypq.config import Columns
 from raypq.data.layouts import lance, npy, npz, parquet
 from raypq.data.layouts.listing import list_features
 from raypq.data.layouts.shard_file import ShardFile
-from raypq.data.storage import Shard, open_parquet
+from raypq.data.storage import Shard, digest, open_parquet
 
-__all__ = ["ShardFile", "list_features", "open_shard"]
+__all__ = ["ShardFile", "content_digest", "list_features", "open_shard"]
 
 _ARRAYS = {".npy": npy.open_source, ".npz": npz.open_source}
 
@@ -40,5 +41,16 @@ def open_shard(shard: Shard, columns: Columns) -> Iterator[ShardFile]:
         if shard.metadata:
             file = stack.enter_context(open_parquet(shard.metadata))
             metadata = parquet.ParquetSource(file)
-        source = stack.enter_context(open_arrays(shard, columns.feature, metadata))
+        source = stack.enter_context(open_arrays(shard, columns, metadata))
         yield ShardFile(source, shard, columns)
+
+
+def content_digest(shard: Shard) -> str:
+    """sha256 of a shard's content: of its file; of both files of an array; of a fragment's tag,
+    since a fragment's files never change."""
+    if shard.uri.lower().endswith(lance.SUFFIX):
+        return hashlib.sha256(shard.modified.encode()).hexdigest()
+    if not shard.metadata:
+        return digest(shard.uri)
+    both = f"{digest(shard.uri)} {digest(shard.metadata)}"
+    return hashlib.sha256(both.encode()).hexdigest()

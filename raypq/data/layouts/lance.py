@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,9 +46,15 @@ def list_fragments(files: Sequence[str]) -> list[Shard]:
     return [shard for root in roots for shard in _fragments(root)]
 
 
+def roots(fragments: Iterable[str]) -> list[str]:
+    """The datasets of these fragments."""
+    return list(dict.fromkeys(uri.rpartition("/data/")[0] for uri in fragments))
+
+
 def _fragments(root: str) -> Iterator[Shard]:
     with _errors(root):
-        for fragment in _dataset(root).get_fragments():
+        dataset = _dataset(root)
+        for fragment in dataset.get_fragments():
             content = _content(fragment)
             uri = _uri(root, content)
             yield Shard(
@@ -56,7 +62,7 @@ def _fragments(root: str) -> Iterator[Shard]:
                 uri=uri,
                 stem=stem_of(uri),
                 size=sum(file["file_size_bytes"] or 0 for file in content["files"]),
-                modified=_tag(content),
+                modified=_tag(content, dataset.schema),
             )
 
 
@@ -73,15 +79,17 @@ def _uri(root: str, content: Mapping[str, Any]) -> str:
     return join(root, "data", str(content["files"][0]["path"]))
 
 
-def _tag(content: Mapping[str, Any]) -> str:
-    """Digest of a fragment's metadata, without entries that do not concern its rows."""
+def _tag(content: Mapping[str, Any], schema: pa.Schema) -> str:
+    """Digest of a fragment's metadata, without entries that do not concern its rows, and of the
+    names and types of columns, which the dataset has."""
 
     def stable(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: stable(item) for key, item in value.items() if key not in _CHANGING}
         return [stable(item) for item in value] if isinstance(value, list) else value
 
-    text = json.dumps(stable(content), sort_keys=True, default=str)
+    columns = [f"{field.name}: {field.type}" for field in schema]
+    text = json.dumps([stable(content), columns], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -104,11 +112,12 @@ class LanceSource:
         return [_GROUP_ROWS] * full + [rest] * bool(rest)
 
     def batches(
-        self, columns: Sequence[str], size: int, group: int | None
+        self, columns: Sequence[str] | None, size: int, group: int | None
     ) -> Iterator[pa.RecordBatch]:
         """See ``Source``; of a struct, all fields are read."""
         names = self.schema.names
-        tops = dict.fromkeys(name if name in names else name.split(".")[0] for name in columns)
+        wanted = names if columns is None else columns
+        tops = dict.fromkeys(name if name in names else name.split(".")[0] for name in wanted)
         part = {} if group is None else {"offset": group * _GROUP_ROWS, "limit": _GROUP_ROWS}
         rows = 0
         with _errors(self.uri):
@@ -122,7 +131,7 @@ class LanceSource:
         if rows != expected:
             raise DamagedError(self.uri, expected=f"{expected} rows", found=f"{rows} in all")
 
-    def row_bytes(self, columns: Sequence[str]) -> float:
+    def row_bytes(self, columns: Sequence[str] | None) -> float:
         """See ``Source``: of the whole fragment, since Lance does not tell those of a column."""
         files = _content(self._fragment)["files"]
         return sum(file["file_size_bytes"] or 0 for file in files) / max(self._rows, 1)
@@ -138,9 +147,11 @@ def open_source(shard: Shard) -> Iterator[LanceSource]:
     match = _DATA_FILE.fullmatch(shard.uri)
     assert match is not None, "listed by list_fragments"
     with _errors(shard.uri):
-        for fragment in _dataset(match["root"]).get_fragments():
+        dataset = _dataset(match["root"])
+        for fragment in dataset.get_fragments():
             content = _content(fragment)
-            if _uri(match["root"], content) == shard.uri and _tag(content) == shard.modified:
+            tag = _tag(content, dataset.schema)
+            if _uri(match["root"], content) == shard.uri and tag == shard.modified:
                 break
         else:
             raise DamagedError(

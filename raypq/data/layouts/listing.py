@@ -11,7 +11,7 @@ from raypq.data.layouts import lance
 from raypq.data.storage import Shard, join
 from raypq.data.storage.shards import SUFFIXES, files_of_folder, find_files, stem_of, tag_of
 from raypq.data.storage.walk import Entry
-from raypq.errors import InputError
+from raypq.errors import EmptySourceError, InputError
 
 ARRAYS = (".npy", ".npz")
 # clip-retrieval: img_emb/img_emb_0.npy and text_emb/text_emb_0.npy, metadata/metadata_0.parquet
@@ -48,7 +48,11 @@ def list_features(uris: Sequence[str]) -> list[Shard]:
         metadata |= _describe(folder, found, tables)
     described = {uri for uri, _ in metadata.values()}
     shards = [uri for uri in sorted(entries) if uri not in described]
-    _refuse_two_layouts(shards)
+    _refuse_two_layouts([*shards, *lance.roots(shard.uri for shard in fragments)])
+    if not shards and not fragments:
+        raise EmptySourceError(
+            ", ".join(uris), expected="rows", found="Lance datasets without a fragment"
+        )
     files = [_shard(uri, entries[uri], metadata.get(uri)) for uri in shards]
     ordered = sorted([*files, *fragments], key=lambda shard: shard.uri)
     return [replace(shard, index=index) for index, shard in enumerate(ordered)]
@@ -98,7 +102,7 @@ def _tables(folder: str, tables: dict[str, dict[str, Entry]]) -> dict[str, Entry
 
 def _of_its_name(array: str, tables: dict[str, Entry]) -> str | None:
     stem = array.rpartition(".")[0]
-    return next((uri for suffix in SUFFIXES if (uri := f"{stem}{suffix}") in tables), None)
+    return next((uri for uri in sorted(tables) if uri.rpartition(".")[0] == stem), None)
 
 
 def _of_its_number(array: str, folder: str, tables: dict[str, Entry]) -> str | None:
@@ -120,18 +124,20 @@ def _refuse_two_embeddings(folders: Iterable[str]) -> None:
 
 
 def _refuse_two_layouts(shards: Iterable[str]) -> None:
-    """Refuses Parquet shards and arrays in one folder: one of them may describe the other."""
-    kinds: dict[str, dict[bool, str]] = defaultdict(dict)
+    """Refuses Parquet shards, arrays and Lance datasets in one folder: one may copy another,
+    or describe it."""
+    kinds: dict[str, dict[str, str]] = defaultdict(dict)
     for uri in shards:
         folder, name = _split(uri)
-        kinds[folder].setdefault(name.lower().endswith(ARRAYS), uri)
+        suffix = name[name.rfind(".") :].lower()
+        kinds[folder].setdefault(suffix if suffix in (*ARRAYS, lance.SUFFIX) else "", name)
     for folder, found in kinds.items():
         if len(found) > 1:
+            first, second = sorted(found.values())[:2]
             raise InputError(
                 folder,
                 expected="shards of one layout (an array and the Parquet file of its name are one)",
-                found=f"{_split(found[True])[1]} and {_split(found[False])[1]}; name the files of "
-                "one by a glob",
+                found=f"{first} and {second}; name the files of one by a glob",
             )
 
 

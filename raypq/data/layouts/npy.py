@@ -15,17 +15,19 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
+from raypq.config import Columns
 from raypq.data.layouts.array_source import ArraySource, Read, StoredArray
 from raypq.data.layouts.source import Source
 from raypq.data.storage import Shard, open_bytes
 from raypq.errors import DamagedError, InputError
 
-_MAX_HEADER = 1 << 16  # bytes; that of a plain array is 118
+_MOST_BYTES = 1 << 60
+_MAX_HEADER = 10_000  # bytes; that of a plain array is 118
 
 
 @contextmanager
-def open_source(shard: Shard, feature: str, metadata: Source | None) -> Iterator[ArraySource]:
-    """Opens a ``.npy`` shard whose array is the column ``feature``.
+def open_source(shard: Shard, columns: Columns, metadata: Source | None) -> Iterator[ArraySource]:
+    """Opens a ``.npy`` shard, whose array is the feature column.
 
     Raises:
         InputError: no array [n, d] of numbers in C order, or one that is cut off.
@@ -55,8 +57,8 @@ def open_source(shard: Shard, feature: str, metadata: Source | None) -> Iterator
 
             return read
 
-        array = StoredArray(shape=shape, dtype=dtype, open_at=open_at)
-        yield ArraySource(shard.uri, {feature: array}, metadata)
+        array = StoredArray(where=shard.uri, shape=shape, dtype=dtype, open_at=open_at)
+        yield ArraySource(shard.uri, {columns.feature: array}, metadata)
 
 
 def read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -74,7 +76,11 @@ def read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[
         if version not in readers:
             raise ValueError(f"version {version[0]}.{version[1]} of the format")
         shape, fortran, dtype = readers[version](file, max_header_size=_MAX_HEADER)
-    except (ValueError, EOFError) as error:
+        if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize > _MOST_BYTES:
+            raise ValueError(f"an array of shape {shape}")
+    except OSError:  # of the storage
+        raise
+    except Exception as error:  # the header is a Python literal, whose parser may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedError(
             where, expected="an array in the .npy format, version 1 or 2", found=reason

@@ -28,13 +28,13 @@ class ParquetSource:
         return [rows for rows, _ in self._file.footer.groups]
 
     def batches(
-        self, columns: Sequence[str], size: int, group: int | None
+        self, columns: Sequence[str] | None, size: int, group: int | None
     ) -> Iterator[pa.RecordBatch]:
         """See ``Source``."""
         groups = None if group is None else [group]
         return self._file.iter_batches(size, groups, columns)
 
-    def row_bytes(self, columns: Sequence[str]) -> float:
+    def row_bytes(self, columns: Sequence[str] | None) -> float:
         """See ``Source``."""
         return stored_bytes(self._file.footer, columns) / max(self._file.footer.rows, 1)
 

@@ -8,7 +8,6 @@ the row.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,7 +26,6 @@ from raypq.errors import InputError
 
 _DEFAULT_ID = Columns().id
 _NULL_KEY = "__HIVE_DEFAULT_PARTITION__"  # as Hive, Spark and Arrow write a null key
-_MADE = re.compile(r".*[0-9a-f]{16}:\d+", re.DOTALL)  # a stem, and a row
 _IMAGE_BYTES = "bytes"  # the field of an image struct with the encoded image
 
 
@@ -45,12 +43,14 @@ class _Column:
         field: its name and type. path: names of fields, from a column downwards; empty for a
             column that is made.
         constant: the value of a column that is made, which all rows share; None for a null.
+        position: of a column that is read as it is stored, if all are read.
         convert: called with an array, to be read in another type.
     """
 
     field: pa.Field
     path: tuple[str, ...] = ()
     constant: str | None = None
+    position: int | None = None
     convert: Convert | None = None
 
 
@@ -81,15 +81,8 @@ class ShardFile:
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of the shard, and those that are made or lie in structs, last."""
-        schema = self._source.schema
-        named = [self._columns.id, self._columns.feature, self._columns.label]
-        for name in dict.fromkeys(named):
-            if self.has(name):
-                index = schema.get_field_index(name)
-                field = self.field(name)
-                schema = schema.append(field) if index < 0 else schema.set(index, field)
-        return schema
+        """All columns: those of the shard, then columns that are made or named by a path."""
+        return pa.schema([column.field for column in self._all()])
 
     def has(self, name: str) -> bool:
         """Whether there is a column of this name (or several)."""
@@ -116,10 +109,9 @@ class ShardFile:
             InputError: a column is missing or there are several of its name, or the shard is
                 damaged.
         """
-        wanted = [self._column(name) for name in columns or self.schema.names]
-        paths = [".".join(column.path) for column in wanted if column.path]
+        wanted = self._wanted(columns)
         row = 0 if group is None else sum(self.group_rows[:group])
-        for batch in self._source.batches(list(dict.fromkeys(paths)), size, group):
+        for batch in self._source.batches(self._paths(columns, wanted), size, group):
             values = [self._array(column, batch, row) for column in wanted]
             yield pa.RecordBatch.from_arrays(
                 values, schema=pa.schema([column.field for column in wanted])
@@ -128,11 +120,32 @@ class ShardFile:
 
     def stream(self, size: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """As ``batches``; adds to ``io_counters``."""
-        wanted = [self._column(name) for name in columns or self.schema.names]
-        stored = self._source.row_bytes([".".join(one.path) for one in wanted if one.path])
+        stored = self._source.row_bytes(self._paths(columns, self._wanted(columns)))
         for batch in self.batches(size, columns):
             io_counters.add(len(batch), stored * len(batch))
             yield batch
+
+    def _wanted(self, columns: Sequence[str] | None) -> list[_Column]:
+        if columns is None:
+            return self._all()
+        return [self._column(name) for name in dict.fromkeys(columns)]
+
+    def _paths(self, columns: Sequence[str] | None, wanted: Sequence[_Column]) -> list[str] | None:
+        """What to read of the source; None for all columns."""
+        if columns is None:
+            return None
+        return list(dict.fromkeys(".".join(column.path) for column in wanted if column.path))
+
+    def _all(self) -> list[_Column]:
+        """Every column; those that the job does not name are read as they are stored."""
+        of_job = [self._columns.id, self._columns.feature, self._columns.label]
+        named = {name: self._column(name) for name in of_job if self.has(name)}
+        stored = [
+            named.get(field.name) or _Column(field=field, position=position)
+            for position, field in enumerate(self._source.schema)
+        ]
+        names = self._source.schema.names
+        return [*stored, *(column for name, column in named.items() if name not in names)]
 
     def _column(self, name: str) -> _Column:
         names = self._source.schema.names
@@ -176,6 +189,8 @@ class ShardFile:
         return _Column(field=field, path=tuple(path), convert=convert)
 
     def _array(self, column: _Column, batch: pa.RecordBatch, row: int) -> pa.Array:
+        if column.position is not None:
+            return batch.column(column.position)
         if column.path:
             first, *rest = column.path
             array = batch.column(first)
@@ -187,16 +202,16 @@ class ShardFile:
         if column.field.name == self._columns.label:
             return pa.array([column.constant] * len(batch), pa.string())
         rows = pa.array(np.arange(row, row + len(batch))).cast(pa.string())
-        return pc.binary_join_element_wise(f"{self._stem}", rows, ":")
-
-
-def is_made_id(name: str) -> bool:
-    """Whether an id may be one that is made of a shard's name and a row."""
-    return _MADE.fullmatch(name) is not None
+        return pc.binary_join_element_wise(self._stem, rows, ":")
 
 
 def _path_key(uri: str, name: str) -> str | None:
     """The value of a key ``name=value`` among the folders of a URI; None if there is none."""
     *folders, _ = uri.split("/")
     values = [part[len(name) + 1 :] for part in folders if part.startswith(f"{name}=")]
-    return unquote(values[-1]) if values else None
+    if not values:
+        return None
+    try:
+        return unquote(values[-1], errors="strict")
+    except UnicodeDecodeError:  # as it is: replacing bytes would make other values equal
+        return values[-1]

@@ -30,14 +30,14 @@ class Source(Protocol):
         """Rows of each group; a group can be read without those before it."""
 
     def batches(
-        self, columns: Sequence[str], size: int, group: int | None
+        self, columns: Sequence[str] | None, size: int, group: int | None
     ) -> Iterator[pa.RecordBatch]:
         """Batches of up to ``size`` rows, in order; of one group, or of all.
 
         Args:
             columns: names of columns, or paths ``a.b`` into structs; a path gives column ``a``
-                with at least its field ``b``.
+                with at least its field ``b``. None for all columns, in the schema's order.
         """
 
-    def row_bytes(self, columns: Sequence[str]) -> float:
+    def row_bytes(self, columns: Sequence[str] | None) -> float:
         """Stored bytes of a row of these columns, on average."""

@@ -14,8 +14,9 @@ from raypq.data import codes
 from raypq.data.duplicate_ids import DuplicateIds, IdFile
 from raypq.data.features import FeatureReader, FeatureStore, open_features
 from raypq.data.ids import IdRule, receipt_kind
+from raypq.data.layouts import content_digest
 from raypq.data.prefetch import prefetch
-from raypq.data.storage import digest, join
+from raypq.data.storage import join
 from raypq.data.store import id_index, shard_writer, sidecars
 from raypq.data.store.shard_writer import Source
 from raypq.data.store.snapshot import Snapshot
@@ -28,7 +29,7 @@ from raypq.metrics.drift import Gauge
 from raypq.stages.stores import model_store
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask
-from raypq.stages.stores.shard_types import check_label_column, id_rule
+from raypq.stages.stores.shard_types import MADE_IDS, check_label_column, id_rule
 from raypq.stages.stores.work_id import encode_work
 
 _MAX_NAMES = 5  # dropped shards that a version names
@@ -83,7 +84,7 @@ class EncodeWorker:
         """Encodes a shard, or keeps its codes if its content has not changed."""
         if not self._by_content:
             return self._encode(task, Source.of(task.shard))
-        source = Source.of(task.shard, sha256=digest(task.shard.uri))
+        source = Source.of(task.shard, sha256=content_digest(task.shard))
         if task.previous is None or task.previous.source.sha256 != source.sha256:
             return self._encode(task, source)
         # Same content with another time: the receipt records the new time.
@@ -227,6 +228,8 @@ def execute(
         record.lap("check ids")
         described = describe([result.receipt for result in fresh], receipts)
         summary = {**_settings(job, model), **described, **ids, **_counts(fresh)}
+        if rule is not None and rule.made:
+            summary[MADE_IDS] = True
         return {**summary, "run": record.summary()}
 
     args = (job.columns, job.output, job.where.device, job.precision, by_content, rule, work)

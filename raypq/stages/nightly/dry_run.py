@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raypq.config import ReindexJob
+from raypq.config import Columns, ReindexJob
 from raypq.data.store import snapshot, snapshot_summary
 from raypq.data.survey import count_rows
 from raypq.stages.nightly.source_diff import ReindexPlan
@@ -22,7 +22,7 @@ def report(
     Args:
         classify: for each prediction store its ``store``, and the ``images`` to classify.
     """
-    images = images_to_encode(plan)
+    images = images_to_encode(plan, job.columns)
     to_read = {
         "new": plan.new,
         "changed": plan.changed,
@@ -48,7 +48,7 @@ def report(
     }
 
 
-def images_to_encode(plan: ReindexPlan) -> int:
+def images_to_encode(plan: ReindexPlan, columns: Columns) -> int:
     """Images of unchanged shards by their receipts, of others estimated from their bytes, or
     counted by their footers where there is no earlier version."""
     before = plan.latest.shards if plan.latest else ()
@@ -59,7 +59,7 @@ def images_to_encode(plan: ReindexPlan) -> int:
     size = sum(receipt.source.size for receipt in before)
     if size and (total := sum(rows.values())):
         return counted + round(sum(shard.size for shard in unknown) * total / size)
-    return counted + count_rows(unknown)
+    return counted + count_rows(unknown, columns)
 
 
 def _names(names: Sequence[str]) -> dict[str, Any]:

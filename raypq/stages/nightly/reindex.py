@@ -85,7 +85,7 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
 
 def _dry_run(job: ReindexJob, model: Model) -> dict[str, Any]:
     plan = diff_source(job, model)
-    to_encode = dry_run.images_to_encode(plan)
+    to_encode = dry_run.images_to_encode(plan, job.columns)
     sections = []
     for section in job.classify:
         images = to_encode

@@ -8,6 +8,7 @@ shard with rows determines it. For most stores this reads one footer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from raypq import console
 from raypq.config import Columns
@@ -20,6 +21,7 @@ from raypq.errors import InputError, RaypqError
 from raypq.stages.stores.shard_run import StoreRun
 
 _DEFAULT = Columns().label
+MADE_IDS = "made_ids"  # entry in the summary of a version whose ids are made of file and row
 
 
 def id_rule(run: StoreRun, columns: Columns) -> IdRule | None:
@@ -45,9 +47,16 @@ def id_rule(run: StoreRun, columns: Columns) -> IdRule | None:
     if len(rules) > 1:
         first, second = rules.values()
         ids.check(second.kind, first, where=second.origin, found=second.type)
+    made = None if run.latest is None or not before else MADE_IDS in run.latest.summary
     if rules:
-        return next(iter(rules.values()))
-    return rule_of([task.shard for task in run.tasks], columns, old=old)
+        if run.latest is None:  # the run was interrupted before its first version
+            rule = rule_of([task.shard for task in run.tasks], columns, old=old)
+            made = None if rule is None else rule.made
+        return replace(next(iter(rules.values())), made=made)
+    rule = rule_of([task.shard for task in run.tasks], columns, old=old)
+    if rule is None or run.latest is None or made is None:
+        return rule
+    return replace(rule, made=made, origin=f"{run.store} version {run.latest.version}")
 
 
 def rule_of(shards: Sequence[Shard], columns: Columns, *, old: bool = False) -> IdRule | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import uuid
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from raypq.config import ClusterSettings, Columns, EncodeJob, TrainJob
 from raypq.data import arrays
 from raypq.data.codes import CodeFile
 from raypq.data.store import snapshot
-from raypq.errors import JobError, RaypqError
+from raypq.errors import InputError, JobError, RaypqError
 
 N, WIDTH = 1000, 24
 ALONE = ClusterSettings(cluster="none", workers=1)
@@ -387,3 +389,176 @@ def test_made_ids_and_ids_of_a_column_do_not_mix(
     pq.write_table(named.drop_columns(["id"]), tmp_path / "other" / "b.parquet")
     with pytest.raises(JobError, match=r"b\.parquet: expected a column 'id', as in .*a\.parquet"):
         encode(model, tmp_path / "other", tmp_path / "mixed", Columns())
+
+
+ARCHIVES = {
+    "float ids": ({"id": np.linspace(0, 1, N)}, ["column 'id'", "integers"]),
+    "ids in a column": ({"id": np.zeros((N, 1), int)}, ["array 'id'", "one for each vector"]),
+    "dates as ids": ({"id": np.zeros(N, "M8[s]")}, ["array 'id'", "integers, or text"]),
+    "labels of one value": ({"label": np.array("x")}, ["array 'label'", "shape ()"]),
+    "wide ids": ({"id": np.array(["x"] * N, "U5000")}, ["array 'id'", "4096 bytes"]),
+    "ids of another length": ({"id": np.arange(N - 1)}, ["array 'id'", f"{N} values"]),
+    "latin-1": ({"id": np.array([b"a"] * 7 + [b"\xe9"] * (N - 7))}, ["array 'id', row 7", "UTF-8"]),
+    "objects as ids": ({"id": np.array([{}] * N, object)}, ["array 'id'", "unpickle"]),
+}
+
+
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_bad_columns_of_an_archive_are_named(
+    tmp_path: Path, plain: tuple[str, np.ndarray], rows: Any, case: str
+) -> None:
+    columns, words = ARCHIVES[case]
+    (tmp_path / "in").mkdir()
+    np.savez(tmp_path / "in" / "a.npz", feature=rows[0], allow_pickle=True, **columns)
+    with pytest.raises(JobError) as error:
+        encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+    for word in ["a.npz", *words]:
+        assert word in str(error.value)
+
+
+def test_arrays_that_no_column_names_are_not_read(
+    tmp_path: Path, plain: tuple[str, np.ndarray], rows: Any
+) -> None:
+    (tmp_path / "in").mkdir()
+    X, ids, _ = rows
+    others = {"classes": np.arange(3), "note": np.array([{}], object), "id": ids}
+    np.savez(tmp_path / "in" / "a.npz", feature=X, F=np.asfortranarray(X), **others)
+    with zipfile.ZipFile(tmp_path / "in" / "a.npz", "a") as archive:
+        archive.writestr("README.txt", "text")
+    encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+    assert stored(tmp_path / "codes")[1] == list(ids)
+
+
+HEADERS = ["{[]:2}", "{1:2,'a':3}", "[" * 9000, "-" * 9000, "+".join(["1"] * 4000), "\0" * 50]
+SHAPES = [(-3, 24), (-3, -4), (0, 99999999999999999999), (1 << 40, 1 << 40)]
+
+
+@pytest.mark.parametrize("header", HEADERS + [
+    f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}" for shape in SHAPES
+])  # fmt: skip
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_hostile_header_is_named(
+    tmp_path: Path, plain: tuple[str, np.ndarray], header: str, archive: bool
+) -> None:
+    text = header.encode() + b"\n"
+    content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(96 * 24)
+    (tmp_path / "in").mkdir()
+    if archive:
+        with zipfile.ZipFile(tmp_path / "in" / "a.npz", "w") as file:
+            file.writestr("feature.npy", content)
+    else:
+        (tmp_path / "in" / "a.npy").write_bytes(content)
+    with pytest.raises(JobError, match=r"a\.np[yz].*(expected|found)"):
+        encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+
+
+def test_an_archive_that_says_less_than_it_holds(
+    tmp_path: Path, plain: tuple[str, np.ndarray], rows: Any
+) -> None:
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.npz"
+    np.savez(path, feature=rows[0])
+    content = path.read_bytes()
+    assert content.count(b"(1000, 24)") == 1
+    path.write_bytes(content.replace(b"(1000, 24)", b"( 900, 24)"))
+    with pytest.raises(JobError, match=r"array 'feature'.*bytes"):
+        encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    path.write_bytes(bytes(flipped))
+    with pytest.raises(JobError, match=r"a\.npz.*CRC"):
+        encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+
+
+def test_two_members_of_one_name(tmp_path: Path, plain: tuple[str, np.ndarray], rows: Any) -> None:
+    (tmp_path / "in").mkdir()
+    np.savez(tmp_path / "in" / "a.npz", feature=rows[0])
+    with (
+        warnings.catch_warnings(action="ignore"),
+        zipfile.ZipFile(tmp_path / "in" / "a.npz", "a") as archive,
+    ):
+        archive.writestr("feature.npy", archive.read("feature.npy"))
+    with pytest.raises(JobError, match=r"one array 'feature', found 2"):
+        encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+
+
+def test_an_array_beside_a_complete_parquet_shard_is_refused(
+    tmp_path: Path, plain: tuple[str, np.ndarray], rows: Any
+) -> None:
+    X, ids, _ = rows
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"id": ids, "feature": X.tolist()}), tmp_path / "in" / "a.parquet")
+    encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+    np.save(tmp_path / "in" / "a.npy", X[::-1])
+    with pytest.raises(JobError, match=r"a\.parquet: expected no column 'feature'.*a\.npy"):
+        encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+    assert len(snapshot.versions(str(tmp_path / "codes"))) == 1
+
+
+@pytest.mark.parametrize("first", ["made", "text"])
+def test_a_store_keeps_made_ids_or_those_of_a_column(
+    tmp_path: Path, plain: tuple[str, np.ndarray], rows: Any, first: str
+) -> None:
+    """Also where no shard of the last version is kept, and where ids look as if they were made."""
+    X, _, labels = rows
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.parquet"
+    text = [f"a-0123456789abcdef:{row}" for row in range(N)]
+    named = pa.table({"id": text, "feature": X.tolist(), "label": labels})
+    unnamed = named.drop_columns(["id"])
+    pq.write_table(unnamed if first == "made" else named, path)
+    encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+    pq.write_table(named if first == "made" else unnamed, path)
+    with pytest.raises(JobError, match=r"a\.parquet: expected (a|no) column 'id'"):
+        encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+    other = tmp_path / "in" / "b.parquet"
+    path.rename(other)
+    pq.write_table(unnamed if first == "made" else named, path)
+    with pytest.raises(JobError, match=r"b\.parquet: expected (a|no) column 'id'"):
+        encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+
+
+def test_lance_beside_parquet_is_refused(
+    tmp_path: Path, plain: tuple[str, np.ndarray], rows: Any
+) -> None:
+    X, ids, labels = rows
+    (tmp_path / "in").mkdir()
+    lance(tmp_path / "in", X, ids, labels)
+    pq.write_table(pa.table({"id": ids, "feature": X.tolist()}), tmp_path / "in" / "b.parquet")
+    with pytest.raises(InputError, match=r"one layout.*a\.lance and b\.parquet"):
+        encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+
+
+def test_an_emptied_lance_dataset_is_no_source(
+    tmp_path: Path, plain: tuple[str, np.ndarray], rows: Any
+) -> None:
+    (tmp_path / "in").mkdir()
+    lance(tmp_path / "in", *rows)
+    package = pytest.importorskip("lance")
+    package.dataset(str(tmp_path / "in" / "a.lance")).delete("true")
+    with pytest.raises(InputError, match="without a fragment"):
+        encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+
+
+def test_a_renamed_column_of_a_lance_dataset_is_a_change(
+    tmp_path: Path, plain: tuple[str, np.ndarray], rows: Any
+) -> None:
+    X, ids, _ = rows
+    package = pytest.importorskip("lance")
+    (tmp_path / "in").mkdir()
+    place = str(tmp_path / "in" / "a.lance")
+    columns = {"id": ids, "feature": arrays.fixed_list(X), "other": arrays.fixed_list(X[::-1])}
+    package.write_dataset(pa.table(columns), place)
+    encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+    package.dataset(place).alter_columns({"path": "feature", "name": "first"})
+    package.dataset(place).alter_columns({"path": "other", "name": "feature"})
+    encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns())
+    assert (stored(tmp_path / "codes")[0] == plain[1][::-1]).all()
+
+
+def test_labels_may_be_the_ids(tmp_path: Path, plain: tuple[str, np.ndarray], rows: Any) -> None:
+    X, ids, _ = rows
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"id": ids, "feature": X.tolist()}), tmp_path / "in" / "a.parquet")
+    encode(plain[0], tmp_path / "in", tmp_path / "codes", Columns(label="id"))
+    assert stored(tmp_path / "codes")[2] == [str(i) for i in ids]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -216,3 +217,35 @@ def test_arrays_on_an_object_store(tmp_path: Path, bucket: str, put: Put) -> Non
             EncodeJob(model=model, features=[source], output=str(tmp_path / output), where=ALONE)
         )
     assert codes_by_id(tmp_path / "here") == codes_by_id(tmp_path / "there")
+
+
+@pytest.mark.parametrize("change", ["metadata", "deleted rows"])
+def test_content_is_that_of_all_files(tmp_path: Path, change: str) -> None:
+    put = npy if change == "metadata" else lance
+    features = fill(tmp_path / "features", put)
+    model = train(features, tmp_path / "model")
+    job = ReindexJob(
+        model=model,
+        features=[str(features)],
+        codes=str(tmp_path / "codes"),
+        compare="content",
+        where=ALONE,
+    )
+    raypq.reindex(job)
+    _, ids, labels = shard(1)
+    if put is npy:
+        table = pa.table({"id": ids + 10_000, "label": labels})
+        pq.write_table(table, features / "part-1.parquet")
+        expected = set(ids + 10_000)
+    else:
+        package = pytest.importorskip("lance")
+        package.dataset(str(features / "part-1.lance")).delete("id = 1005")
+        expected = set(ids) - {1005}
+    raypq.reindex(job)
+    found = codes_by_id(tmp_path / "codes")
+    assert {i for i in found if i >= 1000 and i not in range(2000, 3000)} == expected
+    for path in features.glob("part-1.*"):  # other times, the same content
+        os.utime(path)
+    counts = raypq.reindex(job)["shards"]
+    assert counts.get("changed", 0) == 0
+    assert codes_by_id(tmp_path / "codes") == found
