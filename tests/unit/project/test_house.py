@@ -175,3 +175,53 @@ def test_help_imports_neither_torch_nor_ray(arguments: str) -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 300, 60
+LONG = {  # files that are longer, and why they are one file
+    "api.py": "a function for each command",
+    "bench/ablation.py": "the tables of two papers, which share their runs",
+    "bench/pipeline.py": "cases that share one generated store",
+    "bench/rates.py": "a measurement for each rate of a plan",
+    "cli/job_command.py": "one translation of fields to options and back",
+    "config/reading.py": "a YAML reader with places in the file for every error",
+    "data/classes.py": "the class table: reading, checks, splits of classes",
+    "data/duplicate_ids.py": "one external sort and its merge",
+    "data/filter_language.py": "tokens, grammar and evaluation of one small language",
+    "data/storage/operations.py": "the interface of all storages, and its functions",
+    "data/storage/parquet.py": "one reader and the checks of what it opens",
+    "data/store/id_index_files.py": "two file formats of one index",
+    "data/store/lease.py": "one protocol",
+    "data/store/snapshot.py": "the format of a version, and its commit",
+    "distributed/cluster.py": "one executor: its start, its pools, its training",
+    "distributed/worker_pool.py": "one supervised map",
+    "kernels/torch.py": "the kernels of one device",
+    "methods/gpq.py": "one method of a paper",
+    "methods/model.py": "the contract of every model, and its checks",
+    "methods/pqzsl.py": "one method of a paper",
+    "stages/classification/classify.py": "one job: plan, workers, summary",
+    "stages/classification/evaluate.py": "one job: its workers, figures and summary",
+    "stages/encoding/encode.py": "one job: workers, summary, index of ids",
+    "stages/nightly/reindex.py": "one job: codes, then each prediction store",
+    "stages/retrieval/search.py": "one job of several passes",
+    "stages/stores/shard_run.py": "one protocol: plan, process, commit",
+    "stages/training/gradient.py": "plan and phases of one kind of training",
+    "stages/training/trainer.py": "one loop of training, with its checkpoints",
+}
+
+
+def test_long_files_have_a_reason() -> None:
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in FILES}
+    assert {name for name, count in lines.items() if count > MOST_LINES} == set(LONG)
+
+
+def test_functions_are_short() -> None:
+    long = {
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= MOST_LINES_OF_A_FUNCTION
+    }
+    assert not long
