@@ -59,9 +59,9 @@ def test_phases_and_pools_are_measured() -> None:
     told = record.summary()
     assert list(told["seconds"]) == ["plan", "start", "sleep", "check", "finish"]
     seconds = told["seconds"]
-    assert 0.1 <= seconds["plan"] < 0.5
-    assert 0.2 <= seconds["sleep"] < 0.8
-    assert 0.1 <= seconds["check"] < 0.5
+    assert seconds["plan"] >= 0.1
+    assert seconds["sleep"] >= 0.2
+    assert seconds["check"] >= 0.1
     workers = told["workers"]
     assert workers["busy_seconds"] >= 0.4
     assert workers["utilisation"] == pytest.approx(
