@@ -1,6 +1,6 @@
 """Kills at random moments, of the driver, a worker or the node, while a reader never stops.
 
-``RAYPQ_KILLS`` sets how many there are for each storage (the short version: 6; the full one,
+``RAYPQ_KILLS`` sets how many there are for each storage (the short version: 3; the full one,
 marked slow: 100). Nothing is lost, nothing is doubled, no version is partial, every night ends.
 """
 
@@ -28,7 +28,7 @@ from raypq.stages.stores import garbage
 
 pytestmark = pytest.mark.ray
 SCRIPT = Path(night.__file__)
-FEW, MANY = 6, int(os.environ.get("RAYPQ_KILLS", "100"))
+FEW, MANY = 3, int(os.environ.get("RAYPQ_KILLS", "100"))
 _NIGHT = 600.0  # seconds within which a night must end, kills and all
 
 

@@ -375,7 +375,7 @@ def test_several_models_in_one_store(
 
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "neither": ({}, ConfigError, "queries or query_ids"),
+    "neither": ({}, ConfigError, "either queries .* or query_ids"),
     "unknown column": ({"filter": "colour = 'red'"}, InputError, "a column 'colour'"),
     "bad filter": ({"filter": "label = x"}, ConfigError, "character 9: expected a value"),
     "no query file": ({"queries": ["/nowhere"]}, InputError, "no such file or folder"),
