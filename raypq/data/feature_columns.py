@@ -40,7 +40,7 @@ def layout_of(file: ShardFile, columns: Columns, width: int | None, uri: str) ->
     field = file.field(columns.feature)
     where = f"{uri}, column '{columns.feature}'"
     arrow_types.check_extension(field, where)
-    kind = field.type.storage_type if isinstance(field.type, pa.ExtensionType) else field.type
+    kind = arrow_types.storage_type(field.type)
     known = width or columns.width or stored_width(field)
     if pa.types.is_fixed_size_binary(kind):
         return FeatureLayout(width=known, sized=True)

@@ -10,10 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq.data.layouts.source import Source
+from raypq.data.layouts.source import Source, blocks
 from raypq.errors import InputError
-
-_GROUP_ROWS = 1 << 16  # of arrays without a Parquet file
 
 Read = Callable[[int], NDArray[Any]]
 
@@ -91,8 +89,7 @@ class ArraySource:
         """Row groups of the Parquet file; without one, blocks of rows."""
         if self._metadata is not None:
             return self._metadata.group_rows
-        full, rest = divmod(self._rows, _GROUP_ROWS)
-        return [_GROUP_ROWS] * full + [rest] * bool(rest)
+        return blocks(self._rows)
 
     def batches(
         self, columns: Sequence[str] | None, size: int, group: int | None

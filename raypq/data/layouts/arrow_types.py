@@ -42,6 +42,11 @@ def check_extension(field: pa.Field, where: str) -> None:
     )
 
 
+def storage_type(kind: pa.DataType) -> pa.DataType:
+    """What an extension type stores; any other type itself."""
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
 def is_list(kind: pa.DataType) -> bool:
     """Whether a type is one of Arrow's list types: of fixed or variable length, views included."""
     return bool(
@@ -72,8 +77,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 def width_of(kind: pa.DataType) -> int:
     """Values of a vector, if its type gives them; else 0."""
-    if isinstance(kind, pa.ExtensionType):
-        kind = kind.storage_type
+    kind = storage_type(kind)
     size = 0
     while is_list(kind):
         size = kind.list_size if pa.types.is_fixed_size_list(kind) else 0

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from raypq.data.layouts import arrow_types
-from raypq.data.layouts.tensors import list_lengths
+from raypq.data.layouts.tensors import list_lengths, refuse_null_values
 
 _NAME = "bfloat16"
 
 
 def is_bfloat16(field: pa.Field) -> bool:
     """Whether a column holds vectors of bfloat16: lists of 2 bytes each, or bytes."""
-    kind = _storage(field.type)
+    kind = arrow_types.storage_type(field.type)
     if arrow_types.is_list(kind):
         return _is_named(kind.value_field) and _width(kind.value_type) == 2
     return _is_named(field) and _width(kind) > 0 and _width(kind) % 2 == 0
@@ -25,7 +25,7 @@ def is_bfloat16(field: pa.Field) -> bool:
 
 def float32_type(field: pa.Field) -> pa.DataType:
     """The type of a column of bfloat16 as ``as_float32`` gives it."""
-    kind = _storage(field.type)
+    kind = arrow_types.storage_type(field.type)
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(pa.float32(), kind.list_size)
     if arrow_types.is_list(kind):
@@ -47,11 +47,7 @@ def as_float32(column: pa.Array, *, where: str, row0: int = 0) -> pa.Array:
     lengths = list_lengths(column)
     values = column.flatten()
     values = values.storage if isinstance(values, pa.ExtensionArray) else values
-    if values.null_count:
-        rows = np.repeat(np.arange(len(lengths)), lengths)
-        row = int(rows[values.is_null().to_numpy(zero_copy_only=False)][0])
-        nothing = pa.nulls(1, values.type)
-        arrow_types.refuse_nulls(nothing, where, row0 + row, expected="no nulls")
+    refuse_null_values(values, np.repeat(np.arange(len(lengths)), lengths), where, row0)
     if pa.types.is_fixed_size_list(kind):
         return pa.FixedSizeListArray.from_arrays(_values(values), kind.list_size)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -66,12 +62,8 @@ def _values(stored: pa.FixedSizeBinaryArray) -> pa.FloatArray:
     return pa.array((data.copy().view("<u2").astype(np.uint32) << 16).view(np.float32))
 
 
-def _storage(kind: pa.DataType) -> pa.DataType:
-    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-
-
 def _width(kind: pa.DataType) -> int:
-    kind = _storage(kind)
+    kind = arrow_types.storage_type(kind)
     return int(kind.byte_width) if pa.types.is_fixed_size_binary(kind) else 0
 
 

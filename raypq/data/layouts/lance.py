@@ -15,25 +15,45 @@ from typing import Any
 
 import pyarrow as pa
 
-from raypq.data.storage import Shard, is_local, join, local_path, stem_of
+from raypq.data.layouts.source import blocks
+from raypq.data.storage import Shard, is_local, join, local_path
+from raypq.data.storage.walk import Entry
 from raypq.errors import DamagedError, InputError
 from raypq.optional_packages import require
 
 SUFFIX = ".lance"
 _DATA_FILE = re.compile(r"(?P<root>.+)/data/(?P<name>[^/]+\.lance)", re.DOTALL)
 _CHANGING = ("file_size_bytes", "created_at_version_meta", "last_updated_at_version_meta")
-_GROUP_ROWS = 1 << 16
 _READ_AHEAD = 4  # batches; bounds memory
 
 
-def list_fragments(files: Sequence[str]) -> list[Shard]:
-    """The fragments of the datasets that these data files belong to; indices are not set.
+def list_fragments(files: Iterable[str]) -> dict[str, Entry]:
+    """The fragments of the datasets that these data files belong to, by URI.
 
     Raises:
         InputError: a file of no dataset, or a dataset that cannot be opened.
         ConfigError: the package pylance is not installed.
     """
-    roots: dict[str, None] = {}
+    found: dict[str, Entry] = {}
+    for root in roots(files):
+        with _errors(root):
+            dataset = _dataset(root)
+            for fragment in dataset.get_fragments():
+                content = _content(fragment)
+                uri = _uri(root, content)
+                size = sum(file["file_size_bytes"] or 0 for file in content["files"])
+                tag = _tag(content, dataset.schema)
+                found[uri] = Entry(path=uri, real=uri, size=size, tag=tag)
+    return found
+
+
+def roots(files: Iterable[str]) -> list[str]:
+    """The datasets of data files.
+
+    Raises:
+        InputError: a file of no dataset.
+    """
+    found: dict[str, None] = {}
     for uri in files:
         match = _DATA_FILE.fullmatch(uri)
         if match is None:
@@ -42,28 +62,8 @@ def list_fragments(files: Sequence[str]) -> list[Shard]:
                 expected="a Lance dataset (a folder with data/ and _versions/)",
                 found="a single file; name the dataset's folder",
             )
-        roots[match["root"]] = None
-    return [shard for root in roots for shard in _fragments(root)]
-
-
-def roots(fragments: Iterable[str]) -> list[str]:
-    """The datasets of these fragments."""
-    return list(dict.fromkeys(uri.rpartition("/data/")[0] for uri in fragments))
-
-
-def _fragments(root: str) -> Iterator[Shard]:
-    with _errors(root):
-        dataset = _dataset(root)
-        for fragment in dataset.get_fragments():
-            content = _content(fragment)
-            uri = _uri(root, content)
-            yield Shard(
-                index=0,
-                uri=uri,
-                stem=stem_of(uri),
-                size=sum(file["file_size_bytes"] or 0 for file in content["files"]),
-                modified=_tag(content, dataset.schema),
-            )
+        found[match["root"]] = None
+    return list(found)
 
 
 def _dataset(root: str) -> Any:
@@ -108,8 +108,7 @@ class LanceSource:
     @property
     def group_rows(self) -> Sequence[int]:
         """Blocks of rows."""
-        full, rest = divmod(self._rows, _GROUP_ROWS)
-        return [_GROUP_ROWS] * full + [rest] * bool(rest)
+        return blocks(self._rows)
 
     def batches(
         self, columns: Sequence[str] | None, size: int, group: int | None
@@ -118,7 +117,9 @@ class LanceSource:
         names = self.schema.names
         wanted = names if columns is None else columns
         tops = dict.fromkeys(name if name in names else name.split(".")[0] for name in wanted)
-        part = {} if group is None else {"offset": group * _GROUP_ROWS, "limit": _GROUP_ROWS}
+        part = {}
+        if group is not None:
+            part = {"offset": sum(self.group_rows[:group]), "limit": self.group_rows[group]}
         rows = 0
         with _errors(self.uri):
             scan = self._fragment.scanner(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from raypq.data.layouts import lance
 from raypq.data.storage import Shard, join
-from raypq.data.storage.shards import SUFFIXES, files_of_folder, find_files, stem_of, tag_of
+from raypq.data.storage.shards import SUFFIXES, files_of_folder, find_files, shard_of
 from raypq.data.storage.walk import Entry
 from raypq.errors import EmptySourceError, InputError
 
@@ -32,30 +31,34 @@ def list_features(uris: Sequence[str]) -> list[Shard]:
         InputError: two layouts in one folder, or an array without its metadata.
     """
     entries = find_files(uris, (*SUFFIXES, *ARRAYS, lance.SUFFIX))
-    fragments = lance.list_fragments([uri for uri in entries if uri.endswith(lance.SUFFIX)])
-    entries = {uri: entry for uri, entry in entries.items() if not uri.endswith(lance.SUFFIX)}
     arrays: dict[str, list[str]] = defaultdict(list)  # by folder
     tables: dict[str, dict[str, Entry]] = defaultdict(dict)  # Parquet files, by folder
+    parts: list[str] = []  # data files of Lance datasets
     for uri, entry in entries.items():
         folder, name = _split(uri)
         if name.lower().endswith(ARRAYS):
             arrays[folder].append(uri)
+        elif name.endswith(lance.SUFFIX):
+            parts.append(uri)
         else:
             tables[folder][uri] = entry
     _refuse_two_embeddings(arrays)
     metadata: dict[str, tuple[str, Entry]] = {}
     for folder, found in arrays.items():
         metadata |= _describe(folder, found, tables)
-    described = {uri for uri, _ in metadata.values()}
-    shards = [uri for uri in sorted(entries) if uri not in described]
-    _refuse_two_layouts([*shards, *lance.roots(shard.uri for shard in fragments)])
-    if not shards and not fragments:
+    others = {*parts, *(uri for uri, _ in metadata.values())}
+    files = {uri: entry for uri, entry in entries.items() if uri not in others}
+    fragments = lance.list_fragments(parts)
+    _refuse_two_layouts([*files, *lance.roots(fragments)])
+    shards = files | fragments
+    if not shards:
         raise EmptySourceError(
             ", ".join(uris), expected="rows", found="Lance datasets without a fragment"
         )
-    files = [_shard(uri, entries[uri], metadata.get(uri)) for uri in shards]
-    ordered = sorted([*files, *fragments], key=lambda shard: shard.uri)
-    return [replace(shard, index=index) for index, shard in enumerate(ordered)]
+    return [
+        shard_of(index, uri, shards[uri], metadata.get(uri))
+        for index, uri in enumerate(sorted(shards))
+    ]
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -139,18 +142,3 @@ def _refuse_two_layouts(shards: Iterable[str]) -> None:
                 expected="shards of one layout (an array and the Parquet file of its name are one)",
                 found=f"{first} and {second}; name the files of one by a glob",
             )
-
-
-def _shard(uri: str, entry: Entry, metadata: tuple[str, Entry] | None) -> Shard:
-    size, tag = entry.size or 0, tag_of(uri, entry)
-    if metadata is None:
-        return Shard(index=0, uri=uri, stem=stem_of(uri), size=size, modified=tag)
-    other, its = metadata
-    return Shard(
-        index=0,
-        uri=uri,
-        stem=stem_of(uri),
-        size=size + (its.size or 0),
-        modified=f"{tag}+{tag_of(other, its)}",
-        metadata=other,
-    )

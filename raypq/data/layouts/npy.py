@@ -37,13 +37,7 @@ def open_source(shard: Shard, columns: Columns, metadata: Source | None) -> Iter
         check_vectors(shape, dtype, shard.uri)
         start = file.tell()
         row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        if size != start + shape[0] * row_bytes:
-            raise DamagedError(
-                shard.uri,
-                expected=f"{start + shape[0] * row_bytes} bytes for an array "
-                f"[{shape[0]}, {shape[1]}] of {dtype.name}",
-                found=f"{size} bytes",
-            )
+        check_size(size, start, shape, dtype, shard.uri)
 
         def open_at(row: int) -> Read:
             place = start + row * row_bytes
@@ -98,6 +92,26 @@ def read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[
             found="Fortran order; write np.ascontiguousarray(X)",
         )
     return shape, dtype
+
+
+def check_size(
+    size: int, start: int, shape: tuple[int, ...], dtype: np.dtype[Any], where: str
+) -> None:
+    """Refuses a file that is not as long as its header says.
+
+    Args:
+        size: of the file in bytes. start: place of its first value.
+
+    Raises:
+        DamagedError: naming both sizes.
+    """
+    expected = start + math.prod(shape) * dtype.itemsize
+    if size != expected:
+        raise DamagedError(
+            where,
+            expected=f"{expected} bytes for an array of shape {shape} of {dtype.name}",
+            found=f"{size} bytes",
+        )
 
 
 def check_vectors(shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> None:

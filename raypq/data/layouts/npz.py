@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from raypq.config import Columns
 from raypq.data.layouts.array_source import ArraySource, Read, StoredArray
-from raypq.data.layouts.npy import check_vectors, read_exactly, read_header, to_native
+from raypq.data.layouts.npy import check_size, check_vectors, read_exactly, read_header, to_native
 from raypq.data.layouts.source import Source
 from raypq.data.storage import Shard, is_local, open_bytes
 from raypq.errors import DamagedError, InputError
@@ -140,13 +140,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, uri: str) -> StoredA
         shape, dtype = read_header(file, where)
         start = file.tell()
     row_bytes = math.prod(shape[1:]) * dtype.itemsize
-    expected = start + math.prod(shape) * dtype.itemsize
-    if info.file_size != expected:
-        raise DamagedError(
-            where,
-            expected=f"{expected} bytes for an array of shape {shape} of {dtype.name}",
-            found=f"{info.file_size} bytes",
-        )
+    check_size(info.file_size, start, shape, dtype, where)
 
     def open_at(row: int) -> Read:
         with _errors(uri):

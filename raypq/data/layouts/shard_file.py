@@ -8,7 +8,7 @@ the row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote
@@ -22,7 +22,7 @@ from raypq.config import Columns
 from raypq.data.layouts import bfloat16, tensors
 from raypq.data.layouts.source import Source
 from raypq.data.storage import Shard
-from raypq.errors import InputError
+from raypq.data.storage.parquet import check_column
 
 _DEFAULT_ID = Columns().id
 _NULL_KEY = "__HIVE_DEFAULT_PARTITION__"  # as Hive, Spark and Arrow write a null key
@@ -42,14 +42,14 @@ class _Column:
     Attributes:
         field: its name and type. path: names of fields, from a column downwards; empty for a
             column that is made.
-        constant: the value of a column that is made, which all rows share; None for a null.
+        make: of a column that is made: called with the first row and their number.
         position: of a column that is read as it is stored, if all are read.
         convert: called with an array, to be read in another type.
     """
 
     field: pa.Field
     path: tuple[str, ...] = ()
-    constant: str | None = None
+    make: Callable[[int, int], pa.Array] | None = None
     position: int | None = None
     convert: Convert | None = None
 
@@ -64,20 +64,23 @@ class ShardFile:
 
     def __init__(self, source: Source, shard: Shard, columns: Columns) -> None:
         self._source, self._stem, self._columns = source, shard.stem, columns
+        self._schema = source.schema
         self.uri = shard.uri
         self.group_rows = list(source.group_rows)
         self.rows = sum(self.group_rows)
-        names = source.schema.names
+        names = self._schema.names
         self.ids_are_made = columns.id == _DEFAULT_ID and _DEFAULT_ID not in names
         self._made: dict[str, _Column] = {}
         if self.ids_are_made:
             field = pa.field(columns.id, pa.string(), nullable=False)
-            self._made[columns.id] = _Column(field=field)
+            self._made[columns.id] = _Column(field=field, make=self._ids)
         key = _path_key(shard.uri, columns.label)
-        if key is not None and columns.label not in names:
-            value = None if key == _NULL_KEY else key
-            field = pa.field(columns.label, pa.string())
-            self._made[columns.label] = _Column(field=field, constant=value)
+        if key is not None and not self.has(columns.label):
+            value = pa.scalar(None if key == _NULL_KEY else key, pa.string())
+            self._made[columns.label] = _Column(
+                field=pa.field(columns.label, pa.string()),
+                make=lambda _, rows: pa.repeat(value, rows),
+            )
 
     @property
     def schema(self) -> pa.Schema:
@@ -86,7 +89,7 @@ class ShardFile:
 
     def has(self, name: str) -> bool:
         """Whether there is a column of this name (or several)."""
-        names = self._source.schema.names
+        names = self._schema.names
         return name in names or name in self._made or self._nested(name) is not None
 
     def field(self, name: str) -> pa.Field:
@@ -110,12 +113,11 @@ class ShardFile:
                 damaged.
         """
         wanted = self._wanted(columns)
+        schema = pa.schema([column.field for column in wanted])
         row = 0 if group is None else sum(self.group_rows[:group])
         for batch in self._source.batches(self._paths(columns, wanted), size, group):
             values = [self._array(column, batch, row) for column in wanted]
-            yield pa.RecordBatch.from_arrays(
-                values, schema=pa.schema([column.field for column in wanted])
-            )
+            yield pa.RecordBatch.from_arrays(values, schema=schema)
             row += len(batch)
 
     def stream(self, size: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -142,29 +144,21 @@ class ShardFile:
         named = {name: self._column(name) for name in of_job if self.has(name)}
         stored = [
             named.get(field.name) or _Column(field=field, position=position)
-            for position, field in enumerate(self._source.schema)
+            for position, field in enumerate(self._schema)
         ]
-        names = self._source.schema.names
+        names = self._schema.names
         return [*stored, *(column for name, column in named.items() if name not in names)]
 
     def _column(self, name: str) -> _Column:
-        names = self._source.schema.names
-        if (several := names.count(name)) > 1:
-            raise InputError(
-                self.uri,
-                expected=f"one column '{name}'",
-                found=f"{several} of that name; rename or drop the others",
-            )
         column = self._made.get(name) or self._nested(name)
         if column is None:
-            raise InputError(
-                self.uri, expected=f"a column '{name}'", found=f"columns {', '.join(names)}"
-            )
+            check_column(self.uri, self._schema.names, name)
+        assert column is not None, "a name that one column has"
         return column
 
     def _nested(self, name: str) -> _Column | None:
         """A column of the shard by its name or path; None if there is none."""
-        schema = self._source.schema
+        schema = self._schema
         whole = schema.names.count(name) == 1
         first, *rest = [name] if whole else name.split(".")
         if schema.names.count(first) != 1:
@@ -199,10 +193,13 @@ class ShardFile:
                 where = f"{self.uri}, column '{column.field.name}'"
                 array = column.convert(array, where=where, row0=row)
             return array
-        if column.field.name == self._columns.label:
-            return pa.array([column.constant] * len(batch), pa.string())
-        rows = pa.array(np.arange(row, row + len(batch))).cast(pa.string())
-        return pc.binary_join_element_wise(self._stem, rows, ":")
+        assert column.make is not None, "a column is stored or made"
+        return column.make(row, len(batch))
+
+    def _ids(self, row: int, rows: int) -> pa.StringArray:
+        """Ids of rows, made of the shard's name and the row."""
+        numbers = pa.array(np.arange(row, row + rows)).cast(pa.string())
+        return pc.binary_join_element_wise(self._stem, numbers, ":")
 
 
 def _path_key(uri: str, name: str) -> str | None:

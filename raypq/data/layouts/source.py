@@ -11,6 +11,8 @@ from typing import Protocol
 
 import pyarrow as pa
 
+_BLOCK_ROWS = 1 << 16
+
 
 class Source(Protocol):
     """The rows of an open shard.
@@ -41,3 +43,9 @@ class Source(Protocol):
 
     def row_bytes(self, columns: Sequence[str] | None) -> float:
         """Stored bytes of a row of these columns, on average."""
+
+
+def blocks(rows: int) -> list[int]:
+    """Rows of each group where the layout has no groups of its own."""
+    full, rest = divmod(rows, _BLOCK_ROWS)
+    return [_BLOCK_ROWS] * full + [rest] * bool(rest)

@@ -16,15 +16,13 @@ def is_tensor(field: pa.Field) -> bool:
     of one shape."""
     if not arrow_types.extension_name(field).startswith("datasets."):
         return False
-    kind = field.type
-    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    kind = arrow_types.storage_type(field.type)
     return arrow_types.is_list(kind) and arrow_types.is_list(kind.value_type)
 
 
 def tensor_values(field: pa.Field) -> pa.DataType:
     """The type of a tensor's rows as ``flat_rows`` gives them."""
-    kind = field.type
-    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    kind = arrow_types.storage_type(field.type)
     while arrow_types.is_list(kind):
         kind = kind.value_type
     return pa.large_list(kind)
@@ -43,8 +41,7 @@ def flat_rows(column: pa.Array, *, where: str, row0: int = 0) -> pa.LargeListArr
     column = column.flatten()
     rows = np.repeat(np.arange(len(lengths)), lengths)
     while arrow_types.is_list(column.type):
-        if column.null_count:
-            arrow_types.refuse_nulls(column, where, row0, expected="a list of values")
+        refuse_null_values(column, rows, where, row0)
         inner = list_lengths(column)
         wrong = np.flatnonzero(inner != inner[:1])
         if len(wrong):
@@ -57,6 +54,22 @@ def flat_rows(column: pa.Array, *, where: str, row0: int = 0) -> pa.LargeListArr
         lengths, rows, column = lengths * each, np.repeat(rows, each), column.flatten()
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return pa.LargeListArray.from_arrays(pa.array(offsets), column)
+
+
+def refuse_null_values(values: pa.Array, rows: NDArray[np.int64], where: str, row0: int) -> None:
+    """Refuses nulls inside of lists.
+
+    Args:
+        rows: the row of each value, in its batch.
+
+    Raises:
+        InputError: naming the first such row.
+    """
+    if values.null_count:
+        first = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]
+        raise InputError(
+            f"{where}, row {row0 + int(rows[first])}", expected="no nulls", found="a null value"
+        )
 
 
 def list_lengths(column: pa.Array) -> NDArray[np.int64]:

@@ -53,17 +53,7 @@ class CheckedFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
         Raises:
             InputError: no such column, or several of the name.
         """
-        names = self.schema_arrow.names
-        if not self.has(name):
-            raise InputError(
-                self.uri, expected=f"a column '{name}'", found=f"columns {', '.join(names)}"
-            )
-        if (several := names.count(name)) > 1:
-            raise InputError(
-                self.uri,
-                expected=f"one column '{name}'",
-                found=f"{several} of that name; rename or drop the others",
-            )
+        check_column(self.uri, self.schema_arrow.names, name)
         return self.schema_arrow.field(name)
 
     def iter_batches(
@@ -104,6 +94,23 @@ class CheckedFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
             raise DamagedError(
                 self.uri, expected=f"{expected} rows, as its footer says", found=f"{found} in all"
             )
+
+
+def check_column(uri: str, names: Sequence[str], name: str) -> None:
+    """Refuses a name that no column has, or several.
+
+    Raises:
+        InputError: naming the columns, or how many there are of the name.
+    """
+    count = names.count(name)
+    if not count:
+        raise InputError(uri, expected=f"a column '{name}'", found=f"columns {', '.join(names)}")
+    if count > 1:
+        raise InputError(
+            uri,
+            expected=f"one column '{name}'",
+            found=f"{count} of that name; rename or drop the others",
+        )
 
 
 def _check_texts(columns: Iterable[pa.Array | pa.ChunkedArray]) -> None:

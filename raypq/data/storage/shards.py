@@ -72,16 +72,7 @@ def list_shards(uris: Sequence[str]) -> list[Shard]:
         ConfigError: a storage setting that cannot be used.
     """
     entries = find_files(uris)
-    return [
-        Shard(
-            index=index,
-            uri=uri,
-            stem=stem_of(uri),
-            size=entries[uri].size or 0,
-            modified=tag_of(uri, entries[uri]),
-        )
-        for index, uri in enumerate(sorted(entries))
-    ]
+    return [shard_of(index, uri, entries[uri]) for index, uri in enumerate(sorted(entries))]
 
 
 def find_files(uris: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> dict[str, Entry]:
@@ -116,9 +107,18 @@ def find_files(uris: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> dict[
     return entries
 
 
-def tag_of(uri: str, entry: Entry) -> str:
-    """The version tag of a listed file; the sha256 of its content where the storage gives none."""
-    return entry.tag or digest(uri)
+def shard_of(
+    index: int, uri: str, entry: Entry, metadata: tuple[str, Entry] | None = None
+) -> Shard:
+    """The shard of a listed file, and of the Parquet file with its further columns.
+
+    Where the storage gives no version tag, the sha256 of the content is the tag.
+    """
+    size, tag, other = entry.size or 0, entry.tag or digest(uri), ""
+    if metadata is not None:
+        other, its = metadata
+        size, tag = size + (its.size or 0), f"{tag}+{its.tag or digest(other)}"
+    return Shard(index=index, uri=uri, stem=stem_of(uri), size=size, modified=tag, metadata=other)
 
 
 def files_of_folder(uri: str) -> dict[str, Entry]:

@@ -91,6 +91,17 @@ def train(features: Path, output: Path) -> str:
     return job.output
 
 
+def night(root: Path, model: str, **more: Any) -> ReindexJob:
+    """The nightly job of the store ``root/features``."""
+    return ReindexJob(
+        model=model,
+        features=[str(root / "features")],
+        codes=str(root / "codes"),
+        where=ALONE,
+        **more,
+    )
+
+
 @pytest.mark.parametrize("put", [npy, npz, lance])
 def test_every_job_reads_it(tmp_path: Path, put: Put) -> None:
     found: dict[str, Any] = {}
@@ -162,13 +173,7 @@ def registry_fingerprint(model: str) -> str:
 def test_a_night_does_what_changed(tmp_path: Path, put: Put) -> None:
     features = fill(tmp_path / "features", put)
     model = train(features, tmp_path / "model")
-    job = ReindexJob(
-        model=model,
-        features=[str(features)],
-        codes=str(tmp_path / "codes"),
-        where=ALONE,
-        max_removed=1,
-    )
+    job = night(tmp_path, model, max_removed=1)
     assert raypq.reindex(job)["shards"]["new"] == SHARDS
     assert raypq.reindex(job)["shards"]["kept"] == SHARDS
     X, ids, labels = shard(1)
@@ -193,9 +198,7 @@ def test_rows_deleted_from_a_lance_dataset_are_gone_on_the_next_night(tmp_path: 
     package = pytest.importorskip("lance")
     features = fill(tmp_path / "features", lance)
     model = train(features, tmp_path / "model")
-    job = ReindexJob(
-        model=model, features=[str(features)], codes=str(tmp_path / "codes"), where=ALONE
-    )
+    job = night(tmp_path, model)
     raypq.reindex(job)
     before = codes_by_id(tmp_path / "codes")
     package.dataset(str(features / "part-1.lance")).delete("id = 1005")
@@ -224,13 +227,7 @@ def test_content_is_that_of_all_files(tmp_path: Path, change: str) -> None:
     put = npy if change == "metadata" else lance
     features = fill(tmp_path / "features", put)
     model = train(features, tmp_path / "model")
-    job = ReindexJob(
-        model=model,
-        features=[str(features)],
-        codes=str(tmp_path / "codes"),
-        compare="content",
-        where=ALONE,
-    )
+    job = night(tmp_path, model, compare="content")
     raypq.reindex(job)
     _, ids, labels = shard(1)
     if put is npy:
