@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from raypq import api, console, kernels
 from raypq.bench.harness import machine
 from raypq.config import AblationJob, Columns, SplitJob, TrainJob
-from raypq.data import json_text, result_file
+from raypq.data import result_file
 from raypq.data.features import FeatureStore, read_batches
-from raypq.data.storage import join
+from raypq.data.storage import join, json_text
 from raypq.data.store import overlap
 from raypq.errors import InputError
 from raypq.methods.base import Model

@@ -21,8 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from raypq.data import json_text
-from raypq.data.storage import exists, join, read_bytes, write_bytes
+from raypq.data.storage import exists, join, json_text, read_bytes, write_bytes
 from raypq.errors import ModelError
 
 Prototypes = tuple[NDArray[np.float32], NDArray[np.float64]]

@@ -1,7 +1,8 @@
 """Code files: ``id``, ``code`` fixed_size_binary and, copied from the features, ``label``.
 
-K ≤ 16 packs two codes to a byte, the even sub-codebook in the low half. The file's metadata holds
-the model's fingerprint, M and K.
+Codes of images also have ``version``, which changes when the image does: the next run decodes only
+images that changed. K ≤ 16 packs two codes to a byte, the even sub-codebook in the low half. The
+file's metadata holds the model's fingerprint, M and K.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq.data import arrays, format_version
+from raypq.data.layouts.image_files import VERSION_BYTES
 from raypq.data.storage import CheckedFile, stream
 from raypq.data.stored import open_stored
 from raypq.errors import InputError
 
 _FORMAT = "1"
 WRITE_OPTIONS: dict[str, Any] = {
-    "compression": {"id": "zstd", "label": "zstd", "code": "none"},
+    "compression": {"id": "zstd", "label": "zstd", "code": "none", "version": "none"},
     "use_dictionary": ["label"],
 }
 
@@ -58,14 +60,28 @@ def unpack(stored: NDArray[np.uint8], M: int, K: int) -> NDArray[np.uint8]:
     return B
 
 
-def schema(*, fingerprint: str, M: int, K: int, id_type: pa.DataType, label: bool) -> pa.Schema:
-    """The schema of a code file."""
+def schema(
+    *,
+    fingerprint: str,
+    M: int,
+    K: int,
+    id_type: pa.DataType,
+    label: bool,
+    version: bool = False,
+) -> pa.Schema:
+    """The schema of a code file.
+
+    Args:
+        version: whether it has versions of images.
+    """
     fields = [
         pa.field("id", id_type, nullable=False),
         pa.field("code", pa.binary(bytes_per_code(M, K)), nullable=False),
     ]
     if label:
         fields.append(pa.field("label", pa.string()))
+    if version:
+        fields.append(pa.field("version", pa.binary(VERSION_BYTES), nullable=False))
     metadata = {"raypq.format": _FORMAT, "raypq.model": fingerprint, "raypq.M": M, "raypq.K": K}
     return pa.schema(fields, metadata={key: str(value) for key, value in metadata.items()})
 
@@ -76,11 +92,13 @@ class CodeBatch:
 
     Attributes:
         B: codes [n, M], uint8. ids: n values. labels: n values, or None without the column.
+        versions: of images, n values, where they were asked for.
     """
 
     B: NDArray[np.uint8]
     ids: pa.Array
     labels: pa.StringArray | None
+    versions: pa.FixedSizeBinaryArray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +107,7 @@ class CodeFile:
 
     Attributes:
         fingerprint: of the model. label: whether there are labels.
+        version: whether there are versions of images.
     """
 
     uri: str
@@ -98,6 +117,7 @@ class CodeFile:
     K: int
     id_type: pa.DataType
     label: bool
+    version: bool = False
 
     @classmethod
     def open(cls, uri: str, *, size: int | None = None) -> CodeFile:
@@ -135,6 +155,7 @@ class CodeFile:
                 K=K,
                 id_type=file.field("id").type,
                 label=file.has("label"),
+                version=file.has("version"),
             )
 
     def ids(self, rows: int) -> Iterator[pa.Array]:
@@ -150,15 +171,20 @@ class CodeFile:
                 yield batch.column(0)
                 row += len(batch)
 
-    def batches(self, rows: int, *, labels: bool = True) -> Iterator[CodeBatch]:
+    def batches(
+        self, rows: int, *, labels: bool = True, versions: bool = False
+    ) -> Iterator[CodeBatch]:
         """Streams the codes in batches of up to ``rows``, with labels if the file has them.
+
+        Args:
+            versions: give the versions of images, which the file must have.
 
         Raises:
             InputError: a code of K or more, or a null code or id, naming the row.
         """
         row = 0
         label = self.label and labels
-        columns = ["id", "code"] + (["label"] if label else [])
+        columns = ["id", "code"] + ["label"] * label + ["version"] * versions
         with open_stored(self.uri, "codes") as file:
             for batch in stream(file, rows, columns=columns):
                 _check_nulls(batch, self.uri, row)
@@ -175,7 +201,10 @@ class CodeFile:
                         found=str(int(B[bad].max())),
                     )
                 yield CodeBatch(
-                    B=B, ids=batch.column("id"), labels=batch.column("label") if label else None
+                    B=B,
+                    ids=batch.column("id"),
+                    labels=batch.column("label") if label else None,
+                    versions=batch.column("version") if versions else None,
                 )
                 row += len(batch)
 
@@ -184,7 +213,8 @@ def _check_types(file: CheckedFile, M: int, K: int) -> None:
     """Refuses columns of other types than raypq writes, and columns of the same name."""
     code = pa.binary(bytes_per_code(M, K))
     known: dict[str, tuple[pa.DataType, ...]] = {
-        "id": (pa.string(), pa.int64()), "code": (code,), "label": (pa.string(),)
+        "id": (pa.string(), pa.int64()), "code": (code,), "label": (pa.string(),),
+        "version": (pa.binary(VERSION_BYTES),),
     }  # fmt: skip
     for name in filter(file.has, known):
         if (found := file.field(name).type) not in known[name]:
@@ -196,7 +226,7 @@ def _check_types(file: CheckedFile, M: int, K: int) -> None:
 
 
 def _check_nulls(batch: pa.RecordBatch, uri: str, row: int) -> None:
-    for name in {"id", "code"} & {*batch.schema.names}:
+    for name in {"id", "code", "version"} & {*batch.schema.names}:
         column = batch.column(name)
         if column.null_count:
             first = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
@@ -217,10 +247,17 @@ def _number(metadata: Mapping[bytes, bytes], key: bytes, uri: str) -> int:
 
 
 def record_batch(
-    schema: pa.Schema, *, ids: pa.Array, stored: NDArray[np.uint8], labels: pa.StringArray | None
+    schema: pa.Schema,
+    *,
+    ids: pa.Array,
+    stored: NDArray[np.uint8],
+    labels: pa.StringArray | None,
+    versions: pa.FixedSizeBinaryArray | None = None,
 ) -> pa.RecordBatch:
     """One batch of a code file; a missing label column becomes nulls where the schema has one."""
     columns = [ids.cast(schema.field("id").type), arrays.fixed_binary(stored)]
     if "label" in schema.names:
         columns.append(labels if labels is not None else pa.nulls(len(ids), pa.string()))
+    if "version" in schema.names:
+        columns.append(versions)
     return pa.RecordBatch.from_arrays(columns, schema=schema)

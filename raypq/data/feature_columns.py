@@ -39,6 +39,8 @@ def layout_of(file: ShardFile, columns: Columns, width: int | None, uri: str) ->
     """
     field = file.field(columns.feature)
     where = f"{uri}, column '{columns.feature}'"
+    if file.names_images(columns.feature):
+        return FeatureLayout(width=None, side=_side(columns, width, where))
     arrow_types.check_extension(field, where)
     kind = arrow_types.storage_type(field.type)
     known = width or columns.width or stored_width(field)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypq.config import Columns
@@ -15,6 +16,7 @@ from raypq.data import arrays, ids, images, texts
 from raypq.data.feature_columns import WIDTH_NOTE, has_labels, kind_of_ids, layout_of
 from raypq.data.ids import IdRule
 from raypq.data.layouts import ShardFile, list_features, open_shard
+from raypq.data.layouts.image_files import versions_of
 from raypq.data.storage import Shard
 
 _BATCH_BYTES = 64 << 20  # one batch of float32 features; bounds a worker's memory
@@ -26,10 +28,13 @@ class FeatureBatch:
     """Some consecutive rows of one shard, without images that could not be decoded.
 
     Attributes:
-        X: features [n, dx], float32; finite, unless the reader was opened with ``finite=False``.
+        X: features [m, dx], float32; finite, unless the reader was opened with ``finite=False``.
         ids: string or int64, n values.
         labels: class_ids as strings (null where a row has none), or None without the column.
         row: row of the file at which the batch starts.
+        versions: of the images, n values (``image_files.versions_of``); None for vectors.
+        known: position of each row in ``KnownImages``, -1 for the m rows of X; None if all n rows
+            are in X.
     """
 
     X: NDArray[np.float32]
@@ -37,9 +42,26 @@ class FeatureBatch:
     labels: pa.StringArray | None
     row: int
     where: str
+    versions: pa.FixedSizeBinaryArray | None = None
+    known: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return len(self.X)
+        return len(self.ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownImages:
+    """Images that need not be decoded: n ids and versions; of an id that repeats, the first."""
+
+    ids: pa.Array
+    versions: pa.FixedSizeBinaryArray
+
+    def positions(self, ids: pa.Array, versions: pa.FixedSizeBinaryArray) -> NDArray[np.int64]:
+        """The position of each image here, -1 where its id or its version is not known."""
+        found = pc.index_in(ids.cast(self.ids.type), value_set=self.ids)
+        same = pc.equal(self.versions.take(found), versions)
+        known = pc.if_else(pc.fill_null(same, False), found, -1)
+        return known.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +94,8 @@ class FeatureReader:
         id_type: string or int64; for a shard without rows, that of the store.
         id_column: the type of the column in the file.
         label: whether labels are read; False for a column of the type null.
+        images: whether rows are encoded images, which are decoded.
+        known: images so far that were known, and so not decoded.
     """
 
     def __init__(
@@ -83,6 +107,7 @@ class FeatureReader:
         labels: bool,
         finite: bool,
         rule: IdRule | None,
+        threads: int,
     ) -> None:
         self._finite = finite
         self._file, self._columns, self._uri = file, columns, shard.uri
@@ -93,14 +118,21 @@ class FeatureReader:
         self._width = layout.width
         self._decoder: images.Decoder | None = None
         if layout.side is not None:
-            self._decoder = images.Decoder(layout.side, columns.bad_images, self._where)
+            self._decoder = images.Decoder(
+                layout.side, columns.bad_images, self._where, threads=threads
+            )
             self._width = images.row_width(layout.side)
+        self.images = self._decoder is not None
+        self.known = 0
         self._id_kind = kind_of_ids(file, columns, rule)
         self.id_type = IdRule(kind=self._id_kind).type
         self.label = labels and has_labels(file, columns)
 
-    def batches(self) -> Iterator[FeatureBatch]:
+    def batches(self, known: KnownImages | None = None) -> Iterator[FeatureBatch]:
         """The rows in batches; memory is bounded by a batch, not by the shard.
+
+        Args:
+            known: images that are not decoded.
 
         Raises:
             InputError: wrong type or width, nulls, NaN or Inf, naming the row.
@@ -108,9 +140,10 @@ class FeatureReader:
         columns = self._columns
         wanted = [columns.id, columns.feature] + ([columns.label] if self.label else [])
         row = 0
-        for batch in self._file.stream(batch_rows(self._width or 1024), wanted):
+        rows = batch_rows(self._width or 1024)
+        for batch in self._file.stream(rows, wanted, read_images=False):
             if len(batch):
-                converted = self._convert(batch, row)
+                converted = self._convert(batch, row, known)
                 row += len(batch)
                 if len(converted):
                     yield converted
@@ -120,7 +153,7 @@ class FeatureReader:
         """Images so far that could not be decoded and were left out."""
         return self._decoder.left_out if self._decoder else 0
 
-    def _convert(self, batch: pa.RecordBatch, row: int) -> FeatureBatch:
+    def _convert(self, batch: pa.RecordBatch, row: int, known: KnownImages | None) -> FeatureBatch:
         columns = self._columns
         names = ids.read(
             batch.column(columns.id),
@@ -132,22 +165,44 @@ class FeatureReader:
         if self.label:
             where = f"{self._uri}, column '{columns.label}'"
             labels = texts.strings(batch.column(columns.label), where=where, nulls=True, row0=row)
+        column = batch.column(columns.feature)
         if self._decoder:
-            X, good = self._decoder.rows(batch.column(columns.feature), names, row)
-            if not good.all():
-                keep = pa.array(good)
-                names, labels = names.filter(keep), None if labels is None else labels.filter(keep)
-        else:
-            raw = arrays.matrix(
-                batch.column(columns.feature), width=self._width, where=self._where, row0=row
-            )
-            self._width = raw.shape[1]
-            X = (
-                arrays.finite_float32(raw, where=self._where, ids=names, row0=row)
-                if self._finite
-                else arrays.any_float32(raw)
-            )
+            return self._decoded(self._decoder, column, names, labels, row, known)
+        raw = arrays.matrix(column, width=self._width, where=self._where, row0=row)
+        self._width = raw.shape[1]
+        X = (
+            arrays.finite_float32(raw, where=self._where, ids=names, row0=row)
+            if self._finite
+            else arrays.any_float32(raw)
+        )
         return FeatureBatch(X=X, ids=names, labels=labels, row=row, where=self._uri)
+
+    def _decoded(
+        self,
+        decoder: images.Decoder,
+        column: pa.Array,
+        names: pa.Array,
+        labels: pa.StringArray | None,
+        row: int,
+        known: KnownImages | None,
+    ) -> FeatureBatch:
+        """A batch of images, without those that cannot be decoded."""
+        versions = versions_of(column)
+        positions = None if known is None else known.positions(names, versions)
+        wanted = None
+        if positions is not None:
+            wanted = positions < 0
+            self.known += int(len(wanted) - wanted.sum())
+        X, undecodable = decoder.rows(column, names, row, wanted)
+        if undecodable.any():
+            keep = pa.array(~undecodable)
+            names, versions = names.filter(keep), versions.filter(keep)
+            labels = None if labels is None else labels.filter(keep)
+            positions = None if positions is None else positions[~undecodable]
+        return FeatureBatch(
+            X=X, ids=names, labels=labels, row=row, where=self._uri, versions=versions,
+            known=positions,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -159,6 +214,7 @@ def open_features(
     labels: bool = True,
     finite: bool = True,
     rule: IdRule | None = None,
+    threads: int = 1,
 ) -> Iterator[FeatureReader]:
     """Opens a shard for reading.
 
@@ -167,12 +223,13 @@ def open_features(
         labels: read the label column if there is one.
         finite: refuse NaN and Inf; otherwise the caller must handle them.
         rule: the type that its ids must have; None takes the shard's own.
+        threads: that decode images at the same time.
 
     Raises:
         InputError: missing column, wrong type or width, a file that cannot be read.
     """
     with open_shard(shard, columns) as file:
-        yield FeatureReader(file, shard, columns, width, labels, finite, rule)
+        yield FeatureReader(file, shard, columns, width, labels, finite, rule, threads)
 
 
 def read_batches(

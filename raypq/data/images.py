@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from threading import Semaphore
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,13 +21,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import console
-from raypq.data.storage import StorageSettings
+from raypq.data.layouts.image_files import ImageFile, read_file, uris_of
+from raypq.data.storage import StorageSettings, is_local
 from raypq.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 _SHOWN = 5  # images named in a warning
+_READERS = 8  # image files read at the same time, since a remote one takes long to begin
 # Raster formats whose header gives the decoded size. Left out are formats that start programs (EPS
 # runs Ghostscript) and containers of other images, whose size the header only claims.
 _FORMATS = (
@@ -169,41 +173,70 @@ class Decoder:
     """Decodes the images of one shard; leaves out up to ``allowed`` that cannot be decoded.
 
     Attributes:
+        threads: that decode at the same time.
         left_out: images that were left out so far.
     """
 
     side: int
     allowed: int
     where: str
+    threads: int = 1
     left_out: int = 0
     most_pixels: int = field(default_factory=lambda: StorageSettings.current().image_pixels)
 
+    def __post_init__(self) -> None:
+        self._decoding = Semaphore(self.threads)  # more threads may read
+
     def rows(
-        self, column: pa.Array, ids: pa.Array, row0: int
+        self, column: pa.Array, ids: pa.Array, row0: int, wanted: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Values [m, 3·S²] of the m images that could be decoded, and a mask [n] of them.
+        """Values [m, 3·S²] of the m images that could be decoded, and a mask [n] of those that
+        could not.
+
+        Args:
+            column: n encoded images, or image files, which are read here.
+            wanted: mask [n] of the images to decode; None for all.
 
         Raises:
             InputError: more images than allowed could not be decoded, naming the first.
         """
-        good = np.ones(len(column), bool)
-        rows = []
-        bad: list[tuple[int, str]] = []
-        for at, value in enumerate(column):
-            try:
-                data = value.as_py()
-                if not data:
-                    raise ValueError("no bytes")
-                rows.append(decode(data, self.side, most_pixels=self.most_pixels))
-            except MemoryError:
-                raise  # not the image's fault
-            except Exception as error:  # decoders raise anything for invalid bytes
-                good[at] = False
-                bad.append((at, f"{type(error).__name__}: {error}"))
+        chosen = np.arange(len(column)) if wanted is None else np.flatnonzero(wanted)
+        images = column.take(pa.array(chosen))
+        named = isinstance(images.type, ImageFile)
+        values = uris_of(images) if named else [image.as_py() for image in images]
+        decode_one = partial(self._try, read_file if named else None)
+        remote = named and any(not is_local(uri) for uri in values[:1])
+        readers = max(self.threads, _READERS if remote else 1)
+        if readers > 1:
+            with ThreadPoolExecutor(readers, "raypq-decode") as pool:
+                decoded = list(pool.map(decode_one, values))
+        else:
+            decoded = [decode_one(value) for value in values]
+        undecodable = np.zeros(len(column), bool)
+        bad = [
+            (int(at), result)
+            for at, result in zip(chosen, decoded, strict=True)
+            if isinstance(result, str)
+        ]
         if bad:
+            undecodable[[at for at, _ in bad]] = True
             self._count(bad, ids, row0)
+        rows = [result for result in decoded if not isinstance(result, str)]
         X = np.stack(rows) if rows else np.empty((0, row_width(self.side)), np.float32)
-        return X, good
+        return X, undecodable
+
+    def _try(self, read: Callable[[str], bytes] | None, value: Any) -> NDArray[np.float32] | str:
+        """A decoded image, or why it cannot be decoded."""
+        data = value if read is None else read(value)  # errors of reading are no bad image
+        try:
+            if not data:
+                raise ValueError("no image" if data is None else "no bytes")
+            with self._decoding:
+                return decode(data, self.side, most_pixels=self.most_pixels)
+        except MemoryError:
+            raise  # not the image's fault
+        except Exception as error:  # decoders raise anything for invalid bytes
+            return f"{type(error).__name__}: {error}"
 
     def _count(self, bad: list[tuple[int, str]], ids: pa.Array, row0: int) -> None:
         self.left_out += len(bad)

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from raypq.data import format_version, json_text
-from raypq.data.storage import exists, join, read_bytes, write_bytes
+from raypq.data import format_version
+from raypq.data.storage import exists, join, json_text, read_bytes, write_bytes
 from raypq.errors import ConfigError, ModelError
 
 FORMAT = 1

@@ -50,29 +50,43 @@ class Gauge:
         self._X: list[NDArray[np.float32]] = []
         self._B: list[NDArray[np.uint8]] = []
 
-    def add(self, X: NDArray[np.float32], B: NDArray[np.uint8], row: int) -> None:
-        """Measures a batch: features [n, dx] and codes [n, M] of the rows from ``row`` on."""
-        coded = _inside(self._coded, row, len(X))
-        self._take(X, B[coded], coded, row)
+    def add(
+        self,
+        X: NDArray[np.float32],
+        B: NDArray[np.uint8],
+        row: int,
+        fresh: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Measures a batch: features [m, dx] and codes [m, M] of the rows from ``row`` on.
+
+        Args:
+            fresh: mask [n] of the m rows that X and B hold; None for all.
+        """
+        coded = _inside(self._coded, row, len(X), fresh)
+        self._take(X, B[coded], coded, _inside(self._measured, row, len(X), fresh))
 
     def add_features(self, X: NDArray[np.float32], row: int) -> None:
         """As ``add`` for rows without codes; only the sample is encoded."""
         coded = _inside(self._coded, row, len(X))
-        self._take(X, self._model.encode(X[coded]), coded, row)
+        measured = _inside(self._measured, row, len(X))
+        self._take(X, self._model.encode(X[coded]), coded, measured)
 
     def _take(
-        self, X: NDArray[np.float32], B: NDArray[np.uint8], coded: NDArray[np.int64], row: int
+        self,
+        X: NDArray[np.float32],
+        B: NDArray[np.uint8],
+        coded: NDArray[np.int64],
+        measured: NDArray[np.int64],
     ) -> None:
         M, K = self._count.shape
         flat = (B.astype(np.int64) + K * np.arange(M)).reshape(-1)
         self._count += np.bincount(flat, minlength=M * K).reshape(M, K)
-        measured = _inside(self._measured, row, len(X))
         self._X.append(X[measured])  # copies, so that the batch can be freed
         self._B.append(B[np.searchsorted(coded, measured)])
 
     def read(self) -> ShardStats | None:
-        """The statistics of the shard; None if it has no rows."""
-        if not self._X:
+        """The statistics of the shard; None if no rows were measured."""
+        if not any(map(len, self._X)):
             return None
         X = np.concatenate(self._X)
         U = self._model.embed(X).astype(np.float64)
@@ -88,9 +102,16 @@ class Gauge:
         )
 
 
-def _inside(chosen: NDArray[np.int64], row: int, n: int) -> NDArray[np.int64]:
+def _inside(
+    chosen: NDArray[np.int64], row: int, m: int, fresh: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """Positions of chosen rows in a batch of m rows; with ``fresh``, among those of the mask."""
+    n = m if fresh is None else len(fresh)
     low, high = np.searchsorted(chosen, [row, row + n])
-    return chosen[low:high] - row
+    rows = chosen[low:high] - row
+    if fresh is None:
+        return rows
+    return (np.cumsum(fresh) - 1)[rows[fresh[rows]]]
 
 
 def _entropy(count: NDArray[np.int64]) -> float:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from raypq import console
-from raypq.data import json_text
 from raypq.data.codes import bytes_per_code
 from raypq.data.storage import (
     exists,
     file_size,
     is_local,
     join,
+    json_text,
     list_folders,
     local_path,
     read_named,

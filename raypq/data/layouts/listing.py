@@ -1,18 +1,23 @@
-"""The feature shards below folders: Parquet files, arrays with their metadata, Lance fragments."""
+"""The feature shards below folders: Parquet files, arrays with their metadata, Lance fragments,
+tar files of images, and parts of folders of images."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from raypq.data.layouts import lance
+from raypq import console
+from raypq.data.layouts import image_files, lance, tar
+from raypq.data.layouts.image_folder import list_parts
 from raypq.data.storage import Shard, join
-from raypq.data.storage.shards import SUFFIXES, files_of_folder, find_files, shard_of
+from raypq.data.storage.shards import SUFFIXES, files_of_folder, find_files, root_of, shard_of
 from raypq.data.storage.walk import Entry
 from raypq.errors import EmptySourceError, InputError
 
 ARRAYS = (".npy", ".npz")
+_KINDS = ", ".join([SUFFIXES[0], *ARRAYS, lance.SUFFIX]) + f" or {tar.SUFFIX}"
 # clip-retrieval: img_emb/img_emb_0.npy and text_emb/text_emb_0.npy, metadata/metadata_0.parquet
 _CLIP = re.compile(r"(?:img|text)_emb_(\d+)\.npy")
 _IMAGES, _TEXTS, _METADATA = "img_emb", "text_emb", "metadata"
@@ -21,16 +26,76 @@ _IMAGES, _TEXTS, _METADATA = "img_emb", "text_emb", "metadata"
 def list_features(uris: Sequence[str]) -> list[Shard]:
     """The feature shards of folders, globs and files, in path order.
 
-    Shards are Parquet files (see ``list_shards``), ``.npy`` and ``.npz`` files, and fragments of
-    Lance datasets. An array is described by the Parquet file of its name beside it, or in the
-    layout of clip-retrieval by ``../metadata/metadata_<n>.parquet``; that file is no shard of its
-    own.
+    Shards are Parquet files (see ``list_shards``), ``.npy``, ``.npz`` and ``.tar`` files, fragments
+    of Lance datasets, and where there are none of these, parts of folders of images. An array is
+    described by the Parquet file of its name beside it, or in the layout of clip-retrieval by
+    ``../metadata/metadata_<n>.parquet``; that file is no shard of its own. Nor is a Parquet file
+    with the name of a tar file or of a folder of images beside it, as img2dataset writes it.
 
     Raises:
         MissingSourceError, EmptySourceError, InputError: see ``list_shards``.
         InputError: two layouts in one folder, or an array without its metadata.
     """
-    entries = find_files(uris, (*SUFFIXES, *ARRAYS, lance.SUFFIX))
+    entries = find_files(
+        uris,
+        (*SUFFIXES, *ARRAYS, lance.SUFFIX, tar.SUFFIX, *image_files.SUFFIXES),
+        expected=f"at least one {_KINDS} file, or images",
+    )
+    images, entries = _divided(entries)
+    entries = _without_descriptions(entries, images)
+    roots = sorted({root_of(uri) for uri in uris}, reverse=True) if images else []
+    folders = _by_root(images, roots)
+    for root in {_root(uri, roots) for uri in entries} & {*folders} if folders else ():
+        skipped = folders.pop(root)
+        console.warn(
+            f"{root}: skipped {len(skipped)} image file(s), such as {min(skipped)}: there are "
+            "files of features or tar files, too; to read the images, name their folder",
+            files=len(skipped),
+        )
+    shards = [part for root, files in folders.items() for part in list_parts(root, files)]
+    if entries:
+        shards += _list_files(uris, entries)
+    shards.sort(key=lambda shard: shard.uri)
+    return [replace(shard, index=index) for index, shard in enumerate(shards)]
+
+
+def _divided(entries: dict[str, Entry]) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """Image files, and all others."""
+    images, others = dict[str, Entry](), dict[str, Entry]()
+    for uri, entry in entries.items():
+        is_image = entry.name.lower().endswith(image_files.SUFFIXES)
+        (images if is_image else others)[uri] = entry
+    return images, others
+
+
+def _by_root(images: dict[str, Entry], roots: Sequence[str]) -> dict[str, dict[str, Entry]]:
+    """Image files by the folder that was named, and by their path below it."""
+    below: dict[str, dict[str, Entry]] = defaultdict(dict)
+    for uri, entry in images.items():
+        root = _root(uri, roots)
+        below[root][uri[len(root) + 1 :]] = entry
+    return below
+
+
+def _root(uri: str, roots: Sequence[str]) -> str:
+    """The innermost of these folders (in descending order) that a file is below."""
+    return next((root for root in roots if uri.startswith(f"{root}/")), _split(uri)[0])
+
+
+def _without_descriptions(entries: dict[str, Entry], images: dict[str, Entry]) -> dict[str, Entry]:
+    """The files that are no images, without the Parquet files that describe a tar file or a folder
+    of images of the same name."""
+    described = {uri[: -len(tar.SUFFIX)] for uri in entries if uri.lower().endswith(tar.SUFFIX)}
+    described |= {_split(uri)[0] for uri in images}
+    return {
+        uri: entry
+        for uri, entry in entries.items()
+        if not (uri.lower().endswith(SUFFIXES) and uri.rpartition(".")[0] in described)
+    }
+
+
+def _list_files(uris: Sequence[str], entries: dict[str, Entry]) -> list[Shard]:
+    """The shards of all layouts but folders of images."""
     arrays: dict[str, list[str]] = defaultdict(list)  # by folder
     tables: dict[str, dict[str, Entry]] = defaultdict(dict)  # Parquet files, by folder
     parts: list[str] = []  # data files of Lance datasets
@@ -40,7 +105,7 @@ def list_features(uris: Sequence[str]) -> list[Shard]:
             arrays[folder].append(uri)
         elif name.endswith(lance.SUFFIX):
             parts.append(uri)
-        else:
+        elif not name.lower().endswith(tar.SUFFIX):
             tables[folder][uri] = entry
     _refuse_two_embeddings(arrays)
     metadata: dict[str, tuple[str, Entry]] = {}
@@ -55,10 +120,7 @@ def list_features(uris: Sequence[str]) -> list[Shard]:
         raise EmptySourceError(
             ", ".join(uris), expected="rows", found="Lance datasets without a fragment"
         )
-    return [
-        shard_of(index, uri, shards[uri], metadata.get(uri))
-        for index, uri in enumerate(sorted(shards))
-    ]
+    return [shard_of(0, uri, entry, metadata.get(uri)) for uri, entry in shards.items()]
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -133,7 +195,9 @@ def _refuse_two_layouts(shards: Iterable[str]) -> None:
     for uri in shards:
         folder, name = _split(uri)
         suffix = name[name.rfind(".") :].lower()
-        kinds[folder].setdefault(suffix if suffix in (*ARRAYS, lance.SUFFIX) else "", name)
+        kinds[folder].setdefault(
+            suffix if suffix in (*ARRAYS, lance.SUFFIX, tar.SUFFIX) else "", name
+        )
     for folder, found in kinds.items():
         if len(found) > 1:
             first, second = sorted(found.values())[:2]

@@ -9,7 +9,7 @@ the row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 from urllib.parse import unquote
 
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from raypq import io_counters
 from raypq.config import Columns
-from raypq.data.layouts import bfloat16, tensors
+from raypq.data.layouts import bfloat16, image_files, tensors
 from raypq.data.layouts.source import Source
 from raypq.data.storage import Shard
 from raypq.data.storage.parquet import check_column
@@ -45,6 +45,7 @@ class _Column:
         make: of a column that is made: called with the first row and their number.
         position: of a column that is read as it is stored, if all are read.
         convert: called with an array, to be read in another type.
+        reads_files: whether the files that its values name are read.
     """
 
     field: pa.Field
@@ -52,6 +53,7 @@ class _Column:
     make: Callable[[int, int], pa.Array] | None = None
     position: int | None = None
     convert: Convert | None = None
+    reads_files: bool = False
 
 
 class ShardFile:
@@ -100,19 +102,31 @@ class ShardFile:
         """
         return self._column(name).field
 
+    def names_images(self, name: str) -> bool:
+        """Whether a column is stored as the names of image files."""
+        return self._column(name).reads_files
+
     def batches(
-        self, size: int, columns: Sequence[str] | None = None, *, group: int | None = None
+        self,
+        size: int,
+        columns: Sequence[str] | None = None,
+        *,
+        group: int | None = None,
+        read_images: bool = True,
     ) -> Iterator[pa.RecordBatch]:
         """Batches of up to ``size`` rows of some columns (all by default), in order.
 
         Args:
             group: read this group only.
+            read_images: read the files that a column of image files names; otherwise it names them.
 
         Raises:
             InputError: a column is missing or there are several of its name, or the shard is
                 damaged.
         """
         wanted = self._wanted(columns)
+        if not read_images:
+            wanted = [_unread(column) for column in wanted]
         schema = pa.schema([column.field for column in wanted])
         row = 0 if group is None else sum(self.group_rows[:group])
         for batch in self._source.batches(self._paths(columns, wanted), size, group):
@@ -120,10 +134,12 @@ class ShardFile:
             yield pa.RecordBatch.from_arrays(values, schema=schema)
             row += len(batch)
 
-    def stream(self, size: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def stream(
+        self, size: int, columns: Sequence[str] | None = None, *, read_images: bool = True
+    ) -> Iterator[pa.RecordBatch]:
         """As ``batches``; adds to ``io_counters``."""
         stored = self._source.row_bytes(self._paths(columns, self._wanted(columns)))
-        for batch in self.batches(size, columns):
+        for batch in self.batches(size, columns, read_images=read_images):
             io_counters.add(len(batch), stored * len(batch))
             yield batch
 
@@ -176,11 +192,14 @@ class ShardFile:
         if len(path) > 1:
             field = field.with_name(name).with_nullable(True)
         convert: Convert | None = None
+        reads_files = isinstance(field.type, image_files.ImageFile)
         if tensors.is_tensor(field):
             field, convert = pa.field(name, tensors.tensor_values(field)), tensors.flat_rows
         elif bfloat16.is_bfloat16(field):
             field, convert = pa.field(name, bfloat16.float32_type(field)), bfloat16.as_float32
-        return _Column(field=field, path=tuple(path), convert=convert)
+        elif reads_files:
+            field = field.with_type(pa.large_binary())
+        return _Column(field=field, path=tuple(path), convert=convert, reads_files=reads_files)
 
     def _array(self, column: _Column, batch: pa.RecordBatch, row: int) -> pa.Array:
         if column.position is not None:
@@ -192,7 +211,7 @@ class ShardFile:
             if column.convert is not None:
                 where = f"{self.uri}, column '{column.field.name}'"
                 array = column.convert(array, where=where, row0=row)
-            return array
+            return image_files.read(array) if column.reads_files else array
         assert column.make is not None, "a column is stored or made"
         return column.make(row, len(batch))
 
@@ -200,6 +219,14 @@ class ShardFile:
         """Ids of rows, made of the shard's name and the row."""
         numbers = pa.array(np.arange(row, row + rows)).cast(pa.string())
         return pc.binary_join_element_wise(self._stem, numbers, ":")
+
+
+def _unread(column: _Column) -> _Column:
+    """A column of image files as it is stored."""
+    if not column.reads_files:
+        return column
+    stored = column.field.with_type(image_files.ImageFile())
+    return replace(column, field=stored, reads_files=False)
 
 
 def _path_key(uri: str, name: str) -> str | None:

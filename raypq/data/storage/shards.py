@@ -6,7 +6,9 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import pyarrow as pa
 
 from raypq import console
 from raypq.data.storage.objects import has_folders, server_errors
@@ -17,7 +19,7 @@ from raypq.data.storage.walk import Entry, LocalWalk, RemoteWalk, is_glob
 from raypq.errors import EmptySourceError, InputError, MissingSourceError
 
 SUFFIXES = (".parquet", ".parq", ".pq")  # in any case
-_STEM_SUFFIXES = (*SUFFIXES, ".npy", ".npz", ".lance")  # not part of a stem
+_STEM_SUFFIXES = (*SUFFIXES, ".npy", ".npz", ".lance", ".tar", ".imagefolder")  # not in a stem
 # A suffix anywhere in a name: "a.parquet (1)", "a.parquet~", "a.geoparquet", "a.pqt".
 _SUFFIX_INSIDE = re.compile(r".\.(?:\w*parq|pqt?(?![a-z]))", re.DOTALL)
 _CHECKSUMS = (".crc", ".md5", ".sha1", ".sha256", ".sha512")
@@ -25,7 +27,7 @@ _COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".lz4", ".xz", ".zip", ".snappy",
 _OTHER_DATA = (
     ".arrow", ".feather", ".ipc", ".orc", ".avro", ".csv", ".tsv", ".jsonl", ".ndjson", ".npy",
     ".npz", ".h5", ".hdf5", ".tfrecord", ".tfrecords", ".pt", ".pth", ".safetensors", ".mat",
-    ".lance", ".vortex", ".fvecs", ".bvecs",
+    ".lance", ".vortex", ".fvecs", ".bvecs", ".tgz", ".heic", ".heif", ".jxl", ".dng", ".psd",
 )  # fmt: skip
 _TEXTS = frozenset({"readme", "license", "licence", "notice", "changelog", "makefile", "manifest"})
 _SHOWN = 3  # files named in a warning
@@ -35,7 +37,7 @@ _DIGITS = 16  # of the URI's hash in a stem
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One input file of a store: its location and version.
+    """One input file of a store, or a part of a folder of images: its location and version.
 
     Attributes:
         uri: absolute. stem: its name in stores; depends on the URI alone.
@@ -43,6 +45,7 @@ class Shard:
         modified: the version tag (``version_tag``); the sha256 of the content for files of a raypq
             store, and where the storage gives no tag; with that of ``metadata``.
         metadata: a Parquet file with further columns, where the layout has one; else empty.
+        files: of a part of a folder of images, its files (see ``layouts.image_folder``).
     """
 
     index: int
@@ -51,6 +54,7 @@ class Shard:
     size: int
     modified: str
     metadata: str = ""
+    files: pa.RecordBatch | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.uri
@@ -75,19 +79,26 @@ def list_shards(uris: Sequence[str]) -> list[Shard]:
     return [shard_of(index, uri, entries[uri]) for index, uri in enumerate(sorted(entries))]
 
 
-def find_files(uris: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> dict[str, Entry]:
-    """The files of ``list_shards`` by canonical URI, or those of other suffixes (lower case)."""
+def find_files(
+    uris: Sequence[str],
+    suffixes: Sequence[str] = SUFFIXES,
+    *,
+    expected: str = f"at least one {SUFFIXES[0]} file",
+) -> dict[str, Entry]:
+    """The files of ``list_shards`` by canonical URI, or those of other suffixes (lower case).
+
+    Args:
+        expected: what the error of a place without such files says.
+    """
     StorageSettings.current()  # a bad setting ends the job here, not shard by shard
     entries: dict[str, Entry] = {}
     skipped: list[str] = []
     for uri in uris:
         data, others = _find(uri, suffixes)
         if not data:
-            *most, last = dict.fromkeys([SUFFIXES[0], *suffixes[len(SUFFIXES) :]])
-            kinds = f"{', '.join(most)} or {last}" if most else last
             raise EmptySourceError(
                 uri,
-                expected=f"at least one {kinds} file",
+                expected=expected,
                 found=f"none{f', only {_summary(others)}' if others else ''}",
             )
         entries |= data
@@ -147,6 +158,25 @@ def stem_of(uri: str) -> str:
     ]
     digits = hashlib.sha256(uri.encode()).hexdigest()[:_DIGITS]
     return "-".join(filter(None, ["--".join(filter(None, parts)), digits]))
+
+
+def root_of(uri: str) -> str:
+    """The folder that a URI names, by canonical URI: itself, the fixed part of a glob, or the
+    folder of a file."""
+    if is_local(uri):
+        path = canonical(uri)
+        walk: LocalWalk | RemoteWalk = LocalWalk()
+    else:
+        fs, path = filesystem(uri)
+        walk = RemoteWalk(fs, uri)
+    with server_errors(uri):
+        entry = walk.info(path)
+    if entry is None and is_glob(path):
+        path = path[: next(at for at, character in enumerate(path) if is_glob(character))]
+        path = path.rpartition("/")[0]
+    elif entry is not None and not entry.folder:
+        path = path.rpartition("/")[0]
+    return (path if is_local(uri) else uri_of(fs, path, uri)).rstrip("/")
 
 
 def _safe(name: str) -> str:

@@ -22,9 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raypq.data import json_text
 from raypq.data.duplicate_ids import BATCH, ENTRY, Entries, RowRef
-from raypq.data.storage import join, open_parquet
+from raypq.data.storage import join, json_text, open_parquet
 from raypq.data.store import sidecars
 from raypq.data.store.sidecars import Draft, Sidecar
 from raypq.data.texts import strings

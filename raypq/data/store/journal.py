@@ -25,8 +25,16 @@ from pydantic import ValidationError
 
 from raypq import console
 from raypq.config.explain import first_problem, shown
-from raypq.data import format_version, json_text
-from raypq.data.storage import create_once, delete, join, list_files, list_names, read_bytes
+from raypq.data import format_version
+from raypq.data.storage import (
+    create_once,
+    delete,
+    join,
+    json_text,
+    list_files,
+    list_names,
+    read_bytes,
+)
 from raypq.data.store import names, runs
 from raypq.data.store.shard_writer import Receipt
 from raypq.errors import ConflictError, InputError

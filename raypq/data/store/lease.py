@@ -33,8 +33,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from raypq import console
 from raypq.config import Settings
 from raypq.config.settings import MAX_SECONDS
-from raypq.data import json_text
-from raypq.data.storage import create, delete, join, list_files, list_names, read_bytes
+from raypq.data.storage import create, delete, join, json_text, list_files, list_names, read_bytes
 from raypq.errors import ConflictError
 
 FOLDER = "lease"

@@ -33,12 +33,12 @@ from pydantic import ConfigDict, ValidationError
 from raypq import console
 from raypq.config import Settings
 from raypq.config.explain import first_problem
-from raypq.data import json_text
 from raypq.data.storage import (
     Listed,
     create_once,
     delete,
     join,
+    json_text,
     list_files,
     read_bytes,
     storage_time,

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from raypq.config import Settings
 from raypq.config.explain import first_problem, shown
-from raypq.data import format_version, json_text, stored
+from raypq.data import format_version, stored
 from raypq.data.storage import (
     Listed,
     create_once,
@@ -29,6 +29,7 @@ from raypq.data.storage import (
     exists,
     is_local,
     join,
+    json_text,
     list_files,
     list_names,
     local_path,

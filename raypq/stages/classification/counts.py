@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from raypq import console
-from raypq.data import json_text
 from raypq.data.classes import ClassTable
+from raypq.data.storage import json_text
 from raypq.data.store import sidecars
 from raypq.data.store.shard_writer import Receipt
 from raypq.data.store.sidecars import Sidecar

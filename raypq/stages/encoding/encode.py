@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from raypq import console
+from raypq import console, kernels
 from raypq.config import Columns, EncodeJob, Precision
 from raypq.data import codes
 from raypq.data.duplicate_ids import DuplicateIds, IdFile
@@ -26,6 +28,8 @@ from raypq.execution.run_record import RunRecord
 from raypq.methods import registry
 from raypq.methods.base import Model
 from raypq.metrics.drift import Gauge
+from raypq.stages.encoding import known_codes
+from raypq.stages.encoding.known_codes import KnownCodes
 from raypq.stages.stores import model_store
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask
@@ -49,11 +53,13 @@ class Encoded:
 
     Attributes:
         left_out: images that could not be decoded.
+        unchanged: images of a changed shard whose codes were kept.
     """
 
     receipt: shard_writer.Receipt
     precision: PrecisionCheck
     left_out: int = 0
+    unchanged: int = 0
 
 
 class EncodeWorker:
@@ -100,43 +106,76 @@ class EncodeWorker:
                 expected="its codes of an earlier model or settings, which are to be kept",
                 found="none: they were removed while this run was at work; run it again",
             )
-        with open_features(shard, self._columns, width=model.dx, rule=self._rule) as reader:
+        with open_features(
+            shard, self._columns, width=model.dx, rule=self._rule, threads=kernels.threads()
+        ) as reader:
             schema = codes.schema(
                 fingerprint=model.fingerprint,
                 M=model.M,
                 K=model.K,
                 id_type=reader.id_type,
                 label=reader.label,
+                version=reader.images,
             )
             gauge = Gauge(model, reader.rows)
+            known = None
+            if reader.images:
+                known = known_codes.read(self._store, task.earlier, M=model.M, K=model.K)
             receipt = shard_writer.write_shard(
                 self._store,
                 shard,
                 model=model.fingerprint,
                 work=task.work,
                 schema=schema,
-                batches=self._batches(reader, schema, precision, gauge),
+                batches=self._batches(reader, schema, precision, gauge, known),
                 options=codes.WRITE_OPTIONS,
             )
             kind = receipt_kind(reader.id_column, self._rule) if self._rule else None
             receipt = receipt.model_copy(
                 update={"stats": gauge.read(), "source": source, "ids": kind}
             )
-            return Encoded(receipt=receipt, precision=precision, left_out=reader.left_out)
+            return Encoded(
+                receipt=receipt,
+                precision=precision,
+                left_out=reader.left_out,
+                unchanged=reader.known,
+            )
 
     def _batches(
-        self, reader: FeatureReader, schema: pa.Schema, precision: PrecisionCheck, gauge: Gauge
+        self,
+        reader: FeatureReader,
+        schema: pa.Schema,
+        precision: PrecisionCheck,
+        gauge: Gauge,
+        known: KnownCodes | None,
     ) -> Iterator[pa.RecordBatch]:
         model = self._model
-        for batch in prefetch(reader.batches()):
-            B = model.encode(batch.X, device=self._device, precision=self._precision)
-            if self._precision != "fp32" and not batch.row:
-                exact = model.encode(batch.X, device=self._device)
-                precision.codes += B.size
-                precision.different += int((exact != B).sum())
-            gauge.add(batch.X, B, batch.row)
+        for batch in prefetch(reader.batches(None if known is None else known.images)):
+            B = self._codes(batch.X, precision, check=not batch.row)
+            fresh = None if batch.known is None else batch.known < 0
+            gauge.add(batch.X, B, batch.row, fresh)
+            if known is not None and fresh is not None:
+                kept = known.B[batch.known]
+                kept[fresh] = B
+                B = kept
             stored = codes.pack(B, model.K)
-            yield codes.record_batch(schema, ids=batch.ids, stored=stored, labels=batch.labels)
+            yield codes.record_batch(
+                schema, ids=batch.ids, stored=stored, labels=batch.labels, versions=batch.versions
+            )
+
+    def _codes(
+        self, X: NDArray[np.float32], precision: PrecisionCheck, *, check: bool
+    ) -> NDArray[np.uint8]:
+        """Codes of a batch; with ``check``, those that a lower precision changes are counted."""
+        model = self._model
+        if not len(X):  # a batch of images that have not changed
+            return np.empty((0, model.M), np.uint8)
+        B = model.encode(X, device=self._device, precision=self._precision)
+        if self._precision != "fp32" and check:
+            exact = model.encode(X, device=self._device)
+            precision.codes += B.size
+            precision.different += int((exact != B).sum())
+        return B
 
 
 def encode(job: EncodeJob, executor: Executor) -> Snapshot:
@@ -262,6 +301,8 @@ def _counts(results: Sequence[Encoded]) -> dict[str, Any]:
     counts: dict[str, Any] = {}
     if left_out := sum(result.left_out for result in results):
         counts["images_left_out"] = left_out
+    if unchanged := sum(result.unchanged for result in results):
+        counts["images_unchanged"] = unchanged  # of the shards encoded: not decoded again
     if codes_checked := sum(result.precision.codes for result in results):
         different = sum(result.precision.different for result in results)
         counts["codes_changed_by_precision"] = different / codes_checked

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from raypq.config import EncodeJob, ReindexJob
 from raypq.data.layouts import list_features
+from raypq.data.layouts.image_folder import Part
 from raypq.data.storage import Shard
 from raypq.data.store import snapshot
 from raypq.data.store.journal import still_there
@@ -18,6 +21,7 @@ from raypq.methods.base import Model
 from raypq.stages.stores import quarantine
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, stems_by_uri, with_known_stems
+from raypq.stages.stores.source_index import SourceIndex
 from raypq.stages.stores.work_id import encode_work
 
 
@@ -95,14 +99,15 @@ def diff_source(job: ReindexJob, model: Model) -> ReindexPlan:
     receipts = {receipt.shard: receipt for receipt in latest.shards} if latest else {}
     quarantined = {item.shard: item for item in latest.quarantined} if latest else {}
     shards = with_known_stems(_listing(job, latest), stems_by_uri(latest))
-    stems = {shard.stem for shard in shards}
+    given = SourceIndex(shard.uri for shard in shards)
     work = encode_work(model.fingerprint, encode_job(job))
     plan = ReindexPlan(
         latest=latest, work=work, new=[], changed=[], output_missing=[], mtime_changed=[],
         migrating=[], pending=[], kept=[], quarantined=[],
-        removed=[receipt for stem, receipt in receipts.items() if stem not in stems],
+        removed=[item for item in receipts.values() if not given.overlapping(item.source.uri)],
     )  # fmt: skip
     _refuse_a_vanished_source(job, plan)
+    _refuse_vanished_images(job, plan, shards)
     intact = {receipt.shard for receipt in still_there(job.codes, receipts.values())}
     outdated = []
     for shard in shards:
@@ -194,6 +199,32 @@ def _refuse_a_vanished_source(job: ReindexJob, plan: ReindexPlan) -> None:
         f"{job.codes} version {plan.latest.version} (max_removed: {job.max_removed:g})",
         found=f"{gone} of them gone, such as {plan.removed[0].source.uri}; nothing was changed",
     )
+
+
+def _refuse_vanished_images(job: ReindexJob, plan: ReindexPlan, shards: Sequence[Shard]) -> None:
+    """Refuses folders of images that lost more of their images than ``max_removed`` allows.
+
+    Their parts unite as they lose files, so that few shards are removed even if most images are.
+    """
+    if plan.latest is None:
+        return
+    before: Counter[str] = Counter()
+    for receipt in plan.latest.shards:
+        if part := Part.of(receipt.source.uri):
+            before[part.root] += receipt.rows
+    now: Counter[str] = Counter()
+    for shard in shards:
+        if shard.files is not None and (part := Part.of(shard.uri)):
+            now[part.root] += len(shard.files)
+    lost = {root: rows - now[root] for root, rows in before.items() if rows > now[root]}
+    if sum(lost.values()) > job.max_removed * plan.latest.rows:
+        raise InputError(
+            ", ".join(sorted(lost)),
+            expected=f"at least {sum(before[root] for root in lost)} images, as in {job.codes} "
+            f"version {plan.latest.version}, but for {job.max_removed:g} of the store's "
+            f"{plan.latest.rows} (max_removed)",
+            found=f"{sum(now[root] for root in lost)}; nothing was changed",
+        )
 
 
 def _add_unknown(

@@ -27,8 +27,10 @@ from raypq.stages.stores.shard_task import (
     receipts_of_others,
     stems_by_uri,
     task_of,
+    with_earlier,
     with_known_stems,
 )
+from raypq.stages.stores.source_index import SourceIndex
 
 # By kind of store: the verb of progress lines, that of the result, and what its rows are.
 _VERBS = {
@@ -98,8 +100,8 @@ class StoreRun:
         tasks = [replace(task, shard=shard) for task, shard in zip(tasks, shards, strict=True)]
         quarantined: list[Quarantined] = []
         if latest and append:
-            given = {canonical(task.shard.uri) for task in tasks}
-            quarantined = [item for item in latest.quarantined if canonical(item.uri) not in given]
+            given = SourceIndex(task.shard.uri for task in tasks)
+            quarantined = [item for item in latest.quarantined if not given.overlapping(item.uri)]
         if latest and on_bad_shard == "quarantine":
             sources = {task.shard.stem: (Source.of(task.shard), task.work) for task in tasks}
             unchanged = quarantine.unchanged(latest, sources)
@@ -108,7 +110,7 @@ class StoreRun:
         return cls(
             kind=kind,
             store=store,
-            tasks=tasks,
+            tasks=with_earlier(tasks, receipts) if kind == "codes" else tasks,
             latest=latest,
             kept=_finished(store, tasks, receipts),
             quarantined=quarantined,

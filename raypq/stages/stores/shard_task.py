@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raypq.data.storage import Shard, canonical, join
 from raypq.data.store.shard_writer import Receipt
 from raypq.data.store.snapshot import Snapshot
+from raypq.stages.stores.source_index import SourceIndex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +20,14 @@ class ShardTask:
     Attributes:
         model: fingerprint of the model. work: work id (``raypq.stages.stores.work_id``).
         previous: receipt of its last output file, if there is one.
+        earlier: receipts of output files of the same work that may hold some of its rows.
     """
 
     shard: Shard
     model: str = ""
     work: str = ""
     previous: Receipt | None = None
+    earlier: tuple[Receipt, ...] = ()
 
     @property
     def name(self) -> str:
@@ -48,8 +51,28 @@ def stored_shards(store: str, version: Snapshot) -> list[Shard]:
 
 def receipts_of_others(latest: Snapshot, shards: Sequence[Shard]) -> list[Receipt]:
     """Receipts of a version whose sources are not among these shards."""
-    given = {canonical(shard.uri) for shard in shards}
-    return [item for item in latest.shards if canonical(item.source.uri) not in given]
+    given = SourceIndex(shard.uri for shard in shards)
+    return [item for item in latest.shards if not given.overlapping(item.source.uri)]
+
+
+def with_earlier(tasks: Sequence[ShardTask], receipts: Sequence[Receipt]) -> list[ShardTask]:
+    """The tasks, each with the receipts of its work whose sources have files in common with it."""
+    by_uri: dict[str, list[Receipt]] = defaultdict(list)
+    for receipt in receipts:
+        by_uri[canonical(receipt.source.uri)].append(receipt)
+    index = SourceIndex(by_uri)
+    return [
+        replace(
+            task,
+            earlier=tuple(
+                receipt
+                for uri in index.overlapping(task.shard.uri)
+                for receipt in by_uri[uri]
+                if receipt.work == task.work
+            ),
+        )
+        for task in tasks
+    ]
 
 
 def task_of(receipt: Receipt) -> ShardTask:

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from raypq.data import format_version, json_text
-from raypq.data.storage import delete, exists, join, read_bytes, write_bytes
+from raypq.data import format_version
+from raypq.data.storage import delete, exists, join, json_text, read_bytes, write_bytes
 from raypq.errors import ConfigError, InputError
 
 _FILE = "checkpoint.safetensors"

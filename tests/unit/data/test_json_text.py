@@ -11,9 +11,9 @@ import pytest
 
 import raypq
 from raypq.bench import ablation
-from raypq.data import json_text
 from raypq.data.class_prototypes import ClassLayer
 from raypq.data.model_files import ModelFiles
+from raypq.data.storage import json_text
 from raypq.data.store import journal, lease, runs, snapshot
 from raypq.data.store.shard_writer import Receipt, Source
 from raypq.errors import InputError

@@ -1,0 +1,301 @@
+"""Tar files of images: WebDataset shards, and ImageNet's with one class each.
+
+Members whose paths agree up to the first dot of the last part are one row, as in WebDataset:
+``a/7.jpg``, ``a/7.cls`` and ``a/7.json`` are row ``a/7``, which is its id. A column of the job is a
+member with the column's name as its suffix, or a value of ``.json``. The label is in ``.cls``
+unless the job names another column; in a file such as ``n01440764.tar`` without it, the label is
+the synset that the file is named by.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import pyarrow as pa
+
+from raypq.config import Columns
+from raypq.data.layouts import image_files
+from raypq.data.layouts.npy import read_exactly
+from raypq.data.storage import Shard, json_text, open_bytes
+from raypq.errors import DamagedError, InputError
+
+SUFFIX = ".tar"
+_DEFAULT = Columns()
+_CLASS = "cls"  # suffix of labels in WebDataset
+_JSON = "json"
+_SYNSET = re.compile(r"n\d{8}")
+_MAX_TEXT = 1 << 20  # bytes of a member with text
+_GROUP_ROWS = 4096
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A member's name, and the place of its content in the file."""
+
+    name: str
+    start: int
+    size: int
+
+
+@dataclass
+class _Row:
+    """The members of one key, by suffix; an image under its own name."""
+
+    key: str
+    image: _Member | None = None
+    others: dict[str, _Member] = field(default_factory=dict)
+
+
+class TarSource:
+    """The rows of a tar file.
+
+    Raises:
+        InputError: two images of one key, or two members of one suffix.
+        DamagedError: the file is no tar, or is cut off.
+    """
+
+    def __init__(self, file: IO[bytes], size: int, uri: str, columns: Columns) -> None:
+        self._file, self.uri, self._columns = file, uri, columns
+        self._rows = _rows(file, size, uri)
+        stem = uri.rpartition("/")[2][: -len(SUFFIX)]
+        self._synset = stem if _SYNSET.fullmatch(stem) else None
+        self._label = self._has_label()
+
+    def _has_label(self) -> bool:
+        name = self._columns.label
+        if name == _DEFAULT.label and self._synset is not None:
+            return True
+        suffixes = _suffixes(name)
+        if any(suffix in row.others for row in self._rows for suffix in suffixes):
+            return True
+        return any(self._in_json(row, name) is not None for row in self._rows)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Id, image, and the label if there is one."""
+        columns = self._columns
+        fields = [
+            pa.field(columns.id, pa.string(), nullable=False),
+            pa.field(columns.feature, pa.large_binary()),
+        ]
+        if self._label:
+            fields.append(pa.field(columns.label, pa.string()))
+        return pa.schema(fields)
+
+    @property
+    def group_rows(self) -> Sequence[int]:
+        """Blocks of rows."""
+        full, rest = divmod(len(self._rows), _GROUP_ROWS)
+        return [_GROUP_ROWS] * full + [rest] * bool(rest)
+
+    def batches(
+        self, columns: Sequence[str] | None, size: int, group: int | None
+    ) -> Iterator[pa.RecordBatch]:
+        """See ``Source``; the image of a key without one is null."""
+        schema = self.schema
+        wanted = schema.names if columns is None else columns
+        make: dict[str, Callable[[_Row], Any]] = {
+            self._columns.id: self._id,
+            self._columns.feature: self._image,
+            self._columns.label: self._label_of,
+        }
+        first = 0 if group is None else group * _GROUP_ROWS
+        last = len(self._rows) if group is None else first + self.group_rows[group]
+        for start in range(first, last, size):
+            rows = self._rows[start : min(start + size, last)]
+            fields = [schema.field(name) for name in wanted]
+            values = [
+                pa.array([make[item.name](row) for row in rows], item.type) for item in fields
+            ]
+            yield pa.RecordBatch.from_arrays(values, schema=pa.schema(fields))
+
+    def row_bytes(self, columns: Sequence[str] | None) -> float:
+        """See ``Source``."""
+        images = sum(row.image.size for row in self._rows if row.image)
+        return images / max(len(self._rows), 1)
+
+    def _id(self, row: _Row) -> str:
+        name = self._columns.id
+        if name == _DEFAULT.id:
+            return row.key
+        value = self._value(row, name)
+        if value is None:
+            raise InputError(
+                f"{self.uri}, key {row.key!r}",
+                expected=f"a member .{name}, or a value '{name}' in .json (--id-column)",
+                found=f"members {', '.join(self._names(row))}",
+            )
+        return value
+
+    def _image(self, row: _Row) -> bytes | None:
+        return None if row.image is None else self._read(row.image)
+
+    def _label_of(self, row: _Row) -> str | None:
+        value = self._value(row, self._columns.label)
+        if value is None and self._columns.label == _DEFAULT.label:
+            return self._synset
+        return value
+
+    def _value(self, row: _Row, name: str) -> str | None:
+        """The value of a column: the text of a member, or a value of ``.json``."""
+        for suffix in _suffixes(name):
+            if member := row.others.get(suffix):
+                return self._text(member).strip()
+        return self._in_json(row, name)
+
+    def _in_json(self, row: _Row, name: str) -> str | None:
+        member = row.others.get(_JSON)
+        if member is None:
+            return None
+        where = f"{self.uri}, member {member.name}"
+        try:
+            value = json_text.parse(self._text(member))
+        except ValueError as error:
+            raise InputError(where, expected="a JSON object", found=str(error)) from None
+        for part in [name] if isinstance(value, dict) and name in value else name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, bool | float | list | dict):
+            raise InputError(
+                f"{where}, value '{name}'", expected="text or an integer", found=repr(value)[:80]
+            )
+        return None if value is None else str(value)
+
+    def _text(self, member: _Member) -> str:
+        where = f"{self.uri}, member {member.name}"
+        if member.size > _MAX_TEXT:
+            raise InputError(
+                where, expected=f"text of at most {_MAX_TEXT} bytes", found=f"{member.size} bytes"
+            )
+        try:
+            return self._read(member).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(where, expected="text in UTF-8", found=str(error)) from None
+
+    def _read(self, member: _Member) -> bytes:
+        self._file.seek(member.start)
+        return read_exactly(self._file, member.size, f"{self.uri}, member {member.name}")
+
+    def _names(self, row: _Row) -> list[str]:
+        images = [row.image.name] if row.image else []
+        return [*images, *(member.name for member in row.others.values())]
+
+
+def _suffixes(name: str) -> tuple[str, ...]:
+    """The suffixes of members that hold a column's values."""
+    return (_CLASS, name) if name == _DEFAULT.label else (name,)
+
+
+def _rows(file: IO[bytes], size: int, uri: str) -> list[_Row]:
+    """The rows of a tar file, in the order of their first members."""
+    rows: dict[str, _Row] = {}
+    for member in _members(file, size, uri):
+        folder, slash, name = member.name.rpartition("/")
+        stem, _, suffix = name.partition(".")
+        if not stem or "__MACOSX" in folder.split("/"):
+            continue  # .DS_Store, ._7.jpg: files of an operating system
+        key = f"{folder}{slash}{stem}"
+        row = rows.setdefault(key, _Row(key))
+        if f".{suffix.rpartition('.')[2].lower()}" in image_files.SUFFIXES:
+            if row.image is not None:
+                raise _twice(uri, key, row.image, member)
+            row.image = member
+        else:
+            if suffix in row.others:
+                raise _twice(uri, key, row.others[suffix], member)
+            row.others[suffix] = member
+    return list(rows.values())
+
+
+def _twice(uri: str, key: str, first: _Member, second: _Member) -> InputError:
+    return InputError(
+        f"{uri}, key {key!r}",
+        expected="one image, and one member of each suffix (a key is a path up to the first dot of "
+        "its last part)",
+        found=f"members {first.name} and {second.name}",
+    )
+
+
+def _members(file: IO[bytes], size: int, uri: str) -> Iterator[_Member]:
+    """The regular files in a tar file.
+
+    Raises:
+        DamagedError: it is no tar, or is cut off.
+        InputError: another archive follows, or a link leads nowhere.
+    """
+    expected = "a whole tar file"
+    found: dict[str, _Member] = {}
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for info in archive:
+                name = info.name.removeprefix("./")
+                if info.isreg():
+                    member = _Member(name, info.offset_data, info.size)
+                elif info.islnk() and info.linkname.removeprefix("./") in found:
+                    target = found[info.linkname.removeprefix("./")]
+                    member = _Member(name, target.start, target.size)
+                elif info.isdir():
+                    continue
+                else:
+                    raise InputError(
+                        f"{uri}, member {name}",
+                        expected="a regular file",
+                        found="a link" if info.issym() or info.islnk() else "a device or pipe",
+                    )
+                if member.start + member.size > size:
+                    raise DamagedError(
+                        f"{uri}, member {name}",
+                        expected=f"{member.size} bytes",
+                        found=f"{max(size - member.start, 0)}, then the end of the file",
+                    )
+                found[name] = member
+                yield member
+            end = archive.offset  # of the block at which it stopped
+    except tarfile.TarError as error:
+        raise DamagedError(uri, expected=expected, found=str(error)) from None
+    except (EOFError, ValueError) as error:
+        raise DamagedError(uri, expected=expected, found=str(error) or "its end") from None
+    _check_end(file, end, uri)
+
+
+def _check_end(file: IO[bytes], end: int, uri: str) -> None:
+    """Checks that a block of zeros is at the end of a tar file, and that nothing follows.
+
+    Raises:
+        DamagedError: there is none: the file is cut off between two members, or a header is damaged
+            (at which ``tarfile`` stops without an error).
+        InputError: another archive follows, which would be ignored.
+    """
+    file.seek(end)
+    block = file.read(tarfile.BLOCKSIZE)
+    if block != bytes(tarfile.BLOCKSIZE):
+        raise DamagedError(
+            uri,
+            expected=f"a member, or a block of zeros as the end of the file, at byte {end}",
+            found="neither"
+            if len(block) == tarfile.BLOCKSIZE
+            else f"{len(block)} bytes, then the end of the file: it is cut off",
+        )
+    while chunk := file.read(_CHUNK):
+        if chunk.strip(b"\0"):
+            raise InputError(
+                uri,
+                expected="one tar file",
+                found="more bytes after its end; if several were joined, keep them apart",
+            )
+
+
+@contextmanager
+def open_source(shard: Shard, columns: Columns) -> Iterator[TarSource]:
+    """Opens a tar file.
+
+    Raises:
+        InputError, DamagedError: see ``TarSource``.
+    """
+    with open_bytes(shard.uri) as (file, size):
+        yield TarSource(file, size, shard.uri, columns)
