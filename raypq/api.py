@@ -139,8 +139,8 @@ def repack(job: RepackJob) -> dict[str, Any]:
 
 
 @_checked
-def extract(job: ExtractJob) -> dict[str, Any]:
-    """Writes the features of an image store under a backbone (``raypq extract``)."""
+def extract(job: ExtractJob) -> Snapshot:
+    """Writes the features of images by a backbone (``raypq extract``)."""
     from raypq.stages.preparation import extract as stage
 
     with open_executor(job.where) as executor:

@@ -26,9 +26,10 @@ from raypq import api, console, kernels
 from raypq.bench.harness import machine
 from raypq.config import AblationJob, Columns, SplitJob, TrainJob
 from raypq.data import result_file
-from raypq.data.features import FeatureStore, read_batches
+from raypq.data.features import read_batches
 from raypq.data.storage import join, json_text
 from raypq.data.store import overlap
+from raypq.data.store.sources import open_sources
 from raypq.errors import InputError
 from raypq.methods.base import Model
 from raypq.methods.gpq import AS_PUBLISHED as GPQ_AS_PUBLISHED
@@ -113,7 +114,7 @@ class Rows:
     def read(cls, uri: str, columns: Columns) -> Rows:
         """All rows of a labelled store."""
         X, y = [], []
-        for shard in FeatureStore.open([uri], columns).shards:
+        for shard in open_sources([uri], columns).shards:
             for batch in read_batches(shard, columns, width=None):
                 assert batch.labels is not None, "a split store is labelled"
                 X.append(batch.X)

@@ -27,8 +27,9 @@ from raypq.bench import clustered_data, read, search_rates
 from raypq.bench.harness import Line, Result
 from raypq.config import ClassifyJob, ClusterSettings, Columns, EncodeJob, RepackJob
 from raypq.data import synthetic
-from raypq.data.features import FeatureStore, read_batches
+from raypq.data.features import read_batches
 from raypq.data.store import snapshot
+from raypq.data.store.sources import open_sources
 from raypq.execution.local import LocalExecutor
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
 from raypq.methods.support import codebooks
@@ -220,7 +221,7 @@ def _reading(root: Path, threads: int, clock: Clock) -> dict[str, float]:
     repack(RepackJob(features=[str(root / "list")], output=str(root / "binary")), LocalExecutor())
 
     def all_of(layout: str) -> None:
-        for shard in FeatureStore.open([str(root / layout)]).shards:
+        for shard in open_sources([str(root / layout)]).shards:
             for _ in read_batches(shard, Columns(), width=None):
                 pass
 

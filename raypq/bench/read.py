@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from raypq.bench.harness import Contender, Goal, Result, rounds
 from raypq.config import Columns, RepackJob
 from raypq.data import arrays
-from raypq.data.features import FeatureStore, batch_rows, read_batches
+from raypq.data.features import batch_rows, read_batches
+from raypq.data.store.sources import open_sources
 from raypq.execution.local import LocalExecutor
 from raypq.stages.preparation.repack import repack
 
@@ -65,7 +66,7 @@ def write_list(folder: Path, *, rows: int, dx: int, shards: int = 4) -> None:
 
 
 def _ours(folder: Path) -> None:
-    store = FeatureStore.open([str(folder)])
+    store = open_sources([str(folder)])
     for shard in store.shards:
         for _ in read_batches(shard, Columns(), width=None):
             pass

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _COMMAND_LINE = "command line"
 _TITLES = {  # of sections, in the help
+    "network": "Network for images (section network of a config file)",
     "columns": "Columns and images (section columns of a config file)",
     "where": "Workers (section where of a config file)",
     "drift": "Limits of drift (section drift of a config file)",

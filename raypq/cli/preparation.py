@@ -5,23 +5,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raypq.cli.job_command import job_command
-from raypq.cli.options import show
+from raypq.cli.options import show, version_summary
 
 if TYPE_CHECKING:
     from raypq.config import ExtractJob, ImportXlsa17Job, RepackJob, SplitJob
 
+# Entries of a version's summary that the result of ``extract`` has.
+_EXTRACTED = ("backbone", "dx", "dtype", "images_left_out", "images_unchanged")
+
 
 @job_command("raypq.config:ExtractJob")
 def extract(job: ExtractJob) -> None:
-    """Turn images into features, one feature file per shard of images.
+    """Turn images into features.
+
+    Each shard of images becomes one feature file, and each run one new version of the store. A
+    rerun computes only what is new or changed. (raypq encode --images makes codes in one pass,
+    without features between.)
 
     \b
     Example:
-      raypq extract --images images/ --image-size 224 --backbone torchvision:resnet50 --output F
+      raypq extract --images images/ --backbone torchvision:resnet50 --output features
+      raypq extract --images shards/ --backbone clip.onnx --resize 224 --interpolation bicubic \\
+          --mean 0.481 0.458 0.408 --std 0.269 0.261 0.276 --dtype float16 --output features
     """
     from raypq import api
 
-    show(api.extract(job))
+    version = api.extract(job)
+    changed = {key: version.summary[key] for key in _EXTRACTED if key in version.summary}
+    show(version_summary(version, job.output) | changed)
 
 
 @job_command("raypq.config:SplitJob")

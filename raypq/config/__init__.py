@@ -13,6 +13,7 @@ from raypq.config.classification import (
     UnknownLabels,
 )
 from raypq.config.encoding import DuplicateIds, EncodeJob
+from raypq.config.images import Interpolation, NetworkPrecision, NetworkSettings
 from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, WorkerSettings
 from raypq.config.nightly import DriftLimits, ReindexJob
 from raypq.config.preparation import ExtractJob, ImportXlsa17Job, RepackJob, SplitJob
@@ -71,9 +72,12 @@ __all__ = [
     "ImportFaissJob",
     "ImportXlsa17Job",
     "InferSemanticsJob",
+    "Interpolation",
     "Job",
     "ListSettings",
     "Metric",
+    "NetworkPrecision",
+    "NetworkSettings",
     "Positive",
     "Precision",
     "ProbeJob",

@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from raypq.config.job import ClusterSettings, Columns, Job, OnBadShard
-from raypq.config.places import ModelFolder, NewStore, Paths
+from raypq.config.images import Backbone, Images, ImageSource, NetworkSettings
+from raypq.config.job import ClusterSettings, Columns, OnBadShard
+from raypq.config.places import MaybePaths, ModelFolder, NewStore
 from raypq.config.settings import Precision
 
 DuplicateIds = Annotated[
@@ -26,13 +27,21 @@ ProjectionPrecision = Annotated[
 ]
 
 
-class EncodeJob(Job):
+class EncodeJob(ImageSource):
     """``raypq encode``."""
 
     verb: ClassVar[str] = "raypq encode"
 
     model: ModelFolder = Field(description="model directory")
-    features: Paths = Field(description="feature store: folder, file or glob; may be repeated")
+    features: MaybePaths = Field(
+        default_factory=list, description="feature store: folder, file or glob; may be repeated"
+    )
+    images: Images = Field(
+        default_factory=list,
+        description="images instead of features, of which --backbone makes features: folders of "
+        "image files, tar files, or Parquet; may be repeated",
+    )
+    backbone: Backbone = None
     output: NewStore = Field(description="code store to write a version of")
     precision: ProjectionPrecision = "fp32"
     duplicate_ids: DuplicateIds = "report"
@@ -42,5 +51,6 @@ class EncodeJob(Job):
         "they are; otherwise the new version holds these features alone",
     )
     on_bad_shard: OnBadShard = "fail"
+    network: NetworkSettings = NetworkSettings()
     columns: Columns = Columns()
     where: ClusterSettings = ClusterSettings()

@@ -9,9 +9,10 @@ from pydantic import Field, field_validator
 
 from raypq.config.classification import ClassificationTarget
 from raypq.config.encoding import DuplicateIds, ProjectionPrecision
-from raypq.config.job import ClusterSettings, Columns, Job, OnBadShard
+from raypq.config.images import Backbone, Images, ImageSource, NetworkSettings
+from raypq.config.job import ClusterSettings, Columns, OnBadShard
 from raypq.config.option import Option
-from raypq.config.places import ModelFolder, NewStore, Paths
+from raypq.config.places import MaybePaths, ModelFolder, NewStore
 from raypq.config.settings import MAX_SECONDS, UserSettings
 
 
@@ -32,13 +33,21 @@ class DriftLimits(UserSettings):
     )
 
 
-class ReindexJob(Job):
+class ReindexJob(ImageSource):
     """``raypq reindex``: codes and predictions brought up to date with a feature store."""
 
     verb: ClassVar[str] = "raypq reindex"
 
     model: ModelFolder = Field(description="model directory")
-    features: Paths = Field(description="feature store: folder, file or glob; may be repeated")
+    features: MaybePaths = Field(
+        default_factory=list, description="feature store: folder, file or glob; may be repeated"
+    )
+    images: Images = Field(
+        default_factory=list,
+        description="images instead of features, of which --backbone makes features: folders of "
+        "image files, tar files, or Parquet; may be repeated",
+    )
+    backbone: Backbone = None
     codes: NewStore = Field(description="code store to write a version of")
     precision: ProjectionPrecision = "fp32"
     duplicate_ids: DuplicateIds = "report"
@@ -73,6 +82,7 @@ class ReindexJob(Job):
         description="fail after all good shards are done (and try those that are left out), or "
         "leave bad ones out and record them",
     )
+    network: NetworkSettings = NetworkSettings()
     columns: Columns = Columns()
     where: ClusterSettings = ClusterSettings()
 

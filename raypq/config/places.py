@@ -155,7 +155,7 @@ def with_places(settings: S, change: Callable[[str, Reads | Writes], str]) -> S:
 def is_library_model(backbone: str) -> bool:
     """Whether a backbone is a model of a library (``timm:NAME``) and no path."""
     library, colon, _ = backbone.partition(":")
-    return bool(colon) and library in ("torchvision", "timm")
+    return bool(colon) and library in ("torchvision", "timm", "open_clip")
 
 
 def _uses(field: FieldInfo) -> list[Reads | Writes]:

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
+from raypq.config.images import BACKBONE, Images, NetworkSettings, with_image_column
 from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, OnBadShard, Seed
 from raypq.config.option import Option
 from raypq.config.places import (
     MaybePaths,
     NewShards,
+    NewStore,
     Paths,
     Reads,
     Uri,
     Writes,
 )
 from raypq.config.settings import Positive
-
-_IMAGE = "image"  # column of an image store
 
 
 class RepackJob(CpuJob):
@@ -42,34 +42,29 @@ class ExtractJob(Job):
 
     verb: ClassVar[str] = "raypq extract"
 
-    images: Paths = Field(
-        description="folder, file or glob of encoded images (Parquet); may be repeated"
-    )
-    backbone: Annotated[Uri, Reads("backbone")] = Field(
-        description="torchvision:NAME, timm:NAME, a TorchScript (.pt) or ONNX (.onnx) file, "
-        "or a model directory"
-    )
-    output: NewShards = Field(description="folder to write; shards keep their names")
-    mean: list[float] = Field(
-        [0.485, 0.456, 0.406],
-        min_length=3,
-        max_length=3,
-        description="mean of red, green and blue, subtracted from an image",
-    )
-    std: list[Annotated[float, Field(gt=0)]] = Field(
-        [0.229, 0.224, 0.225],
-        min_length=3,
-        max_length=3,
-        description="standard deviation of red, green and blue, by which they are divided",
+    images: Annotated[Images, Field(min_length=1)]
+    backbone: Annotated[Uri, Reads("backbone")] = Field(description=BACKBONE)
+    output: NewStore = Field(description="feature store to write a version of")
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="type of the features written"
     )
     on_bad_shard: OnBadShard = "fail"
-    columns: Columns = Columns(feature=_IMAGE)
+    network: NetworkSettings = NetworkSettings()
+    columns: Columns = Columns(feature="image")
     where: ClusterSettings = ClusterSettings()
 
-    @field_validator("columns", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _image_column(cls, value: Any) -> Any:
-        return {"feature": _IMAGE, **value} if isinstance(value, Mapping) else value
+    def _image_column(cls, values: Any) -> Any:
+        """The column ``image``; ``mean`` and ``std``, once keys of the job, in ``network``."""
+        if not isinstance(values, Mapping):
+            return values
+        moved = {key: values[key] for key in ("mean", "std") if key in values}
+        network = values.get("network", {})
+        if moved and isinstance(network, Mapping):
+            rest = {key: value for key, value in values.items() if key not in moved}
+            values = {**rest, "network": {**moved, **network}}
+        return with_image_column(values)
 
 
 class SplitJob(CpuJob):

@@ -92,13 +92,11 @@ class CodeBatch:
 
     Attributes:
         B: codes [n, M], uint8. ids: n values. labels: n values, or None without the column.
-        versions: of images, n values, where they were asked for.
     """
 
     B: NDArray[np.uint8]
     ids: pa.Array
     labels: pa.StringArray | None
-    versions: pa.FixedSizeBinaryArray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +105,6 @@ class CodeFile:
 
     Attributes:
         fingerprint: of the model. label: whether there are labels.
-        version: whether there are versions of images.
     """
 
     uri: str
@@ -117,7 +114,6 @@ class CodeFile:
     K: int
     id_type: pa.DataType
     label: bool
-    version: bool = False
 
     @classmethod
     def open(cls, uri: str, *, size: int | None = None) -> CodeFile:
@@ -155,7 +151,6 @@ class CodeFile:
                 K=K,
                 id_type=file.field("id").type,
                 label=file.has("label"),
-                version=file.has("version"),
             )
 
     def ids(self, rows: int) -> Iterator[pa.Array]:
@@ -171,20 +166,15 @@ class CodeFile:
                 yield batch.column(0)
                 row += len(batch)
 
-    def batches(
-        self, rows: int, *, labels: bool = True, versions: bool = False
-    ) -> Iterator[CodeBatch]:
+    def batches(self, rows: int, *, labels: bool = True) -> Iterator[CodeBatch]:
         """Streams the codes in batches of up to ``rows``, with labels if the file has them.
-
-        Args:
-            versions: give the versions of images, which the file must have.
 
         Raises:
             InputError: a code of K or more, or a null code or id, naming the row.
         """
         row = 0
         label = self.label and labels
-        columns = ["id", "code"] + ["label"] * label + ["version"] * versions
+        columns = ["id", "code"] + (["label"] if label else [])
         with open_stored(self.uri, "codes") as file:
             for batch in stream(file, rows, columns=columns):
                 _check_nulls(batch, self.uri, row)
@@ -201,10 +191,7 @@ class CodeFile:
                         found=str(int(B[bad].max())),
                     )
                 yield CodeBatch(
-                    B=B,
-                    ids=batch.column("id"),
-                    labels=batch.column("label") if label else None,
-                    versions=batch.column("version") if versions else None,
+                    B=B, ids=batch.column("id"), labels=batch.column("label") if label else None
                 )
                 row += len(batch)
 
@@ -226,7 +213,7 @@ def _check_types(file: CheckedFile, M: int, K: int) -> None:
 
 
 def _check_nulls(batch: pa.RecordBatch, uri: str, row: int) -> None:
-    for name in {"id", "code", "version"} & {*batch.schema.names}:
+    for name in {"id", "code"} & {*batch.schema.names}:
         column = batch.column(name)
         if column.null_count:
             first = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])

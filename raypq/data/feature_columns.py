@@ -56,6 +56,21 @@ def layout_of(file: ShardFile, columns: Columns, width: int | None, uri: str) ->
     return FeatureLayout(width=known)
 
 
+def check_images(file: ShardFile, columns: Columns) -> None:
+    """Checks that a feature column holds encoded images or image files.
+
+    Raises:
+        InputError: it has another type.
+    """
+    kind = file.field(columns.feature).type
+    if not (file.names_images(columns.feature) or arrow_types.is_bytes(kind)):
+        raise InputError(
+            f"{file.uri}, column '{columns.feature}'",
+            expected="encoded images (bytes, or a struct {bytes, path})",
+            found=str(kind),
+        )
+
+
 def _are_vectors(file: ShardFile, columns: Columns, width: int | None, where: str) -> bool:
     """Whether byte strings are vectors rather than encoded images.
 

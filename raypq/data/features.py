@@ -12,15 +12,25 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypq.config import Columns
-from raypq.data import arrays, ids, images, texts
-from raypq.data.feature_columns import WIDTH_NOTE, has_labels, kind_of_ids, layout_of
+from raypq.data import arrays, ids, texts
+from raypq.data.backbone_info import BackboneInfo, check_equal
+from raypq.data.feature_columns import (
+    WIDTH_NOTE,
+    check_images,
+    has_labels,
+    kind_of_ids,
+    layout_of,
+)
 from raypq.data.ids import IdRule
-from raypq.data.layouts import ShardFile, list_features, open_shard
-from raypq.data.layouts.image_files import versions_of
+from raypq.data.image_decoder import Decoder
+from raypq.data.images import ImageFormat, SquareImages
+from raypq.data.layouts import ShardFile, open_shard
+from raypq.data.layouts.image_files import VERSION_BYTES, versions_of
 from raypq.data.storage import Shard
 
 _BATCH_BYTES = 64 << 20  # one batch of float32 features; bounds a worker's memory
 _MAX_ROWS = 8192
+NETWORK_ROWS = 64  # images that are decoded while a network computes on those before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +38,8 @@ class FeatureBatch:
     """Some consecutive rows of one shard, without images that could not be decoded.
 
     Attributes:
-        X: features [m, dx], float32; finite, unless the reader was opened with ``finite=False``.
+        X: features [m, dx], float32, finite unless ``ReadOptions.finite`` is False; or rows of
+            ``ReadOptions.image_format``.
         ids: string or int64, n values.
         labels: class_ids as strings (null where a row has none), or None without the column.
         row: row of the file at which the batch starts.
@@ -71,19 +82,32 @@ class FeatureStore:
     shards: Sequence[Shard]
     columns: Columns
 
-    @classmethod
-    def open(cls, uris: Sequence[str], columns: Columns | None = None) -> FeatureStore:
-        """Lists the shards; opens none of them.
-
-        Raises:
-            InputError: no feature file; see ``list_features``.
-        """
-        return cls(shards=list_features(uris), columns=columns or Columns())
-
 
 def batch_rows(width: int) -> int:
     """Rows of a batch; depends on the width only, so that results do not depend on the machine."""
     return int(np.clip(_BATCH_BYTES // (4 * width), 64, _MAX_ROWS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How a shard is read.
+
+    Attributes:
+        labels: read the label column if there is one.
+        finite: refuse NaN and Inf; otherwise the caller must handle them.
+        rule: the type that ids must have; None takes the shard's own.
+        threads: that decode images at the same time.
+        image_format: of the rows, which must be encoded images; None for features, or for images
+            of the model's width.
+        backbone: that features must come from, if they name one.
+    """
+
+    labels: bool = True
+    finite: bool = True
+    rule: IdRule | None = None
+    threads: int = 1
+    image_format: ImageFormat | None = None
+    backbone: BackboneInfo | None = None
 
 
 class FeatureReader:
@@ -94,39 +118,40 @@ class FeatureReader:
         id_type: string or int64; for a shard without rows, that of the store.
         id_column: the type of the column in the file.
         label: whether labels are read; False for a column of the type null.
+        backbone: the network that the features come from, if the file names one.
         images: whether rows are encoded images, which are decoded.
         known: images so far that were known, and so not decoded.
     """
 
     def __init__(
-        self,
-        file: ShardFile,
-        shard: Shard,
-        columns: Columns,
-        width: int | None,
-        labels: bool,
-        finite: bool,
-        rule: IdRule | None,
-        threads: int,
+        self, file: ShardFile, shard: Shard, columns: Columns, width: int | None, how: ReadOptions
     ) -> None:
-        self._finite = finite
-        self._file, self._columns, self._uri = file, columns, shard.uri
+        self._file, self._columns, self._uri, self._finite = file, columns, shard.uri, how.finite
         self.rows: int = file.rows
+        self.backbone = BackboneInfo.of(file.field(columns.feature), where=shard.uri)
+        check_equal(how.backbone, self.backbone, where=shard.uri)
         self.id_column: pa.DataType = file.field(columns.id).type
         self._where = f"{shard.uri}, column '{columns.feature}'"
-        layout = layout_of(file, columns, width, shard.uri)
-        self._width = layout.width
-        self._decoder: images.Decoder | None = None
-        if layout.side is not None:
-            self._decoder = images.Decoder(
-                layout.side, columns.bad_images, self._where, threads=threads
+        image_format = how.image_format
+        self._for_network = image_format is not None
+        if image_format is not None:
+            check_images(file, columns)
+        else:
+            layout = layout_of(file, columns, width, shard.uri)
+            self._width = layout.width
+            if layout.side is not None:
+                image_format = SquareImages(side=layout.side)
+        self._decoder: Decoder | None = None
+        if image_format is not None:
+            self._decoder = Decoder(
+                image_format, columns.bad_images, self._where, threads=how.threads
             )
-            self._width = images.row_width(layout.side)
+            self._width = image_format.width
         self.images = self._decoder is not None
         self.known = 0
-        self._id_kind = kind_of_ids(file, columns, rule)
+        self._id_kind = kind_of_ids(file, columns, how.rule)
         self.id_type = IdRule(kind=self._id_kind).type
-        self.label = labels and has_labels(file, columns)
+        self.label = how.labels and has_labels(file, columns)
 
     def batches(self, known: KnownImages | None = None) -> Iterator[FeatureBatch]:
         """The rows in batches; memory is bounded by a batch, not by the shard.
@@ -140,7 +165,7 @@ class FeatureReader:
         columns = self._columns
         wanted = [columns.id, columns.feature] + ([columns.label] if self.label else [])
         row = 0
-        rows = batch_rows(self._width or 1024)
+        rows = NETWORK_ROWS if self._for_network else batch_rows(self._width or 1024)
         for batch in self._file.stream(rows, wanted, read_images=False):
             if len(batch):
                 converted = self._convert(batch, row, known)
@@ -179,7 +204,7 @@ class FeatureReader:
 
     def _decoded(
         self,
-        decoder: images.Decoder,
+        decoder: Decoder,
         column: pa.Array,
         names: pa.Array,
         labels: pa.StringArray | None,
@@ -207,44 +232,50 @@ class FeatureReader:
 
 @contextmanager
 def open_features(
-    shard: Shard,
-    columns: Columns,
-    *,
-    width: int | None,
-    labels: bool = True,
-    finite: bool = True,
-    rule: IdRule | None = None,
-    threads: int = 1,
+    shard: Shard, columns: Columns, *, width: int | None, how: ReadOptions = ReadOptions()
 ) -> Iterator[FeatureReader]:
     """Opens a shard for reading.
 
     Args:
         width: dx that every row must have; None takes the shard's own.
-        labels: read the label column if there is one.
-        finite: refuse NaN and Inf; otherwise the caller must handle them.
-        rule: the type that its ids must have; None takes the shard's own.
-        threads: that decode images at the same time.
 
     Raises:
         InputError: missing column, wrong type or width, a file that cannot be read.
     """
     with open_shard(shard, columns) as file:
-        yield FeatureReader(file, shard, columns, width, labels, finite, rule, threads)
+        yield FeatureReader(file, shard, columns, width, how)
 
 
 def read_batches(
     shard: Shard, columns: Columns, *, width: int | None, labels: bool = True
 ) -> Iterator[FeatureBatch]:
     """Streams the rows of a shard; see ``open_features``."""
-    with open_features(shard, columns, width=width, labels=labels) as reader:
+    with open_features(shard, columns, width=width, how=ReadOptions(labels=labels)) as reader:
         yield from reader.batches()
 
 
-def feature_schema(*, id_type: pa.DataType, label: bool, width: int) -> pa.Schema:
-    """The schema of feature files in the fastest layout: fixed_size_binary, with the width."""
-    note = {WIDTH_NOTE: str(width)}
+def feature_schema(
+    *,
+    id_type: pa.DataType,
+    label: bool,
+    width: int,
+    itemsize: int = 4,
+    backbone: BackboneInfo | None = None,
+    version: bool = False,
+) -> pa.Schema:
+    """The schema of feature files in the fastest layout: fixed_size_binary, with the width.
+
+    Args:
+        itemsize: bytes of a value. backbone: that the features come from.
+        version: whether there are versions of the images.
+    """
+    note = {WIDTH_NOTE: str(width).encode(), **(backbone.note if backbone else {})}
     fields = [
         pa.field("id", id_type, nullable=False),
-        pa.field("feature", pa.binary(4 * width), nullable=False, metadata=note),
+        pa.field("feature", pa.binary(itemsize * width), nullable=False, metadata=note),
     ]
-    return pa.schema([*fields, pa.field("label", pa.string())] if label else fields)
+    if label:
+        fields.append(pa.field("label", pa.string()))
+    if version:
+        fields.append(pa.field("version", pa.binary(VERSION_BYTES), nullable=False))
+    return pa.schema(fields)

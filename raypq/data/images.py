@@ -9,27 +9,21 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cache, partial
-from threading import Semaphore
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq import console
-from raypq.data.layouts.image_files import ImageFile, read_file, uris_of
-from raypq.data.storage import StorageSettings, is_local
+from raypq.config import Interpolation
+from raypq.data.storage import StorageSettings
 from raypq.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-_SHOWN = 5  # images named in a warning
-_READERS = 8  # image files read at the same time, since a remote one takes long to begin
 # Raster formats whose header gives the decoded size. Left out are formats that start programs (EPS
 # runs Ghostscript) and containers of other images, whose size the header only claims.
 _FORMATS = (
@@ -86,20 +80,104 @@ def decode(data: bytes, side: int, *, most_pixels: int | None = None) -> NDArray
         ValueError: an unsupported format, too many pixels, or grey values of 32 bits.
         Exception: any error of Pillow for bytes that are no image.
     """
-    max_pixels = StorageSettings().image_pixels if most_pixels is None else most_pixels
     with _opened(data) as picture:
-        width, height = _decoded_size(picture)
-        if width * height > max_pixels:
-            raise ValueError(
-                f"{width} x {height} pixels, more than {max_pixels / 1e6:g} million may be decoded "
-                "(RAYPQ_STORAGE_IMAGE_MEGAPIXELS)"
-            )
-        picture = _upright(picture)
-        picture = _rgb(picture)
+        picture = _decoded(picture, most_pixels)
         if picture.size != (side, side):
             picture = _crop_and_resize(picture, side)
         pixels = np.asarray(picture, dtype=np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)).reshape(-1) / np.float32(255)
+
+
+class ImageFormat(Protocol):
+    """How an image becomes a row.
+
+    Attributes:
+        width: values of a row. dtype: of the values.
+    """
+
+    @property
+    def width(self) -> int:
+        """Values of a row."""
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """Type of the values."""
+
+    def decode(self, data: bytes, most_pixels: int) -> NDArray[Any]:
+        """The row of an encoded image; raises any error for bytes that are no image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquareImages:
+    """Rows of ``decode``: images of side × side pixels, float32 in [0, 1]."""
+
+    side: int
+    dtype: ClassVar[type[np.generic]] = np.float32
+
+    @property
+    def width(self) -> int:
+        """3·S²."""
+        return row_width(self.side)
+
+    def decode(self, data: bytes, most_pixels: int) -> NDArray[np.float32]:
+        """See ``decode``."""
+        return decode(data, self.side, most_pixels=most_pixels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInput:
+    """The input of a network: images are scaled until the shorter side has ``resize`` pixels, then
+    ``size`` × ``size`` pixels in the middle are taken, as torchvision, timm and open_clip do.
+
+    Rows are bytes [3·size²]: channels (red, green, blue), rows, columns.
+    """
+
+    size: int
+    resize: int
+    interpolation: Interpolation = "bilinear"
+    dtype: ClassVar[type[np.generic]] = np.uint8
+
+    @property
+    def width(self) -> int:
+        """3·S²."""
+        return row_width(self.size)
+
+    def decode(self, data: bytes, most_pixels: int) -> NDArray[np.uint8]:
+        """The row of an image; errors as in ``decode``.
+
+        A JPEG of at least four times the size is decoded at a half, a quarter or an eighth, but to
+        no less than twice the size, so that it is scaled down by an average as before.
+        """
+        with _opened(data) as picture:
+            _check_pixels(picture, most_pixels)
+            picture.draft("RGB", (2 * self.resize, 2 * self.resize))  # for formats that can
+            picture = _decoded(picture, most_pixels)
+            short = min(picture.size)
+            if short != self.resize:
+                width, height = (self.resize * length // short for length in picture.size)
+                filters = _pillow().Resampling
+                picture = picture.resize((width, height), filters[self.interpolation.upper()])
+            left, top = (round((length - self.size) / 2.0) for length in picture.size)
+            if picture.size != (self.size, self.size):  # beyond the edge: black
+                picture = picture.crop((left, top, left + self.size, top + self.size))
+            pixels = np.asarray(picture, dtype=np.uint8)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1)).reshape(-1)
+
+
+def _decoded(picture: Picture, most_pixels: int | None) -> Picture:
+    """The pixels of an opened image, upright and in RGB."""
+    _check_pixels(picture, most_pixels)
+    return _rgb(_upright(picture))
+
+
+def _check_pixels(picture: Picture, most_pixels: int | None) -> None:
+    most = StorageSettings().image_pixels if most_pixels is None else most_pixels
+    width, height = _decoded_size(picture)
+    if width * height > most:
+        raise ValueError(
+            f"{width} x {height} pixels, more than {most / 1e6:g} million may be decoded "
+            "(RAYPQ_STORAGE_IMAGE_MEGAPIXELS)"
+        )
 
 
 def _decoded_size(picture: Picture) -> tuple[int, int]:
@@ -166,89 +244,3 @@ def _crop_and_resize(picture: Picture, side: int) -> Picture:
     from PIL import ImageOps
 
     return ImageOps.fit(picture, (side, side), _pillow().Resampling.BILINEAR)
-
-
-@dataclass
-class Decoder:
-    """Decodes the images of one shard; leaves out up to ``allowed`` that cannot be decoded.
-
-    Attributes:
-        threads: that decode at the same time.
-        left_out: images that were left out so far.
-    """
-
-    side: int
-    allowed: int
-    where: str
-    threads: int = 1
-    left_out: int = 0
-    most_pixels: int = field(default_factory=lambda: StorageSettings.current().image_pixels)
-
-    def __post_init__(self) -> None:
-        self._decoding = Semaphore(self.threads)  # more threads may read
-
-    def rows(
-        self, column: pa.Array, ids: pa.Array, row0: int, wanted: NDArray[np.bool_] | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Values [m, 3·S²] of the m images that could be decoded, and a mask [n] of those that
-        could not.
-
-        Args:
-            column: n encoded images, or image files, which are read here.
-            wanted: mask [n] of the images to decode; None for all.
-
-        Raises:
-            InputError: more images than allowed could not be decoded, naming the first.
-        """
-        chosen = np.arange(len(column)) if wanted is None else np.flatnonzero(wanted)
-        images = column.take(pa.array(chosen))
-        named = isinstance(images.type, ImageFile)
-        values = uris_of(images) if named else [image.as_py() for image in images]
-        decode_one = partial(self._try, read_file if named else None)
-        remote = named and any(not is_local(uri) for uri in values[:1])
-        readers = max(self.threads, _READERS if remote else 1)
-        if readers > 1:
-            with ThreadPoolExecutor(readers, "raypq-decode") as pool:
-                decoded = list(pool.map(decode_one, values))
-        else:
-            decoded = [decode_one(value) for value in values]
-        undecodable = np.zeros(len(column), bool)
-        bad = [
-            (int(at), result)
-            for at, result in zip(chosen, decoded, strict=True)
-            if isinstance(result, str)
-        ]
-        if bad:
-            undecodable[[at for at, _ in bad]] = True
-            self._count(bad, ids, row0)
-        rows = [result for result in decoded if not isinstance(result, str)]
-        X = np.stack(rows) if rows else np.empty((0, row_width(self.side)), np.float32)
-        return X, undecodable
-
-    def _try(self, read: Callable[[str], bytes] | None, value: Any) -> NDArray[np.float32] | str:
-        """A decoded image, or why it cannot be decoded."""
-        data = value if read is None else read(value)  # errors of reading are no bad image
-        try:
-            if not data:
-                raise ValueError("no image" if data is None else "no bytes")
-            with self._decoding:
-                return decode(data, self.side, most_pixels=self.most_pixels)
-        except MemoryError:
-            raise  # not the image's fault
-        except Exception as error:  # decoders raise anything for invalid bytes
-            return f"{type(error).__name__}: {error}"
-
-    def _count(self, bad: list[tuple[int, str]], ids: pa.Array, row0: int) -> None:
-        self.left_out += len(bad)
-        at, reason = bad[0]
-        if self.left_out > self.allowed:
-            raise InputError(
-                f"{self.where}, row {row0 + at} (id {ids[at].as_py()!r})",
-                expected="an image that can be decoded"
-                if not self.allowed
-                else f"at most {self.allowed} images of a shard that cannot be decoded",
-                found=f"{reason} ({self.left_out} such image(s) so far)",
-            )
-        names = ", ".join(repr(ids[place].as_py()) for place, _ in bad[:_SHOWN])
-        more = ", …" if len(bad) > _SHOWN else ""
-        console.warn(f"{self.where}: left out {len(bad)} undecodable image(s): {names}{more}")

@@ -9,13 +9,14 @@ from typing import Literal
 from raypq.data.storage import CheckedFile, open_parquet
 from raypq.errors import DamagedError, InputError
 
-Kind = Literal["codes", "predictions", "search", "pairs"]
+Kind = Literal["codes", "predictions", "search", "pairs", "features"]
 
 _COMMANDS: dict[Kind, str] = {
     "codes": "raypq encode or raypq reindex",
     "predictions": "raypq classify or raypq reindex",
     "search": "raypq search",
     "pairs": "raypq duplicates",
+    "features": "raypq extract",
 }
 
 

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from raypq import kernels
 from raypq.config import Metric, Positive, Precision, UserSettings
+from raypq.data.backbone_info import BackboneInfo, check_equal
 from raypq.data.class_prototypes import ClassLayer
 from raypq.data.model_files import ModelFiles
 from raypq.errors import InputError, ModelError
@@ -37,6 +38,7 @@ class MethodSettings(UserSettings):
     )
 
 
+_BACKBONE = "backbone"  # entry of the record: the backbone's name
 _MAX_CODEWORDS = 256  # in a sub-codebook: a code is a byte
 
 
@@ -94,6 +96,7 @@ class Model(ABC):
         tensors: arrays by name; ``C``: codebooks [M, K, d], float32.
         dx: feature width. da: width of class embeddings, None if it takes none.
         classes: class_ids of its prediction layer, if it has one.
+        backbone: the network whose features of images it takes, if that is known.
         layer: prototypes that were added to the model, if any; not part of the fingerprint.
         record: training history; not part of the fingerprint.
     """
@@ -105,6 +108,7 @@ class Model(ABC):
     dx: int
     da: int | None = None
     classes: tuple[str, ...] | None = None
+    backbone: BackboneInfo | None = None
     layer: ClassLayer | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
 
@@ -147,6 +151,8 @@ class Model(ABC):
         }
         if self.classes is not None:
             content["classes"] = list(self.classes)
+        if self.backbone is not None:
+            content["backbone"] = self.backbone.model_dump(mode="json", exclude={"name"})
         return ModelFiles(content=content, tensors=self.tensors, record=self.record)
 
     @cached_property
@@ -174,12 +180,17 @@ class Model(ABC):
             raise TypeError("classes: expected a list of class_ids")
         if len(set(names)) < len(names):
             raise TypeError("classes: a class_id is there twice")
+        backbone = None
+        if "backbone" in content:
+            name = str(files.record.get(_BACKBONE, "unnamed"))
+            backbone = BackboneInfo.model_validate({"name": name, **content["backbone"]})
         model = cls(
             settings=settings,
             tensors=files.tensors,
             dx=content["dx"],
             da=content["da"],
             classes=tuple(content["classes"]) if "classes" in content else None,
+            backbone=backbone,
             layer=layer,
             record=files.record,
         )
@@ -317,6 +328,25 @@ class Model(ABC):
         model = replace(self, layer=layer)
         # As loaded: see ``from_files``.
         model.__dict__["_files"] = self._files
+        return model
+
+    def bound_to(self, backbone: BackboneInfo | None, *, where: str) -> Self:
+        """This model for the features of a backbone, which become part of its fingerprint; the same
+        model if it was trained on them, or if they name no backbone.
+
+        Raises:
+            ModelError: it was trained on the features of another backbone.
+        """
+        check_equal(self.backbone, backbone, where=where)
+        if self.backbone is not None or backbone is None:
+            return self
+        record = {**self.record, _BACKBONE: backbone.name}
+        model = replace(self, backbone=backbone, record=record)
+        content = {
+            **self._files.content,
+            "backbone": backbone.model_dump(mode="json", exclude={"name"}),
+        }
+        model.__dict__["_files"] = replace(self._files, content=content, record=record)
         return model
 
     def with_record(self, record: Mapping[str, Any], layer: ClassLayer | None) -> Self:

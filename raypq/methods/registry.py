@@ -31,7 +31,8 @@ METHODS: Mapping[str, type[Method]] = {
     cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ, DPQ, GPQ, ESZSL, SAE, PSR, Clusterable)
 }
 
-_CONTENT = {"method", "M", "K", "D", "dx", "da", "metric", "settings", "classes"}  # of model.json
+# Keys of model.json.
+_CONTENT = {"method", "M", "K", "D", "dx", "da", "metric", "settings", "classes", "backbone"}
 
 
 def find(name: str) -> type[Method]:

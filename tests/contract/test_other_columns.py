@@ -19,8 +19,9 @@ from raypq.data import arrays, predictions
 from raypq.data.classes import ClassTable
 from raypq.data.codes import CodeFile
 from raypq.data.codes import schema as code_schema
-from raypq.data.features import FeatureStore, read_batches
+from raypq.data.features import read_batches
 from raypq.data.storage import list_shards
+from raypq.data.store.sources import open_sources
 from raypq.data.survey import survey
 from raypq.errors import InputError, JobError
 from raypq.stages.retrieval.rerank import read_rows
@@ -54,7 +55,7 @@ def class_table(path: Path) -> Any:
 
 
 def features(path: Path) -> Any:
-    survey(FeatureStore.open([str(path)]))
+    survey(open_sources([str(path)]))
     (shard,) = list_shards([str(path)])
     return [batch.labels.to_pylist() for batch in read_batches(shard, Columns(), width=DX)]
 

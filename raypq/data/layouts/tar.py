@@ -10,7 +10,6 @@ the synset that the file is named by.
 from __future__ import annotations
 
 import re
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,8 +20,9 @@ import pyarrow as pa
 from raypq.config import Columns
 from raypq.data.layouts import image_files
 from raypq.data.layouts.npy import read_exactly
+from raypq.data.layouts.tar_members import Member, members
 from raypq.data.storage import Shard, json_text, open_bytes
-from raypq.errors import DamagedError, InputError
+from raypq.errors import InputError
 
 SUFFIX = ".tar"
 _DEFAULT = Columns()
@@ -31,16 +31,6 @@ _JSON = "json"
 _SYNSET = re.compile(r"n\d{8}")
 _MAX_TEXT = 1 << 20  # bytes of a member with text
 _GROUP_ROWS = 4096
-_CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class _Member:
-    """A member's name, and the place of its content in the file."""
-
-    name: str
-    start: int
-    size: int
 
 
 @dataclass
@@ -48,8 +38,8 @@ class _Row:
     """The members of one key, by suffix; an image under its own name."""
 
     key: str
-    image: _Member | None = None
-    others: dict[str, _Member] = field(default_factory=dict)
+    image: Member | None = None
+    others: dict[str, Member] = field(default_factory=dict)
 
 
 class TarSource:
@@ -128,7 +118,8 @@ class TarSource:
         if value is None:
             raise InputError(
                 f"{self.uri}, key {row.key!r}",
-                expected=f"a member .{name}, or a value '{name}' in .json (--id-column)",
+                expected=f"a member .{name}, or a value '{name}' in .json (--id-column, "
+                "columns.id)",
                 found=f"members {', '.join(self._names(row))}",
             )
         return value
@@ -166,7 +157,7 @@ class TarSource:
             )
         return None if value is None else str(value)
 
-    def _text(self, member: _Member) -> str:
+    def _text(self, member: Member) -> str:
         where = f"{self.uri}, member {member.name}"
         if member.size > _MAX_TEXT:
             raise InputError(
@@ -177,7 +168,7 @@ class TarSource:
         except UnicodeDecodeError as error:
             raise InputError(where, expected="text in UTF-8", found=str(error)) from None
 
-    def _read(self, member: _Member) -> bytes:
+    def _read(self, member: Member) -> bytes:
         self._file.seek(member.start)
         return read_exactly(self._file, member.size, f"{self.uri}, member {member.name}")
 
@@ -194,7 +185,7 @@ def _suffixes(name: str) -> tuple[str, ...]:
 def _rows(file: IO[bytes], size: int, uri: str) -> list[_Row]:
     """The rows of a tar file, in the order of their first members."""
     rows: dict[str, _Row] = {}
-    for member in _members(file, size, uri):
+    for member in members(file, size, uri):
         folder, slash, name = member.name.rpartition("/")
         stem, _, suffix = name.partition(".")
         if not stem or "__MACOSX" in folder.split("/"):
@@ -212,82 +203,13 @@ def _rows(file: IO[bytes], size: int, uri: str) -> list[_Row]:
     return list(rows.values())
 
 
-def _twice(uri: str, key: str, first: _Member, second: _Member) -> InputError:
+def _twice(uri: str, key: str, first: Member, second: Member) -> InputError:
     return InputError(
         f"{uri}, key {key!r}",
         expected="one image, and one member of each suffix (a key is a path up to the first dot of "
         "its last part)",
         found=f"members {first.name} and {second.name}",
     )
-
-
-def _members(file: IO[bytes], size: int, uri: str) -> Iterator[_Member]:
-    """The regular files in a tar file.
-
-    Raises:
-        DamagedError: it is no tar, or is cut off.
-        InputError: another archive follows, or a link leads nowhere.
-    """
-    expected = "a whole tar file"
-    found: dict[str, _Member] = {}
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for info in archive:
-                name = info.name.removeprefix("./")
-                if info.isreg():
-                    member = _Member(name, info.offset_data, info.size)
-                elif info.islnk() and info.linkname.removeprefix("./") in found:
-                    target = found[info.linkname.removeprefix("./")]
-                    member = _Member(name, target.start, target.size)
-                elif info.isdir():
-                    continue
-                else:
-                    raise InputError(
-                        f"{uri}, member {name}",
-                        expected="a regular file",
-                        found="a link" if info.issym() or info.islnk() else "a device or pipe",
-                    )
-                if member.start + member.size > size:
-                    raise DamagedError(
-                        f"{uri}, member {name}",
-                        expected=f"{member.size} bytes",
-                        found=f"{max(size - member.start, 0)}, then the end of the file",
-                    )
-                found[name] = member
-                yield member
-            end = archive.offset  # of the block at which it stopped
-    except tarfile.TarError as error:
-        raise DamagedError(uri, expected=expected, found=str(error)) from None
-    except (EOFError, ValueError) as error:
-        raise DamagedError(uri, expected=expected, found=str(error) or "its end") from None
-    _check_end(file, end, uri)
-
-
-def _check_end(file: IO[bytes], end: int, uri: str) -> None:
-    """Checks that a block of zeros is at the end of a tar file, and that nothing follows.
-
-    Raises:
-        DamagedError: there is none: the file is cut off between two members, or a header is damaged
-            (at which ``tarfile`` stops without an error).
-        InputError: another archive follows, which would be ignored.
-    """
-    file.seek(end)
-    block = file.read(tarfile.BLOCKSIZE)
-    if block != bytes(tarfile.BLOCKSIZE):
-        raise DamagedError(
-            uri,
-            expected=f"a member, or a block of zeros as the end of the file, at byte {end}",
-            found="neither"
-            if len(block) == tarfile.BLOCKSIZE
-            else f"{len(block)} bytes, then the end of the file: it is cut off",
-        )
-    while chunk := file.read(_CHUNK):
-        if chunk.strip(b"\0"):
-            raise InputError(
-                uri,
-                expected="one tar file",
-                found="more bytes after its end; if several were joined, keep them apart",
-            )
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from raypq.data.store.shard_stats import ShardStats
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]  # of rows or bytes
 _UNKNOWN = "None"  # in early stores: the tag of a file whose tag was not read
+FOLDER = "data"  # of a store: its files
 ROW_GROUP = 1 << 17  # rows; large enough to compress, small enough to hold
 
 
@@ -126,7 +127,7 @@ def write_shard(
     The file gets its name when it is complete and synced, and belongs to the store only once a
     snapshot names it: a crash or a full disk leaves no partial output.
     """
-    path = f"data/{shard.stem}.{uuid.uuid4().hex}.parquet"
+    path = f"{FOLDER}/{shard.stem}.{uuid.uuid4().hex}.parquet"
     rows, pending_rows = 0, 0
     pending: list[pa.RecordBatch] = []
     with atomic_write(join(store, path)) as file:

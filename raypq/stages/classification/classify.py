@@ -17,13 +17,14 @@ from raypq.config import ClassifyJob
 from raypq.data import predictions
 from raypq.data.classes import ClassTable
 from raypq.data.codes import CodeFile
-from raypq.data.features import FeatureStore, open_features
+from raypq.data.features import ReadOptions, open_features
 from raypq.data.ids import IdKind, IdRule, receipt_kind
 from raypq.data.predictions import Best, PredictionBatch
 from raypq.data.prefetch import prefetch
 from raypq.data.storage import join
 from raypq.data.store import shard_writer, sidecars, snapshot
 from raypq.data.store.snapshot import Snapshot
+from raypq.data.store.sources import open_sources
 from raypq.errors import ConfigError, InputError
 from raypq.execution.executor import Executor, TaskResult
 from raypq.execution.run_record import RunRecord
@@ -137,7 +138,8 @@ class ClassifyWorker:
             yield _Rows(id_type=file.id_type, label=file.label, batches=scored)
             return
         rule = self._rule
-        with open_features(task.shard, self._job.columns, width=model.dx, rule=rule) as reader:
+        how = ReadOptions(rule=rule, backbone=model.backbone)
+        with open_features(task.shard, self._job.columns, width=model.dx, how=how) as reader:
             scored = (
                 _Scored(b.ids, b.labels, self._score(model.embed(b.X), tables))
                 for b in prefetch(reader.batches())
@@ -262,7 +264,7 @@ class ClassifyPlan:
             shards = stored_shards(job.codes, codes)
             models = [receipt.model for receipt in codes.shards]
         else:
-            shards = list(FeatureStore.open(job.features or [], job.columns).shards)
+            shards = list(open_sources(job.features or [], job.columns).shards)
             models = [*scorers] * len(shards)  # the one model of the job
         works = {
             name: classify_work(

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-
-from raypq import console, kernels
-from raypq.config import Columns, EncodeJob, Precision
-from raypq.data import codes
+from raypq import console
+from raypq.backbones import backbone_of
+from raypq.config import EncodeJob, ReindexJob
 from raypq.data.duplicate_ids import DuplicateIds, IdFile
-from raypq.data.features import FeatureReader, FeatureStore, open_features
-from raypq.data.ids import IdRule, receipt_kind
-from raypq.data.layouts import content_digest
-from raypq.data.prefetch import prefetch
 from raypq.data.storage import join
 from raypq.data.store import id_index, shard_writer, sidecars
-from raypq.data.store.shard_writer import Source
 from raypq.data.store.snapshot import Snapshot
-from raypq.errors import InputError
+from raypq.data.store.sources import open_sources
+from raypq.errors import InputError, ModelError
 from raypq.execution.executor import Executor
 from raypq.execution.run_record import RunRecord
 from raypq.methods import registry
 from raypq.methods.base import Model
-from raypq.metrics.drift import Gauge
-from raypq.stages.encoding import known_codes
-from raypq.stages.encoding.known_codes import KnownCodes
+from raypq.stages.encoding.encode_worker import Encoded, EncodeWorker
 from raypq.stages.stores import model_store
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask
@@ -37,145 +26,6 @@ from raypq.stages.stores.shard_types import MADE_IDS, check_label_column, id_rul
 from raypq.stages.stores.work_id import encode_work
 
 _MAX_NAMES = 5  # dropped shards that a version names
-
-
-@dataclass(kw_only=True)
-class PrecisionCheck:
-    """Codes that a lower precision changes, counted on the first batch of each shard."""
-
-    codes: int = 0
-    different: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """An encoded shard: its receipt and counts.
-
-    Attributes:
-        left_out: images that could not be decoded.
-        unchanged: images of a changed shard whose codes were kept.
-    """
-
-    receipt: shard_writer.Receipt
-    precision: PrecisionCheck
-    left_out: int = 0
-    unchanged: int = 0
-
-
-class EncodeWorker:
-    """Encodes feature shards with one model.
-
-    Args:
-        by_content: whether shards are compared by the hash of their content.
-        rule: the type that ids must have.
-        work: work id of the shards that may be encoded, if others are kept.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        columns: Columns,
-        store: str,
-        device: str,
-        precision: Precision,
-        by_content: bool = False,
-        rule: IdRule | None = None,
-        work: str | None = None,
-    ) -> None:
-        self._model, self._columns, self._store, self._rule = model, columns, store, rule
-        self._work = work
-        self._device, self._precision, self._by_content = device, precision, by_content
-
-    def encode(self, task: ShardTask) -> Encoded:
-        """Encodes a shard, or keeps its codes if its content has not changed."""
-        if not self._by_content:
-            return self._encode(task, Source.of(task.shard))
-        source = Source.of(task.shard, sha256=content_digest(task.shard))
-        if task.previous is None or task.previous.source.sha256 != source.sha256:
-            return self._encode(task, source)
-        # Same content with another time: the receipt records the new time.
-        kept = task.previous.model_copy(update={"source": source})
-        return Encoded(receipt=kept, precision=PrecisionCheck())
-
-    def _encode(self, task: ShardTask, source: Source) -> Encoded:
-        model, shard = self._model, task.shard
-        precision = PrecisionCheck()
-        if self._work is not None and task.work != self._work:
-            raise InputError(
-                shard.uri,
-                expected="its codes of an earlier model or settings, which are to be kept",
-                found="none: they were removed while this run was at work; run it again",
-            )
-        with open_features(
-            shard, self._columns, width=model.dx, rule=self._rule, threads=kernels.threads()
-        ) as reader:
-            schema = codes.schema(
-                fingerprint=model.fingerprint,
-                M=model.M,
-                K=model.K,
-                id_type=reader.id_type,
-                label=reader.label,
-                version=reader.images,
-            )
-            gauge = Gauge(model, reader.rows)
-            known = None
-            if reader.images:
-                known = known_codes.read(self._store, task.earlier, M=model.M, K=model.K)
-            receipt = shard_writer.write_shard(
-                self._store,
-                shard,
-                model=model.fingerprint,
-                work=task.work,
-                schema=schema,
-                batches=self._batches(reader, schema, precision, gauge, known),
-                options=codes.WRITE_OPTIONS,
-            )
-            kind = receipt_kind(reader.id_column, self._rule) if self._rule else None
-            receipt = receipt.model_copy(
-                update={"stats": gauge.read(), "source": source, "ids": kind}
-            )
-            return Encoded(
-                receipt=receipt,
-                precision=precision,
-                left_out=reader.left_out,
-                unchanged=reader.known,
-            )
-
-    def _batches(
-        self,
-        reader: FeatureReader,
-        schema: pa.Schema,
-        precision: PrecisionCheck,
-        gauge: Gauge,
-        known: KnownCodes | None,
-    ) -> Iterator[pa.RecordBatch]:
-        model = self._model
-        for batch in prefetch(reader.batches(None if known is None else known.images)):
-            B = self._codes(batch.X, precision, check=not batch.row)
-            fresh = None if batch.known is None else batch.known < 0
-            gauge.add(batch.X, B, batch.row, fresh)
-            if known is not None and fresh is not None:
-                kept = known.B[batch.known]
-                kept[fresh] = B
-                B = kept
-            stored = codes.pack(B, model.K)
-            yield codes.record_batch(
-                schema, ids=batch.ids, stored=stored, labels=batch.labels, versions=batch.versions
-            )
-
-    def _codes(
-        self, X: NDArray[np.float32], precision: PrecisionCheck, *, check: bool
-    ) -> NDArray[np.uint8]:
-        """Codes of a batch; with ``check``, those that a lower precision changes are counted."""
-        model = self._model
-        if not len(X):  # a batch of images that have not changed
-            return np.empty((0, model.M), np.uint8)
-        B = model.encode(X, device=self._device, precision=self._precision)
-        if self._precision != "fp32" and check:
-            exact = model.encode(X, device=self._device)
-            precision.codes += B.size
-            precision.different += int((exact != B).sum())
-        return B
 
 
 def encode(job: EncodeJob, executor: Executor) -> Snapshot:
@@ -191,9 +41,9 @@ def encode(job: EncodeJob, executor: Executor) -> Snapshot:
         JobError: some shards could not be encoded; all others are finished.
     """
     record = RunRecord(job, executor)
-    model = registry.load(job.model)
+    model = model_of(job)
     work = encode_work(model.fingerprint, job)
-    shards = FeatureStore.open(job.features, job.columns).shards
+    shards = open_sources(job.source, job.columns).shards
     tasks = [ShardTask(shard=shard, model=model.fingerprint, work=work) for shard in shards]
     run = StoreRun.plan(
         kind="codes",
@@ -207,6 +57,26 @@ def encode(job: EncodeJob, executor: Executor) -> Snapshot:
         return finished
     dropped = _dropped(job, run)
     return execute(job, model, run, executor, record, describe=lambda *_: dropped)
+
+
+def model_of(job: EncodeJob | ReindexJob) -> Model:
+    """The model of a job, bound to the backbone if the job names one.
+
+    Raises:
+        ConfigError: the backbone cannot be loaded.
+        ModelError: the model cannot be read, or is for features of another backbone or width.
+    """
+    model = registry.load(job.model)
+    if job.backbone is None:
+        return model
+    backbone = backbone_of(job)
+    if backbone.width != model.dx:
+        raise ModelError(
+            job.model,
+            expected=f"a model for features of width {backbone.width}, as {job.backbone} gives",
+            found=f"one for features of width {model.dx}",
+        )
+    return model.bound_to(backbone.info, where=job.model)
 
 
 def _dropped(job: EncodeJob, run: StoreRun) -> dict[str, Any]:
@@ -271,9 +141,9 @@ def execute(
             summary[MADE_IDS] = True
         return {**summary, "run": record.summary()}
 
-    args = (job.columns, job.output, job.where.device, job.precision, by_content, rule, work)
+    args = (model, job, by_content, rule, work)
     with (
-        executor.start_workers(EncodeWorker, model, *args, stage="encode") as pool,
+        executor.start_workers(EncodeWorker, *args, stage="encode") as pool,
         record.observe(pool),
     ):
         return run.execute(
@@ -293,6 +163,7 @@ def _settings(job: EncodeJob, model: Model) -> dict[str, Any]:
         "M": model.M,
         "K": model.K,
         "precision": job.precision,
+        **({"backbone": model.backbone.model_dump(mode="json")} if model.backbone else {}),
     }
 
 

@@ -22,7 +22,6 @@ from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, DriftError
 from raypq.execution.executor import Executor
 from raypq.execution.run_record import RunRecord
-from raypq.methods import registry
 from raypq.methods.base import Model
 from raypq.metrics.drift import Drifted, detect_drift, known_baseline
 from raypq.stages.classification import classify, scorers, unknown_labels
@@ -64,7 +63,7 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
     stores = [job.codes, *(section.output for section in job.classify)]
     if len(set(stores)) < len(stores):
         raise ConfigError(f"each store needs a path of its own, found {', '.join(sorted(stores))}")
-    model = model_store.completed(job.codes, registry.load(job.model))
+    model = model_store.completed(job.codes, encode.model_of(job))
     for section in job.classify:
         _check(job, section, model)
     if job.dry_run:
@@ -154,7 +153,7 @@ def _check(job: ReindexJob, section: ClassificationTarget, model: Model) -> None
     """
     table = ClassTable.open(section.classes)
     candidates = scorers.Candidates.of(section, table)
-    task = ClassifyJob(model=job.model, features=job.features, **section.model_dump())
+    task = ClassifyJob(model=job.model, features=job.source, **section.model_dump())
     scorers.build_scorers(task, None, candidates, nightly_model=model)
 
 

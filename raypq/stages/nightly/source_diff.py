@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from raypq.config import EncodeJob, ReindexJob
-from raypq.data.layouts import list_features
 from raypq.data.layouts.image_folder import Part
 from raypq.data.storage import Shard
 from raypq.data.store import snapshot
 from raypq.data.store.journal import still_there
 from raypq.data.store.shard_writer import Receipt, Source
 from raypq.data.store.snapshot import Quarantined, Snapshot
+from raypq.data.store.sources import list_sources
 from raypq.errors import EmptySourceError, InputError, MissingSourceError
 from raypq.methods.base import Model
 from raypq.stages.stores import quarantine
@@ -99,12 +99,17 @@ def diff_source(job: ReindexJob, model: Model) -> ReindexPlan:
     receipts = {receipt.shard: receipt for receipt in latest.shards} if latest else {}
     quarantined = {item.shard: item for item in latest.quarantined} if latest else {}
     shards = with_known_stems(_listing(job, latest), stems_by_uri(latest))
+    stems = {shard.stem for shard in shards}
     given = SourceIndex(shard.uri for shard in shards)
     work = encode_work(model.fingerprint, encode_job(job))
     plan = ReindexPlan(
         latest=latest, work=work, new=[], changed=[], output_missing=[], mtime_changed=[],
         migrating=[], pending=[], kept=[], quarantined=[],
-        removed=[item for item in receipts.values() if not given.overlapping(item.source.uri)],
+        removed=[
+            item
+            for stem, item in receipts.items()
+            if stem not in stems and not given.overlapping(item.source.uri)
+        ],
     )  # fmt: skip
     _refuse_a_vanished_source(job, plan)
     _refuse_vanished_images(job, plan, shards)
@@ -132,6 +137,9 @@ def encode_job(job: ReindexJob) -> EncodeJob:
     return EncodeJob(
         model=job.model,
         features=job.features,
+        images=job.images,
+        backbone=job.backbone,
+        network=job.network,
         output=job.codes,
         precision=job.precision,
         duplicate_ids=job.duplicate_ids,
@@ -144,16 +152,16 @@ def encode_job(job: ReindexJob) -> EncodeJob:
 def _listing(job: ReindexJob, latest: Snapshot | None) -> list[Shard]:
     try:
         try:
-            return list_features(job.features)
+            return list_sources(job.source)
         except EmptySourceError as error:
             if latest is None:
                 raise
             if job.max_removed < 1:
                 raise _empty(job, latest, error) from None
-        paths = [uri for uri in job.features if _holds_shards(uri)]
+        paths = [uri for uri in job.source if _holds_shards(uri)]
     except MissingSourceError as error:
         raise _missing(job, latest, error) from None
-    return list_features(paths) if paths else []
+    return list_sources(paths) if paths else []
 
 
 def _empty(job: ReindexJob, latest: Snapshot, error: EmptySourceError) -> InputError:
@@ -181,7 +189,7 @@ def _missing(
 
 def _holds_shards(uri: str) -> bool:
     try:
-        list_features([uri])
+        list_sources([uri])
     except EmptySourceError:
         return False
     return True
@@ -194,7 +202,7 @@ def _refuse_a_vanished_source(job: ReindexJob, plan: ReindexPlan) -> None:
         return
     assert plan.latest is not None, "removed shards are shards of a version"
     raise InputError(
-        ", ".join(job.features),
+        ", ".join(job.source),
         expected=f"at least {math.ceil((1 - job.max_removed) * before)} of the {before} shards of "
         f"{job.codes} version {plan.latest.version} (max_removed: {job.max_removed:g})",
         found=f"{gone} of them gone, such as {plan.removed[0].source.uri}; nothing was changed",

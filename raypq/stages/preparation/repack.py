@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from raypq.config import Columns, RepackJob
 from raypq.data import arrays, ids, texts
 from raypq.data.feature_columns import WIDTH_NOTE, has_labels, kind_of_ids, stored_width
-from raypq.data.features import FeatureStore, batch_rows
+from raypq.data.features import batch_rows
 from raypq.data.ids import IdRule
 from raypq.data.layouts import ShardFile, arrow_types, open_shard
 from raypq.data.plain_folder import parquet_files, refuse_others, remove_left_out
 from raypq.data.storage import atomic_write, join, write_bytes
+from raypq.data.store.sources import open_sources
 from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.execution.executor import Executor, completed
 from raypq.execution.run_record import RunRecord
@@ -106,7 +107,8 @@ class RepackWorker:
 
     def _schema(self, schema: pa.Schema, name: str, width: int) -> pa.Schema:
         kind = pa.binary(width * self._dtype.itemsize)
-        field = pa.field(name, kind, nullable=False, metadata={WIDTH_NOTE: str(width)})
+        notes = {**(schema.field(name).metadata or {}), WIDTH_NOTE: str(width).encode()}
+        field = pa.field(name, kind, nullable=False, metadata=notes)
         return schema.set(schema.get_field_index(name), field)
 
     def _convert(self, file: ShardFile, width: int | None) -> Iterator[pa.RecordBatch]:
@@ -170,7 +172,7 @@ def repack(job: RepackJob, executor: Executor) -> dict[str, Any]:
             f"output: {job.output} holds {len(existing)} Parquet file(s) already; name another "
             "folder, or pass --overwrite (overwrite: true) to write over them"
         )
-    store = FeatureStore.open(job.features, job.columns)
+    store = open_sources(job.features, job.columns)
     tasks = [ShardTask(shard=shard) for shard in store.shards]
     refuse_others(job.output, [f"{shard.stem}.parquet" for shard in store.shards])
     check_label_column(store.shards, job.columns)

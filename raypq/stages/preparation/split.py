@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from raypq.config import Columns, SplitJob
 from raypq.data import arrays, ids, texts
 from raypq.data.feature_columns import kind_of_ids
-from raypq.data.features import FeatureStore
 from raypq.data.ids import IdRule
 from raypq.data.layouts import arrow_types, open_shard
 from raypq.data.plain_folder import refuse_others
 from raypq.data.storage import Shard, atomic_write, join
+from raypq.data.store.sources import open_sources
 from raypq.errors import ConfigError, InputError
 from raypq.execution.executor import Executor, completed
 from raypq.stages.stores.shard_types import check_label_column
@@ -123,9 +123,9 @@ def split(job: SplitJob, executor: Executor) -> dict[str, Any]:
         InputError: a row without a label, a class with too few rows.
         JobError: some shards could not be read or written.
     """
-    stores = [(FeatureStore.open(job.features, job.columns), False)]
+    stores = [(open_sources(job.features, job.columns), False)]
     if job.test:
-        stores.append((FeatureStore.open(job.test, job.columns), True))
+        stores.append((open_sources(job.test, job.columns), True))
     shards = [shard for store, _ in stores for shard in store.shards]
     check_label_column(shards, job.columns)
     files = [_read(shard, job.columns, test) for store, test in stores for shard in store.shards]

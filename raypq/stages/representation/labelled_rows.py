@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from raypq import console
 from raypq.config import ProbeJob, Space
 from raypq.data.classes import ClassTable
-from raypq.data.features import FeatureStore, open_features
+from raypq.data.features import ReadOptions, open_features
+from raypq.data.store.sources import open_sources
 from raypq.data.unknown_classes import UnknownNames, examples
 from raypq.errors import ConfigError, InputError
 from raypq.methods import registry
@@ -44,10 +45,12 @@ class LabelledRows:
         chosen = _class_ids(table, job.split)
         unknown = UnknownNames()
         parts, labels = [], []
-        shards = FeatureStore.open(job.features, job.columns).shards
+        shards = open_sources(job.features, job.columns).shards
         check_label_column(shards, job.columns)
         for shard in shards:
-            with open_features(shard, job.columns, width=model.dx if model else None) as reader:
+            how = ReadOptions(backbone=model.backbone if model else None)
+            width = model.dx if model else None
+            with open_features(shard, job.columns, width=width, how=how) as reader:
                 for batch in reader.batches():
                     if table is not None and batch.labels is not None:
                         unknown.add(table.find(batch.labels)[1])

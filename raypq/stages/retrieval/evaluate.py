@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 from raypq import console
 from raypq.config import RetrievalJob
 from raypq.data import search_results
-from raypq.data.features import FeatureBatch, FeatureStore, open_features
+from raypq.data.features import FeatureBatch, ReadOptions, open_features
 from raypq.data.search_results import SearchResults
 from raypq.data.store.snapshot import Snapshot
+from raypq.data.store.sources import open_sources
 from raypq.errors import ConfigError, InputError
 from raypq.execution.executor import Executor, WorkerPool, completed
 from raypq.execution.run_record import RunRecord
@@ -91,7 +92,7 @@ def evaluate(job: RetrievalJob, executor: Executor) -> dict[str, Any]:
     if job.features is not None and len(models) > 1:
         raise ConfigError("features: exact search needs one embedding, the store has more models")
     at = _depths(job, version)
-    queries = _read(job, next(iter(models.values())).dx)
+    queries = _read(job, next(iter(models.values())))
     X = np.concatenate(queries.X)
     shards = stored_shards(job.codes, version)
     id_type = id_type_of(job.codes, version)
@@ -142,12 +143,13 @@ def _depths(job: RetrievalJob, version: Snapshot) -> tuple[int, ...]:
     return at
 
 
-def _read(job: RetrievalJob, width: int) -> _Queries:
+def _read(job: RetrievalJob, model: Model) -> _Queries:
     queries = _Queries()
-    shards = FeatureStore.open(job.queries, job.columns).shards
+    shards = open_sources(job.queries, job.columns).shards
     check_label_column(shards, job.columns)
     for shard in shards:
-        with open_features(shard, job.columns, width=width, finite=False) as reader:
+        how = ReadOptions(finite=False, backbone=model.backbone)
+        with open_features(shard, job.columns, width=model.dx, how=how) as reader:
             for batch in reader.batches():
                 queries.add(batch, shard.uri)
     if not sum(len(part) for part in queries.X):
@@ -196,7 +198,7 @@ def _exact(
     pool: WorkerPool[RetrievalWorker], job: RetrievalJob, X: NDArray[np.float32], k: int
 ) -> SearchResults:
     """The k nearest rows of the feature files for each query, uncompressed."""
-    shards = FeatureStore.open(job.features or [], job.columns).shards
+    shards = open_sources(job.features or [], job.columns).shards
     parts: list[SearchResults] = []
     results = pool.map(RetrievalWorker.exact, [ExactTask(shard=shard) for shard in shards], X)
     for part in completed(results, total=len(shards), label="exact search"):

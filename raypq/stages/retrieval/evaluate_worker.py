@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from raypq import kernels
 from raypq.config import Columns, Metric
 from raypq.data import search_results
-from raypq.data.features import FeatureBatch, open_features
+from raypq.data.features import FeatureBatch, ReadOptions, open_features
 from raypq.data.ids import IdRule
 from raypq.data.search_results import SearchResults
 from raypq.data.storage import Shard
@@ -154,7 +154,10 @@ class RetrievalWorker:
         text = pa.types.is_string(self._id_type)
         rule = IdRule(kind="string" if text else "int64", origin="the code store", old=text)
         with open_features(
-            task.shard, self._columns, width=model.dx, labels=False, rule=rule
+            task.shard,
+            self._columns,
+            width=model.dx,
+            how=ReadOptions(labels=False, rule=rule, backbone=model.backbone),
         ) as reader:
             best = SearchResults.empty(len(V), reader.id_type)
             for batch in reader.batches():

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq.config import Columns, Distance
-from raypq.data.features import open_features
+from raypq.data.features import ReadOptions, open_features
 from raypq.data.ids import IdRule
 from raypq.data.storage import Shard
 from raypq.errors import RaypqError, ShardFailure
@@ -88,16 +88,16 @@ class Reader:
 
     def rounds(self, shards: Sequence[Shard]) -> Iterator[QueryRound]:
         """All queries of the files; an unreadable file is a failure of its own."""
-        width = next(iter(self._models.values())).dx
+        model = next(iter(self._models.values()))
         for task, shard in enumerate(shards):
             try:
                 with open_features(
                     shard,
                     self._columns,
-                    width=width,
-                    labels=False,
-                    finite=False,
-                    rule=self._rule,
+                    width=model.dx,
+                    how=ReadOptions(
+                        labels=False, finite=False, rule=self._rule, backbone=model.backbone
+                    ),
                 ) as reader:
                     for batch in reader.batches():
                         yield from self._add(task, batch.X, batch.ids, shard.uri, batch.row)

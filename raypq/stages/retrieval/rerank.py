@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from raypq import console, kernels
 from raypq.config import Columns
 from raypq.data import arrays, search_results
+from raypq.data.backbone_info import BackboneInfo, check_equal
 from raypq.data.feature_columns import stored_width
-from raypq.data.features import FeatureStore
 from raypq.data.ids import IdKind
 from raypq.data.ids import read as read_ids
 from raypq.data.layouts import open_shard
 from raypq.data.storage import Shard, canonical
 from raypq.data.store.shard_writer import Receipt
+from raypq.data.store.sources import open_sources
 from raypq.errors import InputError
 from raypq.kernels.tables import squared_norms
 from raypq.methods.base import Model
@@ -61,7 +62,7 @@ def sources(receipts: Sequence[Receipt], uris: Sequence[str], columns: Columns) 
     Raises:
         InputError: a file is missing, or is not the one that was encoded.
     """
-    shards = FeatureStore.open(uris, columns).shards
+    shards = open_sources(uris, columns).shards
     by_uri = {shard.uri: shard for shard in shards}
     files = {receipt.shard: by_uri.get(canonical(receipt.source.uri)) for receipt in receipts}
     matched = {shard.uri for shard in files.values() if shard}
@@ -168,7 +169,7 @@ def _score(
     out = np.empty(len(rows), np.float32)
     order = np.argsort(rows, kind="stable")
     kind: IdKind = "string" if pa.types.is_string(ids.type) else "int64"
-    for batch_rows, X, names in read_rows(shard, columns, model.dx, np.unique(rows), kind):
+    for batch_rows, X, names in read_rows(shard, columns, model, np.unique(rows), kind):
         U = apply_in_fixed_blocks(X, model.embed)
         low, high = np.searchsorted(rows[order], [batch_rows[0], batch_rows[-1] + 1])
         pairs = order[low:high]
@@ -197,16 +198,19 @@ def _check_ids(shard: Shard, ids: pa.Array, expected: pa.Array, rows: NDArray[np
 
 
 def read_rows(
-    shard: Shard, columns: Columns, width: int, rows: NDArray[np.int64], kind: IdKind
+    shard: Shard, columns: Columns, model: Model, rows: NDArray[np.int64], kind: IdKind
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], pa.Array]]:
     """Reads rows (ascending) of a feature file, in batches: row numbers, vectors [n, dx], ids.
 
     Raises:
-        InputError: a row beyond the file's end, a wrong width or type, NaN or Inf.
+        InputError: a row beyond the file's end, a wrong width or type, NaN or Inf, or features of
+            another backbone than the model's.
     """
     with open_shard(shard, columns) as file:
         where = f"{shard.uri}, column '{columns.feature}'"
-        file_width = stored_width(file.field(columns.feature)) or width
+        field = file.field(columns.feature)
+        check_equal(model.backbone, BackboneInfo.of(field, where=where), where=where)
+        file_width = stored_width(field) or model.dx
         file.field(columns.id)
         ends = np.cumsum([0, *file.group_rows])
         if rows[-1] >= ends[-1]:

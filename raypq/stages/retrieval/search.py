@@ -20,7 +20,6 @@ from raypq import console
 from raypq.config import Metric, SearchJob
 from raypq.data import search_results
 from raypq.data.codes import CodeFile
-from raypq.data.features import FeatureStore
 from raypq.data.filters import Filter
 from raypq.data.id_list import IdList, unknown_ids_message
 from raypq.data.ids import IdRule
@@ -28,6 +27,7 @@ from raypq.data.search_results import SearchResults
 from raypq.data.storage import Shard, delete, join
 from raypq.data.store.shard_writer import Receipt
 from raypq.data.store.snapshot import Snapshot
+from raypq.data.store.sources import open_sources
 from raypq.errors import ConfigError, InputError, ModelError
 from raypq.execution.executor import Executor, R, TaskResult, WorkerPool, completed
 from raypq.execution.run_record import RunRecord
@@ -199,7 +199,7 @@ def _has_labels(codes: str, version: Snapshot) -> bool:
 
 def _query_shards(job: SearchJob) -> Sequence[Shard]:
     if job.queries is not None:
-        return FeatureStore.open(job.queries, job.columns).shards
+        return open_sources(job.queries, job.columns).shards
     assert job.query_ids is not None, "checked before"
     return [Shard(index=0, uri=job.query_ids, stem="queries", size=0, modified="")]
 

@@ -38,6 +38,7 @@ _VERBS = {
     "predictions": ("classify", "classified", "images"),
     "search": ("search", "answered", "queries"),
     "pairs": ("compare", "found", "pairs"),
+    "features": ("extract", "extracted", "images"),
 }
 
 
@@ -110,7 +111,7 @@ class StoreRun:
         return cls(
             kind=kind,
             store=store,
-            tasks=with_earlier(tasks, receipts) if kind == "codes" else tasks,
+            tasks=with_earlier(tasks, receipts) if kind in ("codes", "features") else tasks,
             latest=latest,
             kept=_finished(store, tasks, receipts),
             quarantined=quarantined,

@@ -52,7 +52,12 @@ def stored_shards(store: str, version: Snapshot) -> list[Shard]:
 def receipts_of_others(latest: Snapshot, shards: Sequence[Shard]) -> list[Receipt]:
     """Receipts of a version whose sources are not among these shards."""
     given = SourceIndex(shard.uri for shard in shards)
-    return [item for item in latest.shards if not given.overlapping(item.source.uri)]
+    stems = {shard.stem for shard in shards}  # a file of a store that is written again keeps it
+    return [
+        item
+        for item in latest.shards
+        if item.shard not in stems and not given.overlapping(item.source.uri)
+    ]
 
 
 def with_earlier(tasks: Sequence[ShardTask], receipts: Sequence[Receipt]) -> list[ShardTask]:

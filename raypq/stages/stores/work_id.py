@@ -24,6 +24,7 @@ from raypq.config import (
     Columns,
     DuplicatesJob,
     EncodeJob,
+    ExtractJob,
     Metric,
     SearchJob,
     Settings,
@@ -87,8 +88,13 @@ WHERE = Fields(
 )
 ENCODE = Fields(
     always=("precision", "columns"),
-    apart=frozenset({"model", "where"}),
-    none=frozenset({"features", "output", "duplicate_ids", "append", "on_bad_shard"}),
+    apart=frozenset({"model", "where", "backbone", "network"}),  # the model's fingerprint has them
+    none=frozenset({"features", "images", "output", "duplicate_ids", "append", "on_bad_shard"}),
+)
+EXTRACT = Fields(
+    always=("dtype", "columns"),
+    apart=frozenset({"where", "backbone", "network"}),  # the backbone's fingerprint has them
+    none=frozenset({"images", "output", "on_bad_shard"}),
 )
 CLASSIFY = Fields(
     always=("candidates", "top_k", "columns"),
@@ -110,6 +116,11 @@ DUPLICATES = Fields(
 def encode_work(fingerprint: str, job: EncodeJob) -> str:
     """The work id of encoding a shard."""
     return _id(fingerprint, _text(ENCODE.of(job) | WHERE.of(job.where)))
+
+
+def extract_work(fingerprint: str, job: ExtractJob) -> str:
+    """The work id of extracting the features of a shard by a backbone."""
+    return _id(fingerprint, _text(EXTRACT.of(job) | WHERE.of(job.where)))
 
 
 def classify_work(
@@ -184,6 +195,7 @@ BY_JOB: dict[type[Settings], Fields] = {
     Columns: COLUMNS,
     ClusterSettings: WHERE,
     EncodeJob: ENCODE,
+    ExtractJob: EXTRACT,
     ClassifyJob: CLASSIFY,
     SearchJob: SEARCH,
     DuplicatesJob: DUPLICATES,

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq.config import Columns, TrainJob
+from raypq.data.backbone_info import BackboneInfo, check_equal
 from raypq.data.classes import ClassTable
-from raypq.data.features import FeatureBatch, FeatureStore, read_batches
+from raypq.data.features import FeatureBatch, read_batches
 from raypq.data.storage import Shard
+from raypq.data.store.sources import open_sources
 from raypq.data.survey import survey
 from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.methods.base import Method, TrainBatch, TrainingSetInfo
@@ -111,17 +113,23 @@ class ShardListing:
     tasks: Sequence[TrainTask]
     width: int
     failures: Sequence[ShardFailure]
+    backbone: BackboneInfo | None = None
 
     @classmethod
     def open(cls, uris: Sequence[str], columns: Columns) -> ShardListing:
         """Reads every footer."""
-        footers = survey(FeatureStore.open(uris, columns))
+        footers = survey(open_sources(uris, columns))
         starts = [0, *accumulate(footers.rows)]
         tasks = [
             TrainTask(shard=shard, row=row, rows=rows)
             for shard, row, rows in zip(footers.shards, starts, footers.rows, strict=False)
         ]
-        return cls(tasks=tasks, width=footers.width, failures=footers.failures)
+        return cls(
+            tasks=tasks,
+            width=footers.width,
+            failures=footers.failures,
+            backbone=footers.backbone,
+        )
 
     @property
     def rows(self) -> int:
@@ -138,6 +146,7 @@ class TrainingPlan:
     classes: TrainingClasses | None
     failures: Sequence[ShardFailure]
     unlabelled: ShardListing | None = None
+    backbone: BackboneInfo | None = None
 
     @classmethod
     def make(cls, job: TrainJob, method: Method) -> TrainingPlan:
@@ -150,7 +159,7 @@ class TrainingPlan:
         classes = _classes(job, method)
         listing = ShardListing.open(job.features, job.columns)
         check_label_column([task.shard for task in listing.tasks], job.columns)
-        unlabelled = _unlabelled(job, method, listing.width)
+        unlabelled = _unlabelled(job, method, listing)
         others = classes.others if classes else None
         dataset_info = TrainingSetInfo(
             N=listing.rows,
@@ -167,6 +176,7 @@ class TrainingPlan:
             classes=classes,
             failures=[*listing.failures, *(unlabelled.failures if unlabelled else ())],
             unlabelled=unlabelled,
+            backbone=listing.backbone,
         )
 
 
@@ -178,16 +188,17 @@ def _classes(job: TrainJob, method: Method) -> TrainingClasses | None:
     return TrainingClasses.open(job.classes)
 
 
-def _unlabelled(job: TrainJob, method: Method, width: int) -> ShardListing | None:
+def _unlabelled(job: TrainJob, method: Method, labelled: ShardListing) -> ShardListing | None:
     if job.unlabelled and not method.needs_unlabelled:
         raise ConfigError(f"--unlabelled (unlabelled): {job.method} uses labelled rows only")
     if not job.unlabelled:
         return None
     listing = ShardListing.open(job.unlabelled, job.columns)
-    if listing.width != width:
+    if listing.width != labelled.width:
         raise InputError(
             job.unlabelled[0],
-            expected=f"features of width {width}, as the labelled ones",
+            expected=f"features of width {labelled.width}, as the labelled ones",
             found=str(listing.width),
         )
+    check_equal(labelled.backbone, listing.backbone, where=job.unlabelled[0])
     return listing

@@ -32,9 +32,9 @@ from raypq.config import (
     TrainJob,
 )
 from raypq.data import arrays
-from raypq.data.features import FeatureStore
 from raypq.data.storage import stem_of
 from raypq.data.store import snapshot
+from raypq.data.store.sources import open_sources
 from raypq.data.survey import survey
 from raypq.errors import JobError, ShardFailure
 from raypq.methods import registry
@@ -172,7 +172,7 @@ def test_relative_paths_are_those_of_the_driver(
     encode = EncodeJob(model="model", features=["features"], output="codes", where=TWO)
     assert raypq.encode(encode).rows == sum(ROWS)
     api.repack(RepackJob(features=["features"], output="repacked", where=TWO))
-    assert sum(survey(FeatureStore.open(["repacked"])).rows) == sum(ROWS)
+    assert sum(survey(open_sources(["repacked"])).rows) == sum(ROWS)
     classes = str(data / "classes.parquet")
     raypq.classify(ClassifyJob(codes="codes", classes=classes, output="predictions", where=TWO))
     assert snapshot.read("predictions").rows == sum(ROWS)
@@ -218,7 +218,7 @@ def two_trainers(folder: Path, cache_bytes: int) -> Iterator[Pass]:
     """Two Ray workers, both there; each call is a pass: the rows it samples, and failures."""
     from raypq.distributed.cluster import RayExecutor
 
-    found = survey(FeatureStore.open([str(folder)]))
+    found = survey(open_sources([str(folder)]))
     method = registry.create("pq", {"M": 4, "K": 16})
     starts = [0, *accumulate(found.rows)]
     state = method.begin(TrainingSetInfo(N=starts[-1], dx=DX))

@@ -22,7 +22,7 @@ import pytest
 import raypq
 from raypq.config import ClusterSettings, EncodeJob, TrainJob
 from raypq.data import arrays
-from raypq.data.features import FeatureStore
+from raypq.data.store.sources import open_sources
 from raypq.execution.executor import WorkerPool
 from raypq.execution.local import LocalExecutor
 from raypq.stages.encoding import encode as stage
@@ -186,7 +186,7 @@ class Ready:
     def start_workers(
         self, make: Callable[..., Any], *args: Any, **how: Any
     ) -> Iterator[WorkerPool[Any]]:
-        shards = FeatureStore.open([str(self._warm)]).shards
+        shards = open_sources([str(self._warm)]).shards
         tasks = [
             ShardTask(shard=replace(shard, stem=f"{shard.stem}-{i}"))
             for shard in shards

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
-from tinystore import ALONE, model_at, shard, vectors
+from tinystore import ALONE, shard, vectors
 
 from raypq import api
-from raypq.config import Columns, ExtractJob, InferSemanticsJob, RepackJob
+from raypq.config import InferSemanticsJob, RepackJob
 from raypq.data.storage import stem_of
 from raypq.data.store import snapshot
 from raypq.errors import JobError
@@ -50,26 +47,6 @@ def repack(tmp_path: Path) -> Case:
 
 
 @pytest.fixture
-def extract(tmp_path: Path) -> Case:
-    buffer = io.BytesIO()
-    Image.new("RGB", (2, 2)).save(buffer, "PNG")
-    inputs = [tmp_path / "in" / f"{name}.parquet" for name in "ab"]
-    (tmp_path / "in").mkdir()
-    for path in inputs:
-        pq.write_table(pa.table({"id": [1, 2], "image": [buffer.getvalue()] * 2}), path)
-
-    def run(**more: Any) -> dict[str, Any]:
-        columns = Columns(feature="image", image_size=2)
-        job = ExtractJob(
-            images=[str(tmp_path / "in")], backbone=model_at(tmp_path),
-            output=str(tmp_path / "out"), columns=columns, where=ALONE, **more,
-        )  # fmt: skip
-        return api.extract(job)
-
-    return Case(run, inputs, tmp_path / "out")
-
-
-@pytest.fixture
 def infer(home: Any) -> Case:
     home.encode()
     inputs = [home.root / "codes" / item.path for item in snapshot.read(home("codes")).shards]
@@ -84,7 +61,7 @@ def infer(home: Any) -> Case:
     return Case(run, inputs, home.root / "out")
 
 
-@pytest.mark.parametrize("name", ["repack", "extract", "infer"])
+@pytest.mark.parametrize("name", ["repack", "infer"])
 def test_the_old_output_of_a_quarantined_shard_is_removed(
     name: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:

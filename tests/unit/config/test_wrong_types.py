@@ -12,6 +12,7 @@ import pytest
 
 from raypq import config
 from raypq.config import ClusterSettings, Columns, UserSettings
+from raypq.config.images import ImageSource
 from raypq.errors import ConfigError
 from raypq.methods import registry
 
@@ -36,8 +37,13 @@ WRONG: list[Any] = [
 RAW = ("Input should", "validation error", "pydantic", "type=", "Refused", "<class")
 
 
-def required(cls: type[UserSettings]) -> dict[str, Any]:
-    return {name: REQUIRED[name] for name, field in cls.model_fields.items() if field.is_required()}
+def required(cls: type[UserSettings], given: str = "") -> dict[str, Any]:
+    """The values that a class needs beside one that is ``given``."""
+    needed = [name for name, field in cls.model_fields.items() if field.is_required()]
+    if issubclass(cls, ImageSource):
+        of_images = given in ("images", "backbone", "network")
+        needed += ["images", "backbone"] if of_images else ["features"]
+    return {name: REQUIRED[name] for name in needed}
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
@@ -45,7 +51,7 @@ def test_what_is_refused_is_told_in_plain_words(cls: type[UserSettings]) -> None
     for name in cls.model_fields:
         refused = 0
         for wrong in WRONG:
-            values = {**required(cls), name: wrong}
+            values = {**required(cls, name), name: wrong}
             for build in (lambda v: cls(**v), lambda v: cls.parse(v, origin="n.yaml")):
                 try:
                     build(values)
@@ -65,7 +71,10 @@ def test_what_is_refused_is_told_in_plain_words(cls: type[UserSettings]) -> None
 def test_missing_and_unknown_keys_are_named(cls: type[UserSettings]) -> None:
     for name in required(cls):
         values = {key: value for key, value in required(cls).items() if key != name}
-        with pytest.raises(ConfigError, match=f"{cls.__name__}: key '{name}' is required"):
+        expected = f"{cls.__name__}: key '{name}' is required"
+        if issubclass(cls, ImageSource) and name == "features":
+            expected = f"{cls.__name__}: .*features: expected at least one path, or images"
+        with pytest.raises(ConfigError, match=expected):
             cls(**values)
     verb = getattr(cls, "verb", "")
     key = f"unknown key 'no_such'{f' of {verb}' if verb else ''}"
@@ -87,10 +96,10 @@ def test_every_path_may_be_a_path(cls: type[UserSettings]) -> None:
             if isinstance(note, config.places.NoPlace):
                 continue
             for given in (Path("odd"), _Odd(), "odd"):
-                found = getattr(cls(**{**required(cls), name: given}), name)
+                found = getattr(cls(**{**required(cls, name), name: given}), name)
                 assert found in ("odd", ["odd"])
             if found == ["odd"]:
-                several = cls(**{**required(cls), name: (Path("a"), "b", _Odd())})
+                several = cls(**{**required(cls, name), name: (Path("a"), "b", _Odd())})
                 assert getattr(several, name) == ["a", "b", "odd"]
 
 

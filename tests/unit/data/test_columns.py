@@ -15,11 +15,12 @@ from PIL import Image
 
 from raypq.config import Columns
 from raypq.data import arrays, images, texts
-from raypq.data.features import FeatureStore, batch_rows, open_features, read_batches
+from raypq.data.features import ReadOptions, batch_rows, open_features, read_batches
 from raypq.data.ids import IdRule
 from raypq.data.ids import read as read_ids
 from raypq.data.layouts import arrow_types
 from raypq.data.storage import list_shards
+from raypq.data.store.sources import open_sources
 from raypq.data.survey import survey
 from raypq.errors import InputError, JobError
 
@@ -56,7 +57,7 @@ def test_every_layout_gives_the_same_rows(write, column, layout, dtype):
 @pytest.mark.parametrize(("layout", "dtype"), LAYOUTS)
 def test_the_footer_tells_rows_and_width(write, column, layout, dtype):
     path = write("x.parquet", id=IDS, feature=column(layout, dtype, X))
-    found = survey(FeatureStore.open([path], Columns(width=4)))
+    found = survey(open_sources([path], Columns(width=4)))
     assert (list(found.rows), found.width, list(found.failures)) == ([10], 4, [])
 
 
@@ -299,7 +300,7 @@ def test_mixed_widths_across_shards(write):
     write("f/a.parquet", id=IDS, feature=X)
     write("f/b.parquet", id=IDS, feature=X[:, :3])
     folder = str(Path(write("f/c.parquet", id=IDS, feature=X)).parent)
-    found = survey(FeatureStore.open([folder]))
+    found = survey(open_sources([folder]))
     assert [Path(shard.uri).stem for shard in found.shards] == ["a", "c"]
     (failure,) = found.failures
     assert failure.shard.endswith("b.parquet")
@@ -311,14 +312,14 @@ def test_a_survey_of_bad_shards_only_names_them_all(write):
     write("f/a.parquet", id=IDS)
     folder = str(Path(write("f/b.parquet", id=IDS)).parent)
     with pytest.raises(JobError) as caught:
-        survey(FeatureStore.open([folder]))
+        survey(open_sources([folder]))
     assert [Path(item.shard).name for item in caught.value.failures] == ["a.parquet", "b.parquet"]
 
 
 def test_a_survey_without_rows(write):
     path = write("x.parquet", id=pa.array([], pa.string()), feature=X[:0])
     with pytest.raises(InputError, match="at least one row"):
-        survey(FeatureStore.open([path]))
+        survey(open_sources([path]))
 
 
 def test_binary_needs_a_width(write, column):
@@ -364,7 +365,7 @@ def test_vectors_within_one_list_and_as_views(write, made):
     path = write("x.parquet", id=IDS, feature=made(X))
     for width in (None, 4):
         np.testing.assert_array_equal(read(path, width=width)[0].X, X)
-    assert survey(FeatureStore.open([path])).width == 4
+    assert survey(open_sources([path])).width == 4
     part = arrays.matrix(made(X).slice(3, 5), width=4, where="x")
     np.testing.assert_array_equal(part, X[3:8])
     rows = [7, 2, 2, 9]
@@ -404,7 +405,7 @@ def test_bytes_are_vectors_where_the_width_fits(write, kind, dtype):
     path = write("x.parquet", id=IDS, feature=feature)
     for width, columns in ((4, None), (None, Columns(width=4)), (4, Columns(width=4))):
         np.testing.assert_array_equal(read(path, width=width, columns=columns)[0].X, X)
-    assert survey(FeatureStore.open([path], Columns(width=4))).width == 4
+    assert survey(open_sources([path], Columns(width=4))).width == 4
     part = arrays.matrix(feature.slice(3, 5), width=4, where="x")
     np.testing.assert_array_equal(part, X[3:8].astype(dtype))
 
@@ -416,7 +417,7 @@ def test_bytes_that_are_neither_images_nor_vectors_of_a_known_width(write, kind)
         with pytest.raises(InputError, match=r"column 'feature'.*no image.*--feature-width 4"):
             read(path, width=width)
     with pytest.raises(JobError, match="--feature-width 4"):
-        survey(FeatureStore.open([path]))
+        survey(open_sources([path]))
 
 
 @pytest.mark.parametrize("name", ["PNG", "BMP", "TGA", "JPEG", "WEBP"])
@@ -500,9 +501,8 @@ def test_a_shard_without_rows_follows_the_others(write, kind, rule):
     path = write("x.parquet", id=pa.array([], kind), feature=X[:0], label=pa.array([], kind))
     expected = rule or ("int64" if pa.types.is_integer(kind) else "string")
     shard = list_shards([path])[0]
-    with open_features(
-        shard, Columns(), width=4, rule=rule and IdRule(kind=rule, origin="y")
-    ) as reader:
+    how = ReadOptions(rule=rule and IdRule(kind=rule, origin="y"))
+    with open_features(shard, Columns(), width=4, how=how) as reader:
         assert str(reader.id_type) == expected
         assert list(reader.batches()) == []
 
@@ -536,11 +536,11 @@ def test_ids_of_another_type_than_the_stores(write, kind, rule, old, found):
             pytest.raises(
                 InputError, match=rf"of one type.*{rule}, as in y\.parquet, found {kind}"
             ),
-            open_features(shard, Columns(), width=4, rule=told),
+            open_features(shard, Columns(), width=4, how=ReadOptions(rule=told)),
         ):
             pass
         return
-    with open_features(shard, Columns(), width=4, rule=told) as reader:
+    with open_features(shard, Columns(), width=4, how=ReadOptions(rule=told)) as reader:
         (batch,) = reader.batches()
     assert batch.ids.type == reader.id_type == found
     assert [str(name) for name in batch.ids.to_pylist()] == [str(row) for row in range(10)]

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from raypq.config import Columns
-from raypq.data.features import FeatureStore, read_batches
+from raypq.data.features import read_batches
 from raypq.data.images import decode
+from raypq.data.store.sources import open_sources
 from raypq.data.survey import survey
 from raypq.errors import InputError, JobError
 
@@ -103,7 +104,7 @@ def shard(write):
 
 
 def read(shard: str, columns: Columns, width: int | None = None):
-    store = FeatureStore.open([shard], columns)
+    store = open_sources([shard], columns)
     return list(read_batches(store.shards[0], columns, width=width))
 
 
@@ -236,7 +237,7 @@ def test_no_memory_is_no_fault_of_the_image(write, monkeypatch):
 
 def test_a_null_or_empty_image(write):
     path = write("images/one.parquet", id=["a", "b"], image=[encoded(pixels(0)), None])
-    with pytest.raises(InputError, match=r"\(id 'b'\).*no bytes"):
+    with pytest.raises(InputError, match=r"\(id 'b'\).*no image"):
         read(path, COLUMNS)
 
 
@@ -246,8 +247,8 @@ def test_a_model_says_the_size(shard):
     with pytest.raises(InputError, match="a square picture has"):
         read(shard, some, width=50)
     with pytest.raises(JobError, match="--image-size"):
-        survey(FeatureStore.open([shard], some))
+        survey(open_sources([shard], some))
 
 
 def test_the_footer_gives_the_width(shard):
-    assert survey(FeatureStore.open([shard], COLUMNS)).width == 48
+    assert survey(open_sources([shard], COLUMNS)).width == 48

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[3] / "raypq"
 # packages: ``stages.nightly`` alone knows other families of stages; all may use ``stages.stores``.
 BASE = {"errors", "console", "config", "optional_packages"}
 STAGE = BASE | {
+    "backbones",
     "data",
     "data.layouts",
     "data.storage",
@@ -51,10 +52,12 @@ ALLOWED: dict[str, set[str]] = {
     "data.storage": BASE | {"io_counters"},
     "data": BASE | {"data.layouts", "data.storage", "io_counters"},
     "data.layouts": BASE | {"data.storage", "io_counters"},
-    "data.store": BASE | {"data", "data.storage"},
+    "data.store": BASE | {"data", "data.layouts", "data.storage"},
     "kernels": {"config", "errors", "console", "machine"},
     "methods": {"kernels", "data", "data.storage", "config", "errors", "methods.support"},
     "methods.support": {"kernels", "data", "config", "errors", "methods", "optional_packages"},
+    "backbones": BASE
+    | {"data", "data.layouts", "data.storage", "kernels", "methods", "methods.support"},
     "metrics": BASE | {"data", "data.store", "methods"},
     "execution": BASE | {"kernels", "io_counters", "machine"},
     "distributed": BASE | {"execution", "kernels", "data.storage", "io_counters", "machine"},
@@ -201,7 +204,6 @@ LONG = {  # files that are longer, and why they are one file
     "methods/pqzsl.py": "one method of a paper",
     "stages/classification/classify.py": "one job: plan, workers, summary",
     "stages/classification/evaluate.py": "one job: its workers, figures and summary",
-    "stages/encoding/encode.py": "one job: workers, summary, index of ids",
     "stages/nightly/reindex.py": "one job: codes, then each prediction store",
     "stages/retrieval/search.py": "one job of several passes",
     "stages/stores/shard_run.py": "one protocol: plan, process, commit",

@@ -17,6 +17,7 @@ from raypq import api, config
 from raypq.bench import ablation
 from raypq.cli import main
 from raypq.config import ReindexJob, Settings, UserSettings, places
+from raypq.config.images import ImageSource
 from raypq.config.places import NoPlace, Place, Reads, Writes
 from raypq.data.model_files import ModelFiles
 from raypq.data.store import overlap, snapshot
@@ -95,7 +96,11 @@ def example(name: str, root: Path, **changes: Any) -> Any:
     if name == "ReindexJob":
         (root / "classes").touch()
         values["classify"] = {"classes": str(root / "classes"), "output": str(root / "answers")}
-    return cls.parse({**values, **changes})
+    values |= changes
+    if issubclass(cls, ImageSource):  # features, or images and a backbone
+        for other in ("features",) if changes.get("images") else ("images", "backbone"):
+            values.pop(other, None)
+    return cls.parse(values)
 
 
 def used(job: UserSettings, use: type) -> list[Place]:

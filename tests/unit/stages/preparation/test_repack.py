@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypq.config import Columns, RepackJob
-from raypq.data.features import FeatureStore, read_batches
+from raypq.data.features import read_batches
 from raypq.data.prefetch import prefetch
 from raypq.data.storage import stem_of
+from raypq.data.store.sources import open_sources
 from raypq.data.survey import survey
 from raypq.errors import InputError, JobError
 from raypq.execution.local import LocalExecutor
@@ -25,7 +26,7 @@ X = np.random.default_rng(0).standard_normal((300, 24)).astype(np.float32)
 
 
 def _read(folder: str) -> np.ndarray:
-    store = FeatureStore.open([folder])
+    store = open_sources([folder])
     parts = [b.X for s in store.shards for b in read_batches(s, store.columns, width=None)]
     return np.concatenate(parts)
 
@@ -53,7 +54,7 @@ def test_values_names_and_other_columns_stay(
     made = [f"{stem_of(str(tmp_path / 'in' / f'a{part}.parquet'))}.parquet" for part in range(2)]
     assert sorted(path.name for path in Path(out).iterdir()) == ["_repack.json", *made]
     np.testing.assert_array_equal(_read(out), values.astype(np.float32))
-    assert survey(FeatureStore.open([out])).width == 24
+    assert survey(open_sources([out])).width == 24
     table = pq.read_table(f"{out}/{made[1]}")
     assert table.schema.field("feature").type == pa.binary(24 * values.itemsize)
     assert table.column("note")[3].as_py() == "n3"
@@ -127,7 +128,7 @@ AS_LABELS = [kind for kind in BAD_NAMES if kind not in ("nulls", "a null", "larg
 def test_what_encode_would_refuse_is_refused_in_its_words(write, tmp_path, column, kind):
     columns = {"id": list(range(300)), "feature": X} | {column: BAD_NAMES[kind]}
     path = write("in/a.parquet", **columns)
-    store = FeatureStore.open([path])
+    store = open_sources([path])
     with pytest.raises(InputError) as caught:
         list(read_batches(store.shards[0], store.columns, width=24))
     with pytest.raises(JobError, match=re.escape(str(caught.value).removeprefix(path))):

@@ -1,0 +1,66 @@
+"""The interface of backbones."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypq.data.backbone_info import BackboneInfo
+from raypq.data.images import ImageFormat
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Backbone(ABC):
+    """A network that makes features of images.
+
+    Attributes:
+        info: its identity.
+        image_format: of the rows that it takes.
+    """
+
+    info: BackboneInfo
+    image_format: ImageFormat
+
+    @abstractmethod
+    def features(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """Features [n, dx] of images [n, width], as rows of ``image_format``.
+
+        The features of an image do not depend on the other images.
+        """
+
+    @property
+    def width(self) -> int:
+        """dx, from one black image."""
+        black = np.zeros((1, self.image_format.width), self.image_format.dtype)
+        return int(self.features(black).shape[1])
+
+
+def digest_of(arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
+    """sha256 of named arrays, in name order."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays, key=lambda item: item[0]):
+        array = np.ascontiguousarray(array)
+        digest.update(f"{name}:{array.dtype.str}:{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def in_blocks(rows: NDArray[Any], block: int) -> Iterable[tuple[NDArray[Any], int]]:
+    """Rows in blocks of one size, the last one padded with zeros, each with its number of rows.
+
+    Other shapes may add in another order, and the bits of a row must not depend on the others.
+    """
+    for start in range(0, len(rows), block):
+        part = rows[start : start + block]
+        if len(part) == block:
+            yield part, block
+            continue
+        padded = np.zeros((block, rows.shape[1]), rows.dtype)
+        padded[: len(part)] = part
+        yield padded, len(part)

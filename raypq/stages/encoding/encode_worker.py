@@ -1,0 +1,183 @@
+"""The worker of ``raypq encode``: codes of one shard at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypq import kernels
+from raypq.backbones import backbone_of
+from raypq.config import EncodeJob
+from raypq.data import arrays, codes
+from raypq.data.backbone_info import check_equal
+from raypq.data.features import FeatureBatch, FeatureReader, ReadOptions, open_features
+from raypq.data.ids import IdRule, receipt_kind
+from raypq.data.layouts import content_digest
+from raypq.data.prefetch import prefetch
+from raypq.data.store import shard_writer
+from raypq.data.store.shard_writer import Source
+from raypq.errors import InputError
+from raypq.methods.base import Model
+from raypq.metrics.drift import Gauge
+from raypq.stages.stores import known_rows
+from raypq.stages.stores.known_rows import KnownRows
+from raypq.stages.stores.shard_task import ShardTask
+
+
+@dataclass(kw_only=True)
+class PrecisionCheck:
+    """Codes that a lower precision changes, counted on the first batch of each shard."""
+
+    codes: int = 0
+    different: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """An encoded shard: its receipt and counts.
+
+    Attributes:
+        left_out: images that could not be decoded.
+        unchanged: images of a changed shard whose codes were kept.
+    """
+
+    receipt: shard_writer.Receipt
+    precision: PrecisionCheck
+    left_out: int = 0
+    unchanged: int = 0
+
+
+class EncodeWorker:
+    """Encodes feature shards with one model.
+
+    Args:
+        by_content: whether shards are compared by the hash of their content.
+        rule: the type that ids must have.
+        work: work id of the shards that may be encoded, if others are kept.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        job: EncodeJob,
+        by_content: bool = False,
+        rule: IdRule | None = None,
+        work: str | None = None,
+    ) -> None:
+        self._model, self._columns, self._store, self._rule = model, job.columns, job.output, rule
+        self._work = work
+        self._device, self._precision = job.where.device, job.precision
+        self._by_content = by_content
+        self._backbone = None
+        if job.backbone is not None:
+            self._backbone = backbone_of(job)
+            check_equal(model.backbone, self._backbone.info, where=f"{job.backbone}, on this node")
+
+    def encode(self, task: ShardTask) -> Encoded:
+        """Encodes a shard, or keeps its codes if its content has not changed."""
+        if not self._by_content:
+            return self._encode(task, Source.of(task.shard))
+        source = Source.of(task.shard, sha256=content_digest(task.shard))
+        if task.previous is None or task.previous.source.sha256 != source.sha256:
+            return self._encode(task, source)
+        # Same content with another time: the receipt records the new time.
+        kept = task.previous.model_copy(update={"source": source})
+        return Encoded(receipt=kept, precision=PrecisionCheck())
+
+    def _encode(self, task: ShardTask, source: Source) -> Encoded:
+        model, shard = self._model, task.shard
+        precision = PrecisionCheck()
+        if self._work is not None and task.work != self._work:
+            raise InputError(
+                shard.uri,
+                expected="its codes of an earlier model or settings, which are to be kept",
+                found="none: they were removed while this run was at work; run it again",
+            )
+        how = ReadOptions(
+            rule=self._rule,
+            threads=kernels.threads(),
+            image_format=self._backbone.image_format if self._backbone else None,
+            backbone=model.backbone,
+        )
+        with open_features(shard, self._columns, width=model.dx, how=how) as reader:
+            schema = codes.schema(
+                fingerprint=model.fingerprint,
+                M=model.M,
+                K=model.K,
+                id_type=reader.id_type,
+                label=reader.label,
+                version=reader.images,
+            )
+            gauge = Gauge(model, reader.rows)
+            known = None
+            if reader.images:
+                width = codes.bytes_per_code(model.M, model.K)
+                known = known_rows.read(self._store, "codes", task.earlier, width=width)
+            receipt = shard_writer.write_shard(
+                self._store,
+                shard,
+                model=model.fingerprint,
+                work=task.work,
+                schema=schema,
+                batches=self._batches(reader, schema, precision, gauge, known),
+                options=codes.WRITE_OPTIONS,
+            )
+            kind = receipt_kind(reader.id_column, self._rule) if self._rule else None
+            receipt = receipt.model_copy(
+                update={"stats": gauge.read(), "source": source, "ids": kind}
+            )
+            return Encoded(
+                receipt=receipt,
+                precision=precision,
+                left_out=reader.left_out,
+                unchanged=reader.known,
+            )
+
+    def _batches(
+        self,
+        reader: FeatureReader,
+        schema: pa.Schema,
+        precision: PrecisionCheck,
+        gauge: Gauge,
+        known: KnownRows | None,
+    ) -> Iterator[pa.RecordBatch]:
+        model = self._model
+        for batch in prefetch(reader.batches(None if known is None else known.images)):
+            fresh = None if batch.known is None else batch.known < 0
+            X = self._features(batch, fresh)
+            B = self._codes(X, precision, check=not batch.row)
+            gauge.add(X, B, batch.row, fresh)
+            stored = codes.pack(B, model.K)
+            if known is not None:
+                stored = known.complete(batch, stored)
+            yield codes.record_batch(
+                schema, ids=batch.ids, stored=stored, labels=batch.labels, versions=batch.versions
+            )
+
+    def _features(
+        self, batch: FeatureBatch, fresh: NDArray[np.bool_] | None
+    ) -> NDArray[np.float32]:
+        """Features [m, dx] of the images to encode, by the backbone if there is one."""
+        if self._backbone is None:
+            return batch.X
+        F = self._backbone.features(batch.X)
+        ids = batch.ids if fresh is None else batch.ids.filter(pa.array(fresh))
+        return arrays.finite_float32(F, where=f"{batch.where}, features", ids=ids, row0=batch.row)
+
+    def _codes(
+        self, X: NDArray[np.float32], precision: PrecisionCheck, *, check: bool
+    ) -> NDArray[np.uint8]:
+        """Codes of a batch; with ``check``, those that a lower precision changes are counted."""
+        model = self._model
+        if not len(X):  # a batch of images that have not changed
+            return np.empty((0, model.M), np.uint8)
+        B = model.encode(X, device=self._device, precision=self._precision)
+        if self._precision != "fp32" and check:
+            exact = model.encode(X, device=self._device)
+            precision.codes += B.size
+            precision.different += int((exact != B).sum())
+        return B

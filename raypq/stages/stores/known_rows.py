@@ -1,0 +1,74 @@
+"""Codes and features of images that have not changed since an earlier run, kept row by row.
+
+A shard of images changes when one of its images does. Decoding and a network cost thousands of
+times what reading a code does, so only the images that are new or changed are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypq.data.features import FeatureBatch, KnownImages
+from raypq.data.layouts.image_files import VERSION_BYTES
+from raypq.data.storage import join, stream
+from raypq.data.store.shard_writer import Receipt
+from raypq.data.stored import Kind, open_stored
+from raypq.errors import InputError
+
+_ROWS = 1 << 14
+_COLUMNS: dict[Kind, str] = {"codes": "code", "features": "feature"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownRows:
+    """Images with their stored values [n, w], bytes."""
+
+    images: KnownImages
+    values: NDArray[np.uint8]
+
+    def complete(self, batch: FeatureBatch, computed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The values of all images of a batch: those ``computed`` [m, w], and those known."""
+        if batch.known is None:
+            return computed
+        values = self.values[batch.known]
+        values[batch.known < 0] = computed
+        return values
+
+
+def read(store: str, kind: Kind, receipts: Sequence[Receipt], *, width: int) -> KnownRows | None:
+    """The rows in earlier output files of the same work; None if there are none with versions.
+
+    A file that is gone or damaged is left out: its images are computed again.
+
+    Args:
+        width: bytes of a value.
+    """
+    found: list[pa.RecordBatch] = []
+    column = _COLUMNS[kind]
+    kinds = {column: pa.binary(width), "version": pa.binary(VERSION_BYTES)}
+    for receipt in receipts:
+        try:
+            with open_stored(join(store, receipt.path), kind, size=receipt.bytes) as file:
+                if any(
+                    not file.has(name) or file.field(name).type != kinds[name] for name in kinds
+                ):
+                    continue
+                found += list(stream(file, _ROWS, columns=["id", column, "version"]))
+        except (InputError, OSError):
+            continue
+    if not found or len({batch.column("id").type for batch in found}) > 1:
+        return None
+    if any(array.null_count for batch in found for array in batch.columns):
+        return None
+    images = KnownImages(
+        ids=pa.concat_arrays([batch.column("id") for batch in found]),
+        versions=pa.concat_arrays([batch.column("version") for batch in found]),
+    )
+    values = pa.concat_arrays([batch.column(column) for batch in found])
+    raw = np.frombuffer(values.buffers()[1], np.uint8)
+    return KnownRows(images=images, values=raw[: len(values) * width].reshape(-1, width))
