@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from raypq import api
 from raypq.cli import main
@@ -28,10 +31,13 @@ ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
 PAGES = [
     ROOT / "README.md",
-    *(DOCS / f"{name}.md" for name in ("concepts", "formats", "benchmarks", "scale", "results")),
+    *(
+        DOCS / f"{name}.md"
+        for name in ("concepts", "formats", "images", "benchmarks", "scale", "results")
+    ),
     *sorted((DOCS / "methods").glob("*.md")),
 ]
-ON_RAY = ("train", "encode", "classify", "evaluate", "split", "demo", "infer-semantics")
+ON_RAY = ("train", "extract", "encode", "classify", "evaluate", "split", "demo", "infer-semantics")
 NEVER_ON_RAY = {"fewshot", "clusterability"}  # of `evaluate`: rows in memory
 # Printed to be filled in, or too long for a test: FILE, CLASSES and rates.json are the reader's.
 ELSEWHERE = {
@@ -63,10 +69,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             root / "features" / name, world, classes=chosen, images=600, shards=3, name=name,
             rng=rng,
         )  # fmt: skip
+    _write_images(root)
     before = Path.cwd()
     os.chdir(root)
     yield root
     os.chdir(before)
+
+
+def _write_images(root: Path) -> None:
+    """images/ and network.pt."""
+    for i in range(300):
+        path = root / "images" / f"class{i % 3}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 8, stride=8), torch.nn.Flatten())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which people have
+        torch.jit.trace(network.eval(), torch.zeros(1, 3, 32, 32)).save(str(root / "network.pt"))
 
 
 def test_the_readme_runs(place: Path) -> None:
