@@ -16,6 +16,7 @@ from raypq.config import (
     ClusterabilityJob,
     ClusterSettings,
     DuplicatesJob,
+    EmbedClassesJob,
     EncodeJob,
     EvaluateJob,
     ExportFaissJob,
@@ -136,6 +137,14 @@ def repack(job: RepackJob) -> dict[str, Any]:
 
     with open_executor(job.where) as executor:
         return stage.repack(job, executor)
+
+
+@_checked
+def embed_classes(job: EmbedClassesJob) -> dict[str, Any]:
+    """Makes a class table from names of classes (``raypq embed-classes``)."""
+    from raypq.stages.preparation import embed_classes as stage
+
+    return stage.embed_classes(job)
 
 
 @_checked

@@ -18,6 +18,13 @@ def require() -> None:
     """Skips a test where torchvision is not installed; makes it importable where it is."""
     if importlib.util.find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
+    mend()
+
+
+def mend() -> None:
+    """Makes torchvision importable if it is installed: transformers imports it, too."""
+    if importlib.util.find_spec("torchvision") is None:
+        return
     try:
         import torchvision
     except RuntimeError:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq.data.backbone_info import BackboneInfo
 from raypq.data.images import ImageFormat
+from raypq.data.network_info import BackboneInfo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -64,3 +64,8 @@ def in_blocks(rows: NDArray[Any], block: int) -> Iterable[tuple[NDArray[Any], in
         padded = np.zeros((block, rows.shape[1]), rows.dtype)
         padded[: len(part)] = part
         yield padded, len(part)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error of a library, which may be long."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,13 +14,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
-from raypq.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from raypq.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, first_line
 from raypq.backbones.model_network import ModelNetwork
 from raypq.backbones.onnx_network import OnnxNetwork, OnnxSession
 from raypq.backbones.torch_network import Forward, TorchNetwork, weights_of
 from raypq.config import EncodeJob, ExtractJob, Interpolation, NetworkSettings, ReindexJob
 from raypq.config.places import is_library_model
-from raypq.data.backbone_info import BackboneInfo
+from raypq.data.network_info import BackboneInfo
 from raypq.data.storage import exists, join, read_named
 from raypq.errors import ConfigError
 from raypq.methods.support.backbones import library_model
@@ -28,7 +28,7 @@ from raypq.optional_packages import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Preset:
+class Preset:
     """Preprocessing of a network, where it is known."""
 
     size: int | None = None
@@ -37,7 +37,7 @@ class _Preset:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
-    def changed(self, network: NetworkSettings, size: int | None) -> _Preset:
+    def changed(self, network: NetworkSettings, size: int | None) -> Preset:
         """With what a job sets; another size scales the preset's ``resize``."""
         resize = self.resize
         if size is not None and size != self.size:
@@ -84,7 +84,7 @@ def load_backbone(
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         raise ConfigError(
             f"backbone: {name} cannot compute features of an image of {backbone.info.size} pixels: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from None
     return backbone
 
@@ -112,9 +112,9 @@ def _load(name: str, network: NetworkSettings, size: int | None, device: str) ->
             loaded = torch.jit.load(io.BytesIO(content), map_location=device)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise ConfigError(
-            f"backbone: {name} is not a TorchScript file: {_first_line(error)}"
+            f"backbone: {name} is not a TorchScript file: {first_line(error)}"
         ) from None
-    return TorchNetwork(loaded, _info(name, _sha256(content), _Preset(), network, size), device)
+    return TorchNetwork(loaded, _info(name, _sha256(content), Preset(), network, size), device)
 
 
 def _sha256(content: bytes) -> str:
@@ -131,12 +131,12 @@ def _onnx_network(
     session = OnnxSession(content, name, device)
     if session.size and size not in (None, session.size):
         raise ConfigError(f"image size: {name} takes {session.size} pixels, found {size}")
-    info = _info(name, _sha256(content), _Preset(size=session.size), network, size)
+    info = _info(name, _sha256(content), Preset(size=session.size), network, size)
     return OnnxNetwork(session, info)
 
 
 def _info(
-    name: str, weights: str, preset: _Preset, network: NetworkSettings, size: int | None
+    name: str, weights: str, preset: Preset, network: NetworkSettings, size: int | None
 ) -> BackboneInfo:
     preset = preset.changed(network, size)
     if preset.size is None:
@@ -175,10 +175,10 @@ def _library_network(
     library, _, model = name.partition(":")
     forward: Forward | None = None
     if library == "open_clip":
-        module, preset = _open_clip(name, model, network)
+        module, preset = open_clip_network(name, model, network)
         forward = module.encode_image
     else:
-        with _downloads(name):
+        with downloads(name):
             module = library_model(library, model, None, pretrained=network.weights is None)
         preset = _torchvision_preset(model) if library == "torchvision" else _timm_preset(module)
         if network.weights is not None:
@@ -189,13 +189,13 @@ def _library_network(
 
 
 @contextmanager
-def _downloads(name: str) -> Iterator[None]:
+def downloads(name: str) -> Iterator[None]:
     """Names the remedy in errors of a library that downloads weights."""
     try:
         yield
     except OSError as error:
         raise ConfigError(
-            f"backbone: the weights of {name} cannot be downloaded ({_first_line(error)}); "
+            f"backbone: the weights of {name} cannot be downloaded ({first_line(error)}); "
             "download them elsewhere and name the file (--weights, network.weights)"
         ) from None
 
@@ -212,7 +212,7 @@ def _load_weights(module: torch.nn.Module, uri: str, name: str) -> None:
     except (SafetensorError, RuntimeError) as error:
         raise ConfigError(
             f"weights: expected a state dict of {name} (.safetensors), found {uri}: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from None
     if missing:
         raise ConfigError(
@@ -221,15 +221,11 @@ def _load_weights(module: torch.nn.Module, uri: str, name: str) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _torchvision_preset(model: str) -> _Preset:
+def _torchvision_preset(model: str) -> Preset:
     torchvision = require("torchvision", extra="backbones")
     weights = torchvision.models.get_model_weights(model).DEFAULT
     transform = weights.transforms()
-    return _Preset(
+    return Preset(
         size=int(transform.crop_size[0]),
         resize=int(transform.resize_size[0]),
         interpolation=transform.interpolation.value,
@@ -238,11 +234,11 @@ def _torchvision_preset(model: str) -> _Preset:
     )
 
 
-def _timm_preset(module: torch.nn.Module) -> _Preset:
+def _timm_preset(module: torch.nn.Module) -> Preset:
     timm = require("timm", extra="backbones")
     config = timm.data.resolve_model_data_config(module)
     size = int(config["input_size"][-1])
-    return _Preset(
+    return Preset(
         size=size,
         resize=int(size / config["crop_pct"]),
         interpolation="bilinear"
@@ -253,7 +249,7 @@ def _timm_preset(module: torch.nn.Module) -> _Preset:
     )
 
 
-def _open_clip(name: str, model: str, network: NetworkSettings) -> tuple[Any, _Preset]:
+def open_clip_network(name: str, model: str, network: NetworkSettings) -> tuple[Any, Preset]:
     """A CLIP model with its preprocessing.
 
     Raises:
@@ -272,19 +268,19 @@ def _open_clip(name: str, model: str, network: NetworkSettings) -> tuple[Any, _P
             f"backbone: expected open_clip:{architecture}/PRETRAINED, such as "
             f"open_clip:{architecture}/openai, or the weights as a file (--weights); found neither"
         )
-    with _downloads(name):
+    with downloads(name):
         try:
             module = open_clip.create_model(
                 architecture, pretrained=tag or None, load_weights=network.weights is None
             )
         except (RuntimeError, ValueError) as error:
-            raise ConfigError(f"backbone: {name}: {_first_line(error)}") from None
+            raise ConfigError(f"backbone: {name}: {first_line(error)}") from None
     if network.weights is not None:
         _load_weights(module, network.weights, name)
     config = module.visual.preprocess_cfg
     size = config["size"]
     side = int(size[0] if isinstance(size, list | tuple) else size)
-    return module, _Preset(
+    return module, Preset(
         size=side,
         resize=side,
         interpolation=config["interpolation"],

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq.backbones.backbone import Backbone, in_blocks
-from raypq.data.backbone_info import BackboneInfo
 from raypq.data.images import SquareImages, side_of
+from raypq.data.network_info import BackboneInfo
 from raypq.methods import registry
 from raypq.methods.base import Model
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.backbones.backbone import Backbone, in_blocks
-from raypq.data.backbone_info import BackboneInfo
 from raypq.data.images import ImageInput
+from raypq.data.network_info import BackboneInfo
 from raypq.errors import ConfigError
 from raypq.optional_packages import require
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from raypq.backbones.backbone import Backbone, digest_of, in_blocks
-from raypq.data.backbone_info import BackboneInfo
 from raypq.data.images import ImageInput
+from raypq.data.network_info import BackboneInfo
 
 _BLOCK = {"cpu": 16, "cuda": 64}  # images of one call
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -37,6 +37,7 @@ _GROUPS = {
     "Nightly": (nightly.reindex, snapshots.snapshots),
     "Data": (
         preparation.extract,
+        preparation.embed_classes,
         preparation.repack,
         preparation.split,
         preparation.import_xlsa17,

@@ -1,4 +1,4 @@
-"""The `raypq repack`, `extract`, `split` and `import-xlsa17` commands."""
+"""The `raypq repack`, `extract`, `embed-classes`, `split` and `import-xlsa17` commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from raypq.cli.job_command import job_command
 from raypq.cli.options import show, version_summary
 
 if TYPE_CHECKING:
-    from raypq.config import ExtractJob, ImportXlsa17Job, RepackJob, SplitJob
+    from raypq.config import EmbedClassesJob, ExtractJob, ImportXlsa17Job, RepackJob, SplitJob
 
 # Entries of a version's summary that the result of ``extract`` has.
 _EXTRACTED = ("backbone", "dx", "dtype", "images_left_out", "images_unchanged")
@@ -33,6 +33,22 @@ def extract(job: ExtractJob) -> None:
     version = api.extract(job)
     changed = {key: version.summary[key] for key in _EXTRACTED if key in version.summary}
     show(version_summary(version, job.output) | changed)
+
+
+@job_command("raypq.config:EmbedClassesJob", "embed-classes")
+def embed_classes(job: EmbedClassesJob) -> None:
+    """Make a class table from the names of classes, by a text encoder.
+
+    \b
+    Example:
+      raypq embed-classes --names names.txt --encoder sentence-transformers:all-MiniLM-L6-v2 \\
+          --output classes.parquet
+      raypq embed-classes --synsets LOC_synset_mapping.txt --encoder open_clip:ViT-B-32/openai \\
+          --template 'a photo of a {}.' --template 'a drawing of a {}.' --output classes.parquet
+    """
+    from raypq import api
+
+    show(api.embed_classes(job))
 
 
 @job_command("raypq.config:SplitJob")

@@ -16,7 +16,13 @@ from raypq.config.encoding import DuplicateIds, EncodeJob
 from raypq.config.images import Interpolation, NetworkPrecision, NetworkSettings
 from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, WorkerSettings
 from raypq.config.nightly import DriftLimits, ReindexJob
-from raypq.config.preparation import ExtractJob, ImportXlsa17Job, RepackJob, SplitJob
+from raypq.config.preparation import (
+    EmbedClassesJob,
+    ExtractJob,
+    ImportXlsa17Job,
+    RepackJob,
+    SplitJob,
+)
 from raypq.config.reading import parse_assignments, read_mapping
 from raypq.config.representation import ClusterabilityJob, FewShotJob, ProbeJob, Space
 from raypq.config.retrieval import (
@@ -64,6 +70,7 @@ __all__ = [
     "DriftLimits",
     "DuplicateIds",
     "DuplicatesJob",
+    "EmbedClassesJob",
     "EncodeJob",
     "EvaluateJob",
     "ExportFaissJob",

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raypq.config.images import BACKBONE, Images, NetworkSettings, with_image_column
 from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, OnBadShard, Seed
 from raypq.config.option import Option
 from raypq.config.places import (
+    InputFile,
     MaybePaths,
+    NewFile,
     NewShards,
     NewStore,
     Paths,
     Reads,
+    Text,
     Uri,
     Writes,
 )
@@ -65,6 +68,52 @@ class ExtractJob(Job):
             rest = {key: value for key, value in values.items() if key not in moved}
             values = {**rest, "network": {**moved, **network}}
         return with_image_column(values)
+
+
+class EmbedClassesJob(Job):
+    """``raypq embed-classes``."""
+
+    verb: ClassVar[str] = "raypq embed-classes"
+
+    names: InputFile | None = Field(
+        None,
+        description="class names: text with one a line (or class_id, tab, name, and further names "
+        "after tabs), or Parquet with class_id and name",
+    )
+    synsets: InputFile | None = Field(
+        None, description="synsets instead of names, as in 'n01440764 tench, Tinca tinca'"
+    )
+    encoder: Text = Field(
+        description="onnx:DIR (an .onnx file and tokenizer.json), sentence-transformers:NAME, "
+        "transformers:NAME or open_clip:NAME/PRETRAINED; a NAME may be a local folder"
+    )
+    output: NewFile = Field(description="class table to write (Parquet)")
+    template: Annotated[list[Text], Field(min_length=1)] = Field(
+        ["a photo of a {}."],
+        description="text with {} for the name; may be repeated, for the mean of all",
+    )
+    weights: InputFile | None = Field(
+        None, description="weights of an open_clip network (.safetensors); default: downloaded"
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="device of the encoder")
+    overwrite: bool = Field(False, description="replace a table that is there already")
+
+    @field_validator("template")
+    @classmethod
+    def _holds_a_name(cls, value: list[str]) -> list[str]:
+        for template in value:
+            if template.count("{}") != 1:
+                raise ValueError(f"expected {{}} once, for the name, found {template!r}")
+        if len(set(value)) < len(value):
+            raise ValueError(f"expected templates that differ, found {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_file(self) -> Self:
+        if (self.names is None) == (self.synsets is None):
+            found = "neither" if self.names is None else "both"
+            raise ValueError(f"names, synsets: expected one of them, found {found}")
+        return self
 
 
 class SplitJob(CpuJob):

@@ -55,8 +55,8 @@ class BenchSettings(Job):
 
     name: Annotated[
         Literal[
-            "all", "classify", "ratio", "search", "encode", "train", "read", "layouts", "rates",
-            "pipeline", "retrieval",
+            "all", "classify", "ratio", "search", "encode", "train", "read", "layouts",
+            "extract", "rates", "pipeline", "retrieval",
         ],
         NoPlace(),
         Option(argument=True),

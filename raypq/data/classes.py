@@ -22,6 +22,7 @@ from raypq.data.class_list import (
 )
 from raypq.data.feature_columns import stored_width
 from raypq.data.layouts import arrow_types
+from raypq.data.network_info import EncoderInfo
 from raypq.data.storage import exists, open_parquet, read_named
 from raypq.data.unknown_classes import short
 from raypq.errors import ConfigError, InputError
@@ -32,7 +33,7 @@ SPLITS = (
 )
 
 _HOPS = ("in_2hops", "in_3hops")
-_OTHERS = ("name", "embedding", "seen", "image_count", *_HOPS)  # columns that are read
+_OTHERS = ("name", "embedding", "bias", "seen", "image_count", *_HOPS)  # columns that are read
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +45,8 @@ class ClassTable:
         ids: class_id of each class; unique.
         names: readable names (the class_id where the file has none).
         E: class embeddings [T, da], float32, or None without the column.
+        bias: added to the scores of each class, float64 [T], or None without the column.
+        encoder: the network that made the embeddings, if the file names it.
         seen: bool [T], or None without the column.
         image_count: int64 [T] or None.
         hops: bool [T] by column name (``in_2hops``, ``in_3hops``), where present.
@@ -58,6 +61,8 @@ class ClassTable:
     seen: NDArray[np.bool_] | None
     image_count: NDArray[np.int64] | None
     hops: dict[str, NDArray[np.bool_]]
+    bias: NDArray[np.float64] | None = None
+    encoder: EncoderInfo | None = None
     excluded: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -243,6 +248,10 @@ class ClassTable:
                 expected="unique class_ids",
                 found=f"{len(repeated)} repeated, such as {repeated[0]!r}",
             )
+        encoder = None
+        if "embedding" in table.column_names:
+            where = f"{uri}, column 'embedding'"
+            encoder = EncoderInfo.of(table.schema.field("embedding"), where=where)
         table, ids, excluded = _with_embeddings(table, ids, uri)
         return cls(
             uri=uri,
@@ -251,6 +260,8 @@ class ClassTable:
             ids=ids,
             names=_names(table, uri, ids),
             E=_embeddings(table, uri, ids),
+            bias=_bias(table, uri),
+            encoder=encoder,
             seen=_flags(table, "seen", uri),
             image_count=_counts(table, uri),
             hops={name: flags for name in _HOPS if (flags := _flags(table, name, uri)) is not None},
@@ -333,6 +344,26 @@ def _width(field: pa.Field, column: pa.Array, uri: str) -> int | None:
         f"it: raypq repack --features {uri} --id-column class_id --feature-column embedding "
         "--feature-width WIDTH --output FOLDER",
     )
+
+
+def _bias(table: pa.Table, uri: str) -> NDArray[np.float64] | None:
+    if "bias" not in table.column_names:
+        return None
+    column = arrays.whole(table.column("bias"))
+    numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    where = f"{uri}, column 'bias'"
+    if not numbers or column.null_count:
+        raise InputError(
+            where,
+            expected="a number for each class",
+            found=f"{column.type} with {column.null_count} nulls",
+        )
+    bias = column.cast(pa.float64()).to_numpy()
+    if len(bad := np.flatnonzero(~np.isfinite(bias))):
+        raise InputError(
+            f"{where}, row {bad[0]}", expected="a finite number", found=str(bias[bad[0]])
+        )
+    return bias
 
 
 def _flags(table: pa.Table, name: str, uri: str) -> NDArray[np.bool_] | None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from raypq.config import Columns
 from raypq.data import arrays, ids, texts
-from raypq.data.backbone_info import BackboneInfo, check_equal
 from raypq.data.feature_columns import (
     WIDTH_NOTE,
     check_images,
@@ -26,6 +25,7 @@ from raypq.data.image_decoder import Decoder
 from raypq.data.images import ImageFormat, SquareImages
 from raypq.data.layouts import ShardFile, open_shard
 from raypq.data.layouts.image_files import VERSION_BYTES, versions_of
+from raypq.data.network_info import BackboneInfo, check_equal
 from raypq.data.storage import Shard
 
 _BATCH_BYTES = 64 << 20  # one batch of float32 features; bounds a worker's memory

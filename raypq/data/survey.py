@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from raypq.config import Columns
 from raypq.data import arrays, images
-from raypq.data.backbone_info import BackboneInfo
 from raypq.data.feature_columns import layout_of
 from raypq.data.features import FeatureStore
 from raypq.data.layouts import open_shard
+from raypq.data.network_info import BackboneInfo
 from raypq.data.storage import Shard
 from raypq.errors import InputError, JobError, RaypqError, ShardFailure
 

@@ -17,9 +17,9 @@ from pydantic import Field
 
 from raypq import kernels
 from raypq.config import Metric, Positive, Precision, UserSettings
-from raypq.data.backbone_info import BackboneInfo, check_equal
 from raypq.data.class_prototypes import ClassLayer
 from raypq.data.model_files import ModelFiles
+from raypq.data.network_info import BackboneInfo, EncoderInfo, NetworkInfo, check_equal
 from raypq.errors import InputError, ModelError
 
 Array = NDArray[Any]
@@ -38,7 +38,6 @@ class MethodSettings(UserSettings):
     )
 
 
-_BACKBONE = "backbone"  # entry of the record: the backbone's name
 _MAX_CODEWORDS = 256  # in a sub-codebook: a code is a byte
 
 
@@ -97,6 +96,7 @@ class Model(ABC):
         dx: feature width. da: width of class embeddings, None if it takes none.
         classes: class_ids of its prediction layer, if it has one.
         backbone: the network whose features of images it takes, if that is known.
+        encoder: the network whose class embeddings it takes, if that is known.
         layer: prototypes that were added to the model, if any; not part of the fingerprint.
         record: training history; not part of the fingerprint.
     """
@@ -109,6 +109,7 @@ class Model(ABC):
     da: int | None = None
     classes: tuple[str, ...] | None = None
     backbone: BackboneInfo | None = None
+    encoder: EncoderInfo | None = None
     layer: ClassLayer | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
 
@@ -151,8 +152,7 @@ class Model(ABC):
         }
         if self.classes is not None:
             content["classes"] = list(self.classes)
-        if self.backbone is not None:
-            content["backbone"] = self.backbone.model_dump(mode="json", exclude={"name"})
+        content |= {info.kind: info.content for info in self._networks}
         return ModelFiles(content=content, tensors=self.tensors, record=self.record)
 
     @cached_property
@@ -180,10 +180,14 @@ class Model(ABC):
             raise TypeError("classes: expected a list of class_ids")
         if len(set(names)) < len(names):
             raise TypeError("classes: a class_id is there twice")
-        backbone = None
+        names = files.record
+        backbone = encoder = None
         if "backbone" in content:
-            name = str(files.record.get(_BACKBONE, "unnamed"))
+            name = str(names.get("backbone", "unnamed"))
             backbone = BackboneInfo.model_validate({"name": name, **content["backbone"]})
+        if "encoder" in content:
+            name = str(names.get("encoder", "unnamed"))
+            encoder = EncoderInfo.model_validate({"name": name, **content["encoder"]})
         model = cls(
             settings=settings,
             tensors=files.tensors,
@@ -191,6 +195,7 @@ class Model(ABC):
             da=content["da"],
             classes=tuple(content["classes"]) if "classes" in content else None,
             backbone=backbone,
+            encoder=encoder,
             layer=layer,
             record=files.record,
         )
@@ -330,24 +335,51 @@ class Model(ABC):
         model.__dict__["_files"] = self._files
         return model
 
-    def bound_to(self, backbone: BackboneInfo | None, *, where: str) -> Self:
-        """This model for the features of a backbone, which become part of its fingerprint; the same
-        model if it was trained on them, or if they name no backbone.
+    @property
+    def _networks(self) -> list[NetworkInfo]:
+        return [info for info in (self.backbone, self.encoder) if info is not None]
+
+    def bound_to(self, *networks: NetworkInfo | None, where: str) -> Self:
+        """This model for the vectors of these networks, which become part of its fingerprint; the
+        same model if it was trained on them, or if they are not known (None).
 
         Raises:
-            ModelError: it was trained on the features of another backbone.
+            ModelError: it was trained on the vectors of another network.
         """
-        check_equal(self.backbone, backbone, where=where)
-        if self.backbone is not None or backbone is None:
+        known = {info.kind: info for info in self._networks}
+        added: dict[str, Any] = {}
+        for info in networks:
+            if info is None:
+                continue
+            check_equal(known.get(info.kind), info, where=where)
+            if info.kind not in known:
+                added[info.kind] = info
+        if not added:
             return self
-        record = {**self.record, _BACKBONE: backbone.name}
-        model = replace(self, backbone=backbone, record=record)
-        content = {
-            **self._files.content,
-            "backbone": backbone.model_dump(mode="json", exclude={"name"}),
-        }
+        record = {**self.record, **{kind: info.name for kind, info in added.items()}}
+        model = replace(self, record=record, **added)
+        content = {**self._files.content, **{kind: info.content for kind, info in added.items()}}
         model.__dict__["_files"] = replace(self._files, content=content, record=record)
         return model
+
+    def check_encoder(self, encoder: EncoderInfo | None, *, where: str) -> None:
+        """Refuses class embeddings of another encoder than the model was trained on. Where the
+        model has no class projection, they must be of the same network as the features (CLIP).
+
+        Raises:
+            ModelError: naming both.
+        """
+        if self.classes is not None or encoder is None:
+            return
+        if self.da is not None:
+            check_equal(self.encoder, encoder, where=where)
+        elif self.backbone is not None and self.backbone.weights != encoder.weights:
+            raise ModelError(
+                where,
+                expected=f"class embeddings of the network of the features, {self.backbone}, since "
+                f"{self.method} has no class projection",
+                found=f"those of {encoder}",
+            )
 
     def with_record(self, record: Mapping[str, Any], layer: ClassLayer | None) -> Self:
         """This model with another record and other added prototypes; same fingerprint."""

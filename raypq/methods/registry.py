@@ -32,7 +32,9 @@ METHODS: Mapping[str, type[Method]] = {
 }
 
 # Keys of model.json.
-_CONTENT = {"method", "M", "K", "D", "dx", "da", "metric", "settings", "classes", "backbone"}
+_CONTENT = {
+    "method", "M", "K", "D", "dx", "da", "metric", "settings", "classes", "backbone", "encoder",
+}  # fmt: skip
 
 
 def find(name: str) -> type[Method]:

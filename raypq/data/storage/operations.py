@@ -158,8 +158,13 @@ def read_bytes(uri: str) -> bytes:
     return _current.read_bytes(uri)
 
 
-def named_lines(uri: str, content: bytes, *, expected: str) -> Iterator[tuple[int, str]]:
+def named_lines(
+    uri: str, content: bytes, *, expected: str, strip: bool = True
+) -> Iterator[tuple[int, str]]:
     """The lines of a text that are not blank, stripped, each with its number (from 1).
+
+    Args:
+        strip: remove white space around a line; otherwise its end alone.
 
     Raises:
         InputError: it is not UTF-8; ``expected`` describes the file.
@@ -170,7 +175,7 @@ def named_lines(uri: str, content: bytes, *, expected: str) -> Iterator[tuple[in
         raise InputError(uri, expected=expected, found=str(error)) from None
     for number, line in enumerate(text.split("\n"), start=1):
         if name := line.strip():
-            yield number, name
+            yield number, name if strip else line.removesuffix("\r")
 
 
 def read_named(uri: str, *, expected: str) -> bytes:

@@ -41,6 +41,7 @@ def add_classes(job: AddClassesJob) -> dict[str, Any]:
         )
     table = ClassTable.open(job.classes)
     ids, E = table.ids.to_pylist(), table.embeddings
+    model.check_encoder(table.encoder, where=job.classes)
     if E.shape[1] != model.da:
         raise ModelError(
             job.classes,

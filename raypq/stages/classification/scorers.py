@@ -68,7 +68,8 @@ class Candidates:
         """Prototypes V [t, D] and bias [t] of some classes of the table."""
         ids = self.table.ids.take(pa.array(chosen)).to_pylist()
         E = self.table.E if model.classes is not None else self.table.embeddings
-        return model.prototypes_of(ids, None if E is None else E[chosen])
+        V, bias = model.prototypes_of(ids, None if E is None else E[chosen])
+        return V, bias if self.table.bias is None else bias + self.table.bias[chosen]
 
     @cached_property
     def groups(self) -> dict[str, NDArray[np.int64]]:
@@ -165,6 +166,7 @@ def build_scorers(
     for name, model in models.items():
         required = nightly_model is None or name == nightly_model.fingerprint
         calibration = _calibration(job, model, paths[name], required=required)
+        model.check_encoder(table.encoder, where=table.uri)
         model = _with_table(model, table)
         # Raises before any work starts where the classes do not fit the model.
         candidates.prototypes(model, candidates.chosen[: 1 if model.classes is None else None])

@@ -13,10 +13,10 @@ from raypq import kernels
 from raypq.backbones import backbone_of
 from raypq.config import EncodeJob
 from raypq.data import arrays, codes
-from raypq.data.backbone_info import check_equal
 from raypq.data.features import FeatureBatch, FeatureReader, ReadOptions, open_features
 from raypq.data.ids import IdRule, receipt_kind
 from raypq.data.layouts import content_digest
+from raypq.data.network_info import check_equal
 from raypq.data.prefetch import prefetch
 from raypq.data.store import shard_writer
 from raypq.data.store.shard_writer import Source

@@ -14,9 +14,9 @@ from raypq import kernels
 from raypq.backbones import backbone_of
 from raypq.config import ExtractJob
 from raypq.data import arrays
-from raypq.data.backbone_info import BackboneInfo
 from raypq.data.features import FeatureReader, ReadOptions, feature_schema, open_features
 from raypq.data.ids import IdRule, receipt_kind
+from raypq.data.network_info import BackboneInfo
 from raypq.data.plain_folder import parquet_files
 from raypq.data.prefetch import prefetch
 from raypq.data.store import shard_writer, snapshot

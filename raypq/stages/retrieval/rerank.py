@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from raypq import console, kernels
 from raypq.config import Columns
 from raypq.data import arrays, search_results
-from raypq.data.backbone_info import BackboneInfo, check_equal
 from raypq.data.feature_columns import stored_width
 from raypq.data.ids import IdKind
 from raypq.data.ids import read as read_ids
 from raypq.data.layouts import open_shard
+from raypq.data.network_info import BackboneInfo, check_equal
 from raypq.data.storage import Shard, canonical
 from raypq.data.store.shard_writer import Receipt
 from raypq.data.store.sources import open_sources

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq.config import Columns, TrainJob
-from raypq.data.backbone_info import BackboneInfo, check_equal
 from raypq.data.classes import ClassTable
 from raypq.data.features import FeatureBatch, read_batches
+from raypq.data.network_info import BackboneInfo, check_equal
 from raypq.data.storage import Shard
 from raypq.data.store.sources import open_sources
 from raypq.data.survey import survey

@@ -87,7 +87,8 @@ def train(job: TrainJob, executor: Executor) -> Trained:
     if baseline := baseline_of(fitted.measured, images=images, K=model.K):
         record["baseline"] = baseline.model_dump(mode="json")
     model = replace(model, record={**record, **(tuned.record() if tuned else {})})
-    model = model.bound_to(plan.backbone, where=job.output)
+    encoder = plan.classes.table.encoder if plan.classes and method.needs_embeddings else None
+    model = model.bound_to(plan.backbone, encoder, where=job.output)
     model = _with_classes(model, plan.dataset_info)
     fingerprint = model.save(job.output)
     fitted.clean_up()

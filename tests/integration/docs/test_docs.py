@@ -45,6 +45,7 @@ ELSEWHERE = {
     "raypq bench all --show FILE": "the generated block below it",
     "raypq bench rates --json rates.json": "tests/unit/sizing/test_sizing.py, by its function",
     "raypq plan --images 1000000 --rates rates.json": "the generated blocks below it",
+    "raypq embed-classes": "tests/integration/preparation/test_embed_classes.py, by its function",
     "raypq ablation": "tests/integration/training/test_cifar10.py, by its function",
 }
 

@@ -28,7 +28,7 @@ GIVEN: dict[str, Any] = {  # of required settings
     "model": "m", "features": ["f"], "output": "o", "classes": "c", "codes": "s", "method": "pq",
     "predictions": "p", "queries": ["q"], "images": ["i"], "backbone": "b", "protocol": 1,
     "name": "gpq-bits", "train": ["t"], "threshold": 1.0, "index": "x", "source": "y",
-    "store": "s", "old": 1, "version": 1, "places": ["r"],
+    "encoder": "onnx:x", "store": "s", "old": 1, "version": 1, "places": ["r"],
 }  # fmt: skip
 
 
@@ -53,7 +53,8 @@ def required(verb: str) -> dict[str, Any]:
     fields = VERBS[verb].settings.model_fields
     needed = {name: values[name] for name, field in fields.items() if field.is_required()}
     # Features, or images and a backbone: neither is required by itself.
-    return needed | ({"features": values["features"]} if verb in ("encode", "reindex") else {})
+    needed |= {"features": values["features"]} if verb in ("encode", "reindex") else {}
+    return needed | ({"names": "n"} if verb == "embed-classes" else {})
 
 
 def job_of(verb: str, *arguments: str) -> Job:
@@ -261,6 +262,7 @@ MODULES = {  # that read the settings of a job
     "import-faiss": ("stages/retrieval/faiss_exchange.py",),
     "reindex": ("stages/nightly", "stages/encoding", "backbones/loading.py"),
     "extract": ("stages/preparation/extract.py", "backbones/loading.py"),
+    "embed-classes": ("stages/preparation/embed_classes.py",),
     "repack": ("stages/preparation/repack.py",),
     "split": ("stages/preparation/split.py",),
     "import-xlsa17": ("stages/preparation/import_xlsa17.py",),

@@ -27,6 +27,7 @@ REQUIRED: dict[str, Any] = {
     "model": "m", "features": ["f"], "output": "o", "classes": "c", "codes": "s", "method": "pq",
     "predictions": "p", "queries": ["q"], "images": ["i"], "backbone": "b", "protocol": 1,
     "name": "gpq-bits", "train": ["t"], "threshold": 1.0, "index": "x", "source": "y",
+    "encoder": "onnx:x", "names": "n",
 }  # fmt: skip
 WRONG: list[Any] = [
     True, False, 3, 2.5, -1, math.nan, math.inf, "", "text", "1_0", "0x10", " 3 ", b"bytes", None,
@@ -43,6 +44,8 @@ def required(cls: type[UserSettings], given: str = "") -> dict[str, Any]:
     if issubclass(cls, ImageSource):
         of_images = given in ("images", "backbone", "network")
         needed += ["images", "backbone"] if of_images else ["features"]
+    if cls is config.EmbedClassesJob and given != "synsets":
+        needed.append("names")
     return {name: REQUIRED[name] for name in needed}
 
 
@@ -72,6 +75,8 @@ def test_missing_and_unknown_keys_are_named(cls: type[UserSettings]) -> None:
     for name in required(cls):
         values = {key: value for key, value in required(cls).items() if key != name}
         expected = f"{cls.__name__}: key '{name}' is required"
+        if cls is config.EmbedClassesJob and name == "names":
+            expected = f"{cls.__name__}: .*names, synsets: expected one of them, found neither"
         if issubclass(cls, ImageSource) and name == "features":
             expected = f"{cls.__name__}: .*features: expected at least one path, or images"
         with pytest.raises(ConfigError, match=expected):

@@ -93,6 +93,7 @@ def example(name: str, root: Path, **changes: Any) -> Any:
     values |= {"name": "dpq-bits"} if name == "AblationJob" else {}
     values |= {"protocol": 1} if name == "SplitJob" else {}
     values |= {"threshold": 1.0} if name == "DuplicatesJob" else {}
+    values |= {"encoder": "onnx:x"} if name == "EmbedClassesJob" else {}
     if name == "ReindexJob":
         (root / "classes").touch()
         values["classify"] = {"classes": str(root / "classes"), "output": str(root / "answers")}
@@ -100,6 +101,8 @@ def example(name: str, root: Path, **changes: Any) -> Any:
     if issubclass(cls, ImageSource):  # features, or images and a backbone
         for other in ("features",) if changes.get("images") else ("images", "backbone"):
             values.pop(other, None)
+    if name == "EmbedClassesJob":  # names or synsets
+        values.pop("names" if changes.get("synsets") else "synsets", None)
     return cls.parse(values)
 
 
@@ -352,6 +355,7 @@ COMMANDS = {
     ("encode", "--output"): "--model M --features F --output F/c",
     ("repack", "--output"): "--features F --output F/c",
     ("extract", "--output"): "--images F --backbone torchvision:resnet18 --output F/c",
+    ("embed-classes", "--output"): "--names C --encoder onnx:x --output C",
     ("split", "--output"): "--protocol 1 --features F --output F/c",
     ("ablation", "--json"): "gpq-bits --train F --classes C --json F/part-0.parquet",
     ("classify", "--output"): "--codes S --classes C --output S",

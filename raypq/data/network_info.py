@@ -1,0 +1,145 @@
+"""The identity of the networks that made features and class embeddings, in files and models.
+
+Codes of features from two networks cannot be compared, nor those of one network with two
+preprocessings; the same holds for class embeddings. So the identity of a network is a digest of its
+weights and of everything that is done to its input. ``raypq extract`` and ``raypq embed-classes``
+write it to the column that they make, and a model has that of the columns that it was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import ClassVar, Self
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from raypq.config import Interpolation, NetworkPrecision, Settings
+from raypq.data.storage import json_text
+from raypq.errors import InputError, ModelError
+
+_VERSION = 1  # of decoding and preprocessing: features of another version are others
+
+
+class NetworkInfo(Settings):
+    """What identifies the vectors of a network.
+
+    Attributes:
+        name: as the job gives it; not part of the fingerprint.
+        weights: sha256 of the network's weights.
+        version: of what raypq does to the input.
+    """
+
+    kind: ClassVar[str]
+    """``backbone`` or ``encoder``."""
+    vectors: ClassVar[str]
+    """What the network makes, for errors."""
+
+    name: str
+    weights: str
+    version: int = _VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of everything that the vectors depend on."""
+        text = json.dumps(self.content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def content(self) -> dict[str, object]:
+        """Everything but the name, as plain JSON values."""
+        return self.model_dump(mode="json", exclude={"name"})
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.fingerprint[:12]})"
+
+    def difference(self, other: NetworkInfo) -> str:
+        """In what another network differs from this one, for an error."""
+        names = [
+            name
+            for name in type(self).model_fields
+            if name not in ("name", "weights") and getattr(self, name) != getattr(other, name)
+        ]
+        parts = ["other weights"] if self.weights != other.weights else []
+        parts += [
+            f"{name} {getattr(other, name)} instead of {getattr(self, name)}" for name in names
+        ]
+        return ", ".join(parts)
+
+    @property
+    def note(self) -> dict[bytes, bytes]:
+        """Metadata of the field of a column that the network made."""
+        return {self._key(): self.model_dump_json().encode()}
+
+    @classmethod
+    def _key(cls) -> bytes:
+        return f"raypq.{cls.kind}".encode()
+
+    @classmethod
+    def of(cls, field: pa.Field, *, where: str) -> Self | None:
+        """The network that a field names; None if it names none.
+
+        Raises:
+            InputError: metadata that this version cannot read.
+        """
+        note = (field.metadata or {}).get(cls._key())
+        if note is None:
+            return None
+        try:
+            return cls.model_validate(json_text.parse(note))
+        except (ValidationError, ValueError):
+            raise InputError(
+                where,
+                expected=f"metadata {cls._key().decode()} of this version of raypq",
+                found=f"{note[:80].decode(errors='replace')}; upgrade raypq",
+            ) from None
+
+
+class BackboneInfo(NetworkInfo):
+    """A network for images.
+
+    Attributes:
+        size, resize: pixels; see ``ImageInput``. Of a raypq model, ``resize`` is 0.
+    """
+
+    kind: ClassVar[str] = "backbone"
+    vectors: ClassVar[str] = "features"
+
+    size: int
+    resize: int
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    precision: NetworkPrecision = "fp32"
+
+
+class EncoderInfo(NetworkInfo):
+    """A network for the names of classes.
+
+    Attributes:
+        templates: of the texts that a name is put into. pooling: of the tokens of a text.
+    """
+
+    kind: ClassVar[str] = "encoder"
+    vectors: ClassVar[str] = "class embeddings"
+
+    templates: tuple[str, ...]
+    pooling: str
+
+
+def check_equal(expected: NetworkInfo | None, found: NetworkInfo | None, *, where: str) -> None:
+    """Refuses vectors of another network than those that a model was trained on; without one of
+    them, nothing is known.
+
+    Raises:
+        ModelError: naming both, and in what they differ.
+    """
+    if expected is None or found is None or expected.fingerprint == found.fingerprint:
+        return
+    raise ModelError(
+        where,
+        expected=f"{expected.vectors} of the {expected.kind} that the model was trained on, "
+        f"{expected}",
+        found=f"those of {found}: {expected.difference(found)}",
+    )
