@@ -67,5 +67,7 @@ def in_blocks(rows: NDArray[Any], block: int) -> Iterable[tuple[NDArray[Any], in
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error of a library, which may be long."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The line of a library's error that says what is wrong: the first one, but of TorchScript,
+    which tells a trace before, the last one."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]

@@ -71,7 +71,10 @@ class OnnxNetwork(Backbone):
     def __init__(self, session: OnnxSession, info: BackboneInfo) -> None:
         self.info, self._session = info, session
         self.image_format = ImageInput(
-            size=info.size, resize=info.resize, interpolation=info.interpolation
+            size=info.size,
+            resize=info.resize,
+            interpolation=info.interpolation,
+            scaling=info.scaling,
         )
         self._mean = (255 * np.asarray(info.mean)).astype(np.float32).reshape(1, 3, 1, 1)
         self._scale = (1 / (255 * np.asarray(info.std))).astype(np.float32).reshape(1, 3, 1, 1)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.backbones.backbone import first_line
-from raypq.backbones.loading import downloads, open_clip_network
+from raypq.backbones.library_networks import downloads, open_clip_network
 from raypq.backbones.text_encoder import TextEncoder
 from raypq.backbones.torch_network import weights_of
 from raypq.config import NetworkSettings

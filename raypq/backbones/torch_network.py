@@ -35,7 +35,10 @@ class TorchNetwork(Backbone):
     ) -> None:
         self.info = info
         self.image_format = ImageInput(
-            size=info.size, resize=info.resize, interpolation=info.interpolation
+            size=info.size,
+            resize=info.resize,
+            interpolation=info.interpolation,
+            scaling=info.scaling,
         )
         self._device = device
         self._network = network.eval().to(device)

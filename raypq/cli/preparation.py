@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from raypq.config import EmbedClassesJob, ExtractJob, ImportXlsa17Job, RepackJob, SplitJob
 
 # Entries of a version's summary that the result of ``extract`` has.
-_EXTRACTED = ("backbone", "dx", "dtype", "images_left_out", "images_unchanged")
+_EXTRACTED = ("backbone", "dx", "dtype", "dropped", "images_left_out", "images_unchanged")
 
 
 @job_command("raypq.config:ExtractJob")

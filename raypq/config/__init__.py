@@ -13,7 +13,7 @@ from raypq.config.classification import (
     UnknownLabels,
 )
 from raypq.config.encoding import DuplicateIds, EncodeJob
-from raypq.config.images import Interpolation, NetworkPrecision, NetworkSettings
+from raypq.config.images import Interpolation, NetworkPrecision, NetworkSettings, Scaling
 from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, WorkerSettings
 from raypq.config.nightly import DriftLimits, ReindexJob
 from raypq.config.preparation import (
@@ -93,6 +93,7 @@ __all__ = [
     "ReportSettings",
     "RestoreSettings",
     "RetrievalJob",
+    "Scaling",
     "SearchJob",
     "Settings",
     "ShowSettings",

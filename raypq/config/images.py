@@ -14,6 +14,7 @@ from raypq.config.settings import Positive, UserSettings
 
 _IMAGE = "image"  # column of an image store
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Scaling = Literal["shortest", "squash"]
 NetworkPrecision = Literal["fp32", "bf16", "fp16"]
 BACKBONE = (
     "network for images: torchvision:NAME, timm:NAME, open_clip:NAME/PRETRAINED, a TorchScript "
@@ -43,6 +44,11 @@ class NetworkSettings(UserSettings):
     )
     interpolation: Interpolation | None = Field(
         None, description="filter for scaling images; default: the network's preset, or bilinear"
+    )
+    scaling: Scaling | None = Field(
+        None,
+        description="shortest: scale the shorter side, and keep the shape; squash: scale both "
+        "sides, as SigLIP does; default: the network's preset, or shortest",
     )
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] | None = Field(
         None,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +26,7 @@ from raypq.data.ids import IdRule
 from raypq.data.image_decoder import Decoder
 from raypq.data.images import ImageFormat, SquareImages
 from raypq.data.layouts import ShardFile, open_shard
-from raypq.data.layouts.image_files import VERSION_BYTES, versions_of
+from raypq.data.layouts.image_files import VERSION_BYTES, ImageFile, read, versions_of
 from raypq.data.network_info import BackboneInfo, check_equal
 from raypq.data.storage import Shard
 
@@ -69,10 +71,17 @@ class KnownImages:
 
     def positions(self, ids: pa.Array, versions: pa.FixedSizeBinaryArray) -> NDArray[np.int64]:
         """The position of each image here, -1 where its id or its version is not known."""
-        found = pc.index_in(ids.cast(self.ids.type), value_set=self.ids)
-        same = pc.equal(self.versions.take(found), versions)
-        known = pc.if_else(pc.fill_null(same, False), found, -1)
-        return known.to_numpy(zero_copy_only=False).astype(np.int64)
+        if not len(self.ids):
+            return np.full(len(ids), -1)
+        known = [self._positions.get(name, -1) for name in ids.to_pylist()]
+        found = np.array(known, np.int64)
+        same = pc.equal(self.versions.take(pa.array(np.maximum(found, 0))), versions)
+        return np.where(same.to_numpy(zero_copy_only=False), found, -1)
+
+    @cached_property
+    def _positions(self) -> dict[Any, int]:
+        names = self.ids.to_pylist()
+        return {name: len(names) - 1 - at for at, name in enumerate(reversed(names))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +103,7 @@ class ReadOptions:
 
     Attributes:
         labels: read the label column if there is one.
+        by_content: versions of image files are digests of their content, which is read for them.
         finite: refuse NaN and Inf; otherwise the caller must handle them.
         rule: the type that ids must have; None takes the shard's own.
         threads: that decode images at the same time.
@@ -103,6 +113,7 @@ class ReadOptions:
     """
 
     labels: bool = True
+    by_content: bool = False
     finite: bool = True
     rule: IdRule | None = None
     threads: int = 1
@@ -126,7 +137,8 @@ class FeatureReader:
     def __init__(
         self, file: ShardFile, shard: Shard, columns: Columns, width: int | None, how: ReadOptions
     ) -> None:
-        self._file, self._columns, self._uri, self._finite = file, columns, shard.uri, how.finite
+        self._file, self._columns, self._uri = file, columns, shard.uri
+        self._finite, self._by_content = how.finite, how.by_content
         self.rows: int = file.rows
         self.backbone = BackboneInfo.of(file.field(columns.feature), where=shard.uri)
         check_equal(how.backbone, self.backbone, where=shard.uri)
@@ -212,6 +224,8 @@ class FeatureReader:
         known: KnownImages | None,
     ) -> FeatureBatch:
         """A batch of images, without those that cannot be decoded."""
+        if self._by_content and isinstance(column.type, ImageFile):
+            column = read(column)
         versions = versions_of(column)
         positions = None if known is None else known.positions(names, versions)
         wanted = None

@@ -100,7 +100,8 @@ class Decoder:
         if self.left_out > self.allowed:
             raise InputError(
                 f"{self.where}, row {row0 + at} (id {ids[at].as_py()!r})",
-                expected="an image that can be decoded"
+                expected="an image that can be decoded (--bad-images, columns.bad_images: leave "
+                "some out)"
                 if not self.allowed
                 else f"at most {self.allowed} images of a shard that cannot be decoded",
                 found=f"{reason} ({self.left_out} such image(s) so far)",

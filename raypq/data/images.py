@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq.config import Interpolation
+from raypq.config import Interpolation, Scaling
 from raypq.data.storage import StorageSettings
 from raypq.errors import InputError
 
@@ -126,8 +126,9 @@ class SquareImages:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInput:
-    """The input of a network: images are scaled until the shorter side has ``resize`` pixels, then
-    ``size`` × ``size`` pixels in the middle are taken, as torchvision, timm and open_clip do.
+    """The input of a network: images are scaled until the shorter side has ``resize`` pixels (or
+    with ``squash`` both sides), then ``size`` × ``size`` pixels in the middle are taken, as
+    torchvision, timm and open_clip do.
 
     Rows are bytes [3·size²]: channels (red, green, blue), rows, columns.
     """
@@ -135,6 +136,7 @@ class ImageInput:
     size: int
     resize: int
     interpolation: Interpolation = "bilinear"
+    scaling: Scaling = "shortest"
     dtype: ClassVar[type[np.generic]] = np.uint8
 
     @property
@@ -147,21 +149,47 @@ class ImageInput:
 
         A JPEG of at least four times the size is decoded at a half, a quarter or an eighth, but to
         no less than twice the size, so that it is scaled down by an average as before.
+
+        Raises:
+            ValueError: an image so thin that it would have too many pixels when scaled.
         """
         with _opened(data) as picture:
             _check_pixels(picture, most_pixels)
-            picture.draft("RGB", (2 * self.resize, 2 * self.resize))  # for formats that can
-            picture = _decoded(picture, most_pixels)
-            short = min(picture.size)
-            if short != self.resize:
-                width, height = (self.resize * length // short for length in picture.size)
-                filters = _pillow().Resampling
-                picture = picture.resize((width, height), filters[self.interpolation.upper()])
+            whole, orientation = picture.size, picture.getexif().get(_ORIENTATION, 1)
+            reduced = picture.draft("RGB", (2 * self.resize, 2 * self.resize))  # JPEG alone can
+            if reduced is not None and picture.size != whole:
+                picture = self._scaled(_rgb(picture), whole, most_pixels, box=reduced[1])
+                picture = _turned(picture, orientation)
+            else:
+                picture = _decoded(picture, most_pixels)
+                picture = self._scaled(picture, picture.size, most_pixels)
             left, top = (round((length - self.size) / 2.0) for length in picture.size)
             if picture.size != (self.size, self.size):  # beyond the edge: black
                 picture = picture.crop((left, top, left + self.size, top + self.size))
             pixels = np.asarray(picture, dtype=np.uint8)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1)).reshape(-1)
+
+    def _scaled(
+        self,
+        picture: Picture,
+        whole: tuple[int, int],
+        most_pixels: int,
+        box: tuple[float, float, float, float] | None = None,
+    ) -> Picture:
+        """The image scaled; ``box`` is the place in it of the image of ``whole`` pixels."""
+        short = min(whole)
+        width, height = (self.resize * length // short for length in whole)
+        if self.scaling == "squash":
+            width = height = self.resize
+        if width * height > most_pixels:
+            raise ValueError(
+                f"{whole[0]} x {whole[1]} pixels, which are {width} x {height} when the shorter "
+                f"side is scaled to {self.resize}: too thin"
+            )
+        if picture.size == (width, height) and box is None:
+            return picture
+        filters = _pillow().Resampling
+        return picture.resize((width, height), filters[self.interpolation.upper()], box=box)
 
 
 def _decoded(picture: Picture, most_pixels: int | None) -> Picture:
@@ -207,9 +235,13 @@ def _pillow() -> Any:
 
 def _upright(picture: Picture) -> Picture:
     """The image rotated by its EXIF orientation; no copy if there is nothing to rotate."""
+    picture.load()  # rotates a TIFF, and removes its tag
+    return _turned(picture, picture.getexif().get(_ORIENTATION, 1))
+
+
+def _turned(picture: Picture, orientation: int) -> Picture:
     from PIL.Image import Transpose
 
-    picture.load()  # rotates a TIFF, and removes its tag
     turn = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
@@ -218,7 +250,7 @@ def _upright(picture: Picture) -> Picture:
         6: Transpose.ROTATE_270,
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
-    }.get(picture.getexif().get(_ORIENTATION, 1))
+    }.get(orientation)
     return picture if turn is None else picture.transpose(turn)
 
 

@@ -15,7 +15,7 @@ from typing import ClassVar, Self
 import pyarrow as pa
 from pydantic import ValidationError
 
-from raypq.config import Interpolation, NetworkPrecision, Settings
+from raypq.config import Interpolation, NetworkPrecision, Scaling, Settings
 from raypq.data.storage import json_text
 from raypq.errors import InputError, ModelError
 
@@ -109,6 +109,7 @@ class BackboneInfo(NetworkInfo):
     size: int
     resize: int
     interpolation: Interpolation
+    scaling: Scaling = "shortest"
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     precision: NetworkPrecision = "fp32"

@@ -322,7 +322,7 @@ def extract(world: World) -> Any:
         columns=Columns(feature="image", image_size=2), where=ALONE,
     )  # fmt: skip
     told = api.extract(job)
-    assert told["dx"] == DX
+    assert told.summary["dx"] == DX
     widths = {pq.read_schema(path).field("feature").type.byte_width
               for path in Path(world("extracted")).rglob("*.parquet")}  # fmt: skip
     assert widths == {4 * DX}

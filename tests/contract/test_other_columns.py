@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tinystore import ALONE, DX, encode, encrypted, vectors
+from tinystore import ALONE, DX, encode, encrypted, quantizer, vectors
 
 from raypq import api
 from raypq.config import Columns, RepackJob, RetrievalJob, SplitJob
@@ -66,7 +66,7 @@ def encoded(path: Path) -> Any:
 
 def rows(path: Path) -> Any:
     (shard,) = list_shards([str(path)])
-    found = read_rows(shard, Columns(), DX, np.arange(3), "int64")
+    found = read_rows(shard, Columns(), quantizer(), np.arange(3), "int64")
     return [part[2].to_pylist() for part in found]
 
 

@@ -15,10 +15,6 @@ import pyarrow as pa
 from raypq.data.storage import read_bytes
 from raypq.errors import InputError
 
-SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
-    ".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".tga", ".pcx", ".sgi",
-)  # fmt: skip
 VERSION_BYTES = 8
 _READERS = 8  # files read at once, since a remote file takes long to begin
 

@@ -4,6 +4,8 @@ Files have a 64-bit key: the hash of their folder, then that of their name. Keys
 their first bits until no part has more than ``_MOST_FILES`` files. So files of one folder stay
 together, a part changes only if its own files do, and a part that grows divides into two. A shard
 is named by the root folder and the first bits of its keys: ``<root>/<bits>_<count>.imagefolder``.
+If globs or files were named instead of the folder, a digest of them is part of the name: another
+selection of the same folder is another source.
 
 Ids are the paths below the root. Labels are the names of the folders that hold the files.
 """
@@ -14,7 +16,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -31,8 +33,11 @@ from raypq.errors import InputError
 SUFFIX = ".imagefolder"
 _MOST_FILES = 2048  # of a shard; minutes of work for a network on one CPU
 _BITS = 64
+_DIGITS = 12  # of a selection's digest
 _PART = re.compile(
-    r"(?P<root>.*)/(?P<prefix>[0-9a-f]+)_(?P<bits>[0-9]+)" + re.escape(SUFFIX), re.DOTALL
+    r"(?P<root>.*)/(?P<prefix>[0-9a-f]+)_(?P<bits>[0-9]+)(?P<selection>~[0-9a-f]+)?"
+    + re.escape(SUFFIX),
+    re.DOTALL,
 )
 _FILES = pa.schema(
     [
@@ -49,11 +54,13 @@ class Part:
 
     Attributes:
         prefix: the first ``bits`` bits of the keys, as a number.
+        selection: ``~`` and a digest of the globs and files that were named; empty for the folder.
     """
 
     root: str
     prefix: int
     bits: int
+    selection: str = ""
 
     @classmethod
     def of(cls, uri: str) -> Part | None:
@@ -61,12 +68,23 @@ class Part:
         match = _PART.fullmatch(uri)
         if match is None:
             return None
-        return cls(root=match["root"], prefix=int(match["prefix"], 16), bits=int(match["bits"]))
+        return cls(
+            root=match["root"],
+            prefix=int(match["prefix"], 16),
+            bits=int(match["bits"]),
+            selection=match["selection"] or "",
+        )
 
     @property
     def uri(self) -> str:
         """The URI of its shard."""
-        return join(self.root, f"{self.prefix:0{-(-self.bits // 4) or 1}x}_{self.bits}{SUFFIX}")
+        prefix = f"{self.prefix:0{-(-self.bits // 4) or 1}x}"
+        return join(self.root, f"{prefix}_{self.bits}{self.selection}{SUFFIX}")
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """What its files are listed from: the folder, and the selection."""
+        return self.root, self.selection
 
     @property
     def first_key(self) -> int:
@@ -81,21 +99,28 @@ class Part:
     def outer(self) -> Iterator[Part]:
         """The part itself and those that it may have been divided from."""
         for bits in range(self.bits, -1, -1):
-            yield Part(root=self.root, prefix=self.prefix >> (self.bits - bits), bits=bits)
+            yield replace(self, prefix=self.prefix >> (self.bits - bits), bits=bits)
 
 
-def list_parts(root: str, files: Mapping[str, Entry]) -> list[Shard]:
+def list_parts(root: str, files: Mapping[str, Entry], selection: str = "") -> list[Shard]:
     """The shards of the files below a folder; their ``index`` is for the caller to set.
 
     Args:
         files: by path below the root.
+        selection: the globs and files that were named, if not the folder was.
     """
+    digest = hashlib.sha256(selection.encode()).hexdigest()[:_DIGITS]
+    mark = f"~{digest}" if selection else ""
     names = sorted(files)
     keys = np.array([_key(name) for name in names], np.uint64)
     order = np.argsort(keys, kind="stable")  # of equal keys, by name
     keys = keys[order]
     return [
-        _shard(Part(root=root, prefix=prefix, bits=bits), files, [names[at] for at in order[a:b]])
+        _shard(
+            Part(root=root, prefix=prefix, bits=bits, selection=mark),
+            files,
+            [names[at] for at in order[a:b]],
+        )
         for a, b, prefix, bits in _divided(keys)
     ]
 

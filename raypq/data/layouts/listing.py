@@ -9,11 +9,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from raypq import console
-from raypq.data.layouts import image_files, lance, tar
+from raypq.data.layouts import lance, tar
 from raypq.data.layouts.image_folder import list_parts
-from raypq.data.storage import Shard, join
-from raypq.data.storage.shards import SUFFIXES, files_of_folder, find_files, root_of, shard_of
-from raypq.data.storage.walk import Entry
+from raypq.data.storage import Shard, canonical, join
+from raypq.data.storage.shards import (
+    SUFFIXES,
+    files_of_folder,
+    find_files,
+    names_folder,
+    root_of,
+    shard_of,
+)
+from raypq.data.storage.walk import IMAGE_SUFFIXES, Entry
 from raypq.errors import EmptySourceError, InputError
 
 ARRAYS = (".npy", ".npz")
@@ -38,21 +45,27 @@ def list_features(uris: Sequence[str]) -> list[Shard]:
     """
     entries = find_files(
         uris,
-        (*SUFFIXES, *ARRAYS, lance.SUFFIX, tar.SUFFIX, *image_files.SUFFIXES),
+        (*SUFFIXES, *ARRAYS, lance.SUFFIX, tar.SUFFIX, *IMAGE_SUFFIXES),
         expected=f"at least one {_KINDS} file, or images",
     )
     images, entries = _divided(entries)
     entries = _without_descriptions(entries, images)
-    roots = sorted({root_of(uri) for uri in uris}, reverse=True) if images else []
+    selections = _selections(uris) if images else {}
+    roots = sorted(selections, reverse=True)
     folders = _by_root(images, roots)
     for root in {_root(uri, roots) for uri in entries} & {*folders} if folders else ():
         skipped = folders.pop(root)
         console.warn(
             f"{root}: skipped {len(skipped)} image file(s), such as {min(skipped)}: there are "
-            "files of features or tar files, too; to read the images, name their folder",
+            "files of features or tar files, too; to read the images, name their folders, or the "
+            f"images by a glob ({root}/*/)",
             files=len(skipped),
         )
-    shards = [part for root, files in folders.items() for part in list_parts(root, files)]
+    shards = [
+        part
+        for root, files in folders.items()
+        for part in list_parts(root, files, selections.get(root, ""))
+    ]
     if entries:
         shards += _list_files(uris, entries)
     shards.sort(key=lambda shard: shard.uri)
@@ -63,7 +76,7 @@ def _divided(entries: dict[str, Entry]) -> tuple[dict[str, Entry], dict[str, Ent
     """Image files, and all others."""
     images, others = dict[str, Entry](), dict[str, Entry]()
     for uri, entry in entries.items():
-        is_image = entry.name.lower().endswith(image_files.SUFFIXES)
+        is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)
         (images if is_image else others)[uri] = entry
     return images, others
 
@@ -75,6 +88,16 @@ def _by_root(images: dict[str, Entry], roots: Sequence[str]) -> dict[str, dict[s
         root = _root(uri, roots)
         below[root][uri[len(root) + 1 :]] = entry
     return below
+
+
+def _selections(uris: Sequence[str]) -> dict[str, str]:
+    """The folders that URIs name, each with what of it is listed: the globs and files that were
+    named, or an empty text for all of it."""
+    named: dict[str, set[str]] = defaultdict(set)
+    for uri in uris:
+        root = root_of(uri)
+        named[root].add("" if names_folder(uri) else canonical(uri))
+    return {root: "" if "" in given else "\n".join(sorted(given)) for root, given in named.items()}
 
 
 def _root(uri: str, roots: Sequence[str]) -> str:

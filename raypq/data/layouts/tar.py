@@ -18,10 +18,10 @@ from typing import IO, Any
 import pyarrow as pa
 
 from raypq.config import Columns
-from raypq.data.layouts import image_files
 from raypq.data.layouts.npy import read_exactly
 from raypq.data.layouts.tar_members import Member, members
 from raypq.data.storage import Shard, json_text, open_bytes
+from raypq.data.storage.walk import IMAGE_SUFFIXES
 from raypq.errors import InputError
 
 SUFFIX = ".tar"
@@ -31,6 +31,7 @@ _JSON = "json"
 _SYNSET = re.compile(r"n\d{8}")
 _MAX_TEXT = 1 << 20  # bytes of a member with text
 _GROUP_ROWS = 4096
+_BATCH_BYTES = 64 << 20  # of the images in a batch
 
 
 @dataclass
@@ -97,13 +98,26 @@ class TarSource:
         }
         first = 0 if group is None else group * _GROUP_ROWS
         last = len(self._rows) if group is None else first + self.group_rows[group]
-        for start in range(first, last, size):
-            rows = self._rows[start : min(start + size, last)]
+        for start, end in self._slices(first, last, size):
+            rows = self._rows[start:end]
             fields = [schema.field(name) for name in wanted]
             values = [
                 pa.array([make[item.name](row) for row in rows], item.type) for item in fields
             ]
             yield pa.RecordBatch.from_arrays(values, schema=pa.schema(fields))
+
+    def _slices(self, first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
+        """Rows of each batch: up to ``size``, with images of up to ``_BATCH_BYTES``."""
+        start, held = first, 0
+        for row in range(first, last):
+            image = self._rows[row].image
+            own = image.size if image else 0
+            if row > start and (row - start == size or held + own > _BATCH_BYTES):
+                yield start, row
+                start, held = row, 0
+            held += own
+        if start < last:
+            yield start, last
 
     def row_bytes(self, columns: Sequence[str] | None) -> float:
         """See ``Source``."""
@@ -137,7 +151,7 @@ class TarSource:
         """The value of a column: the text of a member, or a value of ``.json``."""
         for suffix in _suffixes(name):
             if member := row.others.get(suffix):
-                return self._text(member).strip()
+                return self._text(member).strip() or None
         return self._in_json(row, name)
 
     def _in_json(self, row: _Row, name: str) -> str | None:
@@ -149,7 +163,9 @@ class TarSource:
             value = json_text.parse(self._text(member))
         except ValueError as error:
             raise InputError(where, expected="a JSON object", found=str(error)) from None
-        for part in [name] if isinstance(value, dict) and name in value else name.split("."):
+        if not isinstance(value, dict):
+            raise InputError(where, expected="a JSON object", found=f"a {type(value).__name__}")
+        for part in [name] if name in value else name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if isinstance(value, bool | float | list | dict):
             raise InputError(
@@ -192,7 +208,7 @@ def _rows(file: IO[bytes], size: int, uri: str) -> list[_Row]:
             continue  # .DS_Store, ._7.jpg: files of an operating system
         key = f"{folder}{slash}{stem}"
         row = rows.setdefault(key, _Row(key))
-        if f".{suffix.rpartition('.')[2].lower()}" in image_files.SUFFIXES:
+        if f".{suffix.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES:
             if row.image is not None:
                 raise _twice(uri, key, row.image, member)
             row.image = member

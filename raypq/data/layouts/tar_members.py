@@ -38,6 +38,13 @@ def members(file: IO[bytes], size: int, uri: str) -> Iterator[Member]:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
                 name = info.name.removeprefix("./")
+                _check_name(name, uri)
+                if info.issparse():
+                    raise InputError(
+                        f"{uri}, member {name}",
+                        expected="a file as it is",
+                        found="a sparse one; write the tar file without holes",
+                    )
                 if info.isreg():
                     member = Member(name, info.offset_data, info.size)
                 elif info.islnk() and info.linkname.removeprefix("./") in found:
@@ -65,6 +72,17 @@ def members(file: IO[bytes], size: int, uri: str) -> Iterator[Member]:
     except (EOFError, ValueError) as error:
         raise DamagedError(uri, expected=expected, found=str(error) or "its end") from None
     _check_end(file, end, uri)
+
+
+def _check_name(name: str, uri: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{uri}, member {name.encode(errors='surrogateescape')!r}",
+            expected="a name in UTF-8",
+            found="other bytes",
+        ) from None
 
 
 def _check_end(file: IO[bytes], end: int, uri: str) -> None:

@@ -160,15 +160,18 @@ def stem_of(uri: str) -> str:
     return "-".join(filter(None, ["--".join(filter(None, parts)), digits]))
 
 
+def names_folder(uri: str) -> bool:
+    """Whether a URI names a folder as a whole, and not a glob or a file."""
+    walk, path = _walk(uri)
+    with server_errors(uri):
+        entry = walk.info(path)
+    return entry is not None and entry.folder
+
+
 def root_of(uri: str) -> str:
     """The folder that a URI names, by canonical URI: itself, the fixed part of a glob, or the
     folder of a file."""
-    if is_local(uri):
-        path = canonical(uri)
-        walk: LocalWalk | RemoteWalk = LocalWalk()
-    else:
-        fs, path = filesystem(uri)
-        walk = RemoteWalk(fs, uri)
+    walk, path = _walk(uri)
     with server_errors(uri):
         entry = walk.info(path)
     if entry is None and is_glob(path):
@@ -176,7 +179,15 @@ def root_of(uri: str) -> str:
         path = path.rpartition("/")[0]
     elif entry is not None and not entry.folder:
         path = path.rpartition("/")[0]
-    return (path if is_local(uri) else uri_of(fs, path, uri)).rstrip("/")
+    named = path if isinstance(walk, LocalWalk) else uri_of(walk.fs, path, uri)
+    return named.rstrip("/")
+
+
+def _walk(uri: str) -> tuple[LocalWalk | RemoteWalk, str]:
+    if is_local(uri):
+        return LocalWalk(), canonical(uri)
+    fs, path = filesystem(uri)
+    return RemoteWalk(fs, uri), path
 
 
 def _safe(name: str) -> str:

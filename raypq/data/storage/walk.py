@@ -22,6 +22,10 @@ from raypq.data.storage.objects import below, children, is_missing_bucket, missi
 from raypq.data.storage.tags import version_tag
 from raypq.errors import InputError
 
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
+    ".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".tga", ".pcx", ".sgi",
+)  # fmt: skip
 _WILDCARDS = frozenset("*?[")
 _DIGITS = 16  # of the hash of a link's target in a tag
 
@@ -50,9 +54,12 @@ class Entry:
 def hidden(name: str) -> bool:
     """Whether readers of Parquet folders skip a name: ``.x`` and ``_x``.
 
-    As Spark does, folders ``_column=value`` are read: they are partitions.
+    As Spark does, folders ``_column=value`` are read: they are partitions. So are images: cameras
+    write ``_MG_1234.JPG``.
     """
-    return name.startswith(".") or (name.startswith("_") and "=" not in name)
+    if not name.startswith("_"):
+        return name.startswith(".")
+    return "=" not in name and not name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def is_glob(path: str) -> bool:

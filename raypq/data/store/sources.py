@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 from raypq.config import Columns
 from raypq.data.features import FeatureStore
 from raypq.data.layouts import list_features
-from raypq.data.storage import Shard, join
-from raypq.data.store import snapshot
+from raypq.data.storage import Shard, is_local, join, local_path, stem_of
+from raypq.data.store import shard_writer, snapshot
 from raypq.errors import EmptySourceError, InputError
 
 
@@ -32,10 +33,10 @@ def list_sources(uris: Sequence[str]) -> list[Shard]:
         MissingSourceError, EmptySourceError, InputError: see ``list_features``.
         InputError: a store of codes or predictions.
     """
-    stores = [uri for uri in uris if _is_store(uri)]
-    shards = [shard for store in stores for shard in _stored(store)]
+    stores = [uri for uri in uris if snapshot.versions(uri)]
+    shards = [shard for store in dict.fromkeys(map(_real, stores)) for shard in _stored(store)]
     if plain := [uri for uri in uris if uri not in stores]:
-        shards += list_features(plain)
+        shards += _refuse_files_of_stores(list_features(plain))
     elif not shards:
         raise EmptySourceError(
             ", ".join(uris), expected="at least one shard of features", found="an empty store"
@@ -44,8 +45,9 @@ def list_sources(uris: Sequence[str]) -> list[Shard]:
     return [replace(shard, index=index) for index, shard in enumerate(shards)]
 
 
-def _is_store(uri: str) -> bool:
-    return bool(snapshot.versions(uri))
+def _real(store: str) -> str:
+    """The one URI of a store that is named in several ways."""
+    return os.path.realpath(local_path(store)) if is_local(store) else store.rstrip("/")
 
 
 def _stored(store: str) -> list[Shard]:
@@ -56,9 +58,28 @@ def _stored(store: str) -> list[Shard]:
         Shard(
             index=0,
             uri=join(store, receipt.path),
-            stem=receipt.shard,
+            # By the store's place: stores of the same images are other sources.
+            stem=stem_of(join(store, receipt.shard)),
             size=receipt.bytes,
             modified=receipt.sha256,
         )
         for receipt in version.shards
     ]
+
+
+def _refuse_files_of_stores(shards: list[Shard]) -> list[Shard]:
+    """Refuses files in the ``data/`` of a store, of which some may be of earlier versions.
+
+    Raises:
+        InputError: naming the store.
+    """
+    folders = {shard.uri.rpartition("/")[0] for shard in shards}
+    for folder in sorted(folders):
+        store, _, name = folder.rpartition("/")
+        if name == shard_writer.FOLDER and snapshot.versions(store):
+            raise InputError(
+                folder,
+                expected="a store by its folder, of which the last version is read",
+                found=f"files of a store; name {store}",
+            )
+    return shards

@@ -7,13 +7,15 @@ from typing import Any
 
 from raypq import console
 from raypq.backbones import backbone_of
-from raypq.config import EncodeJob, ReindexJob
+from raypq.config import Columns, EncodeJob, ReindexJob
 from raypq.data.duplicate_ids import DuplicateIds, IdFile
-from raypq.data.storage import join
+from raypq.data.layouts import open_shard
+from raypq.data.network_info import BackboneInfo
+from raypq.data.storage import Shard, join
 from raypq.data.store import id_index, shard_writer, sidecars
 from raypq.data.store.snapshot import Snapshot
 from raypq.data.store.sources import open_sources
-from raypq.errors import InputError, ModelError
+from raypq.errors import InputError, ModelError, RaypqError
 from raypq.execution.executor import Executor
 from raypq.execution.run_record import RunRecord
 from raypq.methods import registry
@@ -24,8 +26,6 @@ from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask
 from raypq.stages.stores.shard_types import MADE_IDS, check_label_column, id_rule
 from raypq.stages.stores.work_id import encode_work
-
-_MAX_NAMES = 5  # dropped shards that a version names
 
 
 def encode(job: EncodeJob, executor: Executor) -> Snapshot:
@@ -41,9 +41,9 @@ def encode(job: EncodeJob, executor: Executor) -> Snapshot:
         JobError: some shards could not be encoded; all others are finished.
     """
     record = RunRecord(job, executor)
-    model = model_of(job)
-    work = encode_work(model.fingerprint, job)
     shards = open_sources(job.source, job.columns).shards
+    model = model_of(job, shards)
+    work = encode_work(model.fingerprint, job)
     tasks = [ShardTask(shard=shard, model=model.fingerprint, work=work) for shard in shards]
     run = StoreRun.plan(
         kind="codes",
@@ -55,12 +55,13 @@ def encode(job: EncodeJob, executor: Executor) -> Snapshot:
     model_store.save(job.output, model)  # before any version can name it
     if finished := run.unchanged_version():
         return finished
-    dropped = _dropped(job, run)
+    remedy = "--append (append: true) keeps them; "
+    dropped = run.warn_of_dropped("features", remedy)
     return execute(job, model, run, executor, record, describe=lambda *_: dropped)
 
 
-def model_of(job: EncodeJob | ReindexJob) -> Model:
-    """The model of a job, bound to the backbone if the job names one.
+def model_of(job: EncodeJob | ReindexJob, shards: Sequence[Shard]) -> Model:
+    """The model of a job, bound to the backbone that the job names, or that its features name.
 
     Raises:
         ConfigError: the backbone cannot be loaded.
@@ -68,7 +69,9 @@ def model_of(job: EncodeJob | ReindexJob) -> Model:
     """
     model = registry.load(job.model)
     if job.backbone is None:
-        return model
+        if model.backbone is not None:  # workers check every shard
+            return model
+        return model.bound_to(_backbone_of_features(shards, job.columns), where=job.model)
     backbone = backbone_of(job)
     if backbone.width != model.dx:
         raise ModelError(
@@ -79,20 +82,16 @@ def model_of(job: EncodeJob | ReindexJob) -> Model:
     return model.bound_to(backbone.info, where=job.model)
 
 
-def _dropped(job: EncodeJob, run: StoreRun) -> dict[str, Any]:
-    """The summary's entry of shards that the next version drops; warns of them."""
-    gone = sorted(receipt.source.uri for receipt in run.dropped)
-    if not gone or run.latest is None:
-        return {}
-    before = run.latest.version
-    console.warn(
-        f"{job.output}: {len(gone)} of the {len(run.latest.shards)} shards of version {before} are "
-        f"not among these features, such as {gone[0]}, and the next version will lack them. "
-        "--append (append: true) keeps them; "
-        f"'raypq snapshots restore {job.output} {before}' brings version {before} back",
-        shards=len(gone),
-    )
-    return {"dropped": {"shards": len(gone), "of_version": before, "examples": gone[:_MAX_NAMES]}}
+def _backbone_of_features(shards: Sequence[Shard], columns: Columns) -> BackboneInfo | None:
+    """The backbone that the first readable shard names; workers check the other shards."""
+    for shard in shards:
+        try:
+            with open_shard(shard, columns) as file:
+                if file.rows:
+                    return BackboneInfo.of(file.field(columns.feature), where=shard.uri)
+        except (RaypqError, OSError):
+            continue
+    return None
 
 
 Receipts = Sequence[shard_writer.Receipt]

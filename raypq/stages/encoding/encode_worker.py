@@ -98,6 +98,7 @@ class EncodeWorker:
                 found="none: they were removed while this run was at work; run it again",
             )
         how = ReadOptions(
+            by_content=self._by_content,
             rule=self._rule,
             threads=kernels.threads(),
             image_format=self._backbone.image_format if self._backbone else None,

@@ -15,6 +15,7 @@ from typing import Any
 from raypq import console
 from raypq.config import ClassificationTarget, ClassifyJob, ReindexJob
 from raypq.data.classes import ClassTable
+from raypq.data.storage import Shard
 from raypq.data.store import lease
 from raypq.data.store.lease import Lease
 from raypq.data.store.shard_writer import Receipt
@@ -27,7 +28,7 @@ from raypq.metrics.drift import Drifted, detect_drift, known_baseline
 from raypq.stages.classification import classify, scorers, unknown_labels
 from raypq.stages.encoding import encode
 from raypq.stages.nightly import dry_run
-from raypq.stages.nightly.source_diff import ReindexPlan, diff_source, encode_job
+from raypq.stages.nightly.source_diff import ReindexPlan, diff_source, encode_job, list_source
 from raypq.stages.stores import model_store, quarantine
 
 _MAX_NAMES = 5  # shards that a log line names
@@ -63,18 +64,19 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
     stores = [job.codes, *(section.output for section in job.classify)]
     if len(set(stores)) < len(stores):
         raise ConfigError(f"each store needs a path of its own, found {', '.join(sorted(stores))}")
-    model = model_store.completed(job.codes, encode.model_of(job))
+    shards = list_source(job)
+    model = model_store.completed(job.codes, encode.model_of(job, shards))
     for section in job.classify:
         _check(job, section, model)
     if job.dry_run:
-        return _dry_run(job, model)
+        return _dry_run(job, model, shards)
     with ExitStack() as stack:
         leases = {
             store: stack.enter_context(lease.held(store, seconds=job.lease_seconds))
             for store in sorted(stores)
         }
         record = RunRecord(job, executor)
-        plan = diff_source(job, model)
+        plan = diff_source(job, model, shards)
         codes = _encode(job, model, plan, executor, record, leases)
         predictions = [
             _classify(job, section, model, codes, executor, leases) for section in job.classify
@@ -82,8 +84,8 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
     return _report(job, plan, codes, predictions, time.monotonic() - start)
 
 
-def _dry_run(job: ReindexJob, model: Model) -> dict[str, Any]:
-    plan = diff_source(job, model)
+def _dry_run(job: ReindexJob, model: Model, shards: Sequence[Shard]) -> dict[str, Any]:
+    plan = diff_source(job, model, shards)
     to_encode = dry_run.images_to_encode(plan, job.columns)
     sections = []
     for section in job.classify:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from raypq.config import EncodeJob, ReindexJob
-from raypq.data.layouts.image_folder import Part
 from raypq.data.storage import Shard
 from raypq.data.store import snapshot
 from raypq.data.store.journal import still_there
@@ -18,6 +16,7 @@ from raypq.data.store.snapshot import Quarantined, Snapshot
 from raypq.data.store.sources import list_sources
 from raypq.errors import EmptySourceError, InputError, MissingSourceError
 from raypq.methods.base import Model
+from raypq.stages.nightly.vanished import refuse_vanished_images, refuse_vanished_shards
 from raypq.stages.stores import quarantine
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, stems_by_uri, with_known_stems
@@ -85,20 +84,16 @@ class ReindexPlan:
         return replace(run, quarantined=self.quarantined)
 
 
-def diff_source(job: ReindexJob, model: Model) -> ReindexPlan:
-    """Compares the source with the last version of the codes.
+def diff_source(job: ReindexJob, model: Model, listed: Sequence[Shard]) -> ReindexPlan:
+    """Compares the source, as ``list_source`` found it, with the last version of the codes.
 
     Raises:
-        MissingSourceError: a path of the source does not exist, whatever ``max_removed`` allows.
-        InputError: the source is empty or lost more shards than ``max_removed`` allows; the store
-            is not a code store.
+        InputError: the source lost more shards, or images, than ``max_removed`` allows.
     """
-    latest = snapshot.read(job.codes) if snapshot.versions(job.codes) else None
-    if latest and latest.kind != "codes":
-        raise InputError(job.codes, expected="a store of codes", found=f"one of {latest.kind}")
+    latest = _latest(job)
     receipts = {receipt.shard: receipt for receipt in latest.shards} if latest else {}
     quarantined = {item.shard: item for item in latest.quarantined} if latest else {}
-    shards = with_known_stems(_listing(job, latest), stems_by_uri(latest))
+    shards = with_known_stems(listed, stems_by_uri(latest))
     stems = {shard.stem for shard in shards}
     given = SourceIndex(shard.uri for shard in shards)
     work = encode_work(model.fingerprint, encode_job(job))
@@ -111,8 +106,8 @@ def diff_source(job: ReindexJob, model: Model) -> ReindexPlan:
             if stem not in stems and not given.overlapping(item.source.uri)
         ],
     )  # fmt: skip
-    _refuse_a_vanished_source(job, plan)
-    _refuse_vanished_images(job, plan, shards)
+    refuse_vanished_shards(job, latest, plan.removed)
+    refuse_vanished_images(job, latest, shards)
     intact = {receipt.shard for receipt in still_there(job.codes, receipts.values())}
     outdated = []
     for shard in shards:
@@ -149,7 +144,22 @@ def encode_job(job: ReindexJob) -> EncodeJob:
     )
 
 
-def _listing(job: ReindexJob, latest: Snapshot | None) -> list[Shard]:
+def _latest(job: ReindexJob) -> Snapshot | None:
+    latest = snapshot.read(job.codes) if snapshot.versions(job.codes) else None
+    if latest and latest.kind != "codes":
+        raise InputError(job.codes, expected="a store of codes", found=f"one of {latest.kind}")
+    return latest
+
+
+def list_source(job: ReindexJob) -> list[Shard]:
+    """The shards of the source.
+
+    Raises:
+        MissingSourceError: a path of the source does not exist, whatever ``max_removed`` allows.
+        InputError: the source is empty, unless ``max_removed`` allows it; the store is not a code
+            store.
+    """
+    latest = _latest(job)
     try:
         try:
             return list_sources(job.source)
@@ -193,46 +203,6 @@ def _holds_shards(uri: str) -> bool:
     except EmptySourceError:
         return False
     return True
-
-
-def _refuse_a_vanished_source(job: ReindexJob, plan: ReindexPlan) -> None:
-    before = len(plan.latest.shards) if plan.latest else 0
-    gone = len(plan.removed)
-    if not gone or gone <= job.max_removed * before:
-        return
-    assert plan.latest is not None, "removed shards are shards of a version"
-    raise InputError(
-        ", ".join(job.source),
-        expected=f"at least {math.ceil((1 - job.max_removed) * before)} of the {before} shards of "
-        f"{job.codes} version {plan.latest.version} (max_removed: {job.max_removed:g})",
-        found=f"{gone} of them gone, such as {plan.removed[0].source.uri}; nothing was changed",
-    )
-
-
-def _refuse_vanished_images(job: ReindexJob, plan: ReindexPlan, shards: Sequence[Shard]) -> None:
-    """Refuses folders of images that lost more of their images than ``max_removed`` allows.
-
-    Their parts unite as they lose files, so that few shards are removed even if most images are.
-    """
-    if plan.latest is None:
-        return
-    before: Counter[str] = Counter()
-    for receipt in plan.latest.shards:
-        if part := Part.of(receipt.source.uri):
-            before[part.root] += receipt.rows
-    now: Counter[str] = Counter()
-    for shard in shards:
-        if shard.files is not None and (part := Part.of(shard.uri)):
-            now[part.root] += len(shard.files)
-    lost = {root: rows - now[root] for root, rows in before.items() if rows > now[root]}
-    if sum(lost.values()) > job.max_removed * plan.latest.rows:
-        raise InputError(
-            ", ".join(sorted(lost)),
-            expected=f"at least {sum(before[root] for root in lost)} images, as in {job.codes} "
-            f"version {plan.latest.version}, but for {job.max_removed:g} of the store's "
-            f"{plan.latest.rows} (max_removed)",
-            found=f"{sum(now[root] for root in lost)}; nothing was changed",
-        )
 
 
 def _add_unknown(

@@ -118,7 +118,7 @@ class ExtractWorker:
             if batch.known is not None:
                 ids = ids.filter(pa.array(batch.known < 0))
             F = arrays.finite_float32(F, where=where, ids=ids, row0=batch.row)
-            values = self._stored(F, where)
+            values = self._stored(F, where, ids)
             if known is not None:
                 values = known.complete(batch, values)
             columns = [batch.ids, arrays.fixed_binary(values)]
@@ -126,7 +126,7 @@ class ExtractWorker:
                 columns.append(batch.labels)
             yield pa.RecordBatch.from_arrays([*columns, batch.versions], schema=schema)
 
-    def _stored(self, F: NDArray[np.float32], where: str) -> NDArray[np.uint8]:
+    def _stored(self, F: NDArray[np.float32], where: str, ids: pa.Array) -> NDArray[np.uint8]:
         """Features as stored bytes.
 
         Raises:
@@ -134,11 +134,11 @@ class ExtractWorker:
         """
         with np.errstate(over="ignore"):
             stored = F.astype(self._dtype)
-        if not np.isfinite(stored).all():
+        if len(bad := np.flatnonzero(~np.isfinite(stored).all(axis=1))):
             raise InputError(
-                where,
+                f"{where} of {ids[int(bad[0])].as_py()!r}",
                 expected="values within the range of float16",
-                found=f"{np.abs(F).max():g}; store float32 (--dtype, dtype)",
+                found=f"{np.abs(F[bad[0]]).max():g}; store float32 (--dtype, dtype)",
             )
         width = self._width * self._dtype.itemsize
         return np.ascontiguousarray(stored).view(np.uint8).reshape(len(F), width)
@@ -164,6 +164,7 @@ def extract(job: ExtractJob, executor: Executor) -> Snapshot:
     )
     if finished := run.unchanged_version():
         return finished
+    dropped = run.warn_of_dropped("images")
     check_label_column([task.shard for task in run.tasks], job.columns)
     rule = id_rule(run, job.columns)
     fresh: list[Extracted] = []
@@ -179,6 +180,7 @@ def extract(job: ExtractJob, executor: Executor) -> Snapshot:
             "backbone": info.model_dump(mode="json"),
             "dx": width,
             "dtype": job.dtype,
+            **dropped,
         }
         for key in ("left_out", "unchanged"):
             if images := sum(getattr(result, key) for result in fresh):

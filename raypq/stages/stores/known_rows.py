@@ -21,6 +21,7 @@ from raypq.data.stored import Kind, open_stored
 from raypq.errors import InputError
 
 _ROWS = 1 << 14
+_MOST_BYTES = 1 << 30  # of a file's values, which are held in memory: 130,000 features of 2,048
 _COLUMNS: dict[Kind, str] = {"codes": "code", "features": "feature"}
 
 
@@ -43,7 +44,7 @@ class KnownRows:
 def read(store: str, kind: Kind, receipts: Sequence[Receipt], *, width: int) -> KnownRows | None:
     """The rows in earlier output files of the same work; None if there are none with versions.
 
-    A file that is gone or damaged is left out: its images are computed again.
+    A file that is gone, damaged or very large is left out: its images are computed again.
 
     Args:
         width: bytes of a value.
@@ -52,6 +53,8 @@ def read(store: str, kind: Kind, receipts: Sequence[Receipt], *, width: int) -> 
     column = _COLUMNS[kind]
     kinds = {column: pa.binary(width), "version": pa.binary(VERSION_BYTES)}
     for receipt in receipts:
+        if receipt.rows * width > _MOST_BYTES:
+            continue
         try:
             with open_stored(join(store, receipt.path), kind, size=receipt.bytes) as file:
                 if any(

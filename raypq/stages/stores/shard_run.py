@@ -32,6 +32,7 @@ from raypq.stages.stores.shard_task import (
 )
 from raypq.stages.stores.source_index import SourceIndex
 
+_MAX_NAMES = 5  # dropped shards that a version names
 # By kind of store: the verb of progress lines, that of the result, and what its rows are.
 _VERBS = {
     "codes": ("encode", "encoded", "images"),
@@ -127,6 +128,26 @@ class StoreRun:
         quarantined = {canonical(item.uri) for item in self.quarantined}
         others = receipts_of_others(self.latest, [task.shard for task in self.tasks])
         return [receipt for receipt in others if canonical(receipt.source.uri) not in quarantined]
+
+    def warn_of_dropped(self, source: str, remedy: str = "") -> dict[str, Any]:
+        """Warns of shards that the next version drops; returns the summary's entry of them.
+
+        Args:
+            source: what the run reads. remedy: an option that keeps them.
+        """
+        gone = sorted(receipt.source.uri for receipt in self.dropped)
+        if not gone or self.latest is None:
+            return {}
+        before = self.latest.version
+        console.warn(
+            f"{self.store}: {len(gone)} of the {len(self.latest.shards)} shards of version "
+            f"{before} are not among these {source}, such as {gone[0]}, and the next version will "
+            f"lack them. {remedy}'raypq snapshots restore {self.store} {before}' brings version "
+            f"{before} back",
+            shards=len(gone),
+        )
+        examples = gone[:_MAX_NAMES]
+        return {"dropped": {"shards": len(gone), "of_version": before, "examples": examples}}
 
     @property
     def run_id(self) -> str:

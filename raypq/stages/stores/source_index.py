@@ -19,10 +19,10 @@ class SourceIndex:
 
     def __init__(self, uris: Iterable[str]) -> None:
         self._uris = {canonical(uri) for uri in uris}
-        self._parts: dict[str, list[tuple[int, str]]] = defaultdict(list)  # by root: first keys
+        self._parts: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)  # first keys
         for uri in self._uris:
             if part := Part.of(uri):
-                self._parts[part.root].append((part.first_key, uri))
+                self._parts[part.source].append((part.first_key, uri))
         for parts in self._parts.values():
             parts.sort()
 
@@ -30,10 +30,10 @@ class SourceIndex:
         """The canonical URIs here that have files in common with a URI."""
         uri = canonical(uri)
         part = Part.of(uri) if self._parts else None
-        if part is None or part.root not in self._parts:
+        if part is None or part.source not in self._parts:
             return [uri] if uri in self._uris else []
         found = [outer.uri for outer in part.outer() if outer.uri in self._uris]
-        parts = self._parts[part.root]
+        parts = self._parts[part.source]
         low = bisect_left(parts, (part.first_key,))
         high = bisect_left(parts, (part.first_key + part.keys,))
         inner = (other for _, other in parts[low:high])

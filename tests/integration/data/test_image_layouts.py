@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from PIL import Image
 import raypq
 from raypq.config import ClusterSettings, Columns, EncodeJob, TrainJob
 from raypq.data.codes import CodeFile
-from raypq.data.layouts import list_features
+from raypq.data.layouts import list_features, open_shard
 from raypq.data.store import snapshot
 from raypq.errors import InputError, JobError
 
@@ -343,3 +344,40 @@ def test_a_shard_holds_at_most_2048_files(tmp_path):
     shards = list_features([str(tmp_path)])
     assert [len(shard.files) for shard in shards if shard.files] != [2049]
     assert sum(len(shard.files) for shard in shards if shard.files) == 2049
+
+
+def test_sparse_members_are_refused(plain, tmp_path):
+    (tmp_path / "a.png").write_bytes(image(0))
+    with (tmp_path / "a.png").open("r+b") as file:
+        file.truncate(1 << 20)
+    subprocess.run(
+        ["tar", "--sparse", "-C", str(tmp_path), "-cf", str(tmp_path / "a.tar"), "a.png"],
+        check=True,
+    )
+    with pytest.raises(JobError, match=r"member a\.png: expected a file as it is, found a sparse"):
+        encode(plain[0], tmp_path / "a.tar", tmp_path / "codes")
+
+
+def test_a_batch_of_a_tar_is_bounded(tmp_path):
+    data = image(0) + bytes(30 << 20)  # a decoder stops at the end of the image
+    tar(tmp_path / "a.tar", {f"{i}.png": data for i in range(5)})
+    (shard,) = list_features([str(tmp_path / "a.tar")])
+    with open_shard(shard, COLUMNS) as file:
+        assert [len(batch) for batch in file.batches(8192, ["id", "image"])] == [2, 2, 1]
+
+
+def test_labels_that_are_empty_are_none(plain, tmp_path):
+    tar(tmp_path / "a.tar", {"a.png": image(0), "a.cls": b"\n", "b.png": image(1), "b.cls": b"x"})
+    encode(plain[0], tmp_path / "a.tar", tmp_path / "codes")
+    assert {key: label for key, (_, label) in stored(tmp_path / "codes").items()} == {
+        "a": None, "b": "x",
+    }  # fmt: skip
+
+
+def test_names_of_a_tar_must_be_utf8(plain, tmp_path):
+    with tarfile.open(
+        tmp_path / "a.tar", "w", encoding="latin-1", format=tarfile.USTAR_FORMAT
+    ) as archive:
+        add(archive, "caf\u00e9.png", image(0))
+    with pytest.raises(JobError, match="expected a name in UTF-8"):
+        encode(plain[0], tmp_path / "a.tar", tmp_path / "codes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torchvision_ops
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 import raypq
+from raypq import api
 from raypq.backbones import Backbone, load_backbone
+from raypq.backbones.library_networks import timm_preset
 from raypq.config import (
     ClassifyJob,
     ClusterSettings,
@@ -27,9 +30,11 @@ from raypq.config import (
     ExtractJob,
     NetworkSettings,
     ReindexJob,
+    RepackJob,
     TrainJob,
 )
 from raypq.data.codes import CodeFile
+from raypq.data.images import ImageInput
 from raypq.data.store import snapshot
 from raypq.errors import ConfigError, InputError, JobError, ModelError
 
@@ -245,8 +250,6 @@ def test_a_model_without_a_backbone_is_bound_to_the_one_it_encodes_with(
 
 
 def test_features_are_extracted_again_only_where_images_changed(images, script, tmp_path):
-    import shutil
-
     tree = tmp_path / "tree"
     shutil.copytree(images, tree)
     extract(tree, script, tmp_path / "features")
@@ -268,8 +271,6 @@ def test_features_are_extracted_again_only_where_images_changed(images, script, 
 
 
 def test_nights_from_images(images, script, model, tmp_path):
-    import shutil
-
     tree = tmp_path / "tree"
     shutil.copytree(images, tree)
 
@@ -292,8 +293,6 @@ def test_nights_from_images(images, script, model, tmp_path):
 
 def test_codes_of_a_feature_store_follow_its_versions(images, script, model, tmp_path):
     """A feature file that is written again is a changed shard, not a new one beside an old one."""
-    import shutil
-
     tree = tmp_path / "tree"
     shutil.copytree(images, tree)
     extract(tree, script, tmp_path / "features")
@@ -390,8 +389,6 @@ def test_pixels_are_those_of_torchvision(size, interpolation, resize):
     torchvision_ops.require()
     from torchvision import transforms
 
-    from raypq.data.images import ImageInput
-
     transform = transforms.Compose([
         transforms.Resize(resize, transforms.InterpolationMode(interpolation)),
         transforms.CenterCrop(224), transforms.ToTensor(),
@@ -403,8 +400,6 @@ def test_pixels_are_those_of_torchvision(size, interpolation, resize):
 
 
 def test_a_large_jpeg_is_decoded_at_a_reduced_scale():
-    from raypq.data.images import ImageInput
-
     rows = ImageInput(size=224, resize=256)
     for size in ((4000, 3000), (1300, 1100), (900, 700)):
         image = picture(5, size)
@@ -535,3 +530,120 @@ def test_codes_of_images_can_be_read(images, script, model, tmp_path):
     for receipt in snapshot.read(str(tmp_path / "codes")).shards:
         file = CodeFile.open(str(tmp_path / "codes" / receipt.path))
         assert sum(len(batch.ids) for batch in file.batches(50)) == receipt.rows
+
+
+def test_stores_of_the_same_images_are_other_sources(images, script, model, tmp_path):
+    tree = tmp_path / "inc"
+    shutil.copytree(images / "class0", tree)
+    extract(tree, script, tmp_path / "A")
+    shutil.rmtree(tree)
+    shutil.copytree(images / "class1", tree)
+    extract(tree, script, tmp_path / "B")
+    encode(model[0], tmp_path / "codes", features=[str(tmp_path / "A")])
+    both = encode(model[0], tmp_path / "codes", features=[str(tmp_path / "B")], append=True)
+    assert both.rows == N // 2
+    api.repack(RepackJob(features=[str(tmp_path / "A"), str(tmp_path / "B")], where=ALONE,
+                         output=str(tmp_path / "packed")))  # fmt: skip
+    assert pq.read_table(tmp_path / "packed").num_rows == N // 2
+
+
+@pytest.mark.parametrize("place", ["F/data", "F*", "F/data/*.parquet", "."])
+def test_files_of_a_store_are_read_by_the_store_alone(place, images, script, model, tmp_path):
+    shutil.copytree(model[1], tmp_path / "in" / "F")
+    with pytest.raises(InputError, match=r"expected a store by its folder.*name .*/F"):
+        encode(model[0], tmp_path / "codes", features=[str(tmp_path / "in" / place)])
+
+
+def test_a_store_that_is_named_twice_is_read_once(model, tmp_path):
+    (tmp_path / "link").symlink_to(model[1])
+    places = [str(model[1]), f"{model[1]}/", str(tmp_path / "link")]
+    assert encode(model[0], tmp_path / "codes", features=places).rows == N
+
+
+def test_an_unbound_model_is_bound_to_the_features_that_name_a_backbone(
+    images, script, model, tmp_path
+):
+    rows = stored(model[1], "feature")
+    X = np.stack([np.frombuffer(feature, np.float32) for feature, _ in rows.values()])
+    np.save(tmp_path / "x.npy", X)
+    job = TrainJob(method="opq", features=str(tmp_path / "x.npy"), output=str(tmp_path / "model"),
+                   settings={"M": 4, "K": 16}, where=ALONE)  # fmt: skip
+    raypq.train(job)
+    extract(images, script, tmp_path / "other", network={"resize": 20})
+    both = [str(model[1]), str(tmp_path / "other")]
+    with pytest.raises(JobError, match=r"resize .* instead of"):
+        encode(job.output, tmp_path / "codes", features=both)
+    encode(job.output, tmp_path / "codes", features=[str(model[1])])
+    encode(job.output, tmp_path / "one", images=[str(images)], backbone=script)
+    assert stored(tmp_path / "codes") == stored(tmp_path / "one")
+    (first,), (second,) = (
+        {item.model for item in snapshot.read(str(tmp_path / name)).shards}
+        for name in ("codes", "one")
+    )
+    assert first == second
+
+
+def test_extract_warns_of_shards_that_it_drops(images, script, tmp_path, caplog):
+    both = [str(images / "class0"), str(images / "class1")]
+    raypq.extract(
+        ExtractJob(images=both, backbone=script, output=str(tmp_path / "f"), where=ALONE,
+                   columns={"image_size": SIDE})
+    )  # fmt: skip
+    extract(images / "class0", script, tmp_path / "f")
+    assert "1 of the 2 shards of version 1 are not among these images" in caplog.text
+
+
+@pytest.mark.parametrize("size", [(400, 304), (400, 300), (399, 297), (1033, 777), (2049, 1793)])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_reduced_scale_does_not_shift_the_image(size, orientation):
+    rows = ImageInput(size=16 if size[0] < 1000 else 64, resize=16 if size[0] < 1000 else 64)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    out = io.BytesIO()
+    image = picture(7, size)
+    image.save(out, "JPEG", quality=97, exif=exif)
+    found = rows.decode(out.getvalue(), 10**8).astype(int)
+    turned = ImageOps.exif_transpose(Image.open(out))
+    exact = rows.decode(encoded(turned), 10**8).astype(int)
+    assert np.abs(found - exact).mean() < 1
+
+
+def test_an_image_that_is_too_thin_is_no_bomb():
+    rows = ImageInput(size=224, resize=224)
+    with pytest.raises(ValueError, match="too thin"):
+        rows.decode(encoded(Image.new("RGB", (1, 10_000))), 10**8)
+    squashed = ImageInput(size=224, resize=224, scaling="squash")
+    assert squashed.decode(encoded(Image.new("RGB", (1, 10_000))), 10**8).shape == (3 * 224 * 224,)
+
+
+def test_squash_is_that_of_timm(tmp_path):
+    torchvision_ops.require()
+    timm = pytest.importorskip("timm")
+    config = {"input_size": (3, 224, 224), "crop_pct": 1.0, "crop_mode": "squash",
+              "interpolation": "bicubic", "mean": (0, 0, 0), "std": (1, 1, 1)}  # fmt: skip
+    transform = timm.data.create_transform(**config)
+    rows = ImageInput(size=224, resize=224, interpolation="bicubic", scaling="squash")
+    image = picture(4, (300, 200))
+    np.testing.assert_array_equal(
+        rows.decode(encoded(image), 10**8), expected_pixels(transform, image)
+    )
+    network = timm.create_model("maxvit_tiny_tf_384", pretrained=False)
+    assert timm_preset(network).scaling == "squash"
+    network.pretrained_cfg = {**network.pretrained_cfg, "crop_mode": "border"}
+    with pytest.raises(ConfigError, match="crop_mode 'border'"):
+        timm_preset(network)
+
+
+def test_preprocessing_of_open_clip_by_its_tag(tmp_path):
+    torchvision_ops.require()
+    open_clip = pytest.importorskip("open_clip")
+    network = open_clip.create_model("ViT-B-32", load_weights=False)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    settings = NetworkSettings(weights=str(tmp_path / "w.safetensors"))
+    backbone = load_backbone("open_clip:ViT-B-32/openai", settings, size=None, device="cpu")
+    assert backbone.info.interpolation == "bicubic"
+    assert backbone.info.mean[0] == pytest.approx(0.48145466)
+    with pytest.raises(ConfigError, match="found no /PRETRAINED"):
+        load_backbone("open_clip:ViT-B-32", settings, size=None, device="cpu")
+    with pytest.raises(ConfigError, match=r"expected one of openai.*found 'no-such'"):
+        load_backbone("open_clip:ViT-B-32/no-such", settings, size=None, device="cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 import raypq
 from raypq.config import ClusterSettings, Columns, EncodeJob, ReindexJob, TrainJob
 from raypq.data.codes import CodeFile
+from raypq.data.features import KnownImages
 from raypq.data.store import snapshot
 from raypq.errors import InputError
 
@@ -210,3 +212,76 @@ def test_images_of_a_damaged_code_file_are_encoded_again(model, tree, tmp_path):
     change(root, images, 50)
     reindex(model, root, tmp_path / "codes")
     assert stored(tmp_path / "codes") == fresh(model, root, tmp_path / "fresh")
+
+
+def test_another_glob_of_a_folder_is_another_source(model, tmp_path):
+    """Appended days by glob, as by folder: nothing that is stored goes."""
+    write_tree(
+        tmp_path / "g", {f"day{day}_{i}.ppm": 10 * day + i for day in (1, 2) for i in range(4)}
+    )
+    job = EncodeJob(
+        model=model, features=[str(tmp_path / "g" / "day1_*")], output=str(tmp_path / "codes"),
+        columns=COLUMNS, where=ALONE,
+    )  # fmt: skip
+    raypq.encode(job)
+    for more in ("day2_*", "day1_1.ppm"):
+        again = job.model_copy(update={"features": [str(tmp_path / "g" / more)], "append": True})
+        raypq.encode(again)
+    rows = sum(item.rows for item in snapshot.read(str(tmp_path / "codes")).shards)
+    assert rows == 9, "the last one is stored twice, which is reported"
+    with pytest.raises(InputError, match="nothing was changed"):
+        reindex(model, tmp_path / "g" / "day2_*", tmp_path / "codes", max_removed=0)
+
+
+def test_names_of_cameras_are_no_hidden_files(model, tmp_path):
+    write_tree(tmp_path / "tree", {"_MG_1234.PPM": 0, "a/_DSC1.ppm": 1, ".hidden.ppm": 2})
+    (tmp_path / "tree" / "_SUCCESS").touch()
+    reindex(model, tmp_path / "tree", tmp_path / "codes")
+    assert stored(tmp_path / "codes").keys() == {"_MG_1234.PPM", "a/_DSC1.ppm"}
+
+
+def test_images_that_others_replace_count_as_removed(model, tmp_path):
+    write_tree(tmp_path / "tree", {f"{i}.ppm": i for i in range(10)})
+    reindex(model, tmp_path / "tree", tmp_path / "codes")
+    for i in range(10):
+        (tmp_path / "tree" / f"{i}.ppm").rename(tmp_path / "tree" / f"new-{i}.ppm")
+    with pytest.raises(InputError, match=r"10 of them gone, such as \d\.ppm; nothing was changed"):
+        reindex(model, tmp_path / "tree", tmp_path / "codes", max_removed=0.5)
+    reindex(model, tmp_path / "tree", tmp_path / "codes", max_removed=1)
+    assert len(stored(tmp_path / "codes")) == 10
+
+
+def test_a_touched_image_of_equal_content_keeps_its_code(model, tree, tmp_path):
+    root, images = tree
+    reindex(model, root, tmp_path / "codes", compare="content")
+    for name in images:
+        os.utime(root / name)
+    reindex(model, root, tmp_path / "codes", compare="content")
+    (root / "n0" / "one-more.ppm").write_bytes(image(9 * N))
+    reindex(model, root, tmp_path / "codes", compare="content")
+    unchanged = snapshot.read(str(tmp_path / "codes")).summary["images_unchanged"]
+    assert unchanged > 500, "all others of the part of the new image"
+
+
+def test_ids_that_become_text_are_encoded_again(model, tmp_path):
+    (tmp_path / "in").mkdir()
+    for ids in ([1, 2, 3], ["a1", "a2", "a3"]):
+        table = pa.table({"id": ids, "image": [image(i) for i in range(3)]})
+        pq.write_table(table, tmp_path / "in" / "x.parquet")
+        shutil.rmtree(tmp_path / "codes", ignore_errors=True)
+        fresh(model, tmp_path / "in", tmp_path / "codes")
+    assert stored(tmp_path / "codes").keys() == {"a1", "a2", "a3"}
+
+
+def test_many_known_images_are_looked_up_once(model):
+    """A lookup costs as much as its batch, not as all known images."""
+    known = KnownImages(
+        ids=pa.array([str(i) for i in range(200_000)]),
+        versions=pa.array([i.to_bytes(8, "big") for i in range(200_000)], pa.binary(8)),
+    )
+    for start in range(0, 200_000, 64):
+        ids = known.ids.slice(start, 64)
+        found = known.positions(ids, known.versions.slice(start, 64))
+        assert found[0] == start
+    assert (known.positions(pa.array(range(3)), known.versions.slice(0, 3)) == -1).all()
+    assert known.positions(known.ids.slice(5, 2), known.versions.slice(6, 2)).tolist() == [-1, -1]

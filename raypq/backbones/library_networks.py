@@ -1,0 +1,181 @@
+"""Networks of torchvision, timm and open_clip, with the preprocessing of their training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+
+from raypq.backbones.backbone import Backbone, first_line
+from raypq.backbones.preset import Preset, network_info, three
+from raypq.backbones.torch_network import Forward, TorchNetwork, weights_of
+from raypq.config import NetworkSettings
+from raypq.data.storage import read_named
+from raypq.errors import ConfigError
+from raypq.methods.support.backbones import library_model
+from raypq.optional_packages import require
+
+
+def library_network(name: str, network: NetworkSettings, size: int | None, device: str) -> Backbone:
+    """A network of a library, with the weights of a file or its own.
+
+    Raises:
+        ConfigError: an unknown name, or weights that cannot be had.
+    """
+    library, _, model = name.partition(":")
+    forward: Forward | None = None
+    if library == "open_clip":
+        module, preset = open_clip_network(name, model, network)
+        forward = module.encode_image
+    else:
+        with downloads(name):
+            module = library_model(library, model, None, pretrained=network.weights is None)
+        preset = _torchvision_preset(model) if library == "torchvision" else timm_preset(module)
+        if network.weights is not None:
+            _load_weights(module, network.weights, name)
+    return TorchNetwork(
+        module, network_info(name, weights_of(module), preset, network, size), device, forward
+    )
+
+
+@contextmanager
+def downloads(name: str) -> Iterator[None]:
+    """Names the remedy in errors of a library that downloads weights."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"backbone: the weights of {name} cannot be downloaded ({first_line(error)}); "
+            "download them elsewhere and name the file (--weights, network.weights)"
+        ) from None
+
+
+def _load_weights(module: torch.nn.Module, uri: str, name: str) -> None:
+    """Loads a state dict; the layer that the features leave out may be in it.
+
+    Raises:
+        ConfigError: it is none, or does not fit the network.
+    """
+    content = read_named(uri, expected="a state dict (.safetensors)")
+    try:
+        missing, _ = module.load_state_dict(load_tensors(content), strict=False)
+    except (SafetensorError, RuntimeError) as error:
+        raise ConfigError(
+            f"weights: expected a state dict of {name} (.safetensors), found {uri}: "
+            f"{first_line(error)}"
+        ) from None
+    if missing:
+        raise ConfigError(
+            f"weights: expected all {len(module.state_dict())} arrays of {name} in {uri}, found "
+            f"none named {missing[0]} ({len(missing)} missing)"
+        )
+
+
+def _torchvision_preset(model: str) -> Preset:
+    torchvision = require("torchvision", extra="backbones")
+    weights = torchvision.models.get_model_weights(model).DEFAULT
+    transform = weights.transforms()
+    return Preset(
+        size=int(transform.crop_size[0]),
+        resize=int(transform.resize_size[0]),
+        interpolation=transform.interpolation.value,
+        mean=three(transform.mean),
+        std=three(transform.std),
+    )
+
+
+def timm_preset(module: torch.nn.Module) -> Preset:
+    """The preprocessing of a network of timm.
+
+    Raises:
+        ConfigError: one that is not square, or pads images.
+    """
+    timm = require("timm", extra="backbones")
+    config = timm.data.resolve_model_data_config(module)
+    channels, height, width = config["input_size"]
+    mode = config.get("crop_mode") or "center"
+    if channels != 3 or height != width or mode not in ("center", "squash"):
+        raise ConfigError(
+            f"backbone: expected a network for square images of 3 channels, cut from their middle, "
+            f"found one for {config['input_size']} with crop_mode {mode!r}"
+        )
+    return Preset(
+        size=int(height),
+        resize=int(height / config["crop_pct"]),
+        interpolation="bilinear"
+        if config["interpolation"] == "random"
+        else config["interpolation"],
+        scaling="squash" if mode == "squash" else "shortest",
+        mean=three(config["mean"]),
+        std=three(config["std"]),
+    )
+
+
+def open_clip_network(name: str, model: str, network: NetworkSettings) -> tuple[Any, Preset]:
+    """A CLIP model with its preprocessing.
+
+    Raises:
+        ConfigError: an unknown name, or weights that cannot be had.
+    """
+    open_clip = require("open_clip", extra="backbones", purpose=f"backbone {name}")
+    hub = model.startswith(("hf-hub:", "local-dir:"))
+    architecture, _, tag = (model, "", "") if hub else model.partition("/")
+    if not hub and architecture not in open_clip.list_models():
+        raise ConfigError(
+            f"backbone: open_clip has no model {architecture!r} (open_clip.list_models() has the "
+            "names)"
+        )
+    known = [] if hub else open_clip.list_pretrained_tags_by_model(architecture)
+    if not hub and not tag and (network.weights is None or known):
+        raise ConfigError(
+            f"backbone: expected open_clip:{architecture}/PRETRAINED, which also names the "
+            f"preprocessing, such as open_clip:{architecture}/{known[0] if known else 'openai'}, "
+            "found no /PRETRAINED"
+        )
+    if tag and tag not in known:
+        raise ConfigError(
+            f"backbone: expected one of {', '.join(known)} after open_clip:{architecture}/, found "
+            f"{tag!r}"
+        )
+    # Weights of a file: the tag names the preprocessing alone, and nothing is downloaded.
+    pretrained = tag if tag and network.weights is None else None
+    with downloads(name):
+        try:
+            module = open_clip.create_model(
+                architecture, pretrained=pretrained, load_weights=network.weights is None
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"backbone: {name}: {first_line(error)}; if its weights cannot be downloaded here, "
+                "name them as a file (--weights, network.weights)"
+            ) from None
+    config = dict(module.visual.preprocess_cfg)
+    if network.weights is not None:
+        _load_weights(module, network.weights, name)
+        if tag:
+            given = open_clip.get_pretrained_cfg(architecture, tag)
+            config |= {key: given[key] for key in config if given.get(key) is not None}
+    return module, _open_clip_preset(config, name)
+
+
+def _open_clip_preset(config: Mapping[str, Any], name: str) -> Preset:
+    size = config["size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    mode = config.get("resize_mode") or "shortest"
+    if height != width or mode not in ("shortest", "squash"):
+        raise ConfigError(
+            "backbone: expected a network for square images that are cut or squashed, found "
+            f"{name} for {height} × {width} pixels with resize_mode {mode!r}"
+        )
+    return Preset(
+        size=int(height),
+        resize=int(height),
+        interpolation=config["interpolation"],
+        scaling="squash" if mode == "squash" else "shortest",
+        mean=three(config["mean"]),
+        std=three(config["std"]),
+    )

@@ -1,0 +1,87 @@
+"""Sources that lost shards or images: a night refuses to let more of them go than it may."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import pyarrow as pa
+
+from raypq.config import ReindexJob
+from raypq.data.codes import CodeFile
+from raypq.data.layouts.image_folder import Part
+from raypq.data.storage import Shard, join
+from raypq.data.store.shard_writer import Receipt
+from raypq.data.store.snapshot import Snapshot
+from raypq.errors import InputError
+
+_ROWS = 1 << 16
+
+
+def refuse_vanished_shards(
+    job: ReindexJob, latest: Snapshot | None, removed: Sequence[Receipt]
+) -> None:
+    """Refuses a source that lost more of its shards than ``max_removed`` allows.
+
+    Raises:
+        InputError: naming one.
+    """
+    before = len(latest.shards) if latest else 0
+    gone = len(removed)
+    if not gone or gone <= job.max_removed * before:
+        return
+    assert latest is not None, "removed shards are shards of a version"
+    raise InputError(
+        ", ".join(job.source),
+        expected=f"at least {math.ceil((1 - job.max_removed) * before)} of the {before} shards of "
+        f"{job.codes} version {latest.version} (max_removed: {job.max_removed:g})",
+        found=f"{gone} of them gone, such as {removed[0].source.uri}; nothing was changed",
+    )
+
+
+def refuse_vanished_images(
+    job: ReindexJob, latest: Snapshot | None, shards: Sequence[Shard]
+) -> None:
+    """Refuses folders of images that lost more of their images than ``max_removed`` allows.
+
+    Their parts divide and unite, so removed shards do not tell removed images. The ids in the last
+    version's files are read only if so many parts changed that they might hold too many.
+    """
+    if latest is None:
+        return
+    states = {(shard.uri, shard.modified) for shard in shards}
+    changed = [
+        receipt
+        for receipt in latest.shards
+        if Part.of(receipt.source.uri)
+        and (receipt.source.uri, receipt.source.modified) not in states
+    ]
+    most = job.max_removed * latest.rows
+    if sum(receipt.rows for receipt in changed) <= most:
+        return
+    listed = {
+        name
+        for shard in shards
+        if shard.files is not None
+        for name in shard.files.column("name").to_pylist()
+    }
+    gone, example = 0, ""
+    for receipt in changed:
+        for ids in _ids(join(job.codes, receipt.path)):
+            missing = [name for name in ids.to_pylist() if name not in listed]
+            gone, example = gone + len(missing), example or next(iter(missing), "")
+    if gone > most:
+        raise InputError(
+            ", ".join(job.source),
+            expected=f"at least {math.ceil(latest.rows - most)} of the {latest.rows} "
+            f"images of {job.codes} version {latest.version} (max_removed: "
+            f"{job.max_removed:g})",
+            found=f"{gone} of them gone, such as {example}; nothing was changed",
+        )
+
+
+def _ids(uri: str) -> Iterator[pa.Array]:
+    """The ids of a code file; none if it is gone or damaged, since it is made anew then."""
+    with suppress(InputError, OSError):
+        yield from CodeFile.open(uri).ids(_ROWS)
