@@ -24,7 +24,6 @@ from raypq.optional_packages import require
 
 _MAX_TOKENS = 512
 _KINDS = "onnx:DIR, sentence-transformers:NAME, transformers:NAME or open_clip:NAME/PRETRAINED"
-_EXTRA = "encoders"
 
 
 def load_text_encoder(name: str, *, weights: str | None, device: str) -> TextEncoder:
@@ -74,8 +73,8 @@ class OnnxText(TextEncoder):
         if not is_local(folder) or not local_path(folder).is_dir():
             raise ConfigError(f"encoder: expected a local folder, found {folder}")
         root = local_path(folder)
-        runtime = require("onnxruntime", extra=_EXTRA, purpose=f"encoder onnx:{folder}")
-        tokenizers = require("tokenizers", extra=_EXTRA, purpose=f"encoder onnx:{folder}")
+        runtime = require("onnxruntime", extra="encoders", purpose=f"encoder onnx:{folder}")
+        tokenizers = require("tokenizers", extra="encoders", purpose=f"encoder onnx:{folder}")
         content = _only(root, "*.onnx", "onnx/*.onnx").read_bytes()
         rules = _only(root, "tokenizer.json").read_bytes()
         options = runtime.SessionOptions()
@@ -145,7 +144,7 @@ class SentenceText(TextEncoder):
     pooling = "of the model"
 
     def __init__(self, name: str, device: str) -> None:
-        package = require("sentence_transformers", extra=_EXTRA, purpose=f"encoder {name}")
+        package = require("sentence_transformers", extra="encoders", purpose=f"encoder {name}")
         self._model = package.SentenceTransformer(name, device=device)
         self.weights = weights_of(self._model)
 
@@ -160,7 +159,7 @@ class TransformersText(TextEncoder):
     last vectors."""
 
     def __init__(self, name: str, device: str) -> None:
-        package = require("transformers", extra=_EXTRA, purpose=f"encoder {name}")
+        package = require("transformers", extra="encoders", purpose=f"encoder {name}")
         self._tokenizer = package.AutoTokenizer.from_pretrained(name)
         self._model = package.AutoModel.from_pretrained(name).eval().to(device)
         self._device = device
@@ -189,7 +188,7 @@ class OpenClipText(TextEncoder):
     pooling = "text features"
 
     def __init__(self, name: str, device: str, weights: str | None) -> None:
-        open_clip = require("open_clip", extra=_EXTRA, purpose=f"encoder open_clip:{name}")
+        open_clip = require("open_clip", extra="encoders", purpose=f"encoder open_clip:{name}")
         module, _ = open_clip_network(f"open_clip:{name}", name, NetworkSettings(weights=weights))
         self._model, self._device = module.eval().to(device), device
         self._tokenizer = open_clip.get_tokenizer(name.partition("/")[0])

@@ -17,7 +17,12 @@ from raypq.optional_packages import require
 ROOT = Path(raypq.__file__).parent
 PROJECT = tomllib.loads((ROOT.parent / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-OF_A_PACKAGE = {"faiss": "faiss-cpu", "lance": "pylance"}  # whose name differs from its module's
+OF_A_PACKAGE = {  # whose name differs from its module's
+    "faiss": "faiss-cpu",
+    "lance": "pylance",
+    "open_clip": "open_clip_torch",
+    "sentence_transformers": "sentence-transformers",
+}
 
 
 def names(requirements: list[str]) -> set[str]:
