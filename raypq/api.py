@@ -20,12 +20,14 @@ from raypq.config import (
     EncodeJob,
     EvaluateJob,
     ExportFaissJob,
+    ExportJob,
     ExtractJob,
     FewShotJob,
     ImportFaissJob,
     ImportXlsa17Job,
     InferSemanticsJob,
     Job,
+    PredictionsSettings,
     ReindexJob,
     RepackJob,
     RetrievalJob,
@@ -137,6 +139,23 @@ def repack(job: RepackJob) -> dict[str, Any]:
 
     with open_executor(job.where) as executor:
         return stage.repack(job, executor)
+
+
+@_checked
+def export(job: ExportJob) -> dict[str, Any]:
+    """Writes a store in another format (``raypq export``)."""
+    from raypq.stages.stores import export as stage
+
+    with open_executor(job.where) as executor:
+        return stage.export(job, executor)
+
+
+@_checked
+def predictions(settings: PredictionsSettings) -> Iterator[str]:
+    """Lines that show predictions by name (``raypq predictions``)."""
+    from raypq.stages.stores import shown_predictions
+
+    return shown_predictions.lines(settings)
 
 
 @_checked

@@ -11,6 +11,7 @@ from raypq.cli import (
     demo,
     doctor,
     encoding,
+    export,
     nightly,
     plan,
     preparation,
@@ -35,6 +36,7 @@ _GROUPS = {
         retrieval.import_faiss,
     ),
     "Nightly": (nightly.reindex, snapshots.snapshots),
+    "Results": (export.export, export.predictions),
     "Data": (
         preparation.extract,
         preparation.embed_classes,

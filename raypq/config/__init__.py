@@ -13,6 +13,7 @@ from raypq.config.classification import (
     UnknownLabels,
 )
 from raypq.config.encoding import DuplicateIds, EncodeJob
+from raypq.config.export import ExportJob, PredictionsSettings
 from raypq.config.images import Interpolation, NetworkPrecision, NetworkSettings, Scaling
 from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, WorkerSettings
 from raypq.config.nightly import DriftLimits, ReindexJob
@@ -74,6 +75,7 @@ __all__ = [
     "EncodeJob",
     "EvaluateJob",
     "ExportFaissJob",
+    "ExportJob",
     "ExtractJob",
     "FewShotJob",
     "ImportFaissJob",
@@ -87,6 +89,7 @@ __all__ = [
     "NetworkSettings",
     "Positive",
     "Precision",
+    "PredictionsSettings",
     "ProbeJob",
     "ReindexJob",
     "RepackJob",

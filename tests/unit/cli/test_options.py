@@ -258,6 +258,8 @@ MODULES = {  # that read the settings of a job
     "evaluate clusterability": ("stages/representation",),
     "search": ("stages/retrieval/search.py",),
     "duplicates": ("stages/retrieval/near_duplicates.py",),
+    "export": ("stages/stores/export.py",),
+    "predictions": ("stages/stores/shown_predictions.py",),
     "export-faiss": ("stages/retrieval/faiss_exchange.py",),
     "import-faiss": ("stages/retrieval/faiss_exchange.py",),
     "reindex": ("stages/nightly", "stages/encoding", "backbones/loading.py"),

@@ -361,6 +361,7 @@ COMMANDS = {
     ("classify", "--output"): "--codes S --classes C --output S",
     ("search", "--output"): "--codes S --queries F --output F/c",
     ("duplicates", "--output"): "--codes S --threshold -0.5 --output S/data/x",
+    ("export", "--output"): "S --output S/data",
     ("export-faiss", "--output"): "--codes S --output S/snapshots/x",
     ("import-faiss", "--output"): "M/model.json --output M",
     ("add-classes", "--output"): "--model M --classes M/model.json --output M --overwrite",
