@@ -144,7 +144,7 @@ def repack(job: RepackJob) -> dict[str, Any]:
 @_checked
 def export(job: ExportJob) -> dict[str, Any]:
     """Writes a store in another format (``raypq export``)."""
-    from raypq.stages.stores import export as stage
+    from raypq.stages.results import export as stage
 
     with open_executor(job.where) as executor:
         return stage.export(job, executor)
@@ -153,7 +153,7 @@ def export(job: ExportJob) -> dict[str, Any]:
 @_checked
 def predictions(settings: PredictionsSettings) -> Iterator[str]:
     """Lines that show predictions by name (``raypq predictions``)."""
-    from raypq.stages.stores import shown_predictions
+    from raypq.stages.results import shown_predictions
 
     return shown_predictions.lines(settings)
 

@@ -11,12 +11,12 @@ from raypq.cli import (
     demo,
     doctor,
     encoding,
-    export,
     nightly,
     plan,
     preparation,
     report,
     representation,  # noqa: F401 - adds to `evaluate`
+    results,
     retrieval,
     snapshots,
     training,
@@ -36,7 +36,7 @@ _GROUPS = {
         retrieval.import_faiss,
     ),
     "Nightly": (nightly.reindex, snapshots.snapshots),
-    "Results": (export.export, export.predictions),
+    "Results": (results.export, results.predictions),
     "Data": (
         preparation.extract,
         preparation.embed_classes,

@@ -13,7 +13,6 @@ from raypq.config.classification import (
     UnknownLabels,
 )
 from raypq.config.encoding import DuplicateIds, EncodeJob
-from raypq.config.export import ExportJob, PredictionsSettings
 from raypq.config.images import Interpolation, NetworkPrecision, NetworkSettings, Scaling
 from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, WorkerSettings
 from raypq.config.nightly import DriftLimits, ReindexJob
@@ -26,6 +25,7 @@ from raypq.config.preparation import (
 )
 from raypq.config.reading import parse_assignments, read_mapping
 from raypq.config.representation import ClusterabilityJob, FewShotJob, ProbeJob, Space
+from raypq.config.results import ExportJob, PredictionsSettings
 from raypq.config.retrieval import (
     DuplicatesJob,
     ExportFaissJob,

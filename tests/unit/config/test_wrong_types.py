@@ -27,7 +27,7 @@ REQUIRED: dict[str, Any] = {
     "model": "m", "features": ["f"], "output": "o", "classes": "c", "codes": "s", "method": "pq",
     "predictions": "p", "queries": ["q"], "images": ["i"], "backbone": "b", "protocol": 1,
     "name": "gpq-bits", "train": ["t"], "threshold": 1.0, "index": "x", "source": "y",
-    "encoder": "onnx:x", "names": "n",
+    "encoder": "onnx:x", "names": "n", "store": "s",
 }  # fmt: skip
 WRONG: list[Any] = [
     True, False, 3, 2.5, -1, math.nan, math.inf, "", "text", "1_0", "0x10", " 3 ", b"bytes", None,

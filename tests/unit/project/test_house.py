@@ -36,6 +36,7 @@ FAMILIES = {
     "stages.nightly",
     "stages.preparation",
     "stages.representation",
+    "stages.results",
     "stages.retrieval",
     "stages.training",
 }

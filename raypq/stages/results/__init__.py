@@ -1,0 +1,1 @@
+"""Results for people and other tools: export to other formats, predictions by name."""
