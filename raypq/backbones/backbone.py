@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,23 +23,30 @@ class Backbone(ABC):
     Attributes:
         info: its identity.
         image_format: of the rows that it takes.
+        block: images of one call of the network.
     """
 
     info: BackboneInfo
     image_format: ImageFormat
+    block: int
 
-    @abstractmethod
     def features(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Features [n, dx] of images [n, width], as rows of ``image_format``.
 
         The features of an image do not depend on the other images.
         """
+        parts = [self._block(block)[:n] for block, n in _in_blocks(rows, self.block)]
+        return np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
 
-    @property
+    @cached_property
     def width(self) -> int:
         """dx, from one black image."""
         black = np.zeros((1, self.image_format.width), self.image_format.dtype)
-        return int(self.features(black).shape[1])
+        return int(self._block(black).shape[1])
+
+    @abstractmethod
+    def _block(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """Features of the rows of one call of the network."""
 
 
 def digest_of(arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
@@ -51,7 +59,7 @@ def digest_of(arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
     return digest.hexdigest()
 
 
-def in_blocks(rows: NDArray[Any], block: int) -> Iterable[tuple[NDArray[Any], int]]:
+def _in_blocks(rows: NDArray[Any], block: int) -> Iterable[tuple[NDArray[Any], int]]:
     """Rows in blocks of one size, the last one padded with zeros, each with its number of rows.
 
     Other shapes may add in another order, and the bits of a row must not depend on the others.

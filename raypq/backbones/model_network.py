@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq.backbones.backbone import Backbone, in_blocks
+from raypq.backbones.backbone import Backbone
 from raypq.data.images import SquareImages, side_of
 from raypq.data.network_info import BackboneInfo
 from raypq.methods import registry
@@ -19,6 +19,7 @@ class ModelNetwork(Backbone):
 
     def __init__(self, uri: str) -> None:
         self._model: Model = registry.load(uri)
+        self.block = _BLOCK
         side = side_of(self._model.dx, where=uri)
         self.image_format = SquareImages(side=side)
         self.info = BackboneInfo(
@@ -31,7 +32,5 @@ class ModelNetwork(Backbone):
             std=(1, 1, 1),
         )
 
-    def features(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See ``Backbone``."""
-        parts = [self._model.embed(block)[:n] for block, n in in_blocks(rows, _BLOCK)]
-        return np.concatenate(parts) if parts else np.empty((0, self._model.D), np.float32)
+    def _block(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._model.embed(rows)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq import kernels
-from raypq.backbones.backbone import Backbone, in_blocks
+from raypq.backbones.backbone import Backbone
 from raypq.data.images import ImageInput
 from raypq.data.network_info import BackboneInfo
 from raypq.errors import ConfigError
@@ -55,21 +55,25 @@ class OnnxSession:
         self._last = shape[1] != 3 and shape[3] == 3  # channels are the last dimension
         side = shape[1] if self._last else shape[2]
         self.size = side if isinstance(side, int) else None
-        self.block = shape[0] if isinstance(shape[0], int) else _BLOCK
+        self._fixed = isinstance(shape[0], int)
+        self.block = int(shape[0]) if self._fixed else _BLOCK
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[Any]:
         """The first output for images [n, 3, S, S]."""
         if self._last:
             images = images.transpose(0, 2, 3, 1)
         values = np.ascontiguousarray(images, dtype=self._type)
-        return self._session.run(None, {self._input: values})[0]
+        if self._fixed and len(values) < self.block:
+            padding = np.zeros((self.block - len(values), *values.shape[1:]), values.dtype)
+            values = np.concatenate([values, padding])
+        return self._session.run(None, {self._input: values})[0][: len(images)]
 
 
 class OnnxNetwork(Backbone):
     """A network in an ONNX file."""
 
     def __init__(self, session: OnnxSession, info: BackboneInfo) -> None:
-        self.info, self._session = info, session
+        self.info, self._session, self.block = info, session, session.block
         self.image_format = ImageInput(
             size=info.size,
             resize=info.resize,
@@ -79,13 +83,9 @@ class OnnxNetwork(Backbone):
         self._mean = (255 * np.asarray(info.mean)).astype(np.float32).reshape(1, 3, 1, 1)
         self._scale = (1 / (255 * np.asarray(info.std))).astype(np.float32).reshape(1, 3, 1, 1)
 
-    def features(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See ``Backbone``."""
+    def _block(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         size = self.info.size
-        parts = []
-        for block, n in in_blocks(rows, self._session.block):
-            images = block.reshape(len(block), 3, size, size).astype(np.float32)
-            normalised: NDArray[np.float32] = (images - self._mean) * self._scale
-            F = self._session(normalised)
-            parts.append(F.reshape(len(F), -1)[:n].astype(np.float32))
-        return np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
+        images = rows.reshape(len(rows), 3, size, size).astype(np.float32)
+        images -= self._mean
+        images *= self._scale
+        return self._session(images).reshape(len(rows), -1).astype(np.float32)

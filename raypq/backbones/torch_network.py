@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypq.backbones.backbone import Backbone, digest_of, in_blocks
+from raypq.backbones.backbone import Backbone, digest_of
 from raypq.data.images import ImageInput
 from raypq.data.network_info import BackboneInfo
 
@@ -40,30 +40,25 @@ class TorchNetwork(Backbone):
             interpolation=info.interpolation,
             scaling=info.scaling,
         )
-        self._device = device
+        self._device, self.block = device, _BLOCK[device]
         self._network = network.eval().to(device)
         self._forward = forward or self._network
         shape = (1, 3, 1, 1)
         self._mean = 255 * torch.tensor(info.mean, device=device).reshape(shape)
         self._scale = 1 / (255 * torch.tensor(info.std, device=device)).reshape(shape)
 
-    def features(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See ``Backbone``."""
-        with torch.inference_mode():
-            parts = [self._block(block)[:n] for block, n in in_blocks(rows, _BLOCK[self._device])]
-            F = torch.cat(parts) if parts else torch.empty(0, self.width)
-            return np.ascontiguousarray(F.cpu().numpy())
-
-    def _block(self, rows: NDArray[np.uint8]) -> torch.Tensor:
+    def _block(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         size = self.info.size
-        pixels = torch.from_numpy(np.ascontiguousarray(rows)).reshape(len(rows), 3, size, size)
-        if self._device == "cuda":
-            pixels = pixels.pin_memory().to(self._device, non_blocking=True)
-        images = (pixels.float() - self._mean) * self._scale
-        lower = _DTYPES.get(self.info.precision)
-        with torch.autocast(self._device, dtype=lower, enabled=lower is not None):
-            features = self._forward(images)
-        return features.float().reshape(len(rows), -1)
+        with torch.inference_mode():
+            pixels = torch.from_numpy(np.ascontiguousarray(rows)).reshape(-1, 3, size, size)
+            if self._device == "cuda":
+                pixels = pixels.pin_memory().to(self._device, non_blocking=True)
+            images = torch.sub(pixels, self._mean).mul_(self._scale)  # to float in one pass
+            lower = _DTYPES.get(self.info.precision)
+            with torch.autocast(self._device, dtype=lower, enabled=lower is not None):
+                features = self._forward(images)
+            found: NDArray[np.float32] = features.float().reshape(len(rows), -1).cpu().numpy()
+        return found
 
 
 def weights_of(network: torch.nn.Module) -> str:
