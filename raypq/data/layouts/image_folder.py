@@ -27,6 +27,7 @@ from raypq.config import Columns
 from raypq.data.layouts import image_files
 from raypq.data.layouts.image_files import ImageFile
 from raypq.data.storage import Shard, join, stem_of
+from raypq.data.storage.shards import tag_of
 from raypq.data.storage.walk import Entry
 from raypq.errors import InputError
 
@@ -153,7 +154,7 @@ def _divided(keys: NDArray[np.uint64]) -> Iterator[tuple[int, int, int, int]]:
 
 def _shard(part: Part, files: Mapping[str, Entry], names: Sequence[str]) -> Shard:
     sizes = [files[name].size or 0 for name in names]
-    versions = [_version(files[name]) for name in names]
+    versions = [_version(join(part.root, name), files[name]) for name in names]
     digest = hashlib.blake2b(digest_size=16)
     for name, version in zip(names, versions, strict=True):
         digest.update(name.encode() + b"\0" + version)
@@ -171,9 +172,9 @@ def _shard(part: Part, files: Mapping[str, Entry], names: Sequence[str]) -> Shar
     )
 
 
-def _version(entry: Entry) -> bytes:
+def _version(uri: str, entry: Entry) -> bytes:
     """A digest of a file's size and version tag."""
-    text = f"{entry.size}:{entry.tag}"
+    text = f"{entry.size}:{tag_of(uri, entry)}"
     return hashlib.blake2b(text.encode(), digest_size=image_files.VERSION_BYTES).digest()
 
 

@@ -118,17 +118,19 @@ def find_files(
     return entries
 
 
+def tag_of(uri: str, entry: Entry) -> str:
+    """The version tag of a listed file; where the storage gives none, the sha256 of its content."""
+    return entry.tag or digest(uri)
+
+
 def shard_of(
     index: int, uri: str, entry: Entry, metadata: tuple[str, Entry] | None = None
 ) -> Shard:
-    """The shard of a listed file, and of the Parquet file with its further columns.
-
-    Where the storage gives no version tag, the sha256 of the content is the tag.
-    """
-    size, tag, other = entry.size or 0, entry.tag or digest(uri), ""
+    """The shard of a listed file, and of the Parquet file with its further columns."""
+    size, tag, other = entry.size or 0, tag_of(uri, entry), ""
     if metadata is not None:
         other, its = metadata
-        size, tag = size + (its.size or 0), f"{tag}+{its.tag or digest(other)}"
+        size, tag = size + (its.size or 0), f"{tag}+{tag_of(other, its)}"
     return Shard(index=index, uri=uri, stem=stem_of(uri), size=size, modified=tag, metadata=other)
 
 

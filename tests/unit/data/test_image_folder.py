@@ -75,6 +75,17 @@ def test_a_part_overlaps_every_part_that_its_files_were_in(tree, share):
             assert len(overlapping) == len(set(overlapping))
 
 
+def test_files_without_a_version_tag_are_told_apart_by_their_content(tmp_path):
+    """As every other file on a storage that gives no tags."""
+    found = set()
+    for content in (b"one", b"two"):
+        (tmp_path / "a.jpg").write_bytes(content)
+        entry = Entry(path="a.jpg", real="a.jpg", size=3, tag=None)
+        (shard,) = list_parts(str(tmp_path), {"a.jpg": entry})
+        found.add(shard.modified)
+    assert len(found) == 2
+
+
 def test_the_order_of_a_listing_does_not_matter():
     names = TREES["classes"]
     assert parts(names) == parts(names[::-1])
