@@ -9,9 +9,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq.data.images import ImageFormat
+from raypq.data import arrays
+from raypq.data.features import FeatureBatch
+from raypq.data.images import ImageFormat, ImageInput
 from raypq.data.network_info import BackboneInfo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -38,6 +41,16 @@ class Backbone(ABC):
         parts = [self._block(block)[:n] for block, n in _in_blocks(rows, self.block)]
         return np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
 
+    def features_of(self, batch: FeatureBatch) -> NDArray[np.float32]:
+        """Finite features [m, dx] of the images of a batch that are not known.
+
+        Raises:
+            InputError: a feature that is not finite, naming the image.
+        """
+        ids = batch.ids if batch.known is None else batch.ids.filter(pa.array(batch.known < 0))
+        where = f"{batch.where}, features"
+        return arrays.finite_float32(self.features(batch.X), where=where, ids=ids, row0=batch.row)
+
     @cached_property
     def width(self) -> int:
         """dx, from one black image."""
@@ -47,6 +60,16 @@ class Backbone(ABC):
     @abstractmethod
     def _block(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Features of the rows of one call of the network."""
+
+
+def image_input(info: BackboneInfo) -> ImageInput:
+    """The input of a network, as its identity says."""
+    return ImageInput(
+        size=info.size,
+        resize=info.resize,
+        interpolation=info.interpolation,
+        scaling=info.scaling,
+    )
 
 
 def digest_of(arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
@@ -75,7 +98,7 @@ def _in_blocks(rows: NDArray[Any], block: int) -> Iterable[tuple[NDArray[Any], i
 
 
 def first_line(error: BaseException) -> str:
-    """The line of a library's error that says what is wrong: the first one, but of TorchScript,
-    which tells a trace before, the last one."""
+    """The line of a library's error that says what is wrong: the first one, or after a trace of
+    TorchScript the last one."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq import kernels
-from raypq.backbones.backbone import Backbone
-from raypq.data.images import ImageInput
+from raypq.backbones.backbone import Backbone, image_input
 from raypq.data.network_info import BackboneInfo
 from raypq.errors import ConfigError
 from raypq.optional_packages import require
@@ -74,12 +73,7 @@ class OnnxNetwork(Backbone):
 
     def __init__(self, session: OnnxSession, info: BackboneInfo) -> None:
         self.info, self._session, self.block = info, session, session.block
-        self.image_format = ImageInput(
-            size=info.size,
-            resize=info.resize,
-            interpolation=info.interpolation,
-            scaling=info.scaling,
-        )
+        self.image_format = image_input(info)
         self._mean = (255 * np.asarray(info.mean)).astype(np.float32).reshape(1, 3, 1, 1)
         self._scale = (1 / (255 * np.asarray(info.std))).astype(np.float32).reshape(1, 3, 1, 1)
 

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypq.backbones.backbone import Backbone, digest_of
-from raypq.data.images import ImageInput
+from raypq.backbones.backbone import Backbone, digest_of, image_input
 from raypq.data.network_info import BackboneInfo
 
 _BLOCK = {"cpu": 16, "cuda": 64}  # images of one call
@@ -34,12 +33,7 @@ class TorchNetwork(Backbone):
         forward: Forward | None = None,
     ) -> None:
         self.info = info
-        self.image_format = ImageInput(
-            size=info.size,
-            resize=info.resize,
-            interpolation=info.interpolation,
-            scaling=info.scaling,
-        )
+        self.image_format = image_input(info)
         self._device, self.block = device, _BLOCK[device]
         self._network = network.eval().to(device)
         self._forward = forward or self._network

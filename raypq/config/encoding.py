@@ -6,9 +6,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from raypq.config.images import Backbone, Images, ImageSource, NetworkSettings
+from raypq.config.images import (
+    Backbone,
+    Features,
+    ImagesInstead,
+    ImageSource,
+    NetworkSettings,
+)
 from raypq.config.job import ClusterSettings, Columns, OnBadShard
-from raypq.config.places import MaybePaths, ModelFolder, NewStore
+from raypq.config.places import ModelFolder, NewStore
 from raypq.config.settings import Precision
 
 DuplicateIds = Annotated[
@@ -33,14 +39,8 @@ class EncodeJob(ImageSource):
     verb: ClassVar[str] = "raypq encode"
 
     model: ModelFolder = Field(description="model directory")
-    features: MaybePaths = Field(
-        default_factory=list, description="feature store: folder, file or glob; may be repeated"
-    )
-    images: Images = Field(
-        default_factory=list,
-        description="images instead of features, of which --backbone makes features: folders of "
-        "image files, tar files, or Parquet; may be repeated",
-    )
+    features: Features = Field(default_factory=list)
+    images: ImagesInstead = Field(default_factory=list)
     backbone: Backbone = None
     output: NewStore = Field(description="code store to write a version of")
     precision: ProjectionPrecision = "fp32"

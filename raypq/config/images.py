@@ -29,6 +29,18 @@ Images = Annotated[
 ]
 
 
+Features = Annotated[
+    MaybePaths, Field(description="feature store: folder, file or glob; may be repeated")
+]
+ImagesInstead = Annotated[
+    MaybePaths,
+    Field(
+        description="images instead of features, of which --backbone makes features: folders of "
+        "image files, tar files, or Parquet; may be repeated",
+    ),
+]
+
+
 class NetworkSettings(UserSettings):
     """Weights and preprocessing of a network for images; by default the network's own."""
 

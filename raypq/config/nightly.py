@@ -9,10 +9,16 @@ from pydantic import Field, field_validator
 
 from raypq.config.classification import ClassificationTarget
 from raypq.config.encoding import DuplicateIds, ProjectionPrecision
-from raypq.config.images import Backbone, Images, ImageSource, NetworkSettings
+from raypq.config.images import (
+    Backbone,
+    Features,
+    ImagesInstead,
+    ImageSource,
+    NetworkSettings,
+)
 from raypq.config.job import ClusterSettings, Columns, OnBadShard
 from raypq.config.option import Option
-from raypq.config.places import MaybePaths, ModelFolder, NewStore
+from raypq.config.places import ModelFolder, NewStore
 from raypq.config.settings import MAX_SECONDS, UserSettings
 
 
@@ -39,14 +45,8 @@ class ReindexJob(ImageSource):
     verb: ClassVar[str] = "raypq reindex"
 
     model: ModelFolder = Field(description="model directory")
-    features: MaybePaths = Field(
-        default_factory=list, description="feature store: folder, file or glob; may be repeated"
-    )
-    images: Images = Field(
-        default_factory=list,
-        description="images instead of features, of which --backbone makes features: folders of "
-        "image files, tar files, or Parquet; may be repeated",
-    )
+    features: Features = Field(default_factory=list)
+    images: ImagesInstead = Field(default_factory=list)
     backbone: Backbone = None
     codes: NewStore = Field(description="code store to write a version of")
     precision: ProjectionPrecision = "fp32"

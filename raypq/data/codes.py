@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq.data import arrays, format_version
+from raypq.data.layouts import arrow_types
 from raypq.data.layouts.image_files import VERSION_BYTES
 from raypq.data.storage import CheckedFile, stream
 from raypq.data.stored import open_stored
@@ -179,10 +180,7 @@ class CodeFile:
             for batch in stream(file, rows, columns=columns):
                 _check_nulls(batch, self.uri, row)
                 stored = batch.column("code")
-                width = bytes_per_code(self.M, self.K)
-                raw = np.frombuffer(stored.buffers()[1], np.uint8)
-                raw = raw[stored.offset * width : (stored.offset + len(stored)) * width]
-                B = unpack(raw.reshape(-1, width), self.M, self.K)
+                B = unpack(arrow_types.fixed_bytes(stored), self.M, self.K)
                 if self.K < 256 and B.size and int(B.max()) >= self.K:
                     bad = int(np.flatnonzero((B >= self.K).any(axis=1))[0])
                     raise InputError(

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from raypq import console
 from raypq.data.images import ImageFormat
-from raypq.data.layouts.image_files import ImageFile, read_file, uris_of
+from raypq.data.layouts.image_files import READERS, ImageFile, read_file, uris_of
 from raypq.data.storage import StorageSettings, is_local
 from raypq.errors import InputError
 
 _SHOWN = 5  # images named in a warning
-_READERS = 8  # image files read at the same time, since a remote one takes long to begin
 
 
 @dataclass
@@ -62,7 +61,7 @@ class Decoder:
         values = [uris[at] if named else column[int(at)].as_py() for at in chosen]
         decode_one = partial(self._try, read_file if named else None)
         remote = named and any(not is_local(uri) for uri in values[:1])
-        readers = max(self.threads, _READERS if remote else 1)
+        readers = max(self.threads, READERS if remote else 1)
         if readers > 1:
             with ThreadPoolExecutor(readers, "raypq-decode") as pool:
                 decoded = list(pool.map(decode_one, values))

@@ -60,8 +60,7 @@ def _hexadecimal(
 ) -> pa.StringArray:
     """Bytes of fixed size as lower-case hexadecimal digits, with hyphens at these positions."""
     size = stored.type.byte_width
-    data = np.frombuffer(stored.buffers()[1] or b"", np.uint8)
-    data = data[size * stored.offset : size * (stored.offset + len(stored))]
+    data = arrow_types.fixed_bytes(stored).reshape(-1)
     digits = np.frombuffer(b"0123456789abcdef", np.uint8)
     width = 2 * size + len(hyphens)
     text = np.full((len(stored), width), ord("-"), np.uint8)

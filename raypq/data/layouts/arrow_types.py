@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from raypq.errors import InputError
 
@@ -55,6 +56,15 @@ def is_list(kind: pa.DataType) -> bool:
         or pa.types.is_fixed_size_list(kind)
         or pa.types.is_list_view(kind)
         or pa.types.is_large_list_view(kind)
+    )
+
+
+def fixed_bytes(column: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
+    """The bytes [n, width] of a fixed_size_binary column; those of nulls may be any."""
+    width = column.type.byte_width
+    raw = np.frombuffer(column.buffers()[1] or b"", np.uint8)
+    return raw[column.offset * width : (column.offset + len(column)) * width].reshape(
+        len(column), width
     )
 
 

@@ -56,9 +56,7 @@ def as_float32(column: pa.Array, *, where: str, row0: int = 0) -> pa.Array:
 
 def _values(stored: pa.FixedSizeBinaryArray) -> pa.FloatArray:
     """All bfloat16 of a column of bytes, as float32."""
-    size = stored.type.byte_width
-    data = np.frombuffer(stored.buffers()[1] or b"", np.uint8)
-    data = data[stored.offset * size : (stored.offset + len(stored)) * size]
+    data = arrow_types.fixed_bytes(stored).reshape(-1)
     return pa.array((data.copy().view("<u2").astype(np.uint32) << 16).view(np.float32))
 
 

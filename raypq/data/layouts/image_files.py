@@ -16,7 +16,7 @@ from raypq.data.storage import read_bytes
 from raypq.errors import InputError
 
 VERSION_BYTES = 8
-_READERS = 8  # files read at once, since a remote file takes long to begin
+READERS = 8  # files read at once, since a remote file takes long to begin
 
 
 class ImageFile(pa.ExtensionType):  # type: ignore[misc]  # pyarrow has no types
@@ -85,5 +85,5 @@ def read_file(uri: str) -> bytes:
 
 def read(files: pa.ExtensionArray) -> pa.LargeBinaryArray:
     """The bytes of each file of a column."""
-    with ThreadPoolExecutor(_READERS, "raypq-read") as readers:
+    with ThreadPoolExecutor(READERS, "raypq-read") as readers:
         return pa.array(list(readers.map(read_file, uris_of(files))), pa.large_binary())

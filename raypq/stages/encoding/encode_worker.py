@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from raypq import kernels
 from raypq.backbones import backbone_of
 from raypq.config import EncodeJob
-from raypq.data import arrays, codes
-from raypq.data.features import FeatureBatch, FeatureReader, ReadOptions, open_features
+from raypq.data import codes
+from raypq.data.features import FeatureReader, ReadOptions, open_features
 from raypq.data.ids import IdRule, receipt_kind
 from raypq.data.layouts import content_digest
 from raypq.data.network_info import check_equal
@@ -149,7 +149,7 @@ class EncodeWorker:
         model = self._model
         for batch in prefetch(reader.batches(None if known is None else known.images)):
             fresh = None if batch.known is None else batch.known < 0
-            X = self._features(batch, fresh)
+            X = self._backbone.features_of(batch) if self._backbone else batch.X
             B = self._codes(X, precision, check=not batch.row)
             gauge.add(X, B, batch.row, fresh)
             stored = codes.pack(B, model.K)
@@ -158,16 +158,6 @@ class EncodeWorker:
             yield codes.record_batch(
                 schema, ids=batch.ids, stored=stored, labels=batch.labels, versions=batch.versions
             )
-
-    def _features(
-        self, batch: FeatureBatch, fresh: NDArray[np.bool_] | None
-    ) -> NDArray[np.float32]:
-        """Features [m, dx] of the images to encode, by the backbone if there is one."""
-        if self._backbone is None:
-            return batch.X
-        F = self._backbone.features(batch.X)
-        ids = batch.ids if fresh is None else batch.ids.filter(pa.array(fresh))
-        return arrays.finite_float32(F, where=f"{batch.where}, features", ids=ids, row0=batch.row)
 
     def _codes(
         self, X: NDArray[np.float32], precision: PrecisionCheck, *, check: bool

@@ -112,13 +112,9 @@ class ExtractWorker:
         self, reader: FeatureReader, schema: pa.Schema, known: KnownRows | None
     ) -> Iterator[pa.RecordBatch]:
         for batch in prefetch(reader.batches(known.images if known else None)):
-            F = self._backbone.features(batch.X)
-            where = f"{batch.where}, features"
-            ids = batch.ids
-            if batch.known is not None:
-                ids = ids.filter(pa.array(batch.known < 0))
-            F = arrays.finite_float32(F, where=where, ids=ids, row0=batch.row)
-            values = self._stored(F, where, ids)
+            F = self._backbone.features_of(batch)
+            new = batch.ids if batch.known is None else batch.ids.filter(pa.array(batch.known < 0))
+            values = self._stored(F, f"{batch.where}, features", new)
             if known is not None:
                 values = known.complete(batch, values)
             columns = [batch.ids, arrays.fixed_binary(values)]

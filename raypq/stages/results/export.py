@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib import format as npy_format
-from numpy.typing import NDArray
 
 from raypq.config import ExportJob
 from raypq.data import arrays, codes
 from raypq.data.class_labels import ClassLabels
+from raypq.data.layouts.arrow_types import fixed_bytes
 from raypq.data.storage import (
     atomic_write,
     is_local,
@@ -118,23 +118,16 @@ def _replacing(
     return run, schema
 
 
-def _bytes(column: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
-    """A fixed_size_binary column as bytes [n, width]."""
-    width = column.type.byte_width
-    raw = np.frombuffer(column.buffers()[1], np.uint8)
-    return raw[column.offset * width : (column.offset + len(column)) * width].reshape(-1, width)
-
-
 def _unpacked(model: Model, column: pa.Array) -> pa.Array:
-    return arrays.fixed_list(codes.unpack(_bytes(column), model.M, model.K), pa.uint8())
+    return arrays.fixed_list(codes.unpack(fixed_bytes(column), model.M, model.K), pa.uint8())
 
 
 def _decoded(model: Model, column: pa.Array) -> pa.Array:
-    return arrays.fixed_list(model.decode(codes.unpack(_bytes(column), model.M, model.K)))
+    return arrays.fixed_list(model.decode(codes.unpack(fixed_bytes(column), model.M, model.K)))
 
 
 def _vectors(kind: pa.DataType, column: pa.Array) -> pa.Array:
-    values = np.ascontiguousarray(_bytes(column)).view(kind.value_type.to_pandas_dtype())
+    values = np.ascontiguousarray(fixed_bytes(column)).view(kind.value_type.to_pandas_dtype())
     return arrays.fixed_list(values, kind.value_type)
 
 

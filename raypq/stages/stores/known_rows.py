@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq.data.features import FeatureBatch, KnownImages
+from raypq.data.layouts.arrow_types import fixed_bytes
 from raypq.data.layouts.image_files import VERSION_BYTES
 from raypq.data.storage import join, stream
 from raypq.data.store.shard_writer import Receipt
@@ -73,5 +74,4 @@ def read(store: str, kind: Kind, receipts: Sequence[Receipt], *, width: int) -> 
         versions=pa.concat_arrays([batch.column("version") for batch in found]),
     )
     values = pa.concat_arrays([batch.column(column) for batch in found])
-    raw = np.frombuffer(values.buffers()[1], np.uint8)
-    return KnownRows(images=images, values=raw[: len(values) * width].reshape(-1, width))
+    return KnownRows(images=images, values=fixed_bytes(values))
