@@ -44,7 +44,7 @@ from raypq.data.store import overlap
 from raypq.data.store.snapshot import Snapshot
 from raypq.execution.executor import Executor, SpmdJob, WorkerPool
 from raypq.execution.local import LocalExecutor
-from raypq.stages.training.train import Trained
+from raypq.stages.training.fit_result import Trained
 
 J = TypeVar("J", bound=Job)
 S = TypeVar("S", bound=Settings)
@@ -125,10 +125,10 @@ def _lazy_executor(where: WorkerSettings) -> Iterator[Executor]:
 
 @_checked
 def train(job: TrainJob) -> Trained:
-    """Trains a model and saves it (``raypq train``)."""
+    """Trains a model, or a head over its codes, and saves it (``raypq train``)."""
     from raypq.stages.training import train as stage
 
-    with open_executor(job.where) as executor:
+    with _lazy_executor(job.where) as executor:
         return stage.train(job, executor)
 
 

@@ -38,13 +38,15 @@ class _TrainCommand(JobCommand):
 def train(job: TrainJob) -> None:
     """Train a model by METHOD and save it.
 
-    METHOD is pq, opq, pqzsl, vq, dpq, gpq, psr, clusterable, eszsl or sae.
+    METHOD is pq, opq, pqzsl, vq, dpq, gpq, psr, clusterable, eszsl or sae; or linear, which learns
+    a classifier over the codes of a model that was trained by one of them.
 
     With METHOD, --config may also be a file of the method's settings alone; --set overrides it.
 
     \b
     Example:
       raypq train pqzsl --features train/ --classes classes.parquet --output model --set M=37
+      raypq train linear --codes codes --classes classes.parquet --output head
     """
     from raypq import api
 

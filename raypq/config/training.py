@@ -6,14 +6,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from raypq.config.job import ClusterSettings, Columns, Job, OnBadShard, Overwrite
+from raypq.config.job import ClusterSettings, Columns, Job, OnBadShard, Overwrite, Version
 from raypq.config.option import Option
 from raypq.config.places import (
     InputFile,
     MaybePaths,
+    ModelFolder,
     NewFile,
     NewModel,
     Paths,
+    Store,
     Text,
 )
 from raypq.config.settings import Positive
@@ -27,10 +29,28 @@ class TrainJob(Job):
     verb: ClassVar[str] = "raypq train"
 
     method: Annotated[Text, Option(argument=True)]
-    features: Paths = Field(description="feature store: folder, file or glob; may be repeated")
+    features: MaybePaths = Field(
+        default_factory=list,
+        description="feature store: folder, file or glob; may be repeated; needed by all methods "
+        "but linear",
+    )
     unlabelled: MaybePaths = Field(
         default_factory=list,
         description="rows without labels, for methods that learn from them too; may be repeated",
+    )
+    codes: Store | None = Field(None, description="linear: code store to learn from")
+    version: Version | None = Field(
+        None, description="linear: version of the code store; default: latest"
+    )
+    model: ModelFolder | None = Field(
+        None,
+        description="linear: model whose codes to learn from, where the store has codes of "
+        "several; default: the model that the code store carries",
+    )
+    labels: InputFile | None = Field(
+        None,
+        description="linear: Parquet file of ids and labels; only these rows are learned from; "
+        "default: the labels of the code store",
     )
     classes: InputFile | None = Field(None, description="class table (Parquet)")
     output: NewModel = Field(description="model directory to write")
@@ -42,7 +62,8 @@ class TrainJob(Job):
     cache_bytes: Annotated[int | None, Option(names=("--cache-gb",), unit=_GIB)] = Field(
         None,
         ge=0,
-        description="features that a worker keeps in memory, in GiB (cache_bytes: in bytes); "
+        description="features or codes that a worker keeps in memory, in GiB (cache_bytes: in "
+        "bytes); "
         "default: what its memory leaves, 4 GiB at most",
     )
     on_bad_shard: OnBadShard = "fail"

@@ -1,7 +1,9 @@
 """Stored class prototypes of a model: ``classes.safetensors`` + ``classes.json``.
 
 They are in the model's folder but not part of its fingerprint: codes do not depend on them, so
-classes can be added to a model without encoding again.
+classes can be added to a model without encoding again. They are prototypes of class embeddings
+(``raypq add-classes``), or a *head*: the weights of a linear classifier (``raypq train linear``).
+A raypq that does not know heads refuses one, because its digest includes the kind.
 """
 
 from __future__ import annotations
@@ -21,22 +23,36 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from raypq.data.format_version import ADVICE
 from raypq.data.storage import exists, join, json_text, read_bytes, write_bytes
 from raypq.errors import ModelError
 
 Prototypes = tuple[NDArray[np.float32], NDArray[np.float64]]
 _NAME, _TENSORS = "classes.json", "classes.safetensors"
 _TRIES, _PAUSE = 3, 0.1  # seconds
+_HEAD = "head"  # value of the key ``kind``, which prototypes of embeddings lack
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassLayer:
-    """Classes by class_id, with their embeddings E [T, da], prototypes V [T, D] and bias [T]."""
+    """Classes by class_id, with their embeddings E [T, da], prototypes V [T, D] and bias [T].
+
+    Attributes:
+        head: whether they are a linear classifier of decoded codes. Its scores are V·q + bias, its
+            classes are known by class_id alone, and E is [T, 0].
+    """
 
     ids: tuple[str, ...]
     E: NDArray[np.float32]
     V: NDArray[np.float32]
     bias: NDArray[np.float64]
+    head: bool = False
+
+    @classmethod
+    def of_head(cls, ids: Sequence[str], V: NDArray[np.float32], bias: NDArray[np.float64]) -> Self:
+        """A head: weights V [T, D] and bias [T] of the classes."""
+        E = np.empty((len(ids), 0), np.float32)
+        return cls(ids=tuple(ids), E=E, V=V, bias=bias, head=True)
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -48,19 +64,26 @@ class ClassLayer:
         sha256 = hashlib.sha256("\n".join(self.ids).encode())
         for array in (self.E, self.V, self.bias):
             sha256.update(np.ascontiguousarray(array).tobytes())
+        if self.head:
+            sha256.update(_HEAD.encode())
         return sha256.hexdigest()
 
     def find(self, ids: Sequence[str], E: NDArray[np.float32] | None) -> Prototypes | None:
         """V [n, D] and bias [n] of n classes.
 
-        None if a class is missing, or its stored embedding differs from ``E`` [n, da].
+        None if a class is missing, or its stored embedding differs from ``E`` [n, da]. A head
+        ignores ``E``.
         """
-        if any(name not in self._index for name in ids):
+        if self.missing(ids):
             return None
         rows = np.array([self._index[name] for name in ids], np.int64)
-        if E is not None and not np.array_equal(self.E[rows], E):
+        if E is not None and not self.head and not np.array_equal(self.E[rows], E):
             return None
         return self.V[rows], self.bias[rows]
+
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """The class_ids that it lacks."""
+        return [name for name in ids if name not in self._index]
 
     def joined(
         self, ids: Sequence[str], E: NDArray[np.float32]
@@ -82,6 +105,7 @@ class ClassLayer:
             save_tensors({name: np.ascontiguousarray(array) for name, array in tensors.items()}),
         )
         document = {"ids": list(self.ids), "digest": self.digest}
+        document |= {"kind": _HEAD} if self.head else {}
         write_bytes(join(uri, _NAME), json.dumps(document, indent=1).encode())
 
     @classmethod
@@ -109,6 +133,7 @@ class ClassLayer:
                 E=tensors["E"],
                 V=tensors["V"],
                 bias=tensors["bias"],
+                head=_is_head(document, uri),
             )
             written = str(document["digest"])
         except (FileNotFoundError, KeyError, TypeError, ValueError, SafetensorError) as error:
@@ -122,3 +147,13 @@ class ClassLayer:
                 found=f"{layer.digest[:12]} (the files were changed)",
             )
         return layer
+
+
+def _is_head(document: dict[str, Any], uri: str) -> bool:
+    kind = document.get("kind")
+    if kind not in (None, _HEAD):
+        raise ModelError(
+            f"{join(uri, _NAME)}, key 'kind'", expected=f"'{_HEAD}', or no such key",
+            found=f"{kind!r}, {ADVICE}",
+        )  # fmt: skip
+    return kind == _HEAD

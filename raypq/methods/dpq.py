@@ -173,7 +173,7 @@ class DPQModel(NetworkModel):
     settings: DPQSettings
 
     @property
-    def class_metric(self) -> Metric:
+    def prediction_metric(self) -> Metric:
         return "dot"
 
     def build_network(self) -> DPQNetwork:

@@ -278,7 +278,7 @@ class GPQModel(NetworkModel):
     settings: GPQSettings
 
     @property
-    def class_metric(self) -> Metric:
+    def prediction_metric(self) -> Metric:
         return "dot"
 
     def build_network(self) -> GPQNetwork:

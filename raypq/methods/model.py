@@ -97,7 +97,8 @@ class Model(ABC):
         classes: class_ids of its prediction layer, if it has one.
         backbone: the network whose features of images it takes, if that is known.
         encoder: the network whose class embeddings it takes, if that is known.
-        layer: prototypes that were added to the model, if any; not part of the fingerprint.
+        layer: prototypes that were added to the model, or a linear head; not part of the
+            fingerprint.
         record: training history; not part of the fingerprint.
     """
 
@@ -246,6 +247,8 @@ class Model(ABC):
         if self.layer is None:
             return
         T, layer = len(self.layer.ids), self.layer
+        if len(set(layer.ids)) < T:
+            raise ModelError(where, expected="each class once", found="a class_id twice")
         for name, array, shape in (("V", layer.V, (T, self.D)), ("bias", layer.bias, (T,))):
             if array.shape != shape or not np.isfinite(array).all():
                 raise ModelError(
@@ -305,7 +308,8 @@ class Model(ABC):
         self, ids: Sequence[str], E: NDArray[np.float32] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Prototypes V [T, D] and bias [T] of classes: from ``layer`` if it has them all, from the
-        prediction layer, or by ``prototypes`` of their embeddings E [T, da].
+        prediction layer, or by ``prototypes`` of their embeddings E [T, da]. If ``layer`` is a
+        head, from it alone.
 
         Raises:
             ModelError: a class is not known, or its embedding is missing or of another width.
@@ -313,6 +317,15 @@ class Model(ABC):
         added = self.layer.find(ids, E) if self.layer is not None else None
         if added is not None:
             return added
+        if self.layer is not None and self.layer.head:
+            unknown = self.layer.missing(ids)
+            raise ModelError(
+                f"head of the {self.method} model",
+                expected=f"classes among the {len(self.layer.ids)} that it was trained on",
+                found=f"{unknown[0]!r} ({len(unknown)} such class(es)); restrict the candidates "
+                "(--candidates, candidates), or train a head with these classes (raypq train "
+                "linear)",
+            )
         if self.classes is not None:
             return self.class_prototypes(ids)
         if E is None:
@@ -328,6 +341,24 @@ class Model(ABC):
         self._check_magnitudes(V, bias, self.class_metric)
         layer = ClassLayer(ids=tuple(ids), E=np.ascontiguousarray(E), V=V, bias=bias)
         return self._with_layer(layer)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether its classes are those of a linear head, which needs no class embeddings."""
+        return self.layer is not None and self.layer.head
+
+    def with_head(
+        self, ids: Sequence[str], V: NDArray[np.float32], bias: NDArray[np.float64]
+    ) -> Self:
+        """This model with a linear classifier of decoded codes: weights V [T, D], bias [T].
+
+        Codes and fingerprint do not change.
+
+        Raises:
+            InputError: values whose scores would overflow or vanish in float32.
+        """
+        self._check_magnitudes(V, bias, "dot")
+        return self._with_layer(ClassLayer.of_head(ids, V, bias))
 
     def _with_layer(self, layer: ClassLayer | None) -> Self:
         model = replace(self, layer=layer)
@@ -369,7 +400,7 @@ class Model(ABC):
         Raises:
             ModelError: naming both.
         """
-        if self.classes is not None or encoder is None:
+        if self.classes is not None or self.has_head or encoder is None:
             return
         if self.da is not None:
             check_equal(self.encoder, encoder, where=where)
@@ -468,7 +499,12 @@ class Model(ABC):
 
     @property
     def class_metric(self) -> Metric:
-        """The metric of codes and ``class_prototypes``."""
+        """The metric of codes and ``prototypes_of``."""
+        return "dot" if self.has_head else self.prediction_metric
+
+    @property
+    def prediction_metric(self) -> Metric:
+        """The metric of codes and the method's own prototypes or prediction layer."""
         return self.metric
 
     def tables(

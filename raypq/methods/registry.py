@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -37,14 +37,18 @@ _CONTENT = {
 }  # fmt: skip
 
 
-def find(name: str) -> type[Method]:
+def find(name: str, *, others: Sequence[str] = ()) -> type[Method]:
     """The method called ``name``.
+
+    Args:
+        others: further names that the caller knows, for the error.
 
     Raises:
         ConfigError: there is none; lists the names.
     """
     if name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}; expected one of {', '.join(sorted(METHODS))}")
+        names = ", ".join(sorted([*METHODS, *others]))
+        raise ConfigError(f"unknown method {name!r}; expected one of {names}")
     return METHODS[name]
 
 

@@ -23,7 +23,8 @@ def add_classes(job: AddClassesJob) -> dict[str, Any]:
 
     Raises:
         ConfigError: a model exists at the output.
-        ModelError: the model takes no class embeddings, or some of another width.
+        ModelError: the model takes no class embeddings, or some of another width, or it has a
+            linear head.
     """
     start = time.monotonic()
     if not job.overwrite and exists(join(job.output, "model.json")):
@@ -33,6 +34,13 @@ def add_classes(job: AddClassesJob) -> dict[str, Any]:
         )
     kernels.set_threads(job.workers or machine.usable().workers())
     model = registry.load(job.model)
+    if model.has_head:
+        raise ModelError(
+            job.model,
+            expected="a model without a linear head",
+            found="a head, which has weights in place of class embeddings; train a head with the "
+            "new classes (raypq train linear), or add them to the model without it",
+        )
     if model.da is None:
         raise ModelError(
             job.model,

@@ -22,7 +22,7 @@ from raypq.data.codes import CodeBatch, CodeFile
 from raypq.data.plain_folder import refuse_others, remove_left_out
 from raypq.data.storage import atomic_write, join
 from raypq.data.store import snapshot
-from raypq.errors import InputError, ShardFailure
+from raypq.errors import InputError, ModelError, ShardFailure
 from raypq.execution.executor import Executor, completed
 from raypq.methods import registry
 from raypq.methods.base import Model
@@ -159,10 +159,16 @@ def infer_semantics(job: InferSemanticsJob, executor: Executor) -> dict[str, Any
     Raises:
         ConfigError: the output holds other files.
         InputError: no labels where they are needed, or no image with the requested labels.
-        ModelError: another model made the codes.
+        ModelError: another model made the codes, or the model has a linear head.
         JobError: some shards could not be read.
     """
     model = registry.load(job.model)
+    if model.has_head:
+        raise ModelError(
+            job.model,
+            expected="a model without a linear head, to compare images with class embeddings",
+            found="a head; name the model without it",
+        )
     table = ClassTable.open(job.classes)
     chosen = table.select(job.candidates)
     ids = [table.ids[int(index)].as_py() for index in chosen]

@@ -67,7 +67,8 @@ class Candidates:
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Prototypes V [t, D] and bias [t] of some classes of the table."""
         ids = self.table.ids.take(pa.array(chosen)).to_pylist()
-        E = self.table.E if model.classes is not None else self.table.embeddings
+        by_id = model.has_head or model.classes is not None
+        E = self.table.E if by_id else self.table.embeddings
         V, bias = model.prototypes_of(ids, None if E is None else E[chosen])
         return V, bias if self.table.bias is None else bias + self.table.bias[chosen]
 
@@ -140,7 +141,8 @@ def build_scorers(
             anew, need no calibration.
 
     Raises:
-        ConfigError: features without a model, a calibration without seen classes.
+        ConfigError: features without a model, a calibration without seen classes, another metric
+            than dot for a head.
         ModelError: another model than the named one made the codes, or a model is missing.
     """
     table = candidates.table
@@ -166,20 +168,30 @@ def build_scorers(
     for name, model in models.items():
         required = nightly_model is None or name == nightly_model.fingerprint
         calibration = _calibration(job, model, paths[name], required=required)
+        _check_head_metric(job, model, paths[name])
         model.check_encoder(table.encoder, where=table.uri)
         model = _with_table(model, table)
         # Raises before any work starts where the classes do not fit the model.
-        candidates.prototypes(model, candidates.chosen[: 1 if model.classes is None else None])
+        by_id = model.has_head or model.classes is not None
+        candidates.prototypes(model, candidates.chosen[: None if by_id else 1])
         scorers[name] = ClassScorer(
             model=model, metric=job.metric or model.class_metric, calibration=calibration
         )
     return scorers
 
 
+def _check_head_metric(job: ClassifyJob, model: Model, path: str) -> None:
+    if model.has_head and job.metric not in (None, "dot"):
+        raise ConfigError(
+            f"metric: {path} has a linear head, whose scores are dot products; leave --metric "
+            f"(metric) out, found {job.metric!r}"
+        )
+
+
 def _with_table(model: Model, table: ClassTable) -> Model:
     """The model with the prototypes of the whole table, if they depend on one another; computed
     here once, and not by each worker."""
-    if not model.joint_classes:
+    if not model.joint_classes or model.has_head:
         return model
     ids = table.ids.to_pylist()
     if model.layer is not None and model.layer.find(ids, table.embeddings) is not None:

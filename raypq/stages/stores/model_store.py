@@ -30,8 +30,8 @@ def save(store: str, model: Model) -> None:
 
     ``model.json`` is written last and in one step, and two writers of one fingerprint write the
     same arrays, so no reader sees half a model and the order of writers does not matter.
-    Calibration and added classes, which are not part of a fingerprint, are those of this model if
-    it has them, or else those of the stored one.
+    Calibration and classes (added ones, or a head), which are not part of a fingerprint, are those
+    of this model if it has them, or else those of the stored one.
     """
     folder = folder_of(store, model.fingerprint)
     stored = _Stored.load(folder)
@@ -41,9 +41,12 @@ def save(store: str, model: Model) -> None:
 
 
 def completed(store: str, model: Model) -> Model:
-    """The model, with calibration and added classes of the stored model where it lacks them."""
+    """The model, with calibration and added classes of the stored model where it lacks them.
+
+    A stored head is not taken over, so a job that names the model without it scores without it.
+    """
     stored = _Stored.load(folder_of(store, model.fingerprint))
-    return model if stored is None else stored.merged_into(model)
+    return model if stored is None or stored.has_head else stored.merged_into(model)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,9 +63,18 @@ class _Stored:
             return None
         return cls(record=ModelFiles.read_record(folder), layer=ClassLayer.load(folder))
 
+    @property
+    def has_head(self) -> bool:
+        """Whether the classes are a linear head."""
+        return self.layer is not None and self.layer.head
+
     def merged_into(self, model: Model) -> Model:
         """The model, with the stored record unless its own has another calibration, and with the
-        stored classes unless it has added classes itself."""
+        stored classes unless it has classes itself. The record of a head stays with it."""
+        if model.has_head or (self.has_head and model.layer is not None):
+            return model
+        if self.has_head:
+            return model.with_record(self.record, self.layer)
         given, stored = (record.get(CALIBRATION) for record in (model.record, self.record))
         record = self.record if given is None or given == stored else model.record
         return model.with_record(record, model.layer or self.layer)

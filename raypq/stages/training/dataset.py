@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq.config import Columns, TrainJob
@@ -56,29 +58,52 @@ class TrainingClasses:
         """class_id of each training class."""
         return tuple(self.table.ids[int(index)].as_py() for index in self.chosen)
 
-    def targets(self, batch: FeatureBatch) -> NDArray[np.int32]:
-        """The index of each row's class among the L training classes.
+    def targets_of(self, batch: FeatureBatch) -> NDArray[np.int32]:
+        """The index of each row's class among the L training classes [n].
 
         Raises:
             InputError: a row has no label, an unknown one, or that of an unseen class.
         """
         if batch.labels is None:
             raise InputError(batch.where, expected="a label column", found="none")
-        index = self.table.index(batch.labels, where=batch.where, row0=batch.row)
+        return self.targets(batch.labels, where=batch.where, row0=batch.row)
+
+    def targets(
+        self,
+        labels: pa.StringArray,
+        *,
+        where: str,
+        row0: int,
+        unlabelled: Literal["refuse", "skip"] = "refuse",
+        remedy: str = "leave such rows out of the features to train on",
+    ) -> NDArray[np.int32]:
+        """The index of each label's class among the L training classes [n].
+
+        Args:
+            where, row0: the labels' file and the row of the first one, for errors.
+            unlabelled: whether the null has the index -1, or is refused.
+            remedy: for the error.
+
+        Raises:
+            InputError: a label that is unknown, or that of an unseen class; no label.
+        """
+        index = self.table.index(labels, where=where, row0=row0)
         target = np.full(len(self.table) + 1, -1, np.int32)
         target[self.chosen] = np.arange(len(self.chosen), dtype=np.int32)
         y = target[index]  # a null label (-1) selects the last entry, which is -1
-        bad = np.flatnonzero(y < 0)
+        wrong = y < 0
+        if unlabelled == "skip":
+            wrong &= labels.is_valid().to_numpy(zero_copy_only=False)
+        bad = np.flatnonzero(wrong)
         if len(bad):
             row = int(bad[0])
-            label = batch.labels[row].as_py()
+            label = labels[row].as_py()
             kind = "class without embedding" if label in self.table.excluded else "unseen class"
             raise InputError(
-                f"{batch.where}, row {batch.row + row}",
+                f"{where}, row {row0 + row}",
                 expected="the label of a seen class",
                 found=f"{'no label' if label is None else f'{kind} {label!r}'} "
-                f"({len(bad)} such row(s) in this batch); leave such rows out of the features to "
-                "train on",
+                f"({len(bad)} such row(s) in this batch); {remedy}",
             )
         return y
 
@@ -102,7 +127,7 @@ def training_batches(
 ) -> Iterator[TrainBatch]:
     """The rows of a shard, with targets if there are classes."""
     for batch in read_batches(task.shard, columns, width=width, labels=classes is not None):
-        y = classes.targets(batch) if classes else None
+        y = classes.targets_of(batch) if classes else None
         yield TrainBatch(X=batch.X, y=y, row=task.row + batch.row)
 
 

@@ -1,9 +1,10 @@
-"""The result of training a method."""
+"""The results of training: of a method, and of a job."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from raypq.data.store.shard_stats import ShardStats
 from raypq.errors import ShardFailure
@@ -29,3 +30,12 @@ class FitResult:
     images: int
     measured: Sequence[ShardStats]
     clean_up: Callable[[], None] = nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained model, the quarantined shards, and a summary as plain values."""
+
+    model: Model
+    quarantined: Sequence[ShardFailure]
+    summary: dict[str, Any]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from raypq.errors import ConfigError, ShardFailure
 from raypq.execution.executor import Executor, WorkerPool, completed
 from raypq.methods.base import Model, ReductionMethod, State, Stats, TrainBatch
 from raypq.metrics.drift import Gauge
+from raypq.stages.training.batch_cache import BatchCache
 from raypq.stages.training.dataset import TrainingClasses, TrainTask, training_batches
 
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -43,9 +43,8 @@ class TrainWorker:
         embed: Embed | None = None,
     ) -> None:
         self._method, self._columns, self._width = method, columns, width
-        self._classes, self._free_bytes, self._embed = classes, cache_bytes, embed
-        self._cache: dict[str, list[TrainBatch]] = {}  # by URI
-        self._lock = Lock()
+        self._classes, self._embed = classes, embed
+        self._cache: BatchCache[TrainBatch] = BatchCache(cache_bytes, lambda batch: batch.X.nbytes)
 
     def measure(self, task: TrainTask, model: Model) -> ShardStats | None:
         """Error, usage and norms of a shard under the trained model."""
@@ -64,33 +63,11 @@ class TrainWorker:
         return stats
 
     def _batches(self, task: TrainTask) -> Iterator[TrainBatch]:
-        if task.shard.uri in self._cache:
-            yield from self._cache[task.shard.uri]
-            return
-        batches: list[TrainBatch] = []
-        fits = True
-        complete = False
-        try:
-            for batch in training_batches(task, self._columns, self._width, self._classes):
-                if self._embed:
-                    batch = replace(batch, X=self._embed(batch.X))
-                fits = fits and self._reserve(batch.X.nbytes)
-                if fits:
-                    batches.append(batch)
-                yield batch
-            complete = True
-        finally:
-            if fits and complete:
-                self._cache[task.shard.uri] = batches
-            else:
-                self._reserve(-sum(batch.X.nbytes for batch in batches))
+        return self._cache.batches(task.shard.uri, lambda: self._read(task))
 
-    def _reserve(self, size: int) -> bool:
-        with self._lock:
-            if size > self._free_bytes:
-                return False
-            self._free_bytes -= size
-            return True
+    def _read(self, task: TrainTask) -> Iterator[TrainBatch]:
+        for batch in training_batches(task, self._columns, self._width, self._classes):
+            yield replace(batch, X=self._embed(batch.X)) if self._embed else batch
 
 
 def cache_of(job: TrainJob, executor: Executor) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from raypq import console, kernels
-from raypq.config import TrainJob
+from raypq.config import TrainJob, UserSettings
 from raypq.data.codes import bytes_per_code
 from raypq.data.model_files import check_vacant
 from raypq.errors import ShardFailure
@@ -19,27 +19,23 @@ from raypq.execution.run_record import RunRecord
 from raypq.methods import registry
 from raypq.methods.base import Model, ReductionMethod, State, Stats, TrainingSetInfo
 from raypq.methods.gradient import GradientMethod
+from raypq.methods.support.linear_head import LinearSettings
 from raypq.metrics.drift import baseline_of
 from raypq.stages.training.dataset import TrainingPlan
-from raypq.stages.training.fit_result import FitResult
+from raypq.stages.training.fit_result import FitResult, Trained
 from raypq.stages.training.gradient import fit_gradient
+from raypq.stages.training.job_checks import check_inputs
+from raypq.stages.training.linear import METHOD as LINEAR
+from raypq.stages.training.linear import train_head
 from raypq.stages.training.reduction import TrainWorker, cache_of, iterate, measure, run_pass
 from raypq.stages.training.tune import tune
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A trained model, the quarantined shards, and a summary as plain values."""
-
-    model: Model
-    quarantined: Sequence[ShardFailure]
-    summary: dict[str, Any]
-
-
 def setting_names(method: str) -> frozenset[str]:
     """The names of a method's settings; none for an unknown method."""
-    cls = registry.METHODS.get(method)
-    return frozenset(cls.settings_class.model_fields if cls else ())
+    if method not in (LINEAR, *registry.METHODS):
+        return frozenset()
+    return frozenset(_settings_class(method).model_fields)
 
 
 def check_settings(method: str, settings: Mapping[str, Any]) -> None:
@@ -49,7 +45,13 @@ def check_settings(method: str, settings: Mapping[str, Any]) -> None:
         ConfigError: an unknown method or key, or a value of the wrong type; names the file and
             line that it comes from.
     """
-    registry.create(method, settings)
+    _settings_class(method).parse(settings, origin=f"{method} settings")
+
+
+def _settings_class(method: str) -> type[UserSettings]:
+    if method == LINEAR:
+        return LinearSettings
+    return registry.find(method, others=[LINEAR]).settings_class
 
 
 def train(job: TrainJob, executor: Executor) -> Trained:
@@ -60,6 +62,12 @@ def train(job: TrainJob, executor: Executor) -> Trained:
             at the output.
         JobError: some shards could not be used.
     """
+    check_settings(job.method, job.settings)
+    check_inputs(job)
+    return train_head(job, executor) if job.method == LINEAR else _train_method(job, executor)
+
+
+def _train_method(job: TrainJob, executor: Executor) -> Trained:
     start = time.monotonic()
     run_record = RunRecord(job, executor)
     check_vacant(job.output, overwrite=job.overwrite)

@@ -14,7 +14,15 @@ import pytest
 from raypq import api
 from raypq.bench import ablation
 from raypq.bench.ablation import Rows, ranked
-from raypq.config import AblationJob, ClusterSettings, Columns, SplitJob, TrainJob
+from raypq.config import (
+    AblationJob,
+    ClassifyJob,
+    ClusterSettings,
+    Columns,
+    EncodeJob,
+    SplitJob,
+    TrainJob,
+)
 from raypq.methods.base import Model
 
 ALONE = ClusterSettings(cluster="none", workers=1)
@@ -184,3 +192,35 @@ def test_a_small_run_from_images_beats_plain_pq_on_the_pixels(cifar, tmp_path):
     found, plain = (mean_ap(m, parts["queries"], labelled, columns) for m in (dpq, pq))
     assert plain < 0.2
     assert found > plain + 0.05
+
+
+@pytest.fixture(scope="module")
+def opq_codes(cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``train`` and ``test``: codes of 16 bytes, by opq without labels."""
+    root = tmp_path_factory.mktemp("opq")
+    settings = {"M": 16, "iterations": 10}
+    trained(cifar, root / "model", "opq", str(cifar / "features" / "train"), settings=settings)
+    for part in ("train", "test"):
+        api.encode(
+            EncodeJob(model=str(root / "model"), features=[str(cifar / "features" / part)],
+                      output=str(root / part), where=ALONE)
+        )  # fmt: skip
+    return root
+
+
+@pytest.mark.parametrize(("loss", "least"), [("softmax", 0.86), ("ridge", 0.85)])
+def test_a_head_over_codes_is_near_the_classifier_of_features(
+    cifar: Path, opq_codes: Path, tmp_path: Path, loss: str, least: float
+) -> None:
+    """16 bytes an image; the features' own ridge classifier has 88.0%."""
+    classes = str(cifar / "classes.parquet")
+    head = api.train(
+        TrainJob(method="linear", codes=str(opq_codes / "train"), classes=classes,
+                 output=str(tmp_path / "head"), settings={"loss": loss}, where=ALONE)
+    ).summary  # fmt: skip
+    assert head["accuracy"] > least
+    version = api.classify(
+        ClassifyJob(codes=str(opq_codes / "test"), model=head["model"], classes=classes,
+                    output=str(tmp_path / "predictions"), where=ALONE)
+    )  # fmt: skip
+    assert version.summary["result"]["accuracy"]["hit@1"] > least

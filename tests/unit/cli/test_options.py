@@ -53,7 +53,7 @@ def required(verb: str) -> dict[str, Any]:
     fields = VERBS[verb].settings.model_fields
     needed = {name: values[name] for name, field in fields.items() if field.is_required()}
     # Features, or images and a backbone: neither is required by itself.
-    needed |= {"features": values["features"]} if verb in ("encode", "reindex") else {}
+    needed |= {"features": values["features"]} if verb in ("encode", "reindex", "train") else {}
     return needed | ({"names": "n"} if verb == "embed-classes" else {})
 
 

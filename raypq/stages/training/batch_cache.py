@@ -1,0 +1,50 @@
+"""Batches of shards that a worker keeps in memory from pass to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from threading import Lock
+from typing import Generic, TypeVar
+
+B = TypeVar("B")
+
+
+class BatchCache(Generic[B]):
+    """The batches of whole shards, as far as they fit; threads may share it.
+
+    Args:
+        free_bytes: of all batches. size: bytes of one.
+    """
+
+    def __init__(self, free_bytes: int, size: Callable[[B], int]) -> None:
+        self._free_bytes, self._size = free_bytes, size
+        self._cache: dict[str, list[B]] = {}  # by URI
+        self._lock = Lock()
+
+    def batches(self, uri: str, read: Callable[[], Iterator[B]]) -> Iterator[B]:
+        """The batches of a shard, from memory, or read and then kept if they fit."""
+        if uri in self._cache:
+            yield from self._cache[uri]
+            return
+        kept: list[B] = []
+        fits = True
+        complete = False
+        try:
+            for batch in read():
+                fits = fits and self._reserve(self._size(batch))
+                if fits:
+                    kept.append(batch)
+                yield batch
+            complete = True
+        finally:
+            if fits and complete:
+                self._cache[uri] = kept
+            else:
+                self._reserve(-sum(map(self._size, kept)))
+
+    def _reserve(self, size: int) -> bool:
+        with self._lock:
+            if size > self._free_bytes:
+                return False
+            self._free_bytes -= size
+            return True
