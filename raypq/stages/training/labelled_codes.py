@@ -29,7 +29,7 @@ from raypq.stages.stores.shard_task import ShardTask, stored_shards
 from raypq.stages.training.batch_cache import BatchCache
 from raypq.stages.training.dataset import TrainingClasses
 
-_CODE_ROWS = 65_536  # of a batch; fixed, since sums depend on it in their last bits
+_CODE_ROWS = 8192  # decoded at once; fixed, since sums depend on it in their last bits
 _REMEDY = "learn from other rows (--labels, labels), or mark the class as seen in the class table"
 
 
@@ -214,7 +214,8 @@ class HeadWorker:
 
     def _decoded(self, batch: Labelled) -> NDArray[np.float32]:
         """Rows s = q − shift [n, D]."""
-        s: NDArray[np.float32] = self._model.decode(batch.B) - self._shift
+        s = self._model.decode(batch.B)
+        s -= self._shift
         return s
 
     def _batches(self, task: ShardTask) -> Iterator[Labelled]:

@@ -47,6 +47,16 @@ ELSEWHERE = {
     "raypq plan --images 1000000 --rates rates.json": "the generated blocks below it",
     "raypq embed-classes": "tests/integration/preparation/test_embed_classes.py, by its function",
     "raypq ablation": "tests/integration/training/test_cifar10.py, by its function",
+    **dict.fromkeys(
+        (
+            "raypq train opq --features features/train --output opq --set M=16",
+            "raypq encode --model opq --features features/",
+            "raypq train linear --codes train-codes --classes classes.parquet --output head",
+            "raypq classify --codes test-codes --model head --classes classes.parquet",
+            "raypq evaluate classification --predictions predictions --classes classes.parquet",
+        ),
+        "tests/integration/training/test_cifar10.py, by their functions",
+    ),
 }
 
 
