@@ -23,6 +23,7 @@ from raypq.config import (
     ExportJob,
     ExtractJob,
     FewShotJob,
+    ImageColumns,
     ImportFaissJob,
     ImportXlsa17Job,
     InferSemanticsJob,
@@ -30,6 +31,7 @@ from raypq.config import (
     PredictionsSettings,
     ReindexJob,
     RepackJob,
+    ReportSettings,
     RetrievalJob,
     SearchJob,
     Settings,
@@ -38,7 +40,7 @@ from raypq.config import (
     WorkerSettings,
     read_mapping,
 )
-from raypq.config.places import Place, Reads, Writes, is_library_model, path_of, with_places
+from raypq.config.places import Reads, Writes, is_library_model, with_places
 from raypq.data.storage import canonical
 from raypq.data.store import overlap
 from raypq.data.store.snapshot import Snapshot
@@ -268,27 +270,38 @@ def report(
     output: str | os.PathLike[str],
     *,
     title: str = "raypq report",
+    images: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] = (),
+    classes: str | os.PathLike[str] | None = None,
+    columns: ImageColumns | None = None,
 ) -> int:
     """Writes one HTML page about result files, models and stores (``raypq report``).
 
     Args:
         places: result files (JSON), models, stores, or folders of them. output: the HTML file.
+        images: of the stores, to show some of them. classes: class table with the names of
+            classes. columns: of the images.
 
     Returns:
         Number of figures in the page.
 
     Raises:
         ConfigError: matplotlib or jinja2 is not installed; the output is one of the inputs.
-        InputError: a missing input, or nothing to report on.
+        InputError: a missing input, nothing to report on, or images of no id in the stores.
     """
     from raypq.reporting import page
+    from raypq.reporting.picture_chapters import PictureSource
 
-    sources = [places] if isinstance(places, str | os.PathLike) else places
-    uris, page_uri = [path_of(source) for source in sources], path_of(output)
-    inputs = [Place(field="places", uri=uri, use=Reads("results")) for uri in uris]
-    written = overlap.written_file("output", page_uri)
-    overlap.refuse_places([*inputs, *([written] if written else [])])
-    return page.make(uris, page_uri, title=title)
+    settings = ReportSettings(
+        places=places, output=output, title=title, images=images, classes=classes,
+        columns=columns or ImageColumns(),
+    )  # fmt: skip
+    overlap.refuse(settings)
+    pictures = None
+    if settings.images:
+        pictures = PictureSource(
+            images=settings.images, columns=settings.columns, classes=settings.classes
+        )
+    return page.make(settings.places, settings.output, title=settings.title, pictures=pictures)
 
 
 @_checked

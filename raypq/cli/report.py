@@ -16,13 +16,22 @@ def report(settings: ReportSettings) -> None:
     """Write a self-contained HTML page about result files, models and stores.
 
     PLACES are files, models, stores, and folders, which are searched. Result files are those of
-    raypq evaluate --json and raypq bench --json.
+    raypq evaluate --json and raypq bench --json. With --images, the page shows some images of
+    stores of predictions, of search results and of near-duplicates.
 
     \b
     Example:
       raypq report results/ model codes predictions --output report.html
+      raypq report results/ predictions --images images/ --classes classes.parquet
     """
     from raypq import api
 
-    figures = api.report(settings.places, settings.output, title=settings.title)
+    figures = api.report(
+        settings.places,
+        settings.output,
+        title=settings.title,
+        images=settings.images,
+        classes=settings.classes,
+        columns=settings.columns,
+    )
     console.emit_text(f"{settings.output}: {figures} figures")

@@ -14,7 +14,14 @@ from raypq.config.classification import (
 )
 from raypq.config.encoding import DuplicateIds, EncodeJob
 from raypq.config.images import Interpolation, NetworkPrecision, NetworkSettings, Scaling
-from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, WorkerSettings
+from raypq.config.job import (
+    ClusterSettings,
+    Columns,
+    CpuJob,
+    ImageColumns,
+    Job,
+    WorkerSettings,
+)
 from raypq.config.nightly import DriftLimits, ReindexJob
 from raypq.config.preparation import (
     EmbedClassesJob,
@@ -78,6 +85,7 @@ __all__ = [
     "ExportJob",
     "ExtractJob",
     "FewShotJob",
+    "ImageColumns",
     "ImportFaissJob",
     "ImportXlsa17Job",
     "InferSemanticsJob",

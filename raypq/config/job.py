@@ -46,6 +46,14 @@ class Columns(UserSettings):
     )
 
 
+class ImageColumns(UserSettings):
+    """Names of the columns of images, where they are only looked at."""
+
+    id: Annotated[Name, Option(names=("--id-column",))] = "id"
+    feature: Annotated[Name, Option(names=("--feature-column",))] = "image"
+    label: Annotated[Name, Option(names=("--label-column",))] = "label"
+
+
 def _workers(given: dict[str, Any]) -> int:
     return usable().workers(given.get("threads", 1))
 

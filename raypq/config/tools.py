@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from raypq.config.job import ClusterSettings, Job, Seed, Version
+from raypq.config.job import ClusterSettings, ImageColumns, Job, Seed, Version
 from raypq.config.option import Option
-from raypq.config.places import InputFile, NewFile, NoPlace, Reads, Store, Text, Uri, Writes
+from raypq.config.places import (
+    InputFile,
+    MaybePaths,
+    NewFile,
+    NoPlace,
+    Reads,
+    Store,
+    Text,
+    Uri,
+    Writes,
+)
 from raypq.config.settings import Positive, Threads
 
 StoreArgument = Annotated[Store, Option(argument=True)]
@@ -46,6 +56,29 @@ class ReportSettings(Job):
     )
     output: Annotated[Uri, Writes("file")] = Field("report.html", description="HTML file to write")
     title: Text = "raypq report"
+    images: MaybePaths = Field(
+        default_factory=list,
+        description="images of the stores, to show some of them: folders of image files, tar "
+        "files, or Parquet; may be repeated",
+    )
+    classes: InputFile | None = Field(
+        None,
+        description="class table with the names of classes, for the pictures; default: those of "
+        "the evaluations",
+    )
+    columns: ImageColumns = ImageColumns()
+
+    @model_validator(mode="after")
+    def _with_images(self) -> Self:
+        unused = {
+            "classes": self.classes is not None,
+            "columns": self.columns != ImageColumns(),
+        }
+        if not self.images and (found := [name for name, given in unused.items() if given]):
+            raise ValueError(
+                f"{found[0]}: is for pictures (--images, images), of which none is named"
+            )
+        return self
 
 
 class BenchSettings(Job):

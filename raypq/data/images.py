@@ -88,6 +88,23 @@ def decode(data: bytes, side: int, *, most_pixels: int | None = None) -> NDArray
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)).reshape(-1) / np.float32(255)
 
 
+def thumbnail(data: bytes, longest: int, *, most_pixels: int | None = None) -> Picture:
+    """One image to look at: upright and in RGB as ``decode`` gives it, whole, without metadata.
+
+    Args:
+        longest: pixels of the longer side, to which a larger image is scaled down.
+        most_pixels: as in ``decode``, with its errors.
+    """
+    with _opened(data) as picture:
+        _check_pixels(picture, most_pixels)
+        picture.draft("RGB", (2 * longest, 2 * longest))  # a JPEG is decoded at a reduced scale
+        picture = _rgb(_upright(picture))
+        picture.thumbnail((longest, longest), _pillow().Resampling.BILINEAR)
+        plain: Picture = _pillow().new("RGB", picture.size)
+        plain.paste(picture)
+    return plain
+
+
 class ImageFormat(Protocol):
     """How an image becomes a row.
 

@@ -10,21 +10,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raypq.data.codes import bytes_per_code
-from raypq.reporting import accuracy, retrieval, runs
+from raypq.reporting import accuracy, picture_chapters, retrieval, runs
 from raypq.reporting.charts import Chart
 from raypq.reporting.findings import Findings, shorten
+from raypq.reporting.picture_chapters import PictureSource
+from raypq.reporting.pictures import Gallery
 from raypq.reporting.tables import Table, count, moment, size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chapter:
-    """A heading, an introduction, and tables and charts."""
+    """A heading, an introduction, and tables, charts or pictures.
+
+    Attributes:
+        note: about the pictures.
+    """
 
     id: str
     title: str
     lead: str = ""
     tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
+    galleries: Sequence[Gallery] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +137,12 @@ _CHAPTERS: Sequence[tuple[str, str, str, Callable[[Findings], Parts], str]] = (
 )
 
 
-def write(findings: Findings) -> Report:
-    """Everything that can be said of the findings."""
+def write(findings: Findings, pictures: PictureSource | None = None) -> Report:
+    """Everything that can be said of the findings, and shown of their images.
+
+    Raises:
+        InputError: see ``picture_chapters.make``.
+    """
     chapters, absent = [], []
     for name, title, lead, make, filled_by in _CHAPTERS:
         tables, charts = make(findings)
@@ -138,7 +150,18 @@ def write(findings: Findings) -> Report:
             chapters.append(Chapter(id=name, title=title, lead=lead, tables=tables, charts=charts))
         else:
             absent.append((title, filled_by))
+    for shown in picture_chapters.make(findings, pictures) if pictures else ():
+        if shown.galleries:
+            chapters.append(
+                Chapter(
+                    id=shown.id, title=shown.title, lead=shown.lead, galleries=shown.galleries,
+                    note=shown.note,
+                )
+            )  # fmt: skip
+        else:
+            absent.append((shown.title, shown.filled_by))
     sources = findings.sources()
+    sources += [("images", place) for place in (pictures.images if pictures else ())]
     short = shorten([place for _, place in [*sources, *findings.unused]])
     return Report(
         headline=accuracy.headline(findings),

@@ -11,21 +11,30 @@ from raypq.data.storage import write_bytes
 from raypq.optional_packages import require
 from raypq.reporting import chapters
 from raypq.reporting.findings import gather
+from raypq.reporting.picture_chapters import PictureSource
 
 
-def make(places: Sequence[str], output: str, *, title: str = "raypq report") -> int:
+def make(
+    places: Sequence[str],
+    output: str,
+    *,
+    title: str = "raypq report",
+    pictures: PictureSource | None = None,
+) -> int:
     """Writes the page; returns the number of figures in it.
 
     Args:
         places: result files, models, stores, or folders of them. output: the HTML file.
+        pictures: images of the stores, to show some of them.
 
     Raises:
         ConfigError: matplotlib or jinja2 is not installed.
-        InputError: a place that is not there, or nothing to report on.
+        InputError: a place that is not there, or nothing to report on; see also
+            ``picture_chapters.make``.
     """
     require("matplotlib", extra="report", purpose="a report")
     jinja2 = require("jinja2", extra="report", purpose="a report")
-    report = chapters.write(gather(places))
+    report = chapters.write(gather(places), pictures)
     folder = Path(__file__).parent
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),

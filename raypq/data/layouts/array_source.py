@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq.data.layouts.source import Source, blocks
+from raypq.data.layouts.source import Source, blocks, take_from_groups
 from raypq.errors import InputError
 
 Read = Callable[[int], NDArray[Any]]
@@ -129,6 +129,10 @@ class ArraySource:
         for start in range(0, rows, size):
             nothing = pa.array([None] * min(size, rows - start), pa.struct([]))
             yield pa.RecordBatch.from_struct_array(nothing)
+
+    def take(self, columns: Sequence[str] | None, rows: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        """See ``Source``."""
+        return take_from_groups(self, columns, rows)
 
     def row_bytes(self, columns: Sequence[str] | None) -> float:
         """See ``Source``."""

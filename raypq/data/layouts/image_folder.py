@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from raypq.config import Columns
 from raypq.data.layouts import image_files
 from raypq.data.layouts.image_files import ImageFile
+from raypq.data.layouts.source import take_from_groups
 from raypq.data.storage import Shard, join, stem_of
 from raypq.data.storage.shards import tag_of
 from raypq.data.storage.walk import Entry
@@ -221,6 +222,10 @@ class ImageFolderSource:
     def _images(self, files: pa.RecordBatch) -> pa.Array:
         uris = [join(self._root, name) for name in files.column("name").to_pylist()]
         return image_files.column(uris, files.column("version"))
+
+    def take(self, columns: Sequence[str] | None, rows: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        """See ``Source``."""
+        return take_from_groups(self, columns, rows)
 
     def row_bytes(self, columns: Sequence[str] | None) -> float:
         """See ``Source``."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raypq.data.layouts.source import blocks
+from raypq.data.layouts.source import blocks, take_from_groups
 from raypq.data.storage import Shard, is_local, join, local_path
 from raypq.data.storage.walk import Entry
 from raypq.errors import DamagedError, InputError
@@ -131,6 +131,10 @@ class LanceSource:
         expected = self._rows if group is None else self.group_rows[group]
         if rows != expected:
             raise DamagedError(self.uri, expected=f"{expected} rows", found=f"{rows} in all")
+
+    def take(self, columns: Sequence[str] | None, rows: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        """See ``Source``."""
+        return take_from_groups(self, columns, rows)
 
     def row_bytes(self, columns: Sequence[str] | None) -> float:
         """See ``Source``: of the whole fragment, since Lance does not tell those of a column."""

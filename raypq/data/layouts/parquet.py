@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
+from raypq.data.layouts.source import take_from_groups
 from raypq.data.storage import CheckedFile, Shard, open_parquet
 from raypq.data.storage.parquet import stored_bytes
 
@@ -33,6 +34,10 @@ class ParquetSource:
         """See ``Source``."""
         groups = None if group is None else [group]
         return self._file.iter_batches(size, groups, columns)
+
+    def take(self, columns: Sequence[str] | None, rows: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        """See ``Source``."""
+        return take_from_groups(self, columns, rows)
 
     def row_bytes(self, columns: Sequence[str] | None) -> float:
         """See ``Source``."""

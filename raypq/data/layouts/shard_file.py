@@ -143,6 +143,23 @@ class ShardFile:
             io_counters.add(len(batch), stored * len(batch))
             yield batch
 
+    def take(
+        self, rows: Sequence[int], columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Some rows, in ascending order, as a batch each; adds to ``io_counters``.
+
+        Raises:
+            InputError: as ``batches``.
+        """
+        wanted = self._wanted(columns)
+        paths = self._paths(columns, wanted)
+        schema = pa.schema([column.field for column in wanted])
+        stored = self._source.row_bytes(paths)
+        for row, batch in zip(rows, self._source.take(paths, rows), strict=True):
+            io_counters.add(1, stored)
+            values = [self._array(column, batch, row) for column in wanted]
+            yield pa.RecordBatch.from_arrays(values, schema=schema)
+
     def _wanted(self, columns: Sequence[str] | None) -> list[_Column]:
         if columns is None:
             return self._all()

@@ -12,6 +12,7 @@ from typing import Protocol
 import pyarrow as pa
 
 _BLOCK_ROWS = 1 << 16
+_TAKE_ROWS = 64  # rows of images that are held at once
 
 
 class Source(Protocol):
@@ -41,8 +42,29 @@ class Source(Protocol):
                 with at least its field ``b``. None for all columns, in the schema's order.
         """
 
+    def take(self, columns: Sequence[str] | None, rows: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        """Some rows, in ascending order, as a batch each; columns as in ``batches``."""
+
     def row_bytes(self, columns: Sequence[str] | None) -> float:
         """Stored bytes of a row of these columns, on average."""
+
+
+def take_from_groups(
+    source: Source, columns: Sequence[str] | None, rows: Sequence[int]
+) -> Iterator[pa.RecordBatch]:
+    """``Source.take`` of a layout without access to single rows: reads the groups that hold a row,
+    each up to the last one that is wanted."""
+    start = 0
+    for group, count in enumerate(source.group_rows):
+        wanted = [row - start for row in rows if start <= row < start + count]
+        start += count
+        first = 0
+        for batch in source.batches(columns, _TAKE_ROWS, group) if wanted else ():
+            end = first + len(batch)
+            yield from (batch.slice(row - first, 1) for row in wanted if first <= row < end)
+            if end > wanted[-1]:
+                break
+            first = end
 
 
 def blocks(rows: int) -> list[int]:

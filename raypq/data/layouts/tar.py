@@ -89,22 +89,25 @@ class TarSource:
         self, columns: Sequence[str] | None, size: int, group: int | None
     ) -> Iterator[pa.RecordBatch]:
         """See ``Source``; the image of a key without one is null."""
-        schema = self.schema
-        wanted = schema.names if columns is None else columns
+        first = 0 if group is None else group * _GROUP_ROWS
+        last = len(self._rows) if group is None else first + self.group_rows[group]
+        for start, end in self._slices(first, last, size):
+            yield self._batch(columns, start, end)
+
+    def take(self, columns: Sequence[str] | None, rows: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        """See ``Source``; reads the members of these rows alone."""
+        return (self._batch(columns, row, row + 1) for row in rows)
+
+    def _batch(self, columns: Sequence[str] | None, start: int, end: int) -> pa.RecordBatch:
+        schema, rows = self.schema, self._rows[start:end]
         make: dict[str, Callable[[_Row], Any]] = {
             self._columns.id: self._id,
             self._columns.feature: self._image,
             self._columns.label: self._label_of,
         }
-        first = 0 if group is None else group * _GROUP_ROWS
-        last = len(self._rows) if group is None else first + self.group_rows[group]
-        for start, end in self._slices(first, last, size):
-            rows = self._rows[start:end]
-            fields = [schema.field(name) for name in wanted]
-            values = [
-                pa.array([make[item.name](row) for row in rows], item.type) for item in fields
-            ]
-            yield pa.RecordBatch.from_arrays(values, schema=pa.schema(fields))
+        fields = [schema.field(name) for name in (schema.names if columns is None else columns)]
+        values = [pa.array([make[item.name](row) for row in rows], item.type) for item in fields]
+        return pa.RecordBatch.from_arrays(values, schema=pa.schema(fields))
 
     def _slices(self, first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
         """Rows of each batch: up to ``size``, with images of up to ``_BATCH_BYTES``."""

@@ -12,7 +12,7 @@ from PIL import Image
 
 from raypq.config import Columns
 from raypq.data.features import read_batches
-from raypq.data.images import decode
+from raypq.data.images import decode, thumbnail
 from raypq.data.store.sources import open_sources
 from raypq.data.survey import survey
 from raypq.errors import InputError, JobError
@@ -252,3 +252,32 @@ def test_a_model_says_the_size(shard):
 
 def test_the_footer_gives_the_width(shard):
     assert survey(open_sources([shard], COLUMNS)).width == 48
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_thumbnail_is_upright_whole_and_without_metadata(kind):
+    picture = Image.fromarray(np.kron(pixels(4, 3), np.ones((200, 300, 1), np.uint8)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "a private place"
+    data = io.BytesIO()
+    picture.save(data, kind, exif=exif)
+    small = thumbnail(data.getvalue(), 128)
+    assert small.size == (85, 128), "turned, and in proportion"
+    assert small.mode == "RGB"
+    assert not small.info
+    wanted = picture.transpose(Image.Transpose.ROTATE_270).resize(small.size)
+    assert np.abs(np.asarray(small, float) - np.asarray(wanted, float)).mean() < 12
+    saved = io.BytesIO()
+    small.save(saved, "JPEG")
+    assert b"private" not in saved.getvalue()
+
+
+def test_a_thumbnail_is_never_enlarged_and_keeps_the_limit_of_pixels():
+    assert thumbnail(encoded(pixels(1)), 128).size == (SIDE, SIDE)
+    assert thumbnail(encoded(pixels(1, 64)), 16).size == (16, 16)
+    with pytest.raises(ValueError, match="64 x 64 pixels, more than"):
+        thumbnail(encoded(pixels(1, 64)), 16, most_pixels=100)
+    large = encoded(Image.new("RGB", (4096, 4096)), "JPEG")
+    with pytest.raises(ValueError, match="4096 x 4096 pixels, more than"):
+        thumbnail(large, 16, most_pixels=4096)  # not those of the reduced scale

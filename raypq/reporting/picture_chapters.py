@@ -1,0 +1,133 @@
+"""The chapters with pictures: predictions, search results and near-duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from raypq.config import Columns, ImageColumns
+from raypq.data.class_labels import ClassLabels
+from raypq.data.image_lookup import ImageLookup
+from raypq.errors import InputError
+from raypq.reporting import pair_pictures, prediction_pictures, search_pictures
+from raypq.reporting.findings import Findings, Store
+from raypq.reporting.pictures import Gallery, fill, not_shown
+from raypq.reporting.samples import Context
+
+_STORES = 3  # of a kind that are shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSource:
+    """Where pictures are read from.
+
+    Attributes:
+        images: places. columns: of the images. classes: a table with the names of classes.
+    """
+
+    images: Sequence[str]
+    columns: ImageColumns
+    classes: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureChapter:
+    """A chapter with galleries, one for each store.
+
+    Attributes:
+        note: how many pictures are not shown, and why; stores that are not shown.
+        filled_by: what fills the chapter.
+    """
+
+    id: str
+    title: str
+    lead: str
+    filled_by: str
+    galleries: Sequence[Gallery] = ()
+    note: str = ""
+
+
+_Make = Callable[[Store, Context], Gallery]
+_CHAPTERS: Sequence[tuple[str, _Make, PictureChapter]] = (
+    (
+        "predictions",
+        prediction_pictures.gallery,
+        PictureChapter(
+            id="examples",
+            title="Predictions in pictures",
+            lead="Images of some classes, with the score of the class that is predicted.",
+            filled_by="raypq classify",
+        ),
+    ),
+    (
+        "search",
+        search_pictures.gallery,
+        PictureChapter(
+            id="queries",
+            title="Search results in pictures",
+            lead="Some queries, each with its best results, best first.",
+            filled_by="raypq search",
+        ),
+    ),
+    (
+        "pairs",
+        pair_pictures.gallery,
+        PictureChapter(
+            id="duplicates",
+            title="Near-duplicates in pictures",
+            lead="Groups of images that pairs within the threshold connect.",
+            filled_by="raypq duplicates",
+        ),
+    ),
+)
+
+
+def make(findings: Findings, source: PictureSource) -> list[PictureChapter]:
+    """Every chapter with pictures; those without a store have no galleries.
+
+    Raises:
+        InputError: no store with pictures; images that cannot be listed, or none of whose ids is in
+            a store; a class table that cannot be read.
+    """
+    stores = {
+        kind: [store for store in findings.stores if store.kind == kind] for kind, *_ in _CHAPTERS
+    }
+    if not any(stores.values()):
+        raise InputError(
+            ", ".join(source.images),
+            expected="a store of predictions, search results or near-duplicates among the places, "
+            "to show its images (--images, images)",
+            found="none",
+        )
+    context = Context.of(findings, _names(source.classes))
+    planned = {
+        kind: [_gallery(make_one, store, context) for store in stores[kind][:_STORES]]
+        for kind, make_one, _ in _CHAPTERS
+        if stores[kind]
+    }
+    columns = Columns(**{name: getattr(source.columns, name) for name in ImageColumns.model_fields})
+    filled = fill(planned, ImageLookup(source.images, columns))
+    return [_chapter(chapter, filled.get(kind, []), stores[kind]) for kind, _, chapter in _CHAPTERS]
+
+
+def _names(classes: str | None) -> dict[str, str]:
+    if classes is None:
+        return {}
+    labels = ClassLabels.open(classes)
+    return dict(zip(labels.ids.to_pylist(), labels.names.to_pylist(), strict=True))
+
+
+def _gallery(make_one: _Make, store: Store, context: Context) -> Gallery:
+    try:
+        return make_one(store, context)
+    except InputError as error:  # a damaged file must not end the page
+        return Gallery(title=context.short[store.place], note=f"Not shown: {error}")
+
+
+def _chapter(
+    chapter: PictureChapter, galleries: Sequence[Gallery], stores: Sequence[Store]
+) -> PictureChapter:
+    notes = [not_shown(galleries)]
+    if len(stores) > len(galleries):
+        notes.append(f"{len(galleries)} of {len(stores)} stores are shown.")
+    return replace(chapter, galleries=galleries, note=" ".join(filter(None, notes)))
