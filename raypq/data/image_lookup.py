@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from raypq.config import Columns
 from raypq.data import ids as id_columns
 from raypq.data import texts
-from raypq.data.layouts import ShardFile, list_features, open_shard
+from raypq.data.layouts import ShardFile, arrow_types, list_features, open_shard
 from raypq.data.layouts.image_files import READERS
 from raypq.data.layouts.image_folder import Part
 from raypq.data.storage import Shard, canonical, is_local, join, read_bytes
@@ -196,7 +196,7 @@ class ImageLookup:
     def _take(self, file: ShardFile, rows: Sequence[int]) -> Iterator[tuple[int, StoredImage]]:
         """Images of single rows, with their labels."""
         image, label = self._columns.feature, self._columns.label
-        columns = [image, label] if file.has(label) else [image]
+        columns = [image, label] if _has_names(file, label) else [image]
         for row, batch in zip(rows, file.take(rows, columns) if rows else (), strict=True):
             data, name = batch.column(0)[0].as_py(), None
             if not isinstance(data, bytes | None):
@@ -210,6 +210,14 @@ class ImageLookup:
                 name = texts.strings(batch.column(1), where=where, nulls=True, row0=row)[0].as_py()
             problem = "" if data else "no image in its row"
             yield row, StoredImage(data=data or None, label=name, problem=problem)
+
+
+def _has_names(file: ShardFile, column: str) -> bool:
+    """Whether there is a column of text or integers."""
+    if not file.has(column):
+        return False
+    kind = arrow_types.plain_type(file.field(column).type)
+    return arrow_types.is_text(kind) or pa.types.is_integer(kind)
 
 
 def _is_path(name: str) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from raypq import console
 from raypq.config import Columns, ImageColumns
 from raypq.data.class_labels import ClassLabels
 from raypq.data.image_lookup import ImageLookup
 from raypq.errors import InputError
 from raypq.reporting import pair_pictures, prediction_pictures, search_pictures
 from raypq.reporting.findings import Findings, Store
-from raypq.reporting.pictures import Gallery, fill, not_shown
+from raypq.reporting.pictures import Gallery, fill, not_shown, pictures_of
 from raypq.reporting.samples import Context
 
 _STORES = 3  # of a kind that are shown
@@ -106,7 +107,11 @@ def make(findings: Findings, source: PictureSource) -> list[PictureChapter]:
         if stores[kind]
     }
     columns = Columns(**{name: getattr(source.columns, name) for name in ImageColumns.model_fields})
-    filled = fill(planned, ImageLookup(source.images, columns))
+    lookup = ImageLookup(source.images, columns)
+    filled = fill(planned, lookup)
+    opened = f" from {lookup.opened} of {lookup.shards} shards of images" if lookup.opened else ""
+    shown = [item for chapter in filled.values() for item in pictures_of(chapter)]
+    console.say(f"{len(shown)} pictures{opened}. {not_shown(shown)}".rstrip(), pictures=len(shown))
     return [_chapter(chapter, filled.get(kind, []), stores[kind]) for kind, _, chapter in _CHAPTERS]
 
 
@@ -127,7 +132,7 @@ def _gallery(make_one: _Make, store: Store, context: Context) -> Gallery:
 def _chapter(
     chapter: PictureChapter, galleries: Sequence[Gallery], stores: Sequence[Store]
 ) -> PictureChapter:
-    notes = [not_shown(galleries)]
+    notes = [not_shown(pictures_of(galleries))]
     if len(stores) > len(galleries):
         notes.append(f"{len(galleries)} of {len(stores)} stores are shown.")
     return replace(chapter, galleries=galleries, note=" ".join(filter(None, notes)))

@@ -101,9 +101,10 @@ def fill(galleries: Galleries, lookup: ImageLookup) -> dict[str, list[Gallery]]:
 
 def _read(wanted: Sequence[Wanted], lookup: ImageLookup) -> dict[Wanted, Thumbnail]:
     thumbnails = {want: _thumbnail(image) for want, image in lookup.read(wanted)}
-    if wanted and all(item.kind == _MISSING for item in thumbnails.values()):
-        if lookup.failures:
-            raise lookup.failures[0]
+    kinds = {item.kind for item in thumbnails.values()}
+    if lookup.failures and kinds <= {_MISSING, _UNREADABLE}:
+        raise lookup.failures[0]
+    if kinds == {_MISSING}:
         raise InputError(
             lookup.places,
             expected=f"images of ids of the stores, such as {wanted[0].id!r} (--images, images)",
@@ -196,9 +197,8 @@ def pictures_of(chapter: Iterable[Gallery]) -> list[Picture]:
     return [picture for gallery in chapter for row in gallery.rows for picture in row.pictures]
 
 
-def not_shown(chapter: Iterable[Gallery]) -> str:
-    """How many pictures of a chapter are not shown, by reason; empty if all are."""
-    pictures = pictures_of(chapter)
+def not_shown(pictures: Sequence[Picture]) -> str:
+    """How many pictures are not shown, by reason; empty if all are."""
     kinds = Counter(picture.thumbnail.kind for picture in pictures if picture.thumbnail.kind)
     if not kinds:
         return ""

@@ -15,7 +15,7 @@ from raypq.data.store.shard_writer import Receipt
 from raypq.data.stored import open_stored
 from raypq.errors import InputError
 from raypq.reporting.findings import Store
-from raypq.reporting.pictures import Gallery, Picture, Row
+from raypq.reporting.pictures import Gallery, Mark, Picture, Row
 from raypq.reporting.samples import Context, evenly
 from raypq.reporting.tables import count
 
@@ -100,7 +100,8 @@ def by_label(predictions: Sequence[Prediction], context: Context) -> tuple[str, 
     rest = sorted(
         {*groups} - {*confused}, key=lambda name: (accuracy[name], -len(groups[name]), name)
     )
-    worst, best = rest[:_WORST], rest[_WORST:][-_BEST:]
+    worst = [name for name in rest if wrong[name]][:_WORST]
+    best = [name for name in rest if name not in worst][-_BEST:]
     rows = []
     for why, names in (("most often wrong", confused), ("worst", worst), ("best", best)):
         for name in names:
@@ -156,5 +157,5 @@ def _grouped(items: Iterator[tuple[str, Prediction]]) -> Mapping[str, list[Predi
     return groups
 
 
-def _picture(item: Prediction, *, note: str, mark: str = "") -> Picture:
+def _picture(item: Prediction, *, note: str, mark: Mark = "") -> Picture:
     return Picture(want=Wanted(item.id, item.origin), mark=mark, note=note)

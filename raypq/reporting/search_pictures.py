@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypq.data.image_lookup import Wanted
 from raypq.data.storage import join, stream
@@ -56,7 +57,8 @@ def _queries(store: Store, context: Context) -> Iterator[Query]:
         with open_stored(join(store.place, receipt.path), "search", size=receipt.bytes) as file:
             columns = ["query_id", "id", "score"]
             batch: Any = next(iter(stream(file, _ROWS, columns)))
-        found = [row for row in range(len(batch)) if batch.column("id")[row].as_py()]
+        lengths = pc.list_value_length(batch.column("id")).fill_null(0)
+        found = pc.indices_nonzero(lengths).to_pylist()
         for row in evenly(found, share):
             results = batch.column("id")[row].values.slice(0, _RESULTS)
             scores = batch.column("score")[row].as_py()[:_RESULTS]

@@ -67,7 +67,7 @@ def _versions(store: str) -> Iterator[Snapshot]:
     """The versions of a store that can be read, newest first; none where there is no store."""
     try:
         numbers = snapshot.versions(store)
-    except OSError:  # a store that this machine cannot reach
+    except (InputError, OSError):  # a store that this machine cannot reach
         return
     for number in reversed(numbers):
         try:

@@ -38,8 +38,8 @@ PAGES = [
     *sorted((DOCS / "methods").glob("*.md")),
 ]
 ON_RAY = (
-    "train", "extract", "encode", "classify", "evaluate", "split", "demo", "infer-semantics", "search",
-    "duplicates",
+    "train", "extract", "encode", "classify", "evaluate", "split", "demo", "infer-semantics",
+    "search", "duplicates",
 )  # fmt: skip
 NEVER_ON_RAY = {"fewshot", "clusterability"}  # of `evaluate`: rows in memory
 # Printed to be filled in, or too long for a test: FILE, CLASSES and rates.json are the reader's.

@@ -310,6 +310,18 @@ def test_predictions_without_labels(images, tmp_path):
     assert {item["mark"] for item in Shown(text).chapters["examples"]} == {""}
 
 
+def test_queries_by_id_are_found_in_the_searched_store(place, tmp_path):
+    root = place(webdataset)
+    (tmp_path / "ids.txt").write_text("007\n055\n")
+    job = SearchJob(codes=str(root / "codes"), query_ids=str(tmp_path / "ids.txt"), distance="sdc",
+                    top_k=12, output=str(root / "by-id"), where=WHERE)  # fmt: skip
+    api.search(job)
+    shown = Shown(report(root, COLUMNS, ["by-id"])).chapters["queries"]
+    assert [item["id"] for item in shown if item["mark"] == "query"] == ["007", "055"]
+    assert len(shown) == 2 * 9
+    assert all("jpeg" in item for item in shown)
+
+
 def test_images_of_other_ids_are_an_error(place, images, tmp_path):
     root = place(folder)
     (tmp_path / "other").mkdir()
@@ -344,7 +356,7 @@ def test_cifar10(data_root: Path, tmp_path: Path) -> None:
         pytest.skip(f"no CIFAR-10 at {cifar}")
     features, classes = [str(cifar / "features" / "test")], str(cifar / "classes.parquet")
     model, codes = str(tmp_path / "model"), str(tmp_path / "codes")
-    settings = {"M": 8, "iterations": 2, "polish": 0}
+    settings = {"M": 8, "iterations": 2, "polish": 1}
     api.train(
         TrainJob(method="pqzsl", features=features, classes=classes, output=model,
                  settings=settings, where=WHERE)

@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -144,6 +145,31 @@ def test_a_path_in_two_folders_is_not_one_image(tmp_path):
     found = dict(images.read([Wanted("x.jpg"), Wanted("x.jpg", origin)]))
     assert "two files of this path" in found[Wanted("x.jpg")].problem
     assert found[Wanted("x.jpg", origin)].data == b"two"
+
+
+def test_fragments_of_lance_are_shards(tmp_path):
+    lance = pytest.importorskip("lance", reason="pylance is not installed")
+    table = pa.table({"id": [*CONTENT], "image": [*CONTENT.values()]})
+    lance.write_dataset(table, tmp_path / "x.lance", max_rows_per_file=20)
+    found = read(images := lookup(tmp_path / "x.lance"), "b7", "c19")
+    assert {name: image.data for name, image in found.items()} == {
+        name: CONTENT[name] for name in ("b7", "c19")
+    }
+    assert images.shards == 3
+
+
+def test_images_of_a_bucket(bucket, tmp_path):
+    for write in (folder, tars):
+        write(tmp_path / write.__name__)
+        fsspec.filesystem("s3").put(str(tmp_path / write.__name__), f"{bucket}/", recursive=True)
+    images = ImageLookup([f"{bucket}/folder"], COLUMNS)
+    found = read(images, "class a/a1.jpg", "class b/b2.jpg", "class b/none.jpg")
+    assert found["class a/a1.jpg"].data == CONTENT["a1"]
+    assert found["class b/none.jpg"].missing
+    assert images.shards == 0, "nothing was listed"
+    images = ImageLookup([f"{bucket}/tars"], COLUMNS)
+    assert read(images, Wanted("b2", f"{bucket}/tars/b.tar"))["b2"].data == CONTENT["b2"]
+    assert images.opened == 1
 
 
 def rows(root: Path, columns: Mapping[str, object]) -> Path:

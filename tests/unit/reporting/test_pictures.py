@@ -62,8 +62,10 @@ def test_the_limit_of_bytes_holds_and_first_pictures_come_first(monkeypatch):
     assert all(shown["b"]), "a chapter has its share, whatever the others need"
     assert [bool(length) for length in shown["a"][:8]] == [True] * 2 + [False] * 6
     assert [bool(length) for length in shown["a"][8:]] == [True] * 2 + [False] * 6
-    assert "pictures are not shown: 12 beyond the" in pictures.not_shown(filled["a"])
-    assert pictures.not_shown(filled["b"]) == ""
+    assert "pictures are not shown: 12 beyond the" in pictures.not_shown(
+        pictures.pictures_of(filled["a"])
+    )
+    assert pictures.not_shown(pictures.pictures_of(filled["b"])) == ""
 
 
 def test_what_cannot_be_shown_says_why():
@@ -76,7 +78,7 @@ def test_what_cannot_be_shown_says_why():
     assert b.problem.startswith("cannot be decoded: ValueError: cannot identify the format")
     assert (c.problem, d.problem) == ("not there", "twice")
     note = "3 of 4 pictures are not shown: 1 not decodable, 1 not found, 1 not readable."
-    assert pictures.not_shown([filled]) == note
+    assert pictures.not_shown(filled.rows[0].pictures) == note
 
 
 def test_images_of_no_id_are_an_error_with_both_sides():
@@ -115,7 +117,7 @@ def test_classes_that_are_most_often_wrong_come_first():
     note, rows = prediction_pictures.by_label(found, CONTEXT)
     assert [row.title for row in rows] == [
         "cat (c1): 5 of 10 right (most often wrong)", "c2: 1 of 2 right (most often wrong)",
-        "c3: 2 of 2 right (worst)",
+        "c3: 2 of 2 right (best)",
     ]  # fmt: skip
     assert note.startswith("3 of 3 classes")
     first = rows[0].pictures
