@@ -248,7 +248,7 @@ def _by_shard(
     by_uri = {shard.uri: shard.index for shard in shards}
     by_stem = {shard.stem: shard.index for shard in shards}
     known: dict[int, list[Wanted]] = defaultdict(list)
-    rest = []
+    rest: list[Wanted] = []
     for want in wanted:
         number = by_uri.get(want.origin or "", by_stem.get(want.id.rpartition(":")[0]))
         (rest if number is None else known[number]).append(want)

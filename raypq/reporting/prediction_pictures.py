@@ -56,7 +56,7 @@ def gallery(store: Store, context: Context) -> Gallery:
 
 def _sample(store: Store, receipts: Sequence[Receipt], context: Context) -> Iterator[Prediction]:
     """Evenly spaced rows of some files."""
-    step = -(-sum(receipt.rows for receipt in receipts) // _MOST_ROWS)
+    step = max(1, -(-sum(receipt.rows for receipt in receipts) // _MOST_ROWS))
     for receipt in receipts:
         origin = context.origins.of(receipt.source.uri)
         uri = join(store.place, receipt.path)
@@ -87,7 +87,8 @@ def _best(batch: pa.RecordBatch, origin: str, uri: str) -> Iterator[Prediction]:
         strict=True,
     )
     for name, class_id, score, label in columns:
-        yield Prediction(name, origin, class_id, score, label)
+        if class_id is not None and score is not None:
+            yield Prediction(name, origin, class_id, score, label)
 
 
 def by_label(predictions: Sequence[Prediction], context: Context) -> tuple[str, list[Row]]:
