@@ -24,7 +24,9 @@ _SCHEME = re.compile(rf"(?:^(?:{_NAME}::)*|(?<=::)){_NAME}://")  # in a chain, t
 S = TypeVar("S", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\{\w+\}")
 
-ReadKind = Literal["parquet", "store", "model", "file", "split", "backbone", "xlsa17", "results"]
+ReadKind = Literal[
+    "parquet", "images", "store", "model", "file", "split", "backbone", "xlsa17", "results"
+]
 WriteKind = Literal["store", "model", "shards", "parts", "xlsa17", "file", "index", "demo"]
 
 
@@ -32,7 +34,8 @@ WriteKind = Literal["store", "model", "shards", "parts", "xlsa17", "file", "inde
 class Reads:
     """The field is an input.
 
-    ``parquet``: folders, files or globs of Parquet; ``split``: classes by name or by files;
+    ``parquet``: folders, files or globs of Parquet; ``images``: the same of images, of which some
+    are read; ``split``: classes by name or by files;
     ``backbone``: a network by name, file or model; ``xlsa17``: a folder of the published files;
     ``results``: files, stores and models, or folders of them. ``in_place``: it is read completely
     before anything is written, so the output may be the same path.

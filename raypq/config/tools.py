@@ -10,7 +10,6 @@ from raypq.config.job import ClusterSettings, ImageColumns, Job, Seed, Version
 from raypq.config.option import Option
 from raypq.config.places import (
     InputFile,
-    MaybePaths,
     NewFile,
     NoPlace,
     Reads,
@@ -56,7 +55,7 @@ class ReportSettings(Job):
     )
     output: Annotated[Uri, Writes("file")] = Field("report.html", description="HTML file to write")
     title: Text = "raypq report"
-    images: MaybePaths = Field(
+    images: list[Annotated[Uri, Reads("images")]] = Field(
         default_factory=list,
         description="images of the stores, to show some of them: folders of image files, tar "
         "files, or Parquet; may be repeated",

@@ -55,13 +55,14 @@ class ReadFiles:
     Attributes:
         kind: ``file``: one file. ``listed``: a Parquet file given by name. ``listing``: the visible
             Parquet files below a folder. ``glob``: the matches of ``pattern`` below a folder.
+            ``images``: the visible files of images below a folder.
             ``results``: the visible JSON files below a folder. ``all``: everything below a folder.
             ``root``: the folder of a store or model, which no output may be.
         pattern: names with wildcards, below ``at``.
     """
 
     at: Location
-    kind: Literal["file", "listed", "listing", "glob", "results", "all", "root"]
+    kind: Literal["file", "listed", "listing", "glob", "images", "results", "all", "root"]
     pattern: tuple[str, ...] = ()
 
 
@@ -115,6 +116,11 @@ def read_files(place: Place) -> Iterator[ReadFiles]:
     at = Location.of(uri)
     if kind == "parquet":
         yield from _listing(uri, at)
+    elif kind == "images":
+        yield ReadFiles(at=at, kind="file")
+        path = local_name(uri) if at.scheme == "file" else at.path
+        base = _split_glob(os.path.abspath(path))[0] if has_magic(path) else at.path
+        yield ReadFiles(at=Location(at.scheme, base), kind="images")
     elif kind == "store":
         yield ReadFiles(at=at, kind="root")
         yield from (ReadFiles(at=at / name, kind="all") for name in STORE_FOLDERS)

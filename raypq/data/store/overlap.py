@@ -16,7 +16,7 @@ from raypq.config import places
 from raypq.config.places import Place, Reads, Writes
 from raypq.data.storage import exists, join
 from raypq.data.storage.shards import SUFFIXES
-from raypq.data.storage.walk import hidden
+from raypq.data.storage.walk import IMAGE_SUFFIXES, hidden
 from raypq.data.store import location, snapshot
 from raypq.data.store.job_files import (
     MODEL_FILES,
@@ -28,6 +28,8 @@ from raypq.data.store.job_files import (
 )
 from raypq.data.store.location import Location
 from raypq.errors import ConfigError
+
+_OF_IMAGES = (*SUFFIXES, ".tar", *IMAGE_SUFFIXES)  # of files that hold images
 
 
 def refuse(job: BaseModel, **more: Place | None) -> None:
@@ -193,7 +195,7 @@ def _would_list(read: ReadFiles, written: WrittenFiles) -> bool:
     if steps is None:
         return False
     if written.shape == "file":
-        suffixes = (".json",) if read.kind == "results" else SUFFIXES
+        suffixes = {"results": (".json",), "images": _OF_IMAGES}.get(read.kind, SUFFIXES)
         if not written.at.name.lower().endswith(suffixes):
             return False
     # A folder of outputs below features is refused whatever its files are called.

@@ -347,7 +347,11 @@ def test_settings_of_pictures_need_images(place, tmp_path):
     assert "is for pictures (--images, images)" in done.output
     words = ["report", str(root / "predictions"), "--images", str(root / "images"),
              "--output", str(root / "images" / "class 0" / "000.png")]  # fmt: skip
-    assert "among" in CliRunner().invoke(main, words).output
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2, done.output
+    assert "000.png" in done.output
+    with Image.open(words[-1]) as picture:
+        assert picture.size == (2 * SIDE, 3 * SIDE), "not written over"
 
 
 def test_cifar10(data_root: Path, tmp_path: Path) -> None:
