@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from raypq.data.network_info import Logits
 from raypq.errors import InputError
 
 _TEXTS = 256  # of one call
@@ -19,10 +20,12 @@ class TextEncoder(ABC):
     Attributes:
         weights: sha256 of the network's weights.
         pooling: how the vectors of a text's tokens become one.
+        logits: how the network makes logits of cosines, if it was trained with images.
     """
 
     weights: str
     pooling: str
+    logits: Logits | None = None
 
     @abstractmethod
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -31,10 +34,10 @@ class TextEncoder(ABC):
 
 def embed_names(
     encoder: TextEncoder, names: Sequence[Sequence[str]], templates: Sequence[str], *, where: str
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
     """Embeddings [T, da] of classes by their names: for each class the mean of the unit vectors of
     every name in every template, scaled to length 1 (a prompt ensemble, as in CLIP, Radford et al.
-    2021, section 3.1.4).
+    2021, section 3.1.4). And the unit vectors [names, da] of all names in each template.
 
     Args:
         names: of each class, one or more.
@@ -46,7 +49,9 @@ def embed_names(
     owners = [index for index, several in enumerate(names) for _ in several]
     flat = [name for several in names for name in several]
     total: NDArray[np.float64] | None = None
+    units: list[NDArray[np.float32]] = []
     for template in templates:
+        parts = []
         for start in range(0, len(flat), _TEXTS):
             texts = [template.replace("{}", name) for name in flat[start : start + _TEXTS]]
             V = encoder.vectors(texts).astype(np.float64)
@@ -59,7 +64,10 @@ def embed_names(
                     found=f"one of length {length[bad[0]]:g}",
                 )
             total = np.zeros((len(names), V.shape[1])) if total is None else total
-            np.add.at(total, owners[start : start + _TEXTS], V / length[:, None])
+            unit = V / length[:, None]
+            np.add.at(total, owners[start : start + _TEXTS], unit)
+            parts.append(unit.astype(np.float32))
+        units.append(np.concatenate(parts))
     assert total is not None, "there are names and templates"
     length = np.linalg.norm(total, axis=1)
     if len(bad := np.flatnonzero(length < 1e-9 * len(templates))):
@@ -68,4 +76,4 @@ def embed_names(
             expected=f"texts of one meaning for each class, such as {names[bad[0]][0]!r}",
             found="vectors that cancel out",
         )
-    return (total / length[:, None]).astype(np.float32)
+    return (total / length[:, None]).astype(np.float32), units

@@ -18,6 +18,7 @@ from raypq.backbones.library_networks import downloads, open_clip_network
 from raypq.backbones.text_encoder import TextEncoder
 from raypq.backbones.torch_network import weights_of
 from raypq.config import NetworkSettings
+from raypq.data.network_info import Logits
 from raypq.data.storage import is_local, json_text, local_path
 from raypq.errors import ConfigError
 from raypq.optional_packages import require
@@ -166,6 +167,7 @@ class TransformersText(TextEncoder):
         self._aligned = hasattr(self._model, "get_text_features")
         self.pooling = "text features" if self._aligned else "mean"
         self.weights = weights_of(self._model)
+        self.logits = _logits(self._model)
 
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """See ``TextEncoder``."""
@@ -193,12 +195,23 @@ class OpenClipText(TextEncoder):
         self._model, self._device = module.eval().to(device), device
         self._tokenizer = open_clip.get_tokenizer(name.partition("/")[0])
         self.weights = weights_of(module)
+        self.logits = _logits(module)
 
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """See ``TextEncoder``."""
         with torch.inference_mode():
             tokens = self._tokenizer(list(texts)).to(self._device)
             return _array(self._model.encode_text(tokens))
+
+
+def _logits(module: torch.nn.Module) -> Logits | None:
+    """The logit scale of a CLIP model, which is stored as a logarithm, and the bias of SigLIP."""
+    scale, bias = getattr(module, "logit_scale", None), getattr(module, "logit_bias", None)
+    if scale is None:
+        return None
+    return Logits(
+        scale=float(scale.detach().exp()), bias=0.0 if bias is None else float(bias.detach())
+    )
 
 
 def _array(V: torch.Tensor) -> NDArray[np.float32]:

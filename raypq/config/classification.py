@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, OnBadShard, Overwrite, Version
 from raypq.config.places import (
@@ -27,6 +27,8 @@ UnknownLabels = Annotated[
     Field(description="labels and candidates that the class table lacks: warn or fail"),
 ]
 
+LogitScale = Annotated[float, Field(gt=0)]
+
 
 class ClassificationTarget(UserSettings):
     """Classes to choose from and the prediction store to write: a section ``classify`` of a
@@ -45,8 +47,35 @@ class ClassificationTarget(UserSettings):
     calibration: float | Literal["model"] = Field(
         0.0, description="number subtracted from the scores of seen classes, or 'model'"
     )
+    logit_scale: LogitScale | Literal["encoder"] | None = Field(
+        None,
+        description="factor of scores for probabilities, 100 for CLIP, or 'encoder' for what the "
+        "class table says; default: scores only",
+    )
+    logit_bias: float = Field(0.0, description="added to the logits (sigmoid)")
+    probability: Literal["softmax", "sigmoid"] = Field(
+        "softmax",
+        description="softmax over the candidates (CLIP), or sigmoid of each class (SigLIP)",
+    )
+    threshold: float | None = Field(
+        None,
+        description="also list all classes of at least this probability (without logit_scale: "
+        "score)",
+    )
     unknown_labels: UnknownLabels = "report"
     output: NewStore = Field(description="prediction store to write a version of")
+
+    @model_validator(mode="after")
+    def _logits_are_used(self) -> Self:
+        sigmoid = self.probability == "sigmoid"
+        if self.logit_scale is None and (sigmoid or self.logit_bias):
+            raise ValueError("probability, logit_bias: expected a logit_scale too, found none")
+        if self.logit_bias and (not sigmoid or self.logit_scale == "encoder"):
+            raise ValueError(
+                "logit_bias: expected with probability: sigmoid and a number for logit_scale "
+                "(a softmax ignores it, and an encoder has its own)"
+            )
+        return self
 
 
 class ClassifyJob(Job, ClassificationTarget):

@@ -92,6 +92,11 @@ class EmbedClassesJob(Job):
         ["a photo of a {}."],
         description="text with {} for the name; may be repeated, for the mean of all",
     )
+    prototypes: Literal["mean", "all"] = Field(
+        "mean",
+        description="all: keep the vectors of all names and templates too; classify then scores a "
+        "class by the best of them",
+    )
     weights: InputFile | None = Field(
         None, description="weights of an open_clip network (.safetensors); default: downloaded"
     )

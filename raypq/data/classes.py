@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypq import console
-from raypq.data import arrays, texts
+from raypq.data import arrays, class_columns
+from raypq.data.class_columns import PrototypeLists
 from raypq.data.class_list import (
     ClassSelection,
     MissingClass,
@@ -20,9 +21,8 @@ from raypq.data.class_list import (
     class_ids,
     read_class_list,
 )
-from raypq.data.feature_columns import stored_width
 from raypq.data.layouts import arrow_types
-from raypq.data.network_info import EncoderInfo
+from raypq.data.network_info import EncoderInfo, Logits
 from raypq.data.storage import exists, open_parquet, read_named
 from raypq.data.unknown_classes import short
 from raypq.errors import ConfigError, InputError
@@ -33,7 +33,15 @@ SPLITS = (
 )
 
 _HOPS = ("in_2hops", "in_3hops")
-_OTHERS = ("name", "embedding", "bias", "seen", "image_count", *_HOPS)  # columns that are read
+_OTHERS = (
+    "name",
+    "embedding",
+    "prototypes",
+    "bias",
+    "seen",
+    "image_count",
+    *_HOPS,
+)  # columns that are read
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,8 +53,10 @@ class ClassTable:
         ids: class_id of each class; unique.
         names: readable names (the class_id where the file has none).
         E: class embeddings [T, da], float32, or None without the column.
+        prototypes: several embeddings of each class, or None without the column.
         bias: added to the scores of each class, float64 [T], or None without the column.
         encoder: the network that made the embeddings, if the file names it.
+        logits: its scale of scores, if the file says it.
         seen: bool [T], or None without the column.
         image_count: int64 [T] or None.
         hops: bool [T] by column name (``in_2hops``, ``in_3hops``), where present.
@@ -61,8 +71,10 @@ class ClassTable:
     seen: NDArray[np.bool_] | None
     image_count: NDArray[np.int64] | None
     hops: dict[str, NDArray[np.bool_]]
+    prototypes: PrototypeLists | None = None
     bias: NDArray[np.float64] | None = None
     encoder: EncoderInfo | None = None
+    logits: Logits | None = None
     excluded: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -248,23 +260,30 @@ class ClassTable:
                 expected="unique class_ids",
                 found=f"{len(repeated)} repeated, such as {repeated[0]!r}",
             )
-        encoder = None
+        encoder = logits = None
         if "embedding" in table.column_names:
             where = f"{uri}, column 'embedding'"
             encoder = EncoderInfo.of(table.schema.field("embedding"), where=where)
+            logits = Logits.of(table.schema.field("embedding"), where=where)
         table, ids, excluded = _with_embeddings(table, ids, uri)
         return cls(
             uri=uri,
             excluded=excluded,
             digest=hashlib.sha256(content).hexdigest(),
             ids=ids,
-            names=_names(table, uri, ids),
-            E=_embeddings(table, uri, ids),
-            bias=_bias(table, uri),
+            names=class_columns.names(table, uri, ids),
+            E=(E := class_columns.embeddings(table, uri, ids)),
+            prototypes=class_columns.prototypes(table, uri, ids, None if E is None else E.shape[1]),
+            bias=class_columns.bias(table, uri),
             encoder=encoder,
-            seen=_flags(table, "seen", uri),
-            image_count=_counts(table, uri),
-            hops={name: flags for name in _HOPS if (flags := _flags(table, name, uri)) is not None},
+            logits=logits,
+            seen=class_columns.flags(table, "seen", uri),
+            image_count=class_columns.counts(table, uri),
+            hops={
+                name: flags
+                for name in _HOPS
+                if (flags := class_columns.flags(table, name, uri)) is not None
+            },
         )
 
 
@@ -298,108 +317,3 @@ def _with_embeddings(
         "raypq infer-semantics estimates embeddings from images"
     )
     return table.filter(has_embedding), ids.filter(has_embedding), excluded
-
-
-def _names(table: pa.Table, uri: str, ids: pa.StringArray) -> list[str]:
-    if "name" not in table.column_names:
-        return [str(key) for key in ids]
-    column = arrays.whole(table.column("name"))
-    if arrow_types.is_text(arrow_types.plain_type(column.type)):
-        column = texts.strings(column, where=f"{uri}, column 'name'", nulls=True)
-    pairs = zip(column.to_pylist(), ids, strict=True)
-    return [str(key) if name is None or name == "" else str(name) for name, key in pairs]
-
-
-def _embeddings(table: pa.Table, uri: str, ids: pa.StringArray) -> NDArray[np.float32] | None:
-    if "embedding" not in table.column_names:
-        return None
-    where = f"{uri}, column 'embedding'"
-    column = arrays.whole(table.column("embedding"))
-    arrow_types.check_extension(table.schema.field("embedding"), where)
-    width = _width(table.schema.field("embedding"), column, uri)
-    raw = arrays.matrix(column, width=width, where=where)
-    return arrays.finite_float32(raw, where=where, ids=ids)
-
-
-def _width(field: pa.Field, column: pa.Array, uri: str) -> int | None:
-    """Values of an embedding stored as bytes: from the field's metadata, or from its size.
-
-    None for lists, whose type or values give the width.
-
-    Raises:
-        InputError: bytes that may be float16 or float32.
-    """
-    fixed = pa.types.is_fixed_size_binary(column.type)
-    if not (fixed or arrow_types.is_bytes(column.type)):
-        return None
-    if (width := stored_width(field)) is not None:
-        return width
-    sizes = [column.type.byte_width] if fixed else pc.unique(pc.binary_length(column)).to_pylist()
-    if sizes and all(size % 4 == 2 for size in sizes):
-        return int(sizes[0]) // 2  # float16: the size is no multiple of 4 bytes
-    raise InputError(
-        f"{uri}, column 'embedding'",
-        expected="a list of numbers, or bytes with a note of how many numbers they are",
-        found=f"{column.type} without it, which may be float16 or float32; write a list, or note "
-        f"it: raypq repack --features {uri} --id-column class_id --feature-column embedding "
-        "--feature-width WIDTH --output FOLDER",
-    )
-
-
-def _bias(table: pa.Table, uri: str) -> NDArray[np.float64] | None:
-    if "bias" not in table.column_names:
-        return None
-    column = arrays.whole(table.column("bias"))
-    numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-    where = f"{uri}, column 'bias'"
-    if not numbers or column.null_count:
-        raise InputError(
-            where,
-            expected="a number for each class",
-            found=f"{column.type} with {column.null_count} nulls",
-        )
-    bias = column.cast(pa.float64()).to_numpy()
-    if len(bad := np.flatnonzero(~np.isfinite(bias))):
-        raise InputError(
-            f"{where}, row {bad[0]}", expected="a finite number", found=str(bias[bad[0]])
-        )
-    return bias
-
-
-def _flags(table: pa.Table, name: str, uri: str) -> NDArray[np.bool_] | None:
-    """A column of booleans, or of numbers that are all 0 or 1."""
-    if name not in table.column_names:
-        return None
-    column = arrays.whole(table.column(name))
-    values = column.storage if isinstance(column, pa.ExtensionArray) else column
-    numbers = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
-    where = f"{uri}, column '{name}'"
-    if not (pa.types.is_boolean(values.type) or numbers) or values.null_count:
-        raise InputError(
-            where,
-            expected="booleans (or 0 and 1) without nulls",
-            found=f"{column.type} with {values.null_count} nulls; write it as "
-            f"CAST({name} AS BOOLEAN)",
-        )
-    flags = values.to_numpy(zero_copy_only=False)
-    wrong = np.flatnonzero((flags != 0) & (flags != 1))
-    if len(wrong):
-        raise InputError(f"{where}, row {wrong[0]}", expected="0 or 1", found=str(flags[wrong[0]]))
-    return np.asarray(flags).astype(np.bool_)
-
-
-def _counts(table: pa.Table, uri: str) -> NDArray[np.int64] | None:
-    if "image_count" not in table.column_names:
-        return None
-    column = arrays.whole(table.column("image_count"))
-    if not pa.types.is_integer(column.type) or column.null_count:
-        raise InputError(
-            f"{uri}, column 'image_count'",
-            expected="integers without nulls",
-            found=f"{column.type} with {column.null_count} nulls; write it as "
-            "CAST(image_count AS BIGINT)",
-        )
-    if pa.types.is_uint64(column.type) and len(column) and pc.max(column).as_py() >= 1 << 63:
-        found = str(pc.max(column))
-        raise InputError(f"{uri}, column 'image_count'", expected="int64 counts", found=found)
-    return column.cast(pa.int64()).to_numpy()

@@ -10,16 +10,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import pyarrow as pa
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from raypq.config import Interpolation, NetworkPrecision, Scaling, Settings
 from raypq.data.storage import json_text
 from raypq.errors import InputError, ModelError
 
+T = TypeVar("T", bound=Settings)
+
+_LOGITS = b"raypq.logits"
 _VERSION = 1  # of decoding and preprocessing: features of another version are others
+
+
+def _read(kind: type[T], note: bytes, key: str, where: str) -> T:
+    try:
+        return kind.model_validate(json_text.parse(note))
+    except (ValidationError, ValueError):
+        raise InputError(
+            where,
+            expected=f"metadata {key} of this version of raypq",
+            found=f"{note[:80].decode(errors='replace')}; upgrade raypq",
+        ) from None
 
 
 class NetworkInfo(Settings):
@@ -84,16 +98,7 @@ class NetworkInfo(Settings):
             InputError: metadata that this version cannot read.
         """
         note = (field.metadata or {}).get(cls._key())
-        if note is None:
-            return None
-        try:
-            return cls.model_validate(json_text.parse(note))
-        except (ValidationError, ValueError):
-            raise InputError(
-                where,
-                expected=f"metadata {cls._key().decode()} of this version of raypq",
-                found=f"{note[:80].decode(errors='replace')}; upgrade raypq",
-            ) from None
+        return None if note is None else _read(cls, note, cls._key().decode(), where)
 
 
 class BackboneInfo(NetworkInfo):
@@ -127,6 +132,46 @@ class EncoderInfo(NetworkInfo):
 
     templates: tuple[str, ...]
     pooling: str
+
+
+class Logits(Settings):
+    """How an encoder was trained to make logits of cosines; not part of its identity."""
+
+    scale: float = Field(gt=0)
+    bias: float = 0.0
+
+    @property
+    def note(self) -> dict[bytes, bytes]:
+        """Metadata of the field of class embeddings."""
+        return {_LOGITS: self.model_dump_json().encode()}
+
+    @classmethod
+    def of(cls, field: pa.Field, *, where: str) -> Self | None:
+        """What a field says; None if it says nothing.
+
+        Raises:
+            InputError: metadata that this version cannot read.
+        """
+        note = (field.metadata or {}).get(_LOGITS)
+        return None if note is None else _read(cls, note, _LOGITS.decode(), where)
+
+
+def check_aligned(
+    backbone: BackboneInfo | None, encoder: EncoderInfo | None, *, where: str
+) -> None:
+    """Refuses class embeddings of another network than that of the features, for a model without a
+    class projection; without one of them, nothing is known.
+
+    Raises:
+        ModelError: naming both.
+    """
+    if backbone is not None and encoder is not None and backbone.weights != encoder.weights:
+        raise ModelError(
+            where,
+            expected=f"class embeddings of the network of the features, {backbone}, since there is "
+            "no class projection",
+            found=f"those of {encoder}",
+        )
 
 
 def check_equal(expected: NetworkInfo | None, found: NetworkInfo | None, *, where: str) -> None:

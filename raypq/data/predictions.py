@@ -2,7 +2,9 @@
 
 If the candidates include seen and unseen classes, also the best of each group (``seen_class_id``,
 ``seen_score``, ``unseen_class_id``, ``unseen_score``), from which calibrated results are computed;
-and ``label``, if the codes have it.
+and ``label``, if the codes have it. Where a job asks for them: ``probability`` list<float> of the
+classes, and ``accepted`` list<string> with ``accepted_value`` list<float>, all classes that reach a
+threshold.
 """
 
 from __future__ import annotations
@@ -24,14 +26,26 @@ from raypq.errors import InputError
 # Dictionaries for names only: scores and ids are rarely repeated.
 WRITE_OPTIONS: dict[str, Any] = {
     "compression": "zstd",
-    "use_dictionary": ["class_id.list.element", "label", "seen_class_id", "unseen_class_id"],
+    "use_dictionary": [
+        "class_id.list.element",
+        "label",
+        "seen_class_id",
+        "unseen_class_id",
+        "accepted.list.element",
+    ],
 }
 GROUPS = ("seen", "unseen")
 _FORMAT = "1"
 
 
 def schema(
-    *, id_type: pa.DataType, label: bool, groups: bool, metadata: dict[str, str]
+    *,
+    id_type: pa.DataType,
+    label: bool,
+    groups: bool,
+    metadata: dict[str, str],
+    probability: bool = False,
+    accepted: bool = False,
 ) -> pa.Schema:
     """The schema of a prediction file; ``groups`` adds the best seen and unseen class."""
     fields = [
@@ -44,6 +58,12 @@ def schema(
     for group in GROUPS if groups else ():
         fields.append(pa.field(f"{group}_class_id", pa.string(), nullable=False))
         fields.append(pa.field(f"{group}_score", pa.float32(), nullable=False))
+    numbers = pa.list_(pa.float32())
+    if probability:
+        fields.append(pa.field("probability", numbers, nullable=False))
+    if accepted:
+        fields.append(pa.field("accepted", pa.list_(pa.string()), nullable=False))
+        fields.append(pa.field("accepted_value", numbers, nullable=False))
     return pa.schema(fields, metadata={"raypq.format": _FORMAT, **metadata})
 
 
@@ -56,6 +76,19 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """The classes of each image that reach a threshold, image by image, best first.
+
+    Attributes:
+        counts: of each image [n]. classes, values: indices, and probabilities or scores [Σ counts].
+    """
+
+    counts: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictionBatch:
     """Some consecutive images; classes are indices into the class table, −1 where it lacks them.
 
@@ -63,6 +96,7 @@ class PredictionBatch:
         score, classes: [n, k], best first.
         y: index of the label [n]; −1 also for a row without one.
         best: by group, or empty.
+        probability: of the classes [n, k]. accepted: classes that reach a threshold.
         unknown_labels, unknown_classes: labels and predicted classes that the table lacks, one
             entry for each occurrence.
     """
@@ -73,6 +107,8 @@ class PredictionBatch:
     best: dict[str, Best]
     unknown_labels: pa.StringArray | None = None
     unknown_classes: pa.StringArray | None = None
+    probability: NDArray[np.float32] | None = None
+    accepted: Accepted | None = None
 
 
 def record_batch(
@@ -96,6 +132,12 @@ def record_batch(
         for group in GROUPS:
             columns.append(_names(table, batch.best[group].classes))
             columns.append(pa.array(batch.best[group].score, pa.float32()))
+    if batch.probability is not None:
+        columns.append(arrays.ragged(pa.array(batch.probability.reshape(-1)), n, k))
+    if batch.accepted is not None:
+        offsets = pa.array(np.concatenate([[0], np.cumsum(batch.accepted.counts)]), pa.int32())
+        for values in (_names(table, batch.accepted.classes), pa.array(batch.accepted.values)):
+            columns.append(pa.ListArray.from_arrays(offsets, values))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

@@ -45,6 +45,8 @@ class TrainingSetInfo:
         A_other: embeddings of the table's other classes [T - L, da], for methods that generate
             features of classes without images; other_names: their class_ids.
         unlabelled: rows of the unlabelled store, 0 where there is none.
+        aligned: class embeddings in the space of the features [T, dx], for methods that may fit
+            codes to them.
     """
 
     N: int
@@ -54,6 +56,7 @@ class TrainingSetInfo:
     A_other: NDArray[np.float32] | None = None
     other_names: tuple[str, ...] = ()
     unlabelled: int = 0
+    aligned: NDArray[np.float32] | None = None
 
     @property
     def L(self) -> int:
@@ -136,6 +139,10 @@ class Method(ABC):
     """Whether the class table must have embeddings."""
     needs_unlabelled: ClassVar[bool] = False
     """Whether training also streams a second store, of rows without labels."""
+    takes_aligned: ClassVar[bool] = False
+    """Whether codes can be fitted to classes that are vectors of the features' space."""
+    aligned_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings for that which differ from the defaults."""
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Settings that ``--tune`` searches, with the values to try."""
     trial_settings: ClassVar[Mapping[str, Any]] = {}

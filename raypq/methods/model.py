@@ -19,7 +19,13 @@ from raypq import kernels
 from raypq.config import Metric, Positive, Precision, UserSettings
 from raypq.data.class_prototypes import ClassLayer
 from raypq.data.model_files import ModelFiles
-from raypq.data.network_info import BackboneInfo, EncoderInfo, NetworkInfo, check_equal
+from raypq.data.network_info import (
+    BackboneInfo,
+    EncoderInfo,
+    NetworkInfo,
+    check_aligned,
+    check_equal,
+)
 from raypq.errors import InputError, ModelError
 
 Array = NDArray[Any]
@@ -395,22 +401,26 @@ class Model(ABC):
 
     def check_encoder(self, encoder: EncoderInfo | None, *, where: str) -> None:
         """Refuses class embeddings of another encoder than the model was trained on. Where the
-        model has no class projection, they must be of the same network as the features (CLIP).
+        model has no class projection, they must be of the same network as the features (CLIP), and
+        features must not be z-scored, since texts have other means and deviations.
 
         Raises:
-            ModelError: naming both.
+            ModelError: naming both networks, or the normalisation.
         """
         if self.classes is not None or self.has_head or encoder is None:
             return
         if self.da is not None:
             check_equal(self.encoder, encoder, where=where)
-        elif self.backbone is not None and self.backbone.weights != encoder.weights:
+        elif self.settings.normalise.startswith("zscore"):
             raise ModelError(
                 where,
-                expected=f"class embeddings of the network of the features, {self.backbone}, since "
-                f"{self.method} has no class projection",
-                found=f"those of {encoder}",
+                expected=f"class vectors made of features, since {self.method} has no class "
+                f"projection and scales them as features (normalise: {self.settings.normalise})",
+                found=f"those of {encoder}; train with normalise=unit, or a method with a class "
+                "projection",
             )
+        else:
+            check_aligned(self.backbone, encoder, where=where)
 
     def with_record(self, record: Mapping[str, Any], layer: ClassLayer | None) -> Self:
         """This model with another record and other added prototypes; same fingerprint."""

@@ -7,8 +7,9 @@ alternates: codes, codewords, and the rotation that best maps x to q (orthogonal
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,19 @@ from pydantic import Field
 
 from raypq.config import Positive
 from raypq.errors import ConfigError
-from raypq.methods.base import MethodSettings, State, Stats, TrainBatch, TrainingSetInfo
+from raypq.methods.base import (
+    Array,
+    MethodSettings,
+    State,
+    Stats,
+    TrainBatch,
+    TrainingSetInfo,
+    check_embeddings,
+)
 from raypq.methods.pq import PQ, PQModel, PQSettings
+from raypq.methods.support.aligned_space import score_maps
 from raypq.methods.support.axis_allocation import allocate, fix_signs
-from raypq.methods.support.linear_model import LinearModel
+from raypq.methods.support.linear_model import LinearModel, normalise
 from raypq.methods.support.statistics import gram
 
 
@@ -35,11 +45,14 @@ class OPQModel(PQModel):
 
 
 class OPQ(PQ):
-    """PQ after a learned rotation P [D, dx] with orthonormal rows."""
+    """PQ after a learned rotation P [D, dx] with orthonormal rows; or, for classes in the space of
+    the features, after a rotation of the axes that their scores depend on."""
 
     name = "opq"
     settings_class: ClassVar[type[MethodSettings]] = OPQSettings
     model_class: ClassVar[type[LinearModel]] = OPQModel
+    takes_aligned = True
+    aligned_defaults: ClassVar[Mapping[str, Any]] = {"metric": "dot", "normalise": "unit"}
     settings: OPQSettings
 
     def _check_width(self, dataset_info: TrainingSetInfo) -> None:
@@ -49,18 +62,54 @@ class OPQ(PQ):
                 f"D: {D} must be at most the feature width {dataset_info.dx} and a multiple of "
                 f"M = {self.settings.M}"
             )
+        if dataset_info.aligned is not None:
+            self._check_aligned(dataset_info.aligned, dataset_info.dx)
+
+    def _check_aligned(self, V: NDArray[np.float32], dx: int) -> None:
+        settings = self.settings
+        if V.shape[1] != dx:
+            raise ConfigError(
+                f"classes: opq fits codes to classes that are vectors of the features' space, of "
+                f"width {dx}, found class embeddings of width {V.shape[1]}; leave out classes, or "
+                "train a method that maps them, such as pqzsl"
+            )
+        if settings.metric != "dot" or settings.normalise not in ("none", "unit"):
+            raise ConfigError(
+                "metric, normalise: with a class table, opq makes codes for metric: dot and "
+                "normalise: unit (cosines) or none; z-scoring would apply statistics of images to "
+                f"classes; found metric: {settings.metric} and normalise: {settings.normalise}"
+            )
+        check_embeddings(V)
+
+    def _constants(self, dataset_info: TrainingSetInfo) -> dict[str, Array]:
+        if dataset_info.aligned is None:
+            return {}
+        V = normalise(dataset_info.aligned, self.settings.normalise)
+        return {"_V": V, "class_mean": V.mean(axis=0, dtype=np.float64)}
 
     def _accumulate_sample(self, state: State, batch: TrainBatch, X: NDArray[np.float32]) -> Stats:
         stats = super()._accumulate_sample(state, batch, X)
         stats.sums["G"] = gram(X)
+        if "class_mean" in state.arrays:
+            stats.sums |= {"n": np.array(float(len(X))), "x": X.sum(axis=0, dtype=np.float64)}
         return stats
 
     def _first_projection(self, state: State, stats: Stats) -> State:
         D = self.settings.D or int(state.arrays["dx"])
+        if "_V" in state.arrays:
+            return self._first_score_maps(state, stats, D)
         variance, axes = np.linalg.eigh(stats.sums["G"])
         order = np.argsort(variance)[::-1][:D]
         P = axes.T[order][allocate(variance[order], self.settings.M)]
         return state.with_arrays({"P": fix_signs(P).astype(np.float32, order="C")})
+
+    def _first_score_maps(self, state: State, stats: Stats, D: int) -> State:
+        n, mean = stats.sums["n"], stats.sums["x"] / stats.sums["n"]
+        covariance = stats.sums["G"] / n - np.outer(mean, mean)
+        V = state.arrays["_V"].astype(np.float64)
+        P, Q = score_maps(V, covariance, D, self.settings.M)
+        maps = {"P": P.astype(np.float32), "Q": Q.astype(np.float32)}
+        return state.with_arrays({**maps, "_P0": P, "_Q0": Q, "image_mean": mean})
 
     def _updates_projection(self, state: State) -> bool:
         return state.iteration < self.settings.iterations
@@ -71,6 +120,11 @@ class OPQ(PQ):
     def _next_projection(self, state: State, stats: Stats) -> State:
         if not self._updates_projection(state):
             return state
+        arrays = state.arrays
+        if "_P0" in arrays:  # a rotation of the axes of scores
+            left, _, right = np.linalg.svd(stats.sums["qx"] @ arrays["_P0"].T)
+            P, Q = (left @ right @ arrays[name] for name in ("_P0", "_Q0"))
+            return state.with_arrays({"P": P.astype(np.float32), "Q": Q.astype(np.float32)})
         left, _, right = np.linalg.svd(stats.sums["qx"], full_matrices=False)
         P = (left @ right).astype(np.float32, order="C")
         # The codeword sums are those of the old P, so the objective of the new P and codebooks is

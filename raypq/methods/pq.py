@@ -33,7 +33,9 @@ from raypq.methods.support.statistics import outer, scale
 _SMALLEST = 1e-16  # least magnitude of a sample, so that squared differences stay normal numbers
 
 # The arrays of the final state that the model contains.
-TENSORS = ("C", "P", "Q", "W", "mean", "inverse_std", "class_mean", "class_inverse_std")
+TENSORS = (
+    "C", "P", "Q", "W", "mean", "inverse_std", "class_mean", "class_inverse_std", "image_mean",
+)  # fmt: skip
 
 
 class PQSettings(MethodSettings):
@@ -196,6 +198,6 @@ class PQ(ReductionMethod):
             settings=self.settings,
             tensors={name: arrays[name].astype(np.float32) for name in TENSORS if name in arrays},
             dx=int(arrays["dx"]),
-            da=int(arrays["Q"].shape[1]) if "Q" in arrays else None,
+            da=int(arrays["Q"].shape[1]) if "Q" in arrays and "image_mean" not in arrays else None,
             record={"history": [dict(entry) for entry in state.history]},
         )

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypq import kernels
-from raypq.stages.classification.classify import best_above
+from raypq.stages.classification.ranking import best_above
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

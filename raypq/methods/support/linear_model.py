@@ -159,7 +159,9 @@ class LinearModel(Model):
 
     Tensors: ``C`` [M, K, d]; ``P`` [D, dx] (absent: identity); ``Q`` [D, da] (absent: classes are
     given in feature space); ``mean``, ``inverse_std`` [dx] where features are z-scored, and
-    ``class_mean``, ``class_inverse_std`` [da] where class embeddings are.
+    ``class_mean``, ``class_inverse_std`` [da] where class embeddings are. Where codes are fitted to
+    classes in feature space: ``Q`` [D, dx], ``class_mean`` and ``image_mean`` [dx] (see
+    ``raypq.methods.support.aligned_space``).
     """
 
     @property
@@ -168,6 +170,9 @@ class LinearModel(Model):
         if "P" in self.tensors or self.dx != self.D:
             shapes["P"] = (self.D, self.dx)
         if self.da is None:
+            if "image_mean" in self.tensors:
+                shapes |= {"Q": (self.D, self.dx), "P": (self.D, self.dx)}
+                shapes |= dict.fromkeys(("class_mean", "image_mean"), (self.dx,))
             return shapes
         W = self.tensors.get("W")
         inner = self.D if W is None or W.ndim != 2 else W.shape[1]
@@ -216,9 +221,21 @@ class LinearModel(Model):
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         E = self._embeddings(E)
         bias = np.zeros(len(E))
+        tensors = self.tensors
+        if "image_mean" in tensors:
+            return self._aligned_prototypes(self._normalised(E))
         if self.da is None:
             return self.embed(E), bias
         scheme: Normalise = getattr(self.settings, "attributes", "none")
-        tensors = self.tensors
         A = normalise(E, scheme, tensors.get("class_mean"), tensors.get("class_inverse_std"))
         return product(A, tensors["Q"]), bias
+
+    def _aligned_prototypes(
+        self, V: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Prototypes [T, D] and bias [T] of normalised classes V [T, dx]; the bias makes the mean
+        score of every class exact."""
+        mean = self.tensors["image_mean"].astype(np.float64)
+        projected = product(V - self.tensors["class_mean"], self.tensors["Q"])
+        of_mean = self.tensors["P"].astype(np.float64) @ mean
+        return projected, V.astype(np.float64) @ mean - projected.astype(np.float64) @ of_mean

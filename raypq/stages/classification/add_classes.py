@@ -11,7 +11,7 @@ from raypq import console, kernels, machine
 from raypq.config import AddClassesJob
 from raypq.data.classes import ClassTable
 from raypq.data.storage import exists, join
-from raypq.errors import ConfigError, ModelError
+from raypq.errors import ConfigError, InputError, ModelError
 from raypq.methods import registry
 
 
@@ -48,6 +48,12 @@ def add_classes(job: AddClassesJob) -> dict[str, Any]:
             found=f"{model.method}, which has no class projection",
         )
     table = ClassTable.open(job.classes)
+    if table.prototypes is not None:
+        raise InputError(
+            job.classes,
+            expected="one embedding of each class, which a model can store",
+            found="several (the column 'prototypes'); classify takes this table directly",
+        )
     ids, E = table.ids.to_pylist(), table.embeddings
     model.check_encoder(table.encoder, where=job.classes)
     if E.shape[1] != model.da:

@@ -31,8 +31,11 @@ from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model
 from raypq.metrics.accuracy import ClassCounts
 from raypq.stages.classification import counts
+from raypq.stages.classification.decisions import Decision
+from raypq.stages.classification.ranking import TopK, rank
 from raypq.stages.classification.scorers import (
     Candidates,
+    ClassGroup,
     ClassScorer,
     build_scorers,
     summary_of_models,
@@ -48,15 +51,17 @@ _REMEDY = "add the class to the table, correct the label, or set unknown_labels:
 _CODE_ROWS = 65_536  # codes scanned at once, so that each tile of tables is read once for many
 
 
-TopK = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and classes, both [n, k]
-
-
 @dataclass(frozen=True)
 class _Scored:
-    """A batch of images with the top k of each group of candidates."""
+    """A batch of images with the top k of each group of candidates.
+
+    Attributes:
+        rows: codes [n, M], or embedded images [n, D] where nothing is compressed.
+    """
 
     ids: pa.Array
     labels: pa.StringArray | None
+    rows: NDArray[np.uint8] | NDArray[np.float32]
     best: dict[str, TopK]
 
 
@@ -94,13 +99,14 @@ class ClassifyWorker:
     ) -> None:
         self._scorers, self._candidates, self._job = scorers, candidates, job
         self._rule = rule
-        self._built: dict[str, dict[str, kernels.Tables]] = {}
+        self._decision = Decision.of(job, candidates.table)
+        self._built: dict[str, dict[str, ClassGroup]] = {}
         self._lock = Lock()
 
-    def _tables(self, model: str) -> dict[str, kernels.Tables]:
+    def _groups(self, model: str) -> dict[str, ClassGroup]:
         with self._lock:  # threads share the worker and its tables
             if model not in self._built:
-                self._built[model] = self._scorers[model].tables(self._candidates)
+                self._built[model] = self._scorers[model].groups(self._candidates)
             return self._built[model]
 
     def classify(self, task: ShardTask) -> Classified:
@@ -120,73 +126,93 @@ class ClassifyWorker:
                 model=task.model,
                 work=task.work,
                 schema=schema,
-                batches=self._batches(rows.batches, schema, class_counts, task.shard.uri),
+                batches=self._batches(rows.batches, schema, class_counts, task),
                 options=predictions.WRITE_OPTIONS,
             )
         return receipt.model_copy(update={"ids": rows.ids}), class_counts
 
     @contextmanager
     def _open(self, task: ShardTask) -> Iterator[_Rows]:
-        tables = self._tables(task.model)
         model = self._scorers[task.model].model
         if self._job.codes is not None:
             file = CodeFile.open(task.shard.uri, size=task.shard.size)
             check_model(file, {task.model: model})
-            scored = (
-                _Scored(b.ids, b.labels, self._scan(b.B, tables)) for b in file.batches(_CODE_ROWS)
-            )
+            scored = (self._scored(task, b.ids, b.labels, b.B) for b in file.batches(_CODE_ROWS))
             yield _Rows(id_type=file.id_type, label=file.label, batches=scored)
             return
         rule = self._rule
         how = ReadOptions(rule=rule, backbone=model.backbone)
         with open_features(task.shard, self._job.columns, width=model.dx, how=how) as reader:
             scored = (
-                _Scored(b.ids, b.labels, self._score(model.embed(b.X), tables))
+                self._scored(task, b.ids, b.labels, model.embed(b.X))
                 for b in prefetch(reader.batches())
             )
             ids = receipt_kind(reader.id_column, rule) if rule else None
             yield _Rows(id_type=reader.id_type, label=reader.label, batches=scored, ids=ids)
 
-    def _scan(self, B: NDArray[np.uint8], tables: Mapping[str, kernels.Tables]) -> dict[str, TopK]:
-        """The top k of each group for codes [n, M]. Of the smaller group only classes that may be
-        among the top k of both are found, and always its best one."""
-        k, device = self._job.top_k, self._job.where.device
-        names = sorted(tables, key=lambda name: -tables[name].T)
-        largest = kernels.topk_per_code(B, tables[names[0]], k, device=device)
-        best = {names[0]: largest}
-        for name in names[1:]:
-            threshold = largest[0][:, -1] if largest[0].shape[1] == k else None
-            best[name] = best_above(B, tables[name], k, threshold, device)
-        return {name: best[name] for name in tables}
+    def _scored(
+        self,
+        task: ShardTask,
+        ids: pa.Array,
+        labels: pa.StringArray | None,
+        rows: NDArray[np.uint8] | NDArray[np.float32],
+    ) -> _Scored:
+        best = self._rank(task, rows, self._job.top_k)
+        return _Scored(ids=ids, labels=labels, rows=rows, best=best)
 
-    def _score(
-        self, U: NDArray[np.float32], tables: Mapping[str, kernels.Tables]
+    def _rank(
+        self, task: ShardTask, rows: NDArray[np.uint8] | NDArray[np.float32], k: int
     ) -> dict[str, TopK]:
-        """The top k of each group for embedded images [n, D], uncompressed."""
-        k, device = self._job.top_k, self._job.where.device
-        return {
-            name: kernels.topk_per_vector(U, group, k, device=device)
-            for name, group in tables.items()
-        }
+        """The top k of each group, as indices into the class table."""
+        best = rank(rows, self._groups(task.model), k, self._job.where.device)
+        chosen = self._candidates.groups
+        return {name: (score, chosen[name][at]) for name, (score, at) in best.items()}
+
+    def _decided(self, task: ShardTask, rows: NDArray[Any], best: TopK) -> dict[str, Any]:
+        """The probabilities and accepted classes that the job asks for."""
+        decision, groups = self._decision, self._groups(task.model)
+        if decision is None:
+            return {}
+
+        def deeper(left: NDArray[np.int64], depth: int) -> TopK:
+            return kernels.merge_topk([*self._rank(task, rows[left], depth).values()], depth)
+
+        log_sum = decision.log_sums(rows, groups, self._job.where.device)
+        decided: dict[str, Any] = {}
+        if decision.scale is not None:
+            decided["probability"] = decision.values(best[0], log_sum)
+        if decision.threshold is not None:
+            T = sum(group.T for group in groups.values())
+            decided["accepted"] = decision.accepted(best, log_sum, T, deeper)
+        return decided
 
     def _batches(
-        self, batches: Iterator[_Scored], schema: pa.Schema, class_counts: ClassCounts, where: str
+        self,
+        batches: Iterator[_Scored],
+        schema: pa.Schema,
+        class_counts: ClassCounts,
+        task: ShardTask,
     ) -> Iterator[pa.RecordBatch]:
-        groups, table = self._candidates.groups, self._candidates.table
+        table, where = self._candidates.table, task.shard.uri
         row = 0
         for scored in batches:
-            # From indices into a group to indices into the class table.
-            top = {name: (score, groups[name][at]) for name, (score, at) in scored.best.items()}
-            score, classes = kernels.merge_topk(list(top.values()), self._job.top_k)
+            score, classes = kernels.merge_topk([*scored.best.values()], self._job.top_k)
             n = len(scored.ids)
             y, unknown = np.full(n, -1, np.int32), None
             if scored.labels is not None and self._job.unknown_labels == "refuse":
                 y = table.index(scored.labels, where=where, row0=row, remedy=_REMEDY)
             elif scored.labels is not None:
                 y, unknown = table.find(scored.labels)
-            best = {name: Best(score=s[:, 0], classes=c[:, 0]) for name, (s, c) in top.items()}
+            best = {
+                name: Best(score=s[:, 0], classes=c[:, 0]) for name, (s, c) in scored.best.items()
+            }
             batch = PredictionBatch(
-                score=score, classes=classes, y=y, best=best, unknown_labels=unknown
+                score=score,
+                classes=classes,
+                y=y,
+                best=best,
+                unknown_labels=unknown,
+                **self._decided(task, scored.rows, (score, classes)),
             )
             class_counts.add(batch)
             row += n
@@ -203,35 +229,14 @@ class ClassifyWorker:
             "raypq.compressed": str(self._job.codes is not None).lower(),
         }
         both = set(self._candidates.groups) == set(predictions.GROUPS)
-        return predictions.schema(id_type=id_type, label=label, groups=both, metadata=metadata)
-
-
-def best_above(
-    B: NDArray[np.uint8],
-    tables: kernels.Tables,
-    k: int,
-    threshold: NDArray[np.float32] | None,
-    device: str = "cpu",
-) -> TopK:
-    """The top k classes of codes [n, M] with scores of at least ``threshold`` [n].
-
-    The best class is always included; others below the threshold have the score −∞. Without a
-    threshold, all top k classes.
-    """
-    if threshold is None:
-        return kernels.topk_per_code(B, tables, k, device=device)
-    k = min(k, tables.T)
-    score = np.full((len(B), k), -np.inf, np.float32)
-    classes = np.zeros((len(B), k), np.int64)
-    rows, depth = np.arange(len(B)), 1
-    while len(rows):
-        part = kernels.topk_per_code(B[rows], tables, depth, device=device)
-        score[rows, :depth], classes[rows, :depth] = part
-        if depth == k:
-            break
-        # Few codes have many classes above: only where all were, four times as many are found.
-        rows, depth = rows[part[0][:, -1] >= threshold[rows]], min(4 * depth, k)
-    return score, classes
+        return predictions.schema(
+            id_type=id_type,
+            label=label,
+            groups=both,
+            metadata=metadata,
+            probability=self._decision is not None and self._decision.scale is not None,
+            accepted=self._decision is not None and self._decision.threshold is not None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +264,7 @@ class ClassifyPlan:
         table = ClassTable.open(job.classes)
         candidates = Candidates.of(job, table)
         candidates.selection.warn()
+        Decision.of(job, table)  # raises before any work starts
         scorers = build_scorers(job, codes, candidates, nightly_model=nightly_model)
         if codes is not None and job.codes is not None:
             shards = stored_shards(job.codes, codes)

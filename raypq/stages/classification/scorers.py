@@ -62,15 +62,37 @@ class Candidates:
         """Rows of the class table, ascending."""
         return self.selection.index
 
-    def prototypes(
-        self, model: Model, chosen: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Prototypes V [t, D] and bias [t] of some classes of the table."""
-        ids = self.table.ids.take(pa.array(chosen)).to_pylist()
+    def prototypes(self, model: Model, chosen: NDArray[np.int64]) -> Prototypes:
+        """The prototypes of some classes of the table, ascending.
+
+        Raises:
+            ModelError: the classes do not fit the model.
+        """
+        table, owner = self.table, None
         by_id = model.has_head or model.classes is not None
-        E = self.table.E if by_id else self.table.embeddings
-        V, bias = model.prototypes_of(ids, None if E is None else E[chosen])
-        return V, bias if self.table.bias is None else bias + self.table.bias[chosen]
+        if table.prototypes is not None and not by_id:
+            several = table.prototypes.of(chosen)
+            V, bias = self._several(model, several.E)
+            owner = several.owner
+        else:
+            ids = table.ids.take(pa.array(chosen)).to_pylist()
+            E = table.E if by_id else table.embeddings
+            V, bias = model.prototypes_of(ids, None if E is None else E[chosen])
+        if table.bias is not None:
+            bias = bias + (table.bias[chosen] if owner is None else table.bias[chosen][owner])
+        return Prototypes(V=V, bias=bias, owner=owner)
+
+    def _several(
+        self, model: Model, E: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        if model.joint_classes:
+            raise ModelError(
+                self.table.uri,
+                expected=f"one embedding of each class, since {model.method} makes prototypes of "
+                "all classes together",
+                found="several (the column 'prototypes'); embed the classes with prototypes: mean",
+            )
+        return model.prototypes(E)
 
     @cached_property
     def groups(self) -> dict[str, NDArray[np.int64]]:
@@ -86,6 +108,36 @@ class Candidates:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Prototypes:
+    """Prototypes V [p, D] with bias [p] of t classes.
+
+    Attributes:
+        owner: class of each prototype [p], ascending; None where each class has one.
+    """
+
+    V: NDArray[np.float32]
+    bias: NDArray[np.float64]
+    owner: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassGroup:
+    """Lookup tables of a group of candidates.
+
+    Attributes:
+        owner: as of ``Prototypes``.
+    """
+
+    tables: kernels.Tables
+    owner: NDArray[np.int64] | None = None
+
+    @property
+    def T(self) -> int:
+        """Number of classes."""
+        return self.tables.T if self.owner is None else int(self.owner[-1]) + 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ClassScorer:
     """A model with the metric and the calibration of its scores.
 
@@ -97,15 +149,15 @@ class ClassScorer:
     metric: Metric
     calibration: float
 
-    def tables(self, candidates: Candidates) -> dict[str, kernels.Tables]:
-        """Lookup tables of each group of candidates."""
-        tables = {}
+    def groups(self, candidates: Candidates) -> dict[str, ClassGroup]:
+        """The groups of candidates with their lookup tables."""
+        groups = {}
         for name, chosen in candidates.groups.items():
-            V, bias = candidates.prototypes(self.model, chosen)
-            if name == "seen":
-                bias = bias - self.calibration
-            tables[name] = self.model.tables(V, bias, self.metric)
-        return tables
+            made = candidates.prototypes(self.model, chosen)
+            bias = made.bias - self.calibration if name == "seen" else made.bias
+            tables = self.model.tables(made.V, bias, self.metric)
+            groups[name] = ClassGroup(tables=tables, owner=made.owner)
+        return groups
 
     @property
     def settings(self) -> str:
@@ -191,8 +243,8 @@ def _check_head_metric(job: ClassifyJob, model: Model, path: str) -> None:
 def _with_table(model: Model, table: ClassTable) -> Model:
     """The model with the prototypes of the whole table, if they depend on one another; computed
     here once, and not by each worker."""
-    if not model.joint_classes or model.has_head:
-        return model
+    if not model.joint_classes or model.has_head or table.prototypes is not None:
+        return model  # with several prototypes a class, ``Candidates`` refuses it
     ids = table.ids.to_pylist()
     if model.layer is not None and model.layer.find(ids, table.embeddings) is not None:
         return model

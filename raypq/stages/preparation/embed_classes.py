@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from raypq import console, kernels, machine
 from raypq.backbones.text_encoder import embed_names
@@ -44,11 +47,14 @@ def embed_classes(job: EmbedClassesJob) -> dict[str, Any]:
         templates=tuple(job.template),
         pooling=encoder.pooling,
     )
-    E = embed_names(encoder, names.names, job.template, where=names.uri)
+    E, units = embed_names(encoder, names.names, job.template, where=names.uri)
     column = arrays.fixed_list(E)
+    notes = info.note | (encoder.logits.note if encoder.logits else {})
     table = _others(names).append_column(
-        pa.field("embedding", column.type, nullable=False, metadata=info.note), column
+        pa.field("embedding", column.type, nullable=False, metadata=notes), column
     )
+    if job.prototypes == "all":
+        table = table.append_column("prototypes", _prototypes(names, units))
     with atomic_write(job.output) as sink:
         pq.write_table(table, sink, write_page_checksum=True)
     seconds = time.monotonic() - start
@@ -60,6 +66,16 @@ def embed_classes(job: EmbedClassesJob) -> dict[str, Any]:
         "encoder": info.model_dump(mode="json"),
         "seconds": seconds,
     }
+
+
+def _prototypes(names: ClassNames, units: Sequence[NDArray[np.float32]]) -> pa.Array:
+    """The vectors of every name in every template, a list for each class."""
+    counts = np.array([len(several) for several in names.names])
+    owner = np.tile(np.repeat(np.arange(len(counts)), counts), len(units))
+    order = np.argsort(owner, kind="stable")
+    values = arrays.fixed_list(np.concatenate(units)[order])
+    offsets = np.concatenate([[0], np.cumsum(counts * len(units))])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
 
 def _others(names: ClassNames) -> pa.Table:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from raypq.config import Columns, TrainJob
 from raypq.data.classes import ClassTable
 from raypq.data.features import FeatureBatch, read_batches
-from raypq.data.network_info import BackboneInfo, check_equal
+from raypq.data.network_info import BackboneInfo, check_aligned, check_equal
 from raypq.data.storage import Shard
 from raypq.data.store.sources import open_sources
 from raypq.data.survey import survey
@@ -186,6 +186,7 @@ class TrainingPlan:
         check_label_column([task.shard for task in listing.tasks], job.columns)
         unlabelled = _unlabelled(job, method, listing)
         others = classes.others if classes else None
+        aligned = _aligned(job, method, listing)
         dataset_info = TrainingSetInfo(
             N=listing.rows,
             dx=listing.width,
@@ -194,6 +195,7 @@ class TrainingPlan:
             A_other=others[0] if others else None,
             other_names=others[1] if others else (),
             unlabelled=unlabelled.rows if unlabelled else 0,
+            aligned=aligned,
         )
         return cls(
             tasks=listing.tasks,
@@ -211,6 +213,20 @@ def _classes(job: TrainJob, method: Method) -> TrainingClasses | None:
     if job.classes is None:
         raise ConfigError(f"{job.method} needs classes: pass a class table (--classes)")
     return TrainingClasses.open(job.classes)
+
+
+def _aligned(job: TrainJob, method: Method, listing: ShardListing) -> NDArray[np.float32] | None:
+    """Embeddings [T, dx] of the classes that codes are fitted to, if there are any."""
+    if method.needs_classes or job.classes is None:
+        return None
+    if not method.takes_aligned:
+        raise ConfigError(
+            f"classes: {job.method} uses no class table; leave it out (classify and evaluate take "
+            "it)"
+        )
+    table = ClassTable.open(job.classes)
+    check_aligned(listing.backbone, table.encoder, where=table.uri)
+    return table.embeddings
 
 
 def _unlabelled(job: TrainJob, method: Method, labelled: ShardListing) -> ShardListing | None:

@@ -83,6 +83,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             root / "features" / name, world, classes=chosen, images=600, shards=3, name=name,
             rng=rng,
         )  # fmt: skip
+    texts = synthetic.SyntheticClasses.create(classes=24, dx=32, da=32, rng=rng)
+    synthetic.write_classes(root / "texts.parquet", texts)
     _write_images(root)
     before = Path.cwd()
     os.chdir(root)

@@ -134,13 +134,29 @@ def test_an_ensemble_is_the_mean_of_unit_vectors(tmp_path):
     assert table.names == ["tench", "crane"]
 
 
+def test_all_prototypes_of_a_class_are_kept_if_asked_for(tmp_path):
+    encoder, W = onnx_folder(tmp_path / "encoder")
+    templates = ["a photo of a {}.", "a drawing of {}."]
+    more = {"names": "n1\ttench\tfish\nn2\tcrane\n", "template": templates}
+    assert embed(tmp_path, encoder, **more).prototypes is None
+    found = embed(tmp_path, encoder, prototypes="all", **more).prototypes
+    assert found is not None
+    assert found.owner.tolist() == [0, 0, 0, 0, 1, 1]
+    texts = [template.replace("{}", name) for names in (["tench", "fish"], ["crane"])
+             for template in templates for name in names]  # fmt: skip
+    expected = [unit(W[ids_of(text)].mean(axis=0)) for text in texts]
+    np.testing.assert_allclose(found.E, expected, atol=1e-6)
+
+
 def test_many_names_in_several_calls(tmp_path):
     class Lengths(TextEncoder):
         def vectors(self, texts):
             return np.array([[len(text), 1] for text in texts], np.float32)
 
     names = [["x" * (1 + i % 7), "y" * (1 + i % 3)] for i in range(700)]
-    found = embed_names(Lengths(), names, ["{}"], where="f")
+    found, (units,) = embed_names(Lengths(), names, ["{}"], where="f")
+    flat = [name for several in names for name in several]
+    np.testing.assert_allclose(units, unit(np.array([[len(x), 1] for x in flat])), atol=1e-6)
     expected = [unit(unit(np.array([len(a), 1])) + unit(np.array([len(b), 1]))) for a, b in names]
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -293,6 +309,8 @@ def test_open_clip_and_the_features_of_its_images_are_one_network(tmp_path):
         f"open_clip:{name}", NetworkSettings(weights=weights), size=None, device="cpu"
     )
     assert backbone.info.weights == encoder.weights
+    assert encoder.logits is not None
+    assert encoder.logits.scale == pytest.approx(float(network.logit_scale.exp()))
 
 
 @pytest.fixture

@@ -1,0 +1,99 @@
+"""The best classes of codes and vectors, in groups of candidates and together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypq import kernels
+from raypq.stages.classification.scorers import ClassGroup
+
+TopK = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and classes, both [n, k]
+_MORE = 4  # times as many are found for rows that need more
+
+
+def rank(
+    rows: NDArray[np.uint8] | NDArray[np.float32],
+    groups: Mapping[str, ClassGroup],
+    k: int,
+    device: str,
+) -> dict[str, TopK]:
+    """The top k of each group for codes [n, M], or for uncompressed vectors [n, D].
+
+    Of codes, for the smaller group only classes that may be among the top k of both are found, and
+    always its best one.
+    """
+    names = sorted(groups, key=lambda name: -groups[name].T)
+    if rows.dtype != np.uint8 or any(group.owner is not None for group in groups.values()):
+        return {name: topk(rows, group, k, device) for name, group in groups.items()}
+    largest = topk(rows, groups[names[0]], k, device)
+    best = {names[0]: largest}
+    for name in names[1:]:
+        threshold = largest[0][:, -1] if largest[0].shape[1] == k else None
+        best[name] = best_above(rows, groups[name].tables, k, threshold, device)
+    return {name: best[name] for name in groups}
+
+
+def topk(
+    rows: NDArray[np.uint8] | NDArray[np.float32], group: ClassGroup, k: int, device: str
+) -> TopK:
+    """The top k classes of a group, ties to the lower class; a class with several prototypes has
+    the score of its best one."""
+    find = kernels.topk_per_code if rows.dtype == np.uint8 else kernels.topk_per_vector
+    if group.owner is None:
+        return find(rows, group.tables, k, device=device)
+    k = min(k, group.T)
+    score = np.zeros((len(rows), k), np.float32)
+    classes = np.zeros((len(rows), k), np.int64)
+    left, depth = np.arange(len(rows)), k
+    while len(left):
+        found, index = find(rows[left], group.tables, depth, device=device)
+        of_class = group.owner[index]
+        first = first_of_each(of_class)
+        done = (first.sum(axis=1) >= k) | (depth >= group.tables.T)
+        order = np.argsort(~first[done], axis=1, kind="stable")[:, :k]
+        score[left[done]] = np.take_along_axis(found[done], order, 1)
+        classes[left[done]] = np.take_along_axis(of_class[done], order, 1)
+        left, depth = left[~done], min(_MORE * depth, group.tables.T)
+    return score, classes
+
+
+def first_of_each(values: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each value of a row [n, m] is the first of its kind in the row."""
+    order = np.argsort(values, axis=1, kind="stable")
+    ordered = np.take_along_axis(values, order, 1)
+    new = np.ones(values.shape, bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = np.empty(values.shape, bool)
+    np.put_along_axis(first, order, new, 1)
+    return first
+
+
+def best_above(
+    B: NDArray[np.uint8],
+    tables: kernels.Tables,
+    k: int,
+    threshold: NDArray[np.float32] | None,
+    device: str = "cpu",
+) -> TopK:
+    """The top k classes of codes [n, M] with scores of at least ``threshold`` [n].
+
+    The best class is always included; others below the threshold have the score −∞. Without a
+    threshold, all top k classes.
+    """
+    if threshold is None:
+        return kernels.topk_per_code(B, tables, k, device=device)
+    k = min(k, tables.T)
+    score = np.full((len(B), k), -np.inf, np.float32)
+    classes = np.zeros((len(B), k), np.int64)
+    rows, depth = np.arange(len(B)), 1
+    while len(rows):
+        part = kernels.topk_per_code(B[rows], tables, depth, device=device)
+        score[rows, :depth], classes[rows, :depth] = part
+        if depth == k:
+            break
+        # Few codes have many classes above: only where all were, four times as many are found.
+        rows, depth = rows[part[0][:, -1] >= threshold[rows]], min(_MORE * depth, k)
+    return score, classes
