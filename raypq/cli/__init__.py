@@ -14,6 +14,7 @@ from raypq.cli import (
     nightly,
     plan,
     preparation,
+    quickstart,
     report,
     representation,  # noqa: F401 - adds to `evaluate`
     results,
@@ -24,6 +25,7 @@ from raypq.cli import (
 
 _GROUPS = {
     "Main path": (
+        quickstart.quickstart,
         training.train,
         encoding.encode,
         classification.classify,
@@ -73,6 +75,7 @@ def main() -> None:
 
     \b
     raypq demo                                   every step below on generated data
+    raypq quickstart --images PICTURES --names NAMES --output FOLDER
     raypq train pqzsl --features F --classes C --output MODEL
     raypq encode --model MODEL --features F --output CODES
     raypq classify --codes CODES --classes C --output PREDICTIONS

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from raypq.config.job import ClusterSettings, ImageColumns, Job, Seed, Version
+from raypq.config.images import BACKBONE, NetworkSettings, with_image_column
+from raypq.config.job import ClusterSettings, Columns, ImageColumns, Job, Seed, Version
 from raypq.config.option import Option
 from raypq.config.places import (
     InputFile,
+    MaybePaths,
     NewFile,
     NoPlace,
     Reads,
@@ -19,6 +21,8 @@ from raypq.config.places import (
     Writes,
 )
 from raypq.config.settings import Positive, Threads
+
+_CLIP = "open_clip:ViT-B-32/openai"
 
 StoreArgument = Annotated[Store, Option(argument=True)]
 LatestVersion = Annotated[Version | None, Field(description="version; default: latest")]
@@ -43,6 +47,44 @@ class DemoSettings(Job):
     )
     seed: Seed = 0
     where: ClusterSettings = ClusterSettings()
+
+
+class QuickstartSettings(Job):
+    """``raypq quickstart``."""
+
+    verb: ClassVar[str] = "raypq quickstart"
+
+    images: MaybePaths = Field(
+        default_factory=list,
+        description="pictures: folders of image files (labels are the names of their folders), tar "
+        "files, or Parquet; may be repeated; default: drawn ones",
+    )
+    names: InputFile | None = Field(
+        None, description="class names, one a line (or class_id, tab, name)"
+    )
+    output: Annotated[Uri, Writes("demo")] = Field(
+        "quickstart", description="folder to write everything to"
+    )
+    backbone: Annotated[Uri, Reads("backbone")] = Field(_CLIP, description=BACKBONE)
+    encoder: Text = Field(_CLIP, description="network for names, as of raypq embed-classes")
+    template: Annotated[list[Text], Field(min_length=1)] = Field(
+        ["a photo of a {}."], description="text with {} for the name; may be repeated"
+    )
+    network: NetworkSettings = NetworkSettings()
+    columns: Columns = Columns(feature="image")
+    where: ClusterSettings = ClusterSettings(cluster="none", workers=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _image_column(cls, values: Any) -> Any:
+        return with_image_column(values)
+
+    @model_validator(mode="after")
+    def _pictures_and_names(self) -> Self:
+        if bool(self.images) != (self.names is not None):
+            found = "images alone" if self.images else "names alone"
+            raise ValueError(f"images, names: expected both, or neither for a trial, found {found}")
+        return self
 
 
 class ReportSettings(Job):

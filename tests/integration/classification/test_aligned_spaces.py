@@ -16,7 +16,6 @@ from raypq.config import (
     AddClassesJob,
     ClassifyJob,
     ClusterSettings,
-    Columns,
     EncodeJob,
     TrainJob,
 )
@@ -303,12 +302,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("more", "text"), BAD)
 def test_settings_that_do_not_fit_are_refused(space, more, text):
+    settings = {"method": "opq", "settings": {"M": 4, "K": 16}, **more}
+    job = TrainJob(
+        features=str(space.root / "f.parquet"), output=str(space.root / "other"),
+        classes=str(space.root / "classes.parquet"), where=ALONE, **settings,
+    )  # fmt: skip
     with pytest.raises(ConfigError, match=text):
-        job = {"method": "opq", "settings": {"M": 4, "K": 16}, **more}
-        raypq.train(
-            TrainJob(features=str(space.root / "f.parquet"), output=str(space.root / "other"),
-                     classes=str(space.root / "classes.parquet"), where=ALONE, **job)
-        )  # fmt: skip
+        raypq.train(job)
 
 
 def test_classes_of_another_width_are_refused(space):

@@ -251,7 +251,11 @@ def test_the_example_configs_are_those_of_commands(path: Path) -> None:
 MODULES = {  # that read the settings of a job
     "train": ("stages/training",),
     "encode": ("stages/encoding", "backbones/loading.py", "config/images.py"),
-    "classify": ("stages/classification/classify.py", "stages/classification/scorers.py"),
+    "classify": (
+        "stages/classification/classify.py",
+        "stages/classification/scorers.py",
+        "stages/classification/decisions.py",
+    ),
     "evaluate classification": ("stages/classification/evaluate.py",),
     "evaluate retrieval": ("stages/retrieval/evaluate.py",),
     "evaluate fewshot": ("stages/representation",),
@@ -272,6 +276,7 @@ MODULES = {  # that read the settings of a job
     "infer-semantics": ("stages/classification/infer_semantics.py",),
     "ablation": ("bench/ablation.py",),
     "demo": ("demo.py",),
+    "quickstart": ("quickstart.py",),
     "report": ("cli/report.py",),
     "plan": ("cli/plan.py", "sizing"),
     "bench": ("cli/bench.py",),
@@ -286,6 +291,7 @@ DEVICE_READ_BY = {  # a job of another class that the device is handed to
     "reindex": "EncodeJob and ClassifyJob",
     "ablation": "TrainJob",
     "demo": "TrainJob, EncodeJob and ClassifyJob",
+    "quickstart": "ExtractJob, TrainJob, EncodeJob and ClassifyJob",
 }
 
 

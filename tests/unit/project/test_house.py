@@ -82,6 +82,7 @@ ALLOWED: dict[str, set[str]] = {
     "sizing": {"data", "config", "errors"},
     "reporting": BASE | {"_version", "data", "data.storage", "data.store"},
     "demo": BASE | {"api", "bench", "data", "data.storage", "data.store", "text_tables"},
+    "quickstart": BASE | {"api", "data", "data.storage", "data.store"},
     "bench": (STAGE | FAMILIES | {"api", "distributed", "sizing", "text_tables"})
     - {"stages.nightly"},
     "cli": {
@@ -96,6 +97,7 @@ ALLOWED: dict[str, set[str]] = {
         "exits",
         "kernels",
         "machine",
+        "quickstart",
         "sizing",
         "stages.stores",
         "stages.training",

@@ -373,6 +373,7 @@ COMMANDS = {
     ("report", "--output"): "C --output C",
     ("bench", "--json"): "pipeline --classes C --json C",
     ("demo", "--output"): "--output C",
+    ("quickstart", "--output"): "--images F --names C --output F/c",
     ("evaluate classification", "--json"): "--predictions S --classes C --json C",
     ("evaluate retrieval", "--json"): "--codes S --queries F --json F/part-0.parquet",
     ("evaluate fewshot", "--json"): "--features F --json F/part-0.parquet",

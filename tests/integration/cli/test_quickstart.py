@@ -1,0 +1,144 @@
+"""Pictures and names in, predictions out: with one CLIP network, and with two networks and
+labelled folders."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision_ops
+from click.testing import CliRunner
+from onnx_encoder import WORDS, onnx_folder
+from safetensors.torch import save_file
+
+from raypq.cli import main
+from raypq.data import drawings
+from raypq.data.classes import ClassTable
+from raypq.data.store import snapshot
+from raypq.methods import registry
+
+SEEN_WORDS = ["red", "green", "blue", "yellow", "black", "white", "circle", "square", "triangle",
+              "pentagon"]  # fmt: skip
+
+
+def run(*words: str, code: int = 0) -> str:
+    result = CliRunner().invoke(main, [*words])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture
+def networks(tmp_path: Path) -> list[str]:
+    """A backbone of random weights in TorchScript, and an encoder of the words in ONNX."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 8, stride=8), torch.nn.Flatten())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which people have
+        torch.jit.trace(network.eval(), torch.zeros(1, 3, 32, 32)).save(str(tmp_path / "net.pt"))
+    encoder, _ = onnx_folder(tmp_path / "encoder", words=[*WORDS, *SEEN_WORDS])
+    return ["--backbone", str(tmp_path / "net.pt"), "--image-size", "32", "--encoder", encoder]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder for each class, and a file of their names with two classes more."""
+    names = drawings.draw(tmp_path / "pictures", each=6)
+    (tmp_path / "names.txt").write_text("\n".join([*names, "tench", "tiger"]))
+    return tmp_path / "pictures", tmp_path / "names.txt"
+
+
+def test_labelled_folders_teach_a_model_of_two_networks(networks, pictures, tmp_path):
+    """Each class has its pictures; names without pictures are candidates too."""
+    images, names = pictures
+    output = tmp_path / "out"
+    words = ["quickstart", "--images", str(images), "--names", str(names), "--output", str(output)]
+    said = run(*words, *networks)
+    table = ClassTable.open(str(output / "classes.parquet"))
+    assert table.seen is not None
+    assert table.seen.tolist() == [True] * 24 + [False] * 2
+    assert registry.load(str(output / "model")).method == "eszsl"
+    version = snapshot.read(str(output / "predictions"), None)
+    assert version.rows == 24 * 6
+    right = version.summary["result"]["accuracy"]["hit@1_image_mean"]
+    assert right > 0.2, "colours are easily told apart"
+    assert f"first for {right:.1%} of the labelled pictures" in said
+    assert "extract" in said.split("seconds")[0]
+    shown = run("predictions", str(output / "predictions"), "--limit", "2")
+    assert len(shown.splitlines()) == 2
+
+
+def test_a_second_run_keeps_the_model_and_does_only_what_is_new(networks, pictures, tmp_path):
+    images, names = pictures
+    output = tmp_path / "out"
+    words = ["quickstart", "--images", str(images), "--names", str(names), "--output", str(output)]
+    run(*words, *networks)
+    before = registry.load(str(output / "model")).fingerprint
+    shutil.copy(images / "red circle" / "000.jpg", images / "red circle" / "new.jpg")
+    run(*words, *networks)
+    assert registry.load(str(output / "model")).fingerprint == before
+    version = snapshot.read(str(output / "predictions"), None)
+    assert (version.version, version.rows) == (2, 24 * 6 + 1)
+
+
+def test_drawn_pictures_where_there_are_none(networks, tmp_path):
+    output = tmp_path / "out"
+    said = run("quickstart", "--output", str(output), *networks)
+    assert len([*(output / "pictures").glob("*/*.jpg")]) == 24 * 20
+    assert f"raypq report {output} --images {output}/pictures" in said
+    report = said.splitlines()[-1].split()[1:]
+    run(*report)
+    assert (output / "report.html").exists()
+
+
+def test_drawings_are_the_same_every_time(tmp_path):
+    for name in ("a", "b"):
+        drawings.draw(tmp_path / name, each=2)
+    pairs = [(path, tmp_path / "b" / path.relative_to(tmp_path / "a"))
+             for path in sorted((tmp_path / "a").rglob("*.jpg"))]  # fmt: skip
+    assert len(pairs) == 48
+    assert all(one.read_bytes() == other.read_bytes() for one, other in pairs)
+
+
+def test_one_clip_network_needs_no_labels(tmp_path):
+    torchvision_ops.require()
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(5)
+    name = "ViT-S-32-alt"
+    network, _, _ = open_clip.create_model_and_transforms(name, load_weights=False)
+    save_file(network.state_dict(), str(tmp_path / "weights.safetensors"))
+    drawings.draw(tmp_path / "drawn", each=3)
+    (tmp_path / "flat").mkdir()
+    for number, path in enumerate(sorted((tmp_path / "drawn").rglob("*.jpg"))):
+        shutil.copy(path, tmp_path / "flat" / f"{number}.jpg")
+    (tmp_path / "names.txt").write_text("a cat\na dog\na red circle\n")
+    output = tmp_path / "out"
+    run("quickstart", "--images", str(tmp_path / "flat"), "--names", str(tmp_path / "names.txt"),
+        "--output", str(output), "--backbone", f"open_clip:{name}", "--encoder",
+        f"open_clip:{name}", "--weights", str(tmp_path / "weights.safetensors"))  # fmt: skip
+    model = registry.load(str(output / "model"))
+    assert (model.method, model.metric, model.da) == ("opq", "dot", None)
+    assert snapshot.read(str(output / "predictions"), None).rows == 72
+
+
+def test_what_does_not_fit_is_refused(networks, pictures, tmp_path):
+    images, names = pictures
+    output = ["--output", str(tmp_path / "out")]
+    said = run("quickstart", "--images", str(images), *output, *networks, code=2)
+    assert "images, names: expected both" in said
+    names.write_text("tench\ntiger\n")
+    words = ["quickstart", "--images", str(images), "--names", str(names), *output, *networks]
+    said = run(*words, code=1)
+    assert "none for 'black circle'" in said
+    assert "FOLDER, tab, NAME" in said
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(sorted(images.rglob("*.jpg"))[:20]):
+        shutil.copy(path, flat / f"{number}.jpg")
+    words[2], words[6] = str(flat), str(tmp_path / "other")
+    said = run(*words, code=2)
+    assert "different networks, and the pictures have no labels" in said
+    assert not np.any([path.suffix == ".safetensors" for path in (tmp_path / "other").rglob("*")])
