@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -37,6 +37,7 @@ from raypq.errors import ConfigError, InputError
 
 _DRAWN = 20  # pictures of each class
 _MOST = 64  # sub-codebooks
+_CODEWORDS = 256  # at most, and no more than pictures
 _LEAST_WIDTH = 4  # dimensions of a sub-codebook, where all of the features' space is kept
 _SHOWN = 5  # names in an error
 J = TypeVar("J")
@@ -70,7 +71,7 @@ class _Steps:
         self._train(table, labels)
         model, codes = self._at("model"), self._at("codes")
         self._do(
-            f"encode --model {model} --features {self._at('features')} --output {codes}",
+            _command("encode", model=model, features=self._at("features"), output=codes),
             api.encode,
             EncodeJob(
                 model=model,
@@ -122,8 +123,7 @@ class _Steps:
             columns=settings.columns,
             where=settings.where,
         )
-        shown = " ".join(f"--images {shlex.quote(place)}" for place in images)
-        command = f"extract {shown} --backbone {settings.backbone} --output {job.output}"
+        command = _command("extract", images=images, backbone=job.backbone, output=job.output)
         return self._do(command, api.extract, job)
 
     def _embed(self, names: str, labels: list[str]) -> ClassTable:
@@ -138,7 +138,7 @@ class _Steps:
             output=self._at("classes.parquet"),
             overwrite=True,
         )
-        command = f"embed-classes --names {names} --encoder {job.encoder} --output {job.output}"
+        command = _command("embed-classes", names=names, encoder=job.encoder, output=job.output)
         self._do(command, api.embed_classes, job)
         table = ClassTable.open(job.output)
         if not labels:
@@ -166,6 +166,7 @@ class _Steps:
         if aligned:
             M = max(1, min(_MOST, footers.width // _LEAST_WIDTH))
             sizes = {"M": M, "D": footers.width // M * M}
+        sizes["K"] = min(_CODEWORDS, sum(footers.rows))
         job = TrainJob(
             method="opq" if aligned else "eszsl",
             features=[self._at("features")],
@@ -174,16 +175,19 @@ class _Steps:
             settings=sizes,
             where=self.settings.where,
         )
-        command = (
-            f"train {job.method} --features {job.features[0]} --classes {table.uri} --output "
-            f"{model} {' '.join(f'--set {key}={value}' for key, value in sizes.items())}"
+        command = _command(
+            f"train {job.method}",
+            features=job.features,
+            classes=table.uri,
+            output=model,
+            set=[f"{key}={value}" for key, value in sizes.items()],
         )
         self._do(command, api.train, job)
 
     def _classify(self, codes: str, labels: list[str]) -> dict[str, Any]:
         """Makes predictions; their evaluation, if there are labels."""
         classes, output = self._at("classes.parquet"), self._at("predictions")
-        command = f"classify --codes {codes} --classes {classes} --output {output}"
+        command = _command("classify", codes=codes, classes=classes, output=output)
         job = ClassifyJob(codes=codes, classes=classes, output=output, where=self.settings.where)
         version = self._do(command, api.classify, job)
         accuracy: dict[str, Any] = version.summary["result"]["accuracy"]
@@ -191,8 +195,10 @@ class _Steps:
 
     def _summary(self, images: list[str], rows: int, accuracy: dict[str, Any]) -> str:
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
-        output = shlex.quote(self.settings.output)
-        shown = " ".join(f"--images {shlex.quote(place)}" for place in images)
+        output, classes = self.settings.output, self._at("classes.parquet")
+        shown = _command(f"predictions {shlex.quote(self._at('predictions'))}", classes=classes)
+        page = join(output, "report.html")
+        report = _command(f"report {shlex.quote(output)}", images=images, output=page)
         lines = [f"{rows:,} pictures. {seconds}."]
         if "hit@1" in accuracy:
             lines.append(
@@ -202,10 +208,19 @@ class _Steps:
         lines += [
             "",
             "To see them by name, and as a page with pictures:",
-            f"  raypq predictions {output}/predictions --classes {output}/classes.parquet",
-            f"  raypq report {output} {shown} --output {output}/report.html",
+            f"  raypq {shown}",
+            f"  raypq {report}",
         ]
         return "\n".join(lines)
+
+
+def _command(words: str, **options: str | Sequence[str]) -> str:
+    """A command line of raypq, quoted for a shell."""
+    parts = [words]
+    for name, value in options.items():
+        values = [value] if isinstance(value, str) else value
+        parts += [f"--{name} {shlex.quote(one)}" for one in values]
+    return " ".join(parts)
 
 
 def _labels(store: str, version: Snapshot) -> list[str]:

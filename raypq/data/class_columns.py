@@ -34,6 +34,7 @@ class PrototypeLists:
 
 
 def names(table: pa.Table, uri: str, ids: pa.StringArray) -> list[str]:
+    """Readable names [T]; the class_id where there is none."""
     if "name" not in table.column_names:
         return [str(key) for key in ids]
     column = arrays.whole(table.column("name"))
@@ -44,6 +45,11 @@ def names(table: pa.Table, uri: str, ids: pa.StringArray) -> list[str]:
 
 
 def embeddings(table: pa.Table, uri: str, ids: pa.StringArray) -> NDArray[np.float32] | None:
+    """Class embeddings [T, da]; None without the column.
+
+    Raises:
+        InputError: they are no vectors of finite numbers of one width.
+    """
     if "embedding" not in table.column_names:
         return None
     where = f"{uri}, column 'embedding'"
@@ -80,6 +86,11 @@ def _width(field: pa.Field, column: pa.Array, uri: str) -> int | None:
 
 
 def bias(table: pa.Table, uri: str) -> NDArray[np.float64] | None:
+    """A number for each class [T]; None without the column.
+
+    Raises:
+        InputError: other values, or one that is not finite.
+    """
     if "bias" not in table.column_names:
         return None
     column = arrays.whole(table.column("bias"))
@@ -122,6 +133,11 @@ def flags(table: pa.Table, name: str, uri: str) -> NDArray[np.bool_] | None:
 
 
 def counts(table: pa.Table, uri: str) -> NDArray[np.int64] | None:
+    """Images of each class [T]; None without the column.
+
+    Raises:
+        InputError: they are no int64 numbers.
+    """
     if "image_count" not in table.column_names:
         return None
     column = arrays.whole(table.column("image_count"))

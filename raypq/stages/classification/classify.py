@@ -32,7 +32,7 @@ from raypq.methods.base import Model
 from raypq.metrics.accuracy import ClassCounts
 from raypq.stages.classification import counts
 from raypq.stages.classification.decisions import Decision
-from raypq.stages.classification.ranking import TopK, rank
+from raypq.stages.classification.ranking import Rows, TopK, rank
 from raypq.stages.classification.scorers import (
     Candidates,
     ClassGroup,
@@ -61,7 +61,7 @@ class _Scored:
 
     ids: pa.Array
     labels: pa.StringArray | None
-    rows: NDArray[np.uint8] | NDArray[np.float32]
+    rows: Rows
     best: dict[str, TopK]
 
 
@@ -155,14 +155,12 @@ class ClassifyWorker:
         task: ShardTask,
         ids: pa.Array,
         labels: pa.StringArray | None,
-        rows: NDArray[np.uint8] | NDArray[np.float32],
+        rows: Rows,
     ) -> _Scored:
         best = self._rank(task, rows, self._job.top_k)
         return _Scored(ids=ids, labels=labels, rows=rows, best=best)
 
-    def _rank(
-        self, task: ShardTask, rows: NDArray[np.uint8] | NDArray[np.float32], k: int
-    ) -> dict[str, TopK]:
+    def _rank(self, task: ShardTask, rows: Rows, k: int) -> dict[str, TopK]:
         """The top k of each group, as indices into the class table."""
         best = rank(rows, self._groups(task.model), k, self._job.where.device)
         chosen = self._candidates.groups

@@ -15,7 +15,7 @@ from raypq.data.predictions import Accepted
 from raypq.errors import ConfigError
 from raypq.kernels.softmax import log_sum_exp
 from raypq.kernels.tables import decode, squared_norms
-from raypq.stages.classification.ranking import TopK
+from raypq.stages.classification.ranking import Rows, TopK
 from raypq.stages.classification.scorers import ClassGroup
 
 _MORE = 4  # times as many classes are found for images of which all are accepted
@@ -58,7 +58,7 @@ class Decision:
 
     def log_sums(
         self,
-        rows: NDArray[np.uint8] | NDArray[np.float32],
+        rows: Rows,
         groups: Mapping[str, ClassGroup],
         device: str,
     ) -> NDArray[np.float64] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +11,13 @@ from numpy.typing import NDArray
 from raypq import kernels
 from raypq.stages.classification.scorers import ClassGroup
 
+Rows = NDArray[Any]  # codes [n, M], uint8, or uncompressed vectors [n, D], float32
 TopK = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and classes, both [n, k]
 _MORE = 4  # times as many are found for rows that need more
 
 
 def rank(
-    rows: NDArray[np.uint8] | NDArray[np.float32],
+    rows: Rows,
     groups: Mapping[str, ClassGroup],
     k: int,
     device: str,
@@ -36,9 +38,7 @@ def rank(
     return {name: best[name] for name in groups}
 
 
-def topk(
-    rows: NDArray[np.uint8] | NDArray[np.float32], group: ClassGroup, k: int, device: str
-) -> TopK:
+def topk(rows: Rows, group: ClassGroup, k: int, device: str) -> TopK:
     """The top k classes of a group, ties to the lower class; a class with several prototypes has
     the score of its best one."""
     find = kernels.topk_per_code if rows.dtype == np.uint8 else kernels.topk_per_vector

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import raypq
+from raypq import api
 from raypq.config import (
     AddClassesJob,
     ClassifyJob,
@@ -41,12 +42,12 @@ class Space:
         self.root = root
         rng = np.random.default_rng(7)
         spectrum = 0.8 ** np.arange(DX)
-        of_texts, of_images = rng.standard_normal((2, DX))
-        self.meaning = rng.standard_normal((T, DX)) * spectrum
-        self.V = unit(of_texts + 0.4 * self.meaning).astype(np.float32)
+        of_texts, of_images = unit(rng.standard_normal((2, DX)))
+        meaning = unit(rng.standard_normal((T, DX)) * spectrum)
+        self.V = unit(of_texts + 0.5 * meaning).astype(np.float32)
         self.y = np.arange(N) % T
-        nuisance = rng.standard_normal((N, DX)) * spectrum[::-1]
-        self.X = unit(of_images + 0.4 * self.meaning[self.y] + 0.5 * nuisance).astype(np.float32)
+        nuisance = unit(rng.standard_normal((N, DX)) * spectrum[::-1])
+        self.X = unit(of_images + 0.5 * meaning[self.y] + 0.7 * nuisance).astype(np.float32)
         ids = [f"c{t:02d}" for t in range(T)]
         pq.write_table(
             pa.table({"id": range(N), "feature": list(self.X), "label": [ids[t] for t in self.y]}),
@@ -136,23 +137,6 @@ def test_codes_are_better_than_those_of_features_alone(space, settings):
     assert right["model"] > right["plain"], (error, right)
 
 
-def test_the_model_does_not_depend_on_the_workers(space, fit):
-    from raypq.methods.base import Stats, TrainBatch, TrainingSetInfo
-
-    method = registry.create("opq", {"M": 4, "K": 16, "metric": "dot", "normalise": "unit"})
-    made = []
-    for size in (64, 900):
-        state = method.begin(TrainingSetInfo(N=N, dx=DX, aligned=space.V))
-        while not state.done:
-            stats = Stats()
-            for row in range(0, N, size):
-                part = TrainBatch(X=space.X[row : row + size], y=None, row=row)
-                stats.merge(method.accumulate(state.for_workers(), part))
-            state = method.update(state, stats)
-        made.append(method.model(state))
-    np.testing.assert_allclose(*(model.encode(space.X) for model in made))
-
-
 def test_labels_are_not_needed(space):
     table = pq.read_table(space.root / "f.parquet").drop(["label"])
     pq.write_table(table, space.root / "f.parquet")
@@ -226,7 +210,7 @@ def test_probabilities_and_accepted_classes(space, features, prototypes, seen, k
     each = u.astype(np.float64) @ V.astype(np.float64).T + bias
     score = np.stack([each[:, owner == t].max(axis=1) for t in range(T)], axis=1)
     p = expected_probabilities(score, kind, offset)
-    threshold = float(np.quantile(p.max(axis=1), 0.3)) / 8
+    threshold = float(np.quantile(p, 0.92))
     found = space.classify(
         features=features, top_k=2, logit_scale=SCALE, probability=kind, threshold=threshold,
         logit_bias=offset,
@@ -244,7 +228,8 @@ def test_probabilities_and_accepted_classes(space, features, prototypes, seen, k
         assert {*names} <= {space.ids[t] for t in close}
         np.testing.assert_allclose(values, p[row, order[row, : len(names)]], rtol=2e-4)
         lengths.append(len(names))
-    assert max(lengths) > 8 > min(lengths), "more than the top k, and fewer"
+    assert max(lengths) > 2, "more than the top k"
+    assert len({*lengths}) > 2
 
 
 def test_a_threshold_of_scores(space):
@@ -376,16 +361,22 @@ def test_decisions_that_contradict_themselves_are_refused(space, more, text):
     ],
 )
 def test_prototypes_that_cannot_be_used_are_named(space, lists, text):
+    space.train()
+    space.encode()
     space.write_classes(prototypes=lists)
     with pytest.raises(InputError, match=text):
         space.classify()
 
 
 def test_added_classes_have_one_embedding(space):
-    space.train()
+    job = TrainJob(
+        method="eszsl", features=str(space.root / "f.parquet"), output=str(space.root / "model"),
+        classes=str(space.root / "classes.parquet"), where=ALONE, settings={"M": 4, "K": 16},
+    )  # fmt: skip
+    raypq.train(job)
     space.write_classes(prototypes=[[v] for v in space.V])
     with pytest.raises(InputError, match="classify takes this table directly"):
-        raypq.add_classes(
+        api.add_classes(
             AddClassesJob(model=str(space.root / "model"), output=str(space.root / "more"),
                           classes=str(space.root / "classes.parquet"))
         )  # fmt: skip
@@ -393,15 +384,15 @@ def test_added_classes_have_one_embedding(space):
 
 def test_methods_with_joint_prototypes_need_one_embedding(space):
     job = TrainJob(
-        method="psr", features=str(space.root / "f.parquet"), output=str(space.root / "model"),
+        method="clusterable", features=str(space.root / "f.parquet"),
+        output=str(space.root / "model"),
         classes=str(space.root / "classes.parquet"), where=ALONE,
-        settings={"M": 4, "K": 16, "epochs": 1, "batch": 64},
+        settings={"M": 4, "K": 16, "epochs": 1, "batch": 64, "hidden": 32},
     )  # fmt: skip
     raypq.train(job)
     space.encode()
     space.classify()
-    if not registry.load(job.output).joint_classes:
-        pytest.skip("psr makes each prototype alone")
+    assert registry.load(job.output).joint_classes
     space.write_classes(prototypes=[[v] for v in space.V])
     with pytest.raises(RaypqError, match="prototypes of all classes together"):
         space.classify()
