@@ -198,7 +198,9 @@ class _Steps:
         output, classes = self.settings.output, self._at("classes.parquet")
         shown = _command(f"predictions {shlex.quote(self._at('predictions'))}", classes=classes)
         page = join(output, "report.html")
-        report = _command(f"report {shlex.quote(output)}", images=images, output=page)
+        report = _command(
+            f"report {shlex.quote(output)}", images=images, classes=classes, output=page
+        )
         lines = [f"{rows:,} pictures. {seconds}."]
         if "hit@1" in accuracy:
             lines.append(
