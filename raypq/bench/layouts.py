@@ -28,7 +28,8 @@ _PEER = "repacked Parquet"
 
 
 def run(threads: int) -> Iterator[Result]:
-    """Parquet as repacked, as float16 lists, ``.npy`` of float32 and float16, and Lance."""
+    """Parquet as repacked (also to float16), as float16 lists, ``.npy`` of float32 and float16, and
+    Lance."""
     with tempfile.TemporaryDirectory(prefix="raypq-bench-") as folder:
         yield _encode(Path(folder), threads)
 
@@ -69,9 +70,15 @@ def _stores(root: Path, dx: int, absent: list[str]) -> dict[str, Path]:
     """The same features in each layout, by the names of their lines."""
     read.write_list(root / "list", rows=_ROWS, dx=dx)
     repack(RepackJob(features=[str(root / "list")], output=str(root / "repacked")), LocalExecutor())
-    stores = {_PEER: root / "repacked"}
+    stores = {_PEER: root / "repacked", "repacked to float16": root / "repacked-half"}
+    repack(
+        RepackJob(
+            features=[str(root / "list")], output=str(root / "repacked-half"), dtype="float16"
+        ),
+        LocalExecutor(),
+    )
     for name, folder in (
-        ("Parquet float16", "half"),
+        ("Parquet float16 lists", "half"),
         (".npy float32", "npy"),
         (".npy float16", "npy-half"),
         ("Lance", "lance"),
@@ -88,7 +95,7 @@ def _stores(root: Path, dx: int, absent: list[str]) -> dict[str, Path]:
         ids = table.select(["id"])
         X = arrays.matrix(arrays.whole(table.column("feature")), width=dx, where=str(path))
         half = X.astype(np.float16)
-        _write(stores["Parquet float16"] / path.name, ids, half)
+        _write(stores["Parquet float16 lists"] / path.name, ids, half)
         for name, values in ((".npy float32", X), (".npy float16", half)):
             np.save(stores[name] / f"{path.stem}.npy", values)
             pq.write_table(ids, stores[name] / path.name)
