@@ -396,3 +396,17 @@ def test_methods_with_joint_prototypes_need_one_embedding(space):
     space.write_classes(prototypes=[[v] for v in space.V])
     with pytest.raises(RaypqError, match="prototypes of all classes together"):
         space.classify()
+
+
+def test_a_head_knows_its_classes_by_name(space):
+    """Several prototypes in the class table change nothing for a head."""
+    space.train()
+    space.encode()
+    raypq.train(
+        TrainJob(method="linear", codes=str(space.root / "codes-model"), where=ALONE,
+                 classes=str(space.root / "classes.parquet"), output=str(space.root / "head"))
+    )  # fmt: skip
+    more = {"model": str(space.root / "head"), "top_k": 3}
+    plain = space.classify(**more)
+    space.write_classes(prototypes=[[v, -v] for v in space.V])
+    assert space.classify(**more).equals(plain)
