@@ -16,7 +16,8 @@ def require(module: str, *, extra: str, purpose: str = "") -> Any:
         purpose: what needs it, for the error (``"a report"``).
 
     Raises:
-        ConfigError: the package is not installed; names the extra and the command to install it.
+        ConfigError: the package is not installed; names the extra and the command to install it. Or
+            it cannot be imported.
     """
     try:
         return importlib.import_module(module)
@@ -26,6 +27,13 @@ def require(module: str, *, extra: str, purpose: str = "") -> Any:
         subject = f"{purpose} needs {name}, which" if purpose else name
         raise ConfigError(
             f"{subject} {problem}; the extra '{extra}' has it: pip install 'raypq[{extra}]'"
+        ) from error
+    except RuntimeError as error:  # torchvision beside a torch of another build
+        reason = str(error).partition("\n")[0]
+        subject = f"{purpose} needs {module}, which" if purpose else module
+        raise ConfigError(
+            f"{subject} cannot be imported ({reason}); where torch and torchvision are of "
+            "different builds, install both from one index"
         ) from error
 
 

@@ -6,6 +6,7 @@ be run again with other settings.
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -23,24 +24,39 @@ from raypq.config import (
     EmbedClassesJob,
     EncodeJob,
     ExtractJob,
+    Job,
     QuickstartSettings,
     TrainJob,
 )
+from raypq.config.command_line import command_line
 from raypq.data import drawings
 from raypq.data.classes import ClassTable
-from raypq.data.storage import atomic_write, exists, is_local, join, local_path, open_parquet
+from raypq.data.storage import (
+    atomic_write,
+    exists,
+    is_local,
+    join,
+    json_text,
+    local_path,
+    open_parquet,
+    read_bytes,
+    write_bytes,
+)
 from raypq.data.store import overlap
 from raypq.data.store.snapshot import Snapshot
 from raypq.data.store.sources import open_sources
-from raypq.data.survey import survey
+from raypq.data.survey import Survey, survey
 from raypq.errors import ConfigError, InputError
 
 _DRAWN = 20  # pictures of each class
 _MOST = 64  # sub-codebooks
-_CODEWORDS = 256  # at most, and no more than pictures
+_CODEWORDS = 256  # at most, and fewer than pictures
 _LEAST_WIDTH = 4  # dimensions of a sub-codebook, where all of the features' space is kept
 _SHOWN = 5  # names in an error
-J = TypeVar("J")
+_MARK = "quickstart.json"  # what a run was given
+_NAMES = ("pictures", "names.txt", "features", "classes.parquet", "model", "codes", "predictions")
+_MODEL = ("backbone", "encoder", "template", "network", "drawn")  # what a model depends on
+J = TypeVar("J", bound=Job)
 R = TypeVar("R")
 
 
@@ -48,7 +64,8 @@ def run(settings: QuickstartSettings) -> str:
     """Runs every step; returns the text to print.
 
     Raises:
-        ConfigError: pictures without labels, whose backbone is another network than the encoder.
+        ConfigError: the output holds other things, or a model of other networks; pictures without
+            labels, whose backbone is another network than the encoder.
         InputError: labels that are not among the names.
     """
     overlap.refuse(settings)
@@ -64,35 +81,62 @@ class _Steps:
 
     def run(self) -> str:
         """All steps; the text to print."""
+        mark = self._claim()
         images, names = self._pictures()
+        table = self._embed(names)
         features = self._extract(images)
-        labels = _labels(self._at("features"), features)
-        table = self._embed(names, labels)
-        self._train(table, labels)
+        footers = survey(open_sources([self._at("features")], Columns()))
+        labels, unlabelled = _labels(self._at("features"), features)
+        aligned = _is_aligned(footers, table)
+        if not aligned:
+            self._check_labels(labels, unlabelled, table)
+            table = self._with_seen(table, mark, labels)
+        self._train(table, footers, labels, aligned=aligned)
         model, codes = self._at("model"), self._at("codes")
-        self._do(
-            _command("encode", model=model, features=self._at("features"), output=codes),
-            api.encode,
-            EncodeJob(
-                model=model,
-                features=[self._at("features")],
-                output=codes,
-                where=self.settings.where,
-            ),
+        job = EncodeJob(
+            model=model, features=[self._at("features")], output=codes, where=self.settings.where
         )
-        scores = self._classify(codes, labels)
-        return self._summary(images, features.rows, scores)
+        self._do(api.encode, job)
+        accuracy = self._classify(codes)
+        return self._summary(images, features.rows, accuracy)
 
     def _at(self, name: str) -> str:
         return join(self.settings.output, name)
 
-    def _do(self, command: str, step: Callable[[J], R], job: J) -> R:
+    def _do(self, step: Callable[[J], R], job: J) -> R:
         """Runs a step after saying its command."""
-        console.say(f"raypq {command}")
+        console.say(command_line(job))
         start = time.monotonic()
         result = step(job)
-        self.seconds[command.split()[0]] = time.monotonic() - start
+        self.seconds[job.verb.split()[1]] = time.monotonic() - start
         return result
+
+    def _claim(self) -> dict[str, Any]:
+        """What earlier runs into this folder noted; notes what this one is given.
+
+        Raises:
+            ConfigError: the folder holds things of these names that no run made, or a model of
+                other networks.
+        """
+        mark, given = self._at(_MARK), self.settings
+        noted: dict[str, Any] = json_text.parse(read_bytes(mark)) if exists(mark) else {}
+        taken = [] if noted else [name for name in _NAMES if exists(self._at(name))]
+        if taken:
+            raise ConfigError(
+                f"output: {given.output} holds {', '.join(taken)}, which would be written over; "
+                "name another folder (--output, output)"
+            )
+        values = given.model_dump(mode="json") | {"drawn": given.names is None}
+        for name in _MODEL:
+            if noted and noted.get(name) != values[name]:
+                raise ConfigError(
+                    f"{'images' if name == 'drawn' else name}: {given.output} is of another run, "
+                    f"with {noted.get(name)!r}; found {values[name]!r}: name another folder "
+                    "(--output, output)"
+                )
+        noted |= {name: values[name] for name in _MODEL}
+        write_bytes(mark, json.dumps(noted, indent=1).encode())
+        return noted
 
     def _pictures(self) -> tuple[list[str], str]:
         """The places of pictures and the file of names: the user's, or drawn ones."""
@@ -107,11 +151,24 @@ class _Steps:
         root, names = local_path(self._at("pictures")), local_path(self._at("names.txt"))
         if not names.exists():
             start = time.monotonic()
-            names.parent.mkdir(parents=True, exist_ok=True)
             drawn = drawings.draw(root, each=_DRAWN)
             names.write_text("\n".join(drawn) + "\n", encoding="utf-8")
             self.seconds["draw"] = time.monotonic() - start
         return [str(root)], str(names)
+
+    def _embed(self, names: str) -> ClassTable:
+        settings = self.settings
+        clip = settings.encoder.startswith("open_clip:")
+        job = EmbedClassesJob(
+            names=names,
+            encoder=settings.encoder,
+            template=settings.template,
+            weights=settings.network.weights if clip else None,
+            output=self._at("classes.parquet"),
+            overwrite=True,
+        )
+        self._do(api.embed_classes, job)
+        return ClassTable.open(job.output)
 
     def _extract(self, images: list[str]) -> Snapshot:
         settings = self.settings
@@ -123,137 +180,129 @@ class _Steps:
             columns=settings.columns,
             where=settings.where,
         )
-        command = _command("extract", images=images, backbone=job.backbone, output=job.output)
-        return self._do(command, api.extract, job)
+        return self._do(api.extract, job)
 
-    def _embed(self, names: str, labels: list[str]) -> ClassTable:
-        """The class table, in which classes with labelled pictures are the seen ones."""
-        settings = self.settings
-        clip = settings.encoder.startswith("open_clip:")
-        job = EmbedClassesJob(
-            names=names,
-            encoder=settings.encoder,
-            template=settings.template,
-            weights=settings.network.weights if clip else None,
-            output=self._at("classes.parquet"),
-            overwrite=True,
-        )
-        command = _command("embed-classes", names=names, encoder=job.encoder, output=job.output)
-        self._do(command, api.embed_classes, job)
-        table = ClassTable.open(job.output)
+    def _check_labels(self, labels: Sequence[str], unlabelled: int, table: ClassTable) -> None:
+        """Refuses pictures that two networks cannot learn from."""
         if not labels:
-            return table
-        _check_labels(labels, table)
-        _mark_seen(job.output, labels)
-        return ClassTable.open(job.output)
-
-    def _train(self, table: ClassTable, labels: list[str]) -> None:
-        model = self._at("model")
-        if exists(join(model, "model.json")):
-            console.say(f"{model}: kept; remove it to train anew")
-            return
-        footers = survey(open_sources([self._at("features")], Columns()))
-        backbone, encoder = footers.backbone, table.encoder
-        aligned = backbone and encoder and backbone.weights == encoder.weights
-        if not aligned and not labels:
             raise ConfigError(
                 f"backbone, encoder: {self.settings.backbone} and {self.settings.encoder} are "
                 "different networks, and the pictures have no labels to learn from; name one "
                 "network for both, such as open_clip:ViT-B-32/openai, or put labelled pictures "
                 "into a folder for each class"
             )
+        if unlabelled:
+            raise InputError(
+                ", ".join(self.settings.images),
+                expected="a label for every picture, as two networks learn from them",
+                found=f"{unlabelled} picture(s) without one; put them into the folder of their "
+                "class, or name one network for pictures and names (backbone, encoder)",
+            )
+        known = {*table.ids.to_pylist()}
+        if missing := [label for label in labels if label not in known]:
+            raise InputError(
+                table.uri,
+                expected=f"all {len(labels)} labels of the pictures among its class_ids",
+                found=f"none for {', '.join(map(repr, missing[:_SHOWN]))} ({len(missing)} in all); "
+                "the label of a picture is its folder: name the class as the folder, or give both "
+                "in a line 'FOLDER, tab, NAME'; one network for pictures and names (CLIP) needs no "
+                "labels",
+            )
+
+    def _with_seen(
+        self, table: ClassTable, mark: dict[str, Any], labels: Sequence[str]
+    ) -> ClassTable:
+        """The table with the column ``seen``: the classes that the model has learned, or will."""
+        learned = mark.get("learned") if self._has_model() else None
+        seen = list(labels) if learned is None else learned
+        _mark_seen(table.uri, seen)
+        write_bytes(self._at(_MARK), json.dumps(mark | {"learned": seen}, indent=1).encode())
+        console.say(
+            f"{table.uri}: 'seen' marks the {len(seen)} classes with pictures to learn from"
+        )
+        return ClassTable.open(table.uri)
+
+    def _has_model(self) -> bool:
+        return exists(join(self._at("model"), "model.json"))
+
+    def _train(
+        self, table: ClassTable, footers: Survey, labels: Sequence[str], *, aligned: bool
+    ) -> None:
+        if self._has_model():
+            console.say(f"{self._at('model')}: kept; remove it to train anew")
+            return
         sizes = {"M": min(_MOST, len(labels), table.embeddings.shape[1], footers.width)}
         if aligned:
             M = max(1, min(_MOST, footers.width // _LEAST_WIDTH))
             sizes = {"M": M, "D": footers.width // M * M}
-        sizes["K"] = min(_CODEWORDS, sum(footers.rows))
+        sizes["K"] = max(1, min(_CODEWORDS, sum(footers.rows) // 2))
+        fitted = aligned and len(table) > 1  # codes for the scores of classes need two of them
+        settings: dict[str, Any] = sizes
+        if aligned and not fitted:
+            settings = sizes | {"metric": "cosine", "normalise": "unit"}
         job = TrainJob(
             method="opq" if aligned else "eszsl",
             features=[self._at("features")],
-            classes=table.uri,
-            output=model,
-            settings=sizes,
+            classes=table.uri if fitted or not aligned else None,
+            output=self._at("model"),
+            settings=settings,
             where=self.settings.where,
         )
-        command = _command(
-            f"train {job.method}",
-            features=job.features,
-            classes=table.uri,
-            output=model,
-            set=[f"{key}={value}" for key, value in sizes.items()],
-        )
-        self._do(command, api.train, job)
+        self._do(api.train, job)
 
-    def _classify(self, codes: str, labels: list[str]) -> dict[str, Any]:
-        """Makes predictions; their evaluation, if there are labels."""
+    def _classify(self, codes: str) -> dict[str, Any]:
+        """Makes predictions; returns the accuracy of those with labels."""
         classes, output = self._at("classes.parquet"), self._at("predictions")
-        command = _command("classify", codes=codes, classes=classes, output=output)
         job = ClassifyJob(codes=codes, classes=classes, output=output, where=self.settings.where)
-        version = self._do(command, api.classify, job)
-        accuracy: dict[str, Any] = version.summary["result"]["accuracy"]
-        return accuracy if labels else {}
+        accuracy: dict[str, Any] = self._do(api.classify, job).summary["result"]["accuracy"]
+        return accuracy
 
-    def _summary(self, images: list[str], rows: int, accuracy: dict[str, Any]) -> str:
+    def _summary(self, images: Sequence[str], rows: int, accuracy: dict[str, Any]) -> str:
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
-        output, classes = self.settings.output, self._at("classes.parquet")
-        shown = _command(f"predictions {shlex.quote(self._at('predictions'))}", classes=classes)
-        page = join(output, "report.html")
-        report = _command(
-            f"report {shlex.quote(output)}", images=images, classes=classes, output=page
-        )
+        output, classes = self.settings.output, shlex.quote(self._at("classes.parquet"))
+        pictures = " ".join(f"--images {shlex.quote(place)}" for place in images)
+        page = shlex.quote(join(output, "report.html"))
         lines = [f"{rows:,} pictures. {seconds}."]
         if "hit@1" in accuracy:
             lines.append(
                 f"The right class is first for {accuracy['hit@1_image_mean']:.1%} of the labelled "
-                "pictures. A model may have learned from them: judge it by others."
+                "pictures. Where the model learned from these pictures, others will have less."
             )
         lines += [
             "",
             "To see them by name, and as a page with pictures:",
-            f"  raypq {shown}",
-            f"  raypq {report}",
+            f"  raypq predictions {shlex.quote(self._at('predictions'))} --classes {classes}",
+            f"  raypq report {shlex.quote(output)} {pictures} --classes {classes} --output {page}",
         ]
         return "\n".join(lines)
 
 
-def _command(words: str, **options: str | Sequence[str]) -> str:
-    """A command line of raypq, quoted for a shell."""
-    parts = [words]
-    for name, value in options.items():
-        values = [value] if isinstance(value, str) else value
-        parts += [f"--{name} {shlex.quote(one)}" for one in values]
-    return " ".join(parts)
+def _is_aligned(footers: Survey, table: ClassTable) -> bool:
+    """Whether features and class embeddings are of one network."""
+    backbone, encoder = footers.backbone, table.encoder
+    return backbone is not None and encoder is not None and backbone.weights == encoder.weights
 
 
-def _labels(store: str, version: Snapshot) -> list[str]:
-    """The different labels of a feature store, sorted; none where it has no labels."""
+def _labels(store: str, version: Snapshot) -> tuple[list[str], int]:
+    """The different labels of a feature store, sorted, and the number of rows without one."""
     found: set[str] = set()
+    unlabelled = 0
     for receipt in version.shards:
         with open_parquet(join(store, receipt.path)) as file:
-            if file.has("label"):
-                column = file.read(columns=["label"]).column("label")
-                found |= {*pc.unique(column.drop_null()).to_pylist()}
-    return sorted(found)
+            if not file.has("label"):
+                unlabelled += receipt.rows
+                continue
+            column = file.read(columns=["label"]).column("label")
+            found |= {*pc.unique(column.drop_null()).to_pylist()}
+            unlabelled += column.null_count
+    return sorted(found), unlabelled
 
 
-def _check_labels(labels: list[str], table: ClassTable) -> None:
-    """Refuses labels that are not among the names."""
-    known = {*table.ids.to_pylist()}
-    if missing := [label for label in labels if label not in known]:
-        raise InputError(
-            table.uri,
-            expected=f"all {len(labels)} labels of the pictures among its class_ids",
-            found=f"none for {', '.join(map(repr, missing[:_SHOWN]))} ({len(missing)} in all); the "
-            "label of a picture is its folder: name the class as the folder, or give both in a "
-            "line 'FOLDER, tab, NAME'",
-        )
-
-
-def _mark_seen(uri: str, labels: list[str]) -> None:
+def _mark_seen(uri: str, labels: Sequence[str]) -> None:
     """Writes the column ``seen`` into a class table: whether a class has labelled pictures."""
     with open_parquet(uri) as file:
         table = file.read()
-    seen = pc.is_in(table.column("class_id"), value_set=pa.array(labels, pa.string()))
+    seen = pc.is_in(table.column("class_id"), value_set=pa.array([*labels], pa.string()))
     if "seen" in table.column_names:
         table = table.drop_columns(["seen"])
     with atomic_write(uri) as sink:

@@ -165,15 +165,24 @@ class TransformersText(TextEncoder):
         self._model = package.AutoModel.from_pretrained(name).eval().to(device)
         self._device = device
         self._aligned = hasattr(self._model, "get_text_features")
+        # SigLIP takes the vector of the last token, padding included, so all texts have one length.
+        fixed = str(self._model.config.model_type).startswith("siglip")
+        self._padding: bool | str = "max_length" if fixed else True
+        self._most = min(int(self._tokenizer.model_max_length), _MAX_TOKENS)
+        if fixed:
+            self._most = int(self._model.config.text_config.max_position_embeddings)
         self.pooling = "text features" if self._aligned else "mean"
         self.weights = weights_of(self._model)
         self.logits = _logits(self._model)
 
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """See ``TextEncoder``."""
-        most = min(int(self._tokenizer.model_max_length), _MAX_TOKENS)
         tokens = self._tokenizer(
-            list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt"
+            list(texts),
+            padding=self._padding,
+            truncation=True,
+            max_length=self._most,
+            return_tensors="pt",
         ).to(self._device)
         with torch.inference_mode():
             if self._aligned:

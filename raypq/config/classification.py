@@ -27,6 +27,7 @@ UnknownLabels = Annotated[
     Field(description="labels and candidates that the class table lacks: warn or fail"),
 ]
 
+_LARGEST = 3.4e38  # float32
 LogitScale = Annotated[float, Field(gt=0)]
 
 
@@ -57,7 +58,7 @@ class ClassificationTarget(UserSettings):
         "softmax",
         description="softmax over the candidates (CLIP), or sigmoid of each class (SigLIP)",
     )
-    threshold: float | None = Field(
+    threshold: Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)] | None = Field(
         None,
         description="also list all classes of at least this probability (without logit_scale: "
         "score)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from raypq.config.images import BACKBONE, Images, NetworkSettings, with_image_column
 from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, OnBadShard, Seed
@@ -70,6 +70,18 @@ class ExtractJob(Job):
         return with_image_column(values)
 
 
+def _hold_a_name(value: list[str]) -> list[str]:
+    for template in value:
+        if template.count("{}") != 1:
+            raise ValueError(f"expected {{}} once, for the name, found {template!r}")
+    if len(set(value)) < len(value):
+        raise ValueError(f"expected templates that differ, found {value}")
+    return value
+
+
+Templates = Annotated[list[Text], Field(min_length=1), AfterValidator(_hold_a_name)]
+
+
 class EmbedClassesJob(Job):
     """``raypq embed-classes``."""
 
@@ -88,7 +100,7 @@ class EmbedClassesJob(Job):
         "transformers:NAME or open_clip:NAME/PRETRAINED; a NAME may be a local folder"
     )
     output: NewFile = Field(description="class table to write (Parquet)")
-    template: Annotated[list[Text], Field(min_length=1)] = Field(
+    template: Templates = Field(
         ["a photo of a {}."],
         description="text with {} for the name; may be repeated, for the mean of all",
     )
@@ -102,16 +114,6 @@ class EmbedClassesJob(Job):
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="device of the encoder")
     overwrite: bool = Field(False, description="replace a table that is there already")
-
-    @field_validator("template")
-    @classmethod
-    def _holds_a_name(cls, value: list[str]) -> list[str]:
-        for template in value:
-            if template.count("{}") != 1:
-                raise ValueError(f"expected {{}} once, for the name, found {template!r}")
-        if len(set(value)) < len(value):
-            raise ValueError(f"expected templates that differ, found {value}")
-        return value
 
     @model_validator(mode="after")
     def _one_file(self) -> Self:

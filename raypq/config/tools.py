@@ -20,6 +20,7 @@ from raypq.config.places import (
     Uri,
     Writes,
 )
+from raypq.config.preparation import Templates
 from raypq.config.settings import Positive, Threads
 
 _CLIP = "open_clip:ViT-B-32/openai"
@@ -67,7 +68,7 @@ class QuickstartSettings(Job):
     )
     backbone: Annotated[Uri, Reads("backbone")] = Field(_CLIP, description=BACKBONE)
     encoder: Text = Field(_CLIP, description="network for names, as of raypq embed-classes")
-    template: Annotated[list[Text], Field(min_length=1)] = Field(
+    template: Templates = Field(
         ["a photo of a {}."], description="text with {} for the name; may be repeated"
     )
     network: NetworkSettings = NetworkSettings()

@@ -102,7 +102,7 @@ def bias(table: pa.Table, uri: str) -> NDArray[np.float64] | None:
             expected="a number for each class",
             found=f"{column.type} with {column.null_count} nulls",
         )
-    bias = column.cast(pa.float64()).to_numpy()
+    bias = column.cast(pa.float64(), safe=False).to_numpy()
     if len(bad := np.flatnonzero(~np.isfinite(bias))):
         raise InputError(
             f"{where}, row {bad[0]}", expected="a finite number", found=str(bias[bad[0]])
@@ -154,6 +154,24 @@ def counts(table: pa.Table, uri: str) -> NDArray[np.int64] | None:
     return column.cast(pa.int64()).to_numpy()
 
 
+def _check_vectors(vectors: pa.Array, width: int | None, where: str, owners: pa.Array) -> None:
+    """Refuses nulls and vectors of another width, by their class."""
+    if vectors.null_count:
+        at = int(np.flatnonzero(vectors.is_null().to_numpy(zero_copy_only=False))[0])
+        raise InputError(
+            f"{where}, class_id {owners[at].as_py()!r}", expected="vectors", found="a null"
+        )
+    widths = tensors.list_lengths(vectors)
+    wanted = width if width is not None or not len(widths) else int(widths[0])
+    if len(wrong := np.flatnonzero(widths != wanted)):
+        at = int(wrong[0])
+        raise InputError(
+            f"{where}, class_id {owners[at].as_py()!r}",
+            expected=f"vectors of {wanted} values, as the embeddings",
+            found=f"one of {widths[at]} ({len(wrong)} such vector(s))",
+        )
+
+
 def prototypes(
     table: pa.Table, uri: str, ids: pa.StringArray, width: int | None
 ) -> PrototypeLists | None:
@@ -181,6 +199,7 @@ def prototypes(
             found="an empty list",
         )
     owner = np.repeat(np.arange(len(column), dtype=np.int64), lengths)
+    _check_vectors(column.flatten(), width, where, ids.take(pa.array(owner)))
     owners = ids.take(pa.array(owner))
     raw = arrays.matrix(column.flatten(), width=width, where=where)
     return PrototypeLists(E=arrays.finite_float32(raw, where=where, ids=owners), owner=owner)

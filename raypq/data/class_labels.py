@@ -34,26 +34,29 @@ class ClassLabels:
         found = self.names.take(pc.index_in(class_ids, value_set=self.ids))
         return pc.if_else(pc.is_valid(found), found, class_ids)
 
+    def _of_lists(self, class_ids: pa.ListArray) -> pa.ListArray:
+        lengths = pc.list_value_length(class_ids).to_numpy(zero_copy_only=False)
+        offsets = pa.array([0, *lengths.cumsum()], pa.int32())
+        return pa.ListArray.from_arrays(offsets, self.of(class_ids.flatten()))
+
     def conversion(
         self, schema: pa.Schema
     ) -> tuple[Callable[[pa.RecordBatch], pa.RecordBatch], pa.Schema]:
-        """What adds ``name`` to batches of predictions, and ``label_name`` where they have labels;
-        and the schema with these columns."""
+        """What adds ``name`` to batches of predictions, ``label_name`` where they have labels and
+        ``accepted_name`` where they have accepted classes; and the schema with these columns."""
         added = [pa.field("name", pa.list_(pa.string()))]
         if "label" in schema.names:
             added.append(pa.field("label_name", pa.string()))
+        if "accepted" in schema.names:
+            added.append(pa.field("accepted_name", pa.list_(pa.string())))
         wider = pa.schema([*schema, *added])
 
         def run(batch: pa.RecordBatch) -> pa.RecordBatch:
-            classes = batch.column("class_id")
-            lengths = pc.list_value_length(classes).to_numpy(zero_copy_only=False)
-            offsets = pa.array([0, *lengths.cumsum()], pa.int32())
-            columns = [
-                *batch.columns,
-                pa.ListArray.from_arrays(offsets, self.of(classes.flatten())),
-            ]
+            columns = [*batch.columns, self._of_lists(batch.column("class_id"))]
             if "label" in schema.names:
                 columns.append(self.of(batch.column("label")))
+            if "accepted" in schema.names:
+                columns.append(self._of_lists(batch.column("accepted")))
             return pa.RecordBatch.from_arrays(columns, schema=wider)
 
         return run, wider

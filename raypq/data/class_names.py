@@ -146,7 +146,8 @@ def _read_table(uri: str, content: bytes) -> ClassNames:
         plain = several and all(isinstance(name, str) and name.strip() for name in several)
         if not plain:
             raise InputError(f"{where}, row {row}", expected="a name", found=repr(several))
-    kept = [name for name in table.column_names if name not in ("class_id", "embedding")]
+    old = ("class_id", "embedding", "prototypes")  # vectors of the encoder before
+    kept = [name for name in table.column_names if name not in old]
     return _checked(
         ClassNames(uri=uri, ids=ids.to_pylist(), names=names, others=table.select(kept))
     )

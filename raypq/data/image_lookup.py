@@ -121,10 +121,14 @@ class ImageLookup:
         for number in known:
             yield from self._read_shard(shards[number], by_shard[number], last=True)
         stems = {_base(want.origin) for want in rest if want.origin}
+        named = {_base(shard.uri) for shard in shards}
         others = [shard for shard in shards if shard.index not in by_shard]
         for shard in sorted(others, key=lambda shard: _base(shard.uri) not in stems):
             found: set[Wanted] = set()
-            for want, image in self._read_shard(shard, rest, last=False) if rest else ():
+            # An id may occur in several shards: the one of the name that it comes from has it.
+            name = _base(shard.uri)
+            here = [want for want in rest if _may_be_in(want, name, named)]
+            for want, image in self._read_shard(shard, here, last=False) if here else ():
                 found.add(want)
                 yield want, image
             rest = [want for want in rest if want not in found]
@@ -253,6 +257,13 @@ def _by_shard(
         number = by_uri.get(want.origin or "", by_stem.get(want.id.rpartition(":")[0]))
         (rest if number is None else known[number]).append(want)
     return known, rest
+
+
+def _may_be_in(want: Wanted, name: str, named: Collection[str]) -> bool:
+    """Whether a shard of this name may hold an image: it comes from one of that name, or of a name
+    that no shard has."""
+    origin = _base(want.origin or "")
+    return origin == name or origin not in named
 
 
 def _among(values: pa.Array, wanted: Iterable[Wanted]) -> pa.BooleanArray:

@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 from raypq import machine
 from raypq.errors import ConfigError
 from raypq.kernels import native, reference
-from raypq.kernels.tables import Tables, build_tables, check_scores, decode, merge_topk
+from raypq.kernels.tables import (
+    Tables,
+    build_tables,
+    check_scores,
+    decode,
+    merge_topk,
+    vectors_of,
+)
 
 __all__ = [
     "Tables",
@@ -40,9 +47,11 @@ __all__ = [
     "scores",
     "set_threads",
     "threads",
+    "topk_of_classes",
     "topk_per_code",
     "topk_per_query",
     "topk_per_vector",
+    "vectors_of",
 ]
 
 _threads: int | None = None  # of the process; None: one for each usable CPU
@@ -137,6 +146,28 @@ def topk_per_vector(
     from raypq.kernels import torch as torch_kernels
 
     score, index = torch_kernels.topk_per_vector(U, tables, k, device=device)
+    return check_scores(score), index
+
+
+def topk_of_classes(
+    rows: NDArray[np.uint8] | NDArray[np.float32],
+    tables: Tables,
+    owner: NDArray[np.int64],
+    k: int,
+    *,
+    device: str = "cpu",
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """As ``topk_per_code`` for codes [N, M], or ``topk_per_vector`` for vectors [N, D], where a
+    class has several rows of the tables, of which the best one gives its score.
+
+    Args:
+        owner: class of each row of the tables, ascending from 0.
+    """
+    check_device(device)
+    from raypq.kernels import torch as torch_kernels
+
+    q, squared = vectors_of(rows, tables)
+    score, index = torch_kernels.topk_of_classes(q, squared, tables, owner, k, device=device)
     return check_scores(score), index
 
 

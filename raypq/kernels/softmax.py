@@ -19,8 +19,9 @@ def log_sum_exp(
     *,
     owner: NDArray[np.int64] | None = None,
     device: str = "cpu",
-) -> NDArray[np.float64]:
-    """log Σ_t exp(scale·score_t) of rows Q [n, D] over all classes, [n].
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The best score [n] of rows Q [n, D] over all classes, and log Σ_t exp(scale·(score_t − best))
+    [n].
 
     Scores are float32 products here, not the exact ones of the other kernels: the error of a logit
     is about 1e-7 of scale·‖q‖·‖w‖.
@@ -33,7 +34,7 @@ def log_sum_exp(
     W = torch.from_numpy(tables.W).to(device)
     bias = torch.from_numpy(tables.bias).to(device)
     classes = None if owner is None else torch.from_numpy(owner).to(device)
-    total = np.empty(len(Q))
+    best, total = np.empty(len(Q)), np.empty(len(Q))
     step = max(1, _BUDGET // (8 * max(1, tables.T)))
     for start in range(0, len(Q), step):
         rows = slice(start, start + step)
@@ -44,8 +45,10 @@ def log_sum_exp(
         score = (q @ W.T).double() * by_row + offset + bias
         if classes is not None:
             score = _best_of_class(score, classes)
-        total[rows] = torch.logsumexp(scale * score, dim=1).cpu().numpy()
-    return total
+        top = score.amax(dim=1)
+        best[rows] = top.cpu().numpy()
+        total[rows] = torch.logsumexp(scale * (score - top[:, None]), dim=1).cpu().numpy()
+    return best, total
 
 
 def _best_of_class(score: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:

@@ -163,6 +163,15 @@ def decode(B: NDArray[np.integer[Any]], C: NDArray[np.float32]) -> NDArray[np.fl
     return np.asarray(C.reshape(M * K, d)[flat].reshape(len(B), M * d))
 
 
+def vectors_of(
+    rows: NDArray[Any], tables: Tables
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Vectors q [n, D] and ‖q‖² [n] of codes [n, M] (uint8), or of vectors [n, D] themselves."""
+    if rows.dtype == np.uint8:
+        return decode(rows, tables.C), tables.squared_norms(rows)
+    return rows, squared_norms(rows)
+
+
 def merge_topk(
     parts: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

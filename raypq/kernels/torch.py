@@ -207,13 +207,84 @@ def _error(D: int, product: torch.Tensor, scale: torch.Tensor, parts: torch.Tens
     return torch.where(fits, error, torch.inf)
 
 
+def topk_of_classes(
+    q: NDArray[np.float32],
+    squared: NDArray[np.float64],
+    tables: Tables,
+    owner: NDArray[np.int64],
+    k: int,
+    *,
+    device: str = "cpu",
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k best classes of rows q [n, D] where a class has several rows W of the tables, of which
+    the best one gives its score: scores and classes [n, min(k, T)], ties to the lower class.
+
+    Args:
+        squared: ‖q‖² of each row [n]. owner: class of each row of W [m], ascending from 0 to T − 1.
+    """
+    n, T = len(q), int(owner[-1]) + 1 if len(owner) else 0
+    k = min(k, T)
+    best, classes = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
+    if not n or not k:
+        return best, classes
+    x, W, terms, error = _row_inputs(q, squared, tables, device)
+    classes_of = torch.from_numpy(owner).to(device)
+    for rows in _blocks(n, 16 * len(W)):
+        part, local = x[rows].to(device), terms.rows(rows)
+        score = local.rough(part @ W.T)
+        top = score.new_full((len(score), T), -torch.inf)
+        top.scatter_reduce_(1, classes_of.expand_as(score), score, "amax")
+        # A row of W counts if it may be the best of its class, and the class among the k best.
+        least = torch.maximum(top.topk(k).values[:, -1:], top[:, classes_of])
+        # Negated, so that NaN (from overflow) stays a candidate.
+        candidate = ~(score < least - 2 * error[rows, None].float())
+        score = torch.where(candidate, score.nan_to_num(nan=torch.inf), -torch.inf)
+        needed = candidate.sum(1)
+        widths = (2 ** needed.double().log2().ceil().long()).clamp_max(len(W))
+        for width in np.unique(widths.cpu().numpy()).tolist():
+            for chosen in torch.split((widths == width).nonzero()[:, 0], _RETRY_ROWS):
+                columns = score[chosen].topk(width).indices
+                value = local.exact(_rescore(part[chosen], W, columns), chosen, columns)
+                value[~candidate[chosen[:, None], columns]] = -torch.inf
+                out = rows.start + chosen.cpu().numpy()
+                best[out], classes[out] = _first_classes(value, columns, owner, k)
+    return best, classes
+
+
+def _first_classes(
+    value: torch.Tensor, columns: torch.Tensor, owner: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k best classes of candidates with these scores [n, c]; k or more classes are among
+    them."""
+    score, of_class = _float32(value), owner[columns.cpu().numpy()]
+    order = np.lexsort((of_class, -score), axis=1)
+    score, of_class = (np.take_along_axis(each, order, 1) for each in (score, of_class))
+    by_class = np.argsort(of_class, axis=1, kind="stable")
+    ordered = np.take_along_axis(of_class, by_class, 1)
+    new = np.ones(ordered.shape, bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = np.empty(new.shape, bool)
+    np.put_along_axis(first, by_class, new, 1)
+    kept = np.argsort(~first, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(score, kept, 1), np.take_along_axis(of_class, kept, 1)
+
+
 def _topk_rows(
     q: NDArray[np.float32], squared: NDArray[np.float64], tables: Tables, k: int, device: str
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    n, D = q.shape
+    n = len(q)
     if not n or not tables.T or k < 1:
         shape = n, min(k, tables.T)
         return np.empty(shape, np.float32), np.empty(shape, np.int64)
+    return _topk(*_row_inputs(q, squared, tables, device), k)
+
+
+def _row_inputs(
+    q: NDArray[np.float32], squared: NDArray[np.float64], tables: Tables, device: str
+) -> tuple[torch.Tensor, torch.Tensor, _Terms, torch.Tensor]:
+    """Rows x [n, D], weights W [m, D], the terms of scores, and a bound on the error of each row's
+    float32 scores [n]."""
+    D = q.shape[1]
     W = torch.from_numpy(tables.W).to(device)
     bias = torch.from_numpy(tables.bias).to(device)[None, :]
     scale, offset = (_column(term, device) for term in tables.row_terms(squared))
@@ -221,7 +292,7 @@ def _topk_rows(
     product = longest * _column(np.sqrt(squared), device)
     error = _error(D, product, scale, product * scale + offset.abs() + bias.abs().max())[:, 0]
     x = torch.from_numpy(np.ascontiguousarray(q, dtype=np.float32))
-    return _topk(x, W, _Terms(scale, offset, bias), error, k)
+    return x, W, _Terms(scale, offset, bias), error
 
 
 def _topk(

@@ -79,18 +79,23 @@ class OPQ(PQ):
                 "normalise: unit (cosines) or none; z-scoring would apply statistics of images to "
                 f"classes; found metric: {settings.metric} and normalise: {settings.normalise}"
             )
+        if len(V) < 2:
+            raise ConfigError(
+                f"classes: expected at least 2 classes to fit codes to, found {len(V)}; leave out "
+                "classes"
+            )
         check_embeddings(V)
 
     def _constants(self, dataset_info: TrainingSetInfo) -> dict[str, Array]:
         if dataset_info.aligned is None:
             return {}
         V = normalise(dataset_info.aligned, self.settings.normalise)
-        return {"_V": V, "class_mean": V.mean(axis=0, dtype=np.float64)}
+        return {"_V": V, "aligned": np.array(len(V))}
 
     def _accumulate_sample(self, state: State, batch: TrainBatch, X: NDArray[np.float32]) -> Stats:
         stats = super()._accumulate_sample(state, batch, X)
         stats.sums["G"] = gram(X)
-        if "class_mean" in state.arrays:
+        if "aligned" in state.arrays:
             stats.sums |= {"n": np.array(float(len(X))), "x": X.sum(axis=0, dtype=np.float64)}
         return stats
 

@@ -83,7 +83,7 @@ class MomentsPQ(PQ):
             raise ConfigError(
                 f"M: {self.settings.M} sub-codebooks are more than the {rank} dimensions of the "
                 f"common space ({dataset_info.L} training classes, class embeddings of width "
-                f"{dataset_info.A.shape[1]})"
+                f"{dataset_info.A.shape[1]}); set M to {rank} at most (--set M={rank}, settings.M)"
             )
 
     def _rank(self, dataset_info: TrainingSetInfo) -> int:

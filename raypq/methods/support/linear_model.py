@@ -160,7 +160,7 @@ class LinearModel(Model):
     Tensors: ``C`` [M, K, d]; ``P`` [D, dx] (absent: identity); ``Q`` [D, da] (absent: classes are
     given in feature space); ``mean``, ``inverse_std`` [dx] where features are z-scored, and
     ``class_mean``, ``class_inverse_std`` [da] where class embeddings are. Where codes are fitted to
-    classes in feature space: ``Q`` [D, dx], ``class_mean`` and ``image_mean`` [dx] (see
+    classes in feature space: ``Q`` [D, dx] and ``image_mean`` [dx] (see
     ``raypq.methods.support.aligned_space``).
     """
 
@@ -172,7 +172,7 @@ class LinearModel(Model):
         if self.da is None:
             if "image_mean" in self.tensors:
                 shapes |= {"Q": (self.D, self.dx), "P": (self.D, self.dx)}
-                shapes |= dict.fromkeys(("class_mean", "image_mean"), (self.dx,))
+                shapes["image_mean"] = (self.dx,)
             return shapes
         W = self.tensors.get("W")
         inner = self.D if W is None or W.ndim != 2 else W.shape[1]
@@ -236,6 +236,6 @@ class LinearModel(Model):
         """Prototypes [T, D] and bias [T] of normalised classes V [T, dx]; the bias makes the mean
         score of every class exact."""
         mean = self.tensors["image_mean"].astype(np.float64)
-        projected = product(V - self.tensors["class_mean"], self.tensors["Q"])
+        projected = product(V, self.tensors["Q"])
         of_mean = self.tensors["P"].astype(np.float64) @ mean
         return projected, V.astype(np.float64) @ mean - projected.astype(np.float64) @ of_mean

@@ -48,6 +48,7 @@ from raypq.stages.stores.shard_types import check_label_column, id_rule
 from raypq.stages.stores.work_id import classify_work
 
 _REMEDY = "add the class to the table, correct the label, or set unknown_labels: report"
+_ACCEPTED = 1 << 22  # classes that a batch of predictions may list beside the top k
 _CODE_ROWS = 65_536  # codes scanned at once, so that each tile of tables is read once for many
 
 
@@ -63,6 +64,12 @@ class _Scored:
     labels: pa.StringArray | None
     rows: Rows
     best: dict[str, TopK]
+
+    def part(self, rows: slice) -> _Scored:
+        """Some of its images."""
+        best = {name: (score[rows], at[rows]) for name, (score, at) in self.best.items()}
+        labels = None if self.labels is None else self.labels[rows]
+        return _Scored(ids=self.ids[rows], labels=labels, rows=self.rows[rows], best=best)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +200,7 @@ class ClassifyWorker:
     ) -> Iterator[pa.RecordBatch]:
         table, where = self._candidates.table, task.shard.uri
         row = 0
-        for scored in batches:
+        for scored in self._blocks(batches):
             score, classes = kernels.merge_topk([*scored.best.values()], self._job.top_k)
             n = len(scored.ids)
             y, unknown = np.full(n, -1, np.int32), None
@@ -217,6 +224,16 @@ class ClassifyWorker:
             yield predictions.record_batch(
                 schema, table, batch, ids=scored.ids, labels=scored.labels
             )
+
+    def _blocks(self, batches: Iterator[_Scored]) -> Iterator[_Scored]:
+        """The batches; in parts where a threshold may list many classes of each image."""
+        for scored in batches:
+            n = len(scored.ids)
+            step = n
+            if self._decision is not None and self._decision.threshold is not None:
+                step = max(1, _ACCEPTED // max(1, len(self._candidates.chosen)))
+            for start in range(0, n, max(1, step)):
+                yield scored.part(slice(start, start + step))
 
     def _schema(self, scorer: ClassScorer, id_type: pa.DataType, label: bool) -> pa.Schema:
         metadata = {
@@ -262,8 +279,8 @@ class ClassifyPlan:
         table = ClassTable.open(job.classes)
         candidates = Candidates.of(job, table)
         candidates.selection.warn()
-        Decision.of(job, table)  # raises before any work starts
         scorers = build_scorers(job, codes, candidates, nightly_model=nightly_model)
+        _check_decision(job, table, scorers)
         if codes is not None and job.codes is not None:
             shards = stored_shards(job.codes, codes)
             models = [receipt.model for receipt in codes.shards]
@@ -288,6 +305,23 @@ class ClassifyPlan:
             kind="predictions", store=job.output, tasks=tasks, on_bad_shard=job.on_bad_shard
         )
         return cls(scorers=scorers, candidates=candidates, run=run)
+
+
+def _check_decision(
+    job: ClassifyJob, table: ClassTable, scorers: Mapping[str, ClassScorer]
+) -> None:
+    """Refuses probabilities of scores that have none, and warns of a threshold of scores of several
+    models."""
+    decision = Decision.of(job, table)
+    if decision is None:
+        return
+    for scorer in scorers.values():
+        decision.check(scorer, f"the {scorer.model.method} model")
+    if decision.scale is None and len(scorers) > 1:
+        console.warn(
+            f"{job.output}: the threshold {job.threshold} is of scores, and the shards are of "
+            f"{len(scorers)} models, whose scores have no common scale"
+        )
 
 
 def classify(job: ClassifyJob, executor: Executor) -> Snapshot:

@@ -14,9 +14,9 @@ from raypq.data.classes import ClassTable
 from raypq.data.predictions import Accepted
 from raypq.errors import ConfigError
 from raypq.kernels.softmax import log_sum_exp
-from raypq.kernels.tables import decode, squared_norms
+from raypq.kernels.tables import vectors_of
 from raypq.stages.classification.ranking import Rows, TopK
-from raypq.stages.classification.scorers import ClassGroup
+from raypq.stages.classification.scorers import ClassGroup, ClassScorer
 
 _MORE = 4  # times as many classes are found for images of which all are accepted
 
@@ -28,6 +28,7 @@ class Decision:
     Attributes:
         scale: of scores, for the logits; None: scores are compared as they are.
         offset: added to the logits of a sigmoid.
+        of_encoder: whether the scale is the encoder's.
         threshold: least probability (or score) of an accepted class; None: none are listed.
     """
 
@@ -35,6 +36,7 @@ class Decision:
     offset: float
     kind: Literal["softmax", "sigmoid"]
     threshold: float | None
+    of_encoder: bool = False
 
     @classmethod
     def of(cls, job: ClassificationTarget, table: ClassTable) -> Self | None:
@@ -54,7 +56,36 @@ class Decision:
                 )
             scale = table.logits.scale
             offset = table.logits.bias if job.probability == "sigmoid" else 0.0
-        return cls(scale=scale, offset=offset, kind=job.probability, threshold=job.threshold)
+        return cls(
+            scale=scale,
+            offset=offset,
+            kind=job.probability,
+            threshold=job.threshold,
+            of_encoder=job.logit_scale == "encoder",
+        )
+
+    def check(self, scorer: ClassScorer, where: str) -> None:
+        """Refuses scores that are no cosines, or not those of the class table's encoder.
+
+        Args:
+            where: the model, for errors.
+
+        Raises:
+            ConfigError: naming the metric or the model.
+        """
+        if self.scale is None:
+            return
+        if scorer.metric == "l2":
+            raise ConfigError(
+                f"logit_scale: {where} scores by l2, whose scores are distances; pass --metric "
+                "cosine (metric: cosine)"
+            )
+        model = scorer.model
+        if self.of_encoder and (model.da is not None or model.has_head or model.classes):
+            raise ConfigError(
+                f"logit_scale: {where} ({model.method}) has a projection of classes or weights of "
+                "its own, so its scores are not the cosines of the encoder; name a number"
+            )
 
     def log_sums(
         self,
@@ -62,30 +93,30 @@ class Decision:
         groups: Mapping[str, ClassGroup],
         device: str,
     ) -> NDArray[np.float64] | None:
-        """The normaliser [n] of a softmax over all candidates, for codes [n, M] or vectors
-        [n, D]; None where there is no softmax."""
+        """The normaliser [n] of a softmax over all candidates, relative to the logit of the best
+        class, for codes [n, M] or vectors [n, D]; None where there is no softmax."""
         if self.scale is None or self.kind == "sigmoid":
             return None
-        total = np.full(len(rows), -np.inf)
+        parts = []
         for group in groups.values():
             tables = group.tables
-            if rows.dtype == np.uint8:
-                q, squared = decode(rows, tables.C), tables.squared_norms(rows)
-            else:
-                q, squared = rows, squared_norms(rows)
-            part = log_sum_exp(q, squared, tables, self.scale, owner=group.owner, device=device)
-            total = np.logaddexp(total, part)
-        return total
+            q, squared = vectors_of(rows, tables)
+            parts.append(
+                log_sum_exp(q, squared, tables, self.scale, owner=group.owner, device=device)
+            )
+        best = np.max([top for top, _ in parts], axis=0)
+        sums = [total + self.scale * (top - best) for top, total in parts]
+        return np.asarray(np.logaddexp.reduce(sums, axis=0))
 
     def values(
         self, score: NDArray[np.float32], log_sum: NDArray[np.float64] | None
     ) -> NDArray[np.float32]:
-        """Probabilities of scores [n, k], or the scores where there is no scale."""
+        """Probabilities of scores [n, k], best first, or the scores where there is no scale."""
         if self.scale is None:
             return score
         logits = self.scale * score.astype(np.float64)
         if log_sum is not None:
-            return np.exp(np.minimum(logits - log_sum[:, None], 0.0)).astype(np.float32)
+            return np.exp(logits - logits[:, :1] - log_sum[:, None]).astype(np.float32)
         logits += self.offset
         return np.exp(-np.logaddexp(0.0, -logits)).astype(np.float32)
 

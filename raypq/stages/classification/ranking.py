@@ -41,34 +41,10 @@ def rank(
 def topk(rows: Rows, group: ClassGroup, k: int, device: str) -> TopK:
     """The top k classes of a group, ties to the lower class; a class with several prototypes has
     the score of its best one."""
-    find = kernels.topk_per_code if rows.dtype == np.uint8 else kernels.topk_per_vector
     if group.owner is None:
+        find = kernels.topk_per_code if rows.dtype == np.uint8 else kernels.topk_per_vector
         return find(rows, group.tables, k, device=device)
-    k = min(k, group.T)
-    score = np.zeros((len(rows), k), np.float32)
-    classes = np.zeros((len(rows), k), np.int64)
-    left, depth = np.arange(len(rows)), k
-    while len(left):
-        found, index = find(rows[left], group.tables, depth, device=device)
-        of_class = group.owner[index]
-        first = first_of_each(of_class)
-        done = (first.sum(axis=1) >= k) | (depth >= group.tables.T)
-        order = np.argsort(~first[done], axis=1, kind="stable")[:, :k]
-        score[left[done]] = np.take_along_axis(found[done], order, 1)
-        classes[left[done]] = np.take_along_axis(of_class[done], order, 1)
-        left, depth = left[~done], min(_MORE * depth, group.tables.T)
-    return score, classes
-
-
-def first_of_each(values: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether each value of a row [n, m] is the first of its kind in the row."""
-    order = np.argsort(values, axis=1, kind="stable")
-    ordered = np.take_along_axis(values, order, 1)
-    new = np.ones(values.shape, bool)
-    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    first = np.empty(values.shape, bool)
-    np.put_along_axis(first, order, new, 1)
-    return first
+    return kernels.topk_of_classes(rows, group.tables, group.owner, k, device=device)
 
 
 def best_above(

@@ -15,6 +15,7 @@ from raypq.data.stored import open_stored
 from raypq.errors import InputError
 
 _ROWS = 8192
+_DECIDED = ("probability", "accepted")
 
 
 def lines(settings: PredictionsSettings) -> Iterator[str]:
@@ -32,7 +33,7 @@ def lines(settings: PredictionsSettings) -> Iterator[str]:
     left, missing = settings.limit, set(settings.id)
     for receipt in version.shards:
         with open_stored(join(settings.store, receipt.path), "predictions") as file:
-            columns = ["id", "class_id", "score", *filter(file.has, ["label"])]
+            columns = ["id", "class_id", "score", *filter(file.has, ["label", *_DECIDED])]
             for batch in stream(file, _ROWS, columns):
                 ids = batch.column("id").cast(pa.string())
                 if settings.id:
@@ -42,9 +43,9 @@ def lines(settings: PredictionsSettings) -> Iterator[str]:
                 for row in range(min(left, len(batch))):
                     yield _line(batch.slice(row, 1), labels)
                 left -= min(left, len(batch))
-                if not left or (settings.id and not missing):
+                if not left:
                     break
-        if not left or (settings.id and not missing):
+        if not left:
             break
     if missing and left:
         raise InputError(
@@ -57,11 +58,18 @@ def lines(settings: PredictionsSettings) -> Iterator[str]:
 def _line(row: pa.RecordBatch, labels: ClassLabels | None) -> str:
     classes = row.column("class_id").flatten()
     names = labels.of(classes) if labels else classes
-    scores = row.column("score").flatten().to_pylist()
+    value = "probability" if "probability" in row.schema.names else "score"
+    scores = row.column(value).flatten().to_pylist()
     found = ", ".join(
         f"{name} {score:.4g}" for name, score in zip(names.to_pylist(), scores, strict=True)
     )
-    line = f"{row.column('id')[0].as_py()}: {found}"
+    # In one line, whatever the id holds.
+    name = str(row.column("id")[0].as_py()).encode("unicode_escape").decode()
+    line = f"{name}: {found}"
+    if "accepted" in row.schema.names:
+        accepted = row.column("accepted").flatten()
+        accepted = labels.of(accepted) if labels else accepted
+        line += f" (accepted: {', '.join(accepted.to_pylist()) or 'none'})"
     if "label" not in row.schema.names or not row.column("label")[0].is_valid:
         return line
     label = row.column("label")

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq import kernels
+from raypq import console, kernels
 from raypq.config import DuplicatesJob, Metric
 from raypq.data import intermediate, pairs
 from raypq.data.storage import Shard, delete, join
@@ -34,6 +34,8 @@ from raypq.stages.stores.shard_task import ShardTask, stored_shards
 from raypq.stages.stores.work_id import duplicates_work
 
 _GROUP_ROWS = 1 << 17  # rows of each side of a task
+_MANY = 0.05  # share of all pairs that near-duplicates hardly are
+_FEW = 20  # images, of which most pairs may well be near
 # Rows of each side that are compared at once: less than 1 GB even if all pairs are within the
 # threshold. There are never fewer stored rows than query rows.
 _QUERY_ROWS, _STORED_ROWS = 512, 1 << 16
@@ -195,8 +197,9 @@ def near_duplicates(job: DuplicatesJob, executor: Executor) -> Snapshot:
     rows = [receipt.rows for receipt in version.shards]
     blocks = groups(stored_shards(job.codes, version), rows, max_rows=_GROUP_ROWS)
 
-    def summarise(_: Sequence[shard_writer.Receipt]) -> dict[str, Any]:
+    def summarise(receipts: Sequence[shard_writer.Receipt]) -> dict[str, Any]:
         record.end_of_work("compare")
+        _say_pairs(plan, sum(receipt.rows for receipt in receipts), version.rows)
         return {
             "codes": job.codes,
             "codes_version": version.version,
@@ -216,6 +219,23 @@ def near_duplicates(job: DuplicatesJob, executor: Executor) -> Snapshot:
             on_result=lambda receipt: receipt,
             summarise=summarise,
         )
+
+
+def _say_pairs(plan: PairPlan, count: int, rows: int) -> None:
+    """Says what the threshold means, and warns where it takes many of all pairs."""
+    what = (
+        "a squared distance of at most" if plan.metric == "l2" else f"a {plan.metric} of at least"
+    )
+    text = f"{count:,} pairs with {what} {plan.threshold:g}"
+    console.say(text)
+    if count > _MANY * rows * (rows - 1) / 2 and rows > _FEW:
+        hint = (
+            "near-duplicates are compared by --metric cosine (metric: cosine), with a threshold "
+            "near 1"
+            if plan.metric == "dot"
+            else "choose a stricter threshold (--threshold, threshold)"
+        )
+        console.warn(f"{text} are many of the {rows:,} images; {hint}")
 
 
 def _plan(job: DuplicatesJob, version: Snapshot) -> PairPlan:

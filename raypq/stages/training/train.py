@@ -75,6 +75,8 @@ def _train_method(job: TrainJob, executor: Executor) -> Trained:
     kernels.set_threads(job.where.threads)
     method = registry.create(job.method, _settings(job))
     plan = TrainingPlan.make(job, method)
+    if isinstance(method, ReductionMethod):
+        method.begin(plan.dataset_info)  # refuses settings before any work
     tuned = tune(job, plan, executor, run_record) if job.tune else None
     if tuned:
         method = registry.create(job.method, tuned.settings)

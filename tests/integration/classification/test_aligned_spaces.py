@@ -78,8 +78,10 @@ class Space:
                       output=str(self.root / f"codes-{model}"), where=ALONE)
         )  # fmt: skip
 
-    def classify(self, model: str = "model", *, features: bool = False, **more: Any) -> pa.Table:
-        source: dict[str, Any] = {"codes": str(self.root / f"codes-{model}")}
+    def classify(
+        self, model: str = "model", *, features: bool = False, head: str | None = None, **more: Any
+    ) -> pa.Table:
+        source: dict[str, Any] = {"codes": str(self.root / f"codes-{model}"), "model": head}
         if features:
             source = {"features": str(self.root / "f.parquet"), "model": str(self.root / model)}
         output = str(self.root / "predictions")
@@ -102,12 +104,10 @@ def space(tmp_path: Path) -> Space:
     return Space(tmp_path)
 
 
-def test_uncompressed_scores_are_the_cosines_up_to_a_number_for_each_image(space):
+def test_uncompressed_scores_are_the_cosines(space):
     model = space.train(settings={"M": 8, "K": 16})
     cosines = space.X.astype(np.float64) @ space.V.T
-    error = space.scores(model, features=True) - cosines
-    np.testing.assert_allclose(error - error.mean(axis=1, keepdims=True), 0, atol=2e-6)
-    assert abs(error.mean()) < 1e-6, "the mean score is kept"
+    np.testing.assert_allclose(space.scores(model, features=True), cosines, atol=3e-6)
     assert model.metric == "dot"
     assert model.settings.normalise == "unit"
     assert model.da is None
@@ -126,13 +126,14 @@ def test_codes_are_better_than_those_of_features_alone(space, settings):
     space.train("plain", classes=None,
                 settings={**settings, "metric": "dot", "normalise": "unit"})  # fmt: skip
     cosines = space.X.astype(np.float64) @ space.V.T
-    cosines -= cosines.mean(axis=1, keepdims=True)
-    error, right = {}, {}
+    error, right, absolute = {}, {}, {}
     for name in ("model", "plain"):
         model = registry.load(str(space.root / name))
-        found = space.scores(model)
-        error[name] = np.square(found - found.mean(axis=1, keepdims=True) - cosines).mean()
-        right[name] = (found.argmax(axis=1) == space.y).mean()
+        off = space.scores(model) - cosines
+        error[name] = np.square(off - off.mean(axis=1, keepdims=True)).mean()
+        absolute[name] = np.square(off).mean()
+        right[name] = ((off + cosines).argmax(axis=1) == space.y).mean()
+    assert absolute["model"] < absolute["plain"], "thresholds and sigmoids need them"
     assert error["model"] < 0.8 * error["plain"], (error, right)
     assert right["model"] > right["plain"], (error, right)
 
@@ -277,6 +278,53 @@ def test_another_decision_is_another_version(space):
     assert versions[1:] == [versions[0] + 1, versions[0] + 2, versions[0] + 2]
 
 
+def test_a_large_scale_gives_all_to_the_best_class(space):
+    space.train()
+    space.encode()
+    found = space.classify(top_k=2, logit_scale=1e30, threshold=0.5)
+    assert {p[0] for p in found["probability"].to_pylist()} == {1.0}
+    assert {len(names) for names in found["accepted"].to_pylist()} == {1}
+
+
+def test_probabilities_need_cosines(space):
+    space.train("plain", classes=None, settings={"normalise": "unit"})
+    space.encode("plain")
+    with pytest.raises(ConfigError, match=r"scores by l2.*--metric cosine"):
+        space.classify("plain", logit_scale=10.0)
+    space.classify("plain", logit_scale=10.0, metric="cosine")
+    job = TrainJob(
+        method="eszsl", features=str(space.root / "f.parquet"), output=str(space.root / "model"),
+        classes=str(space.root / "classes.parquet"), where=ALONE, settings={"M": 4, "K": 16},
+    )  # fmt: skip
+    raypq.train(job)
+    space.encode()
+    space.write_classes(metadata=Logits(scale=SCALE).note)
+    with pytest.raises(ConfigError, match="projection of classes"):
+        space.classify(logit_scale="encoder")
+
+
+def test_a_threshold_of_scores_of_several_models_is_warned_of(space, caplog):
+    table = pq.read_table(space.root / "f.parquet")
+    for number, model in enumerate(("model", "plain")):
+        more = {} if model == "model" else {"classes": None, "settings": {"metric": "dot"}}
+        space.train(model, **more)
+        pq.write_table(table.slice(number * 450, 450), space.root / f"part{number}.parquet")
+        raypq.encode(
+            EncodeJob(model=str(space.root / model), output=str(space.root / "codes-both"),
+                      features=str(space.root / f"part{number}.parquet"), append=True,
+                      where=ALONE)
+        )  # fmt: skip
+    space.classify("both", threshold=0.1)
+    assert "2 models, whose scores have no common scale" in caplog.text
+
+
+def test_one_class_is_no_base_for_codes(space):
+    table = pq.read_table(space.root / "classes.parquet").slice(0, 1)
+    pq.write_table(table, space.root / "classes.parquet")
+    with pytest.raises(ConfigError, match="at least 2 classes"):
+        space.train()
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"settings": {"normalise": "zscore"}}, "statistics of images"),
     ({"settings": {"metric": "cosine"}}, "metric: dot"),
@@ -354,7 +402,8 @@ def test_decisions_that_contradict_themselves_are_refused(space, more, text):
     ("lists", "text"),
     [
         ([[] if t == 3 else [[1.0] * DX] for t in range(T)], "'c03'.*at least one vector"),
-        ([[[1.0] * 5] for _ in range(T)], "32 values"),
+        ([[[1.0] * (5 if t == 3 else DX)] * 2 for t in range(T)], "'c03'.*32 values.*one of 5"),
+        ([[[1.0] * DX, None] for _ in range(T)], "'c00'.*found a null"),
         ([None if t == 3 else [[1.0] * DX] for t in range(T)], "1 nulls"),
         ([1.0] * T, "a list of vectors for each class"),
         ([[[np.nan] * DX] for _ in range(T)], "c00"),
@@ -406,7 +455,7 @@ def test_a_head_knows_its_classes_by_name(space):
         TrainJob(method="linear", codes=str(space.root / "codes-model"), where=ALONE,
                  classes=str(space.root / "classes.parquet"), output=str(space.root / "head"))
     )  # fmt: skip
-    more = {"model": str(space.root / "head"), "top_k": 3}
+    more: dict[str, Any] = {"head": str(space.root / "head"), "top_k": 3}
     plain = space.classify(**more)
     space.write_classes(prototypes=[[v, -v] for v in space.V])
     assert space.classify(**more).equals(plain)

@@ -111,6 +111,24 @@ def test_all_prototypes_of_a_class_are_kept_if_asked_for(tmp_path):
     np.testing.assert_allclose(found.E, expected, atol=1e-6)
 
 
+def test_a_table_of_another_encoder_loses_its_vectors(tmp_path):
+    """Those of the old encoder would be scored as if they were the new one's."""
+    first, _ = onnx_folder(tmp_path / "first")
+    second, W = onnx_folder(tmp_path / "second", seed=1)
+    embed(tmp_path, first, prototypes="all")
+    names = str(tmp_path / "old.parquet")
+    (tmp_path / "classes.parquet").rename(names)
+    job = EmbedClassesJob(names=names, encoder=second, output=str(tmp_path / "new.parquet"))
+    api.embed_classes(job)
+    assert ClassTable.open(job.output).prototypes is None
+    again = job.model_copy(update={"prototypes": "all", "overwrite": True})
+    api.embed_classes(again)
+    found = ClassTable.open(job.output).prototypes
+    assert found is not None
+    expected = [unit(W[ids_of(f"a photo of a {name}.")].mean(axis=0)) for name in NAMES]
+    np.testing.assert_allclose(found.E, expected, atol=1e-6)
+
+
 def test_many_names_in_several_calls(tmp_path):
     class Lengths(TextEncoder):
         def vectors(self, texts):
@@ -250,6 +268,39 @@ def test_clip_of_transformers(tmp_path):
         expected = model.get_text_features(input_ids=ids, attention_mask=torch.ones_like(ids))
         expected = getattr(expected, "pooler_output", expected)
     np.testing.assert_allclose(found, expected[0].numpy(), atol=1e-5)
+
+
+def test_siglip_of_transformers_does_not_depend_on_other_texts(tmp_path):
+    """Its vector is that of the last token, padding included."""
+    torchvision_ops.mend()
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    text = {"vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 16,
+            "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}  # fmt: skip
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "intermediate_size": 32, "image_size": 16, "patch_size": 8}  # fmt: skip
+    config = transformers.SiglipConfig(text_config=text, vision_config=vision)
+    model = transformers.SiglipModel(config).eval()
+    model.save_pretrained(tmp_path / "siglip")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer(),
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        model_max_length=16,
+        model_input_names=["input_ids"],
+    ).save_pretrained(tmp_path / "siglip")
+    encoder = load_text_encoder(f"transformers:{tmp_path / 'siglip'}", weights=None, device="cpu")
+    (alone,) = encoder.vectors(["a tench"])
+    beside = encoder.vectors(["a tench", "a photo of a great white shark ."])[0]
+    np.testing.assert_allclose(alone, beside, atol=1e-6)
+    ids = torch.tensor([ids_of("a tench") + [1] * 14])
+    with torch.inference_mode():
+        expected = model.get_text_features(input_ids=ids)
+        expected = getattr(expected, "pooler_output", expected)
+    np.testing.assert_allclose(alone, expected[0].numpy(), atol=1e-5)
+    assert encoder.logits is not None
+    assert encoder.logits.bias == pytest.approx(float(model.logit_bias.detach()))
 
 
 def test_open_clip_and_the_features_of_its_images_are_one_network(tmp_path):

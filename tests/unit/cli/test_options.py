@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from raypq import api, config
 from raypq.cli import main
 from raypq.cli.job_command import JobCommand
 from raypq.config import Job, read_mapping
+from raypq.config.command_line import command_line
 from raypq.errors import ConfigError
 
 ROOT = Path(raypq.__file__).parent
@@ -335,3 +337,28 @@ def test_every_setting_is_read_by_its_job(verb: str) -> None:
     assert not unread, f"raypq {verb} does not read {sorted(unread)}"
     if "where" in fields and fields["where"].annotation is config.ClusterSettings:
         assert "where.device" in read or verb in DEVICE_READ_BY, f"raypq {verb} uses no device"
+
+
+ALONE = config.ClusterSettings(cluster="none", workers=1)
+RUN_AGAIN: list[Any] = [
+    config.ExtractJob(
+        images=["a b", "it's"], backbone="net.pt", output="out", where=ALONE,
+        network={"mean": [0.1, 0.2, 0.3], "precision": "bf16", "resize": 40},
+        columns={"image_size": 32},
+    ),
+    config.EmbedClassesJob(
+        names="n.txt", encoder="onnx:x", output="c", template=["a {}", "the {}"], overwrite=True
+    ),
+    config.TrainJob(
+        method="opq", features=["f"], classes="c", output="m", settings={"M": 4, "metric": "dot"},
+        cache_bytes=2 << 30,
+    ),
+    config.ClassifyJob(codes="s", classes="c", output="p", top_k=3, logit_scale=20.0, threshold=-0.5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("job", RUN_AGAIN, ids=lambda job: job.verb)
+def test_the_command_gives_the_job(job: Any) -> None:
+    words = shlex.split(command_line(job))
+    assert words[:2] == job.verb.split()
+    assert job_of(words[1], *words[2:]) == job
