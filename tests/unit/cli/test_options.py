@@ -353,7 +353,9 @@ RUN_AGAIN: list[Any] = [
         method="opq", features=["f"], classes="c", output="m", settings={"M": 4, "metric": "dot"},
         cache_bytes=2 << 30,
     ),
-    config.ClassifyJob(codes="s", classes="c", output="p", top_k=3, logit_scale=20.0, threshold=-0.5),
+    config.ClassifyJob(
+        codes="s", classes="c", output="p", top_k=3, logit_scale=20.0, threshold=-0.5
+    ),
 ]  # fmt: skip
 
 
