@@ -7,7 +7,6 @@ be run again with other settings.
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,9 @@ from raypq.config import (
     EncodeJob,
     ExtractJob,
     Job,
+    PredictionsSettings,
     QuickstartSettings,
+    ReportSettings,
     TrainJob,
 )
 from raypq.config.command_line import command_line
@@ -259,9 +260,11 @@ class _Steps:
 
     def _summary(self, images: Sequence[str], rows: int, accuracy: dict[str, Any]) -> str:
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
-        output, classes = self.settings.output, shlex.quote(self._at("classes.parquet"))
-        pictures = " ".join(f"--images {shlex.quote(place)}" for place in images)
-        page = shlex.quote(join(output, "report.html"))
+        output, classes = self.settings.output, self._at("classes.parquet")
+        shown = PredictionsSettings(store=self._at("predictions"), classes=classes)
+        page = ReportSettings(
+            places=[output], images=[*images], classes=classes, output=join(output, "report.html")
+        )
         lines = [f"{rows:,} pictures. {seconds}."]
         if "hit@1" in accuracy:
             lines.append(
@@ -271,8 +274,8 @@ class _Steps:
         lines += [
             "",
             "To see them by name, and as a page with pictures:",
-            f"  raypq predictions {shlex.quote(self._at('predictions'))} --classes {classes}",
-            f"  raypq report {shlex.quote(output)} {pictures} --classes {classes} --output {page}",
+            f"  {command_line(shown)}",
+            f"  {command_line(page)}",
         ]
         return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from raypq.data.classes import ClassTable
 from raypq.data.storage import exists, join
 from raypq.errors import ConfigError, InputError, ModelError
 from raypq.methods import registry
+from raypq.methods.base import Model
 
 
 def add_classes(job: AddClassesJob) -> dict[str, Any]:
@@ -34,34 +35,9 @@ def add_classes(job: AddClassesJob) -> dict[str, Any]:
         )
     kernels.set_threads(job.workers or machine.usable().workers())
     model = registry.load(job.model)
-    if model.has_head:
-        raise ModelError(
-            job.model,
-            expected="a model without a linear head",
-            found="a head, which has weights in place of class embeddings; train a head with the "
-            "new classes (raypq train linear), or add them to the model without it",
-        )
-    if model.da is None:
-        raise ModelError(
-            job.model,
-            expected="a model that takes class embeddings",
-            found=f"{model.method}, which has no class projection",
-        )
     table = ClassTable.open(job.classes)
-    if table.prototypes is not None:
-        raise InputError(
-            job.classes,
-            expected="one embedding of each class, which a model can store",
-            found="several (the column 'prototypes'); classify takes this table directly",
-        )
+    _check(job, model, table)
     ids, E = table.ids.to_pylist(), table.embeddings
-    model.check_encoder(table.encoder, where=job.classes)
-    if E.shape[1] != model.da:
-        raise ModelError(
-            job.classes,
-            expected=f"class embeddings of width {model.da}, as in training",
-            found=str(E.shape[1]),
-        )
     before = model.layer
     names, embeddings = before.joined(ids, E) if before else (tuple(ids), E)
     extended = model.with_classes(names, np.ascontiguousarray(embeddings))
@@ -81,3 +57,33 @@ def add_classes(job: AddClassesJob) -> dict[str, Any]:
         "classes": len(names),
         "seconds": seconds,
     }
+
+
+def _check(job: AddClassesJob, model: Model, table: ClassTable) -> None:
+    """Refuses a model or classes that cannot be put together."""
+    if model.has_head:
+        raise ModelError(
+            job.model,
+            expected="a model without a linear head",
+            found="a head, which has weights in place of class embeddings; train a head with the "
+            "new classes (raypq train linear), or add them to the model without it",
+        )
+    if model.da is None:
+        raise ModelError(
+            job.model,
+            expected="a model that takes class embeddings",
+            found=f"{model.method}, which has no class projection",
+        )
+    if table.prototypes is not None:
+        raise InputError(
+            job.classes,
+            expected="one embedding of each class, which a model can store",
+            found="several (the column 'prototypes'); classify takes this table directly",
+        )
+    model.check_encoder(table.encoder, where=job.classes)
+    if table.embeddings.shape[1] != model.da:
+        raise ModelError(
+            job.classes,
+            expected=f"class embeddings of width {model.da}, as in training",
+            found=str(table.embeddings.shape[1]),
+        )

@@ -226,16 +226,13 @@ def _say_pairs(plan: PairPlan, count: int, rows: int) -> None:
     what = (
         "a squared distance of at most" if plan.metric == "l2" else f"a {plan.metric} of at least"
     )
-    text = f"{count:,} pairs with {what} {plan.threshold:g}"
+    text = f"{count:,} pairs of {rows:,} images with {what} {plan.threshold:g}"
     console.say(text)
-    if count > _MANY * rows * (rows - 1) / 2 and rows > _FEW:
-        hint = (
-            "near-duplicates are compared by --metric cosine (metric: cosine), with a threshold "
-            "near 1"
-            if plan.metric == "dot"
-            else "choose a stricter threshold (--threshold, threshold)"
+    if rows > _FEW and count > _MANY * rows * (rows - 1) / 2:
+        console.warn(
+            f"{text} are many; use a stricter threshold, or --metric cosine (metric: cosine) with "
+            "one near 1"
         )
-        console.warn(f"{text} are many of the {rows:,} images; {hint}")
 
 
 def _plan(job: DuplicatesJob, version: Snapshot) -> PairPlan:

@@ -87,7 +87,7 @@ def test_drawn_pictures_where_there_are_none(networks, tmp_path):
     output = tmp_path / "out"
     said = run("quickstart", "--output", str(output), *networks)
     assert len([*(output / "pictures").glob("*/*.jpg")]) == 24 * 20
-    assert f"raypq report {output} --images {output}/pictures --classes " in said
+    assert f"raypq report {output} --output {output}/report.html --images {output}/pictures" in said
     report = said.splitlines()[-1].split()[1:]
     run(*report)
     assert (output / "report.html").exists()
