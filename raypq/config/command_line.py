@@ -37,7 +37,7 @@ def _words(settings: BaseModel, defaults: BaseModel | None, prefix: str) -> Iter
 
 def _option(name: str, value: Any, unit: float) -> Iterator[str]:
     if isinstance(value, bool):
-        yield name if value else "-".join(["--no", *name.split("-")[2:]])
+        yield name if value else f"{name[:2]}no-{name[2:]}"
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from (name, f"{key}={item}")

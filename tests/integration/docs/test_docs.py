@@ -49,6 +49,18 @@ ELSEWHERE = {
     "raypq bench rates --json rates.json": "tests/unit/sizing/test_sizing.py, by its function",
     "raypq plan --images 1000000 --rates rates.json": "the generated blocks below it",
     "raypq embed-classes": "tests/integration/preparation/test_embed_classes.py, by its function",
+    # Two networks, step by step, as quickstart runs them (tests/integration/cli/test_quickstart.py).
+    **dict.fromkeys(
+        (
+            "raypq extract --images shards",
+            "raypq train eszsl --features image-features",
+            "raypq encode --model model --features image-features",
+            "raypq classify --codes codes",
+            "raypq evaluate classification --predictions predictions",
+            "raypq export predictions --classes classes.parquet",
+        ),
+        "tests/integration/cli/test_quickstart.py",
+    ),
     "raypq quickstart": "tests/integration/cli/test_quickstart.py, with networks in files",
     "raypq report first": "tests/integration/cli/test_quickstart.py",
     "raypq ablation": "tests/integration/training/test_cifar10.py, by its function",
