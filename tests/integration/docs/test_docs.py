@@ -49,7 +49,7 @@ ELSEWHERE = {
     "raypq bench rates --json rates.json": "tests/unit/sizing/test_sizing.py, by its function",
     "raypq plan --images 1000000 --rates rates.json": "the generated blocks below it",
     "raypq embed-classes": "tests/integration/preparation/test_embed_classes.py, by its function",
-    # Two networks, step by step, as quickstart runs them (tests/integration/cli/test_quickstart.py).
+    # Two networks, step by step, as quickstart runs them:
     **dict.fromkeys(
         (
             "raypq extract --images shards",
