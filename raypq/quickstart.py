@@ -55,7 +55,8 @@ _CODEWORDS = 256  # at most, and fewer than pictures
 _LEAST_WIDTH = 4  # dimensions of a sub-codebook, where all of the features' space is kept
 _SHOWN = 5  # names in an error
 _MARK = "quickstart.json"  # what a run was given
-_NAMES = ("pictures", "names.txt", "features", "classes.parquet", "model", "codes", "predictions")
+_DRAWN_NAMES = ("pictures", "names.txt")
+_NAMES = (*_DRAWN_NAMES, "features", "classes.parquet", "model", "codes", "predictions")
 _MODEL = ("backbone", "encoder", "template", "network", "drawn")  # what a model depends on
 J = TypeVar("J", bound=Job)
 R = TypeVar("R")
@@ -121,7 +122,8 @@ class _Steps:
         """
         mark, given = self._at(_MARK), self.settings
         noted: dict[str, Any] = json_text.parse(read_bytes(mark)) if exists(mark) else {}
-        taken = [] if noted else [name for name in _NAMES if exists(self._at(name))]
+        names = _NAMES if given.names is None else _NAMES[len(_DRAWN_NAMES) :]
+        taken = [] if noted else [name for name in names if exists(self._at(name))]
         if taken:
             raise ConfigError(
                 f"output: {given.output} holds {', '.join(taken)}, which would be written over; "

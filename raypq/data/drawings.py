@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from raypq.optional_packages import require
-
 _SIZE = 96  # pixels
 _COLOURS = {
     "red": (214, 40, 40), "green": (46, 160, 67), "blue": (33, 84, 200), "yellow": (240, 200, 30),
@@ -21,12 +19,9 @@ def draw(folder: Path, *, each: int, seed: int = 0) -> list[str]:
 
     Returns:
         The names of the classes, such as "red circle".
-
-    Raises:
-        ConfigError: Pillow is not installed.
     """
-    image = require("PIL.Image", extra="images", purpose="pictures")
-    drawing = require("PIL.ImageDraw", extra="images", purpose="pictures")
+    from PIL import Image, ImageDraw
+
     rng = np.random.default_rng(seed)
     names = [f"{colour} {shape}" for shape in _CORNERS for colour in _COLOURS]
     for name in names:
@@ -34,9 +29,9 @@ def draw(folder: Path, *, each: int, seed: int = 0) -> list[str]:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(each):
             noise = rng.normal(rng.uniform(90, 170, 3), 12, (_SIZE, _SIZE, 3))
-            picture = image.fromarray(np.clip(noise, 0, 255).astype(np.uint8))
+            picture = Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8))
             corners = _polygon(rng, _CORNERS[shape])
-            drawing.Draw(picture).polygon(corners, fill=_COLOURS[colour])
+            ImageDraw.Draw(picture).polygon(corners, fill=_COLOURS[colour])
             picture.save(folder / name / f"{number:03d}.jpg", quality=90)
     return names
 

@@ -11,6 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -120,14 +121,11 @@ class ImageLookup:
         known = sorted(by_shard, key=lambda number: (-len(by_shard[number]), number))
         for number in known:
             yield from self._read_shard(shards[number], by_shard[number], last=True)
-        stems = {_base(want.origin) for want in rest if want.origin}
-        named = {_base(shard.uri) for shard in shards}
         others = [shard for shard in shards if shard.index not in by_shard]
-        for shard in sorted(others, key=lambda shard: _base(shard.uri) not in stems):
+        # An id may occur in several shards: first in the one of the name that the image comes from.
+        for same_name, shard in product((True, False), others):
+            here = [want for want in rest if _is_of(want, shard) == same_name]
             found: set[Wanted] = set()
-            # An id may occur in several shards: the one of the name that it comes from has it.
-            name = _base(shard.uri)
-            here = [want for want in rest if _may_be_in(want, name, named)]
             for want, image in self._read_shard(shard, here, last=False) if here else ():
                 found.add(want)
                 yield want, image
@@ -259,11 +257,9 @@ def _by_shard(
     return known, rest
 
 
-def _may_be_in(want: Wanted, name: str, named: Collection[str]) -> bool:
-    """Whether a shard of this name may hold an image: it comes from one of that name, or of a name
-    that no shard has."""
-    origin = _base(want.origin or "")
-    return origin == name or origin not in named
+def _is_of(want: Wanted, shard: Shard) -> bool:
+    """Whether an image comes from a shard of the same name."""
+    return bool(want.origin) and _base(want.origin or "") == _base(shard.uri)
 
 
 def _among(values: pa.Array, wanted: Iterable[Wanted]) -> pa.BooleanArray:

@@ -63,16 +63,10 @@ class OPQ(PQ):
                 f"M = {self.settings.M}"
             )
         if dataset_info.aligned is not None:
-            self._check_aligned(dataset_info.aligned, dataset_info.dx)
+            self._check_aligned(dataset_info.aligned)
 
-    def _check_aligned(self, V: NDArray[np.float32], dx: int) -> None:
+    def _check_aligned(self, V: NDArray[np.float32]) -> None:
         settings = self.settings
-        if V.shape[1] != dx:
-            raise ConfigError(
-                f"classes: opq fits codes to classes that are vectors of the features' space, of "
-                f"width {dx}, found class embeddings of width {V.shape[1]}; leave out classes, or "
-                "train a method that maps them, such as pqzsl"
-            )
         if settings.metric != "dot" or settings.normalise not in ("none", "unit"):
             raise ConfigError(
                 "metric, normalise: with a class table, opq makes codes for metric: dot and "

@@ -64,7 +64,10 @@ def _line(row: pa.RecordBatch, labels: ClassLabels | None) -> str:
         f"{name} {score:.4g}" for name, score in zip(names.to_pylist(), scores, strict=True)
     )
     # In one line, whatever the id holds.
-    name = str(row.column("id")[0].as_py()).encode("unicode_escape").decode()
+    name = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in str(row.column("id")[0].as_py())
+    )
     line = f"{name}: {found}"
     if "accepted" in row.schema.names:
         accepted = row.column("accepted").flatten()

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raypq import console
 from raypq.config import Columns, TrainJob
 from raypq.data.classes import ClassTable
 from raypq.data.features import FeatureBatch, read_batches
@@ -220,11 +221,17 @@ def _aligned(job: TrainJob, method: Method, listing: ShardListing) -> NDArray[np
     if method.needs_classes or job.classes is None:
         return None
     if not method.takes_aligned:
-        raise ConfigError(
-            f"classes: {job.method} uses no class table; leave it out (classify and evaluate take "
-            "it)"
-        )
+        console.warn(f"classes: {job.method} uses no class table; {job.classes} is not read")
+        return None
     table = ClassTable.open(job.classes)
+    if table.E is None or table.E.shape[1] != listing.width:
+        found = "none" if table.E is None else f"of width {table.E.shape[1]}"
+        console.warn(
+            f"classes: {job.method} fits codes to class embeddings of the features' space, of "
+            f"width {listing.width}, found {found} in {table.uri}; codes of the features alone are "
+            "trained"
+        )
+        return None
     check_aligned(listing.backbone, table.encoder, where=table.uri)
     return table.embeddings
 

@@ -73,8 +73,10 @@ def _train_method(job: TrainJob, executor: Executor) -> Trained:
     check_vacant(job.output, overwrite=job.overwrite)
     # Updates run in this process with the threads of a worker, so all executors give equal bits.
     kernels.set_threads(job.where.threads)
-    method = registry.create(job.method, _settings(job))
+    method = registry.create(job.method, job.settings)
     plan = TrainingPlan.make(job, method)
+    if plan.dataset_info.aligned is not None:
+        method = registry.create(job.method, {**method.aligned_defaults, **job.settings})
     if isinstance(method, ReductionMethod):
         method.begin(plan.dataset_info)  # refuses settings before any work
     tuned = tune(job, plan, executor, run_record) if job.tune else None
@@ -121,12 +123,6 @@ def _train_method(job: TrainJob, executor: Executor) -> Trained:
         "quarantined": quarantined,
     }
     return Trained(model=model, quarantined=fitted.failures, summary=summary)
-
-
-def _settings(job: TrainJob) -> dict[str, Any]:
-    """The settings of the method, with the defaults for classes in the features' space."""
-    cls = registry.find(job.method)
-    return {**(cls.aligned_defaults if job.classes is not None else {}), **job.settings}
 
 
 def _with_classes(model: Model, dataset_info: TrainingSetInfo) -> Model:

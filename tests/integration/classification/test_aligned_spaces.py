@@ -329,7 +329,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"settings": {"normalise": "zscore"}}, "statistics of images"),
     ({"settings": {"metric": "cosine"}}, "metric: dot"),
     ({"settings": {"M": 5}}, "multiple of"),
-    ({"method": "pq"}, "pq uses no class table"),
 ]
 
 
@@ -344,11 +343,19 @@ def test_settings_that_do_not_fit_are_refused(space, more, text):
         raypq.train(job)
 
 
-def test_classes_of_another_width_are_refused(space):
+def test_classes_of_another_space_are_not_used(space, caplog):
+    """With a warning; as before there were codes for classes."""
+    plain = space.train(classes=None)
     space.V = space.V[:, :8]
     space.write_classes()
-    with pytest.raises(ConfigError, match="of width 32, found class embeddings of width 8"):
-        space.train()
+    assert space.train().fingerprint == plain.fingerprint
+    assert "of width 32, found of width 8" in caplog.text
+    raypq.train(
+        TrainJob(method="pq", features=str(space.root / "f.parquet"), where=ALONE,
+                 classes=str(space.root / "classes.parquet"), output=str(space.root / "pq"),
+                 settings={"M": 4, "K": 16})
+    )  # fmt: skip
+    assert "pq uses no class table" in caplog.text
 
 
 def encoder(weights: str) -> dict[bytes, bytes]:

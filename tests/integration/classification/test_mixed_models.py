@@ -104,13 +104,13 @@ def test_tables_are_built_once_for_each_model_that_occurs(
     home: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: Counter[str] = Counter()
-    tables = scorers.ClassScorer.tables
+    tables = scorers.ClassScorer.groups
 
     def counted(judge: scorers.ClassScorer, candidates: scorers.Candidates) -> Any:
         built[judge.model.fingerprint] += 1
         return tables(judge, candidates)
 
-    monkeypatch.setattr(scorers.ClassScorer, "tables", counted)
+    monkeypatch.setattr(scorers.ClassScorer, "groups", counted)
     home.mix([1, 4])
     home.classify(where=home.where.model_copy(update={"workers": 3}))
     assert sorted(built.values()) == [1, 1]
