@@ -33,11 +33,17 @@ class TextEncoder(ABC):
 
 
 def embed_names(
-    encoder: TextEncoder, names: Sequence[Sequence[str]], templates: Sequence[str], *, where: str
+    encoder: TextEncoder,
+    names: Sequence[Sequence[str]],
+    templates: Sequence[str],
+    *,
+    where: str,
+    keep: bool = False,
 ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
     """Embeddings [T, da] of classes by their names: for each class the mean of the unit vectors of
     every name in every template, scaled to length 1 (a prompt ensemble, as in CLIP, Radford et al.
-    2021, section 3.1.4). And the unit vectors [names, da] of all names in each template.
+    2021, section 3.1.4). And with ``keep`` the unit vectors [names, da] of all names in each
+    template.
 
     Args:
         names: of each class, one or more.
@@ -66,8 +72,10 @@ def embed_names(
             total = np.zeros((len(names), V.shape[1])) if total is None else total
             unit = V / length[:, None]
             np.add.at(total, owners[start : start + _TEXTS], unit)
-            parts.append(unit.astype(np.float32))
-        units.append(np.concatenate(parts))
+            if keep:
+                parts.append(unit.astype(np.float32))
+        if keep:
+            units.append(np.concatenate(parts))
     assert total is not None, "there are names and templates"
     length = np.linalg.norm(total, axis=1)
     if len(bad := np.flatnonzero(length < 1e-9 * len(templates))):

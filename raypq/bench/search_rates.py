@@ -18,8 +18,8 @@ from raypq.data.store import shard_writer
 from raypq.data.store.snapshot import Snapshot
 from raypq.sizing import SearchRates
 from raypq.sizing.search import BLOCK_ROWS, FAN
-from raypq.stages.retrieval.code_blocks import blocks_of, id_type_of
-from raypq.stages.stores.code_store import models_for
+from raypq.stages.retrieval.code_blocks import blocks_of
+from raypq.stages.stores.code_store import id_type_of, models_for
 from raypq.stages.stores.shard_task import stored_shards
 
 _SUB_CODEBOOKS, _K, _WIDTH = (8, 16, 50), 256, 8

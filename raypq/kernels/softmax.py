@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from raypq.kernels.tables import Tables
+from raypq.kernels.torch import best_of_class
 
 _BUDGET = 128 << 20  # bytes of a block of scores
 
@@ -34,6 +35,7 @@ def log_sum_exp(
     W = torch.from_numpy(tables.W).to(device)
     bias = torch.from_numpy(tables.bias).to(device)
     classes = None if owner is None else torch.from_numpy(owner).to(device)
+    T = 0 if owner is None or not len(owner) else int(owner[-1]) + 1
     best, total = np.empty(len(Q)), np.empty(len(Q))
     step = max(1, _BUDGET // (8 * max(1, tables.T)))
     for start in range(0, len(Q), step):
@@ -44,15 +46,8 @@ def log_sum_exp(
         q = torch.from_numpy(np.ascontiguousarray(Q[rows])).to(device)
         score = (q @ W.T).double() * by_row + offset + bias
         if classes is not None:
-            score = _best_of_class(score, classes)
+            score = best_of_class(score, classes, T)
         top = score.amax(dim=1)
         best[rows] = top.cpu().numpy()
         total[rows] = torch.logsumexp(scale * (score - top[:, None]), dim=1).cpu().numpy()
     return best, total
-
-
-def _best_of_class(score: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-    """The largest score of each class [n, t] from those of prototypes [n, p]."""
-    T = int(owner[-1]) + 1
-    best = score.new_full((len(score), T), -torch.inf)
-    return best.scatter_reduce(1, owner.expand_as(score), score, "amax")

@@ -232,8 +232,7 @@ def topk_of_classes(
     for rows in _blocks(n, 16 * len(W)):
         part, local = x[rows].to(device), terms.rows(rows)
         score = local.rough(part @ W.T)
-        top = score.new_full((len(score), T), -torch.inf)
-        top.scatter_reduce_(1, classes_of.expand_as(score), score, "amax")
+        top = best_of_class(score, classes_of, T)
         # A row of W counts if it may be the best of its class, and the class among the k best.
         least = torch.maximum(top.topk(k).values[:, -1:], top[:, classes_of])
         # Negated, so that NaN (from overflow) stays a candidate.
@@ -249,6 +248,13 @@ def topk_of_classes(
                 out = rows.start + chosen.cpu().numpy()
                 best[out], classes[out] = _first_classes(value, columns, owner, k)
     return best, classes
+
+
+def best_of_class(score: torch.Tensor, owner: torch.Tensor, T: int) -> torch.Tensor:
+    """The largest score of each of T classes [n, T] from scores [n, m] whose classes are owner
+    [m]."""
+    best = score.new_full((len(score), T), -torch.inf)
+    return best.scatter_reduce(1, owner.expand_as(score), score, "amax")
 
 
 def _first_classes(

@@ -139,10 +139,9 @@ class Method(ABC):
     """Whether the class table must have embeddings."""
     needs_unlabelled: ClassVar[bool] = False
     """Whether training also streams a second store, of rows without labels."""
-    takes_aligned: ClassVar[bool] = False
-    """Whether codes can be fitted to classes that are vectors of the features' space."""
-    aligned_defaults: ClassVar[Mapping[str, Any]] = {}
-    """Settings for that which differ from the defaults."""
+    aligned_defaults: ClassVar[Mapping[str, Any] | None] = None
+    """Defaults of settings where codes are fitted to classes that are vectors of the features'
+    space; None for a method that cannot do so."""
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Settings that ``--tune`` searches, with the values to try."""
     trial_settings: ClassVar[Mapping[str, Any]] = {}

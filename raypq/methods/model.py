@@ -349,6 +349,11 @@ class Model(ABC):
         return self._with_layer(layer)
 
     @property
+    def classes_by_id(self) -> bool:
+        """Whether classes are known by class_id alone: those of a head or a prediction layer."""
+        return self.has_head or self.classes is not None
+
+    @property
     def has_head(self) -> bool:
         """Whether its classes are those of a linear head, which needs no class embeddings."""
         return self.layer is not None and self.layer.head
@@ -407,7 +412,7 @@ class Model(ABC):
         Raises:
             ModelError: naming both networks, or the normalisation.
         """
-        if self.classes is not None or self.has_head or encoder is None:
+        if self.classes_by_id or encoder is None:
             return
         if self.da is not None:
             check_equal(self.encoder, encoder, where=where)

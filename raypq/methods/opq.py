@@ -51,8 +51,7 @@ class OPQ(PQ):
     name = "opq"
     settings_class: ClassVar[type[MethodSettings]] = OPQSettings
     model_class: ClassVar[type[LinearModel]] = OPQModel
-    takes_aligned = True
-    aligned_defaults: ClassVar[Mapping[str, Any]] = {"metric": "dot", "normalise": "unit"}
+    aligned_defaults: ClassVar[Mapping[str, Any] | None] = {"metric": "dot", "normalise": "unit"}
     settings: OPQSettings
 
     def _check_width(self, dataset_info: TrainingSetInfo) -> None:

@@ -144,7 +144,7 @@ def _blocks(n: int) -> Iterator[slice]:
 class Scale:
     """Mean and 1/std of rows s: ``mean`` and ``inverse_std`` [D], float64; N rows.
 
-    A constant dimension has the 1/std 0: it tells nothing of the class.
+    A constant dimension has the 1/std 0: it has no information about the class.
     """
 
     N: float

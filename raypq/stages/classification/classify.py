@@ -31,7 +31,7 @@ from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model
 from raypq.metrics.accuracy import ClassCounts
 from raypq.stages.classification import counts
-from raypq.stages.classification.decisions import Decision
+from raypq.stages.classification.decisions import Decision, check_decision
 from raypq.stages.classification.ranking import Rows, TopK, rank
 from raypq.stages.classification.scorers import (
     Candidates,
@@ -280,7 +280,7 @@ class ClassifyPlan:
         candidates = Candidates.of(job, table)
         candidates.selection.warn()
         scorers = build_scorers(job, codes, candidates, nightly_model=nightly_model)
-        _check_decision(job, table, scorers)
+        check_decision(job, table, scorers)
         if codes is not None and job.codes is not None:
             shards = stored_shards(job.codes, codes)
             models = [receipt.model for receipt in codes.shards]
@@ -305,23 +305,6 @@ class ClassifyPlan:
             kind="predictions", store=job.output, tasks=tasks, on_bad_shard=job.on_bad_shard
         )
         return cls(scorers=scorers, candidates=candidates, run=run)
-
-
-def _check_decision(
-    job: ClassifyJob, table: ClassTable, scorers: Mapping[str, ClassScorer]
-) -> None:
-    """Refuses probabilities of scores that have none, and warns of a threshold of scores of several
-    models."""
-    decision = Decision.of(job, table)
-    if decision is None:
-        return
-    for scorer in scorers.values():
-        decision.check(scorer, f"the {scorer.model.method} model")
-    if decision.scale is None and len(scorers) > 1:
-        console.warn(
-            f"{job.output}: the threshold {job.threshold} is of scores, and the shards are of "
-            f"{len(scorers)} models, whose scores have no common scale"
-        )
 
 
 def classify(job: ClassifyJob, executor: Executor) -> Snapshot:

@@ -9,7 +9,8 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq.config import ClassificationTarget
+from raypq import console
+from raypq.config import ClassificationTarget, ClassifyJob
 from raypq.data.classes import ClassTable
 from raypq.data.predictions import Accepted
 from raypq.errors import ConfigError
@@ -81,7 +82,7 @@ class Decision:
                 "cosine (metric: cosine)"
             )
         model = scorer.model
-        if self.of_encoder and (model.da is not None or model.has_head or model.classes):
+        if self.of_encoder and (model.da is not None or model.classes_by_id):
             raise ConfigError(
                 f"logit_scale: {where} ({model.method}) has a projection of classes or weights of "
                 "its own, so its scores are not the cosines of the encoder; name a number"
@@ -97,13 +98,12 @@ class Decision:
         class, for codes [n, M] or vectors [n, D]; None where there is no softmax."""
         if self.scale is None or self.kind == "sigmoid":
             return None
-        parts = []
-        for group in groups.values():
-            tables = group.tables
-            q, squared = vectors_of(rows, tables)
-            parts.append(
-                log_sum_exp(q, squared, tables, self.scale, owner=group.owner, device=device)
-            )
+        # The groups are of one model, so that their codebooks decode alike.
+        q, squared = vectors_of(rows, next(iter(groups.values())).tables)
+        parts = [
+            log_sum_exp(q, squared, group.tables, self.scale, owner=group.owner, device=device)
+            for group in groups.values()
+        ]
         best = np.max([top for top, _ in parts], axis=0)
         sums = [total + self.scale * (top - best) for top, total in parts]
         return np.asarray(np.logaddexp.reduce(sums, axis=0))
@@ -151,3 +151,22 @@ class Decision:
         order = np.argsort(rows, kind="stable")
         counts = np.bincount(rows, minlength=len(best[0]))
         return Accepted(counts=counts, classes=classes[order], values=values[order])
+
+
+def check_decision(job: ClassifyJob, table: ClassTable, scorers: Mapping[str, ClassScorer]) -> None:
+    """Refuses probabilities of scores that have none, and warns of a threshold of scores of several
+    models.
+
+    Raises:
+        ConfigError: as ``Decision.of`` and ``Decision.check``.
+    """
+    decision = Decision.of(job, table)
+    if decision is None:
+        return
+    for scorer in scorers.values():
+        decision.check(scorer, f"the {scorer.model.method} model")
+    if decision.scale is None and len(scorers) > 1:
+        console.warn(
+            f"{job.output}: the threshold {job.threshold} is of scores, and the shards are of "
+            f"{len(scorers)} models, whose scores have no common scale"
+        )

@@ -69,14 +69,13 @@ class Candidates:
             ModelError: the classes do not fit the model.
         """
         table, owner = self.table, None
-        by_id = model.has_head or model.classes is not None
-        if table.prototypes is not None and not by_id:
+        if table.prototypes is not None and not model.classes_by_id:
             several = table.prototypes.of(chosen)
             V, bias = self._several(model, several.E)
             owner = several.owner
         else:
             ids = table.ids.take(pa.array(chosen)).to_pylist()
-            E = table.E if by_id else table.embeddings
+            E = table.E if model.classes_by_id else table.embeddings
             V, bias = model.prototypes_of(ids, None if E is None else E[chosen])
         if table.bias is not None:
             bias = bias + (table.bias[chosen] if owner is None else table.bias[chosen][owner])
@@ -224,8 +223,7 @@ def build_scorers(
         model.check_encoder(table.encoder, where=table.uri)
         model = _with_table(model, table)
         # Raises before any work starts where the classes do not fit the model.
-        by_id = model.has_head or model.classes is not None
-        candidates.prototypes(model, candidates.chosen[: None if by_id else 1])
+        candidates.prototypes(model, candidates.chosen[: None if model.classes_by_id else 1])
         scorers[name] = ClassScorer(
             model=model, metric=job.metric or model.class_metric, calibration=calibration
         )

@@ -47,13 +47,14 @@ def embed_classes(job: EmbedClassesJob) -> dict[str, Any]:
         templates=tuple(job.template),
         pooling=encoder.pooling,
     )
-    E, units = embed_names(encoder, names.names, job.template, where=names.uri)
+    several = job.prototypes == "all"
+    E, units = embed_names(encoder, names.names, job.template, where=names.uri, keep=several)
     column = arrays.fixed_list(E)
     notes = info.note | (encoder.logits.note if encoder.logits else {})
     table = _others(names).append_column(
         pa.field("embedding", column.type, nullable=False, metadata=notes), column
     )
-    if job.prototypes == "all":
+    if several:
         table = table.append_column("prototypes", _prototypes(names, units))
     with atomic_write(job.output) as sink:
         pq.write_table(table, sink, write_page_checksum=True)

@@ -21,11 +21,9 @@ from raypq.data.codes import CodeBatch, CodeFile
 from raypq.data.filters import Filter
 from raypq.data.search_results import SearchResults
 from raypq.data.storage import Shard
-from raypq.data.store.snapshot import Snapshot
 from raypq.errors import InputError, ModelError
 from raypq.methods.base import Model
 from raypq.stages.stores.code_store import check_model
-from raypq.stages.stores.shard_task import stored_shards
 
 GROUP_ROWS = 1 << 19  # rows of a scan; every scan has a fixed cost for each query
 _BATCH_ROWS = 1 << 17
@@ -128,18 +126,6 @@ def read_block(
 
 def _labels(batch: CodeBatch) -> pa.StringArray:
     return pa.nulls(len(batch.B), pa.string()) if batch.labels is None else batch.labels
-
-
-def id_type_of(store: str, version: Snapshot) -> pa.DataType:
-    """The id type of a version of a code store: that of its first file with rows.
-
-    Raises:
-        InputError: that file is damaged.
-    """
-    for shard, receipt in zip(stored_shards(store, version), version.shards, strict=True):
-        if receipt.rows:
-            return CodeFile.open(shard.uri, size=shard.size).id_type
-    return pa.string()
 
 
 def blocks_of(

@@ -39,10 +39,9 @@ from raypq.execution.executor import Executor, WorkerPool, completed
 from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model
 from raypq.metrics.ranking import LEVELS
-from raypq.stages.retrieval.code_blocks import id_type_of
 from raypq.stages.retrieval.evaluate_worker import ExactTask, Figures, QueryTask, RetrievalWorker
 from raypq.stages.retrieval.query_vectors import report_invalid, vectors
-from raypq.stages.stores.code_store import metric_of, models_for, open_store
+from raypq.stages.stores.code_store import id_type_of, metric_of, models_for, open_store
 from raypq.stages.stores.shard_task import stored_shards
 from raypq.stages.stores.shard_types import check_label_column
 

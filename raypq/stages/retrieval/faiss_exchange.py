@@ -29,8 +29,8 @@ from raypq.methods.opq import OPQModel, OPQSettings
 from raypq.methods.pq import PQModel, PQSettings
 from raypq.methods.support.linear_model import LinearModel
 from raypq.optional_packages import require
-from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, id_type_of, read_block
-from raypq.stages.stores.code_store import metric_of, models_for, open_store
+from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, read_block
+from raypq.stages.stores.code_store import id_type_of, metric_of, models_for, open_store
 from raypq.stages.stores.shard_task import stored_shards
 
 _BIAS_TOLERANCE = 1e-4  # largest relative error of a bias that is expressed by a mean

@@ -24,9 +24,9 @@ from raypq.data.search_results import SearchResults
 from raypq.errors import ConfigError, InputError
 from raypq.methods.base import Model
 from raypq.methods.model import array_of_rows
-from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, id_type_of, read_block, topk
+from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, read_block, topk
 from raypq.stages.retrieval.query_vectors import vectors
-from raypq.stages.stores.code_store import metric_of, models_for, open_store
+from raypq.stages.stores.code_store import id_type_of, metric_of, models_for, open_store
 from raypq.stages.stores.shard_task import stored_shards
 
 _BATCH_QUERIES = 4096

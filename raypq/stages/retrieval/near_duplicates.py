@@ -27,8 +27,8 @@ from raypq.execution.executor import Executor, TaskResult, WorkerPool, completed
 from raypq.execution.run_record import RunRecord
 from raypq.kernels.sdc import SymmetricTables
 from raypq.methods.base import Model
-from raypq.stages.retrieval.code_blocks import CodeBlock, groups, id_type_of, read_block
-from raypq.stages.stores.code_store import metric_of, models_for, open_store
+from raypq.stages.retrieval.code_blocks import CodeBlock, groups, read_block
+from raypq.stages.stores.code_store import id_type_of, metric_of, models_for, open_store
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
 from raypq.stages.stores.work_id import duplicates_work

@@ -33,7 +33,7 @@ from raypq.execution.executor import Executor, R, TaskResult, WorkerPool, comple
 from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model
 from raypq.stages.retrieval import rerank
-from raypq.stages.retrieval.code_blocks import groups, id_type_of
+from raypq.stages.retrieval.code_blocks import groups
 from raypq.stages.retrieval.query_rounds import QueryRound, QuerySlice, Reader, round_size
 from raypq.stages.retrieval.search_worker import (
     MergeTask,
@@ -43,7 +43,7 @@ from raypq.stages.retrieval.search_worker import (
     SearchWorker,
     WriteTask,
 )
-from raypq.stages.stores.code_store import metric_of, models_for, open_store
+from raypq.stages.stores.code_store import id_type_of, metric_of, models_for, open_store
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
 from raypq.stages.stores.shard_types import id_rule

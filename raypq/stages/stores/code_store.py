@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import pyarrow as pa
+
 from raypq import console
 from raypq.config import Metric
 from raypq.data.codes import CodeFile
@@ -13,6 +15,7 @@ from raypq.errors import ConfigError, InputError, ModelError
 from raypq.methods import registry
 from raypq.methods.base import Model
 from raypq.stages.stores import model_store
+from raypq.stages.stores.shard_task import stored_shards
 
 
 def check_model(file: CodeFile, models: Mapping[str, Model]) -> None:
@@ -95,3 +98,15 @@ def metric_of(models: dict[str, Model], requested: Metric | None) -> Metric:
             "scaling, which is meaningful only where the models share one metric space"
         )
     return requested or metrics.pop()
+
+
+def id_type_of(store: str, version: Snapshot) -> pa.DataType:
+    """The id type of a version of a code store: that of its first file with rows.
+
+    Raises:
+        InputError: that file is damaged.
+    """
+    for shard, receipt in zip(stored_shards(store, version), version.shards, strict=True):
+        if receipt.rows:
+            return CodeFile.open(shard.uri, size=shard.size).id_type
+    return pa.string()

@@ -220,7 +220,7 @@ def _aligned(job: TrainJob, method: Method, listing: ShardListing) -> NDArray[np
     """Embeddings [T, dx] of the classes that codes are fitted to, if there are any."""
     if method.needs_classes or job.classes is None:
         return None
-    if not method.takes_aligned:
+    if method.aligned_defaults is None:
         console.warn(f"classes: {job.method} uses no class table; {job.classes} is not read")
         return None
     table = ClassTable.open(job.classes)

@@ -15,8 +15,6 @@ from raypq.config import TrainJob
 from raypq.data.codes import CodeBatch, CodeFile
 from raypq.data.ids import IdKind
 from raypq.data.row_labels import RowLabels
-from raypq.data.storage import join
-from raypq.data.store.shard_writer import Receipt
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, InputError, ModelError
 from raypq.methods import registry
@@ -24,7 +22,7 @@ from raypq.methods.base import Model, Stats
 from raypq.methods.support import linear_head
 from raypq.methods.support.linear_head import Loss, Weights
 from raypq.stages.stores import model_store
-from raypq.stages.stores.code_store import check_model, open_store
+from raypq.stages.stores.code_store import check_model, id_type_of, open_store
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
 from raypq.stages.training.batch_cache import BatchCache
 from raypq.stages.training.dataset import TrainingClasses
@@ -41,20 +39,17 @@ class FileLabels:
     y: NDArray[np.int32]
 
     @classmethod
-    def open(
-        cls, job: TrainJob, classes: TrainingClasses, receipts: Sequence[Receipt]
-    ) -> Self | None:
+    def open(cls, job: TrainJob, classes: TrainingClasses, version: Snapshot) -> Self | None:
         """The labels of a job's file; None for the labels of the store.
-
-        Args:
-            receipts: of the code files, whose ids have one type.
 
         Raises:
             InputError: it cannot be read, or has labels of other classes.
         """
         if job.labels is None:
             return None
-        labels = RowLabels.open(job.labels, job.columns, _id_kind(job, receipts))
+        assert job.codes is not None, "checked before"
+        kind: IdKind = "int64" if pa.types.is_int64(id_type_of(job.codes, version)) else "string"
+        labels = RowLabels.open(job.labels, job.columns, kind)
         y = classes.targets(
             labels.labels, where=job.labels, row0=0, unlabelled="skip", remedy=_REMEDY
         )
@@ -98,25 +93,14 @@ class LabelledCodes:
             )
         shards = zip(stored_shards(job.codes, version), version.shards, strict=True)
         mine = [pair for pair in shards if pair[1].model == model.fingerprint]
-        receipts = [receipt for _, receipt in mine]
         return cls(
             model=model,
             classes=classes,
             version=version.version,
             tasks=[ShardTask(shard=shard, model=receipt.model) for shard, receipt in mine],
             others=len(version.shards) - len(mine),
-            labels=FileLabels.open(job, classes, receipts),
+            labels=FileLabels.open(job, classes, version),
         )
-
-
-def _id_kind(job: TrainJob, receipts: Sequence[Receipt]) -> IdKind:
-    """The type of a store's ids; receipts of early versions lack it."""
-    for receipt in receipts:
-        if receipt.ids is not None:
-            return receipt.ids
-    assert job.codes is not None, "checked before"
-    file = CodeFile.open(join(job.codes, receipts[0].path), size=receipts[0].bytes)
-    return "int64" if pa.types.is_int64(file.id_type) else "string"
 
 
 def _model_of(job: TrainJob, version: Snapshot) -> Model:

@@ -17,7 +17,7 @@ from raypq.config import TrainJob
 from raypq.data.id_list import unknown_ids_message
 from raypq.data.model_files import check_vacant
 from raypq.errors import ShardFailure
-from raypq.execution.executor import Executor, WorkerPool, completed
+from raypq.execution.executor import Executor, WorkerPool
 from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model, Stats
 from raypq.methods.support import lbfgs, linear_head
@@ -26,7 +26,7 @@ from raypq.stages.stores import model_store
 from raypq.stages.stores.shard_task import ShardTask
 from raypq.stages.training.fit_result import Trained
 from raypq.stages.training.labelled_codes import HeadWorker, LabelledCodes, check_counts
-from raypq.stages.training.reduction import cache_of
+from raypq.stages.training.reduction import cache_of, merged
 
 METHOD = "linear"
 
@@ -53,16 +53,14 @@ class _Passes:
         Raises:
             JobError: shards failed, unless they are quarantined.
         """
-        stats, failures = Stats(), list[ShardFailure]()
-        results = self._pool.map(call, self._tasks, *shared, ordered=True)
-        for part in completed(
-            results,
+        failures: list[ShardFailure] = []
+        stats = merged(
+            self._pool.map(call, self._tasks, *shared, ordered=True),
             total=len(self._tasks),
             label=f"{METHOD} {self.count}",
             on_bad_shard=self._on_bad_shard,
             failures=failures,
-        ):
-            stats.merge(part)
+        )
         bad = {failure.shard for failure in failures}
         self._tasks = [task for task in self._tasks if task.name not in bad]
         self.failures += failures

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from raypq import kernels, machine
 from raypq.config import Columns, TrainJob
 from raypq.data.store.shard_stats import ShardStats
 from raypq.errors import ConfigError, ShardFailure
-from raypq.execution.executor import Executor, WorkerPool, completed
+from raypq.execution.executor import Executor, TaskResult, WorkerPool, completed
 from raypq.methods.base import Model, ReductionMethod, State, Stats, TrainBatch
 from raypq.metrics.drift import Gauge
 from raypq.stages.training.batch_cache import BatchCache
@@ -96,15 +96,29 @@ def run_pass(
     on_bad_shard: str = "fail",
     failures: list[ShardFailure] | None = None,
 ) -> Stats:
-    """One pass: the statistics of all good shards, merged in shard order.
+    """One pass of a method, as ``merged``."""
+    results = pool.map(TrainWorker.accumulate, tasks, state.for_workers(), ordered=True)
+    return merged(
+        results, total=len(tasks), label=label, on_bad_shard=on_bad_shard, failures=failures
+    )
+
+
+def merged(
+    results: Iterable[TaskResult[Stats]],
+    *,
+    total: int,
+    label: str,
+    on_bad_shard: str = "fail",
+    failures: list[ShardFailure] | None = None,
+) -> Stats:
+    """The statistics of all good shards, merged in shard order.
 
     Raises:
         JobError: shards failed, unless they are quarantined (``failures``).
     """
     stats = Stats()
-    results = pool.map(TrainWorker.accumulate, tasks, state.for_workers(), ordered=True)
     for part in completed(
-        results, total=len(tasks), label=label, on_bad_shard=on_bad_shard, failures=failures
+        results, total=total, label=label, on_bad_shard=on_bad_shard, failures=failures
     ):
         stats.merge(part)
     return stats

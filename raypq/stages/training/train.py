@@ -76,9 +76,9 @@ def _train_method(job: TrainJob, executor: Executor) -> Trained:
     method = registry.create(job.method, job.settings)
     plan = TrainingPlan.make(job, method)
     if plan.dataset_info.aligned is not None:
-        method = registry.create(job.method, {**method.aligned_defaults, **job.settings})
-    if isinstance(method, ReductionMethod):
-        method.begin(plan.dataset_info)  # refuses settings before any work
+        method = registry.create(job.method, {**(method.aligned_defaults or {}), **job.settings})
+    if job.tune and isinstance(method, ReductionMethod):
+        method.begin(plan.dataset_info)  # refuses settings before the trials
     tuned = tune(job, plan, executor, run_record) if job.tune else None
     if tuned:
         method = registry.create(job.method, tuned.settings)

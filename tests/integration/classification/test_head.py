@@ -80,9 +80,9 @@ def test_a_store_is_relabelled_from_its_codes_alone(home: Any) -> None:
     plain = predicted(home)
     head = learn(home)
     poison(home)
-    told = night(home, "head")
-    assert not told["codes"]["new"]
-    assert told["predictions"][0]["new"]
+    summary = night(home, "head")
+    assert not summary["codes"]["new"]
+    assert summary["predictions"][0]["new"]
     expected = best_of_head(home, head)
     assert predicted(home) == expected
     assert sum(expected[name] != plain[name] for name in plain) > 20

@@ -9,11 +9,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+import random_clip
 import torch
-import torchvision_ops
 from click.testing import CliRunner
 from onnx_encoder import WORDS, onnx_folder
-from safetensors.torch import save_file
 
 from raypq.cli import main
 from raypq.data import drawings
@@ -43,6 +42,13 @@ def networks(tmp_path: Path) -> list[str]:
     return ["--backbone", str(tmp_path / "net.pt"), "--image-size", "32", "--encoder", encoder]
 
 
+def clip_networks(folder: Path) -> list[str]:
+    """One CLIP model for pictures and names."""
+    _, weights = random_clip.save(folder)
+    name = f"open_clip:{random_clip.NAME}"
+    return ["--backbone", name, "--encoder", name, "--weights", weights]
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> tuple[Path, Path]:
     """A folder for each class, and a file of their names with two classes more."""
@@ -64,7 +70,7 @@ def test_labelled_folders_teach_a_model_of_two_networks(networks, pictures, tmp_
     version = snapshot.read(str(output / "predictions"), None)
     assert version.rows == 24 * 6
     right = version.summary["result"]["accuracy"]["hit@1_image_mean"]
-    assert right > 0.2, "colours are easily told apart"
+    assert right > 0.2, "colours are easy to distinguish"
     assert f"first for {right:.1%} of the labelled pictures" in said
     shown = run("predictions", str(output / "predictions"), "--limit", "2")
     assert len(shown.splitlines()) == 2
@@ -103,12 +109,7 @@ def test_drawings_are_the_same_every_time(tmp_path):
 
 
 def test_one_clip_network_needs_no_labels(tmp_path):
-    torchvision_ops.require()
-    open_clip = pytest.importorskip("open_clip")
-    torch.manual_seed(5)
-    name = "ViT-S-32-alt"
-    network, _, _ = open_clip.create_model_and_transforms(name, load_weights=False)
-    save_file(network.state_dict(), str(tmp_path / "weights.safetensors"))
+    clip = clip_networks(tmp_path)
     drawings.draw(tmp_path / "drawn", each=3)
     (tmp_path / "flat").mkdir()
     for number, path in enumerate(sorted((tmp_path / "drawn").rglob("*.jpg"))):
@@ -116,8 +117,7 @@ def test_one_clip_network_needs_no_labels(tmp_path):
     (tmp_path / "names.txt").write_text("a cat\na dog\na red circle\n")
     output = tmp_path / "out"
     run("quickstart", "--images", str(tmp_path / "flat"), "--names", str(tmp_path / "names.txt"),
-        "--output", str(output), "--backbone", f"open_clip:{name}", "--encoder",
-        f"open_clip:{name}", "--weights", str(tmp_path / "weights.safetensors"))  # fmt: skip
+        "--output", str(output), *clip)  # fmt: skip
     model = registry.load(str(output / "model"))
     assert (model.method, model.metric, model.da) == ("opq", "dot", None)
     assert snapshot.read(str(output / "predictions"), None).rows == 72
@@ -195,17 +195,11 @@ def test_the_commands_that_it_says_are_those_that_it_runs(networks, pictures, tm
 
 
 def test_folders_are_no_labels_for_one_network(tmp_path):
-    torchvision_ops.require()
-    open_clip = pytest.importorskip("open_clip")
-    torch.manual_seed(5)
-    name = "ViT-S-32-alt"
-    network, _, _ = open_clip.create_model_and_transforms(name, load_weights=False)
-    save_file(network.state_dict(), str(tmp_path / "weights.safetensors"))
+    clip = clip_networks(tmp_path)
     drawings.draw(tmp_path / "drawn" / "2024", each=1)
     (tmp_path / "names.txt").write_text("a red circle\n")
     output = tmp_path / "out"
     run("quickstart", "--images", str(tmp_path / "drawn"), "--names", str(tmp_path / "names.txt"),
-        "--output", str(output), "--backbone", f"open_clip:{name}", "--encoder",
-        f"open_clip:{name}", "--weights", str(tmp_path / "weights.safetensors"))  # fmt: skip
+        "--output", str(output), *clip)  # fmt: skip
     assert ClassTable.open(str(output / "classes.parquet")).seen is None
     assert snapshot.read(str(output / "predictions"), None).rows == 24

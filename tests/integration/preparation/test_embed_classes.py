@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import random_clip
 import torch
 import torchvision_ops
 from onnx_encoder import WORDS, onnx_folder, tokenizer
-from safetensors.torch import save_file
 
 import raypq
 from raypq import api
@@ -135,7 +135,7 @@ def test_many_names_in_several_calls(tmp_path):
             return np.array([[len(text), 1] for text in texts], np.float32)
 
     names = [["x" * (1 + i % 7), "y" * (1 + i % 3)] for i in range(700)]
-    found, (units,) = embed_names(Lengths(), names, ["{}"], where="f")
+    found, (units,) = embed_names(Lengths(), names, ["{}"], where="f", keep=True)
     flat = [name for several in names for name in several]
     np.testing.assert_allclose(units, unit(np.array([[len(x), 1] for x in flat])), atol=1e-6)
     expected = [unit(unit(np.array([len(a), 1])) + unit(np.array([len(b), 1]))) for a, b in names]
@@ -304,16 +304,12 @@ def test_siglip_of_transformers_does_not_depend_on_other_texts(tmp_path):
 
 
 def test_open_clip_and_the_features_of_its_images_are_one_network(tmp_path):
-    torchvision_ops.require()
+    network, weights = random_clip.save(tmp_path)
     open_clip = pytest.importorskip("open_clip")
     from raypq.backbones import load_backbone
     from raypq.config import NetworkSettings
 
-    torch.manual_seed(5)
-    name = "ViT-S-32-alt"
-    network, _, _ = open_clip.create_model_and_transforms(name, load_weights=False)
-    weights = str(tmp_path / "weights.safetensors")
-    save_file(network.state_dict(), weights)
+    name = random_clip.NAME
     encoder = load_text_encoder(f"open_clip:{name}", weights=weights, device="cpu")
     with torch.inference_mode():
         tokens = open_clip.get_tokenizer(name)(["a photo of a tench."])

@@ -113,16 +113,16 @@ def test_a_head_over_the_codes_of_every_method(
 ) -> None:
     """Predictions are the arg-max of V·q + bias, in order; codes and fingerprint stay."""
     codes = place.codes(method)
-    told = api.train(place.job(codes, f"{method}-{loss}", settings={"loss": loss}))
-    head = registry.load(told.summary["model"])
+    trained = api.train(place.job(codes, f"{method}-{loss}", settings={"loss": loss}))
+    head = registry.load(trained.summary["model"])
     base = registry.load(str(place.root / method))
-    assert head.fingerprint == base.fingerprint == told.summary["fingerprint"]
+    assert head.fingerprint == base.fingerprint == trained.summary["fingerprint"]
     assert head.has_head
     assert head.class_metric == "dot"
     q, labels, ids = rows_of(codes, head)
     assert head.layer is not None
     scores = q @ head.layer.V.T.astype(np.float64) + head.layer.bias
-    found = predicted(codes, told.summary["model"], place.world.classes, tmp_path, top_k=3)
+    found = predicted(codes, trained.summary["model"], place.world.classes, tmp_path, top_k=3)
     assert found["id"].to_pylist() == ids
     order = np.argsort(-scores, axis=1, kind="stable")[:, :3]
     listed = np.array(found["class_id"].to_pylist())
@@ -131,15 +131,15 @@ def test_a_head_over_the_codes_of_every_method(
     assert clear.mean() > 0.9
     assert_array_equal(listed[clear], np.array(head.layer.ids)[order][clear])
     best = np.array(head.layer.ids)[order[:, 0]]
-    assert (best == labels).mean() == pytest.approx(told.summary["accuracy"], abs=0.011)
-    assert told.summary["accuracy"] > 0.5
-    assert told.summary["images"] == 300
+    assert (best == labels).mean() == pytest.approx(trained.summary["accuracy"], abs=0.011)
+    assert trained.summary["accuracy"] > 0.5
+    assert trained.summary["images"] == 300
 
 
 def test_the_record_and_the_summary_say_what_was_learned(place: Place) -> None:
     codes = place.codes("pq")
-    told = api.train(place.job(codes, "recorded", settings={"penalty": 0.01, "iterations": 7}))
-    record = registry.load(told.summary["model"]).record["head"]
+    trained = api.train(place.job(codes, "recorded", settings={"penalty": 0.01, "iterations": 7}))
+    record = registry.load(trained.summary["model"]).record["head"]
     assert record["settings"] == {
         "loss": "softmax", "penalty": 0.01, "iterations": 7, "tolerance": 1e-4,
     }  # fmt: skip
@@ -149,9 +149,9 @@ def test_the_record_and_the_summary_say_what_was_learned(place: Place) -> None:
     assert record["passes"] == len(objective) + 2  # the moments, and the figures of the result
     assert 0 < record["loss"] < objective[0]
     assert record["run"]["settings"]["method"] == "linear"
-    assert record["accuracy"] == told.summary["accuracy"]
-    assert told.summary["version"] == 1
-    assert told.summary["of"] == "pq"
+    assert record["accuracy"] == trained.summary["accuracy"]
+    assert trained.summary["version"] == 1
+    assert trained.summary["of"] == "pq"
 
 
 @pytest.mark.parametrize("loss", ["softmax", "ridge"])
@@ -198,8 +198,8 @@ def test_rows_without_a_label_are_skipped_and_counted(place: Place) -> None:
             table.column_names.index("label"), "label", pa.array(kept, pa.string())
         )
 
-    told = api.train(place.job(place.rewritten(codes, "half", half), "half-head"))
-    assert (told.summary["images"], told.summary["without_label"]) == (150, 150)
+    trained = api.train(place.job(place.rewritten(codes, "half", half), "half-head"))
+    assert (trained.summary["images"], trained.summary["without_label"]) == (150, 150)
 
 
 def test_labels_of_a_file_count_instead(place: Place, caplog: pytest.LogCaptureFixture) -> None:
@@ -212,14 +212,14 @@ def test_labels_of_a_file_count_instead(place: Place, caplog: pytest.LogCaptureF
     columns = {"id": [*(ids[row] for row in chosen), "gone", "gone too"],
                "label": [*given, "c03", None]}  # fmt: skip
     pq.write_table(pa.table(columns), path)
-    told = api.train(place.job(codes, "by-file", labels=str(path)))
-    assert (told.summary["images"], told.summary["without_label"]) == (100, 200)
-    assert told.summary["unknown_ids"] == 2
+    trained = api.train(place.job(codes, "by-file", labels=str(path)))
+    assert (trained.summary["images"], trained.summary["without_label"]) == (100, 200)
+    assert trained.summary["unknown_ids"] == 2
     assert "2 of 102 ids are not in" in caplog.text
     assert "'gone', 'gone too'" in caplog.text
-    layer = told.model.layer
+    layer = trained.model.layer
     assert layer is not None
-    q, _, _ = rows_of(codes, told.model)
+    q, _, _ = rows_of(codes, trained.model)
     best = np.array(layer.ids)[(q @ layer.V.T + layer.bias).argmax(axis=1)]
     assert (best[labels == "c00"] == "c01").mean() > 0.7, "it learned the labels of the file"
 
@@ -236,9 +236,9 @@ def test_a_store_of_two_models(place: Place, caplog: pytest.LogCaptureFixture) -
     api.encode(EncodeJob(model=opq, features=[str(more)], **where))
     with pytest.raises(ModelError, match=r"codes of 2 models, .* name the one to learn for"):
         api.train(place.job(str(codes), "mixed-head"))
-    told = api.train(place.job(str(codes), "mixed-head", model=opq))
-    assert told.summary["images"] == 100
-    assert told.summary["shards_of_other_models"] == 3
+    trained = api.train(place.job(str(codes), "mixed-head", model=opq))
+    assert trained.summary["images"] == 100
+    assert trained.summary["shards_of_other_models"] == 3
     assert "3 of 4 shards are of other models" in caplog.text
     place.codes("vq")
     with pytest.raises(ModelError, match=r"expected codes made by model .*vq, found codes made"):
@@ -281,10 +281,10 @@ def test_a_bad_shard_may_be_left_out(place: Place) -> None:
     broken.write_bytes(content)
     with pytest.raises(JobError, match=broken.name):
         api.train(place.job(codes, "never"))
-    told = api.train(place.job(codes, "quarantined", on_bad_shard="quarantine"))
-    assert told.summary["images"] == 200
-    assert len(told.summary["quarantined"]) == 1
-    assert broken.name in told.model.record["head"]["quarantined"][0]
+    trained = api.train(place.job(codes, "quarantined", on_bad_shard="quarantine"))
+    assert trained.summary["images"] == 200
+    assert len(trained.summary["quarantined"]) == 1
+    assert broken.name in trained.model.record["head"]["quarantined"][0]
 
 
 @pytest.mark.parametrize(
@@ -329,8 +329,8 @@ def test_a_class_table_needs_no_embeddings(place: Place, tmp_path: Path) -> None
     path = str(place.root / "plain.parquet")
     pq.write_table(pa.table({"class_id": [f"c{t:02d}" for t in range(8)]}), path)
     codes = place.codes("pqzsl")
-    told = api.train(place.job(codes, "plain", classes=path))
-    job = ClassifyJob(codes=codes, model=told.summary["model"], classes=path,
+    trained = api.train(place.job(codes, "plain", classes=path))
+    job = ClassifyJob(codes=codes, model=trained.summary["model"], classes=path,
                       output=str(tmp_path / "p"), where=ALONE)  # fmt: skip
     assert api.classify(job).rows == 300
 
@@ -341,9 +341,9 @@ def test_the_command(place: Place) -> None:
              str(place.root / "cli"), "--set", "loss=ridge", "--cluster", "none"]  # fmt: skip
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["method"] == "linear"
-    assert told["settings"]["loss"] == "ridge"
+    trained = json.loads(done.stdout)
+    assert trained["method"] == "linear"
+    assert trained["settings"]["loss"] == "ridge"
     done = CliRunner().invoke(main, [*words[:2], "--features", "f", *words[4:]])
     assert done.exit_code == 2
     assert "raypq encode" in done.output
