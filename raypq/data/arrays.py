@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from raypq import kernels
 from raypq.data.layouts import arrow_types, bfloat16, tensors
 from raypq.errors import InputError
 
@@ -161,11 +162,15 @@ def finite_float32(
     Raises:
         InputError: NaN or Inf (also a float64 too large for float32), naming the row and its id.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        X = np.ascontiguousarray(X, dtype=np.float32)
-        # One sum finds every NaN and Inf; values are checked only if it is not finite.
-        if np.isfinite(X.sum(dtype=np.float32)):
-            return X
+    if X.dtype == np.float16:
+        X, finite = kernels.widen(X)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            X = np.ascontiguousarray(X, dtype=np.float32)
+            # One sum finds every NaN and Inf; values are checked only if it is not finite.
+            finite = bool(np.isfinite(X.sum(dtype=np.float32)))
+    if finite:
+        return X
     bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
     if len(bad):
         row = int(bad[0])
@@ -180,6 +185,8 @@ def finite_float32(
 
 def any_float32(X: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """``X`` as float32, whatever its values; a float64 too large for it becomes Inf."""
+    if X.dtype == np.float16:
+        return kernels.widen(X)[0]
     with np.errstate(over="ignore", invalid="ignore"):
         return np.ascontiguousarray(X, dtype=np.float32)
 

@@ -52,6 +52,7 @@ __all__ = [
     "topk_per_query",
     "topk_per_vector",
     "vectors_of",
+    "widen",
 ]
 
 _threads: int | None = None  # of the process; None: one for each usable CPU
@@ -67,6 +68,11 @@ def encode(
     from raypq.kernels import torch as torch_kernels
 
     return torch_kernels.encode(U, C, device=device)
+
+
+def widen(X: NDArray[np.float16]) -> tuple[NDArray[np.float32], bool]:
+    """Float16 values of any shape as float32, and whether all are finite."""
+    return native.widen(X) if native.available() else reference.widen(X)
 
 
 def topk_per_code(

@@ -13,6 +13,7 @@ def encode(
     B: NDArray[np.uint8],
     /,
 ) -> None: ...
+def widen(half: NDArray[np.uint16], isa: str, out: NDArray[np.float32], /) -> bool: ...
 def accumulate(
     U: NDArray[np.float32],
     B: NDArray[np.uint8],

@@ -96,6 +96,15 @@ def encode(
     return B
 
 
+def widen(
+    X: NDArray[np.float16], *, isa: str | None = None
+) -> tuple[NDArray[np.float32], bool]:
+    """Float16 values as float32, and whether all are finite; equal to ``reference.widen``."""
+    half = np.ascontiguousarray(X).view(np.uint16).reshape(-1)
+    out = np.empty(X.shape, np.float32)
+    return out, _native.widen(half, _isa_name(isa), out.reshape(-1))
+
+
 def topk_per_code(
     B: NDArray[np.uint8], tables: Tables, k: int, *, threads: int = 1, isa: str | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

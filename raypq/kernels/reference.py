@@ -36,6 +36,11 @@ def encode(U: NDArray[np.floating], C: NDArray[np.floating]) -> NDArray[np.uint8
     return B
 
 
+def widen(X: NDArray[np.float16]) -> tuple[NDArray[np.float32], bool]:
+    """Float16 values as float32, and whether all are finite."""
+    return X.astype(np.float32), bool(np.isfinite(X).all())
+
+
 def dot(q: NDArray[np.float32], W: NDArray[np.float32]) -> NDArray[np.float64]:
     """⟨q_i, W_t⟩ [n, T] in the canonical order of ``tables``."""
     sums = np.zeros((len(q), len(W), ACCUMULATORS))

@@ -454,3 +454,18 @@ def test_blocks_of_a_store_join(path: str) -> None:
         score, row = run(path, "topk_per_query", B[start : start + 100], tables, 9)
         parts.append((score, row + start))
     same(kernels.merge_topk(parts, 9), reference.topk_per_query(B, tables, 9))
+
+
+@pytest.mark.parametrize("isa", native.isas())
+def test_every_float16_is_widened_exactly(isa: str) -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    for X in (finite, finite[1:], finite.reshape(2, -1)[:, ::3], finite[:0], every):
+        wide, all_finite = native.widen(X, isa=isa)
+        expected, expected_finite = reference.widen(X)
+        assert all_finite == expected_finite == (X is not every)
+        same((wide,), (expected,))
+    for bad in every[~np.isfinite(every)]:
+        X = np.zeros(41, np.float16)
+        X[int(bad.view(np.uint16)) % 41] = bad
+        assert not native.widen(X, isa=isa)[1]

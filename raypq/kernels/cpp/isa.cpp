@@ -11,6 +11,7 @@
 #include "lut.inl"
 #include "scan.inl"
 #include "select.inl"
+#include "widen.inl"
 
 #define RAYPQ_TEXT(x) #x
 #define RAYPQ_NAME(x) RAYPQ_TEXT(x)
@@ -23,6 +24,7 @@ const Isa RAYPQ_ISA_OF(RAYPQ_NS) = {
     .name = RAYPQ_NAME(RAYPQ_NS),
     .codeword_tile = RAYPQ_NS::kCodewords,
     .encode = RAYPQ_NS::encode,
+    .widen = RAYPQ_NS::widen,
     .lut = RAYPQ_NS::lut,
     .quantise = RAYPQ_NS::quantise,
     .thresholds = RAYPQ_NS::thresholds,

@@ -129,6 +129,9 @@ struct Isa {
   void (*encode)(const PackedCodebooks& books, const float* U, size_t n, float* scratch,
                  uint8_t* B);
 
+  // The float32 values of n float16 values; returns whether all are finite.
+  bool (*widen)(const uint16_t* half, size_t n, float* out);
+
   // lut = float32 ⟨c_mk, w⟩ − fold_mk of 64 weights w [D][64]. fold [M, K] may be null.
   void (*lut)(const Shape& shape, const float* C, const float* w, const float* fold,
               const Lut& lut);

@@ -144,6 +144,12 @@ void encode_rows(In<float, 2> U, In<float, 3> C, In<double, 2> norms, const std:
          clamp_threads(threads), B.data());
 }
 
+bool widen_values(In<uint16_t, 1> half, const std::string& isa, Out<float, 1> out) {
+  require(out.shape(0) == half.shape(0), "out must be as long as half");
+  nb::gil_scoped_release release;
+  return choose_isa(isa).widen(half.data(), half.shape(0), out.data());
+}
+
 void add_codeword_sums(In<float, 2> U, In<uint8_t, 2> B, In<float, 3> C, size_t threads,
                        Out<double, 2> count, Out<double, 3> total, Out<double, 2> error) {
   const Shape shape = shape_of(C);
@@ -176,6 +182,7 @@ NB_MODULE(_native, module) {
   module.def("isas", &available_isas);
   module.def("choose", [](const std::string& name) { return std::string(choose_isa(name).name); });
   module.def("encode", &encode_rows);
+  module.def("widen", &widen_values);
   module.def("accumulate", &add_codeword_sums);
   module.def("spread", &seed_codebooks);
   nb::class_<Tables>(module, "Tables")

@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "text_tables": set(),
     "config": {"errors", "machine"},
     "data.storage": BASE | {"io_counters"},
-    "data": BASE | {"data.layouts", "data.storage", "io_counters"},
+    "data": BASE | {"kernels", "data.layouts", "data.storage", "io_counters"},
     "data.layouts": BASE | {"data.storage", "io_counters"},
     "data.store": BASE | {"data", "data.layouts", "data.storage"},
     "kernels": {"config", "errors", "console", "machine"},
