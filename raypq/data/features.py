@@ -30,8 +30,8 @@ from raypq.data.layouts.image_files import VERSION_BYTES, ImageFile, read, versi
 from raypq.data.network_info import BackboneInfo, check_equal
 from raypq.data.storage import Shard
 
-# One batch of float32 features. Bounds a worker's memory; and decoders of Parquet and Lance are about
-# twice as fast where a batch does not leave the caches (docs/benchmarks.md, "layouts").
+# One batch of float32 features. Bounds a worker's memory; and decoders of Parquet and Lance are
+# about twice as fast where a batch does not leave the caches (docs/benchmarks.md, "layouts").
 _BATCH_BYTES = 16 << 20
 _MAX_ROWS = 8192
 NETWORK_ROWS = 64  # images that are decoded while a network computes on those before
