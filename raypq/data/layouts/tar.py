@@ -2,9 +2,9 @@
 
 Members whose paths agree up to the first dot of the last part are one row, as in WebDataset:
 ``a/7.jpg``, ``a/7.cls`` and ``a/7.json`` are row ``a/7``, which is its id. A column of the job is a
-member with the column's name as its suffix, or a value of ``.json``. The label is in ``.cls``
-unless the job names another column; in a file such as ``n01440764.tar`` without it, the label is
-the synset that the file is named by.
+member with the column's name as its suffix (in any case, also after more dots: ``7.v2.cls``), or a
+value of ``.json``. The label is in ``.cls`` unless the job names another column; in a file such as
+``n01440764.tar`` without it, the label is the synset that the file is named by.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import IO, Any
 
 import pyarrow as pa
 
+from raypq import console
 from raypq.config import Columns
 from raypq.data.layouts.npy import read_exactly
 from raypq.data.layouts.tar_members import Member, members
@@ -42,6 +44,22 @@ class _Row:
     image: Member | None = None
     others: dict[str, Member] = field(default_factory=dict)
 
+    def own(self, suffix: str) -> Member | None:
+        """The member ``7.suffix``, in any case, or the one beside ``7.v2.jpg``: ``7.v2.suffix``."""
+        if member := self.others.get(suffix):
+            return member
+        stems = [self.key] + ([self.image.name.rpartition(".")[0]] if self.image else [])
+        names = [f"{stem}.{suffix}".lower() for stem in stems]
+        found = [item for item in self.others.values() if item.name.lower() in names]
+        return min(found, key=lambda item: names.index(item.name.lower()), default=None)
+
+    def find(self, suffix: str) -> list[Member]:
+        """The member of a suffix; if there is none, all that end with it after more dots."""
+        if member := self.own(suffix):
+            return [member]
+        ending = f".{suffix}".lower()
+        return [item for item in self.others.values() if item.name.lower().endswith(ending)]
+
 
 class TarSource:
     """The rows of a tar file.
@@ -53,7 +71,8 @@ class TarSource:
 
     def __init__(self, file: IO[bytes], size: int, uri: str, columns: Columns) -> None:
         self._file, self.uri, self._columns = file, uri, columns
-        self._rows = _rows(file, size, uri)
+        self._rows, hidden = _rows(file, size, uri)
+        self._warn_of_orphans(hidden)
         stem = uri.rpartition("/")[2][: -len(SUFFIX)]
         self._synset = stem if _SYNSET.fullmatch(stem) else None
         self._label = self._has_label()
@@ -62,10 +81,35 @@ class TarSource:
         name = self._columns.label
         if name == _DEFAULT.label and self._synset is not None:
             return True
-        suffixes = _suffixes(name)
-        if any(suffix in row.others for row in self._rows for suffix in suffixes):
-            return True
+        for suffix in _suffixes(name):
+            found = [row.find(suffix) for row in self._rows]
+            self._warn_of_ambiguous([members for members in found if len(members) > 1], suffix)
+            if any(len(members) == 1 for members in found):
+                return True
         return any(self._in_json(row, name) is not None for row in self._rows)
+
+    def _warn_of_orphans(self, hidden: Sequence[str]) -> None:
+        """Warns of images without a key, and of keys without an image."""
+        if hidden:
+            _warn_once(
+                f"{self.uri}: skipped {len(hidden)} image(s) whose name starts with a dot, such as "
+                f"{hidden[0]}: they have no key (a path up to the first dot of its last part)"
+            )
+        if alone := [row for row in self._rows if row.image is None]:
+            _warn_once(
+                f"{self.uri}: {len(alone)} key(s) without an image, such as {alone[0].key!r} "
+                f"(members {', '.join(self._names(alone[0]))})"
+            )
+
+    def _warn_of_ambiguous(self, several: Sequence[Sequence[Member]], suffix: str) -> None:
+        if several:
+            names = " and ".join(member.name for member in several[0][:2])
+            other = several[0][0].name.rpartition("/")[2].partition(".")[2]
+            _warn_once(
+                f"{self.uri}: {len(several)} key(s) have several members that end with .{suffix}, "
+                f"such as {names}; none of them is read: name the column by its whole suffix, such "
+                f"as {other} (--label-column, columns.label)"
+            )
 
     @property
     def schema(self) -> pa.Schema:
@@ -153,12 +197,13 @@ class TarSource:
     def _value(self, row: _Row, name: str) -> str | None:
         """The value of a column: the text of a member, or a value of ``.json``."""
         for suffix in _suffixes(name):
-            if member := row.others.get(suffix):
-                return self._text(member).strip() or None
+            members = row.find(suffix)
+            if len(members) == 1:
+                return self._text(members[0]).strip() or None
         return self._in_json(row, name)
 
     def _in_json(self, row: _Row, name: str) -> str | None:
-        member = row.others.get(_JSON)
+        member = row.own(_JSON)
         if member is None:
             return None
         where = f"{self.uri}, member {member.name}"
@@ -201,13 +246,23 @@ def _suffixes(name: str) -> tuple[str, ...]:
     return (_CLASS, name) if name == _DEFAULT.label else (name,)
 
 
-def _rows(file: IO[bytes], size: int, uri: str) -> list[_Row]:
-    """The rows of a tar file, in the order of their first members."""
+@lru_cache(maxsize=4096)
+def _warn_once(message: str) -> None:
+    """Warns once a process; a file is opened several times."""
+    console.warn(message)
+
+
+def _rows(file: IO[bytes], size: int, uri: str) -> tuple[list[_Row], list[str]]:
+    """The rows of a tar file, in the order of their first members, and the names of images that
+    have no key."""
     rows: dict[str, _Row] = {}
+    hidden: list[str] = []
     for member in members(file, size, uri):
         folder, slash, name = member.name.rpartition("/")
         stem, _, suffix = name.partition(".")
         if not stem or "__MACOSX" in folder.split("/"):
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("._"):
+                hidden.append(member.name)
             continue  # .DS_Store, ._7.jpg: files of an operating system
         key = f"{folder}{slash}{stem}"
         row = rows.setdefault(key, _Row(key))
@@ -219,7 +274,7 @@ def _rows(file: IO[bytes], size: int, uri: str) -> list[_Row]:
             if suffix in row.others:
                 raise _twice(uri, key, row.others[suffix], member)
             row.others[suffix] = member
-    return list(rows.values())
+    return list(rows.values()), hidden
 
 
 def _twice(uri: str, key: str, first: Member, second: Member) -> InputError:
