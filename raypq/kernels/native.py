@@ -96,9 +96,7 @@ def encode(
     return B
 
 
-def widen(
-    X: NDArray[np.float16], *, isa: str | None = None
-) -> tuple[NDArray[np.float32], bool]:
+def widen(X: NDArray[np.float16], *, isa: str | None = None) -> tuple[NDArray[np.float32], bool]:
     """Float16 values as float32, and whether all are finite; equal to ``reference.widen``."""
     half = np.ascontiguousarray(X).view(np.uint16).reshape(-1)
     out = np.empty(X.shape, np.float32)

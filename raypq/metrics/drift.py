@@ -5,7 +5,8 @@ usage, and norms of the features. The same statistics of the training shards, ta
 are the baseline in the model's record. They are of training, not of the first encode, because the
 question is whether to train again: a store that differs from the training data from its first night
 on must be reported. Drift is a change that exceeds the limits of the settings and is statistically
-significant.
+significant. A model of too few training rows a codeword has fitted each of them, so its training
+error and its use of codewords say nothing of new rows; then feature norms alone are judged.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pydantic import ValidationError
 from raypq import console
 from raypq.config import DriftLimits
 from raypq.data.codes import usage_bits
-from raypq.data.store.shard_stats import Baseline, Level, ShardStats, Spread
+from raypq.data.store.shard_stats import MOST_OPTIMISM, Baseline, Level, ShardStats, Spread
 from raypq.methods.base import Model
 
 # Rows whose error is measured: one in 128, which costs a hundredth of encoding, but at least 64
@@ -151,6 +152,19 @@ def _level(shards: Sequence[Spread], rows: NDArray[np.int64]) -> Level:
     )
 
 
+def too_few_rows(baseline: Baseline, *, K: int) -> str | None:
+    """Why quantization error and entropy are not judged; None where they are."""
+    if baseline.judges_codes:
+        return None
+    least = round(_OPTIMISM * (MOST_OPTIMISM + 1) / (MOST_OPTIMISM - 1)) * K
+    n = _OPTIMISM * (baseline.optimism + 1) / (baseline.optimism - 1)  # solved for n
+    return (
+        f"the model was trained on {'at most ' if n <= 2 * _OPTIMISM else 'about '}{n:.0f} rows "
+        f"for each of its {K} codewords, too few to judge quantization error and use of codewords "
+        f"(it takes {least:,} rows in all); feature norms are judged"
+    )
+
+
 def known_baseline(model: Model, others: Sequence[ShardStats]) -> Baseline | None:
     """The baseline in a model's record; for an older model, that of its other shards.
 
@@ -187,7 +201,8 @@ def detect_drift(
     reasons = []
     expected = baseline.error.mean * baseline.optimism
     rise = stats.error.mean - expected
-    if rise > _allowed(limits.error * expected, baseline.error, stats.rows, limits):
+    judged = baseline.judges_codes
+    if judged and rise > _allowed(limits.error * expected, baseline.error, stats.rows, limits):
         reasons.append(
             f"quantization error {stats.error.mean:.3g} of the energy, {_percent(rise, expected)} "
             f"above the {expected:.3g} of training"
@@ -201,7 +216,7 @@ def detect_drift(
         )
     fall = baseline.entropy.mean - stats.entropy
     allowed = max(limits.entropy, limits.sigmas * baseline.entropy.between)
-    if stats.coded >= _COUNTABLE * K and fall > allowed:
+    if judged and stats.coded >= _COUNTABLE * K and fall > allowed:
         reasons.append(
             f"codewords used with an entropy of {stats.entropy:.2f} bits, {fall:.2f} below the "
             f"{baseline.entropy.mean:.2f} of training"

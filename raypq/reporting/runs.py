@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from raypq.data.codes import CodeFile, usage_bits
 from raypq.data.storage import join, list_files
 from raypq.data.store import snapshot_summary
+from raypq.data.store.shard_stats import MOST_OPTIMISM
 from raypq.errors import InputError
 from raypq.reporting import charts
 from raypq.reporting.charts import Chart
@@ -167,7 +168,7 @@ def drift(findings: Findings) -> tuple[list[Table], list[Chart]]:
         if isinstance(latest, str) and latest in findings.models:
             baseline = findings.models[latest].content.get("record", {}).get("baseline") or {}
         levels = []
-        if baseline:
+        if baseline and baseline["optimism"] <= MOST_OPTIMISM:
             expected = baseline["error"]["mean"] * baseline["optimism"]
             levels.append((expected, "expected of new images"))
         drawn.append(

@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 
 from raypq.config import Settings
 
+# The largest optimism that is known to correct the error of training rows: of 23 rows a codeword, the
+# fewest that it was measured with (``metrics.drift.baseline_of``). With about as many rows as
+# codewords, the training error is near 0 whatever the data.
+MOST_OPTIMISM = 1.3
 _DIGITS = 6  # significant; a snapshot may hold 10,000 of these
 
 
@@ -81,6 +85,11 @@ class Baseline(Settings):
     error: Level
     norm: Level
     entropy: Level
+
+    @property
+    def judges_codes(self) -> bool:
+        """Whether the training rows were enough to expect an error and an entropy of new rows."""
+        return self.optimism <= MOST_OPTIMISM
 
 
 def _rounded(value: float) -> float:

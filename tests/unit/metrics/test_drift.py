@@ -13,7 +13,14 @@ from raypq.config import DriftLimits
 from raypq.data.store.shard_stats import Baseline, ShardStats
 from raypq.methods import registry
 from raypq.methods.base import Model
-from raypq.metrics.drift import Drifted, Gauge, baseline_of, detect_drift, known_baseline
+from raypq.metrics.drift import (
+    Drifted,
+    Gauge,
+    baseline_of,
+    detect_drift,
+    known_baseline,
+    too_few_rows,
+)
 
 DX, M, K = 24, 6, 16
 MIX = np.random.default_rng(1).standard_normal((DX, DX))
@@ -68,6 +75,28 @@ def alarm(model: Model, baseline: Baseline) -> Callable[..., Drifted | None]:
 def test_equal_shards_raise_no_alarm(alarm: Any, n: int) -> None:
     raised = [alarm(rows(n, seed)) for seed in range(1, 101)]
     assert [str(item) for item in raised if item] == []
+
+
+@pytest.mark.parametrize("per_codeword", [1, 2, 5, 10, 23, 40])
+def test_few_training_rows_raise_no_false_alarm(
+    fit: Callable[..., Model], per_codeword: int
+) -> None:
+    """With as many rows as codewords, the training error is 0, and new rows have more."""
+    X = rows(per_codeword * K, 0)
+    model = fit(registry.create("pq", {"M": M, "K": K}), X)
+    baseline = baseline_of([measure(model, X)], images=len(X), K=K)
+    assert baseline is not None
+    if per_codeword == 1:
+        assert baseline.error.mean < 1e-6
+    limits = DriftLimits()
+    new = [measure(model, rows(600, seed)) for seed in range(1, 21)]
+    assert not any(detect_drift("s", stats, baseline, limits, K=K) for stats in new)
+    shifted = detect_drift("s", measure(model, rows(600, 1) * 3), baseline, limits, K=K)
+    assert shifted is not None
+    assert "feature norm" in str(shifted)
+    reason = too_few_rows(baseline, K=K)
+    assert (reason is None) == (per_codeword >= 23)
+    assert reason is None or (f"{K} codewords" in reason and f"{23 * K} rows" in reason)
 
 
 @pytest.mark.parametrize(
