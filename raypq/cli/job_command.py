@@ -318,7 +318,9 @@ def _help(field: FieldInfo, default: Any) -> str:
     """The description as a sentence, and the default in brackets."""
     text, _, default_text = (field.description or "").partition("default: ")
     text = text.rstrip("; ")
-    sentence = f"{text[:1].upper()}{text[1:]}." if text else ""
+    first = text.split(" ", 1)[0]
+    as_it_is = not first.rstrip(",;:.").replace("-", "").replace("'", "").isalpha()  # onnx:DIR, .pt
+    sentence = f"{text if as_it_is else text[:1].upper() + text[1:]}." if text else ""
     if field.is_required():
         sentence += "  [required]"
     elif default_text or default not in (None, (), []):

@@ -46,6 +46,19 @@ class Number(click.FloatRange):
                 self.fail(f"{problem}.", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        """The range in a help text; without bounds there is none."""
+        low = "" if self.min is None else f"{_plain(self.min)}{'<' if self.min_open else '<='}"
+        high = "" if self.max is None else f"{'<' if self.max_open else '<='}{_plain(self.max)}"
+        if low and not high:
+            return f"x{'>' if self.min_open else '>='}{_plain(self.min)}"
+        return f"{low}x{high}" if high else ""
+
+
+def _plain(bound: float | None) -> str:
+    """A bound without the decimal point of a whole number."""
+    return f"{bound:.0f}" if bound is not None and bound == int(bound) else f"{bound}"
+
 
 PLACE = Place()
 

@@ -38,8 +38,8 @@ class ClassificationTarget(UserSettings):
     classes: InputFile = Field(description="class table (Parquet)")
     candidates: Split = Field(
         "all",
-        description="all, seen, unseen, 2-hops, 3-hops, most-N, least-N, a file, or several joined "
-        "by +",
+        description="classes to choose from: all, seen, unseen, 2-hops, 3-hops, most-N, least-N, a "
+        "file, or several joined by +",
     )
     top_k: Positive = Field(10, description="classes per image")
     metric: Metric | None = Field(

@@ -59,8 +59,8 @@ class NetworkSettings(UserSettings):
     )
     scaling: Scaling | None = Field(
         None,
-        description="shortest: scale the shorter side, and keep the shape; squash: scale both "
-        "sides, as SigLIP does; default: the network's preset, or shortest",
+        description="how an image is scaled: by its shorter side, keeping its shape (shortest), or "
+        "by both sides, as SigLIP does (squash); default: the network's preset, or shortest",
     )
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] | None = Field(
         None,

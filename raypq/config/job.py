@@ -16,7 +16,7 @@ _MAX_GPUS = 1024
 
 Name = Annotated[str, Field(min_length=1)]
 Version = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, description="seed of the random numbers")]
 Overwrite = Annotated[bool, Field(description="replace a model that is there already")]
 OnBadShard = Annotated[
     Literal["fail", "quarantine"],
@@ -24,12 +24,17 @@ OnBadShard = Annotated[
 ]
 
 
+_ID, _LABEL = "column of the ids", "column of the labels, which are class_ids"
+
+
 class Columns(UserSettings):
     """Names of the columns in feature files, and how to read the feature column."""
 
-    id: Annotated[Name, Option(names=("--id-column",))] = "id"
-    feature: Annotated[Name, Option(names=("--feature-column",))] = "feature"
-    label: Annotated[Name, Option(names=("--label-column",))] = "label"
+    id: Annotated[Name, Option(names=("--id-column",))] = Field("id", description=_ID)
+    feature: Annotated[Name, Option(names=("--feature-column",))] = Field(
+        "feature", description="column of the vectors, or of encoded images"
+    )
+    label: Annotated[Name, Option(names=("--label-column",))] = Field("label", description=_LABEL)
     width: Annotated[Positive | None, Option(names=("--feature-width",))] = Field(
         None,
         description="values of a vector stored as bytes (fixed_size_binary); default: the model's, "
@@ -49,9 +54,11 @@ class Columns(UserSettings):
 class ImageColumns(UserSettings):
     """Names of the columns of images, where they are only looked at."""
 
-    id: Annotated[Name, Option(names=("--id-column",))] = "id"
-    feature: Annotated[Name, Option(names=("--feature-column",))] = "image"
-    label: Annotated[Name, Option(names=("--label-column",))] = "label"
+    id: Annotated[Name, Option(names=("--id-column",))] = Field("id", description=_ID)
+    feature: Annotated[Name, Option(names=("--feature-column",))] = Field(
+        "image", description="column of the encoded images"
+    )
+    label: Annotated[Name, Option(names=("--label-column",))] = Field("label", description=_LABEL)
 
 
 def _workers(given: dict[str, Any]) -> int:

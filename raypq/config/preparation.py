@@ -96,8 +96,9 @@ class EmbedClassesJob(Job):
         None, description="synsets instead of names, as in 'n01440764 tench, Tinca tinca'"
     )
     encoder: Text = Field(
-        description="onnx:DIR (an .onnx file and tokenizer.json), sentence-transformers:NAME, "
-        "transformers:NAME or open_clip:NAME/PRETRAINED; a NAME may be a local folder"
+        description="network for texts: onnx:DIR (an .onnx file and tokenizer.json), "
+        "sentence-transformers:NAME, transformers:NAME or open_clip:NAME/PRETRAINED; a NAME may be "
+        "a local folder"
     )
     output: NewFile = Field(description="class table to write (Parquet)")
     template: Templates = Field(
@@ -106,8 +107,8 @@ class EmbedClassesJob(Job):
     )
     prototypes: Literal["mean", "all"] = Field(
         "mean",
-        description="all: keep the vectors of all names and templates too; classify then scores a "
-        "class by the best of them",
+        description="vectors of a class: the mean of all names and templates, or all of them too, "
+        "of which classify then takes the best",
     )
     weights: InputFile | None = Field(
         None, description="weights of an open_clip network (.safetensors); default: downloaded"
@@ -128,7 +129,9 @@ class SplitJob(CpuJob):
 
     verb: ClassVar[str] = "raypq split"
 
-    protocol: Literal[1, 2]
+    protocol: Literal[1, 2] = Field(
+        description="protocol of Jang and Cho: single category (1) or unseen category (2)"
+    )
     features: Paths = Field(description="labelled rows; may be repeated")
     test: MaybePaths = Field(
         default_factory=list, description="test rows, if stored apart; may be repeated"

@@ -48,7 +48,7 @@ class FewShotJob(ProbeJob):
     queries: Positive = Field(
         15, description="other images of each class to recognise in an episode, at most"
     )
-    episodes: Positive = 600
+    episodes: Positive = Field(600, description="episodes whose accuracies are averaged")
 
 
 class ClusterabilityJob(ProbeJob):

@@ -21,8 +21,8 @@ class ExportJob(CpuJob):
     version: LatestVersion = None
     format: Annotated[Literal["parquet", "jsonl", "npy", "lance"], NoPlace()] = Field(
         "parquet",
-        description="npy: the vectors of codes or features, and other columns in a Parquet file "
-        "beside each",
+        description="format of the files; npy has the vectors of codes or features, and other "
+        "columns in a Parquet file beside each",
     )
     output: NewShards = Field(description="folder to write")
     decode: bool = Field(False, description="decoded vectors instead of codes")

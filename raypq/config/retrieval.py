@@ -30,7 +30,7 @@ CodeModel = Annotated[
     Field(description="model directory; default: the models kept in the code store"),
 ]
 ModelMetric = Annotated[
-    Metric | None, Field(description="similarity of image and class; default: the model's")
+    Metric | None, Field(description="similarity of two vectors; default: the model's")
 ]
 QueryDistance = Annotated[
     Distance,

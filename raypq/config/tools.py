@@ -37,8 +37,10 @@ class DemoSettings(Job):
     output: Annotated[Uri, Writes("demo")] = Field(
         "demo-output", description="folder to write everything to"
     )
-    images: Annotated[int, Field(ge=1000)] = 40_000
-    n_classes: Annotated[int, Field(ge=40), Option(names=("--classes",))] = 400
+    images: Annotated[int, Field(ge=1000)] = Field(40_000, description="images to generate")
+    n_classes: Annotated[int, Field(ge=40), Option(names=("--classes",))] = Field(
+        400, description="classes of the generated images"
+    )
     dims: Annotated[int, Field(ge=16)] = Field(512, description="feature width")
     M: Annotated[Positive, Option(names=("--sub-codebooks",))] = Field(
         50, description="bytes per image"
@@ -97,7 +99,7 @@ class ReportSettings(Job):
         min_length=1
     )
     output: Annotated[Uri, Writes("file")] = Field("report.html", description="HTML file to write")
-    title: Text = "raypq report"
+    title: Text = Field("raypq report", description="title of the page")
     images: list[Annotated[Uri, Reads("images")]] = Field(
         default_factory=list,
         description="images of the stores, to show some of them: folders of image files, tar "

@@ -26,7 +26,7 @@ class Workload(Job):
     K: Annotated[int, Option(names=("--codewords",))] = Field(
         256, ge=1, le=256, description="K, codewords of a sub-codebook"
     )
-    method: Literal["pqzsl", "pq", "opq"] = "pqzsl"
+    method: Literal["pqzsl", "pq", "opq"] = Field("pqzsl", description="method of training")
     train_images: Positive | None = Field(None, description="images to train on; default: all")
     train_classes: Positive | None = Field(None, description="seen classes L; default: all")
     attributes: Positive = Field(384, description="width of class embeddings")
@@ -35,7 +35,7 @@ class Workload(Job):
         0, description="number of queries of a search; default: no search"
     )
     results: Positive = Field(100, description="results per query")
-    dtype: Literal["float32", "float16"] = Field("float32", description="of the features")
+    dtype: Literal["float32", "float16"] = Field("float32", description="type of the features")
     layout: Literal["list", "binary"] = Field(
         "list", description="of the features: as most tools write them, or as raypq repack does"
     )
@@ -48,9 +48,9 @@ class Workload(Job):
         description="features that a worker keeps in memory, in GiB (cache_bytes: in bytes); "
         "default: 4",
     )
-    workers: Positive = 2
-    gpus: Annotated[int, Field(ge=0)] = 0
-    cluster: Literal["none", "ray"] = "ray"
+    workers: Positive = Field(2, description="number of workers")
+    gpus: Annotated[int, Field(ge=0)] = Field(0, description="workers that have a GPU")
+    cluster: Literal["none", "ray"] = Field("ray", description="threads of one process, or Ray")
     bandwidth: Annotated[Rate | None, Option(unit=1e6)] = Field(
         None,
         description="storage bandwidth of a worker in MB/s (in a config file: bytes a second)",
@@ -82,4 +82,4 @@ class PlanSettings(Workload):
         description="result file of raypq bench rates; default: this machine's, measured now if "
         "need be",
     )
-    format: Literal["markdown", "json"] = "markdown"
+    format: Literal["markdown", "json"] = Field("markdown", description="format of the output")

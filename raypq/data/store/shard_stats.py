@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from raypq.config import Settings
 
-# The largest optimism that is known to correct the error of training rows: of 23 rows a codeword, the
-# fewest that it was measured with (``metrics.drift.baseline_of``). With about as many rows as
+# The largest optimism that is known to correct the error of training rows: of 23 rows a codeword,
+# the fewest that it was measured with (``metrics.drift.baseline_of``). With about as many rows as
 # codewords, the training error is near 0 whatever the data.
 MOST_OPTIMISM = 1.3
 _DIGITS = 6  # significant; a snapshot may hold 10,000 of these

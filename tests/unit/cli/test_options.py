@@ -364,3 +364,31 @@ def test_the_command_gives_the_job(job: Any) -> None:
     words = shlex.split(command_line(job))
     assert words[:2] == job.verb.split()
     assert job_of(words[1], *words[2:]) == job
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help_of_every_option_is_a_sentence_for_it(verb: str) -> None:
+    """Texts that are generated from settings: no bounds that do not exist, no values or names with
+    another case, and something beside the default."""
+    command = VERBS[verb]
+    context = click.Context(command)
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
+        if record is None:
+            continue
+        option, text = record
+        assert not re.search(r"\bNone\b|x<=$|\d\.0\]", text), (option, text)
+        sentence = text.partition("  [")[0]
+        assert re.search(r"\w.*\.$", sentence), f"{option} has no text: {text!r}"
+        first = sentence.split(" ")[0]
+        assert not re.match(r"[A-Z]\w*:\S", first), f"{option}: another case of a name in {text!r}"
+        choices = getattr(parameter.type, "choices", ())
+        assert not first.endswith((":", ",")) or first[:-1].lower() not in choices, (option, text)
+
+
+def test_metric_of_pairs_of_images_speaks_of_no_class() -> None:
+    for verb in ("duplicates", "search", "evaluate retrieval", "export-faiss"):
+        [metric] = [field for field in VERBS[verb].fields if field.path == ("metric",)]
+        text = metric.parameter.help if isinstance(metric.parameter, click.Option) else ""
+        assert text
+        assert "class" not in text
