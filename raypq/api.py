@@ -40,10 +40,11 @@ from raypq.config import (
     WorkerSettings,
     read_mapping,
 )
-from raypq.config.places import Reads, Writes, is_library_model, with_places
+from raypq.config.places import Reads, Writes, is_library_model, places, with_places
 from raypq.data.storage import canonical
 from raypq.data.store import overlap
 from raypq.data.store.snapshot import Snapshot
+from raypq.errors import InputError
 from raypq.execution.executor import Executor, SpmdJob, WorkerPool
 from raypq.execution.local import LocalExecutor
 from raypq.stages.training.fit_result import Trained
@@ -56,14 +57,30 @@ W = TypeVar("W")
 
 
 def _checked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Decorator: refuses a job whose outputs lie among its inputs, before any work."""
+    """Decorator: refuses a job whose outputs lie among its inputs, before any work; errors of a
+    place that the job names have its key."""
 
     @wraps(verb)
     def run(job: S, *args: P.args, **more: P.kwargs) -> R:
         overlap.refuse(job)
-        return verb(with_places(job, _for_workers) if _on_ray(job) else job, *args, **more)
+        job = with_places(job, _for_workers) if _on_ray(job) else job
+        try:
+            return verb(job, *args, **more)
+        except InputError as error:
+            error.field = error.field or _field_of(job, error.location)
+            raise
 
     return cast(Callable[Concatenate[S, P], R], run)
+
+
+def _field_of(job: Settings, location: str) -> str:
+    """The key of a job that names a location to read; empty where none does, or several do."""
+    fields = {
+        place.field
+        for place in places(job)
+        if isinstance(place.use, Reads) and location in (place.uri, place.uri.rstrip("/"))
+    }
+    return fields.pop() if len(fields) == 1 else ""
 
 
 def _on_ray(job: Settings) -> bool:

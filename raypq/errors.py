@@ -28,17 +28,22 @@ class InputError(RaypqError):
     Attributes:
         location: the file and, if known, the row. expected, found: what should be there, and what
             is, with the remedy.
+        field: the key of the job that named the location, where it is known.
     """
+
+    field = ""
 
     def __init__(self, location: str, *, expected: str, found: str) -> None:
         super().__init__(location, expected, found)
         self.location, self.expected, self.found = location, expected, found
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_input_error, (type(self), self.location, self.expected, self.found)
+        state = {"field": self.field} if self.field else None
+        return _rebuild_input_error, (type(self), self.location, self.expected, self.found), state
 
     def __str__(self) -> str:
-        return f"{self.location}: expected {self.expected}, found {self.found}"
+        key = f"{self.field}: " if self.field else ""
+        return f"{key}{self.location}: expected {self.expected}, found {self.found}"
 
 
 class EmptySourceError(InputError):

@@ -145,6 +145,7 @@ class _Steps:
         """The places of pictures and the file of names: the user's, or drawn ones."""
         settings = self.settings
         if settings.names is not None:
+            open_sources(settings.images, settings.columns, "images")  # before a network is loaded
             return settings.images, settings.names
         if not is_local(settings.output):
             raise ConfigError(

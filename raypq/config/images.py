@@ -106,6 +106,11 @@ class ImageSource(Job):
         """The features or images."""
         return [*(self.images or self.features)]
 
+    @property
+    def source_kind(self) -> Literal["features", "images"]:
+        """What the source holds."""
+        return "images" if self.images else "features"
+
     @model_validator(mode="before")
     @classmethod
     def _image_column(cls, values: Any) -> Any:

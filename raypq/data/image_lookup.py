@@ -115,7 +115,7 @@ class ImageLookup:
         return next(iter(found.values()), StoredImage(missing=True))
 
     def _from_shards(self, wanted: Sequence[Wanted]) -> Iterator[Read]:
-        shards = list_features(self._images)
+        shards = list_features(self._images, "images")
         self.shards = sum(shard.files is None for shard in shards)
         by_shard, rest = _by_shard(wanted, shards)
         known = sorted(by_shard, key=lambda number: (-len(by_shard[number]), number))

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from raypq import console
 from raypq.data.layouts import lance, tar
@@ -25,13 +26,25 @@ from raypq.errors import EmptySourceError, InputError
 
 ARRAYS = (".npy", ".npz")
 _KINDS = ", ".join([SUFFIXES[0], *ARRAYS, lance.SUFFIX]) + f" or {tar.SUFFIX}"
+SourceKind = Literal["features", "images"]
+_MISSING: dict[SourceKind, str] = {
+    "features": f"features: a file ({_KINDS}), a folder of them, or a glob",
+    "images": "images: image files, .tar or Parquet files, a folder of them, or a glob",
+}
+_EMPTY: dict[SourceKind, str] = {
+    "features": f"at least one {_KINDS} file, or images",
+    "images": f"at least one image file, {tar.SUFFIX} file, or Parquet file with images",
+}
 # clip-retrieval: img_emb/img_emb_0.npy and text_emb/text_emb_0.npy, metadata/metadata_0.parquet
 _CLIP = re.compile(r"(?:img|text)_emb_(\d+)\.npy")
 _IMAGES, _TEXTS, _METADATA = "img_emb", "text_emb", "metadata"
 
 
-def list_features(uris: Sequence[str]) -> list[Shard]:
+def list_features(uris: Sequence[str], kind: SourceKind = "features") -> list[Shard]:
     """The feature shards of folders, globs and files, in path order.
+
+    Args:
+        kind: what errors of a missing or empty place expect.
 
     Shards are Parquet files (see ``list_shards``), ``.npy``, ``.npz`` and ``.tar`` files, fragments
     of Lance datasets, and where there are none of these, parts of folders of images. An array is
@@ -46,7 +59,8 @@ def list_features(uris: Sequence[str]) -> list[Shard]:
     entries = find_files(
         uris,
         (*SUFFIXES, *ARRAYS, lance.SUFFIX, tar.SUFFIX, *IMAGE_SUFFIXES),
-        expected=f"at least one {_KINDS} file, or images",
+        expected=_EMPTY[kind],
+        place=_MISSING[kind],
     )
     images, entries = _divided(entries)
     entries = _without_descriptions(entries, images)

@@ -84,17 +84,19 @@ def find_files(
     suffixes: Sequence[str] = SUFFIXES,
     *,
     expected: str = f"at least one {SUFFIXES[0]} file",
+    place: str = "a Parquet file, or a folder of them",
 ) -> dict[str, Entry]:
     """The files of ``list_shards`` by canonical URI, or those of other suffixes (lower case).
 
     Args:
-        expected: what the error of a place without such files says.
+        expected: what the error of a place without such files says. place: that of a place that
+            does not exist.
     """
     StorageSettings.current()  # a bad setting ends the job here, not shard by shard
     entries: dict[str, Entry] = {}
     skipped: list[str] = []
     for uri in uris:
-        data, others = _find(uri, suffixes)
+        data, others = _find(uri, suffixes, place)
         if not data:
             raise EmptySourceError(
                 uri,
@@ -137,7 +139,7 @@ def shard_of(
 def files_of_folder(uri: str) -> dict[str, Entry]:
     """The Parquet files below a folder by canonical URI; none where there is no such folder."""
     try:
-        return _find(uri, SUFFIXES)[0]
+        return _find(uri, SUFFIXES, "a folder")[0]
     except MissingSourceError:
         return {}
 
@@ -196,7 +198,7 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._-")
 
 
-def _find(uri: str, suffixes: Sequence[str]) -> tuple[dict[str, Entry], list[str]]:
+def _find(uri: str, suffixes: Sequence[str], place: str) -> tuple[dict[str, Entry], list[str]]:
     """The data files that a URI names, by canonical URI, and other files that look like data."""
     if is_local(uri):
         path = canonical(uri)
@@ -214,7 +216,7 @@ def _find(uri: str, suffixes: Sequence[str]) -> tuple[dict[str, Entry], list[str
                 entries = []
             named = [(uri_of(fs, entry.path, uri), entry) for entry in entries or ()]
     if entries is None:
-        raise _missing(uri)
+        raise _missing(uri, place)
     data: dict[str, Entry] = {}
     others: list[str] = []
     for name, entry in named:
@@ -227,12 +229,9 @@ def _find(uri: str, suffixes: Sequence[str]) -> tuple[dict[str, Entry], list[str
     return data, others
 
 
-def _missing(uri: str) -> MissingSourceError:
-    if is_glob(uri):
-        return MissingSourceError(uri, expected="files or folders that match", found="no match")
-    return MissingSourceError(
-        uri, expected="a Parquet file, or a folder of them", found="no such file or folder"
-    )
+def _missing(uri: str, place: str) -> MissingSourceError:
+    found = "nothing that matches" if is_glob(uri) else "no such file or folder"
+    return MissingSourceError(uri, expected=place, found=found)
 
 
 def _check(uri: str, entry: Entry) -> None:

@@ -9,21 +9,24 @@ from dataclasses import replace
 from raypq.config import Columns
 from raypq.data.features import FeatureStore
 from raypq.data.layouts import list_features
+from raypq.data.layouts.listing import SourceKind
 from raypq.data.storage import Shard, is_local, join, local_path, stem_of
 from raypq.data.store import shard_writer, snapshot
 from raypq.errors import EmptySourceError, InputError
 
 
-def open_sources(uris: Sequence[str], columns: Columns | None = None) -> FeatureStore:
+def open_sources(
+    uris: Sequence[str], columns: Columns | None = None, kind: SourceKind = "features"
+) -> FeatureStore:
     """The shards of places that a job names, and their columns; opens none of them.
 
     Raises:
         InputError: no feature file; see ``list_sources``.
     """
-    return FeatureStore(shards=list_sources(uris), columns=columns or Columns())
+    return FeatureStore(shards=list_sources(uris, kind), columns=columns or Columns())
 
 
-def list_sources(uris: Sequence[str]) -> list[Shard]:
+def list_sources(uris: Sequence[str], kind: SourceKind = "features") -> list[Shard]:
     """As ``list_features``; of a store that ``raypq extract`` wrote, the files of the last version.
 
     A file of a store keeps the name of its shard when it is written again, and its version tag is
@@ -36,10 +39,10 @@ def list_sources(uris: Sequence[str]) -> list[Shard]:
     stores = [uri for uri in uris if snapshot.versions(uri)]
     shards = [shard for store in dict.fromkeys(map(_real, stores)) for shard in _stored(store)]
     if plain := [uri for uri in uris if uri not in stores]:
-        shards += _refuse_files_of_stores(list_features(plain))
+        shards += _refuse_files_of_stores(list_features(plain, kind))
     elif not shards:
         raise EmptySourceError(
-            ", ".join(uris), expected="at least one shard of features", found="an empty store"
+            ", ".join(uris), expected=f"at least one shard of {kind}", found="an empty store"
         )
     shards.sort(key=lambda shard: shard.uri)
     return [replace(shard, index=index) for index, shard in enumerate(shards)]

@@ -41,7 +41,7 @@ def encode(job: EncodeJob, executor: Executor) -> Snapshot:
         JobError: some shards could not be encoded; all others are finished.
     """
     record = RunRecord(job, executor)
-    shards = open_sources(job.source, job.columns).shards
+    shards = open_sources(job.source, job.columns, job.source_kind).shards
     model = model_of(job, shards)
     work = encode_work(model.fingerprint, job)
     tasks = [ShardTask(shard=shard, model=model.fingerprint, work=work) for shard in shards]

@@ -162,7 +162,7 @@ def list_source(job: ReindexJob) -> list[Shard]:
     latest = _latest(job)
     try:
         try:
-            return list_sources(job.source)
+            return list_sources(job.source, job.source_kind)
         except EmptySourceError as error:
             if latest is None:
                 raise
@@ -171,7 +171,7 @@ def list_source(job: ReindexJob) -> list[Shard]:
         paths = [uri for uri in job.source if _holds_shards(uri)]
     except MissingSourceError as error:
         raise _missing(job, latest, error) from None
-    return list_sources(paths) if paths else []
+    return list_sources(paths, job.source_kind) if paths else []
 
 
 def _empty(job: ReindexJob, latest: Snapshot, error: EmptySourceError) -> InputError:
@@ -193,7 +193,7 @@ def _missing(
         error.location,
         expected=error.expected,
         found=f"{error.found}; {held}nothing was changed. Correct the path, mount its disk, or "
-        "remove the path from features",
+        f"remove the path from {job.source_kind}",
     )
 
 

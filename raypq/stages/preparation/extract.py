@@ -149,10 +149,10 @@ def extract(job: ExtractJob, executor: Executor) -> Snapshot:
         JobError: some shards could not be read; all others are finished.
     """
     record = RunRecord(job, executor)
+    _refuse_plain_files(job.output)
+    shards = open_sources(job.images, job.columns, "images").shards  # before a network is loaded
     backbone = backbone_of(job)
     info, width = backbone.info, backbone.width
-    _refuse_plain_files(job.output)
-    shards = open_sources(job.images, job.columns).shards
     work = extract_work(info.fingerprint, job)
     tasks = [ShardTask(shard=shard, model=info.fingerprint, work=work) for shard in shards]
     run = StoreRun.plan(
