@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 
 from raypq.backbones.backbone import Backbone, first_line
 from raypq.backbones.preset import Preset, network_info, three
 from raypq.backbones.torch_network import Forward, TorchNetwork, weights_of
+from raypq.backbones.weights_file import load_weights
 from raypq.config import NetworkSettings
-from raypq.data.storage import read_named
 from raypq.errors import ConfigError
 from raypq.methods.support.backbones import library_model
 from raypq.optional_packages import require
@@ -36,7 +34,7 @@ def library_network(name: str, network: NetworkSettings, size: int | None, devic
             module = library_model(library, model, None, pretrained=network.weights is None)
         preset = _torchvision_preset(model) if library == "torchvision" else timm_preset(module)
         if network.weights is not None:
-            _load_weights(module, network.weights, name)
+            load_weights(module, network.weights, name)
     return TorchNetwork(
         module, network_info(name, weights_of(module), preset, network, size), device, forward
     )
@@ -52,27 +50,6 @@ def downloads(name: str) -> Iterator[None]:
             f"backbone: the weights of {name} cannot be downloaded ({first_line(error)}); "
             "download them elsewhere and name the file (--weights, network.weights)"
         ) from None
-
-
-def _load_weights(module: torch.nn.Module, uri: str, name: str) -> None:
-    """Loads a state dict; the layer that the features leave out may be in it.
-
-    Raises:
-        ConfigError: it is none, or does not fit the network.
-    """
-    content = read_named(uri, expected="a state dict (.safetensors)")
-    try:
-        missing, _ = module.load_state_dict(load_tensors(content), strict=False)
-    except (SafetensorError, RuntimeError) as error:
-        raise ConfigError(
-            f"weights: expected a state dict of {name} (.safetensors), found {uri}: "
-            f"{first_line(error)}"
-        ) from None
-    if missing:
-        raise ConfigError(
-            f"weights: expected all {len(module.state_dict())} arrays of {name} in {uri}, found "
-            f"none named {missing[0]} ({len(missing)} missing)"
-        )
 
 
 def _torchvision_preset(model: str) -> Preset:
@@ -155,7 +132,7 @@ def open_clip_network(name: str, model: str, network: NetworkSettings) -> tuple[
             ) from None
     config = dict(module.visual.preprocess_cfg)
     if network.weights is not None:
-        _load_weights(module, network.weights, name)
+        load_weights(module, network.weights, name)
         if tag:
             given = open_clip.get_pretrained_cfg(architecture, tag)
             config |= {key: given[key] for key in config if given.get(key) is not None}
