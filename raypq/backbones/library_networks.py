@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from raypq.backbones.weights_file import load_weights
 from raypq.config import NetworkSettings
 from raypq.errors import ConfigError
 from raypq.methods.support.backbones import library_model
+from raypq.methods.support.downloads import downloads
 from raypq.optional_packages import require
 
 
@@ -30,26 +31,13 @@ def library_network(name: str, network: NetworkSettings, size: int | None, devic
         module, preset = open_clip_network(name, model, network)
         forward = module.encode_image
     else:
-        with downloads(name):
-            module = library_model(library, model, None, pretrained=network.weights is None)
+        module = library_model(library, model, None, pretrained=network.weights is None)
         preset = _torchvision_preset(model) if library == "torchvision" else timm_preset(module)
         if network.weights is not None:
             load_weights(module, network.weights, name)
     return TorchNetwork(
         module, network_info(name, weights_of(module), preset, network, size), device, forward
     )
-
-
-@contextmanager
-def downloads(name: str) -> Iterator[None]:
-    """Names the remedy in errors of a library that downloads weights."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"backbone: the weights of {name} cannot be downloaded ({first_line(error)}); "
-            "download them elsewhere and name the file (--weights, network.weights)"
-        ) from None
 
 
 def _torchvision_preset(model: str) -> Preset:
@@ -120,11 +108,14 @@ def open_clip_network(name: str, model: str, network: NetworkSettings) -> tuple[
         )
     # Weights of a file: the tag names the preprocessing alone, and nothing is downloaded.
     pretrained = tag if tag and network.weights is None else None
-    with downloads(name):
+    local = network.weights is not None or model.startswith("local-dir:")
+    with nullcontext() if local else downloads(name):
         try:
             module = open_clip.create_model(
                 architecture, pretrained=pretrained, load_weights=network.weights is None
             )
+        except OSError:  # some are a ValueError, too
+            raise
         except (RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"backbone: {name}: {first_line(error)}; if its weights cannot be downloaded here, "

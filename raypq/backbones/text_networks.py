@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.backbones.backbone import first_line
-from raypq.backbones.library_networks import downloads, open_clip_network
+from raypq.backbones.library_networks import open_clip_network
 from raypq.backbones.text_encoder import TextEncoder
 from raypq.backbones.torch_network import weights_of
 from raypq.config import NetworkSettings
 from raypq.data.network_info import Logits
 from raypq.data.storage import is_local, json_text, local_path
 from raypq.errors import ConfigError
+from raypq.methods.support.downloads import downloads
 from raypq.optional_packages import require
 
 _MAX_TOKENS = 512
@@ -46,7 +47,8 @@ def load_text_encoder(name: str, *, weights: str | None, device: str) -> TextEnc
         raise ConfigError(f"encoder: expected {_KINDS}, found {name!r}")
     if weights is not None and kind != "open_clip":
         raise ConfigError(f"weights: for an encoder of open_clip; {name} has its own weights")
-    with downloads(name), _errors(name):
+    local = kind == "onnx" or (is_local(place) and local_path(place).is_dir())
+    with nullcontext() if local else downloads(name, key="encoder"), _errors(name):
         if kind == "open_clip":
             return OpenClipText(place, device, weights)
         return kinds[kind](place, device)

@@ -13,6 +13,7 @@ from raypq.data.images import side_of
 from raypq.errors import ConfigError
 from raypq.methods.gradient import GradientSettings
 from raypq.methods.support.cnn import DSH, VGG32, ImageNetwork
+from raypq.methods.support.downloads import downloads
 from raypq.methods.support.layers import Trunk
 from raypq.optional_packages import require
 
@@ -80,9 +81,19 @@ def library_model(library: str, model: str, width: int | None, *, pretrained: bo
     (None: removed, so that the model gives features).
 
     Raises:
-        ConfigError: the package is not installed, or has no model of this name.
+        ConfigError: the package is not installed, or has no model of this name; or weights that
+            are neither cached nor can be downloaded.
     """
     package = require(library, extra="backbones", purpose=f"backbone {library}:{model}")
+    if not pretrained or model.startswith("local-dir:"):
+        return _library_model(package, library, model, width, pretrained=pretrained)
+    with downloads(f"{library}:{model}"):
+        return _library_model(package, library, model, width, pretrained=pretrained)
+
+
+def _library_model(
+    package: Any, library: str, model: str, width: int | None, *, pretrained: bool
+) -> nn.Module:
     try:
         if library == "timm":
             network: nn.Module = package.create_model(
@@ -90,6 +101,8 @@ def library_model(library: str, model: str, width: int | None, *, pretrained: bo
             )
             return network
         network = package.models.get_model(model, weights="DEFAULT" if pretrained else None)
+    except OSError:  # of a download; some are a ValueError, too
+        raise
     except (ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(f"backbone: {library} has no model {model!r}: {error}") from None
     return _with_head(network, f"{library}:{model}", width)
