@@ -30,7 +30,7 @@ from raypq.config import (
     TrainJob,
 )
 from raypq.config.command_line import command_line
-from raypq.data import drawings
+from raypq.data import drawings, holdout
 from raypq.data.classes import ClassTable
 from raypq.data.storage import (
     atomic_write,
@@ -56,7 +56,9 @@ _LEAST_WIDTH = 4  # dimensions of a sub-codebook, where all of the features' spa
 _SHOWN = 5  # names in an error
 _MARK = "quickstart.json"  # what a run was given
 _DRAWN_NAMES = ("pictures", "names.txt")
-_NAMES = (*_DRAWN_NAMES, "features", "classes.parquet", "model", "codes", "predictions")
+_NAMES = (
+    *_DRAWN_NAMES, "features", "classes.parquet", "training", "model", "codes", "predictions"
+)  # fmt: skip
 _MODEL = ("backbone", "encoder", "template", "network", "drawn")  # what a model depends on
 J = TypeVar("J", bound=Job)
 R = TypeVar("R")
@@ -93,14 +95,14 @@ class _Steps:
         if not aligned:
             self._check_labels(labels, unlabelled, table)
             table = self._with_seen(table, mark, labels)
-        self._train(table, footers, labels, aligned=aligned)
+        self._train(table, footers, labels, features, aligned=aligned)
         model, codes = self._at("model"), self._at("codes")
         job = EncodeJob(
             model=model, features=[self._at("features")], output=codes, where=self.settings.where
         )
         self._do(api.encode, job)
-        accuracy = self._classify(codes)
-        return self._summary(images, features.rows, accuracy)
+        predictions = self._classify(codes)
+        return self._summary(images, features.rows, self._accuracy(predictions, table))
 
     def _at(self, name: str) -> str:
         return join(self.settings.output, name)
@@ -230,23 +232,37 @@ class _Steps:
         return exists(join(self._at("model"), "model.json"))
 
     def _train(
-        self, table: ClassTable, footers: Survey, labels: Sequence[str], *, aligned: bool
+        self,
+        table: ClassTable,
+        footers: Survey,
+        labels: Sequence[str],
+        features: Snapshot,
+        *,
+        aligned: bool,
     ) -> None:
         if self._has_model():
             console.say(f"{self._at('model')}: kept; remove it to train anew")
             return
+        training = self._at("training")
+        files = [join(self._at("features"), receipt.path) for receipt in features.shards]
+        rows = holdout.write_training_part(files, training)
+        if rows < features.rows:
+            console.say(
+                f"{training}: the pictures to learn from, without {features.rows - rows} that are "
+                "held out by class, to measure the accuracy"
+            )
         sizes = {"M": min(_MOST, len(labels), table.embeddings.shape[1], footers.width)}
         if aligned:
             M = max(1, min(_MOST, footers.width // _LEAST_WIDTH))
             sizes = {"M": M, "D": footers.width // M * M}
-        sizes["K"] = max(1, min(_CODEWORDS, sum(footers.rows) // 2))
+        sizes["K"] = max(1, min(_CODEWORDS, rows // 2))
         fitted = aligned and len(table) > 1  # codes for the scores of classes need two of them
         settings: dict[str, Any] = sizes
         if aligned and not fitted:
             settings = sizes | {"metric": "cosine", "normalise": "unit"}
         job = TrainJob(
             method="opq" if aligned else "eszsl",
-            features=[self._at("features")],
+            features=[training],
             classes=table.uri if fitted or not aligned else None,
             output=self._at("model"),
             settings=settings,
@@ -254,26 +270,44 @@ class _Steps:
         )
         self._do(api.train, job)
 
-    def _classify(self, codes: str) -> dict[str, Any]:
-        """Makes predictions; returns the accuracy of those with labels."""
+    def _classify(self, codes: str) -> Snapshot:
+        """Makes predictions."""
         classes, output = self._at("classes.parquet"), self._at("predictions")
         job = ClassifyJob(codes=codes, classes=classes, output=output, where=self.settings.where)
-        accuracy: dict[str, Any] = self._do(api.classify, job).summary["result"]["accuracy"]
-        return accuracy
+        return self._do(api.classify, job)
 
-    def _summary(self, images: Sequence[str], rows: int, accuracy: dict[str, Any]) -> str:
+    def _accuracy(self, predictions: Snapshot, table: ClassTable) -> list[str]:
+        """Lines on the accuracy, by whether the model learned from a picture."""
+        files = [join(self._at("predictions"), receipt.path) for receipt in predictions.shards]
+        training = holdout.training_ids(self._at("training"))
+        others, learned = holdout.hits(files, training, {*table.ids.to_pylist()})
+        if not training:  # a model of an earlier version of raypq, which learned from all pictures
+            others, learned = learned, others
+        lines = []
+        if others.rows:
+            lines.append(
+                f"The right class is first for {others.share:.1%} of {others.rows:,} held-out "
+                "pictures, which the model did not learn from."
+            )
+        if learned.rows and not others.rows:
+            lines.append(
+                f"The right class is first for {learned.share:.1%} of the {learned.rows:,} "
+                "pictures that the model learned from; others will have less."
+            )
+        elif learned.rows:
+            lines.append(
+                f"(Of the {learned.rows:,} pictures that it learned from: {learned.share:.1%}.)"
+            )
+        return lines
+
+    def _summary(self, images: Sequence[str], rows: int, accuracy: Sequence[str]) -> str:
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
         output, classes = self.settings.output, self._at("classes.parquet")
         shown = PredictionsSettings(store=self._at("predictions"), classes=classes)
         page = ReportSettings(
             places=[output], images=[*images], classes=classes, output=join(output, "report.html")
         )
-        lines = [f"{rows:,} pictures. {seconds}."]
-        if "hit@1" in accuracy:
-            lines.append(
-                f"The right class is first for {accuracy['hit@1_image_mean']:.1%} of the labelled "
-                "pictures. Where the model learned from these pictures, others will have less."
-            )
+        lines = [f"{rows:,} pictures. {seconds}.", *accuracy]
         lines += [
             "",
             "To see them by name, and as a page with pictures:",

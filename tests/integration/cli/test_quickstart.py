@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from onnx_encoder import WORDS, onnx_folder
 
 from raypq.cli import main
-from raypq.data import drawings
+from raypq.data import drawings, holdout
 from raypq.data.classes import ClassTable
 from raypq.data.store import snapshot
 from raypq.methods import registry
@@ -69,9 +69,14 @@ def test_labelled_folders_teach_a_model_of_two_networks(networks, pictures, tmp_
     assert registry.load(str(output / "model")).method == "eszsl"
     version = snapshot.read(str(output / "predictions"), None)
     assert version.rows == 24 * 6
-    right = version.summary["result"]["accuracy"]["hit@1_image_mean"]
-    assert right > 0.2, "colours are easy to distinguish"
-    assert f"first for {right:.1%} of the labelled pictures" in said
+    learned = holdout.training_ids(str(output / "training"))
+    assert len(learned) == 24 * 5, "one of the six of each class is held out"
+    files = [str(output / "predictions" / item.path) for item in version.shards]
+    others, of_training = holdout.hits(files, learned, {*table.ids.to_pylist()})
+    assert (others.rows, of_training.rows) == (24, 24 * 5)
+    assert of_training.share > 0.2, "colours are easy to distinguish"
+    assert f"first for {others.share:.1%} of 24 held-out pictures" in said
+    assert f"120 pictures that it learned from: {of_training.share:.1%}" in said
     shown = run("predictions", str(output / "predictions"), "--limit", "2")
     assert len(shown.splitlines()) == 2
 
@@ -83,10 +88,11 @@ def test_a_second_run_keeps_the_model_and_does_only_what_is_new(networks, pictur
     run(*words, *networks)
     before = registry.load(str(output / "model")).fingerprint
     shutil.copy(images / "red circle" / "000.jpg", images / "red circle" / "new.jpg")
-    run(*words, *networks)
+    said = run(*words, *networks)
     assert registry.load(str(output / "model")).fingerprint == before
     version = snapshot.read(str(output / "predictions"), None)
     assert (version.version, version.rows) == (2, 24 * 6 + 1)
+    assert "of 25 held-out pictures" in said, "the model has not learned the new picture"
 
 
 def test_drawn_pictures_where_there_are_none(networks, tmp_path):
