@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypq.config import Columns
@@ -25,6 +22,7 @@ from raypq.data.feature_columns import (
 from raypq.data.ids import IdRule
 from raypq.data.image_decoder import Decoder
 from raypq.data.images import ImageFormat, SquareImages
+from raypq.data.known_images import KnownImages
 from raypq.data.layouts import ShardFile, open_shard
 from raypq.data.layouts.image_files import VERSION_BYTES, ImageFile, read, versions_of
 from raypq.data.network_info import BackboneInfo, check_equal
@@ -62,28 +60,6 @@ class FeatureBatch:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnownImages:
-    """Images that need not be decoded: n ids and versions; of an id that repeats, the first."""
-
-    ids: pa.Array
-    versions: pa.FixedSizeBinaryArray
-
-    def positions(self, ids: pa.Array, versions: pa.FixedSizeBinaryArray) -> NDArray[np.int64]:
-        """The position of each image here, -1 where its id or its version is not known."""
-        if not len(self.ids):
-            return np.full(len(ids), -1)
-        known = [self._positions.get(name, -1) for name in ids.to_pylist()]
-        found = np.array(known, np.int64)
-        same = pc.equal(self.versions.take(pa.array(np.maximum(found, 0))), versions)
-        return np.where(same.to_numpy(zero_copy_only=False), found, -1)
-
-    @cached_property
-    def _positions(self) -> dict[Any, int]:
-        names = self.ids.to_pylist()
-        return {name: len(names) - 1 - at for at, name in enumerate(reversed(names))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +109,8 @@ class FeatureReader:
         label: whether labels are read; False for a column of the type null.
         backbone: the network that the features come from, if the file names one.
         images: whether rows are encoded images, which are decoded.
-        known: images so far that were known, and so not decoded.
+        known: images so far that were known, and so not decoded. changed: decoded images of known
+            ids, with another version.
     """
 
     def __init__(
@@ -162,7 +139,7 @@ class FeatureReader:
             )
             self._width = image_format.width
         self.images = self._decoder is not None
-        self.known = 0
+        self.known = self.changed = 0
         self._id_kind = kind_of_ids(file, columns, how.rule)
         self.id_type = IdRule(kind=self._id_kind).type
         self.label = how.labels and has_labels(file, columns)
@@ -240,6 +217,8 @@ class FeatureReader:
             names, versions = names.filter(keep), versions.filter(keep)
             labels = None if labels is None else labels.filter(keep)
             positions = None if positions is None else positions[~undecodable]
+        if known is not None and positions is not None:
+            self.changed += known.count_ids(names.filter(pa.array(positions < 0)))
         return FeatureBatch(
             X=X, ids=names, labels=labels, row=row, where=self._uri, versions=versions,
             known=positions,

@@ -95,7 +95,7 @@ def _backbone_of_features(shards: Sequence[Shard], columns: Columns) -> Backbone
 
 
 Receipts = Sequence[shard_writer.Receipt]
-Describe = Callable[[Receipts, Receipts], dict[str, Any]]
+Describe = Callable[[Sequence[Encoded], Receipts], dict[str, Any]]
 
 
 def execute(
@@ -113,7 +113,7 @@ def execute(
     Args:
         by_content: whether shards are compared by the hash of their content; a task whose kept
             receipt has the same hash keeps it.
-        describe: further entries of the version's summary, given the receipts of this run and all
+        describe: further entries of the version's summary, given the results of this run and all
             receipts of the version.
 
     Raises:
@@ -134,7 +134,7 @@ def execute(
         record.end_of_work("encode")
         ids = index_ids(job, receipts, run.latest)
         record.lap("check ids")
-        described = describe([result.receipt for result in fresh], receipts)
+        described = describe(fresh, receipts)
         summary = {**_settings(job, model), **described, **ids, **_counts(fresh)}
         if rule is not None and rule.made:
             summary[MADE_IDS] = True

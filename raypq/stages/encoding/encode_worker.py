@@ -42,13 +42,15 @@ class Encoded:
 
     Attributes:
         left_out: images that could not be decoded.
-        unchanged: images of a changed shard whose codes were kept.
+        unchanged: images of a changed shard whose codes were kept. changed: images that an earlier
+            version held with another content; None where images were not compared.
     """
 
     receipt: shard_writer.Receipt
     precision: PrecisionCheck
     left_out: int = 0
     unchanged: int = 0
+    changed: int | None = None
 
 
 class EncodeWorker:
@@ -136,6 +138,7 @@ class EncodeWorker:
                 precision=precision,
                 left_out=reader.left_out,
                 unchanged=reader.known,
+                changed=None if known is None else reader.changed,
             )
 
     def _batches(

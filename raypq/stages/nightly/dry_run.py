@@ -9,6 +9,7 @@ from raypq.config import Columns, ReindexJob
 from raypq.data.store import snapshot, snapshot_summary
 from raypq.data.survey import count_rows
 from raypq.stages.nightly.source_diff import ReindexPlan
+from raypq.stages.stores.shard_task import ShardTask
 
 _MAX_NAMES = 20  # shards of each kind that are named
 _MAX_VERSIONS = 10  # searched for the rate of an earlier run
@@ -37,7 +38,9 @@ def report(
     return {
         **{name: _names([task.name for task in tasks]) for name, tasks in to_read.items()},
         "removed": _names([receipt.source.uri for receipt in plan.removed]),
+        "removed_images": sum(receipt.rows for receipt in plan.removed),
         "kept": len(plan.kept),
+        "kept_images": _rows_of(plan, [*plan.kept, *plan.pending]),
         "pending": len(plan.pending),
         "quarantined": len(plan.quarantined),
         "images": images,
@@ -60,6 +63,12 @@ def images_to_encode(plan: ReindexPlan, columns: Columns) -> int:
     if size and (total := sum(rows.values())):
         return counted + round(sum(shard.size for shard in unknown) * total / size)
     return counted + count_rows(unknown, columns)
+
+
+def _rows_of(plan: ReindexPlan, tasks: Sequence[ShardTask]) -> int:
+    """Images of shards that the last version holds."""
+    rows = {receipt.shard: receipt.rows for receipt in (plan.latest.shards if plan.latest else ())}
+    return sum(rows[task.shard.stem] for task in tasks)
 
 
 def _names(names: Sequence[str]) -> dict[str, Any]:

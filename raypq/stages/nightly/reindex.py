@@ -27,7 +27,8 @@ from raypq.methods.base import Model
 from raypq.metrics.drift import Drifted, detect_drift, known_baseline, too_few_rows
 from raypq.stages.classification import classify, scorers, unknown_labels
 from raypq.stages.encoding import encode
-from raypq.stages.nightly import dry_run
+from raypq.stages.encoding.encode_worker import Encoded
+from raypq.stages.nightly import dry_run, image_counts
 from raypq.stages.nightly.source_diff import ReindexPlan, diff_source, encode_job, list_source
 from raypq.stages.stores import model_store, quarantine
 
@@ -128,11 +129,14 @@ def _encode(
     model_store.save(job.codes, model)  # before any version can name it
     run = replace(plan.run(job.codes), pre_commit_check=leases[job.codes].check)
 
-    def describe(fresh: Sequence[Receipt], receipts: Sequence[Receipt]) -> dict[str, Any]:
+    def describe(fresh: Sequence[Encoded], receipts: Sequence[Receipt]) -> dict[str, Any]:
+        counts = image_counts.of_night(plan, fresh, receipts)
+        console.say(f"images: {counts}", **counts.as_dict())
         return {
             "night": _counts(plan),
+            "night_images": counts.as_dict(),
             "rollout": _rollout(plan, receipts),
-            "drift": _drift(job, model, plan, fresh),
+            "drift": _drift(job, model, plan, [result.receipt for result in fresh]),
         }
 
     return encode.execute(
@@ -281,6 +285,9 @@ def _report(
         "codes": {"store": job.codes, **_summary(codes, new=not plan.idle)},
         **({"duplicate_ids": duplicate_ids} if duplicate_ids else {}),
         "shards": _counts(plan),
+        "images": image_counts.of_idle_night(plan).as_dict()
+        if plan.idle
+        else codes.summary["night_images"],
         "rollout": rollout,
         "drift": drift,
         "predictions": [

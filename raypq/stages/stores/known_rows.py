@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq.data.features import FeatureBatch, KnownImages
+from raypq.data.features import FeatureBatch
+from raypq.data.known_images import KnownImages
 from raypq.data.layouts.arrow_types import fixed_bytes
 from raypq.data.layouts.image_files import VERSION_BYTES
 from raypq.data.storage import join, stream

@@ -19,7 +19,7 @@ from PIL import Image
 import raypq
 from raypq.config import ClusterSettings, Columns, EncodeJob, ReindexJob, TrainJob
 from raypq.data.codes import CodeFile
-from raypq.data.features import KnownImages
+from raypq.data.known_images import KnownImages
 from raypq.data.store import snapshot
 from raypq.errors import InputError
 
@@ -135,6 +135,9 @@ def test_a_second_night_decodes_only_what_changed(model, tree, tmp_path):
     assert version.rows == N
     assert version.summary["images_unchanged"] == N - 100
     assert night["codes"]["version"] == 2
+    assert night["images"] == {
+        "new": 50, "changed": 50, "removed": 50, "kept": N - 100, "encoded_again": 0, "left_out": 0
+    }  # fmt: skip
     assert reindex(model, root, tmp_path / "codes")["nothing_to_do"]
 
 

@@ -81,19 +81,31 @@ def test_a_night_with_nothing_new_makes_no_version(
     with caplog.at_level("INFO", logger="raypq"):
         told = night()
     assert told["nothing_to_do"]
+    assert told["images"] == IMAGES | {"kept": 600}
     assert "nothing to do" in caplog.text
     assert (latest(home), latest(home, "predictions")) == before
 
 
-def test_new_changed_and_removed_shards(home: Any, night: Reindex) -> None:
+IMAGES = dict.fromkeys(("new", "changed", "removed", "kept", "encoded_again", "left_out"), 0)
+
+
+def test_new_changed_and_removed_shards(
+    home: Any, night: Reindex, caplog: pytest.LogCaptureFixture
+) -> None:
     night()
     before, told_before = latest(home), latest(home, "predictions")
     home.add(6)
     home.rewrite(1)
     home.shard(4).unlink()
-    told = night()
+    plan = night(dry_run=True)
+    assert (plan["removed_images"], plan["kept_images"]) == (100, 400)
+    with caplog.at_level("INFO", logger="raypq"):
+        told = night()
     counts = {name: told["shards"][name] for name in ("new", "changed", "removed", "kept")}
     assert counts == {"new": 1, "changed": 1, "removed": 1, "kept": 4}
+    assert told["images"] == IMAGES | {"new": 100, "changed": 100, "removed": 100, "kept": 400}
+    assert "images: 100 new, 100 changed, 100 removed, 400 kept, 0 left out" in caplog.text
+    assert latest(home).summary["night_images"] == told["images"]
     stems = {home.stem(number) for number in (1, 6)}
     assert moved(before, latest(home)) == stems
     assert moved(told_before, latest(home, "predictions")) == stems
