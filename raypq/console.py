@@ -12,12 +12,14 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
 _LINE_SECONDS = 10.0  # between progress lines without a terminal
+_BAR_SECONDS = 1.0  # between counts of images on a terminal
 
 _ERROR_HANDLER = "raypq"  # name of the codec error handler
 _ASCII = {
@@ -154,17 +156,50 @@ class Progress:
     def done(self, images: int = 0) -> None:
         """Counts a finished shard of so many images."""
 
+    def reading(self, images: int) -> None:
+        """Shows the images that were read so far, those of unfinished shards too."""
+
 
 @contextmanager
-def progress(total: int, label: str, *, unit: str = "shards") -> Iterator[Progress]:
-    """A progress bar on a terminal, else a log line now and then: shards, images/s, time left."""
+def progress(
+    total: int, label: str, *, unit: str = "shards", read: Callable[[], int] | None = None
+) -> Iterator[Progress]:
+    """A progress bar on a terminal, else a log line now and then: shards, images/s, time left.
+
+    Args:
+        read: returns the images that this process has read so far, which are shown while no shard
+            is finished.
+    """
     if not log.isEnabledFor(logging.INFO):
         yield Progress()
     elif _wants_bar():
-        with _Bar(total, label) as bar:
+        with _Bar(total, label) as bar, _polling(bar, read, _BAR_SECONDS):
             yield bar
     else:
-        yield _Lines(total, label, unit)
+        lines = _Lines(total, label, unit)
+        with _polling(lines, read, _LINE_SECONDS / 4):
+            yield lines
+
+
+@contextmanager
+def _polling(shown: Progress, read: Callable[[], int] | None, seconds: float) -> Iterator[None]:
+    """Shows the images read every few seconds, within the context."""
+    if read is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def poll() -> None:
+        while not ended.wait(seconds):
+            shown.reading(read())
+
+    thread = threading.Thread(target=poll, name="raypq-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _wants_bar() -> bool:
@@ -175,7 +210,21 @@ class _Lines(Progress):
     def __init__(self, total: int, label: str, unit: str) -> None:
         self._total, self._label, self._unit = total, label, unit
         self._start = self._last = time.monotonic()
-        self._shards = self._images = 0
+        self._shards = self._images = self._read = 0
+
+    def reading(self, images: int) -> None:
+        now = time.monotonic()
+        if now - self._last < _LINE_SECONDS or images <= self._read:
+            return
+        self._last, self._read, spent = now, images, now - self._start
+        say(
+            f"{self._label}: {self._shards}/{self._total} {self._unit}, {images:,} images read, "
+            f"{images / spent:,.0f} images/s",
+            shards=self._shards,
+            total=self._total,
+            images_read=images,
+            seconds=spent,
+        )
 
     def done(self, images: int = 0) -> None:
         self._shards += 1
@@ -219,6 +268,11 @@ class _Bar(Progress):
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+    def reading(self, images: int) -> None:
+        if images:
+            rate = images / max(time.monotonic() - self._start, 1e-9)
+            self._bar.update(self._task, rate=f"{images:,} images read, {rate:,.0f} images/s")
 
     def done(self, images: int = 0) -> None:
         self._images += images

@@ -6,6 +6,7 @@ counts on, and rows from a cache are not counted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 
@@ -31,6 +32,12 @@ def add(images: int, size: float) -> None:
     global _total
     with _lock:
         _total = Reading(_total.images + images, _total.bytes + size)
+
+
+def images_from_now() -> Callable[[], int]:
+    """A function that returns how many images this process has read since now."""
+    before = read()
+    return lambda: read().since(before).images
 
 
 def read() -> Reading:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple, Unpack
 
-from raypq import console
+from raypq import console, io_counters
 from raypq.errors import InputError, JobError, RaypqError, ShardFailure, message_of
 from raypq.execution.retries import is_transient
 
@@ -208,7 +208,7 @@ def completed(
     """
     failures = [] if failures is None else failures
     done = 0
-    with console.progress(total, label, unit=unit) as progress:
+    with console.progress(total, label, unit=unit, read=io_counters.images_from_now()) as progress:
         for result in results:
             if result.failure:
                 failures.append(result.failure)
