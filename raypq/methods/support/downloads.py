@@ -118,13 +118,13 @@ def _cache_alone(offline: bool) -> Iterator[None]:
 def _message(name: str, library: str, key: str, problem: str | None, error: OSError) -> str:
     reason = problem or (str(error).strip().splitlines() or [type(error).__name__])[0]
     cache = "TORCH_HOME" if library == "torchvision" else "HF_HOME"
-    files = {
-        "open_clip": "--weights, network.weights",
-        "sentence-transformers": "a local folder: --encoder sentence-transformers:FOLDER",
-        "transformers": "a local folder: --encoder transformers:FOLDER",
-    }.get(library, "--weights, network.weights; in training, set pretrained=false")
+    remedy = "name the file (--weights, network.weights; in training, set pretrained=false)"
+    if key == "encoder":
+        remedy = f"name a local folder (--encoder, encoder: {library}:FOLDER)"
+    if library == "open_clip":
+        remedy = "name the file (--weights, network.weights)"
     return (
         f"{key}: the weights of {name} are not in the library's cache and cannot be downloaded "
         f"({reason}). Download them where there is a network, and bring the cache ({cache} names "
-        f"its folder) or name the file ({files})"
+        f"its folder) or {remedy}"
     )

@@ -52,7 +52,7 @@ def failed(name: str, key: str, *, offline: str | None) -> str:
         ("timm:x", "backbone", ("HF_HOME", "--weights")),
         ("torchvision:x", "backbone", ("TORCH_HOME", "--weights")),
         ("open_clip:x/openai", "encoder", ("HF_HOME", "--weights")),
-        ("transformers:x", "encoder", ("HF_HOME", "--encoder transformers:FOLDER")),
+        ("transformers:x", "encoder", ("HF_HOME", "encoder: transformers:FOLDER")),
     ],
 )
 def test_the_message_names_host_cache_and_file(
