@@ -14,7 +14,7 @@ from raypq.backbones.torch_network import Forward, TorchNetwork, weights_of
 from raypq.backbones.weights_file import load_weights
 from raypq.config import NetworkSettings
 from raypq.errors import ConfigError
-from raypq.methods.support.backbones import library_model
+from raypq.methods.support.backbones import LeftOut, library_model
 from raypq.methods.support.downloads import downloads
 from raypq.optional_packages import require
 
@@ -34,10 +34,23 @@ def library_network(name: str, network: NetworkSettings, size: int | None, devic
         module = library_model(library, model, None, pretrained=network.weights is None)
         preset = _torchvision_preset(model) if library == "torchvision" else timm_preset(module)
         if network.weights is not None:
-            load_weights(module, network.weights, name)
+            load_weights(module, network.weights, name, left_out=_left_out(library, module))
     return TorchNetwork(
         module, network_info(name, weights_of(module), preset, network, size), device, forward
     )
+
+
+def _left_out(library: str, module: torch.nn.Module) -> list[str]:
+    """The layers that a file of weights has and the features leave out: the classifier."""
+    layers = {key: layer for key, layer in module.named_modules() if key}
+    if library == "torchvision":
+        return [key for key, layer in layers.items() if isinstance(layer, LeftOut)]
+    classifier = getattr(module, "pretrained_cfg", {}).get("classifier") or ()
+    names = [classifier] if isinstance(classifier, str) else classifier
+    # A head of several layers is left out as a whole: an identity stands above its last one.
+    parts = [name.split(".") for name in names]
+    above = {".".join(part[:n]) for part in parts for n in range(1, len(part))}
+    return [*names, *(key for key in above if isinstance(layers.get(key), torch.nn.Identity))]
 
 
 def _torchvision_preset(model: str) -> Preset:

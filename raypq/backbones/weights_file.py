@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from safetensors import SafetensorError
@@ -17,8 +17,13 @@ _KEY = "--weights, network.weights"
 Arrays = Mapping[str, torch.Tensor]
 
 
-def load_weights(module: torch.nn.Module, uri: str, name: str) -> None:
-    """Loads a state dict; the layer that the features leave out may be in it.
+def load_weights(
+    module: torch.nn.Module, uri: str, name: str, *, left_out: Sequence[str] = ()
+) -> None:
+    """Loads a state dict.
+
+    Args:
+        left_out: layers that the file may have and the network lacks (its classifier).
 
     Raises:
         ConfigError: there is no such file, it is no state dict, or it does not fit the network.
@@ -34,6 +39,7 @@ def load_weights(module: torch.nn.Module, uri: str, name: str) -> None:
             f"{list(expected[key].shape)}; found {list(given[key].shape)} in {uri} ({len(others)} "
             f"of {len(expected)} arrays differ in shape): it is of another architecture ({_KEY})"
         )
+    _check_further(module, given, left_out, uri, name)
     try:
         module.load_state_dict(dict(given), strict=False)
     except RuntimeError as error:
@@ -95,6 +101,24 @@ def _check_names(expected: Arrays, given: Arrays, uri: str, name: str) -> None:
         + ("the file is incomplete" if known > len(missing) else "it is of another architecture")
         + f" ({_KEY})"
     )
+
+
+def _check_further(
+    module: torch.nn.Module, given: Arrays, left_out: Sequence[str], uri: str, name: str
+) -> None:
+    """Refuses arrays that the network lacks: a larger network has all arrays of a smaller one."""
+    computed = {key for key, _ in module.named_buffers()}  # some are not in the state dict
+    known = {*module.state_dict(), *computed}
+    prefixes = tuple(f"{layer}." for layer in left_out)
+    further = [key for key in given if key not in known and not key.startswith(prefixes)]
+    if further:
+        beside = f", and {left_out[0]}, which features leave out" if left_out else ""
+        raise ConfigError(
+            f"weights: expected the {len(module.state_dict())} arrays of {name} in {uri}{beside}, "
+            f"found {len(further)} more, such as {further[0]}: it is of a larger architecture; "
+            "name its own network (--backbone), or, if they are no part of the network, write the "
+            f"file without them ({_KEY})"
+        )
 
 
 def _prefix(missing: list[str], given: Arrays) -> str:

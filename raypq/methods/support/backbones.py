@@ -42,6 +42,10 @@ class TrunkSettings(GradientSettings):
         return {**values, "normalise": "none"}
 
 
+class LeftOut(nn.Identity):
+    """Stands in the place of the classifier layer that features leave out."""
+
+
 def trunk(settings: TrunkSettings, dx: int, width: int, *, pretrained: bool) -> nn.Module:
     """The network from rows [n, dx] to [n, width].
 
@@ -116,6 +120,6 @@ def _with_head(network: nn.Module, name: str, width: int | None) -> nn.Module:
     parent, _, key = last[-1].rpartition(".")
     old = network.get_submodule(last[-1])
     assert isinstance(old, nn.Linear)
-    new = nn.Identity() if width is None else nn.Linear(old.in_features, width)
+    new = LeftOut() if width is None else nn.Linear(old.in_features, width)
     setattr(network.get_submodule(parent), key, new)
     return network

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision_ops
 from safetensors.torch import save_file
 
+from raypq.backbones.library_networks import library_network
 from raypq.backbones.weights_file import load_weights
+from raypq.config import NetworkSettings
 from raypq.errors import ConfigError
 
 
@@ -26,14 +29,48 @@ def refused(path: Path) -> str:
     return text
 
 
-def test_weights_are_loaded_with_further_arrays(tmp_path: Path) -> None:
+def test_weights_are_loaded_with_the_layer_that_features_leave_out(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source, target = network(), network()
     save_file({**source.state_dict(), "head.weight": torch.ones(2)}, tmp_path / "w.safetensors")
-    load_weights(target, str(tmp_path / "w.safetensors"), "timm:x")
+    load_weights(target, str(tmp_path / "w.safetensors"), "timm:x", left_out=["head"])
     assert all(
         torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize("left_out", [[], ["head"]])
+def test_a_larger_network(tmp_path: Path, left_out: list[str]) -> None:
+    path = tmp_path / "w.safetensors"
+    deeper = torch.nn.Sequential(*network(), torch.nn.Linear(2, 2))
+    save_file({**deeper.state_dict(), **{f"{key}.bias": torch.ones(1) for key in left_out}}, path)
+    with pytest.raises(ConfigError, match=r"found 2 more, such as 2.*of a larger architecture"):
+        load_weights(network(), str(path), "timm:x", left_out=left_out)
+
+
+def test_buffers_that_a_network_computes_may_be_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    module = network()
+    module.register_buffer("index", torch.ones(2), persistent=False)
+    save_file({**module.state_dict(), "index": torch.ones(2)}, path)
+    load_weights(module, str(path), "timm:x")
+
+
+@pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", "timm:test_vit"])
+def test_the_classifiers_of_libraries(tmp_path: Path, name: str) -> None:
+    library, _, model = name.partition(":")
+    if library == "torchvision":
+        torchvision_ops.require()
+        network = pytest.importorskip("torchvision").models.get_model(model)
+    else:
+        network = pytest.importorskip("timm").create_model(model)
+    path = tmp_path / "w.safetensors"
+    settings = NetworkSettings(weights=str(path))
+    save_file(network.state_dict(), path)
+    assert library_network(name, settings, None, "cpu").width
+    save_file({**network.state_dict(), "blocks.9.weight": torch.ones(2)}, path)
+    with pytest.raises(ConfigError, match="found 1 more, such as blocks"):
+        library_network(name, settings, None, "cpu")
 
 
 def test_no_such_file(tmp_path: Path) -> None:
