@@ -136,10 +136,10 @@ def _encode(
             "night": _counts(plan),
             "night_images": counts.as_dict(),
             "rollout": _rollout(plan, receipts),
-            "drift": _drift(job, model, plan, [result.receipt for result in fresh]),
+            "drift": _drift(job, model, plan, receipts),
         }
 
-    return encode.execute(
+    version = encode.execute(
         encode_job(job),
         model,
         run,
@@ -148,6 +148,9 @@ def _encode(
         by_content=job.compare == "content",
         describe=describe,
     )
+    drift = version.summary["drift"]
+    _warn_of_drift(_drifted(drift), drift["judged"])  # even if the classification fails then
+    return version
 
 
 def _check(job: ReindexJob, section: ClassificationTarget, model: Model) -> None:
@@ -218,15 +221,19 @@ def _rollout(plan: ReindexPlan, receipts: Sequence[Receipt]) -> dict[str, Any]:
 
 
 def _drift(
-    job: ReindexJob, model: Model, plan: ReindexPlan, fresh: Sequence[Receipt]
+    job: ReindexJob, model: Model, plan: ReindexPlan, receipts: Sequence[Receipt]
 ) -> dict[str, Any]:
-    """The shards encoded tonight that are unlike the training data."""
+    """The shards that are encoded since the last version and unlike the training data.
+
+    Args:
+        receipts: of the new version. Those that an interrupted run finished are not judged yet.
+    """
     before = plan.latest.shards if plan.latest else ()
     old = {receipt.path for receipt in before}
     measured = [
         (receipt.shard, receipt.stats)
-        for receipt in fresh
-        if receipt.stats and receipt.path not in old
+        for receipt in receipts
+        if receipt.stats and receipt.path not in old and receipt.model == model.fingerprint
     ]
     earlier = [item.stats for item in before if item.model == model.fingerprint and item.stats]
     baseline = known_baseline(model, earlier)
@@ -248,7 +255,7 @@ def _report(
     predictions: Sequence[tuple[Snapshot, bool]],
     seconds: float,
 ) -> dict[str, Any]:
-    """What the night did, as plain values; warns of drift and of shards that are left out.
+    """What the night did, as plain values; warns of shards that are left out.
 
     Args:
         predictions: the version of each prediction store, and whether it is new.
@@ -272,10 +279,7 @@ def _report(
     drift: dict[str, Any] = {"judged": 0, "shards": []}
     if not plan.idle:
         drift = codes.summary["drift"]
-    drifted = [Drifted(shard=item["shard"], reasons=tuple(item["reasons"]))
-               for item in drift["shards"]]  # fmt: skip
-    _warn_of_drift(drifted, drift["judged"])
-    if drifted and job.fail_on_drift:
+    if (drifted := _drifted(drift)) and job.fail_on_drift:
         raise DriftError([str(item) for item in drifted])
     if job.fail_on_quarantined:
         quarantine.refuse(versions)
@@ -313,12 +317,18 @@ def _summary(version: Snapshot, *, new: bool) -> dict[str, Any]:
     }
 
 
+def _drifted(found: Mapping[str, Any]) -> list[Drifted]:
+    return [
+        Drifted(shard=item["shard"], reasons=tuple(item["reasons"])) for item in found["shards"]
+    ]
+
+
 def _warn_of_drift(drifted: Sequence[Drifted], judged: int) -> None:
     for item in drifted[:_MAX_DRIFT_WARNINGS]:
         console.warn(f"drift: {item}", shard=item.shard)
     if drifted:
         console.warn(
-            f"drift: {len(drifted)} of {judged} shards encoded tonight are unlike the model's "
-            "training data; train again on data that includes them, and roll the new model out "
-            "(raypq reindex --rollout)"
+            f"drift: {len(drifted)} of {judged} shards encoded since the last version are unlike "
+            "the model's training data; train again on data that includes them, and roll the new "
+            "model out (raypq reindex --rollout)"
         )

@@ -574,7 +574,7 @@ def test_a_shifted_shard_is_named(
         told = night()
     assert [item["shard"] for item in told["drift"]["shards"]] == [home.stem(4)]
     assert f"drift: {home.stem(4)}: feature norm" in caplog.text
-    assert "1 of 1 shards encoded tonight" in caplog.text
+    assert "1 of 1 shards encoded since the last version" in caplog.text
     assert "train again" in caplog.text
     assert latest(home).summary["drift"]["shards"][0]["shard"] == home.stem(4)
     home.add(6)
