@@ -513,6 +513,12 @@ class Model(ABC):
         return False
 
     @property
+    def weights_axes_by_classes(self) -> bool:
+        """Whether codes are along axes that are scaled by what scores of classes depend on, so that
+        scores between images are not those of their features."""
+        return False
+
+    @property
     def class_metric(self) -> Metric:
         """The metric of codes and ``prototypes_of``."""
         return "dot" if self.has_head else self.prediction_metric

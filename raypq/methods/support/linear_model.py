@@ -183,6 +183,10 @@ class LinearModel(Model):
             shapes |= dict.fromkeys(("class_mean", "class_inverse_std"), (self.da,))
         return shapes
 
+    @property
+    def weights_axes_by_classes(self) -> bool:
+        return "image_mean" in self.tensors or "W" in self.tensors
+
     def embed(
         self, X: NDArray[np.float32], *, precision: Precision = "fp32"
     ) -> NDArray[np.float32]:

@@ -41,7 +41,13 @@ from raypq.methods.base import Model
 from raypq.metrics.ranking import LEVELS
 from raypq.stages.retrieval.evaluate_worker import ExactTask, Figures, QueryTask, RetrievalWorker
 from raypq.stages.retrieval.query_vectors import report_invalid, vectors
-from raypq.stages.stores.code_store import id_type_of, metric_of, models_for, open_store
+from raypq.stages.stores.code_store import (
+    id_type_of,
+    metric_of,
+    models_for,
+    open_store,
+    warn_of_codes_for_classes,
+)
 from raypq.stages.stores.shard_task import stored_shards
 from raypq.stages.stores.shard_types import check_label_column
 
@@ -88,6 +94,7 @@ def evaluate(job: RetrievalJob, executor: Executor) -> dict[str, Any]:
     version = open_store(job.codes, job.version)
     models = models_for(job.codes, version, job.model)
     metric = metric_of(models, job.metric)
+    warn_of_codes_for_classes(job.codes, models)
     if job.features is not None and len(models) > 1:
         raise ConfigError("features: exact search needs one embedding, the store has more models")
     at = _depths(job, version)

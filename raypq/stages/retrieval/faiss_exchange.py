@@ -30,7 +30,13 @@ from raypq.methods.pq import PQModel, PQSettings
 from raypq.methods.support.linear_model import LinearModel
 from raypq.optional_packages import require
 from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, read_block
-from raypq.stages.stores.code_store import id_type_of, metric_of, models_for, open_store
+from raypq.stages.stores.code_store import (
+    id_type_of,
+    metric_of,
+    models_for,
+    open_store,
+    warn_of_codes_for_classes,
+)
 from raypq.stages.stores.shard_task import stored_shards
 
 _BIAS_TOLERANCE = 1e-4  # largest relative error of a bias that is expressed by a mean
@@ -55,6 +61,7 @@ def export_faiss(job: ExportFaissJob) -> dict[str, Any]:
         raise ModelError(job.codes, expected="codes of one model", found=f"{len(models)} models")
     (model,) = models.values()
     metric = metric_of(models, job.metric)
+    warn_of_codes_for_classes(job.codes, models)
     if metric == "cosine":
         raise ConfigError("metric: FAISS's IndexPQ has no cosine for codes; name l2 or dot")
     index = inner = _pq_index(faiss, model, metric)

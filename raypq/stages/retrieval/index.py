@@ -26,7 +26,13 @@ from raypq.methods.base import Model
 from raypq.methods.model import array_of_rows
 from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, read_block, topk
 from raypq.stages.retrieval.query_vectors import vectors
-from raypq.stages.stores.code_store import id_type_of, metric_of, models_for, open_store
+from raypq.stages.stores.code_store import (
+    id_type_of,
+    metric_of,
+    models_for,
+    open_store,
+    warn_of_codes_for_classes,
+)
 from raypq.stages.stores.shard_task import stored_shards
 
 _BATCH_QUERIES = 4096
@@ -53,6 +59,7 @@ class Index:
         self.version = opened.version
         self.models = models_for(codes, opened, None)
         self.metric = metric_of(self.models, metric)
+        warn_of_codes_for_classes(codes, self.models)
         by_model: dict[str, list[CodeBlock]] = {}
         self._id_type = id_type_of(codes, opened)
         for shard in stored_shards(codes, opened):

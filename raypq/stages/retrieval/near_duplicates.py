@@ -28,7 +28,13 @@ from raypq.execution.run_record import RunRecord
 from raypq.kernels.sdc import SymmetricTables
 from raypq.methods.base import Model
 from raypq.stages.retrieval.code_blocks import CodeBlock, groups, read_block
-from raypq.stages.stores.code_store import id_type_of, metric_of, models_for, open_store
+from raypq.stages.stores.code_store import (
+    id_type_of,
+    metric_of,
+    models_for,
+    open_store,
+    warn_of_codes_for_classes,
+)
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
 from raypq.stages.stores.work_id import duplicates_work
@@ -244,6 +250,7 @@ def _plan(job: DuplicatesJob, version: Snapshot) -> PairPlan:
             found=f"{len(models)} models; encode all of the store with one",
         )
     metric = metric_of(models, job.metric)
+    warn_of_codes_for_classes(job.codes, models)
     if metric == "l2" and job.threshold < 0:
         raise ConfigError(f"threshold: an l2 distance is at least 0, found {job.threshold}")
     return PairPlan(

@@ -43,7 +43,13 @@ from raypq.stages.retrieval.search_worker import (
     SearchWorker,
     WriteTask,
 )
-from raypq.stages.stores.code_store import id_type_of, metric_of, models_for, open_store
+from raypq.stages.stores.code_store import (
+    id_type_of,
+    metric_of,
+    models_for,
+    open_store,
+    warn_of_codes_for_classes,
+)
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
 from raypq.stages.stores.shard_types import id_rule
@@ -67,6 +73,8 @@ def search(job: SearchJob, executor: Executor) -> Snapshot:
     version = open_store(job.codes, job.version)
     models = models_for(job.codes, version, job.model)
     metric = metric_of(models, job.metric)
+    if job.rerank is None:
+        warn_of_codes_for_classes(job.codes, models)
     filter_ids = None if job.ids is None else IdList.read(job.ids)
     query_ids = None if job.query_ids is None else IdList.read(job.query_ids)
     plan = _plan(job, version, models, metric, filter_ids)

@@ -100,6 +100,18 @@ def metric_of(models: dict[str, Model], requested: Metric | None) -> Metric:
     return requested or metrics.pop()
 
 
+def warn_of_codes_for_classes(codes: str, models: Mapping[str, Model]) -> None:
+    """Warns where images are compared with images by codes that are made for scores of classes."""
+    methods = {model.method for model in models.values() if model.weights_axes_by_classes}
+    if methods:
+        console.warn(
+            f"{codes}: its codes ({', '.join(sorted(methods))}) are made for scores of classes: "
+            "the nearest images by them are often not the nearest by the features; re-rank by the "
+            "features (raypq search --rerank 1000, rerank: 1000), or encode with a model that is "
+            "trained without --classes (classes), such as opq"
+        )
+
+
 def id_type_of(store: str, version: Snapshot) -> pa.DataType:
     """The id type of a version of a code store: that of its first file with rows.
 
