@@ -116,8 +116,8 @@ def _check_further(
         raise ConfigError(
             f"weights: expected the {len(module.state_dict())} arrays of {name} in {uri}{beside}, "
             f"found {len(further)} more, such as {further[0]}: it is of a larger architecture; "
-            "name its own network (--backbone), or, if they are no part of the network, write the "
-            f"file without them ({_KEY})"
+            "name its own network (--backbone, backbone), or, if they are no part of the network, "
+            f"write the file without them ({_KEY})"
         )
 
 

@@ -109,8 +109,8 @@ class FeatureReader:
         label: whether labels are read; False for a column of the type null.
         backbone: the network that the features come from, if the file names one.
         images: whether rows are encoded images, which are decoded.
-        known: images so far that were known, and so not decoded. changed: decoded images of known
-            ids, with another version.
+        known: images so far that were known, and so not decoded. undecodable: ids so far of images
+            that were left out.
     """
 
     def __init__(
@@ -139,7 +139,8 @@ class FeatureReader:
             )
             self._width = image_format.width
         self.images = self._decoder is not None
-        self.known = self.changed = 0
+        self.known = 0
+        self.undecodable: list[pa.Array] = []
         self._id_kind = kind_of_ids(file, columns, how.rule)
         self.id_type = IdRule(kind=self._id_kind).type
         self.label = how.labels and has_labels(file, columns)
@@ -214,11 +215,10 @@ class FeatureReader:
         X, undecodable = decoder.rows(column, names, row, wanted)
         if undecodable.any():
             keep = pa.array(~undecodable)
+            self.undecodable.append(names.filter(pa.array(undecodable)))
             names, versions = names.filter(keep), versions.filter(keep)
             labels = None if labels is None else labels.filter(keep)
             positions = None if positions is None else positions[~undecodable]
-        if known is not None and positions is not None:
-            self.changed += known.count_ids(names.filter(pa.array(positions < 0)))
         return FeatureBatch(
             X=X, ids=names, labels=labels, row=row, where=self._uri, versions=versions,
             known=positions,

@@ -28,10 +28,6 @@ class KnownImages:
         same = pc.equal(self.versions.take(pa.array(np.maximum(found, 0))), versions)
         return np.where(same.to_numpy(zero_copy_only=False), found, -1)
 
-    def count_ids(self, ids: pa.Array) -> int:
-        """How many of these ids are known, whatever their versions."""
-        return sum(name in self._positions for name in ids.to_pylist())
-
     @cached_property
     def _positions(self) -> dict[Any, int]:
         names = self.ids.to_pylist()

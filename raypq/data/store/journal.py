@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -119,7 +119,7 @@ class Journal:
 
     def _write(self, receipts: Sequence[Receipt], *, level: int) -> None:
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
-        content = json.dumps([receipt.model_dump(mode="json") for receipt in receipts])
+        content = json.dumps([_entry(receipt) for receipt in receipts])
         if not create_once(join(self._folder, name), content.encode()):
             raise ConflictError(f"{join(self._folder, name)}: written by somebody else")
         self._files[name] = list(receipts)
@@ -144,6 +144,13 @@ class Journal:
         if _NAME.fullmatch(name):  # no journal wrote a file of another name
             delete(join(self._folder, name))
         self._files.pop(name, None)
+
+
+def _entry(receipt: Receipt) -> dict[str, Any]:
+    entry = receipt.model_dump(mode="json")
+    if receipt.counts is None:  # an earlier raypq does not know the key
+        del entry["counts"]
+    return entry
 
 
 def _problem(error: ValueError) -> str:

@@ -56,6 +56,25 @@ class Source(Settings):
         return same or bool(by_content)
 
 
+class RunCounts(Settings):
+    """Images of a shard by what the run did with them.
+
+    Attributes:
+        left_out: that could not be decoded. unchanged: whose values were kept.
+        kept: of the last version, with their values kept; None where images were not compared with
+            it. again: of the last version, with the same content, but computed again.
+        changed: of the last version, with another content.
+        known_left_out: of the last version, and left out.
+    """
+
+    left_out: Count = 0
+    unchanged: Count = 0
+    kept: Count | None = None
+    again: Count = 0
+    changed: Count = 0
+    known_left_out: Count = 0
+
+
 class Receipt(Settings):
     """A worker's record of one finished shard.
 
@@ -66,6 +85,7 @@ class Receipt(Settings):
         stats: how well the model fits the shard. Codes only; absent in early stores.
         ids: the type of its ids. Absent in early stores, and for integers that such a store keeps
             as text.
+        counts: of its images. Of journals only, so that a rerun counts what an interrupted run did.
     """
 
     shard: Stem
@@ -78,6 +98,7 @@ class Receipt(Settings):
     source: Source
     stats: ShardStats | None = None
     ids: IdKind | None = None
+    counts: RunCounts | None = None
 
 
 class HashingFile:

@@ -207,7 +207,8 @@ def _check_shards(store: str, uri: str, snapshot: Snapshot) -> None:
 
 # An earlier raypq refuses a version with a key that it does not know, which would prevent a
 # downgrade. So the type of ids, a later addition to receipts, is written to the summary, whose keys
-# are free: the one type of the store, and the shards where it is not known.
+# are free: the one type of the store, and the shards where it is not known. Counts of a run, a
+# later addition too, stay in its journal.
 
 
 def _ids_section(receipts: Sequence[Receipt]) -> dict[str, Any]:
@@ -221,6 +222,7 @@ def _ids_section(receipts: Sequence[Receipt]) -> dict[str, Any]:
 def _serialized(snapshot: Snapshot) -> bytes:
     document = snapshot.model_dump(mode="json")
     for receipt in document["shards"]:
+        del receipt["counts"]
         if receipt["ids"] is None or IDS in snapshot.summary:
             del receipt["ids"]
     return json.dumps(document, indent=1, ensure_ascii=False).encode()
@@ -364,7 +366,8 @@ def commit(
     """
     finished = [receipt.shard for receipt in receipts] + [item.shard for item in quarantined]
     _check_complete(store, finished, expected)
-    shards = tuple(sorted(receipts, key=lambda receipt: receipt.shard))
+    without_counts = (receipt.model_copy(update={"counts": None}) for receipt in receipts)
+    shards = tuple(sorted(without_counts, key=lambda receipt: receipt.shard))
     summary = {key: value for key, value in (summary or {}).items() if key != IDS}
     nonce = uuid.uuid4().hex
     sync_folder(join(store, "data"))  # the files must survive a power cut before the version exists

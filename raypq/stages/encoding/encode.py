@@ -57,7 +57,7 @@ def encode(job: EncodeJob, executor: Executor) -> Snapshot:
         return finished
     remedy = "--append (append: true) keeps them; "
     dropped = run.warn_of_dropped("features", remedy)
-    return execute(job, model, run, executor, record, describe=lambda *_: dropped)
+    return execute(job, model, run, executor, record, describe=lambda _: dropped)
 
 
 def model_of(job: EncodeJob | ReindexJob, shards: Sequence[Shard]) -> Model:
@@ -95,7 +95,7 @@ def _backbone_of_features(shards: Sequence[Shard], columns: Columns) -> Backbone
 
 
 Receipts = Sequence[shard_writer.Receipt]
-Describe = Callable[[Sequence[Encoded], Receipts], dict[str, Any]]
+Describe = Callable[[Receipts], dict[str, Any]]
 
 
 def execute(
@@ -106,15 +106,14 @@ def execute(
     record: RunRecord,
     *,
     by_content: bool = False,
-    describe: Describe = lambda *_: {},
+    describe: Describe = lambda _: {},
 ) -> Snapshot:
     """Encodes the missing shards of a run and commits its version.
 
     Args:
         by_content: whether shards are compared by the hash of their content; a task whose kept
             receipt has the same hash keeps it.
-        describe: further entries of the version's summary, given the results of this run and all
-            receipts of the version.
+        describe: further entries of the version's summary, given its receipts.
 
     Raises:
         InputError: no shard has the label column that the user named.
@@ -134,8 +133,8 @@ def execute(
         record.end_of_work("encode")
         ids = index_ids(job, receipts, run.latest)
         record.lap("check ids")
-        described = describe(fresh, receipts)
-        summary = {**_settings(job, model), **described, **ids, **_counts(fresh)}
+        described = describe(receipts)
+        summary = {**_settings(job, model), **described, **ids, **_counts(receipts, fresh)}
         if rule is not None and rule.made:
             summary[MADE_IDS] = True
         return {**summary, "run": record.summary()}
@@ -166,12 +165,17 @@ def _settings(job: EncodeJob, model: Model) -> dict[str, Any]:
     }
 
 
-def _counts(results: Sequence[Encoded]) -> dict[str, Any]:
-    """Images left out and codes changed by the precision, where there are any."""
+def _counts(receipts: Receipts, results: Sequence[Encoded]) -> dict[str, Any]:
+    """Images left out and codes changed by the precision, where there are any.
+
+    Args:
+        receipts: those of an interrupted run have counts, too. results: of this run.
+    """
     counts: dict[str, Any] = {}
-    if left_out := sum(result.left_out for result in results):
+    read = [receipt.counts for receipt in receipts if receipt.counts]
+    if left_out := sum(item.left_out for item in read):
         counts["images_left_out"] = left_out
-    if unchanged := sum(result.unchanged for result in results):
+    if unchanged := sum(item.unchanged for item in read):
         counts["images_unchanged"] = unchanged  # of the shards encoded: not decoded again
     if codes_checked := sum(result.precision.codes for result in results):
         different = sum(result.precision.different for result in results)

@@ -15,11 +15,12 @@ from raypq.config import EncodeJob
 from raypq.data import codes
 from raypq.data.features import FeatureReader, ReadOptions, open_features
 from raypq.data.ids import IdRule, receipt_kind
+from raypq.data.image_changes import ImageChanges
 from raypq.data.layouts import content_digest
 from raypq.data.network_info import check_equal
 from raypq.data.prefetch import prefetch
 from raypq.data.store import shard_writer
-from raypq.data.store.shard_writer import Source
+from raypq.data.store.shard_writer import RunCounts, Source
 from raypq.errors import InputError
 from raypq.methods.base import Model
 from raypq.metrics.drift import Gauge
@@ -38,19 +39,10 @@ class PrecisionCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """An encoded shard: its receipt and counts.
-
-    Attributes:
-        left_out: images that could not be decoded.
-        unchanged: images of a changed shard whose codes were kept. changed: images that an earlier
-            version held with another content; None where images were not compared.
-    """
+    """An encoded shard."""
 
     receipt: shard_writer.Receipt
     precision: PrecisionCheck
-    left_out: int = 0
-    unchanged: int = 0
-    changed: int | None = None
 
 
 class EncodeWorker:
@@ -116,8 +108,9 @@ class EncodeWorker:
                 version=reader.images,
             )
             gauge = Gauge(model, reader.rows)
-            known = None
+            known = changes = None
             if reader.images:
+                changes = known_rows.changes(self._store, task.before)
                 width = codes.bytes_per_code(model.M, model.K)
                 known = known_rows.read(self._store, "codes", task.earlier, width=width)
             receipt = shard_writer.write_shard(
@@ -126,20 +119,19 @@ class EncodeWorker:
                 model=model.fingerprint,
                 work=task.work,
                 schema=schema,
-                batches=self._batches(reader, schema, precision, gauge, known),
+                batches=self._batches(reader, schema, precision, gauge, known, changes),
                 options=codes.WRITE_OPTIONS,
             )
             kind = receipt_kind(reader.id_column, self._rule) if self._rule else None
             receipt = receipt.model_copy(
-                update={"stats": gauge.read(), "source": source, "ids": kind}
+                update={
+                    "stats": gauge.read(),
+                    "source": source,
+                    "ids": kind,
+                    "counts": _counts(reader, changes) if reader.images else None,
+                }
             )
-            return Encoded(
-                receipt=receipt,
-                precision=precision,
-                left_out=reader.left_out,
-                unchanged=reader.known,
-                changed=None if known is None else reader.changed,
-            )
+            return Encoded(receipt=receipt, precision=precision)
 
     def _batches(
         self,
@@ -148,6 +140,7 @@ class EncodeWorker:
         precision: PrecisionCheck,
         gauge: Gauge,
         known: KnownRows | None,
+        changes: ImageChanges | None,
     ) -> Iterator[pa.RecordBatch]:
         model = self._model
         for batch in prefetch(reader.batches(None if known is None else known.images)):
@@ -158,6 +151,9 @@ class EncodeWorker:
             stored = codes.pack(B, model.K)
             if known is not None:
                 stored = known.complete(batch, stored)
+            if changes is not None:
+                reused = None if batch.known is None else batch.known >= 0
+                changes.add(batch.ids, batch.versions, reused)
             yield codes.record_batch(
                 schema, ids=batch.ids, stored=stored, labels=batch.labels, versions=batch.versions
             )
@@ -175,3 +171,21 @@ class EncodeWorker:
             precision.codes += B.size
             precision.different += int((exact != B).sum())
         return B
+
+
+def _counts(reader: FeatureReader, changes: ImageChanges | None) -> RunCounts:
+    """The counts of a shard of images that was read to its end."""
+    counts = RunCounts(left_out=reader.left_out, unchanged=reader.known)
+    if changes is None:
+        return counts
+    for ids in reader.undecodable:
+        changes.add_undecodable(ids)
+    changed, known_left_out = changes.finish()
+    return counts.model_copy(
+        update={
+            "kept": changes.kept,
+            "again": changes.again,
+            "changed": changed,
+            "known_left_out": known_left_out,
+        }
+    )

@@ -1,26 +1,36 @@
-"""Images of a night by what happened to them, from receipts and the counts of workers."""
+"""Images of a night by what happened to them, from receipts and the counts in them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 
-from raypq.data.store.shard_writer import Receipt
-from raypq.stages.encoding.encode_worker import Encoded
+from raypq.config import EncodeJob
+from raypq.data.layouts import open_shard
+from raypq.data.storage import join
+from raypq.data.store.shard_writer import Receipt, RunCounts
+from raypq.errors import RaypqError
 from raypq.stages.nightly.source_diff import ReindexPlan
+from raypq.stages.nightly.vanished import ids_of
+from raypq.stages.stores.shard_task import ShardTask
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCounts:
     """Images of a source, compared with the last version of their codes.
 
-    Image jobs compare images one by one. Rows of features have no versions: of a changed shard, as
-    many rows as it had count as changed, and the difference as new or removed.
+    The version has the images that are new, changed, kept and encoded again. The last version had
+    those that are changed, kept, encoded again and removed, and the known ones of those left out.
+
+    Image jobs compare images one by one. Rows of features have no versions, and those of a code
+    file that is gone are unknown: of a changed shard, as many rows as it had count as changed, and
+    the difference as new or removed.
 
     Attributes:
-        new, changed, removed, kept: of the version. encoded_again: of unchanged shards, under
-            another model, or because their code file was gone.
-        left_out: undecodable images, and those of shards that are left out for the first time.
+        removed: no longer in the source. kept: with their codes.
+        encoded_again: not changed, but under another model, or because their code file was gone.
+        left_out: undecodable images of shards that were read, and images of shards that failed.
     """
 
     new: int
@@ -43,44 +53,65 @@ class ImageCounts:
 
 
 def of_night(
-    plan: ReindexPlan, encoded: Sequence[Encoded], receipts: Sequence[Receipt]
+    plan: ReindexPlan, tasks: Sequence[ShardTask], receipts: Sequence[Receipt], job: EncodeJob
 ) -> ImageCounts:
-    """The counts of a night.
+    """The counts of a night, including what an interrupted run did for it.
 
     Args:
-        encoded: results of the shards that workers processed. receipts: of the new version.
+        tasks: all shards of the run. receipts: of the new version.
     """
     before = {item.shard: item for item in plan.latest.shards} if plan.latest else {}
     paths = {item.path for item in before.values()}
-    results = {item.receipt.shard: item for item in encoded}
     same = {task.shard.stem for task in (*plan.output_missing, *plan.migrating)}
-    kept = changed = again = fresh = 0
+    kept = changed = again = fresh = left_out = known_left_out = 0
     for item in receipts:
+        held = before[item.shard].rows if item.shard in before else 0
+        counts = item.counts or RunCounts()
+        left_out += counts.left_out
         if item.path in paths:
             kept += item.rows
-        elif item.shard in same:
-            again += item.rows
+        elif counts.kept is not None:  # images that were compared
+            kept += counts.kept
+            again += counts.again
+            changed += counts.changed
+            known_left_out += counts.known_left_out
+            fresh += item.rows - counts.kept - counts.again - counts.changed
         else:
-            result = results.get(item.shard)  # none of a shard that an interrupted run finished
-            if result is not None and result.changed is not None:
-                kept += result.unchanged
-                changed += result.changed
-                fresh += item.rows - result.unchanged - result.changed
-            else:
-                known = min(item.rows, before[item.shard].rows) if item.shard in before else 0
-                changed += known
-                fresh += item.rows - known
-    failed = {task.shard.stem for task in plan.tasks} - {item.shard for item in receipts}
-    lost = sum(before[stem].rows for stem in failed if stem in before)
-    total = sum(item.rows for item in before.values())
+            known = min(item.rows, held)
+            again, changed = (
+                (again + known, changed) if item.shard in same else (again, changed + known)
+            )
+            fresh += item.rows - known
+            known_left_out += min(counts.left_out, held - known)
+    done = {item.shard for item in receipts}
+    for task in tasks:
+        if task.shard.stem not in done:
+            images, known = _of_failed(task, job)
+            left_out += images
+            known_left_out += known
+    total = plan.latest.rows if plan.latest else 0
     return ImageCounts(
         new=fresh,
         changed=changed,
-        removed=max(total - kept - changed - again - lost, 0),
+        removed=max(total - kept - changed - again - known_left_out, 0),
         kept=kept,
         encoded_again=again,
-        left_out=lost + sum(item.left_out for item in encoded),
+        left_out=left_out,
     )
+
+
+def _of_failed(task: ShardTask, job: EncodeJob) -> tuple[int, int]:
+    """The images of a shard that is left out, and how many of them the last version holds."""
+    held = sum(item.rows for item in task.before)
+    if task.shard.files is not None:  # a part of a folder: other parts may have its images
+        names = set(task.shard.files.column("name").to_pylist())
+        ids = chain.from_iterable(ids_of(join(job.output, item.path)) for item in task.before)
+        return len(names), sum(name in names for array in ids for name in array.to_pylist())
+    try:
+        with open_shard(task.shard, job.columns) as file:
+            return file.rows, min(file.rows, held)
+    except (RaypqError, OSError):
+        return held, held
 
 
 def of_idle_night(plan: ReindexPlan) -> ImageCounts:

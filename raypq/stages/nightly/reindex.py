@@ -27,7 +27,6 @@ from raypq.methods.base import Model
 from raypq.metrics.drift import Drifted, detect_drift, known_baseline, too_few_rows
 from raypq.stages.classification import classify, scorers, unknown_labels
 from raypq.stages.encoding import encode
-from raypq.stages.encoding.encode_worker import Encoded
 from raypq.stages.nightly import dry_run, image_counts
 from raypq.stages.nightly.source_diff import ReindexPlan, diff_source, encode_job, list_source
 from raypq.stages.stores import model_store, quarantine
@@ -129,8 +128,8 @@ def _encode(
     model_store.save(job.codes, model)  # before any version can name it
     run = replace(plan.run(job.codes), pre_commit_check=leases[job.codes].check)
 
-    def describe(fresh: Sequence[Encoded], receipts: Sequence[Receipt]) -> dict[str, Any]:
-        counts = image_counts.of_night(plan, fresh, receipts)
+    def describe(receipts: Sequence[Receipt]) -> dict[str, Any]:
+        counts = image_counts.of_night(plan, run.tasks, receipts, encode_job(job))
         console.say(f"images: {counts}", **counts.as_dict())
         return {
             "night": _counts(plan),

@@ -68,7 +68,7 @@ def refuse_vanished_images(
     }
     gone, example = 0, ""
     for receipt in changed:
-        for ids in _ids(join(job.codes, receipt.path)):
+        for ids in ids_of(join(job.codes, receipt.path)):
             missing = [name for name in ids.to_pylist() if name not in listed]
             gone, example = gone + len(missing), example or next(iter(missing), "")
     if gone > most:
@@ -81,7 +81,7 @@ def refuse_vanished_images(
         )
 
 
-def _ids(uri: str) -> Iterator[pa.Array]:
+def ids_of(uri: str) -> Iterator[pa.Array]:
     """The ids of a code file; none if it is gone or damaged, since it is made anew then."""
     with suppress(InputError, OSError):
         yield from CodeFile.open(uri).ids(_ROWS)

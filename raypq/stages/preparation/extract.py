@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from raypq.data.network_info import BackboneInfo
 from raypq.data.plain_folder import parquet_files
 from raypq.data.prefetch import prefetch
 from raypq.data.store import shard_writer, snapshot
+from raypq.data.store.shard_writer import RunCounts
 from raypq.data.store.snapshot import Snapshot
 from raypq.data.store.sources import open_sources
 from raypq.errors import ConfigError, InputError, ModelError
@@ -37,20 +37,6 @@ _WRITE_OPTIONS: dict[str, Any] = {
     "use_dictionary": ["label"],
     "write_statistics": ["id"],
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extracted:
-    """A shard of features: its receipt and counts.
-
-    Attributes:
-        left_out: images that could not be decoded.
-        unchanged: images of a changed shard whose features were kept.
-    """
-
-    receipt: shard_writer.Receipt
-    left_out: int
-    unchanged: int
 
 
 class ExtractWorker:
@@ -74,7 +60,7 @@ class ExtractWorker:
             )
         self._width = self._backbone.width
 
-    def extract(self, task: ShardTask) -> Extracted:
+    def extract(self, task: ShardTask) -> shard_writer.Receipt:
         """Writes the features of a shard."""
         how = ReadOptions(
             rule=self._rule,
@@ -102,11 +88,8 @@ class ExtractWorker:
                 options=_WRITE_OPTIONS,
             )
             kind = receipt_kind(reader.id_column, self._rule) if self._rule else None
-            return Extracted(
-                receipt=receipt.model_copy(update={"ids": kind}),
-                left_out=reader.left_out,
-                unchanged=reader.known,
-            )
+            counts = RunCounts(left_out=reader.left_out, unchanged=reader.known)
+            return receipt.model_copy(update={"ids": kind, "counts": counts})
 
     def _batches(
         self, reader: FeatureReader, schema: pa.Schema, known: KnownRows | None
@@ -163,14 +146,12 @@ def extract(job: ExtractJob, executor: Executor) -> Snapshot:
     dropped = run.warn_of_dropped("images")
     check_label_column([task.shard for task in run.tasks], job.columns)
     rule = id_rule(run, job.columns)
-    fresh: list[Extracted] = []
 
-    def on_result(result: Extracted) -> shard_writer.Receipt:
-        fresh.append(result)
-        record.finished(result.receipt.rows)
-        return result.receipt
+    def on_result(receipt: shard_writer.Receipt) -> shard_writer.Receipt:
+        record.finished(receipt.rows)
+        return receipt
 
-    def summarise(_: Sequence[shard_writer.Receipt]) -> dict[str, Any]:
+    def summarise(receipts: Sequence[shard_writer.Receipt]) -> dict[str, Any]:
         record.end_of_work("extract")
         summary: dict[str, Any] = {
             "backbone": info.model_dump(mode="json"),
@@ -178,8 +159,9 @@ def extract(job: ExtractJob, executor: Executor) -> Snapshot:
             "dtype": job.dtype,
             **dropped,
         }
+        read = [receipt.counts for receipt in receipts if receipt.counts]
         for key in ("left_out", "unchanged"):
-            if images := sum(getattr(result, key) for result in fresh):
+            if images := sum(getattr(counts, key) for counts in read):
                 summary[f"images_{key}"] = images
         if rule is not None and rule.made:
             summary[MADE_IDS] = True

@@ -73,8 +73,7 @@ def search(job: SearchJob, executor: Executor) -> Snapshot:
     version = open_store(job.codes, job.version)
     models = models_for(job.codes, version, job.model)
     metric = metric_of(models, job.metric)
-    if job.rerank is None:
-        warn_of_codes_for_classes(job.codes, models)
+    warn_of_codes_for_classes(job.codes, models, reranked=job.rerank is not None)
     filter_ids = None if job.ids is None else IdList.read(job.ids)
     query_ids = None if job.query_ids is None else IdList.read(job.query_ids)
     plan = _plan(job, version, models, metric, filter_ids)

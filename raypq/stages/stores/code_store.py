@@ -100,10 +100,12 @@ def metric_of(models: dict[str, Model], requested: Metric | None) -> Metric:
     return requested or metrics.pop()
 
 
-def warn_of_codes_for_classes(codes: str, models: Mapping[str, Model]) -> None:
+def warn_of_codes_for_classes(
+    codes: str, models: Mapping[str, Model], *, reranked: bool = False
+) -> None:
     """Warns where images are compared with images by codes that are made for scores of classes."""
     methods = {model.method for model in models.values() if model.weights_axes_by_classes}
-    if methods:
+    if methods and not reranked:
         console.warn(
             f"{codes}: its codes ({', '.join(sorted(methods))}) are made for scores of classes: "
             "the nearest images by them are often not the nearest by the features; re-rank by the "

@@ -112,7 +112,7 @@ class StoreRun:
         return cls(
             kind=kind,
             store=store,
-            tasks=with_earlier(tasks, receipts) if kind in ("codes", "features") else tasks,
+            tasks=with_earlier(tasks, receipts, latest) if kind in ("codes", "features") else tasks,
             latest=latest,
             kept=_finished(store, tasks, receipts),
             quarantined=quarantined,

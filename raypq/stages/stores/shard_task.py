@@ -21,6 +21,7 @@ class ShardTask:
         model: fingerprint of the model. work: work id (``raypq.stages.stores.work_id``).
         previous: receipt of its last output file, if there is one.
         earlier: receipts of output files of the same work that may hold some of its rows.
+        before: receipts of the last version, of any work, that may hold some of its rows.
     """
 
     shard: Shard
@@ -28,6 +29,7 @@ class ShardTask:
     work: str = ""
     previous: Receipt | None = None
     earlier: tuple[Receipt, ...] = ()
+    before: tuple[Receipt, ...] = ()
 
     @property
     def name(self) -> str:
@@ -60,24 +62,27 @@ def receipts_of_others(latest: Snapshot, shards: Sequence[Shard]) -> list[Receip
     ]
 
 
-def with_earlier(tasks: Sequence[ShardTask], receipts: Sequence[Receipt]) -> list[ShardTask]:
-    """The tasks, each with the receipts of its work whose sources have files in common with it."""
+def with_earlier(
+    tasks: Sequence[ShardTask], receipts: Sequence[Receipt], latest: Snapshot | None
+) -> list[ShardTask]:
+    """The tasks, each with the receipts whose sources have files in common with it: those of its
+    work, and those of the last version.
+
+    Args:
+        receipts: those of the last version, and of journals.
+    """
+    of_version = {receipt.path for receipt in latest.shards} if latest else set()
     by_uri: dict[str, list[Receipt]] = defaultdict(list)
     for receipt in receipts:
         by_uri[canonical(receipt.source.uri)].append(receipt)
     index = SourceIndex(by_uri)
-    return [
-        replace(
-            task,
-            earlier=tuple(
-                receipt
-                for uri in index.overlapping(task.shard.uri)
-                for receipt in by_uri[uri]
-                if receipt.work == task.work
-            ),
-        )
-        for task in tasks
-    ]
+    found = []
+    for task in tasks:
+        common = [item for uri in index.overlapping(task.shard.uri) for item in by_uri[uri]]
+        earlier = tuple(item for item in common if item.work == task.work)
+        before = {item.path: item for item in common if item.path in of_version}
+        found.append(replace(task, earlier=earlier, before=tuple(before.values())))
+    return found
 
 
 def task_of(receipt: Receipt) -> ShardTask:

@@ -1,4 +1,4 @@
-"""What a night reports of shards that an interrupted run finished."""
+"""What nights report of drift and of images, whatever was interrupted or failed before."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import raypq
-from raypq.config import ClassificationTarget, ClusterSettings, ReindexJob, TrainJob
+from raypq.config import ClassificationTarget, ClusterSettings, Columns, ReindexJob, TrainJob
 from raypq.data import arrays
 from raypq.data.store import snapshot
 from raypq.errors import DriftError, InputError, JobError
+from raypq.methods.pq import PQModel, PQSettings
 
 ALONE = ClusterSettings(cluster="none", workers=1)
 
@@ -92,3 +93,82 @@ def test_drift_is_named_though_the_classification_fails(
     with pytest.raises(InputError):
         home.night(classify=[target])
     assert "1 of 1 shards" in caplog.text
+
+
+def write_images(path: Path, seeds: list[int], *, bad: tuple[int, ...] = ()) -> None:
+    path.parent.mkdir(exist_ok=True)
+    images = [b"no image" if at in bad else ppm(seed) for at, seed in enumerate(seeds)]
+    ids = [f"{path.stem}{at}" for at in range(len(seeds))]
+    pq.write_table(pa.table({"id": ids, "image": images}), path)
+
+
+def ppm(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return b"P6 4 4 255 " + pixels.tobytes()
+
+
+class Images:
+    """Two shards of ten images, and nights over them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("one", "other"):
+            C = np.random.default_rng(len(name)).standard_normal((4, 16, 12)).astype(np.float32)
+            PQModel(settings=PQSettings(M=4, K=16), tensors={"C": C}, dx=48).save(str(root / name))
+        self.write("a")
+        self.write("b")
+        assert self.night() == {"new": 20}
+
+    def write(self, name: str, *changed: int, bad: tuple[int, ...] = ()) -> None:
+        seeds = [at + 1000 * (at in changed) for at in range(10)]
+        write_images(self.root / "source" / f"{name}.parquet", seeds, bad=bad)
+
+    def night(self, model: str = "one", **more: Any) -> dict[str, int]:
+        """The counts of a night that are not 0."""
+        job = ReindexJob(
+            model=str(self.root / model),
+            features=[str(self.root / "source")],
+            codes=str(self.root / "codes"),
+            columns=Columns(feature="image", image_size=4, bad_images=1),
+            where=ALONE,
+            **more,
+        )
+        return {key: value for key, value in raypq.reindex(job)["images"].items() if value}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Images:
+    return Images(tmp_path)
+
+
+def test_images_that_an_interrupted_night_encoded(images: Images) -> None:
+    images.write("a", 0)
+    images.write("b", bad=(5, 6))
+    with pytest.raises(JobError):
+        images.night()
+    images.write("b", 1)
+    assert images.night() == {"changed": 2, "kept": 18}
+    summary = snapshot.read(str(images.root / "codes")).summary
+    assert summary["images_unchanged"] == 18
+
+
+def test_a_changed_image_under_another_model(images: Images) -> None:
+    images.write("a", 0)
+    assert images.night("other") == {"changed": 1, "encoded_again": 19}
+
+
+def test_images_that_become_undecodable_are_counted_once(images: Images) -> None:
+    images.write("a", bad=(5,))
+    assert images.night() == {"kept": 19, "left_out": 1}
+
+
+def test_images_of_shards_that_are_left_out(images: Images) -> None:
+    images.write("b", bad=(5, 6))
+    write_images(images.root / "source" / "c.parquet", [1, 2, 3], bad=(0, 1))
+    assert images.night(on_bad_shard="quarantine") == {"kept": 10, "left_out": 13}
+
+
+def test_versions_hold_no_counts(images: Images) -> None:
+    """An earlier raypq refuses keys that it does not know."""
+    (version,) = (images.root / "codes" / "snapshots").iterdir()
+    assert '"counts"' not in version.read_text()
