@@ -86,10 +86,10 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
 
 def _dry_run(job: ReindexJob, model: Model, shards: Sequence[Shard]) -> dict[str, Any]:
     plan = diff_source(job, model, shards)
-    to_encode = dry_run.images_to_encode(plan, job.columns)
+    forecast = dry_run.forecast(job, plan)
     sections = []
     for section in job.classify:
-        images = to_encode
+        images = forecast.images
         if plan.latest:
             classify_plan = classify.ClassifyPlan.make(
                 _classify_job(job, section), nightly_model=model
@@ -98,7 +98,7 @@ def _dry_run(job: ReindexJob, model: Model, shards: Sequence[Shard]) -> dict[str
             missing = {task.shard.stem for task in classify_plan.run.missing} & unread
             images += sum(item.rows for item in plan.latest.shards if item.shard in missing)
         sections.append({"store": section.output, "images": images})
-    return {"dry_run": True, **dry_run.report(job, plan, sections)}
+    return {"dry_run": True, **dry_run.report(job, plan, forecast, sections)}
 
 
 def _encode(

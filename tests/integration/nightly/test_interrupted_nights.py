@@ -125,6 +125,10 @@ class Images:
 
     def night(self, model: str = "one", **more: Any) -> dict[str, int]:
         """The counts of a night that are not 0."""
+        counts = self.result(model, **more)["images"]
+        return {key: value for key, value in counts.items() if value}
+
+    def result(self, model: str, **more: Any) -> dict[str, Any]:
         job = ReindexJob(
             model=str(self.root / model),
             features=[str(self.root / "source")],
@@ -133,7 +137,7 @@ class Images:
             where=ALONE,
             **more,
         )
-        return {key: value for key, value in raypq.reindex(job)["images"].items() if value}
+        return raypq.reindex(job)
 
 
 @pytest.fixture
@@ -172,3 +176,33 @@ def test_versions_hold_no_counts(images: Images) -> None:
     """An earlier raypq refuses keys that it does not know."""
     (version,) = (images.root / "codes" / "snapshots").iterdir()
     assert '"counts"' not in version.read_text()
+
+
+def test_a_dry_run_over_folders_predicts_the_images_of_the_night(images: Images) -> None:
+    """Also where the parts of a folder divide (from 2,049 files on) and unite."""
+    root = images.root / "source"
+    for path in root.iterdir():
+        path.unlink()
+
+    def place(*numbers: int, seed: int = 0) -> None:
+        for number in numbers:
+            (root / f"{number}.ppm").write_bytes(ppm(number % 50 + seed))
+
+    def compare(**expected: int) -> None:
+        plan = images.result("one", dry_run=True, max_removed=1)
+        counts = images.night(max_removed=1)
+        assert plan["estimated_shards"] == 0
+        assert plan["images"] == sum(counts.get(key, 0) for key in ("new", "changed"))
+        assert plan["kept_images"] == counts.get("kept", 0)
+        assert plan["removed_images"] == counts.get("removed", 0)
+        assert counts == expected
+
+    place(*range(60))
+    compare(new=60, removed=20)
+    place(*range(60, 2200))
+    place(0, seed=999)
+    (root / "1.ppm").unlink()
+    compare(new=2140, changed=1, kept=58, removed=1)
+    for number in range(2, 302):
+        (root / f"{number}.ppm").unlink()
+    compare(kept=1899, removed=300)
