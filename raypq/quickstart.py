@@ -60,6 +60,7 @@ _NAMES = (
     *_DRAWN_NAMES, "features", "classes.parquet", "training", "model", "codes", "predictions"
 )  # fmt: skip
 _MODEL = ("backbone", "encoder", "template", "network", "drawn")  # what a model depends on
+_HELD_OUT = "held_out"  # noted where the model learned from ``training`` alone
 J = TypeVar("J", bound=Job)
 R = TypeVar("R")
 
@@ -85,7 +86,7 @@ class _Steps:
 
     def run(self) -> str:
         """All steps; the text to print."""
-        mark = self._claim()
+        self._claim()
         images, names = self._pictures()
         table = self._embed(names)
         features = self._extract(images)
@@ -94,7 +95,7 @@ class _Steps:
         aligned = _is_aligned(footers, table)
         if not aligned:
             self._check_labels(labels, unlabelled, table)
-            table = self._with_seen(table, mark, labels)
+            table = self._with_seen(table, labels)
         self._train(table, footers, labels, features, aligned=aligned)
         model, codes = self._at("model"), self._at("codes")
         job = EncodeJob(
@@ -102,10 +103,24 @@ class _Steps:
         )
         self._do(api.encode, job)
         predictions = self._classify(codes)
-        return self._summary(images, features.rows, self._accuracy(predictions, table))
+        accuracy = self._accuracy(predictions, table, self._files("features", features))
+        return self._summary(images, features.rows, accuracy)
 
     def _at(self, name: str) -> str:
         return join(self.settings.output, name)
+
+    def _files(self, name: str, version: Snapshot) -> list[str]:
+        return [join(self._at(name), receipt.path) for receipt in version.shards]
+
+    def _noted(self) -> dict[str, Any]:
+        """What runs into this folder noted."""
+        mark = self._at(_MARK)
+        found: dict[str, Any] = json_text.parse(read_bytes(mark)) if exists(mark) else {}
+        return found
+
+    def _note(self, **values: Any) -> None:
+        noted = json.dumps(self._noted() | values, indent=1)
+        write_bytes(self._at(_MARK), noted.encode())
 
     def _do(self, step: Callable[[J], R], job: J) -> R:
         """Runs a step after saying its command."""
@@ -115,15 +130,14 @@ class _Steps:
         self.seconds[job.verb.split()[1]] = time.monotonic() - start
         return result
 
-    def _claim(self) -> dict[str, Any]:
-        """What earlier runs into this folder noted; notes what this one is given.
+    def _claim(self) -> None:
+        """Notes what this run is given.
 
         Raises:
             ConfigError: the folder holds things of these names that no run made, or a model of
                 other networks.
         """
-        mark, given = self._at(_MARK), self.settings
-        noted: dict[str, Any] = json_text.parse(read_bytes(mark)) if exists(mark) else {}
+        given, noted = self.settings, self._noted()
         names = _NAMES if given.names is None else _NAMES[len(_DRAWN_NAMES) :]
         taken = [] if noted else [name for name in names if exists(self._at(name))]
         if taken:
@@ -139,9 +153,7 @@ class _Steps:
                     f"with {noted.get(name)!r}; found {values[name]!r}: name another folder "
                     "(--output, output)"
                 )
-        noted |= {name: values[name] for name in _MODEL}
-        write_bytes(mark, json.dumps(noted, indent=1).encode())
-        return noted
+        self._note(**{name: values[name] for name in _MODEL})
 
     def _pictures(self) -> tuple[list[str], str]:
         """The places of pictures and the file of names: the user's, or drawn ones."""
@@ -215,14 +227,12 @@ class _Steps:
                 "labels",
             )
 
-    def _with_seen(
-        self, table: ClassTable, mark: dict[str, Any], labels: Sequence[str]
-    ) -> ClassTable:
+    def _with_seen(self, table: ClassTable, labels: Sequence[str]) -> ClassTable:
         """The table with the column ``seen``: the classes that the model has learned, or will."""
-        learned = mark.get("learned") if self._has_model() else None
+        learned = self._noted().get("learned") if self._has_model() else None
         seen = list(labels) if learned is None else learned
         _mark_seen(table.uri, seen)
-        write_bytes(self._at(_MARK), json.dumps(mark | {"learned": seen}, indent=1).encode())
+        self._note(learned=seen)
         console.say(
             f"{table.uri}: 'seen' marks the {len(seen)} classes with pictures to learn from"
         )
@@ -244,8 +254,7 @@ class _Steps:
             console.say(f"{self._at('model')}: kept; remove it to train anew")
             return
         training = self._at("training")
-        files = [join(self._at("features"), receipt.path) for receipt in features.shards]
-        rows = holdout.write_training_part(files, training)
+        rows = holdout.write_training_part(self._files("features", features), training)
         if rows < features.rows:
             console.say(
                 f"{training}: the pictures to learn from, without {features.rows - rows} that are "
@@ -268,6 +277,7 @@ class _Steps:
             settings=settings,
             where=self.settings.where,
         )
+        self._note(**{_HELD_OUT: True})  # before there is a model
         self._do(api.train, job)
 
     def _classify(self, codes: str) -> Snapshot:
@@ -276,11 +286,20 @@ class _Steps:
         job = ClassifyJob(codes=codes, classes=classes, output=output, where=self.settings.where)
         return self._do(api.classify, job)
 
-    def _accuracy(self, predictions: Snapshot, table: ClassTable) -> list[str]:
+    def _accuracy(
+        self, predictions: Snapshot, table: ClassTable, features: Sequence[str]
+    ) -> list[str]:
         """Lines on the accuracy, by whether the model learned from a picture."""
-        files = [join(self._at("predictions"), receipt.path) for receipt in predictions.shards]
-        training = holdout.training_ids(self._at("training"))
-        others, learned = holdout.hits(files, training, {*table.ids.to_pylist()})
+        files, folder = self._files("predictions", predictions), self._at("training")
+        training = holdout.training_ids(folder)
+        replaced = holdout.replaced(folder, features)
+        others, learned = holdout.hits(files, training, {*table.ids.to_pylist()}, replaced)
+        if not training and self._noted().get(_HELD_OUT) and others.rows:
+            unknown = (
+                f"The accuracy is not known: {folder} is gone, which had the pictures that the "
+                f"model learned from. Remove {self._at('model')} to train anew."
+            )
+            return [unknown]
         if not training:  # a model of an earlier version of raypq, which learned from all pictures
             others, learned = learned, others
         lines = []
@@ -297,6 +316,11 @@ class _Steps:
         elif learned.rows:
             lines.append(
                 f"(Of the {learned.rows:,} pictures that it learned from: {learned.share:.1%}.)"
+            )
+        if replaced:
+            lines.append(
+                f"({len(replaced):,} pictures that it learned from have changed since; they do not "
+                "count.)"
             )
         return lines
 

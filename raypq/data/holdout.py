@@ -83,11 +83,39 @@ def training_ids(folder: str) -> set[str]:
     return ids
 
 
-def hits(files: Sequence[str], training: Collection[str], classes: Collection[str]) -> list[Hits]:
+def replaced(folder: str, files: Sequence[str]) -> set[str]:
+    """The ids of rows of ``write_training_part`` whose pictures have another version now.
+
+    Args:
+        folder: of that call. files: of features, now.
+    """
+    learned = _versions([join(folder, name) for name in list_files(folder)])
+    now = _versions(files)
+    return {key for key, version in learned.items() if now.get(key, version) != version}
+
+
+def _versions(files: Sequence[str]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for uri in files:
+        with open_parquet(uri) as file:
+            if file.has("version"):
+                table = file.read(columns=["id", "version"])
+                versions = table.column("version").to_pylist()
+                found |= zip(_texts(table.column("id")), versions, strict=True)
+    return found
+
+
+def hits(
+    files: Sequence[str],
+    training: Collection[str],
+    classes: Collection[str],
+    neither: Collection[str] = (),
+) -> list[Hits]:
     """The accuracy of prediction files on rows that a model did not learn from, and on the others.
 
     Args:
         training: ids of the rows that it learned from. classes: class_ids that count as labels.
+        neither: ids that do not count.
     """
     right, rows = [0, 0], [0, 0]
     for uri in files:
@@ -98,7 +126,7 @@ def hits(files: Sequence[str], training: Collection[str], classes: Collection[st
         first = pc.list_element(table.column("class_id"), 0).to_pylist()
         keys = _texts(table.column("id"))
         for key, best, label in zip(keys, first, table.column("label").to_pylist(), strict=True):
-            if label in classes:
+            if label in classes and key not in neither:
                 part = int(key in training)
                 rows[part] += 1
                 right[part] += best == label

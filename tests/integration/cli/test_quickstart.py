@@ -3,6 +3,8 @@ labelled folders."""
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import shutil
 import warnings
@@ -93,6 +95,19 @@ def test_a_second_run_keeps_the_model_and_does_only_what_is_new(networks, pictur
     version = snapshot.read(str(output / "predictions"), None)
     assert (version.version, version.rows) == (2, 24 * 6 + 1)
     assert "of 25 held-out pictures" in said, "the model has not learned the new picture"
+    learned = sorted(holdout.training_ids(str(output / "training")))
+    shutil.copy(images / "blue square" / "000.jpg", images / learned[0])
+    os.utime(images / learned[0], (1, 1))
+    said = run(*words, *networks)
+    assert "of 25 held-out pictures" in said
+    assert "(1 pictures that it learned from have changed since; they do not count.)" in said
+    shutil.rmtree(output / "training")
+    said = run(*words, *networks)
+    assert "The accuracy is not known" in said
+    mark = json.loads((output / "quickstart.json").read_text())
+    del mark["held_out"]  # a model of an earlier version, which learned from all pictures
+    (output / "quickstart.json").write_text(json.dumps(mark))
+    assert "145 pictures that the model learned from" in run(*words, *networks)
 
 
 def test_drawn_pictures_where_there_are_none(networks, tmp_path):

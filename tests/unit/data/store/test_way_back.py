@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raypq.data.store import snapshot
-from raypq.data.store.shard_writer import Receipt, Source
+from raypq.data.store.shard_writer import Receipt, RunCounts, Source
 from raypq.data.store.snapshot import Quarantined
 
 KNOWN = {
@@ -24,7 +24,7 @@ KNOWN = {
 def receipt(name: str, ids: str | None) -> Receipt:
     return Receipt(
         shard=name, path=f"data/{name}.0.parquet", bytes=1, rows=1, sha256="0", model="m", work="w",
-        source=Source(uri=f"/in/{name}", size=1, modified="1"), ids=ids,
+        source=Source(uri=f"/in/{name}", size=1, modified="1"), ids=ids, counts=RunCounts(kept=1),
     )  # fmt: skip
 
 
@@ -53,9 +53,9 @@ def test_no_key_is_new(tmp_path: Path, kinds: tuple[str | None, ...]) -> None:
 
 def test_every_key_is_decided() -> None:
     """A field more, in any of these, keeps that commit from reading a version: put what it says
-    into the summary, as ``ids`` is."""
+    into the summary, as ``ids`` is, or into journals alone, as ``counts`` are."""
     assert set(snapshot.Snapshot.model_fields) == KNOWN["snapshot"]
-    assert set(Receipt.model_fields) - {"ids"} == KNOWN["receipt"]
+    assert set(Receipt.model_fields) - {"ids", "counts"} == KNOWN["receipt"]
     assert set(Source.model_fields) == KNOWN["source"]
     assert set(Quarantined.model_fields) == KNOWN["quarantined"]
 
