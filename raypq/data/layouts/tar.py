@@ -3,8 +3,9 @@
 Members whose paths agree up to the first dot of the last part are one row, as in WebDataset:
 ``a/7.jpg``, ``a/7.cls`` and ``a/7.json`` are row ``a/7``, which is its id. A column of the job is a
 member with the column's name as its suffix (in any case, also after more dots: ``7.v2.cls``), or a
-value of ``.json``. The label is in ``.cls`` unless the job names another column; in a file such as
-``n01440764.tar`` without it, the label is the synset that the file is named by.
+value of ``.json`` (or of ``7.meta.json``, if it alone has the value). The label is in ``.cls``
+unless the job names another column; in a file such as ``n01440764.tar`` without it, the label is
+the synset that the file is named by.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import IO, Any
 
@@ -21,7 +21,7 @@ import pyarrow as pa
 from raypq import console
 from raypq.config import Columns
 from raypq.data.layouts.npy import read_exactly
-from raypq.data.layouts.tar_members import Member, members
+from raypq.data.layouts.tar_members import Member, Row, members
 from raypq.data.storage import Shard, json_text, open_bytes
 from raypq.data.storage.walk import IMAGE_SUFFIXES
 from raypq.errors import InputError
@@ -34,31 +34,6 @@ _SYNSET = re.compile(r"n\d{8}")
 _MAX_TEXT = 1 << 20  # bytes of a member with text
 _GROUP_ROWS = 4096
 _BATCH_BYTES = 64 << 20  # of the images in a batch
-
-
-@dataclass
-class _Row:
-    """The members of one key, by suffix; an image under its own name."""
-
-    key: str
-    image: Member | None = None
-    others: dict[str, Member] = field(default_factory=dict)
-
-    def own(self, suffix: str) -> Member | None:
-        """The member ``7.suffix``, in any case, or the one beside ``7.v2.jpg``: ``7.v2.suffix``."""
-        if member := self.others.get(suffix):
-            return member
-        stems = [self.key] + ([self.image.name.rpartition(".")[0]] if self.image else [])
-        names = [f"{stem}.{suffix}".lower() for stem in stems]
-        found = [item for item in self.others.values() if item.name.lower() in names]
-        return min(found, key=lambda item: names.index(item.name.lower()), default=None)
-
-    def find(self, suffix: str) -> list[Member]:
-        """The member of a suffix; if there is none, all that end with it after more dots."""
-        if member := self.own(suffix):
-            return [member]
-        ending = f".{suffix}".lower()
-        return [item for item in self.others.values() if item.name.lower().endswith(ending)]
 
 
 class TarSource:
@@ -106,9 +81,9 @@ class TarSource:
             names = " and ".join(member.name for member in several[0][:2])
             other = several[0][0].name.rpartition("/")[2].partition(".")[2]
             _warn_once(
-                f"{self.uri}: {len(several)} key(s) have several members that end with .{suffix}, "
-                f"such as {names}; none of them is read: name the column by its whole suffix, such "
-                f"as {other} (--label-column, columns.label)"
+                f"{self.uri}: {len(several)} key(s) have several members that end with .{suffix} "
+                f"(in any case), such as {names}; none of them is read: keep one, or name the "
+                f"column by its whole suffix, such as {other} (--label-column, columns.label)"
             )
 
     @property
@@ -144,7 +119,7 @@ class TarSource:
 
     def _batch(self, columns: Sequence[str] | None, start: int, end: int) -> pa.RecordBatch:
         schema, rows = self.schema, self._rows[start:end]
-        make: dict[str, Callable[[_Row], Any]] = {
+        make: dict[str, Callable[[Row], Any]] = {
             self._columns.id: self._id,
             self._columns.feature: self._image,
             self._columns.label: self._label_of,
@@ -171,7 +146,7 @@ class TarSource:
         images = sum(row.image.size for row in self._rows if row.image)
         return images / max(len(self._rows), 1)
 
-    def _id(self, row: _Row) -> str:
+    def _id(self, row: Row) -> str:
         name = self._columns.id
         if name == _DEFAULT.id:
             return row.key
@@ -185,16 +160,16 @@ class TarSource:
             )
         return value
 
-    def _image(self, row: _Row) -> bytes | None:
+    def _image(self, row: Row) -> bytes | None:
         return None if row.image is None else self._read(row.image)
 
-    def _label_of(self, row: _Row) -> str | None:
+    def _label_of(self, row: Row) -> str | None:
         value = self._value(row, self._columns.label)
         if value is None and self._columns.label == _DEFAULT.label:
             return self._synset
         return value
 
-    def _value(self, row: _Row, name: str) -> str | None:
+    def _value(self, row: Row, name: str) -> str | None:
         """The value of a column: the text of a member, or a value of ``.json``."""
         for suffix in _suffixes(name):
             members = row.find(suffix)
@@ -202,16 +177,34 @@ class TarSource:
                 return self._text(members[0]).strip() or None
         return self._in_json(row, name)
 
-    def _in_json(self, row: _Row, name: str) -> str | None:
-        member = row.own(_JSON)
-        if member is None:
+    def _in_json(self, row: Row, name: str) -> str | None:
+        """The value in ``7.json``, or in the one member that ends with ``.json`` and has it."""
+        own = row.own(_JSON)
+        found = [(member, self._json_value(member, name, any_type=not own))
+                 for member in own or row.find(_JSON)]  # fmt: skip
+        found = [(member, value) for member, value in found if value is not None]
+        if len(found) > 1:
+            _warn_once(
+                f"{self.uri}: several members of a key have a value '{name}', such as "
+                f"{found[0][0].name} and {found[1][0].name}; none of them is read: keep one"
+            )
             return None
+        return found[0][1] if found else None
+
+    def _json_value(self, member: Member, name: str, *, any_type: bool) -> str | None:
+        """A value of a member.
+
+        Args:
+            any_type: the member may be something other than an object with values.
+        """
         where = f"{self.uri}, member {member.name}"
         try:
             value = json_text.parse(self._text(member))
         except ValueError as error:
             raise InputError(where, expected="a JSON object", found=str(error)) from None
         if not isinstance(value, dict):
+            if any_type:
+                return None
             raise InputError(where, expected="a JSON object", found=f"a {type(value).__name__}")
         for part in [name] if name in value else name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -236,7 +229,7 @@ class TarSource:
         self._file.seek(member.start)
         return read_exactly(self._file, member.size, f"{self.uri}, member {member.name}")
 
-    def _names(self, row: _Row) -> list[str]:
+    def _names(self, row: Row) -> list[str]:
         images = [row.image.name] if row.image else []
         return [*images, *(member.name for member in row.others.values())]
 
@@ -252,10 +245,10 @@ def _warn_once(message: str) -> None:
     console.warn(message)
 
 
-def _rows(file: IO[bytes], size: int, uri: str) -> tuple[list[_Row], list[str]]:
+def _rows(file: IO[bytes], size: int, uri: str) -> tuple[list[Row], list[str]]:
     """The rows of a tar file, in the order of their first members, and the names of images that
     have no key."""
-    rows: dict[str, _Row] = {}
+    rows: dict[str, Row] = {}
     hidden: list[str] = []
     for member in members(file, size, uri):
         folder, slash, name = member.name.rpartition("/")
@@ -265,7 +258,7 @@ def _rows(file: IO[bytes], size: int, uri: str) -> tuple[list[_Row], list[str]]:
                 hidden.append(member.name)
             continue  # .DS_Store, ._7.jpg: files of an operating system
         key = f"{folder}{slash}{stem}"
-        row = rows.setdefault(key, _Row(key))
+        row = rows.setdefault(key, Row(key))
         if f".{suffix.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES:
             if row.image is not None:
                 raise _twice(uri, key, row.image, member)

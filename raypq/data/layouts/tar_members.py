@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO
 
 from raypq.errors import DamagedError, InputError
@@ -23,6 +23,33 @@ class Member:
     name: str
     start: int
     size: int
+
+
+@dataclass
+class Row:
+    """The members of one key, by suffix; an image under its own name."""
+
+    key: str
+    image: Member | None = None
+    others: dict[str, Member] = field(default_factory=dict)
+
+    def own(self, suffix: str) -> list[Member]:
+        """The member ``7.suffix``; else all of that name in any case (``7.CLS``, ``7.Cls``), or
+        those beside ``7.v2.jpg``: ``7.v2.suffix``."""
+        if member := self.others.get(suffix):
+            return [member]
+        stems = [self.key] + ([self.image.name.rpartition(".")[0]] if self.image else [])
+        names = (f"{stem}.{suffix}".lower() for stem in stems)
+        found = ([item for item in self.others.values() if item.name.lower() == name]
+                 for name in names)  # fmt: skip
+        return next(filter(None, found), [])
+
+    def find(self, suffix: str) -> list[Member]:
+        """The members of a suffix; if there are none, all that end with it after more dots."""
+        ending = f".{suffix}".lower()
+        return self.own(suffix) or [
+            item for item in self.others.values() if item.name.lower().endswith(ending)
+        ]
 
 
 def members(file: IO[bytes], size: int, uri: str) -> Iterator[Member]:

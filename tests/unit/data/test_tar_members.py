@@ -84,8 +84,28 @@ def test_several_labels_of_an_image_are_reported(
 
 
 def test_a_json_of_another_kind_is_no_label(tmp_path: Path) -> None:
-    """Only the JSON file of the key, or of the image's name, holds columns."""
+    """Only an object can have columns."""
     assert rows(tmp_path / "a.tar", {"7.jpg": b"x", "7.boxes.json": b"[1, 2]"}) == {"7": None}
+
+
+def test_labels_in_a_json_of_another_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = {"7.jpg": b"x", "7.meta.json": b'{"label": "cat"}', "7.boxes.json": b"[1, 2]"}
+    assert rows(tmp_path / "a.tar", members) == {"7": "cat"}
+    own = {"7.json": b'{"label": "own"}'}
+    assert rows(tmp_path / "b.tar", members | own) == {"7": "own"}
+    assert not caplog.messages
+    assert rows(tmp_path / "c.tar", members | {"7.b.json": b'{"label": 1}'}) == {"7": None}
+    [warning] = caplog.messages
+    assert "7.meta.json and 7.b.json; none of them is read" in warning
+
+
+def test_names_that_differ_in_case_are_ambiguous(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = {"7.jpg": b"x", "7.CLS": b"A", "7.Cls": b"B"}
+    assert rows(tmp_path / "a.tar", members) == {"7": None}
+    assert "7.CLS and 7.Cls; none of them is read: keep one" in caplog.text
+    assert rows(tmp_path / "b.tar", members | {"7.cls": b"c"}) == {"7": "c"}
 
 
 def test_members_without_an_image_are_reported_once(
