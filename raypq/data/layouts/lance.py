@@ -66,6 +66,23 @@ def roots(files: Iterable[str]) -> list[str]:
     return list(found)
 
 
+def root_of(uri: str) -> str | None:
+    """The dataset of a fragment or data file; None for a shard of another layout."""
+    match = _DATA_FILE.fullmatch(uri)
+    return match["root"] if match else None
+
+
+def count_rows(root: str) -> int:
+    """Rows of the latest version of a dataset.
+
+    Raises:
+        DamagedError: it cannot be read.
+        ConfigError: the package pylance is not installed.
+    """
+    with _errors(root):
+        return int(_dataset(root).count_rows())
+
+
 def _dataset(root: str) -> Any:
     lance = require("lance", extra="lance", purpose=f"the Lance dataset {root}")
     return lance.dataset(str(local_path(root)) if is_local(root) else root)

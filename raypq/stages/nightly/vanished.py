@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import pyarrow as pa
 
+from raypq import console
 from raypq.config import ReindexJob
 from raypq.data.codes import CodeFile
+from raypq.data.layouts import lance
 from raypq.data.layouts.image_folder import Part
 from raypq.data.storage import Shard, join
 from raypq.data.store.shard_writer import Receipt
@@ -24,20 +27,45 @@ def refuse_vanished_shards(
 ) -> None:
     """Refuses a source that lost more of its shards than ``max_removed`` allows.
 
+    A Lance dataset that is compacted has other fragments, so its rows decide.
+
     Raises:
         InputError: naming one.
     """
     before = len(latest.shards) if latest else 0
-    gone = len(removed)
-    if not gone or gone <= job.max_removed * before:
+    if latest is None or len(removed) <= job.max_removed * before:
         return
-    assert latest is not None, "removed shards are shards of a version"
+    rearranged = _rearranged(job, latest, removed)
+    removed = [item for item in removed if lance.root_of(item.source.uri) not in rearranged]
+    gone = len(removed)
+    if gone <= job.max_removed * before:
+        return
     raise InputError(
         ", ".join(job.source),
         expected=f"at least {math.ceil((1 - job.max_removed) * before)} of the {before} shards of "
         f"{job.codes} version {latest.version} (max_removed: {job.max_removed:g})",
-        found=f"{gone} of them gone, such as {removed[0].source.uri}; nothing was changed",
+        found=f"{gone} of them gone, such as {removed[0].source.uri}; nothing was changed. If the "
+        "files were compacted or written anew under other names, one night with max_removed: 1 "
+        "takes the new ones for them",
     )
+
+
+def _rearranged(job: ReindexJob, latest: Snapshot, removed: Sequence[Receipt]) -> set[str]:
+    """The Lance datasets that lost fragments, but no more rows than they may."""
+    rows: dict[str, int] = defaultdict(int)
+    for receipt in latest.shards:
+        if root := lance.root_of(receipt.source.uri):
+            rows[root] += receipt.rows
+    found = set()
+    for root in {lance.root_of(receipt.source.uri) for receipt in removed} - {None}:
+        assert root is not None, "left out"
+        with suppress(InputError):  # a dataset that is gone
+            if lance.count_rows(root) >= (1 - job.max_removed) * rows[root]:
+                found.add(root)
+    if found:
+        console.say(f"{', '.join(sorted(found))}: other fragments than before, as a compaction "
+                    "leaves them; their rows are encoded again")  # fmt: skip
+    return found
 
 
 def refuse_vanished_images(

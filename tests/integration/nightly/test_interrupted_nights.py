@@ -206,3 +206,28 @@ def test_a_dry_run_over_folders_predicts_the_images_of_the_night(images: Images)
     for number in range(2, 302):
         (root / f"{number}.ppm").unlink()
     compare(kept=1899, removed=300)
+
+
+def test_a_lance_dataset_that_was_compacted(home: Features, tmp_path: Path) -> None:
+    lance = pytest.importorskip("lance")
+    root = str(tmp_path / "x.lance")
+
+    def write(n: int, **more: Any) -> None:
+        X = home.rng.standard_normal((n, 8)).astype(np.float32)
+        table = pa.table({"id": pa.array(range(n)), "feature": arrays.fixed_list(X)})
+        lance.write_dataset(table, root, max_rows_per_file=40, **more)
+
+    def night() -> dict[str, Any]:
+        job = ReindexJob(
+            model=str(tmp_path / "model"), features=[root], codes=str(tmp_path / "l"), where=ALONE
+        )
+        return raypq.reindex(job)["shards"]
+
+    write(100)
+    assert night()["new"] == 3
+    lance.dataset(root).optimize.compact_files()
+    shards = night()
+    assert (shards["new"], shards["removed"]) == (1, 3)
+    write(40, mode="overwrite")
+    with pytest.raises(InputError, match=r"compacted or written anew.*max_removed: 1"):
+        night()
