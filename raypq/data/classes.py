@@ -43,6 +43,9 @@ _OTHERS = (
     *_HOPS,
 )  # columns that are read
 
+# For the error of a label that a class table lacks.
+UNKNOWN_REMEDY = "add the class to the table, or take it out of this file"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassTable:
@@ -105,7 +108,7 @@ class ClassTable:
         *,
         where: str,
         row0: int = 0,
-        remedy: str = "add the class to the table, or take it out of this file",
+        remedy: str = UNKNOWN_REMEDY,
     ) -> NDArray[np.int32]:
         """Class index of each label [n]; -1 for a null and a label of an excluded class.
 

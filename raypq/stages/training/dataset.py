@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from raypq import console
 from raypq.config import Columns, TrainJob
-from raypq.data.classes import ClassTable
+from raypq.data.classes import UNKNOWN_REMEDY, ClassTable
 from raypq.data.features import FeatureBatch, read_batches
 from raypq.data.network_info import BackboneInfo, check_aligned, check_equal
 from raypq.data.storage import Shard
@@ -77,18 +77,19 @@ class TrainingClasses:
         row0: int,
         unlabelled: Literal["refuse", "skip"] = "refuse",
         remedy: str = "leave such rows out of the features to train on",
+        unknown: str = UNKNOWN_REMEDY,
     ) -> NDArray[np.int32]:
         """The index of each label's class among the L training classes [n].
 
         Args:
             where, row0: the labels' file and the row of the first one, for errors.
             unlabelled: whether the null has the index -1, or is refused.
-            remedy: for the error.
+            remedy, unknown: for the errors of an unseen class and of one that the table lacks.
 
         Raises:
             InputError: a label that is unknown, or that of an unseen class; no label.
         """
-        index = self.table.index(labels, where=where, row0=row0)
+        index = self.table.index(labels, where=where, row0=row0, remedy=unknown)
         target = np.full(len(self.table) + 1, -1, np.int32)
         target[self.chosen] = np.arange(len(self.chosen), dtype=np.int32)
         y = target[index]  # a null label (-1) selects the last entry, which is -1

@@ -28,6 +28,10 @@ from raypq.stages.training.batch_cache import BatchCache
 from raypq.stages.training.dataset import TrainingClasses
 
 _CODE_ROWS = 8192  # decoded at once; fixed, since sums depend on it in their last bits
+_UNKNOWN = (
+    "name the rows to learn from, with their labels (--labels, labels: id and label), which leaves "
+    "out all others, such as those of a retired class; or add the class to the table"
+)
 _REMEDY = "learn from other rows (--labels, labels), or mark the class as seen in the class table"
 
 
@@ -223,8 +227,9 @@ class HeadWorker:
             y = np.full(n, -1, np.int32)
         else:
             y = self._classes.targets(
-                batch.labels, where=uri, row0=row, unlabelled="skip", remedy=_REMEDY
-            )
+                batch.labels, where=uri, row0=row, unlabelled="skip", remedy=_REMEDY,
+                unknown=_UNKNOWN,
+            )  # fmt: skip
         keep = y >= 0
         return Labelled(B=batch.B[keep], y=y[keep], rows=n, matched=matched)
 

@@ -258,7 +258,8 @@ def with_labels(place: Place, to: str, labels: Callable[[list[str]], list[Any]])
     [
         (lambda names: ["c09", *names[1:]],
          r"label of a seen class, found unseen class 'c09' \(1 such row.*; learn from other rows"),
-        (lambda names: ["dodo", *names[1:]], "row 0: expected a label among the 12 class_ids"),
+        (lambda names: ["dodo", *names[1:]],
+         r"row 0: expected a label among the 12 class_ids.*name the rows to learn from.*--labels"),
         (lambda names: [None if name == "c02" else name for name in names],
          "expected at least one labelled row of each training class, found none of c02 .1 in all"),
         (lambda names: [None] * len(names), "expected rows with labels, found no row with a label"),
