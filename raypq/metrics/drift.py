@@ -158,10 +158,11 @@ def too_few_rows(baseline: Baseline, *, K: int) -> str | None:
         return None
     least = round(_OPTIMISM * (MOST_OPTIMISM + 1) / (MOST_OPTIMISM - 1)) * K
     n = _OPTIMISM * (baseline.optimism + 1) / (baseline.optimism - 1)  # solved for n
+    rows = min(round(n * K), least - 1)
     return (
-        f"the model was trained on {'at most ' if n <= 2 * _OPTIMISM else 'about '}{n:.0f} rows "
-        f"for each of its {K} codewords, too few to judge quantization error and use of codewords "
-        f"(it takes {least:,} rows in all); feature norms are judged"
+        f"the model was trained on {'at most ' if n <= 2 * _OPTIMISM else ''}{rows:,} rows for its "
+        f"{K} codewords, too few to judge quantization error and use of codewords (it takes "
+        f"{least:,}); feature norms are judged"
     )
 
 

@@ -96,7 +96,20 @@ def test_few_training_rows_raise_no_false_alarm(
     assert "feature norm" in str(shifted)
     reason = too_few_rows(baseline, K=K)
     assert (reason is None) == (per_codeword >= 23)
-    assert reason is None or (f"{K} codewords" in reason and f"{23 * K} rows" in reason)
+    given = f"{'at most ' if per_codeword < 6 else ''}{max(per_codeword, 6) * K} rows"
+    assert reason is None or (f"{given} for its {K} codewords" in reason)
+    assert reason is None or f"it takes {23 * K})" in reason
+
+
+def test_the_last_row_that_is_missing_is_told(fit: Callable[..., Model]) -> None:
+    """Rows in all, and not for each codeword: rounded, those would be as many as it takes."""
+    X = rows(23 * K - 1, 0)
+    model = fit(registry.create("pq", {"M": M, "K": K}), X)
+    baseline = baseline_of([measure(model, X)], images=len(X), K=K)
+    assert baseline is not None
+    reason = too_few_rows(baseline, K=K)
+    assert reason is not None
+    assert f"trained on {23 * K - 1} rows" in reason
 
 
 @pytest.mark.parametrize(
