@@ -71,6 +71,11 @@ class ClassificationTarget(UserSettings):
         sigmoid = self.probability == "sigmoid"
         if self.logit_scale is None and (sigmoid or self.logit_bias):
             raise ValueError("probability, logit_bias: expected a logit_scale too, found none")
+        if self.logit_scale is not None and not 0 <= (self.threshold or 0) <= 1:
+            raise ValueError(
+                "threshold: expected a probability from 0 to 1, as there is a logit_scale, found "
+                f"{self.threshold:g}; without logit_scale it is a score"
+            )
         if self.logit_bias and (not sigmoid or self.logit_scale == "encoder"):
             raise ValueError(
                 "logit_bias: expected with probability: sigmoid and a number for logit_scale "

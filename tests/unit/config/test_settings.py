@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from raypq.config import ClusterSettings, TrainJob, parse_assignments, read_mapping
+from raypq.config import (
+    ClassifyJob,
+    ClusterSettings,
+    TrainJob,
+    parse_assignments,
+    read_mapping,
+)
 from raypq.errors import ConfigError
 from raypq.methods.pqzsl import PQZSLSettings
 
@@ -140,3 +146,12 @@ def test_bad_config_files(tmp_path, name, content, says):
 def test_a_missing_config(tmp_path):
     with pytest.raises(ConfigError, match=r"c\.yaml: cannot read the config: No such file"):
         read_mapping(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("threshold", [1.5, -0.1])
+def test_a_threshold_that_no_probability_can_reach(threshold: float) -> None:
+    job = {"codes": "c", "classes": "t.parquet", "output": "o", "threshold": threshold}
+    assert ClassifyJob.parse(job).threshold == threshold, "of scores"
+    with pytest.raises(ConfigError, match="threshold: expected a probability from 0 to 1"):
+        ClassifyJob.parse({**job, "logit_scale": 100})
+    assert ClassifyJob.parse({**job, "logit_scale": 100, "threshold": 1}).threshold == 1
