@@ -125,6 +125,7 @@ def train(
         output=str(folder / "model"),
         settings=settings,
         tune=tune,
+        calibrate=False,
         overwrite=True,
         where=WHERE,
     )
@@ -148,7 +149,14 @@ def evaluate(data: Path, folder: Path, gamma: float | None) -> dict[str, dict[st
     for kind, source in sources.items():
         output = str(folder / f"predictions-{kind}")
         api.classify(
-            ClassifyJob(model=model, classes=classes, output=output, where=WHERE, **source)
+            ClassifyJob(
+                model=model,
+                classes=classes,
+                output=output,
+                no_calibration=True,
+                where=WHERE,
+                **source,
+            )
         )
         result = api.evaluate(
             EvaluateJob(predictions=output, classes=classes, calibration=gamma, where=WHERE)

@@ -55,12 +55,15 @@ class Ablation:
     variants: Sequence[Variant]
 
 
-def _each(name: str, values: Sequence[float]) -> list[Variant]:
-    return [Variant(label=f"{name} {value:g}", settings={name: value}) for value in values]
+def _each(name: str, values: Sequence[float], others: Settings) -> list[Variant]:
+    return [
+        Variant(label=f"{name} {value:g}", settings={**others, name: value}) for value in values
+    ]
 
 
 _BITS_32 = {"M": 8, "K": 16}
 _BITS_48 = {"M": 12, "K": 16}
+_LABELS = {"head": 0.0, "weight_decay": 0.0}  # DPQ's codes trained by labels, as in the paper
 _PAPER_32 = {**_BITS_32, **GPQ_AS_PUBLISHED}
 
 TABLES: Mapping[str, Ablation] = {
@@ -72,14 +75,16 @@ TABLES: Mapping[str, Ablation] = {
             Variant(label="48 bits, M=8, K=64", settings={"M": 8, "K": 64}),
         ],
     ),
-    "dpq-central": Ablation(method="dpq", variants=_each("central", [0, 0.03, 0.1, 0.3, 1, 2])),
+    "dpq-central": Ablation(
+        method="dpq", variants=_each("central", [0, 0.03, 0.1, 0.3, 1, 2], _LABELS)
+    ),
     "dpq-gini": Ablation(
         method="dpq",
         variants=[
-            Variant(label="all terms"),
-            Variant(label="no Gini batch", settings={"gini_batch": 0}),
-            Variant(label="no Gini sample", settings={"gini_sample": 0}),
-            Variant(label="neither", settings={"gini_batch": 0, "gini_sample": 0}),
+            Variant(label="all terms", settings=_LABELS),
+            Variant(label="no Gini batch", settings={**_LABELS, "gini_batch": 0}),
+            Variant(label="no Gini sample", settings={**_LABELS, "gini_sample": 0}),
+            Variant(label="neither", settings={**_LABELS, "gini_batch": 0, "gini_sample": 0}),
         ],
     ),
     "gpq-bits": Ablation(

@@ -61,11 +61,15 @@ def classification(result: dict[str, Any]) -> str:
         plain_table(["mean of the classes", "classes", "images", *metrics], groups),
     ]
     curve = result.get("calibrated", {})
-    rows = [["as predicted", *(_share(result.get(key)) for key in ("zsl", "ts", "tr", "H"))]]
-    if "gamma" in curve:
-        gamma = curve["gamma"]
-        name = "each model's γ" if isinstance(gamma, dict) else f"γ = {gamma:.4g}"
-        rows.append([name, "", *(_share(curve[key]) for key in ("ts", "tr", "H"))])
+    applied = result.get("applied_gamma")
+    name = "as predicted" if applied is None else f"as predicted, {_gamma(applied)}"
+    rows = [[name, *(_share(result.get(key)) for key in ("zsl", "ts", "tr", "H"))]]
+    if plain := result.get("uncalibrated"):
+        rows.append(["without calibration", "", *(_share(plain[key]) for key in ("ts", "tr", "H"))])
+    if "gamma" in curve and curve["gamma"] != applied:
+        rows.append(
+            [_gamma(curve["gamma"]), "", *(_share(curve[key]) for key in ("ts", "tr", "H"))]
+        )
     if "best_H" in curve:
         rows.append([f"the best γ, {curve['best_gamma']:.4g}", "", "", "", _share(curve["best_H"])])
     if any(any(row[1:]) for row in rows):
@@ -76,6 +80,10 @@ def classification(result: dict[str, Any]) -> str:
             "The best γ is chosen on these images: a bound, not a result."
         )
     return "\n\n".join(parts)
+
+
+def _gamma(gamma: float | dict[str, float]) -> str:
+    return "each model's γ" if isinstance(gamma, dict) else f"γ = {gamma:.4g}"
 
 
 def retrieval(result: dict[str, Any]) -> str:

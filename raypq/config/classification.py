@@ -45,8 +45,13 @@ class ClassificationTarget(UserSettings):
     metric: Metric | None = Field(
         None, description="similarity of image and class; default: the model's"
     )
-    calibration: float | Literal["model"] = Field(
-        0.0, description="number subtracted from the scores of seen classes, or 'model'"
+    calibration: float | Literal["model"] | None = Field(
+        None,
+        description="number subtracted from the scores of seen classes, or 'model', whose "
+        "calibration is then required; default: the model's, if it has one",
+    )
+    no_calibration: bool = Field(
+        False, description="scores as they are, as in the papers' protocols"
     )
     logit_scale: LogitScale | Literal["encoder"] | None = Field(
         None,
@@ -65,6 +70,15 @@ class ClassificationTarget(UserSettings):
     )
     unknown_labels: UnknownLabels = "report"
     output: NewStore = Field(description="prediction store to write a version of")
+
+    @model_validator(mode="after")
+    def _one_calibration(self) -> Self:
+        if self.no_calibration and self.calibration is not None:
+            raise ValueError(
+                f"calibration, no_calibration: expected one of them, found {self.calibration} and "
+                "no_calibration"
+            )
+        return self
 
     @model_validator(mode="after")
     def _logits_are_used(self) -> Self:

@@ -59,6 +59,11 @@ class TrainJob(Job):
     )
     overwrite: Overwrite = False
     tune: bool = Field(False, description="first choose settings on held-out training classes")
+    calibrate: bool = Field(
+        True,
+        description="hold training classes out to choose the calibration of seen classes that "
+        "classify applies, for methods with class embeddings",
+    )
     cache_bytes: Annotated[int | None, Option(names=("--cache-gb",), unit=_GIB)] = Field(
         None,
         ge=0,

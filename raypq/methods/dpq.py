@@ -4,8 +4,10 @@ Each of M small networks ends in a softmax over K codewords. *Soft* is the mean 
 under it, *hard* the codeword of its largest entry, by the straight-through estimator. Both are
 trained with labels: softmax losses, and a central loss that attracts both to a centre of the class.
 
-Beyond the paper, and by default, queries are compared with class posteriors of codewords
-(``support.class_posteriors``).
+Beyond the paper, and by default, a classifier of the embedding layer is trained, too, whose class
+probabilities are the targets of both softmax losses in place of labels; and queries are compared
+with class posteriors of codewords (``support.class_posteriors``). ``AS_PUBLISHED`` are the settings
+without these.
 """
 
 from __future__ import annotations
@@ -52,6 +54,13 @@ class DPQSettings(TrunkSettings):
     )
     part_hidden: Positive = Field(128, description="hidden units of each sub-network")
     d: Positive | None = Field(None, description="width of a codeword; default: U / M")
+    weight_decay: float = Field(0.01, ge=0)
+    head: float = Field(
+        1.0,
+        ge=0,
+        description="weight of a classifier of the embedding layer, whose class probabilities "
+        "train the codes and represent queries; 0: labels train the codes, as in the paper",
+    )
     hard: float = Field(
         1.0, ge=0, description="weight of the softmax loss on the hard representation"
     )
@@ -59,6 +68,15 @@ class DPQSettings(TrunkSettings):
     gini_batch: float = Field(4.0, ge=0, description="weight of eq. 6")
     gini_sample: float = Field(0.1, ge=0, description="weight of eq. 7")
     intra_norm: bool = Field(False, description="unit length for each sub-vector of soft and hard")
+
+
+AS_PUBLISHED: Mapping[str, Any] = {
+    "head": 0.0,
+    "weight_decay": 0.0,
+    "query": "soft",
+    "metric": "l2",
+}
+"""The settings of the paper's method that differ from the defaults."""
 
 
 def soft_of(p: Tensor, C: Tensor) -> Tensor:
@@ -96,15 +114,23 @@ class DPQNetwork(PosteriorNetwork):
         self.first = Parts(M, n, settings.part_hidden)
         self.second = Parts(M, settings.part_hidden, K)
         self.words = nn.Parameter(torch.randn(M, K, d) / d**0.5)
+        self.head = nn.Linear(n * M, L) if settings.head else None
         self.predict = nn.Linear(M * d, L)
         self.centres = nn.Parameter(torch.zeros(L, M * d))
         self.beliefs = CodewordPosteriors(M, K, L) if settings.query == "classes" else None
 
-    def logits(self, x: Tensor) -> Tensor:
-        """[n, dx] to [n, M, K]."""
-        s = F.relu(self.trunk(x))
-        s = s.view(len(x), self.settings.M, -1)
+    def logits(self, s: Tensor) -> Tensor:
+        """Logits of codewords [n, M, K] of an embedding layer [n, U]."""
+        s = s.view(len(s), self.settings.M, -1)
         return self.second(F.relu(self.first(s)))
+
+    def embedding_layer(self, x: Tensor) -> Tensor:
+        """[n, dx] to [n, U]."""
+        return F.relu(self.trunk(x))
+
+    def assignment(self, x: Tensor) -> Tensor:
+        """Probabilities of codewords p [n, M, K] of rows x [n, dx]."""
+        return self.logits(self.embedding_layer(x)).float().softmax(dim=-1)
 
     def represent(self, coefficients: Tensor) -> Tensor:
         """Soft [n, D] of probabilities, hard of one-hot vectors [n, M, K]; eq. 3 and 4."""
@@ -116,11 +142,18 @@ class DPQNetwork(PosteriorNetwork):
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         assert batch.y is not None, "dpq streams labels"
         settings = self.settings
-        p = self.logits(batch.x).float().softmax(dim=-1)
+        s = self.embedding_layer(batch.x)
+        p = self.logits(s).float().softmax(dim=-1)
         soft, hard = self.represent(p), self.represent(one_hot_of(p))
+        terms, target = {}, batch.y
+        if self.head is not None:
+            scores = self.head(s).float()
+            terms["head"] = settings.head * F.cross_entropy(scores, batch.y)
+            target = scores.detach().softmax(dim=-1)
         return {
-            "soft": F.cross_entropy(self.predict(soft), batch.y),
-            "hard": settings.hard * F.cross_entropy(self.predict(hard), batch.y),
+            **terms,
+            "soft": F.cross_entropy(self.predict(soft), target),
+            "hard": settings.hard * F.cross_entropy(self.predict(hard), target),
             "central": settings.central * joint_central_loss(soft, hard, self.centres[batch.y]),
             "gini_batch": settings.gini_batch * gini_batch(p),
             "gini_sample": settings.gini_sample * gini_sample(p),
@@ -128,7 +161,7 @@ class DPQNetwork(PosteriorNetwork):
 
     def embed(self, x: Tensor) -> Tensor:
         """The soft representation (section 3.1.4), with its posteriors if used; [n, D]."""
-        p = self.logits(x).float().softmax(dim=-1)
+        p = self.assignment(x)
         soft = self.represent(p)
         return (
             soft
@@ -137,8 +170,10 @@ class DPQNetwork(PosteriorNetwork):
         )
 
     def probabilities(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        p = self.logits(x).float().softmax(dim=-1)
-        return self.predict(self.represent(p)).softmax(dim=-1), p.argmax(dim=-1)
+        s = self.embedding_layer(x)
+        p = self.logits(s).float().softmax(dim=-1)
+        scores = self.predict(self.represent(p)) if self.head is None else self.head(s)
+        return scores.float().softmax(dim=-1), p.argmax(dim=-1)
 
     def queries(self, x: Tensor) -> Tensor:
         if self.beliefs is None:
@@ -147,7 +182,7 @@ class DPQNetwork(PosteriorNetwork):
         return self.beliefs.query_vectors(P, self.words.shape[-1]).flatten(1)
 
     def codes(self, x: Tensor) -> Tensor:
-        return self.logits(x).argmax(dim=-1)
+        return self.logits(self.embedding_layer(x)).argmax(dim=-1)
 
     def codebooks(self) -> Tensor:
         words = intra_normalise(self.words) if self.settings.intra_norm else self.words
@@ -169,7 +204,7 @@ class DPQModel(NetworkModel):
     """Encodes by arg-max of the logits; classes by the prediction layer (LUTC, section 3.1.2)."""
 
     method = "dpq"
-    legacy_settings: ClassVar[Mapping[str, Any]] = {"query": "soft"}
+    legacy_settings: ClassVar[Mapping[str, Any]] = {"query": "soft", "head": 0.0}
     settings: DPQSettings
 
     @property

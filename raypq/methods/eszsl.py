@@ -21,16 +21,27 @@ from raypq.config import Metric
 from raypq.methods.base import Array, MethodSettings, State
 from raypq.methods.pq import PQModel
 from raypq.methods.support.axis_allocation import balanced_axes
-from raypq.methods.support.closed_form import Matrix, Moments, MomentsPQ, SpanSettings, solve_ridge
+from raypq.methods.support.closed_form import (
+    ClassScaleSettings,
+    Matrix,
+    Moments,
+    MomentsPQ,
+    SpanSettings,
+    ridge_of,
+    solve_ridge,
+)
 from raypq.methods.support.linear_model import LinearModel
 
 
-class ESZSLSettings(SpanSettings):
-    """The two ridges; a suitable γ grows with the number of images."""
+class ESZSLSettings(SpanSettings, ClassScaleSettings):
+    """The two ridges."""
 
     metric: Metric = "dot"
-    gamma: float = Field(3.0, ge=0, description="added to the diagonal of XXᵀ")
-    lam: float = Field(0.3, ge=0, description="added to the diagonal of AAᵀ")
+    gamma: float | None = Field(
+        None, ge=0, description="added to the diagonal of XXᵀ; default: gamma_share"
+    )
+    gamma_share: float = Field(1e-3, ge=0, description="γ as a share of the trace of XXᵀ")
+    lam: float = Field(1.0, ge=0, description="added to the diagonal of AAᵀ")
     negative: float = Field(0.0, description="target of the other classes; −1 in the paper")
 
 
@@ -46,8 +57,9 @@ class ESZSL(MomentsPQ):
     model_class: ClassVar[type[LinearModel]] = ESZSLModel
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {
         "normalise": ("unit", "zscore-unit"),
-        "gamma": (0.3, 1.0, 3.0, 10.0, 30.0),
-        "lam": (0.1, 0.3, 1.0, 3.0),
+        "attributes": ("centre-unit", "unit", "zscore-unit"),
+        "gamma_share": (3e-4, 1e-3, 3e-3),
+        "lam": (0.3, 1.0, 3.0),
     }
     trial_settings: ClassVar[Mapping[str, Any]] = {"M": 1, "K": 16, "iterations": 1}
     settings: ESZSLSettings
@@ -72,7 +84,5 @@ class ESZSL(MomentsPQ):
         inner = solve_ridge(
             data.A @ data.A.T, settings.lam, data.A @ targets.T, setting="lam", of="AAᵀ"
         )
-        images = float(data.n.sum())
-        return solve_ridge(
-            data.G, settings.gamma, inner.T, setting="gamma", of="XXᵀ", images=images
-        )
+        gamma, images = ridge_of(settings.gamma, settings.gamma_share, data), float(data.n.sum())
+        return solve_ridge(data.G, gamma, inner.T, setting="gamma", of="XXᵀ", images=images)

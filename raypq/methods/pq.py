@@ -34,7 +34,8 @@ _SMALLEST = 1e-16  # least magnitude of a sample, so that squared differences st
 
 # The arrays of the final state that the model contains.
 TENSORS = (
-    "C", "P", "Q", "W", "mean", "inverse_std", "class_mean", "class_inverse_std", "image_mean",
+    "C", "P", "Q", "W", "moment", "mean", "inverse_std", "class_mean", "class_inverse_std",
+    "image_mean",
 )  # fmt: skip
 
 

@@ -31,21 +31,27 @@ from raypq.methods.opq import advance_and_polish
 from raypq.methods.pq import PQ, PQModel
 from raypq.methods.support.axis_allocation import balanced_axes
 from raypq.methods.support.closed_form import (
+    ClassScaleSettings,
     Matrix,
     Moments,
     MomentsPQ,
-    MomentsSettings,
     moments,
+    ridge_of,
     solve_ridge,
     solve_sylvester,
 )
-from raypq.methods.support.linear_model import LinearModel, normalise, product
+from raypq.methods.support.linear_model import (
+    LinearModel,
+    normalise,
+    product,
+    scaled_by_spread,
+)
 from raypq.methods.support.score_axes import code_width, interpolated_classes, whiten_by_prototypes
 
 _SHORT = 1e-15  # a length whose square is a normal float32
 
 
-class PQZSLSettings(MomentsSettings):
+class PQZSLSettings(ClassScaleSettings):
     """The paper's weights, and settings that it leaves open."""
 
     M: Positive = Field(37, description="sub-codebooks; the common space is padded to a multiple")
@@ -54,7 +60,10 @@ class PQZSLSettings(MomentsSettings):
     beta: float = Field(1.0, gt=0, description="weight of reconstructing attributes, eq. 13")
     lam: float = Field(1.0, gt=0, description="weight of projecting attributes, eq. 13")
     gamma: float = Field(1e4, gt=0, description="weight of the constraint Z_s = ZY, eq. 20")
-    ridge: float = Field(3.0, ge=0, description="added to the diagonal of XXᵀ, eq. 16")
+    ridge: float | None = Field(
+        None, ge=0, description="added to the diagonal of XXᵀ, eq. 16; default: ridge_share"
+    )
+    ridge_share: float = Field(1e-3, ge=0, description="ridge as a share of the trace of XXᵀ")
     axes: Literal["embedding", "scores"] = Field(
         "embedding",
         description="axes of the codes: of the embedding as it is learned, or those that scores "
@@ -62,6 +71,10 @@ class PQZSLSettings(MomentsSettings):
     )
     iterations: Positive = Field(10, description="joint updates of all parameters")
     polish: int = Field(10, ge=0, description="passes for the codebooks alone, embedding fixed")
+
+    def ridge_for(self, data: Moments) -> float:
+        """The ridge for these images."""
+        return ridge_of(self.ridge, self.ridge_share, data)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +96,7 @@ class Embedding:
         zeros = np.zeros((L, data.G.shape[0]))
         start = cls(P=zeros, Q=np.zeros((L, len(data.A))), Z=Z, F=zeros, H=Z)
         Q = start.solve_q(data, settings)
-        return replace(start, Q=Q, P=solve_p(Z @ data.S.T, data, settings.ridge))
+        return replace(start, Q=Q, P=solve_p(Z @ data.S.T, data, settings))
 
     def balanced(self, data: Moments, M: int) -> Self:
         """The embedding rotated so that its parts are easy to quantize, and padded to D.
@@ -144,7 +157,7 @@ class Embedding:
         new = replace(new, Z=new.solve_z(data))
         new = replace(new, Q=new.solve_q(data, settings))
         target = (qx + settings.alpha * new.zs_x(data)) / (1 + settings.alpha)
-        return replace(new, P=solve_p(target, data, settings.ridge))
+        return replace(new, P=solve_p(target, data, settings))
 
     def losses(self, data: Moments, settings: PQZSLSettings) -> dict[str, float]:
         """The weighted terms of the objective other than quantization: those of eq. 15, the relaxed
@@ -165,17 +178,17 @@ class Embedding:
             "decode": settings.beta * decode,
             "encode": settings.lam * encode,
             "constraint": settings.gamma * constraint,
-            "ridge": (1 + settings.alpha) * settings.ridge * float(np.sum(self.P**2)),
+            "ridge": (1 + settings.alpha) * settings.ridge_for(data) * float(np.sum(self.P**2)),
         }
 
 
-def solve_p(target: Matrix, data: Moments, ridge: float) -> Matrix:
+def solve_p(target: Matrix, data: Moments, settings: PQZSLSettings) -> Matrix:
     """Eq. 16: target (G + ridge·I)⁻¹.
 
     Raises:
         ConfigError: G is singular and the ridge is too small.
     """
-    images = float(data.n.sum())
+    ridge, images = settings.ridge_for(data), float(data.n.sum())
     return solve_ridge(data.G, ridge, target.T, setting="ridge", of="XXᵀ", images=images).T
 
 
@@ -193,9 +206,8 @@ class PQZSLModel(PQModel):
         V, bias = super().prototypes(E)
         if "W" not in self.tensors:
             return V, bias
-        if (
-            self.settings.metric == "cosine"
-        ):  # the length of an image does not change its order of classes
+        # The length of an image does not change its order of classes.
+        if self.settings.metric == "cosine" and "moment" not in self.tensors:
             length = np.linalg.norm(V, axis=1, keepdims=True)
             in_range = np.isfinite(length).all() and float(length.min(initial=1.0)) > _SHORT
             V = V / length if in_range else normalise(V, "unit")
@@ -210,8 +222,9 @@ class PQZSL(MomentsPQ):
     model_class: ClassVar[type[LinearModel]] = PQZSLModel
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {
         "normalise": ("unit", "zscore-unit"),
-        "ridge": (1.0, 3.0, 10.0, 30.0),
-        "lam": (0.1, 1.0, 10.0),
+        "attributes": ("centre-unit", "unit", "zscore-unit"),
+        "ridge_share": (3e-4, 1e-3, 3e-3),
+        "lam": (0.3, 1.0, 3.0),
     }
     # The quantization term has weight 1 / (1 + alpha): one crude pass of it is enough.
     trial_settings: ClassVar[Mapping[str, Any]] = {"M": 1, "K": 16, "iterations": 2, "polish": 0}
@@ -227,6 +240,9 @@ class PQZSL(MomentsPQ):
 
     def _rank(self, dataset_info: TrainingSetInfo) -> int:
         return dataset_info.L
+
+    def _image_map(self, state: State) -> Matrix:
+        return _parameters(state).P
 
     def _embedding(self, state: State, data: Moments) -> dict[str, Array]:
         rng = np.random.default_rng([self.settings.seed, 3])
@@ -269,7 +285,9 @@ class PQZSL(MomentsPQ):
         data, embedding = moments(state), _parameters(state)
         A = torch.from_numpy(np.ascontiguousarray(data.A.T))
         V = torch.cat([A, interpolated_classes(A)]) @ torch.from_numpy(embedding.Q.T)
-        if self.settings.metric == "cosine":
+        if self.settings.scales_scores:
+            V = torch.from_numpy(scaled_by_spread(V.numpy(), self._moment(state)))
+        elif self.settings.metric == "cosine":
             V = functional.normalize(V)
         of_images, of_prototypes = (
             axes.numpy()

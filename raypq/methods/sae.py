@@ -29,13 +29,14 @@ from raypq.methods.support.closed_form import (
     SpanSettings,
     solve_sylvester,
 )
-from raypq.methods.support.linear_model import LinearModel
+from raypq.methods.support.linear_model import Attributes, LinearModel
 
 
 class SAESettings(SpanSettings):
     """The weight of the encoder's loss."""
 
     metric: Metric = "cosine"
+    attributes: Attributes = Field("unit", description="normalisation of class embeddings")
     lam: float = Field(0.03, gt=0, description="weight of WX = S beside X = WᵀS")
 
 
@@ -51,7 +52,8 @@ class SAE(MomentsPQ):
     model_class: ClassVar[type[LinearModel]] = SAEModel
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {
         "normalise": ("unit", "zscore-unit"),
-        "lam": (0.003, 0.01, 0.03, 0.1, 0.3),
+        "attributes": ("unit", "zscore-unit"),
+        "lam": (0.01, 0.03, 0.1, 0.3),
     }
     trial_settings: ClassVar[Mapping[str, Any]] = {"M": 1, "K": 16, "iterations": 1}
     settings: SAESettings

@@ -73,6 +73,7 @@ def overview(findings: Findings) -> tuple[list[Table], list[Chart]]:
                 title_of(item), content.get("candidates"), content.get("split"),
                 count(content["images"]), count(image_bytes(content, findings.models)),
                 *(share(content.get(key)) for _, key in _FIGURES),
+                share(content.get("uncalibrated", content).get("H")),
                 share(fit.get("best_H")), share(fit.get("H")), share(fit.get("ausuc")),
                 *(share(content["top1"].get(f"hit@{k}")) for k in (1, 5, 10)),
                 item.name,
@@ -81,10 +82,10 @@ def overview(findings: Findings) -> tuple[list[Table], list[Chart]]:
     if not rows:
         return [], []
     head = ["", "candidates", "evaluated", "images", "bytes an image",
-            *(name for name, _ in _FIGURES), "H at the best γ", "H at the model's γ",
+            *(name for name, _ in _FIGURES), "H without γ", "H at the best γ", "H at the model's γ",
             "area under the curve", "hit@1", "hit@5", "hit@10", "file"]  # fmt: skip
     note = "The best γ is chosen on the evaluated images: a bound, not a result."
-    return [Table(title="Evaluations", head=head, rows=rows, words=(0, 1, 2, 15), note=note)], []
+    return [Table(title="Evaluations", head=head, rows=rows, words=(0, 1, 2, 16), note=note)], []
 
 
 def _sorted(findings: Findings) -> list[Named]:

@@ -476,23 +476,62 @@ def test_pqzsl_recognises_classes_it_never_saw(fit):
     assert np.mean(index[:, 0] + 30 == unseen) > 0.7
 
 
+@pytest.mark.parametrize("name", ["eszsl", "pqzsl"])
 @pytest.mark.parametrize("metric", ["cosine", "dot"])
-@pytest.mark.parametrize("polish", [0, 1, 10])
-def test_pqzsl_over_the_axes_of_its_scores(trained, data, tmp_path, metric, polish):
+def test_scores_of_every_class_spread_alike(trained, data, tmp_path, name, metric):
+    """The root mean square of a class's scores over the training images is 1, for classes without
+    images too; as published, scores are those of the plain prototypes, and codes are the same."""
+    model = trained(name, metric=metric)
+    V, _ = model.prototypes(data["E"])
+    scores = model.embed(data["X"]).astype(np.float64) @ V.T
+    np.testing.assert_allclose(np.sqrt((scores**2).mean(axis=0)), 1, rtol=1e-4)
+    assert (model.class_metric, model.metric) == ("dot", metric)
+    plain = trained(name, metric=metric, score_scale="none")
+    assert plain.class_metric == metric
+    W, _ = plain.prototypes(data["E"])
+    np.testing.assert_allclose(V, W * (V[:, :1] / W[:, :1]), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(plain.encode(data["X"]), model.encode(data["X"]))
+    model.save(str(tmp_path / "m"))
+    loaded = registry.load(str(tmp_path / "m"))
+    np.testing.assert_array_equal(loaded.prototypes(data["E"])[0], V)
+
+
+@pytest.mark.parametrize("name", ["eszsl", "pqzsl"])
+def test_squared_distances_have_no_scale(trained, name):
+    assert trained(name, metric="l2").class_metric == "l2"
+
+
+@pytest.mark.parametrize("name", ["eszsl", "pqzsl"])
+def test_a_ridge_is_a_share_of_the_rows(trained, data, name):
+    """Rows that are there twice, or that are longer, give the same embedding."""
+    ridge = {"eszsl": "gamma", "pqzsl": "ridge"}[name]
+    one = trained(name)
+    absolute = trained(name, **{ridge: 1e-3 * N})  # rows have unit length
+    np.testing.assert_allclose(absolute.tensors["P"], one.tensors["P"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize(
+    ("polish", "scale"), [(0, "class"), (1, "class"), (10, "class"), (10, "none")]
+)
+def test_pqzsl_over_the_axes_of_its_scores(trained, data, tmp_path, metric, polish, scale):
     """Other codes, the same exact scores; trained, saved and loaded as any model."""
-    plain = trained("pqzsl", metric=metric, polish=polish)
-    model = trained("pqzsl", metric=metric, polish=polish, axes="scores")
+    plain = trained("pqzsl", metric=metric, polish=polish, score_scale=scale)
+    model = trained("pqzsl", metric=metric, polish=polish, axes="scores", score_scale=scale)
     X, E = data["X"], data["E"]
     V, W = plain.prototypes(E)[0], model.prototypes(E)[0]
-    if metric == "cosine":
+    if metric == "cosine" and scale == "none":
         V = V / np.linalg.norm(V, axis=1, keepdims=True)
     np.testing.assert_allclose(model.embed(X) @ W.T, plain.embed(X) @ V.T, rtol=1e-3, atol=1e-4)
-    assert model.metric == "dot"
+    assert model.metric == model.class_metric == "dot"
     passes = [note["iteration"] for note in model.record["history"]]
     assert all(before < after for before, after in pairwise(passes))
     assert max(passes) < 6 + polish
 
-    split = trained("pqzsl", metric=metric, polish=polish, axes="scores", shards=(50, 100, 450))
+    split = trained(
+        "pqzsl", metric=metric, polish=polish, axes="scores", score_scale=scale,
+        shards=(50, 100, 450),
+    )  # fmt: skip
     np.testing.assert_array_equal(split.encode(X), model.encode(X))
     model.save(str(tmp_path / "m"))
     loaded = registry.load(str(tmp_path / "m"))

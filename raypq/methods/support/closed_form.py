@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from raypq.methods.base import (
     check_embeddings,
 )
 from raypq.methods.pq import PQ, PQSettings
-from raypq.methods.support.linear_model import normalise
+from raypq.methods.support.linear_model import Attributes, LinearModel, class_scaling, normalise
 from raypq.methods.support.statistics import PRODUCT_ROWS, gram, scale
 
 Matrix = NDArray[Any]  # float64; NumPy's linear algebra is typed loosely
@@ -39,7 +39,24 @@ class MomentsSettings(PQSettings):
     """Settings of pq, for methods that learn from class embeddings."""
 
     normalise: Normalise = "unit"
-    attributes: Normalise = Field("unit", description="normalisation of class embeddings")
+    attributes: Attributes = Field(
+        "centre-unit", description="normalisation of class embeddings; unit: as published"
+    )
+
+
+class ClassScaleSettings(MomentsSettings):
+    """Settings of methods whose class scores may be scaled by their spread (``MomentsPQ``)."""
+
+    score_scale: Literal["class", "none"] = Field(
+        "class",
+        description="divide the scores of each class by their root mean square over the training "
+        "images, and compare by dot product; none (and metric l2): as published",
+    )
+
+    @property
+    def scales_scores(self) -> bool:
+        """Whether scores are scaled."""
+        return self.score_scale == "class" and self.metric != "l2"
 
 
 class SpanSettings(MomentsSettings):
@@ -70,6 +87,9 @@ class MomentsPQ(PQ):
     needs_embeddings = True
     settings: MomentsSettings
 
+    # Over all images, scores of some classes vary more than those of others, of seen classes more
+    # than of unseen ones. Without ``score_scale`` they win more often than they should.
+
     @abstractmethod
     def _embedding(self, state: State, data: Moments) -> dict[str, Array]:
         """Arrays ``P`` [D, dx] and ``Q`` [D, da], and others that the method needs."""
@@ -99,7 +119,7 @@ class MomentsPQ(PQ):
         constants = {f"class_{name}": value for name, value in fitted.items()}
         A = normalise(dataset_info.A, scheme, fitted["mean"], fitted["inverse_std"])
         names = np.array(dataset_info.names or range(dataset_info.L), dtype=np.str_)
-        return {"A": A, "names": names, **(constants if scheme.startswith("zscore") else {})}
+        return {"A": A, "names": names, **{name: constants[name] for name in class_scaling(scheme)}}
 
     def _accumulate_sample(self, state: State, batch: TrainBatch, X: NDArray[np.float32]) -> Stats:
         stats = super()._accumulate_sample(state, batch, X)
@@ -125,6 +145,22 @@ class MomentsPQ(PQ):
         state = state.with_arrays({"_G": sums["G"], "_S": sums["S"], "_n": sums["n"]})
         return state.with_arrays(self._embedding(state, moments(state)))
 
+    def _build(self, state: State) -> LinearModel:
+        settings = self.settings
+        if isinstance(settings, ClassScaleSettings) and settings.scales_scores:
+            state = state.with_arrays({"moment": self._moment(state)})
+        return super()._build(state)
+
+    def _moment(self, state: State) -> Matrix:
+        """Second moment of the training images in the space of prototypes [D, D]."""
+        data, P = moments(state), self._image_map(state)
+        return P @ data.G @ P.T / float(data.n.sum())
+
+    def _image_map(self, state: State) -> Matrix:
+        """The map of images to the space of prototypes, float64."""
+        P: Matrix = state.arrays["P"].astype(np.float64)
+        return P
+
 
 def moments(state: State) -> Moments:
     """The moments in a state, after the first pass."""
@@ -142,6 +178,12 @@ def class_sums(X: NDArray[np.float32], y: NDArray[np.int32], L: int) -> Matrix:
     if len(y):
         S[:, classes] = np.add.reduceat(X[order].astype(np.float64), starts, axis=0).T
     return S
+
+
+def ridge_of(ridge: float | None, share: float, data: Moments) -> float:
+    """``ridge``, or if it is None this share of the trace of XXᵀ, which is the number of images if
+    rows have unit length; and taken to be that if all rows are zero."""
+    return share * (float(np.trace(data.G)) or float(data.n.sum())) if ridge is None else ridge
 
 
 def solve_sylvester(

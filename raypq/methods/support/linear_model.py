@@ -5,16 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypq.config import Precision
+from raypq.config import Metric, Precision
 from raypq.data.prefetch import prefetch
 from raypq.errors import InputError
 from raypq.kernels import check_device
 from raypq.methods.base import Model, Normalise
+
+Attributes = Literal["none", "unit", "centre-unit", "zscore", "zscore-unit"]
 
 # Features are read-only views of Arrow buffers; a product only reads them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -26,22 +29,24 @@ _PART_BYTES = 16 << 20  # of features in one copy to a CUDA device
 
 def normalise(
     X: NDArray[np.float32],
-    scheme: Normalise,
+    scheme: Normalise | Attributes,
     mean: NDArray[np.float32] | None = None,
     inverse_std: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Features [n, dx] after z-scoring and/or scaling to unit length; a zero row stays zero.
+    """Features [n, dx] after z-scoring or centring, and/or scaling to unit length; a zero row stays
+    zero.
 
     Computed in float32, and again in float64 for rows that overflow or underflow in float32.
     """
-    if scheme.startswith("zscore"):
-        assert mean is not None, "z-scoring needs the mean"
-        assert inverse_std is not None, "z-scoring needs 1/std"
+    if scheme.startswith(("zscore", "centre")):
+        assert mean is not None, "z-scoring and centring need the mean"
+        inverse = np.float32(1.0) if scheme.startswith("centre") else inverse_std
+        assert inverse is not None, "z-scoring needs 1/std"
         with np.errstate(over="ignore"):
-            scored = (X - mean) * inverse_std
+            scored = (X - mean) * inverse
         far = ~np.isfinite(scored).all(axis=1)
         if far.any():
-            scored[far] = (X[far].astype(np.float64) - mean) * inverse_std
+            scored[far] = (X[far].astype(np.float64) - mean) * inverse
         X = scored
     if scheme.endswith("unit"):
         with np.errstate(over="ignore", under="ignore"):
@@ -56,6 +61,13 @@ def normalise(
             unit[far] = wide / np.where(exact > 0, exact, 1.0)
         X = unit
     return X
+
+
+def class_scaling(scheme: Attributes) -> tuple[str, ...]:
+    """The tensors that normalise class embeddings."""
+    if scheme.startswith("zscore"):
+        return ("class_mean", "class_inverse_std")
+    return ("class_mean",) if scheme.startswith("centre") else ()
 
 
 def check_range(
@@ -104,6 +116,18 @@ def product(
     if precision == "bf16":
         return (left.bfloat16() @ right.bfloat16().T).float().numpy()
     return (left @ right.T).numpy()
+
+
+def scaled_by_spread(V: NDArray[np.float32], moment: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Prototypes V [T, D] divided by the root mean square of their scores ⟨u, v⟩ over images u.
+
+    Args:
+        moment: second moment of the images E[uuᵀ] [D, D]. A prototype whose scores are all zero
+            stays as it is.
+    """
+    wide = V.astype(np.float64)
+    spread = np.sqrt(np.maximum(np.einsum("td,td->t", wide @ moment.astype(np.float64), wide), 0.0))
+    return (wide / np.where(spread > 0, spread, 1.0)[:, None]).astype(np.float32)
 
 
 def encode_on(
@@ -159,9 +183,10 @@ class LinearModel(Model):
 
     Tensors: ``C`` [M, K, d]; ``P`` [D, dx] (absent: identity); ``Q`` [D, da] (absent: classes are
     given in feature space); ``mean``, ``inverse_std`` [dx] where features are z-scored, and
-    ``class_mean``, ``class_inverse_std`` [da] where class embeddings are. Where codes are fitted to
-    classes in feature space: ``Q`` [D, dx] and ``image_mean`` [dx] (see
-    ``raypq.methods.support.aligned_space``).
+    ``class_mean``, ``class_inverse_std`` [da] where class embeddings are. Where the scores of a
+    class are divided by their spread: ``moment`` [D, D], the second moment of training images in
+    the space of prototypes. Where codes are fitted to classes in feature space: ``Q`` [D, dx] and
+    ``image_mean`` [dx] (see ``raypq.methods.support.aligned_space``).
     """
 
     @property
@@ -179,8 +204,11 @@ class LinearModel(Model):
         if W is not None:
             shapes["W"] = (self.D, inner)
         shapes["Q"] = (inner, self.da)
-        if getattr(self.settings, "attributes", "none").startswith("zscore"):
-            shapes |= dict.fromkeys(("class_mean", "class_inverse_std"), (self.da,))
+        if "moment" in self.tensors:
+            shapes["moment"] = (inner, inner)
+        shapes |= dict.fromkeys(
+            class_scaling(getattr(self.settings, "attributes", "none")), (self.da,)
+        )
         return shapes
 
     @property
@@ -230,9 +258,14 @@ class LinearModel(Model):
             return self._aligned_prototypes(self._normalised(E))
         if self.da is None:
             return self.embed(E), bias
-        scheme: Normalise = getattr(self.settings, "attributes", "none")
+        scheme: Attributes = getattr(self.settings, "attributes", "none")
         A = normalise(E, scheme, tensors.get("class_mean"), tensors.get("class_inverse_std"))
-        return product(A, tensors["Q"]), bias
+        V = product(A, tensors["Q"])
+        return scaled_by_spread(V, tensors["moment"]) if "moment" in tensors else V, bias
+
+    @property
+    def prediction_metric(self) -> Metric:
+        return "dot" if "moment" in self.tensors else super().prediction_metric
 
     def _aligned_prototypes(
         self, V: NDArray[np.float32]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from raypq import console, kernels
 from raypq.config import ClassifyJob
 from raypq.data import predictions
+from raypq.data.class_advice import advice
 from raypq.data.classes import ClassTable
 from raypq.data.codes import CodeFile
 from raypq.data.features import ReadOptions, open_features
@@ -31,6 +32,7 @@ from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model
 from raypq.metrics.accuracy import ClassCounts
 from raypq.stages.classification import counts
+from raypq.stages.classification.calibration import say_calibration
 from raypq.stages.classification.decisions import Decision, check_decision
 from raypq.stages.classification.ranking import Rows, TopK, rank
 from raypq.stages.classification.scorers import (
@@ -280,7 +282,12 @@ class ClassifyPlan:
         candidates = Candidates.of(job, table)
         candidates.selection.warn()
         scorers = build_scorers(job, codes, candidates, nightly_model=nightly_model)
+        if not all(scorer.model.classes_by_id for scorer in scorers.values()):
+            for warning in advice(table, candidates.chosen):
+                console.warn(warning)
         check_decision(job, table, scorers)
+        gammas = {scorer.calibration for scorer in scorers.values()}
+        say_calibration(job, gammas)
         if codes is not None and job.codes is not None:
             shards = stored_shards(job.codes, codes)
             models = [receipt.model for receipt in codes.shards]

@@ -92,11 +92,13 @@ class Margins:
     Attributes:
         seen, unseen: sums of shares by margin, as limbs [_LIMBS, P + 1].
         at_gamma: images that are right at the model's γ, by class [T].
+        at_zero: those that are right without calibration [T].
     """
 
     seen: NDArray[np.int64]
     unseen: NDArray[np.int64]
     at_gamma: NDArray[np.int64]
+    at_zero: NDArray[np.int64]
 
     @classmethod
     def empty(cls, curve: Curve) -> Self:
@@ -106,6 +108,7 @@ class Margins:
             seen=np.zeros(shape, np.int64),
             unseen=np.zeros(shape, np.int64),
             at_gamma=np.zeros(curve.share.shape[1], np.int64),
+            at_zero=np.zeros(curve.share.shape[1], np.int64),
         )
 
     def add(
@@ -135,10 +138,12 @@ class Margins:
                 weights = curve.share[limb, y[group]].astype(np.float64)
                 sums = np.bincount(position[group], weights, minlength=total.shape[1])
                 total[limb] += sums.astype(np.int64)
+        gammas = [(self.at_zero, 0.0)]
         if curve.gammas is not None:
-            gamma = curve.gammas[model]
+            gammas.append((self.at_gamma, curve.gammas[model]))
+        for counts, gamma in gammas:
             wins = np.where(label_seen, margin > gamma, margin <= gamma)
-            self.at_gamma[:] += np.bincount(y[right & wins], minlength=len(self.at_gamma))
+            counts[:] += np.bincount(y[right & wins], minlength=len(counts))
 
     def merge(self, other: Margins) -> None:
         """Adds the counts of another shard."""
@@ -225,11 +230,10 @@ def evaluate(job: EvaluateJob, executor: Executor) -> dict[str, Any]:
     version = snapshot.read(job.predictions, job.version)
     if version.kind != "predictions":
         raise InputError(job.predictions, expected="a prediction store", found=version.kind)
+    shards = stored_shards(job.predictions, version)
     tasks = [
         ShardTask(shard=shard, model=receipt.model)
-        for shard, receipt in zip(
-            stored_shards(job.predictions, version), version.shards, strict=True
-        )
+        for shard, receipt in zip(shards, version.shards, strict=True)
     ]
     chosen = np.zeros(len(table), bool)
     chosen[table.select(job.split, unknown=job.unknown_labels)] = True
@@ -267,6 +271,9 @@ def evaluate(job: EvaluateJob, executor: Executor) -> dict[str, Any]:
             curve = Curve.of(counts, chosen, counted.margin_range, _gammas(job, version))
             margins = _second_pass(pool, tasks, curve)
             result["calibrated"] = calibrated(curve, margins, counts, table, chosen)
+            if any(applied.values()):
+                without = _gzsl(margins.at_zero, counts, table, chosen)
+                result |= {"applied_gamma": _one_of(applied), "uncalibrated": without}
     result["per_class"] = per_class(counts, table, chosen)
     result["confusions"] = counted.confusions.worst(table, chosen)
     return {**result, "run": record.summary()}
@@ -386,10 +393,24 @@ def calibrated(
         "best_gamma": float(curve.edges[max(best - 1, 0)]),
     }
     if curve.gammas is not None:
-        seen, unseen = has & table.seen, has & ~table.seen
-        values = set(curve.gammas.values())
-        figures["gamma"] = values.pop() if len(values) == 1 else dict(curve.gammas)
-        figures["tr"] = class_mean(margins.at_gamma[seen], counts.images[seen])
-        figures["ts"] = class_mean(margins.at_gamma[unseen], counts.images[unseen])
-        figures["H"] = harmonic(figures["ts"], figures["tr"])
+        figures["gamma"] = _one_of(curve.gammas)
+        figures |= _gzsl(margins.at_gamma, counts, table, chosen)
     return figures
+
+
+def _one_of(values: Mapping[str, float]) -> float | dict[str, float]:
+    """A number of each model, or the one that all have."""
+    return next(iter(values.values())) if len({*values.values()}) == 1 else dict(values)
+
+
+def _gzsl(
+    right: NDArray[np.int64], counts: ClassCounts, table: ClassTable, chosen: NDArray[np.bool_]
+) -> dict[str, float]:
+    """tr, ts and H of images that are right, by class [T]."""
+    assert table.seen is not None, "checked by the caller"
+    has = chosen & (counts.images > 0)
+    tr, ts = (
+        class_mean(right[group], counts.images[group])
+        for group in (has & table.seen, has & ~table.seen)
+    )
+    return {"tr": tr, "ts": ts, "H": harmonic(ts, tr)}

@@ -7,7 +7,6 @@ models. Their *scores* have no common scale: never compare those of images of di
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq import console, kernels
+from raypq import kernels
 from raypq.config import ClassificationTarget, ClassifyJob, Metric
-from raypq.config.explain import shown
 from raypq.data.class_list import ClassSelection
 from raypq.data.classes import ClassTable
 from raypq.data.storage import join
@@ -29,6 +27,7 @@ from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, ModelError
 from raypq.methods import registry
 from raypq.methods.base import Model
+from raypq.stages.classification.calibration import gamma_of
 from raypq.stages.stores import model_store
 
 
@@ -218,7 +217,8 @@ def build_scorers(
     scorers = {}
     for name, model in models.items():
         required = nightly_model is None or name == nightly_model.fingerprint
-        calibration = _calibration(job, model, paths[name], required=required)
+        compete = len(candidates.groups) > 1
+        calibration = gamma_of(job, model, paths[name], compete=compete, required=required)
         _check_head_metric(job, model, paths[name])
         model.check_encoder(table.encoder, where=table.uri)
         model = _with_table(model, table)
@@ -273,26 +273,3 @@ def _check_all(store: str, receipts: Sequence[Receipt], model: Model) -> None:
             found=f"codes made by model {others[0].model[:12]} ({len(others)} of {len(receipts)} "
             "shards are not this model's; without --model, each shard is classified by its own)",
         )
-
-
-def _calibration(job: ClassifyJob, model: Model, path: str, *, required: bool) -> float:
-    if job.calibration != "model":
-        return float(job.calibration)
-    calibration = model.record.get(model_store.CALIBRATION)
-    if calibration is None and not required:
-        console.warn(
-            f"{path}: no calibration from raypq train --tune; the shards that it encoded are "
-            "classified without one until they are encoded anew"
-        )
-        return 0.0
-    if calibration is None:
-        raise ModelError(path, expected="a calibration from raypq train --tune", found="none")
-    plain = isinstance(calibration, int | float) and not isinstance(calibration, bool)
-    if not plain or not math.isfinite(calibration):
-        raise ModelError(
-            f"{path}, key 'record.{model_store.CALIBRATION}'",
-            expected="a finite number from raypq train --tune",
-            found=f"{shown(calibration)}; name one (--calibration, calibration in a config), or "
-            "train again",
-        )
-    return float(calibration)

@@ -99,7 +99,7 @@ EXTRACT = Fields(
 CLASSIFY = Fields(
     always=("candidates", "top_k", "columns"),
     later=frozenset({"logit_scale", "logit_bias", "probability", "threshold"}),
-    apart=frozenset({"model", "classes", "metric", "calibration", "where"}),
+    apart=frozenset({"model", "classes", "metric", "calibration", "no_calibration", "where"}),
     none=frozenset({"codes", "version", "features", "output", "on_bad_shard", "unknown_labels"}),
 )
 SEARCH = Fields(

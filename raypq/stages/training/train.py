@@ -21,7 +21,9 @@ from raypq.methods.base import Model, ReductionMethod, State, Stats, TrainingSet
 from raypq.methods.gradient import GradientMethod
 from raypq.methods.support.linear_head import LinearSettings
 from raypq.metrics.drift import baseline_of
+from raypq.stages.training.calibrate import calibrate
 from raypq.stages.training.dataset import TrainingPlan
+from raypq.stages.training.expectations import warn_of
 from raypq.stages.training.fit_result import FitResult, Trained
 from raypq.stages.training.gradient import fit_gradient
 from raypq.stages.training.job_checks import check_inputs
@@ -77,6 +79,7 @@ def _train_method(job: TrainJob, executor: Executor) -> Trained:
     plan = TrainingPlan.make(job, method)
     if plan.dataset_info.aligned is not None:
         method = registry.create(job.method, {**(method.aligned_defaults or {}), **job.settings})
+    warn_of(plan, method)
     if job.tune and isinstance(method, ReductionMethod):
         method.begin(plan.dataset_info)  # refuses settings before the trials
     tuned = tune(job, plan, executor, run_record) if job.tune else None
@@ -90,14 +93,13 @@ def _train_method(job: TrainJob, executor: Executor) -> Trained:
     model, images = fitted.model, fitted.images
     quarantined = [str(failure) for failure in fitted.failures]
     run_record.lap("finish")
-    record = {
-        **model.record,
-        "images": images,
-        "quarantined": quarantined,
-        "run": run_record.summary(),
-    }
+    run = run_record.summary()
+    record = {**model.record, "images": images, "quarantined": quarantined, "run": run}
     if baseline := baseline_of(fitted.measured, images=images, K=model.K):
         record["baseline"] = baseline.model_dump(mode="json")
+    if tuned is None and job.calibrate:
+        gamma = calibrate(job, plan, executor, run_record)
+        record |= {} if gamma is None else {"calibration": gamma}
     model = replace(model, record={**record, **(tuned.record() if tuned else {})})
     encoder = plan.classes.table.encoder if plan.classes and method.needs_embeddings else None
     model = model.bound_to(plan.backbone, encoder, where=job.output)

@@ -1,95 +1,51 @@
-"""Tuning: settings and calibration chosen on held-out training classes.
+"""Tuning: settings and γ chosen on held-out training classes (``held_out_classes``).
 
-Some of the training classes are treated as unseen: their rows are not trained on. A part of the
-rows of the other classes is held out. Every setting is tried on a few such splits with uncompressed
-scores, and the one with the best mean of ZSL accuracy and H is chosen: ZSL alone ignores the bias
-to seen classes, and H alone mostly measures it. Test data is not used.
+A setting is judged by the mean of ZSL accuracy and of H at the best γ of the same splits: ZSL
+alone ignores the bias to seen classes, and H without calibration mostly measures it. All
+combinations are tried on one split and the best third on all of them (successive halving). Where
+the best one lies at the border of a grid of numbers, the grid grows there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raypq import console
 from raypq.config import TrainJob
 from raypq.errors import ConfigError
 from raypq.execution.executor import Executor
 from raypq.execution.run_record import RunRecord
-from raypq.kernels import topk_per_vector
 from raypq.methods import registry
-from raypq.methods.base import Model, TrainingSetInfo
-from raypq.metrics.accuracy import harmonic
-from raypq.stages.training.in_memory import fit_in_memory
-from raypq.stages.training.sample import draw
+from raypq.stages.training.held_out_classes import (
+    FEWEST_CLASSES,
+    Trial,
+    Trials,
+    TrialScores,
+    best_gamma,
+    draw_sample,
+    open_trials,
+    splits_of,
+)
 
 if TYPE_CHECKING:
     from raypq.stages.training.dataset import TrainingPlan
 
-ROWS = 50_000  # of the sample, which is held in memory
-SPLITS = 3
-UNSEEN_SHARE = 0.25  # of the training classes
-HELD_OUT_SHARE = 0.2  # of the rows of the other classes
-CURVE_POINTS = 512  # values of γ that are tried
+_ROWS = 50_000  # of the sample, which is held in memory
+_KEPT = 3  # one in so many settings is tried on all splits
+_FEWEST_KEPT = 3
+_MOST_STEPS = 6  # by which the grid of one setting grows
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """Rows in memory: X [n, dx], y [n] indices into the L training classes."""
-
-    X: NDArray[np.float32]
-    y: NDArray[np.int32]
-    dataset_info: TrainingSetInfo
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One setting on one split."""
-
-    settings: Mapping[str, Any]
-    split: int
-
-    @property
-    def name(self) -> str:
-        """The trial, for errors."""
-        return f"trial {dict(self.settings)} on split {self.split}"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TrialScores:
-    """Result of a trial: ZSL accuracy, and the margins from which ts, tr and H follow for every γ.
-
-    Attributes:
-        margin: best seen minus best unseen score of each held-out row [n].
-        share: contribution of each row to the accuracy of its group if it is right [n]; 0 if its
-            class is not the best of its own group.
-        of_seen: whether its class is a seen one [n].
-    """
-
-    zsl: float
-    margin: NDArray[np.float64]
-    share: NDArray[np.float64]
-    of_seen: NDArray[np.bool_]
-
-    def at(self, gamma: float) -> tuple[float, float]:
-        """(ts, tr) with γ subtracted from the scores of seen classes."""
-        wins = self.margin > gamma
-        ts = self.share[~self.of_seen & ~wins].sum()
-        return float(ts), float(self.share[self.of_seen & wins].sum())
-
-    def H(self, gamma: float = 0.0) -> float:
-        """H with γ subtracted from the scores of seen classes."""
-        return harmonic(*self.at(gamma))
+Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """The chosen settings and calibration, and a table of all trials."""
+    """The chosen settings and calibration, and a table of all settings that were tried."""
 
     settings: dict[str, Any]
     calibration: float
@@ -107,140 +63,132 @@ def tune(job: TrainJob, plan: TrainingPlan, executor: Executor, record: RunRecor
         ConfigError: the method has no search space, or there are too few classes.
     """
     cls = registry.find(job.method)
-    space = {key: values for key, values in cls.search_space.items() if key not in job.settings}
     if not cls.needs_classes or not cls.search_space:
         raise ConfigError(f"--tune (tune: true): {job.method} has no settings to choose by classes")
-    if plan.dataset_info.L < 8:
+    L = plan.dataset_info.L
+    if L < FEWEST_CLASSES:
         raise ConfigError(
-            f"--tune (tune: true) needs at least 8 training classes, found {plan.dataset_info.L}"
+            f"--tune (tune: true) needs at least {FEWEST_CLASSES} training classes, found {L}"
         )
-    seed = registry.create(job.method, job.settings).settings.seed
-    sample = _sample(job, plan, executor, record, seed)
-    combinations = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
-    trials = [
-        Trial(settings=chosen, split=split) for chosen in combinations for split in range(SPLITS)
-    ]
-    scores: list[TrialScores] = []
-    args = (job.method, dict(job.settings), sample, seed)
-    with (
-        executor.start_workers(TuneWorker, *args, stage="tune") as pool,
-        record.observe(pool),
-        console.progress(len(trials), "tune", unit="trials") as progress,
-    ):
-        for result in pool.map(TuneWorker.run, trials, ordered=True):
-            if result.failure:  # of the settings, so all other trials would fail too
-                raise ConfigError(str(result.failure))
-            scores.append(result.value)
-            progress.done()
-    return _choose(job, combinations, scores)
+    space = search_space(cls.search_space, job.settings)
+    sample = draw_sample(job, plan, executor, record, _ROWS)
+    with open_trials(job, sample, executor, record, "tune") as trials:
+        search = Search(trials=trials, space=space, splits=splits_of(L))
+        search.run()
+    return search.result(job.settings)
 
 
-def _choose(job: TrainJob, combinations: list[dict[str, Any]], scores: list[TrialScores]) -> Tuned:
-    groups = [scores[start : start + SPLITS] for start in range(0, len(scores), SPLITS)]
-    table = []
-    for chosen, group in zip(combinations, groups, strict=True):
-        zsl = np.mean([trial.zsl for trial in group])
-        H = np.mean([trial.H() for trial in group])
-        table.append({**chosen, "zsl": float(zsl), "H": float(H), "score": float(zsl + H) / 2})
-    best = int(np.argmax([row["score"] for row in table]))
-    group = groups[best]
-    margins = np.concatenate([trial.margin for trial in group])
-    gammas = np.linspace(margins.min(), margins.max(), CURVE_POINTS)
-    curve = [np.mean([trial.H(gamma) for trial in group]) for gamma in gammas]
-    calibration = float(gammas[int(np.argmax(curve))])
-    console.say(
-        f"tuned: {combinations[best]}, validation ZSL {table[best]['zsl']:.3f}, "
-        f"H {table[best]['H']:.3f}; calibrated by {calibration:.4g} H {max(curve):.3f}"
-    )
-    order = sorted(table, key=lambda row: -float(row["score"]))
-    settings = {**combinations[best], **job.settings}
-    return Tuned(settings=settings, calibration=calibration, table=order)
+def search_space(space: Mapping[str, Sequence[Any]], fixed: Settings) -> dict[str, tuple[Any, ...]]:
+    """The settings to search: those that are not fixed, neither themselves nor (``ridge_share``)
+    what they are a share of."""
+    return {
+        key: tuple(values)
+        for key, values in space.items()
+        if key not in fixed and key.removesuffix("_share") not in fixed
+    }
 
 
-def _sample(
-    job: TrainJob, plan: TrainingPlan, executor: Executor, record: RunRecord, seed: int
-) -> Sample:
-    """Reads a sample of the training rows into memory."""
-    rng = np.random.default_rng([seed, 10])
-    N = plan.dataset_info.N
-    rows = np.sort(rng.choice(N, min(N, ROWS), replace=False))
-    assert plan.classes is not None, "checked before"
-    X, y = draw(
-        job,
-        plan.tasks,
-        plan.dataset_info.dx,
-        plan.classes,
-        rows,
-        executor,
-        record,
-        on_bad_shard=job.on_bad_shard,
-    )
-    return Sample(X=X, y=y, dataset_info=plan.dataset_info)
+@dataclass(kw_only=True)
+class Search:
+    """The search of one space of settings."""
 
+    trials: Trials
+    space: dict[str, tuple[Any, ...]]
+    splits: int
+    _scores: dict[tuple[Any, ...], list[TrialScores]] = field(default_factory=dict)
 
-class TuneWorker:
-    """Trains on a part of the sample and evaluates on the rest."""
+    def run(self) -> None:
+        """Tries all combinations, and grows the grids."""
+        every = list(product(*self.space.values()))
+        self._try(every, splits=1)
+        kept = max(_FEWEST_KEPT, -(-len(every) // _KEPT))
+        self._try(sorted(every, key=self._score, reverse=True)[:kept], splits=self.splits)
+        for _ in range(_MOST_STEPS):
+            further = self._beyond(self._best())
+            if not further:
+                return
+            before = self._best()
+            self._try(further, splits=self.splits)
+            if self._best() == before:
+                return
 
-    def __init__(self, method: str, fixed: Mapping[str, Any], sample: Sample, seed: int) -> None:
-        self._method, self._fixed, self._sample, self._seed = method, fixed, sample, seed
-
-    def run(self, trial: Trial) -> TrialScores:
-        """Trains and evaluates with the settings of a trial."""
-        sample = self._sample
-        unseen, fit = split_rows(sample.y, sample.dataset_info.L, self._seed, trial.split)
-        model = self._fit({**trial.settings, **self._fixed}, fit, ~unseen)
-        return split_accuracy(model, sample, unseen, ~fit)
-
-    def _fit(
-        self, settings: Mapping[str, Any], rows: NDArray[np.bool_], classes: NDArray[np.bool_]
-    ) -> Model:
-        cls = registry.find(self._method)
-        method = registry.create(self._method, {**settings, **cls.trial_settings})
-        sample = self._sample
-        assert sample.dataset_info.A is not None, "checked before"
-        # Without classes that have no row in the sample.
-        counts = np.bincount(sample.y[rows], minlength=len(classes))
-        chosen = np.flatnonzero(classes & (counts > 0))
-        target = np.full(len(classes), -1, np.int32)
-        target[chosen] = np.arange(len(chosen), dtype=np.int32)
-        X, y = sample.X[rows], target[sample.y[rows]]
-        names = tuple(sample.dataset_info.names[index] for index in chosen)
-        dataset_info = TrainingSetInfo(
-            N=len(X), dx=X.shape[1], A=sample.dataset_info.A[chosen], names=names
+    def result(self, fixed: Settings) -> Tuned:
+        """The best settings, with those of the job."""
+        best = self._best()
+        row, chosen = self._row(best), self._named(best)
+        console.say(
+            f"tuned: {chosen}, validation ZSL {row['zsl']:.3f}; calibrated by "
+            f"{row['gamma']:.4g} H {row['H']:.3f} ({row['H_uncalibrated']:.3f} without)"
         )
-        return fit_in_memory(method, dataset_info, X, y)
+        for name in self._at_border(best):
+            console.warn(
+                f"tuned: {name} = {chosen[name]:g} is the last value that was tried; a value "
+                f"beyond it may be better (--set {name}=…, settings.{name})"
+            )
+        table = sorted(
+            map(self._row, self._scores), key=lambda row: (-row["splits"], -row["score"])
+        )
+        return Tuned(settings={**chosen, **fixed}, calibration=float(row["gamma"]), table=table)
+
+    def _try(self, settings: Sequence[tuple[Any, ...]], *, splits: int) -> None:
+        trials, owners = [], []
+        for values in settings:
+            done = self._scores.setdefault(values, [])
+            for split in range(len(done), splits):
+                trials.append(Trial(settings=self._named(values), split=split))
+                owners.append(done)
+        for done, score in zip(owners, self.trials.run(trials), strict=True):
+            done.append(score)
+
+    def _named(self, values: tuple[Any, ...]) -> dict[str, Any]:
+        return dict(zip(self.space, values, strict=True))
+
+    def _score(self, values: tuple[Any, ...]) -> float:
+        return float(self._row(values)["score"])
+
+    def _row(self, values: tuple[Any, ...]) -> dict[str, Any]:
+        scores = self._scores[values]
+        gamma, H = best_gamma(scores)
+        zsl = float(np.mean([score.zsl for score in scores]))
+        return {
+            **self._named(values),
+            "zsl": zsl,
+            "H": H,
+            "H_uncalibrated": float(np.mean([score.H() for score in scores])),
+            "gamma": gamma,
+            "splits": len(scores),
+            "score": (zsl + H) / 2,
+        }
+
+    def _best(self) -> tuple[Any, ...]:
+        """Of the settings that were tried on all splits; the first one of equals."""
+        whole = [values for values, scores in self._scores.items() if len(scores) == self.splits]
+        return max(whole, key=self._score)
+
+    def _beyond(self, best: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """Settings one step beyond the borders of grids that ``best`` lies at, with the other
+        settings as they are."""
+        further = []
+        for at, (name, grid) in enumerate(list(self.space.items())):
+            if not _is_grid(grid) or best[at] not in (grid[0], grid[-1]):
+                continue
+            low = best[at] == grid[0]
+            value = _rounded(grid[0] ** 2 / grid[1] if low else grid[-1] ** 2 / grid[-2])
+            self.space[name] = (value, *grid) if low else (*grid, value)
+            further.append((*best[:at], value, *best[at + 1 :]))
+        return further
+
+    def _at_border(self, best: tuple[Any, ...]) -> list[str]:
+        grids = zip(self.space.items(), best, strict=True)
+        return [name for (name, g), value in grids if _is_grid(g) and value in (g[0], g[-1])]
 
 
-def split_rows(
-    y: NDArray[np.int32], L: int, seed: int, split: int
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """One split: the classes that are treated as unseen [L], and the rows to train on [n]."""
-    rng = np.random.default_rng([seed, 11, split])
-    unseen = np.zeros(L, bool)
-    unseen[rng.permutation(L)[: max(2, round(UNSEEN_SHARE * L))]] = True
-    held_out = rng.random(len(y)) < HELD_OUT_SHARE
-    return unseen, ~unseen[y] & ~held_out
+def _is_grid(values: Sequence[Any]) -> bool:
+    """Whether values are two or more positive numbers in ascending order."""
+    numbers = all(isinstance(value, float) and value > 0 for value in values)
+    return numbers and len(values) > 1 and list(values) == sorted(values)
 
 
-def split_accuracy(
-    model: Model, sample: Sample, unseen: NDArray[np.bool_], rows: NDArray[np.bool_]
-) -> TrialScores:
-    """Accuracies of rows among all training classes, by uncompressed scores."""
-    assert sample.dataset_info.A is not None, "checked before"
-    U, y = model.embed(sample.X[rows]), sample.y[rows]
-    V, bias = model.prototypes(sample.dataset_info.A)
-    best = {}
-    for name, group in (("seen", np.flatnonzero(~unseen)), ("unseen", np.flatnonzero(unseen))):
-        score, at = topk_per_vector(U, model.tables(V[group], bias[group]), 1)
-        best[name] = score[:, 0].astype(np.float64), group[at[:, 0]]
-    of_seen = ~unseen[y]
-    right = np.where(of_seen, best["seen"][1] == y, best["unseen"][1] == y)
-    images = np.bincount(y, minlength=len(unseen))
-    classes = np.where(of_seen, (images[~unseen] > 0).sum(), (images[unseen] > 0).sum())
-    share = right / images[y] / classes
-    return TrialScores(
-        zsl=float(share[~of_seen].sum()),
-        margin=best["seen"][0] - best["unseen"][0],
-        share=share,
-        of_seen=of_seen,
-    )
+def _rounded(value: float) -> float:
+    """With three digits, to be read in a table."""
+    return float(f"{value:.3g}")

@@ -194,7 +194,7 @@ def test_the_calibration_of_other_scores_is_left_out(home: Any) -> None:
     home.encode("old")
     head = learn(home)
     assert "calibration" not in registry.load(head).record
-    with pytest.raises(ModelError, match="expected a calibration from raypq train --tune"):
+    with pytest.raises(ModelError, match="expected a calibration from raypq train"):
         home.classify(model=head, calibration="model")
 
 

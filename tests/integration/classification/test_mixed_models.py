@@ -40,6 +40,14 @@ def set_record(folder: str, **values: Any) -> None:
     file.write_text(json.dumps(document))
 
 
+def forget_calibration(folder: str) -> None:
+    """As of a model of ``--no-calibrate``."""
+    file = Path(folder, "model.json")
+    document = json.loads(file.read_text())
+    document["record"].pop("calibration", None)
+    file.write_text(json.dumps(document))
+
+
 def test_each_shard_is_judged_by_its_own_model(home: Any) -> None:
     """The predictions of a mixed version are those of the two pure ones, shard by shard."""
     home.mix([1, 4])
@@ -126,8 +134,8 @@ def test_each_model_brings_its_own_calibration(home: Any) -> None:
     for name, gamma in gammas.items():
         set_record(home(name), calibration=gamma)
     home.mix([1, 4])
-    plain = home.classify("plain")
-    version = home.classify(calibration="model")
+    plain = home.classify("plain", no_calibration=True)
+    version = home.classify()
     noted = {item["calibration"] for item in version.summary["models"].values()}
     assert noted == set(gammas.values())
     before, after = rows_of(home("plain"), plain), rows_of(home("predictions"), version)
@@ -150,6 +158,7 @@ def test_each_model_brings_its_own_calibration(home: Any) -> None:
 
 def test_a_model_without_calibration_is_named(home: Any) -> None:
     set_record(home("old"), calibration=0.1)
+    forget_calibration(home("new"))
     version = home.mix([3])
     with pytest.raises(ModelError, match=version.shards[3].model):
         home.classify(calibration="model")

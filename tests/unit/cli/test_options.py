@@ -256,6 +256,7 @@ MODULES = {  # that read the settings of a job
     "classify": (
         "stages/classification/classify.py",
         "stages/classification/scorers.py",
+        "stages/classification/calibration.py",
         "stages/classification/decisions.py",
     ),
     "evaluate classification": ("stages/classification/evaluate.py",),
@@ -354,7 +355,8 @@ RUN_AGAIN: list[Any] = [
         cache_bytes=2 << 30,
     ),
     config.ClassifyJob(
-        codes="s", classes="c", output="p", top_k=3, logit_scale=20.0, threshold=-0.5
+        codes="s", classes="c", output="p", top_k=3, logit_scale=20.0, threshold=0.5,
+        calibration=-0.5,
     ),
 ]  # fmt: skip
 

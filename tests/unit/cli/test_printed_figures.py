@@ -62,7 +62,10 @@ def test_classification(stores: dict[str, str], tmp_path: Path) -> None:
         hits = [f"{group[f'hit@{k}']:.3f}" for k in (1, 5, 10)]
         assert row(text, name) == [str(group["classes"]), str(group["images"]), *hits]
     figures = [f"{told[key]:.3f}" for key in ("zsl", "ts", "tr", "H")]
-    assert row(text, "as predicted") == figures
+    gamma = told["applied_gamma"]
+    assert row(text, f"as predicted, γ = {gamma:.4g}") == figures
+    plain = told["uncalibrated"]
+    assert row(text, "without calibration") == [f"{plain[key]:.3f}" for key in ("ts", "tr", "H")]
     fit = told["calibrated"]
     assert row(text, "γ = 0.25") == [f"{fit[key]:.3f}" for key in ("ts", "tr", "H")]
     assert f"{fit['best_H']:.3f}" in text

@@ -196,8 +196,9 @@ def test_batches_cover_every_row_once(write):
 
 def test_batch_size_hangs_on_the_width_alone():
     assert batch_rows(4) == 8192
-    assert batch_rows(2048) == 8192
-    assert batch_rows(4096) == 4096
+    assert batch_rows(512) == 8192
+    assert batch_rows(2048) == 2048
+    assert batch_rows(4096) == 1024
     assert batch_rows(10**9) == 64
 
 

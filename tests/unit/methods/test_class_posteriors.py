@@ -82,7 +82,7 @@ def test_a_score_is_the_mean_probability_of_a_common_class(
 
 @both
 def test_class_scores_ignore_the_posteriors(build: Build, x: torch.Tensor) -> None:
-    network = build(L=3)
+    network = build(L=3, **({"head": 0.0} if build is built_dpq else {}))
     P, B = network.probabilities(x)
     layer, before = network.class_layer(), network.codebooks()
     assert layer is not None

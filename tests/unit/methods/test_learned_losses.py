@@ -251,7 +251,7 @@ def test_expected_classes_want_the_term_that_teaches_them(wrong):
 def test_dpq_gives_the_terms_of_the_paper(rng, intra_norm):
     settings = dpq.DPQSettings(
         M=2, K=4, width=6, hidden=8, part_hidden=5, dropout=0.0, intra_norm=intra_norm,
-        hard=0.5, central=0.2, gini_batch=3.0, gini_sample=0.7, batch=6, query="soft",
+        hard=0.5, central=0.2, gini_batch=3.0, gini_sample=0.7, batch=6, **dpq.AS_PUBLISHED,
     )  # fmt: skip
     net = dpq.DPQ(settings).network(TrainingSetInfo(N=50, dx=5, names=("a", "b", "c")))
     assert isinstance(net, dpq.DPQNetwork)
@@ -261,7 +261,7 @@ def test_dpq_gives_the_terms_of_the_paper(rng, intra_norm):
     with torch.no_grad():
         found = net(Batch(x=x, y=torch.from_numpy(y)), "train")
     terms = {name: float(value) for name, value in found.items()}
-    p = softmax(net.logits(x).detach().double().numpy())
+    p = softmax(net.logits(net.embedding_layer(x)).detach().double().numpy())
     C, W = net.words.detach().double().numpy(), net.predict.weight.detach().double().numpy()
     b, o = net.predict.bias.detach().numpy(), net.centres.detach().double().numpy()
     soft = np.einsum("nmk,mkd->nmd", p, C)
@@ -278,6 +278,29 @@ def test_dpq_gives_the_terms_of_the_paper(rng, intra_norm):
         "gini_sample": -0.7 * (p**2).sum(axis=-1).mean(),
     }
     assert terms == pytest.approx(wanted, rel=1e-4)
+
+
+def test_dpq_learns_codes_from_the_head(rng):
+    """By default the head learns from labels, and codes from the probabilities of the head, without
+    a gradient to it; queries are these probabilities."""
+    settings = dpq.DPQSettings(M=2, K=4, width=6, hidden=8, part_hidden=5, dropout=0.0, batch=6)
+    net = dpq.DPQ(settings).network(TrainingSetInfo(N=50, dx=5, names=("a", "b", "c")))
+    assert isinstance(net, dpq.DPQNetwork)
+    assert net.head is not None
+    x = torch.from_numpy(rng.standard_normal((6, 5)).astype(np.float32))
+    y = np.array([0, 1, 2, 0, 1, 2])
+    found = net(Batch(x=x, y=torch.from_numpy(y)), "train")
+    scores = net.head(net.embedding_layer(x)).detach().double().numpy()
+    P = softmax(scores)
+    assert found["head"].item() == pytest.approx(cross_entropy(scores, y), rel=1e-4)
+    soft = net.predict(net.represent(net.assignment(x))).detach().double().numpy()
+    wanted = -(P * np.log(softmax(soft))).sum(axis=1).mean()
+    assert found["soft"].item() == pytest.approx(wanted, rel=1e-4)
+    (gradient,) = torch.autograd.grad(
+        found["soft"] + found["hard"], net.head.weight, allow_unused=True
+    )
+    assert gradient is None
+    np.testing.assert_allclose(net.probabilities(x)[0].detach(), P, rtol=1e-4, atol=1e-6)
 
 
 def test_parts_at_unit_length(rng):

@@ -112,7 +112,7 @@ def test_p_is_the_minimum(problem):
     """Eq. 16."""
     zs = problem.zs
     target = (problem.R @ problem.X.T + SETTINGS.alpha * zs @ problem.X.T) / (1 + SETTINGS.alpha)
-    now = replace(problem.now, P=solve_p(target, problem.data, SETTINGS.ridge))
+    now = replace(problem.now, P=solve_p(target, problem.data, SETTINGS))
     best = problem.total(now, zs)
     assert best < problem.total(problem.now, zs)
     for step in nudges(now.P.shape):

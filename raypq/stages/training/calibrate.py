@@ -1,0 +1,60 @@
+"""Calibration: γ, which is subtracted from the scores of seen classes, from held-out classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raypq import console
+from raypq.config import TrainJob
+from raypq.errors import ConfigError
+from raypq.execution.executor import Executor
+from raypq.execution.run_record import RunRecord
+from raypq.methods import registry
+from raypq.methods.base import ReductionMethod
+from raypq.stages.training.held_out_classes import (
+    FEWEST_CLASSES,
+    Trial,
+    best_gamma,
+    draw_sample,
+    open_trials,
+    splits_of,
+)
+
+if TYPE_CHECKING:
+    from raypq.stages.training.dataset import TrainingPlan
+
+_ROWS = 50_000  # of the sample, which is held in memory
+_SHARE = 3  # rows of training for each row of the sample, which bounds the time
+_ROWS_OF_CLASS = 2  # of the sample for each training class, at least
+
+
+def calibrate(
+    job: TrainJob, plan: TrainingPlan, executor: Executor, record: RunRecord
+) -> float | None:
+    """γ of the job's settings, by training without some of the classes on a part of the rows; None
+    for methods without class embeddings, and (with a warning) where the rows are too few for it."""
+    cls, info = registry.find(job.method), plan.dataset_info
+    if not cls.needs_embeddings:
+        return None
+    rows = min(_ROWS, info.N // _SHARE)
+    if info.L < FEWEST_CLASSES or rows < _ROWS_OF_CLASS * info.L:
+        _warn(f"{info.N:,} rows of {info.L} training classes are too few for it")
+        return None
+    splits = splits_of(info.L) if issubclass(cls, ReductionMethod) else 1
+    sample = draw_sample(job, plan, executor, record, rows)
+    try:
+        with open_trials(job, sample, executor, record, "calibrate") as trials:
+            scores = trials.run([Trial(settings={}, split=split) for split in range(splits)])
+    except ConfigError as error:  # settings that only fit more rows or classes
+        _warn(str(error))
+        return None
+    gamma, H = best_gamma(scores)
+    console.say(f"calibrated by {gamma:.4g} on held-out training classes: H {H:.3f} there")
+    return gamma
+
+
+def _warn(why: str) -> None:
+    console.warn(
+        f"no calibration was chosen: {why}; scores of seen classes will be too high where unseen "
+        "classes compete (classify --calibration, calibration, sets a number)"
+    )

@@ -1,0 +1,47 @@
+"""What a training is likely to disappoint by, said before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from raypq import console
+from raypq.data.class_advice import advice
+from raypq.methods.base import Method
+from raypq.methods.gradient import GradientMethod
+from raypq.stages.training.dataset import TrainingPlan
+
+_ROWS_OF_CODEWORD = (
+    39  # below it k-means fits the training rows rather than the data (as FAISS warns)
+)
+_STEPS = 1_000  # below it the networks here are far from trained (docs/methods/dpq.md)
+
+
+def warn_of(plan: TrainingPlan, method: Method) -> None:
+    """Writes the warnings."""
+    for warning in warnings_of(plan, method):
+        console.warn(warning)
+
+
+def warnings_of(plan: TrainingPlan, method: Method) -> Iterator[str]:
+    """Warnings on the classes, and on rows and steps that are few for the settings."""
+    rows, settings = plan.dataset_info.N, method.settings
+    if method.needs_embeddings and plan.classes is not None:
+        table = plan.classes.table
+        yield from advice(table, np.arange(len(table)))
+    if rows < _ROWS_OF_CODEWORD * settings.K and not isinstance(method, GradientMethod):
+        yield (
+            f"{rows:,} training rows are {rows / settings.K:.0f} for each of {settings.K} "
+            "codewords: codes will be worse on other rows than on these. Use at least "
+            f"{_ROWS_OF_CODEWORD} rows a codeword, or fewer codewords (--set K=…, settings.K)"
+        )
+    if isinstance(method, GradientMethod):
+        batch, epochs = method.settings.batch, sum(phase.epochs for phase in method.phases())
+        steps = max(rows, plan.dataset_info.unlabelled) // batch * epochs
+        if steps < _STEPS:
+            yield (
+                f"{steps:,} steps ({epochs} epochs of {rows:,} rows in batches of {batch}) are few "
+                f"to train {method.name}: with {-(-_STEPS * batch // rows):,} epochs there would "
+                f"be {_STEPS:,} (--set epochs=…, settings.epochs)"
+            )

@@ -1,0 +1,40 @@
+"""Warnings before a training: few rows for the codewords, few steps."""
+
+from __future__ import annotations
+
+import pytest
+
+from raypq.methods import registry
+from raypq.methods.base import TrainingSetInfo
+from raypq.stages.training.dataset import TrainingPlan
+from raypq.stages.training.expectations import warnings_of
+
+
+def plan_of(rows: int, unlabelled: int = 0) -> TrainingPlan:
+    info = TrainingSetInfo(N=rows, dx=8, names=("a", "b"), unlabelled=unlabelled)
+    return TrainingPlan(tasks=[], dataset_info=info, classes=None, failures=[])
+
+
+@pytest.mark.parametrize(("rows", "warned"), [(623, True), (624, False), (100_000, False)])
+def test_few_rows_for_each_codeword(rows, warned):
+    found = [*warnings_of(plan_of(rows), registry.create("pq", {"M": 2, "K": 16}))]
+    assert len(found) == warned
+    if found:
+        assert "39 for each of 16 codewords" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "warned"), [(5_000, 16, True), (5_000, 80, False), (50_000, 16, False)]
+)
+def test_few_steps(rows, epochs, warned):
+    found = [*warnings_of(plan_of(rows), registry.create("dpq", {"epochs": epochs}))]
+    assert len(found) == warned
+    if found:
+        assert "304 steps" in found[0]
+        assert "with 52 epochs" in found[0]
+
+
+def test_unlabelled_rows_make_steps():
+    method = registry.create("gpq", {"epochs": 10})
+    assert [*warnings_of(plan_of(5_000), method)]
+    assert not [*warnings_of(plan_of(5_000, 50_000), method)]
