@@ -477,8 +477,9 @@ def codes_and_features_at_once(place):
 
 @case(1, "calibration")
 def a_calibration_that_the_model_has_not(place):
-    place.run(*place.encode())
-    return place.classify("--calibration", "model")
+    place.run(*place.fit("pqzsl", "--no-calibrate"))
+    place.run(*place.encode("--model", place("new")))
+    return place.classify("--model", place("new"), "--calibration", "model")
 
 
 @case(2, "calibration")
