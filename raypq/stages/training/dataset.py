@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -207,6 +207,11 @@ class TrainingPlan:
             unlabelled=unlabelled,
             backbone=listing.backbone,
         )
+
+    def without(self, failures: Sequence[ShardFailure]) -> TrainingPlan:
+        """The plan without shards that were left out, so that they are not read again."""
+        bad = {failure.shard for failure in failures}
+        return replace(self, tasks=[task for task in self.tasks if task.shard.uri not in bad])
 
 
 def _classes(job: TrainJob, method: Method) -> TrainingClasses | None:

@@ -98,7 +98,7 @@ def _train_method(job: TrainJob, executor: Executor) -> Trained:
     if baseline := baseline_of(fitted.measured, images=images, K=model.K):
         record["baseline"] = baseline.model_dump(mode="json")
     if tuned is None and job.calibrate:
-        gamma = calibrate(job, plan, executor, run_record)
+        gamma = calibrate(job, plan.without(fitted.failures), executor, run_record)
         record |= {} if gamma is None else {"calibration": gamma}
     model = replace(model, record={**record, **(tuned.record() if tuned else {})})
     encoder = plan.classes.table.encoder if plan.classes and method.needs_embeddings else None
