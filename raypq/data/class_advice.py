@@ -26,7 +26,7 @@ def alike(table: ClassTable, chosen: NDArray[np.int64]) -> list[list[int]]:
 
 
 def advice(table: ClassTable, chosen: NDArray[np.int64]) -> list[str]:
-    """Warnings on classes that are to be told apart by their embeddings.
+    """Warnings on classes that are distinguished by their embeddings.
 
     Args:
         chosen: indices of these classes.

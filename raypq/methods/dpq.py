@@ -128,9 +128,9 @@ class DPQNetwork(PosteriorNetwork):
         """[n, dx] to [n, U]."""
         return F.relu(self.trunk(x))
 
-    def assignment(self, x: Tensor) -> Tensor:
-        """Probabilities of codewords p [n, M, K] of rows x [n, dx]."""
-        return self.logits(self.embedding_layer(x)).float().softmax(dim=-1)
+    def assignment(self, s: Tensor) -> Tensor:
+        """Probabilities of codewords p [n, M, K] of an embedding layer [n, U]."""
+        return self.logits(s).float().softmax(dim=-1)
 
     def represent(self, coefficients: Tensor) -> Tensor:
         """Soft [n, D] of probabilities, hard of one-hot vectors [n, M, K]; eq. 3 and 4."""
@@ -143,7 +143,7 @@ class DPQNetwork(PosteriorNetwork):
         assert batch.y is not None, "dpq streams labels"
         settings = self.settings
         s = self.embedding_layer(batch.x)
-        p = self.logits(s).float().softmax(dim=-1)
+        p = self.assignment(s)
         soft, hard = self.represent(p), self.represent(one_hot_of(p))
         terms, target = {}, batch.y
         if self.head is not None:
@@ -161,7 +161,7 @@ class DPQNetwork(PosteriorNetwork):
 
     def embed(self, x: Tensor) -> Tensor:
         """The soft representation (section 3.1.4), with its posteriors if used; [n, D]."""
-        p = self.assignment(x)
+        p = self.assignment(self.embedding_layer(x))
         soft = self.represent(p)
         return (
             soft
@@ -171,7 +171,7 @@ class DPQNetwork(PosteriorNetwork):
 
     def probabilities(self, x: Tensor) -> tuple[Tensor, Tensor]:
         s = self.embedding_layer(x)
-        p = self.logits(s).float().softmax(dim=-1)
+        p = self.assignment(s)
         scores = self.predict(self.represent(p)) if self.head is None else self.head(s)
         return scores.float().softmax(dim=-1), p.argmax(dim=-1)
 

@@ -78,9 +78,10 @@ def of_night(
             fresh += item.rows - counts.kept - counts.again - counts.changed
         else:
             known = min(item.rows, held)
-            again, changed = (
-                (again + known, changed) if item.shard in same else (again, changed + known)
-            )
+            if item.shard in same:
+                again += known
+            else:
+                changed += known
             fresh += item.rows - known
             known_left_out += min(counts.left_out, held - known)
     done = {item.shard for item in receipts}

@@ -13,9 +13,9 @@ from raypq.methods import registry
 from raypq.methods.base import ReductionMethod
 from raypq.stages.training.held_out_classes import (
     FEWEST_CLASSES,
+    MOST_ROWS,
     Trial,
     best_gamma,
-    draw_sample,
     open_trials,
     splits_of,
 )
@@ -23,7 +23,6 @@ from raypq.stages.training.held_out_classes import (
 if TYPE_CHECKING:
     from raypq.stages.training.dataset import TrainingPlan
 
-_ROWS = 50_000  # of the sample, which is held in memory
 _SHARE = 3  # rows of training for each row of the sample, which bounds the time
 _ROWS_OF_CLASS = 2  # of the sample for each training class, at least
 
@@ -36,14 +35,13 @@ def calibrate(
     cls, info = registry.find(job.method), plan.dataset_info
     if not cls.needs_embeddings:
         return None
-    rows = min(_ROWS, info.N // _SHARE)
+    rows = min(MOST_ROWS, info.N // _SHARE)
     if info.L < FEWEST_CLASSES or rows < _ROWS_OF_CLASS * info.L:
         _warn(f"{info.N:,} rows of {info.L} training classes are too few for it")
         return None
     splits = splits_of(info.L) if issubclass(cls, ReductionMethod) else 1
-    sample = draw_sample(job, plan, executor, record, rows)
     try:
-        with open_trials(job, sample, executor, record, "calibrate") as trials:
+        with open_trials(job, plan, executor, record, "calibrate", most_rows=rows) as trials:
             scores = trials.run([Trial(settings={}, split=split) for split in range(splits)])
     except ConfigError as error:  # settings that only fit more rows or classes
         _warn(str(error))

@@ -12,9 +12,8 @@ from raypq.methods.base import Method
 from raypq.methods.gradient import GradientMethod
 from raypq.stages.training.dataset import TrainingPlan
 
-_ROWS_OF_CODEWORD = (
-    39  # below it k-means fits the training rows rather than the data (as FAISS warns)
-)
+# Below it k-means fits the training rows rather than the data; FAISS warns at the same number.
+_ROWS_OF_CODEWORD = 39
 _STEPS = 1_000  # below it the networks here are far from trained (docs/methods/dpq.md)
 
 

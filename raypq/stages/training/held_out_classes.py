@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from raypq.stages.training.dataset import TrainingPlan
 
 FEWEST_CLASSES = 8  # of training, to hold some out
+MOST_ROWS = 50_000  # of a sample, which is held in memory
 UNSEEN_SHARE = 0.25  # of the training classes
 HELD_OUT_SHARE = 0.2  # of the rows of the other classes
 CURVE_POINTS = 512  # values of γ that are tried
@@ -120,9 +121,17 @@ class Trials:
 
 @contextmanager
 def open_trials(
-    job: TrainJob, sample: Sample, executor: Executor, record: RunRecord, label: str
+    job: TrainJob,
+    plan: TrainingPlan,
+    executor: Executor,
+    record: RunRecord,
+    label: str,
+    *,
+    most_rows: int = MOST_ROWS,
 ) -> Iterator[Trials]:
-    """Workers for trials of a job's method; the job's settings come before those of a trial."""
+    """Workers for trials of a job's method on a sample of the training rows; the job's settings
+    come before those of a trial."""
+    sample = _draw_sample(job, plan, executor, record, most_rows)
     args = (job.method, dict(job.settings), sample, seed_of(job))
     with executor.start_workers(HeldOutWorker, *args, stage="tune") as pool, record.observe(pool):
         yield Trials(pool, label)
@@ -142,7 +151,7 @@ def best_gamma(trials: Sequence[TrialScores]) -> tuple[float, float]:
     return float(gammas[best]), curve[best]
 
 
-def draw_sample(
+def _draw_sample(
     job: TrainJob, plan: TrainingPlan, executor: Executor, record: RunRecord, most: int
 ) -> Sample:
     """Reads a sample of the training rows into memory, of ``most`` rows."""

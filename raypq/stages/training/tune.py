@@ -27,7 +27,6 @@ from raypq.stages.training.held_out_classes import (
     Trials,
     TrialScores,
     best_gamma,
-    draw_sample,
     open_trials,
     splits_of,
 )
@@ -35,7 +34,6 @@ from raypq.stages.training.held_out_classes import (
 if TYPE_CHECKING:
     from raypq.stages.training.dataset import TrainingPlan
 
-_ROWS = 50_000  # of the sample, which is held in memory
 _KEPT = 3  # one in so many settings is tried on all splits
 _FEWEST_KEPT = 3
 _MOST_STEPS = 6  # by which the grid of one setting grows
@@ -71,8 +69,7 @@ def tune(job: TrainJob, plan: TrainingPlan, executor: Executor, record: RunRecor
             f"--tune (tune: true) needs at least {FEWEST_CLASSES} training classes, found {L}"
         )
     space = search_space(cls.search_space, job.settings)
-    sample = draw_sample(job, plan, executor, record, _ROWS)
-    with open_trials(job, sample, executor, record, "tune") as trials:
+    with open_trials(job, plan, executor, record, "tune") as trials:
         search = Search(trials=trials, space=space, splits=splits_of(L))
         search.run()
     return search.result(job.settings)

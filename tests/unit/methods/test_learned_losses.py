@@ -293,7 +293,9 @@ def test_dpq_learns_codes_from_the_head(rng):
     scores = net.head(net.embedding_layer(x)).detach().double().numpy()
     P = softmax(scores)
     assert found["head"].item() == pytest.approx(cross_entropy(scores, y), rel=1e-4)
-    soft = net.predict(net.represent(net.assignment(x))).detach().double().numpy()
+    soft = (
+        net.predict(net.represent(net.assignment(net.embedding_layer(x)))).detach().double().numpy()
+    )
     wanted = -(P * np.log(softmax(soft))).sum(axis=1).mean()
     assert found["soft"].item() == pytest.approx(wanted, rel=1e-4)
     (gradient,) = torch.autograd.grad(
