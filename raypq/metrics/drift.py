@@ -6,7 +6,7 @@ are the baseline in the model's record. They are of training, not of the first e
 question is whether to train again: a store that differs from the training data from its first night
 on must be reported. Drift is a change that exceeds the limits of the settings and is statistically
 significant. A model of too few training rows a codeword has fitted each of them, so its training
-error and its use of codewords say nothing of new rows; then feature norms alone are judged.
+error and its use of codewords say nothing of new rows; then feature norms alone are compared.
 """
 
 from __future__ import annotations
