@@ -169,6 +169,35 @@ def test_codes_do_not_hang_on_the_batch(name, trained, data):
 
 
 @every_method
+@pytest.mark.parametrize("offset", [4, 8])
+def test_embeddings_do_not_hang_on_addresses(name, trained, data, offset):
+    """Torch adds few rows in an order that depends on where the operands lie. Arrays from another
+    process, and rows out of a file, lie at any multiple of 4 or 8 bytes."""
+    model, X = trained(name), data["X"]
+    moved = {key: at_offset(value, offset) for key, value in model.tensors.items()}
+    elsewhere = replace(model, tensors=moved)
+    E = np.random.default_rng(0).standard_normal((2, prototype_width(model))).astype(np.float32)
+    for rows in (1, 2, 5):
+        part, shifted = np.array(X[:rows]), at_offset(X[:rows], offset)
+        np.testing.assert_array_equal(elsewhere.embed(shifted), model.embed(part))
+        for found, wanted in zip(
+            elsewhere.prototypes(at_offset(E[:rows], offset)),
+            model.prototypes(E[:rows]),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(found, wanted)
+
+
+def at_offset(array: np.ndarray, offset: int) -> np.ndarray:
+    """A copy of an array, ``offset`` bytes after a multiple of 64."""
+    buffer = np.empty(array.nbytes + 128, np.uint8)
+    start = -buffer.ctypes.data % 64 + offset
+    moved = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    moved[...] = array
+    return moved
+
+
+@every_method
 @pytest.mark.parametrize("normalise", NORMALISE)
 def test_save_and_load(name, trained, data, tmp_path, normalise):
     model = trained(name, normalise=normalise)

@@ -16,6 +16,7 @@ from raypq.data.prefetch import prefetch
 from raypq.errors import InputError
 from raypq.kernels import check_device
 from raypq.methods.base import Model, Normalise
+from raypq.methods.support.network import aligned
 
 Attributes = Literal["none", "unit", "centre-unit", "zscore", "zscore-unit"]
 
@@ -106,13 +107,12 @@ def product(
 ) -> NDArray[np.float32]:
     """X Pᵀ [n, b] for X [n, a] and P [b, a], through torch's matrix product.
 
-    Always of row-major arrays: another layout is summed in another order, so that embeddings could
-    differ after a model is saved and loaded.
+    Always of row-major, aligned arrays: others are summed in another order, so that embeddings
+    could differ after a model is saved and loaded, or by process.
     """
     if not len(X):
         return np.empty((0, len(P)), np.float32)
-    left = torch.from_numpy(np.ascontiguousarray(X))
-    right = torch.from_numpy(np.ascontiguousarray(P))
+    left, right = torch.from_numpy(aligned(X)), torch.from_numpy(aligned(P))
     if precision == "bf16":
         return (left.bfloat16() @ right.bfloat16().T).float().numpy()
     return (left @ right.T).numpy()
@@ -146,7 +146,7 @@ def encode_on(
     from raypq.kernels import torch as kernels
 
     codes = [np.empty((0, len(C)), np.uint8)]
-    for x in _parts_on(device, torch.from_numpy(np.ascontiguousarray(X))):
+    for x in _parts_on(device, torch.from_numpy(aligned(X))):
         u = x
         if P is not None:
             bf16 = precision == "bf16"
@@ -240,7 +240,7 @@ class LinearModel(Model):
             return None
         cache: dict[str, torch.Tensor] = self.__dict__.setdefault("_moved", {})
         if device not in cache:
-            cache[device] = torch.from_numpy(np.ascontiguousarray(self.tensors["P"])).to(device)
+            cache[device] = torch.from_numpy(aligned(self.tensors["P"])).to(device)
         return cache[device]
 
     def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
