@@ -160,7 +160,7 @@ class Clusterable(GradientMethod):
         network.A.copy_(torch.from_numpy(attributes(dataset_info.A, settings)))
         return network
 
-    def phases(self) -> Sequence[Phase]:
+    def phases(self, steps: int) -> Sequence[Phase]:
         settings = self.settings
         whole = Phase(
             name=CVAE,

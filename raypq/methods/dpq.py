@@ -4,10 +4,11 @@ Each of M small networks ends in a softmax over K codewords. *Soft* is the mean 
 under it, *hard* the codeword of its largest entry, by the straight-through estimator. Both are
 trained with labels: softmax losses, and a central loss that attracts both to a centre of the class.
 
-Beyond the paper, and by default, a classifier of the embedding layer is trained, too, whose class
-probabilities are the targets of both softmax losses in place of labels; and queries are compared
-with class posteriors of codewords (``support.class_posteriors``). ``AS_PUBLISHED`` are the settings
-without these.
+Beyond the paper, and by default, codes quantize the class probabilities of a classifier
+(``support.class_codes``) where there are no more classes than codewords. Where there are more, a
+classifier of the embedding layer is trained, too, whose class probabilities are the targets of both
+softmax losses in place of labels; and queries are compared with class posteriors of codewords
+(``support.class_posteriors``). ``AS_PUBLISHED`` are the settings without these.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,6 +27,12 @@ from raypq.errors import ConfigError
 from raypq.methods.base import MethodSettings, TrainingSetInfo
 from raypq.methods.gradient import Batch, Network, NetworkModel
 from raypq.methods.support.backbones import TrunkSettings, trunk
+from raypq.methods.support.class_codes import (
+    ClassCodebooks,
+    ClassCodesModel,
+    ClassCodesNetwork,
+    check_unused,
+)
 from raypq.methods.support.class_posteriors import (
     CodewordPosteriors,
     PosteriorMethod,
@@ -43,12 +50,22 @@ class DPQSettings(TrunkSettings):
 
     M: Positive = Field(4, description="sub-codebooks; bytes per image at K = 256")
     metric: Metric = "dot"
+    codes: Literal["classes", "parts"] | None = Field(
+        None,
+        description="what codes store: class probabilities (classes), or the assignments of M "
+        "sub-networks, as in the paper (parts); default: classes if there are no more than K of "
+        "them, head > 0 and query = classes",
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="of the class probabilities that codes store, with codes = classes"
+    )
     query: Literal["classes", "soft"] = Field(
         "classes",
         description="query vectors of asymmetric search; soft (and metric l2): the paper's",
     )
     hidden: Positive = Field(1024, description="units of the mlp")
     dropout: float = Field(0.5, ge=0, lt=1, description="in the mlp and in vgg32")
+    feature_dropout: float = Field(0.1, ge=0, lt=1, description="of features, before the mlp")
     width: Positive = Field(
         500, description="units U of the embedding layer; cut to a multiple of M"
     )
@@ -69,8 +86,27 @@ class DPQSettings(TrunkSettings):
     gini_sample: float = Field(0.1, ge=0, description="weight of eq. 7")
     intra_norm: bool = Field(False, description="unit length for each sub-vector of soft and hard")
 
+    @model_validator(mode="after")
+    def _classes_are_predicted(self) -> DPQSettings:
+        if self.codes == "classes" and not (self.head and self.query == "classes"):
+            raise ValueError(
+                "codes: classes needs class probabilities (head > 0) and queries by them "
+                f"(query = classes), found head = {self.head:g}, query = {self.query}"
+            )
+        return self
+
+    def stores_classes(self, L: int) -> bool:
+        """Whether codes store the probabilities of the L classes, rather than assignments."""
+        if self.codes is None:
+            return self.head > 0 and self.query == "classes" and self.K >= L
+        return self.codes == "classes"
+
+
+_OF_PARTS = ("part_hidden", "d", "hard", "central", "gini_batch", "gini_sample", "intra_norm")
 
 AS_PUBLISHED: Mapping[str, Any] = {
+    "codes": "parts",
+    "feature_dropout": 0.0,
     "head": 0.0,
     "weight_decay": 0.0,
     "query": "soft",
@@ -199,20 +235,45 @@ class DPQNetwork(PosteriorNetwork):
         return rows.view(len(rows), self.settings.M, -1)
 
 
+class DPQClassNetwork(ClassCodesNetwork):
+    """Backbone and classifier; its class probabilities are stored."""
+
+    def __init__(self, settings: DPQSettings, dx: int, L: int, *, pretrained: bool = False) -> None:
+        super().__init__()
+        self.trunk = trunk(settings, dx, settings.width, pretrained=pretrained)
+        self.head = nn.Linear(settings.width, L)
+        self.class_codes = ClassCodebooks(settings.M, settings.K, L)
+        self.temperature = settings.temperature
+
+    def class_logits(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(F.relu(self.trunk(x)))
+        return scores.float()
+
+    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        assert batch.y is not None, "dpq streams labels"
+        return {"head": F.cross_entropy(self.class_logits(batch.x), batch.y)}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DPQModel(NetworkModel):
-    """Encodes by arg-max of the logits; classes by the prediction layer (LUTC, section 3.1.2)."""
+class DPQModel(ClassCodesModel):
+    """With codes of sub-networks: encodes by arg-max of the logits; classes by the prediction layer
+    (LUTC, section 3.1.2)."""
 
     method = "dpq"
-    legacy_settings: ClassVar[Mapping[str, Any]] = {"query": "soft", "head": 0.0}
+    legacy_settings: ClassVar[Mapping[str, Any]] = {"codes": "parts", "query": "soft", "head": 0.0}
     settings: DPQSettings
 
     @property
     def prediction_metric(self) -> Metric:
         return "dot"
 
-    def build_network(self) -> DPQNetwork:
-        return DPQNetwork(self.settings, self.dx, len(self.classes or ()))
+    @property
+    def stores_classes(self) -> bool:
+        return self.settings.stores_classes(len(self.classes or ()))
+
+    def build_network(self) -> Network:
+        kind = DPQClassNetwork if self.stores_classes else DPQNetwork
+        return kind(self.settings, self.dx, len(self.classes or ()))
 
 
 class DPQ(PosteriorMethod):
@@ -226,6 +287,9 @@ class DPQ(PosteriorMethod):
 
     def build(self, dataset_info: TrainingSetInfo) -> Network:
         check_query_metric(self.settings.query, self.settings.metric)
+        if self.settings.stores_classes(dataset_info.L):
+            check_unused(self.settings, _OF_PARTS)
+            return DPQClassNetwork(self.settings, dataset_info.dx, dataset_info.L, pretrained=True)
         if self.settings.width < self.settings.M:
             raise ConfigError(
                 f"M: {self.settings.M} parts need an embedding layer of at least as many units, "

@@ -6,10 +6,12 @@ quantized features, and that of a cosine classifier in each part, whose weights 
 of the classes. On unlabelled rows the sub-prototypes maximise the entropy of the classifier and the
 features minimise it, by gradient reversal.
 
-Beyond the paper, and by default: whole rows and their codes are classified, too; codes of
-unlabelled rows are trained to predict the class probabilities that the network computes from the
-features; and queries are compared with class posteriors of codewords
-(``support.class_posteriors``). ``AS_PUBLISHED`` are the settings without these.
+Beyond the paper, and by default: whole rows are classified, too; unlabelled rows are trained to
+predict, with dropout, the class probabilities that the network computes without; and codes quantize
+class probabilities (``support.class_codes``) where there are no more classes than codewords. Where
+there are more, the codes of rows are trained as the rows are, and queries are compared with class
+posteriors of codewords (``support.class_posteriors``). ``AS_PUBLISHED`` are the settings without
+these.
 """
 
 from __future__ import annotations
@@ -27,6 +29,12 @@ from raypq.config import Metric, Positive
 from raypq.methods.base import MethodSettings, Normalise, TrainingSetInfo
 from raypq.methods.gradient import Batch, Network, NetworkModel, Schedule
 from raypq.methods.support.backbones import TrunkSettings, trunk
+from raypq.methods.support.class_codes import (
+    ClassCodebooks,
+    ClassCodesModel,
+    ClassCodesNetwork,
+    check_unused,
+)
 from raypq.methods.support.class_posteriors import (
     CodewordPosteriors,
     PosteriorMethod,
@@ -43,17 +51,16 @@ class GPQSettings(TrunkSettings):
     (docs/methods/gpq.md).
     """
 
-    M: Positive = Field(8, description="sub-codebooks")
-    K: int = Field(16, ge=1, le=256, description="codewords in each sub-codebook")
+    M: Positive = Field(4, description="sub-codebooks; bytes per image at K = 256")
     metric: Metric = "dot"
     normalise: Normalise = "unit"
-    hidden: Positive = Field(1024, description="units of the mlp")
-    dropout: float = Field(0.7, ge=0, lt=1, description="in the mlp and in vgg32")
-    epochs: Positive = Field(10, description="passes over the larger store")
+    hidden: Positive = Field(2048, description="units of the mlp")
+    dropout: float = Field(0.6, ge=0, lt=1, description="in the mlp and in vgg32")
+    feature_dropout: float = Field(0.3, ge=0, lt=1, description="of features, before the mlp")
+    weight_decay: float = Field(0.05, ge=0)
     schedule: Schedule = "cosine"
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first momentum")
-    rate: float = Field(2e-4, gt=0, description="learning rate of Adam at the start")
-    d: Positive = Field(12, description="width of a sub-vector")
+    d: Positive = Field(64, description="width of a sub-vector")
     alpha: float = Field(8.0, gt=0, description="sharpness of soft assignment, eq. 1")
     beta: float = Field(4.0, gt=0, description="scale of the cosine classifier, eq. 3 and 4")
     lambda1: float = Field(0.1, ge=0, description="weight of the classification loss, eq. 5")
@@ -73,14 +80,29 @@ class GPQSettings(TrunkSettings):
     distil_from: int = Field(
         3, ge=0, description="first epoch with the distil term, counted from 0"
     )
-    gamma: float = Field(8.0, gt=0, description="scale of the cosine classifier of whole rows")
+    gamma: float = Field(16.0, gt=0, description="scale of the cosine classifier of whole rows")
+    codes: Literal["classes", "parts"] | None = Field(
+        None,
+        description="what codes store: class probabilities (classes), or the nearest codeword of "
+        "each sub-vector, as in the paper (parts); default: classes if there are no more than K "
+        "of them, joint > 0 and query = classes",
+    )
+    temperature: float = Field(
+        1.6, gt=0, description="of the class probabilities that codes store, with codes = classes"
+    )
     query: Literal["classes", "vector"] = Field(
         "classes", description="query vectors of asymmetric search; vector: the paper's"
     )
 
     @model_validator(mode="after")
     def _probabilities_are_trained(self) -> GPQSettings:
-        for name, needed in (("query", self.query == "classes"), ("distil", self.distil > 0)):
+        if self.codes == "classes" and self.query != "classes":
+            raise ValueError(f"codes: classes needs query = classes, found {self.query}")
+        for name, needed in (
+            ("codes", self.codes == "classes"),
+            ("query", self.query == "classes"),
+            ("distil", self.distil > 0),
+        ):
             if needed and not self.joint:
                 raise ValueError(
                     f"{name}: {getattr(self, name)} needs class probabilities of whole rows, which "
@@ -88,13 +110,31 @@ class GPQSettings(TrunkSettings):
                 )
         return self
 
+    def stores_classes(self, L: int) -> bool:
+        """Whether codes store the probabilities of the L classes, rather than assignments."""
+        if self.codes is None:
+            return self.joint > 0 and self.query == "classes" and self.K >= L
+        return self.codes == "classes"
+
     @property
     def classifies(self) -> bool:
         """Whether the network has a classifier; without one it is the paper's GPQ-H."""
         return self.lambda1 > 0 or self.lambda2 > 0 or self.joint > 0
 
 
+_OF_PARTS = ("alpha", "similarity", "margin")
+
 AS_PUBLISHED: Mapping[str, Any] = {
+    "codes": "parts",
+    "M": 8,
+    "K": 16,
+    "d": 12,
+    "hidden": 1024,
+    "dropout": 0.7,
+    "feature_dropout": 0.0,
+    "epochs": 10,
+    "rate": 2e-4,
+    "weight_decay": 0.0,
     "alpha": 20.0,
     "joint": 0.0,
     "distil": 0.0,
@@ -149,39 +189,26 @@ def subspace_entropy(x: Tensor, W: Tensor, beta: float) -> Tensor:
     return -(logs.exp() * logs).sum(dim=-1).mean()
 
 
-class GPQNetwork(PosteriorNetwork):
-    """Feature extractor F, codewords Z, and sub-prototypes W."""
+class SubspaceClassifier(Network):
+    """Feature extractor F (``trunk``) and sub-prototypes W [M, L, d], compared by cosine."""
 
-    def __init__(self, settings: GPQSettings, dx: int, L: int, *, pretrained: bool = False) -> None:
-        super().__init__()
-        self.settings = settings
-        self.epoch = 0
-        M, K, d = settings.M, settings.K, settings.d
-        self.trunk = trunk(settings, dx, M * d, pretrained=pretrained)
-        self.Z = nn.Parameter(torch.randn(M, K, d))
-        if settings.classifies:
-            self.W = nn.Parameter(torch.randn(M, L, d))
-        self.beliefs = CodewordPosteriors(M, K, L) if settings.query == "classes" else None
+    settings: GPQSettings
+    trunk: nn.Module
+    W: nn.Parameter
+    epoch = 0
+    gain = 1.0  # of rows, before the trunk
 
     def begin_epoch(self, phase: str, epoch: int) -> None:
         self.epoch = epoch
 
     def features(self, x: Tensor, *, reverse: bool = False) -> Tensor:
         """[n, dx] to [n, M, d] of unit length; gradients are reversed before the normalisation."""
-        f = self.trunk(x).float()
-        f = reverse_gradient(f) if reverse else f
-        return intra_normalise(f.view(len(x), self.settings.M, -1))
+        return self.parts_of(self.trunk(self.gain * x), reverse=reverse)
 
-    def codewords(self) -> Tensor:
-        """Codewords [M, K, d] of unit length, soft-assigned to the sub-prototypes.
-
-        z' = s_m(z; α, W_m), in training as in retrieval.
-        """
-        Z = intra_normalise(self.Z)
-        if not self.settings.classifies:
-            return Z
-        assigned = soft_assign(Z.transpose(0, 1), self.prototypes(), self.settings.alpha)
-        return intra_normalise(assigned.transpose(0, 1))
+    def parts_of(self, f: Tensor, *, reverse: bool = False) -> Tensor:
+        """Output of the trunk [n, M·d] to [n, M, d], as ``features``."""
+        f = reverse_gradient(f.float()) if reverse else f.float()
+        return intra_normalise(f.view(len(f), self.settings.M, -1))
 
     def prototypes(self) -> Tensor:
         """Sub-prototypes [M, L, d] at unit length."""
@@ -200,6 +227,72 @@ class GPQNetwork(PosteriorNetwork):
             probabilities = self.class_scores(self.features(x)).softmax(dim=-1)
         self.train(training)
         return probabilities
+
+    def entropy_loss(self, x: Tensor) -> Tensor:
+        """The entropy mini-max, eq. 4, weighted, of reversed features [n, M, d] of unlabelled
+        rows."""
+        settings = self.settings
+        return -settings.lambda2 * subspace_entropy(x, self.prototypes(), settings.beta)
+
+
+class GPQClassNetwork(SubspaceClassifier, ClassCodesNetwork):
+    """The classifier alone; its class probabilities are stored."""
+
+    def __init__(self, settings: GPQSettings, dx: int, L: int, *, pretrained: bool = False) -> None:
+        super().__init__()
+        self.settings = settings
+        self.trunk = trunk(settings, dx, settings.M * settings.d, pretrained=pretrained)
+        self.W = nn.Parameter(torch.randn(settings.M, L, settings.d))
+        self.class_codes = ClassCodebooks(settings.M, settings.K, L)
+        self.temperature = settings.temperature
+        # The first layer expects values of about 1; those of rows of unit length are smaller.
+        self.gain = dx**0.5 if settings.normalise == "unit" else 1.0
+
+    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        assert batch.y is not None, "gpq streams labels"
+        assert batch.u is not None, "gpq streams unlabelled rows"
+        settings = self.settings
+        x = self.features(batch.x)
+        terms = {"joint": settings.joint * F.cross_entropy(self.class_scores(x), batch.y)}
+        if settings.lambda1:
+            W = self.prototypes()
+            terms["class"] = settings.lambda1 * classification_loss(x, W, batch.y, settings.beta)
+        f = self.trunk(self.gain * batch.u)
+        if settings.distil and self.epoch >= settings.distil_from:
+            scores = self.class_scores(self.parts_of(f))
+            target = self.inferred_classes(batch.u)
+            terms["distil"] = settings.distil * F.cross_entropy(scores, target)
+        if settings.lambda2:
+            terms["entropy"] = self.entropy_loss(self.parts_of(f, reverse=True))
+        return terms
+
+    def class_logits(self, x: Tensor) -> Tensor:
+        return self.class_scores(self.features(x))
+
+
+class GPQNetwork(SubspaceClassifier, PosteriorNetwork):
+    """The classifier, and codewords Z."""
+
+    def __init__(self, settings: GPQSettings, dx: int, L: int, *, pretrained: bool = False) -> None:
+        super().__init__()
+        self.settings = settings
+        M, K, d = settings.M, settings.K, settings.d
+        self.trunk = trunk(settings, dx, M * d, pretrained=pretrained)
+        self.Z = nn.Parameter(torch.randn(M, K, d))
+        if settings.classifies:
+            self.W = nn.Parameter(torch.randn(M, L, d))
+        self.beliefs = CodewordPosteriors(M, K, L) if settings.query == "classes" else None
+
+    def codewords(self) -> Tensor:
+        """Codewords [M, K, d] of unit length, soft-assigned to the sub-prototypes.
+
+        z' = s_m(z; α, W_m), in training as in retrieval.
+        """
+        Z = intra_normalise(self.Z)
+        if not self.settings.classifies:
+            return Z
+        assigned = soft_assign(Z.transpose(0, 1), self.prototypes(), self.settings.alpha)
+        return intra_normalise(assigned.transpose(0, 1))
 
     def joint_loss(self, x: Tensor, C: Tensor, target: Tensor) -> Tensor:
         """Cross entropy of whole rows x [n, M, d], and of their codes, against classes [n] or
@@ -230,8 +323,7 @@ class GPQNetwork(PosteriorNetwork):
             terms["distil"] = settings.distil * self.joint_loss(self.features(batch.u), C, target)
         if settings.lambda2:
             assert batch.u is not None, "gpq streams unlabelled rows"
-            u = self.features(batch.u, reverse=True)
-            terms["entropy"] = -settings.lambda2 * subspace_entropy(u, W, settings.beta)
+            terms["entropy"] = self.entropy_loss(self.features(batch.u, reverse=True))
         return terms
 
     def codebooks(self) -> Tensor:
@@ -270,7 +362,7 @@ class GPQNetwork(PosteriorNetwork):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class GPQModel(NetworkModel):
+class GPQModel(ClassCodesModel):
     """Encodes by cosine; classes are sub-prototypes."""
 
     method = "gpq"
@@ -281,9 +373,17 @@ class GPQModel(NetworkModel):
     def prediction_metric(self) -> Metric:
         return "dot"
 
-    def build_network(self) -> GPQNetwork:
-        L = self.tensors["net.W"].shape[1] if self.settings.classifies else 0
-        return GPQNetwork(self.settings, self.dx, L)
+    @property
+    def stores_classes(self) -> bool:
+        return self.settings.stores_classes(self._L)
+
+    @property
+    def _L(self) -> int:
+        return self.tensors["net.W"].shape[1] if self.settings.classifies else 0
+
+    def build_network(self) -> Network:
+        kind = GPQClassNetwork if self.stores_classes else GPQNetwork
+        return kind(self.settings, self.dx, self._L)
 
 
 class GPQ(PosteriorMethod):
@@ -294,8 +394,13 @@ class GPQ(PosteriorMethod):
     model_class: ClassVar[type[NetworkModel]] = GPQModel
     needs_classes = True
     needs_unlabelled = True
+    samples_unlabelled = True
     settings: GPQSettings
 
     def build(self, dataset_info: TrainingSetInfo) -> Network:
         check_query_metric(self.settings.query, self.settings.metric)
-        return GPQNetwork(self.settings, dataset_info.dx, dataset_info.L, pretrained=True)
+        kind: type[GPQClassNetwork | GPQNetwork] = GPQNetwork
+        if self.settings.stores_classes(dataset_info.L):
+            check_unused(self.settings, _OF_PARTS)
+            kind = GPQClassNetwork
+        return kind(self.settings, dataset_info.dx, dataset_info.L, pretrained=True)

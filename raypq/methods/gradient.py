@@ -40,10 +40,16 @@ __all__ = [
 ]  # fmt: skip
 
 
+_EPOCHS, _STEPS = 16, 2_000  # at least, unless ``epochs`` is given
+
+
 class GradientSettings(MethodSettings):
     """Settings of every method that trains by gradient."""
 
-    epochs: Positive = Field(16, description="passes over the rows")
+    epochs: Positive | None = Field(
+        None,
+        description="passes over the rows; default: 16, or as many as make 2,000 steps",
+    )
     batch: Positive = Field(256, description="rows per step, over all workers")
     rate: float = Field(1e-3, gt=0, description="learning rate of Adam at the start")
     schedule: Schedule = Field("cosine", description="schedule of the learning rate")
@@ -65,7 +71,9 @@ class GradientMethod(Method):
 
     needs_labels: ClassVar[bool] = True
     sample_rows: ClassVar[int] = 0
-    """Most rows of the labelled store in the sample for ``finish``."""
+    """Most rows in the sample for ``finish``."""
+    samples_unlabelled: ClassVar[bool] = False
+    """Whether this sample is of the unlabelled store, rather than of the labelled one."""
     small_batches: ClassVar[bool] = False
     """Whether a batch may have fewer rows than there are training classes."""
     settings: GradientSettings
@@ -84,13 +92,17 @@ class GradientMethod(Method):
         with seeded(self.settings.seed):
             return self.build(dataset_info)
 
-    def phases(self) -> Sequence[Phase]:
-        """The phases of training, in order; one named ``train`` unless overridden."""
+    def phases(self, steps: int) -> Sequence[Phase]:
+        """The phases of training, in order; one named ``train`` unless overridden.
+
+        Args:
+            steps: of one epoch.
+        """
         settings = self.settings
         return [
             Phase(
                 name="train",
-                epochs=settings.epochs,
+                epochs=settings.epochs or max(_EPOCHS, -(-_STEPS // steps)),
                 rate=settings.rate,
                 schedule=settings.schedule,
                 decay=settings.decay,
@@ -111,7 +123,8 @@ class GradientMethod(Method):
     ) -> None:
         """Completes the network in place, after the last phase and before the follow-up.
 
-        X [n, dx], normalised, and y [n] are a sample of at most ``sample_rows`` training rows.
+        X [n, dx], normalised, and y [n] are a sample of at most ``sample_rows`` training rows; y
+        is zero for rows without labels.
         """
 
     def follow_up(self) -> ReductionMethod | None:

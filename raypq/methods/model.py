@@ -292,6 +292,11 @@ class Model(ABC):
         """
         return kernels.decode(self._codes(B), self.C)
 
+    def code_queries(self, B: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Query vectors [n, D] of codes [n, M], for symmetric search; by default their
+        reconstructions."""
+        return self.decode(B)
+
     @abstractmethod
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """g: class embeddings [T, da] to prototypes V [T, D] and bias [T].

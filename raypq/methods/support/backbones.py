@@ -27,6 +27,7 @@ class TrunkSettings(GradientSettings):
     backbone: str = Field("mlp", description=NAMES)
     hidden: Positive = Field(512, description="units of the mlp")
     dropout: float = Field(0.0, ge=0, lt=1, description="in the mlp and in vgg32")
+    feature_dropout: float = Field(0.0, ge=0, lt=1, description="of features, before the mlp")
     pretrained: bool = Field(False, description="start from the weights of torchvision or timm")
     augment: bool = Field(True, description="flip and shift images randomly in training")
 
@@ -58,7 +59,7 @@ def trunk(settings: TrunkSettings, dx: int, width: int, *, pretrained: bool) -> 
     """
     name = settings.backbone
     if name == "mlp":
-        return Trunk(dx, settings.hidden, width, settings.dropout)
+        return Trunk(dx, settings.hidden, width, settings.dropout, settings.feature_dropout)
     library, colon, model = name.partition(":")
     if name not in _LEAST_SIDE and not (colon and library in ("torchvision", "timm")):
         raise ConfigError(f"backbone: unknown {name!r}; expected {NAMES}")

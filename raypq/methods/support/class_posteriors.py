@@ -25,6 +25,7 @@ from raypq.config import Metric
 from raypq.errors import ConfigError
 from raypq.methods.base import TrainingSetInfo
 from raypq.methods.gradient import GradientMethod, Network, tensor_of
+from raypq.methods.support.class_codes import ClassCodesNetwork
 
 _MAX_AXES = 128  # by which codewords and queries are extended at most
 _WEIGHT = 4.0  # of posteriors relative to codewords, where codes are compared with codes
@@ -110,20 +111,21 @@ class PosteriorNetwork(Network):
     def trainable(self, phase: str) -> Iterable[nn.Parameter]:
         return [p for name, p in self.named_parameters() if not name.startswith("beliefs.")]
 
-    def observe(self, x: Tensor) -> None:
+    def finish(self, x: Tensor, seed: int) -> None:
         """Computes the posteriors from rows x [n, dx]; labels are not needed."""
         if self.beliefs is not None:
             self.beliefs.observe(self.probabilities(part) for part in torch.split(x, _BLOCK))
 
 
 class PosteriorMethod(GradientMethod):
-    """Computes the posteriors after training, and before every validation."""
+    """Computes the posteriors, or fits the codes of classes, after training. Posteriors are
+    computed before every validation, too; codes of classes are validated as probabilities."""
 
     sample_rows: ClassVar[int] = 50_000
 
     def validation_score(self, network: Network, x: Tensor, y: Tensor) -> float | None:
-        assert isinstance(network, PosteriorNetwork), "built here"
-        network.observe(x)
+        if isinstance(network, PosteriorNetwork):
+            network.finish(x, self.settings.seed)
         return None
 
     def finish(
@@ -133,5 +135,5 @@ class PosteriorMethod(GradientMethod):
         X: NDArray[np.float32],
         y: NDArray[np.int32],
     ) -> None:
-        assert isinstance(network, PosteriorNetwork), "built here"
-        network.observe(tensor_of(X))
+        assert isinstance(network, PosteriorNetwork | ClassCodesNetwork), "built here"
+        network.finish(tensor_of(X), self.settings.seed)

@@ -16,15 +16,18 @@ _SMALL, _LARGE = 1e-12, 1e15  # squares of values between them fit float32
 class Trunk(nn.Module):
     """The backbone for features, an MLP dx → hidden → width with dropout between the layers."""
 
-    def __init__(self, dx: int, hidden: int, width: int, dropout: float) -> None:
+    def __init__(
+        self, dx: int, hidden: int, width: int, dropout: float, feature_dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        self.feature_dropout = nn.Dropout(feature_dropout)
         self.first = nn.Linear(dx, hidden)
         self.dropout = nn.Dropout(dropout)
         self.second = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, dx] to [n, width]."""
-        hidden: Tensor = self.dropout(F.relu(self.first(x)))
+        hidden: Tensor = self.dropout(F.relu(self.first(self.feature_dropout(x))))
         return self.second(hidden)
 
 

@@ -28,9 +28,9 @@ def apply_in_fixed_blocks(X: Array, embed: Callable[[Array], Array]) -> Array:
 
 
 def vectors(model: Model, X: NDArray[np.float32], distance: Distance) -> NDArray[np.float32]:
-    """Query vectors [n, D] of X [n, dx]: uncompressed (adc), or decoded from their codes (sdc)."""
+    """Query vectors [n, D] of X [n, dx]: uncompressed (adc), or of their codes (sdc)."""
     if distance == "sdc":
-        return model.decode(apply_in_fixed_blocks(X, model.encode))
+        return model.code_queries(apply_in_fixed_blocks(X, model.encode))
     return apply_in_fixed_blocks(X, model.queries)
 
 

@@ -330,7 +330,7 @@ class _Passes:
 
     def _decoded(self, fingerprint: str, code: bytes) -> NDArray[np.float32]:
         B = np.frombuffer(code, np.uint8)[None]
-        return self._plan.models[fingerprint].decode(B)[0]
+        return self._plan.models[fingerprint].code_queries(B)[0]
 
     def _search(self, queries: QueryRound) -> list[str]:
         """Scans and merges for one round; paths of at most ``_FAN_IN`` partial results."""

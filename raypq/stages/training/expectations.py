@@ -36,8 +36,10 @@ def warnings_of(plan: TrainingPlan, method: Method) -> Iterator[str]:
             f"{_ROWS_OF_CODEWORD} rows a codeword, or fewer codewords (--set K=…, settings.K)"
         )
     if isinstance(method, GradientMethod):
-        batch, epochs = method.settings.batch, sum(phase.epochs for phase in method.phases())
-        steps = max(rows, plan.dataset_info.unlabelled) // batch * epochs
+        batch = method.settings.batch
+        epoch_steps = max(rows, plan.dataset_info.unlabelled) // batch
+        epochs = sum(phase.epochs for phase in method.phases(max(1, epoch_steps)))
+        steps = epoch_steps * epochs
         if steps < _STEPS:
             yield (
                 f"{steps:,} steps ({epochs} epochs of {rows:,} rows in batches of {batch}) are few "

@@ -137,7 +137,7 @@ def fit_gradient(
     network = method.network(plan.dataset_info)
     network.load_state_dict(checkpoint.weights)
     _finish(job, method, network, spec, executor, record)
-    network.finished = checkpoint.progress.phase == len(method.phases())
+    network.finished = checkpoint.progress.phase == len(method.phases(spec.steps))
     codebooks, codebook_record = _follow_up(job, method, network, spec, plan, executor, record)
     model = method.freeze(
         network,
@@ -312,6 +312,9 @@ def _finish(
     if not method.sample_rows:
         return
     source = spec.labelled
+    if method.samples_unlabelled:
+        assert spec.unlabelled is not None, "a method that samples these rows needs them"
+        source = spec.unlabelled
     rows = sum(task.rows for task in source.tasks)
     rng = np.random.default_rng([method.settings.seed, 14])
     starts = [0, *accumulate(task.rows for task in source.tasks)]

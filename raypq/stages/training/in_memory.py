@@ -73,7 +73,7 @@ def _fit_by_gradient(
         scaling = scale(np.array(float(len(X))), wide.sum(axis=0), (wide * wide).sum(axis=0))
     X = normalise(X, settings.normalise, scaling.get("mean"), scaling.get("inverse_std"))
     network = method.network(dataset_info)
-    for number, phase in enumerate(method.phases()):
+    for number, phase in enumerate(method.phases(len(X) // settings.batch)):
         _train_phase(method, network, phase, number, (X, y))
     network.finished = True
     with seeded(settings.seed, 13):

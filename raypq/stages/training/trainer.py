@@ -96,7 +96,7 @@ class Trainer:
             ConfigError: the checkpoint is of another training.
         """
         spec = self.spec
-        phases = spec.method.phases()
+        phases = spec.method.phases(spec.steps)
         self.network = spec.method.network(spec.dataset_info).to(self.rank.device)
         self._open_streams()
         checkpoint = spec.checkpoints.read()

@@ -24,12 +24,12 @@ def dataset_info(L: int) -> TrainingSetInfo:
 
 
 def built_dpq(L: int, **changes: object) -> PosteriorNetwork:
-    settings = {"M": M, "K": K, "hidden": 8, "width": 12, "batch": 6, **changes}
+    settings = {"M": M, "K": K, "hidden": 8, "width": 12, "batch": 6, "codes": "parts", **changes}
     return frozen(DPQ(DPQSettings.parse(settings)).network(dataset_info(L)))
 
 
 def built_gpq(L: int, **changes: object) -> PosteriorNetwork:
-    settings = {"M": M, "K": K, "hidden": 8, "d": 3, "batch": 6, **changes}
+    settings = {"M": M, "K": K, "hidden": 8, "d": 3, "batch": 6, "codes": "parts", **changes}
     return frozen(GPQ(GPQSettings.parse(settings)).network(dataset_info(L)))
 
 
@@ -64,7 +64,7 @@ def test_a_score_is_the_mean_probability_of_a_common_class(
 ) -> None:
     monkeypatch.setattr(class_posteriors, "_MAX_AXES", most)
     network = build(L=6)
-    network.observe(x)
+    network.finish(x, 0)
     P, B = (values.numpy() for values in network.probabilities(x))
     # Along the principal axes: the best approximation of that rank.
     flat = direct_posteriors(network, x).reshape(M * K, 6)
@@ -87,7 +87,7 @@ def test_class_scores_ignore_the_posteriors(build: Build, x: torch.Tensor) -> No
     layer, before = network.class_layer(), network.codebooks()
     assert layer is not None
     assert before is not None
-    network.observe(x)
+    network.finish(x, 0)
     after = network.codebooks()
     assert after is not None
     scored_after, scored_before = (
@@ -102,7 +102,7 @@ def test_class_scores_ignore_the_posteriors(build: Build, x: torch.Tensor) -> No
 @both
 def test_a_codeword_without_rows_has_the_mean_posterior(build: Build, x: torch.Tensor) -> None:
     network = build(L=3)
-    network.observe(x[:1])
+    network.finish(x[:1], 0)
     P, B = network.probabilities(x[:1])
     assert network.beliefs is not None
     other = [k for k in range(K) if k != int(B[0, 0])]

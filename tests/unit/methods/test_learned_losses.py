@@ -149,7 +149,7 @@ def network(**changes: object) -> gpq.GPQNetwork:
 
 def test_one_step_raises_the_entropy_by_prototypes_and_lowers_it_by_features(rng):
     """The mini-max: the same term moves W up and the trunk down (section 3.1)."""
-    net = network(lambda2=1.0, dropout=0.0)
+    net = network(lambda2=1.0, dropout=0.0, feature_dropout=0.0)
     u = torch.from_numpy(rng.standard_normal((40, 5)).astype(np.float32))
     batch = Batch(x=u[:6], y=torch.tensor([0, 1, 2, 0, 1, 2]), u=u)
 
@@ -188,7 +188,7 @@ def test_terms_are_weighted_and_a_weight_of_nothing_is_nothing(rng):
     x = torch.from_numpy(rng.standard_normal((6, 5)).astype(np.float32))
     batch = Batch(x=x, y=torch.tensor([0, 1, 2, 0, 1, 2]), u=x)
     one, three = (
-        network(dropout=0.0, **w)
+        network(dropout=0.0, feature_dropout=0.0, **w)
         for w in ({"lambda1": 1, "lambda2": 1}, {"lambda1": 3, "lambda2": 0})
     )
     with torch.no_grad():
@@ -281,9 +281,11 @@ def test_dpq_gives_the_terms_of_the_paper(rng, intra_norm):
 
 
 def test_dpq_learns_codes_from_the_head(rng):
-    """By default the head learns from labels, and codes from the probabilities of the head, without
-    a gradient to it; queries are these probabilities."""
-    settings = dpq.DPQSettings(M=2, K=4, width=6, hidden=8, part_hidden=5, dropout=0.0, batch=6)
+    """With more classes than codewords the head learns from labels, and codes from the
+    probabilities of the head, without a gradient to it; queries are these probabilities."""
+    settings = dpq.DPQSettings(
+        M=2, K=2, width=6, hidden=8, part_hidden=5, dropout=0.0, feature_dropout=0.0, batch=6
+    )
     net = dpq.DPQ(settings).network(TrainingSetInfo(N=50, dx=5, names=("a", "b", "c")))
     assert isinstance(net, dpq.DPQNetwork)
     assert net.head is not None
