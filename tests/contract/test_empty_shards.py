@@ -176,7 +176,7 @@ for _method, _settings in {
     "pqzsl": SMALL | {"iterations": 2, "polish": 1},
     "eszsl": {"M": 2, "K": 16},
     "sae": {"M": 2, "K": 16},
-    "dpq": SMALL | {"epochs": 1, "hidden": 8, "width": 8, "part_hidden": 8, "batch": 16},
+    "dpq": SMALL | {"epochs": 1, "hidden": 8, "width": 8, "batch": 16},
     "psr": SMALL | {"D": 4, "epochs": 1},
 }.items():
 

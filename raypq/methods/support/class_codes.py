@@ -46,6 +46,7 @@ class ClassCodebooks(nn.Module):
 
     @property
     def fitted(self) -> bool:
+        """Whether ``fit`` has been called."""
         return bool(self.words.any())
 
     @torch.no_grad()
