@@ -3,8 +3,8 @@
 python jobs/tables/table.py jobs/tables/psr.yaml --data cub --output work
 
 DATA is a folder with ``train``, ``test_seen``, ``test_unseen`` and ``classes.parquet``, as
-``raypq import-xlsa17`` writes it. Where a row says ``tune``, γ comes from classes held out of
-training under the first seed and is used for all seeds; ``best H`` is that of the γ that is best on
+``raypq import-xlsa17`` writes it. γ comes from classes held out of training under the first seed
+and is used for all seeds; ``best H`` is that of the γ that is best on
 the test images, for comparison. Existing models and stores are kept, so a run that was stopped goes
 on. The table is printed as Markdown, and all scores go to OUTPUT/NAME.json.
 """
@@ -101,7 +101,9 @@ def run_row(row: Row, extra: dict[str, Any], data: Path, folder: Path, seeds: in
     for seed in range(seeds):
         run_folder = folder / f"seed-{seed}"
         settings = {**row.settings, **extra, "seed": seed}
-        model = train(row.method, settings, data, run_folder, tune=row.tune and not seed)
+        model = train(
+            row.method, settings, data, run_folder, tune=row.tune and not seed, calibrate=not seed
+        )
         gamma = gamma if seed else model["calibration"]
         for kind, values in evaluate(data, run_folder, gamma).items():
             for metric, value in values.items():
@@ -111,7 +113,7 @@ def run_row(row: Row, extra: dict[str, Any], data: Path, folder: Path, seeds: in
 
 
 def train(
-    method: str, settings: dict[str, Any], data: Path, folder: Path, *, tune: bool
+    method: str, settings: dict[str, Any], data: Path, folder: Path, *, tune: bool, calibrate: bool
 ) -> dict[str, Any]:
     """Trains a model unless it exists; returns its calibration and training time."""
     note = folder / "trained.json"
@@ -125,7 +127,7 @@ def train(
         output=str(folder / "model"),
         settings=settings,
         tune=tune,
-        calibrate=False,
+        calibrate=calibrate,
         overwrite=True,
         where=WHERE,
     )

@@ -63,7 +63,8 @@ def _each(name: str, values: Sequence[float], others: Settings) -> list[Variant]
 
 _BITS_32 = {"M": 8, "K": 16}
 _BITS_48 = {"M": 12, "K": 16}
-_LABELS = {"head": 0.0, "weight_decay": 0.0}  # DPQ's codes trained by labels, as in the paper
+# DPQ's codes trained by labels, as in the paper.
+_LABELS = {"codes": "parts", "head": 0.0, "weight_decay": 0.0, "feature_dropout": 0.0}
 _PAPER_32 = {**_BITS_32, **GPQ_AS_PUBLISHED}
 
 TABLES: Mapping[str, Ablation] = {
