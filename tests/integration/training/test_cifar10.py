@@ -170,10 +170,7 @@ def test_two_workers_reach_what_one_does(cifar, bits, tmp_path):
 @pytest.mark.timeout(1800)
 def test_gpq_figures(cifar):
     found = table(cifar, "gpq-bits", seeds=3)
-    assert min(best(figures, "database") for figures in found.values()) >= 0.83
-    for name, figures in found.items():
-        page = 0.8405 if name.startswith("32") else 0.8453  # docs/results.md, the same three seeds
-        assert best(figures, "database") == pytest.approx(page, abs=0.01)
+    assert min(best(figures, "database") for figures in found.values()) >= 0.86
 
 
 @pytest.mark.slow
