@@ -26,7 +26,9 @@ from raypq.stages.training.gradient import fit_gradient
 pytestmark = pytest.mark.ray
 WHERE = ClusterSettings(cluster="local", workers=2, threads=1)
 EPOCHS, FATAL = 5, 3
-SETTINGS = {"M": 2, "K": 16, "hidden": 32, "width": 16, "part_hidden": 16, "batch": 50}
+SETTINGS = {
+    "codes": "parts", "M": 2, "K": 16, "hidden": 32, "width": 16, "part_hidden": 16, "batch": 50,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
