@@ -167,8 +167,8 @@ def test_the_rate_follows_the_schedule(world, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_the_terms(world, tmp_path):
     terms = r"epoch \d+, step \d+: head .*, soft .*, hard .*central"
+    settings = {"rate": 1e30, "epochs": 3, "codes": "parts"}
     with pytest.raises(DivergenceError, match=terms):
-        settings = {"rate": 1e30, "epochs": 3, "codes": "parts"}
         api.train(job(world, tmp_path / "m", set=settings))
 
 
