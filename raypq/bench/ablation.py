@@ -251,7 +251,7 @@ def ranked(model: Model, queries: Rows, stored: Rows) -> Iterator[tuple[str, flo
     names, row_label = np.unique(stored.y, return_inverse=True)
     place = np.searchsorted(names, queries.y).clip(max=len(names) - 1)
     query_label = np.where(names[place] == queries.y, place, -1)
-    vectors = {"adc": model.queries(queries.X), "sdc": model.decode(model.encode(queries.X))}
+    vectors = {"adc": model.queries(queries.X), "sdc": model.code_queries(model.encode(queries.X))}
     for name, V in vectors.items():
         score = partial(_scores, model.tables(V), model.decode(B), which)
         yield name, mean_average_precision(score, query_label, row_label)

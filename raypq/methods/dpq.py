@@ -28,6 +28,7 @@ from raypq.methods.base import MethodSettings, TrainingSetInfo
 from raypq.methods.gradient import Batch, Network, NetworkModel
 from raypq.methods.support.backbones import TrunkSettings, trunk
 from raypq.methods.support.class_codes import (
+    OF_CLASSES,
     ClassCodebooks,
     ClassCodesModel,
     ClassCodesNetwork,
@@ -67,7 +68,8 @@ class DPQSettings(TrunkSettings):
     dropout: float = Field(0.5, ge=0, lt=1, description="in the mlp and in vgg32")
     feature_dropout: float = Field(0.1, ge=0, lt=1, description="of features, before the mlp")
     width: Positive = Field(
-        500, description="units U of the embedding layer; cut to a multiple of M"
+        500,
+        description="units U of the embedding layer; with codes = parts, cut to a multiple of M",
     )
     part_hidden: Positive = Field(128, description="hidden units of each sub-network")
     d: Positive | None = Field(None, description="width of a codeword; default: U / M")
@@ -240,6 +242,7 @@ class DPQClassNetwork(ClassCodesNetwork):
 
     def __init__(self, settings: DPQSettings, dx: int, L: int, *, pretrained: bool = False) -> None:
         super().__init__()
+        self.settings = settings
         self.trunk = trunk(settings, dx, settings.width, pretrained=pretrained)
         self.head = nn.Linear(settings.width, L)
         self.class_codes = ClassCodebooks(settings.M, settings.K, L)
@@ -251,7 +254,8 @@ class DPQClassNetwork(ClassCodesNetwork):
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         assert batch.y is not None, "dpq streams labels"
-        return {"head": F.cross_entropy(self.class_logits(batch.x), batch.y)}
+        loss = F.cross_entropy(self.class_logits(batch.x), batch.y)
+        return {"head": self.settings.head * loss}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -260,7 +264,12 @@ class DPQModel(ClassCodesModel):
     (LUTC, section 3.1.2)."""
 
     method = "dpq"
-    legacy_settings: ClassVar[Mapping[str, Any]] = {"codes": "parts", "query": "soft", "head": 0.0}
+    legacy_settings: ClassVar[Mapping[str, Any]] = {
+        "codes": "parts",
+        "feature_dropout": 0.0,
+        "query": "soft",
+        "head": 0.0,
+    }
     settings: DPQSettings
 
     @property
@@ -288,8 +297,9 @@ class DPQ(PosteriorMethod):
     def build(self, dataset_info: TrainingSetInfo) -> Network:
         check_query_metric(self.settings.query, self.settings.metric)
         if self.settings.stores_classes(dataset_info.L):
-            check_unused(self.settings, _OF_PARTS)
+            check_unused(self.settings, _OF_PARTS, codes="classes")
             return DPQClassNetwork(self.settings, dataset_info.dx, dataset_info.L, pretrained=True)
+        check_unused(self.settings, OF_CLASSES, codes="parts")
         if self.settings.width < self.settings.M:
             raise ConfigError(
                 f"M: {self.settings.M} parts need an embedding layer of at least as many units, "

@@ -30,6 +30,7 @@ from raypq.methods.base import MethodSettings, Normalise, TrainingSetInfo
 from raypq.methods.gradient import Batch, Network, NetworkModel, Schedule
 from raypq.methods.support.backbones import TrunkSettings, trunk
 from raypq.methods.support.class_codes import (
+    OF_CLASSES,
     ClassCodebooks,
     ClassCodesModel,
     ClassCodesNetwork,
@@ -85,7 +86,7 @@ class GPQSettings(TrunkSettings):
         None,
         description="what codes store: class probabilities (classes), or the nearest codeword of "
         "each sub-vector, as in the paper (parts); default: classes if there are no more than K "
-        "of them, joint > 0 and query = classes",
+        "of them and query = classes",
     )
     temperature: float = Field(
         1.6, gt=0, description="of the class probabilities that codes store, with codes = classes"
@@ -98,22 +99,19 @@ class GPQSettings(TrunkSettings):
     def _probabilities_are_trained(self) -> GPQSettings:
         if self.codes == "classes" and self.query != "classes":
             raise ValueError(f"codes: classes needs query = classes, found {self.query}")
-        for name, needed in (
-            ("codes", self.codes == "classes"),
-            ("query", self.query == "classes"),
-            ("distil", self.distil > 0),
-        ):
+        for name, needed in (("query", self.query == "classes"), ("distil", self.distil > 0)):
             if needed and not self.joint:
                 raise ValueError(
-                    f"{name}: {getattr(self, name)} needs class probabilities of whole rows, which "
-                    "are not trained with joint = 0"
+                    f"joint: 0 trains no class probabilities of whole rows, which {name} = "
+                    f"{getattr(self, name)} needs; set query = vector and distil = 0 as well, as "
+                    "in the paper"
                 )
         return self
 
     def stores_classes(self, L: int) -> bool:
         """Whether codes store the probabilities of the L classes, rather than assignments."""
         if self.codes is None:
-            return self.joint > 0 and self.query == "classes" and self.K >= L
+            return self.query == "classes" and self.K >= L
         return self.codes == "classes"
 
     @property
@@ -401,6 +399,8 @@ class GPQ(PosteriorMethod):
         check_query_metric(self.settings.query, self.settings.metric)
         kind: type[GPQClassNetwork | GPQNetwork] = GPQNetwork
         if self.settings.stores_classes(dataset_info.L):
-            check_unused(self.settings, _OF_PARTS)
+            check_unused(self.settings, _OF_PARTS, codes="classes")
             kind = GPQClassNetwork
+        else:
+            check_unused(self.settings, OF_CLASSES, codes="parts")
         return kind(self.settings, dataset_info.dx, dataset_info.L, pretrained=True)

@@ -524,6 +524,11 @@ class Model(ABC):
         return False
 
     @property
+    def stores_classes(self) -> bool:
+        """Whether codes store class probabilities, as a sum over codebooks."""
+        return False
+
+    @property
     def class_metric(self) -> Metric:
         """The metric of codes and ``prototypes_of``."""
         return "dot" if self.has_head else self.prediction_metric

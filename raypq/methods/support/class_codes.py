@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -134,8 +135,7 @@ class ClassCodesModel(NetworkModel):
 
     @property
     @abstractmethod
-    def stores_classes(self) -> bool:
-        """Whether they are."""
+    def stores_classes(self) -> bool: ...
 
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         return (self.queries(E), np.zeros(len(E))) if self.stores_classes else super().prototypes(E)
@@ -147,16 +147,27 @@ class ClassCodesModel(NetworkModel):
         return np.tile(self.decode(B).reshape(-1, M, L).sum(axis=1), M)
 
 
-def check_unused(settings: MethodSettings, of_parts: Iterable[str]) -> None:
-    """Refuses settings of codes that are assignments, where codes store classes.
+OF_CLASSES = ("temperature",)
+
+
+def check_unused(
+    settings: MethodSettings, others: Iterable[str], *, codes: Literal["classes", "parts"]
+) -> None:
+    """Refuses settings of the other kind of codes.
 
     Raises:
         ConfigError: one was given.
     """
-    given = [name for name in of_parts if name in settings.model_fields_set]
+    given = [name for name in others if name in settings.model_fields_set]
     if given:
+        other = "parts" if codes == "classes" else "classes"
+        chosen = (
+            f"here codes = {codes}, the default where there are "
+            f"{'no more' if codes == 'classes' else 'more'} classes than codewords"
+            if getattr(settings, "codes", None) is None
+            else f"found codes = {codes}"
+        )
         raise ConfigError(
-            f"{given[0]}: a setting of codes = parts; by default, as here, codes store the "
-            "probabilities of classes where there are no more classes than codewords: set "
-            f"codes = parts, or leave out {', '.join(given)}"
+            f"{given[0]}: a setting of codes = {other}; {chosen}. Set codes = {other}, or leave "
+            f"out {', '.join(given)}"
         )

@@ -249,6 +249,15 @@ def _plan(job: DuplicatesJob, version: Snapshot) -> PairPlan:
             expected="codes of one model, to compare them with each other",
             found=f"{len(models)} models; encode all of the store with one",
         )
+    (model,) = models.values()
+    if model.stores_classes:
+        raise ModelError(
+            job.codes,
+            expected="codes of images",
+            found=f"codes of class probabilities ({model.method}), which are as near for two images "
+            "of one class as for duplicates; encode with another model, such as pq or opq, or train "
+            "with codes=parts",
+        )
     metric = metric_of(models, job.metric)
     warn_of_codes_for_classes(job.codes, models)
     if metric == "l2" and job.threshold < 0:

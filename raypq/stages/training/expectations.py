@@ -37,12 +37,13 @@ def warnings_of(plan: TrainingPlan, method: Method) -> Iterator[str]:
         )
     if isinstance(method, GradientMethod):
         batch = method.settings.batch
-        epoch_steps = max(rows, plan.dataset_info.unlabelled) // batch
+        larger = max(rows - method.settings.validation, plan.dataset_info.unlabelled)
+        epoch_steps = larger // batch
         epochs = sum(phase.epochs for phase in method.phases(max(1, epoch_steps)))
         steps = epoch_steps * epochs
         if steps < _STEPS:
             yield (
-                f"{steps:,} steps ({epochs} epochs of {rows:,} rows in batches of {batch}) are few "
-                f"to train {method.name}: with {-(-_STEPS * batch // rows):,} epochs there would "
-                f"be {_STEPS:,} (--set epochs=…, settings.epochs)"
+                f"{steps:,} steps ({epochs} epochs of {larger:,} rows in batches of {batch}) are few "
+                f"to train {method.name}: with {-(-_STEPS // max(1, epoch_steps)):,} epochs there "
+                f"would be {_STEPS:,} (--set epochs=…, settings.epochs)"
             )

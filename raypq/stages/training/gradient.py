@@ -278,13 +278,15 @@ def _identity(
 
 
 def _defaults(method: GradientMethod) -> dict[str, Any]:
-    """Values of the keys that the identity of an older checkpoint lacks: the defaults."""
+    """Values of the keys that the identity of an older checkpoint lacks: those of older models,
+    else the defaults."""
     settings = {
         name: info.get_default(call_default_factory=True)
         for name, info in type(method.settings).model_fields.items()
         if not info.is_required()
     }
-    return {"columns": Columns().model_dump(mode="json"), **settings}
+    legacy = method.model_class.legacy_settings
+    return {"columns": Columns().model_dump(mode="json"), **settings, **legacy}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from raypq import api, kernels
 from raypq.cli import main
-from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, TrainJob
+from raypq.config import ClassifyJob, ClusterSettings, DuplicatesJob, EncodeJob, TrainJob
 from raypq.data import arrays
 from raypq.data.model_files import ModelFiles
 from raypq.data.store import snapshot
-from raypq.errors import ConfigError, DivergenceError, InputError, JobError
+from raypq.errors import ConfigError, DivergenceError, InputError, JobError, ModelError
 from raypq.execution.local import LocalExecutor
 from raypq.execution.run_record import RunRecord
 from raypq.methods import registry
@@ -73,6 +73,10 @@ def test_the_chain_from_features_to_classes(world, tmp_path, method):
     assert not (tmp_path / "m" / "training" / "checkpoint.safetensors").exists()
     api.encode(EncodeJob(model=str(tmp_path / "m"), features=[world.train],
                          output=str(tmp_path / "codes"), where=trained_where()))  # fmt: skip
+    duplicates = DuplicatesJob(codes=str(tmp_path / "codes"), threshold=0.9,
+                               output=str(tmp_path / "pairs"), where=trained_where())  # fmt: skip
+    with pytest.raises(ModelError, match="found codes of class probabilities"):
+        api.duplicates(duplicates)
     version = api.classify(
         ClassifyJob(
             model=str(tmp_path / "m"), codes=str(tmp_path / "codes"), classes=world.classes,

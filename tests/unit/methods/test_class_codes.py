@@ -176,6 +176,20 @@ def test_classes_can_be_stored_only_with_their_probabilities(
         method(codes="classes", **changes)
 
 
+@both
+def test_a_setting_of_classes_is_refused_with_codes_of_parts(method: Build) -> None:
+    with pytest.raises(ConfigError, match=r"temperature: .*here codes = parts, the default"):
+        method(temperature=2).network(dataset_info(K + 1))
+    with pytest.raises(ConfigError, match=r"temperature: .*found codes = parts"):
+        method(temperature=2, codes="parts").network(dataset_info())
+
+
+@pytest.mark.parametrize("changes", [{"joint": 0}, {"joint": 0, "distil": 0}])
+def test_joint_0_says_what_else_to_set(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"joint: 0 trains no .*query = vector and distil = 0"):
+        gpq(**changes)
+
+
 @pytest.mark.parametrize("model", [DPQModel, GPQModel])
 def test_models_from_before_have_codes_of_parts(model: type[NetworkModel]) -> None:
     assert model.legacy_settings["codes"] == "parts"

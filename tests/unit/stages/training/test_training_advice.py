@@ -31,10 +31,20 @@ def test_few_steps(rows, epochs, warned):
     assert len(found) == warned
     if found:
         assert "304 steps" in found[0]
-        assert "with 52 epochs" in found[0]
+        assert "with 53 epochs" in found[0]
 
 
 def test_unlabelled_rows_make_steps():
     method = registry.create("gpq", {"epochs": 10})
     assert [*warnings_of(plan_of(5_000), method)]
     assert not [*warnings_of(plan_of(5_000, 50_000), method)]
+
+
+def test_advice_on_epochs_counts_steps_of_the_larger_store_without_held_out_rows():
+    (advice,) = warnings_of(plan_of(300, 600), registry.create("gpq", {"epochs": 3, "batch": 64}))
+    assert "27 steps (3 epochs of 600 rows" in advice
+    assert "with 112 epochs there would be 1,000" in advice
+    settings = {"epochs": 3, "batch": 64, "validation": 100}
+    (advice,) = warnings_of(plan_of(300), registry.create("dpq", settings))
+    assert "9 steps (3 epochs of 200 rows" in advice
+    assert "with 334 epochs" in advice
