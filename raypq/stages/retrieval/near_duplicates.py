@@ -254,9 +254,9 @@ def _plan(job: DuplicatesJob, version: Snapshot) -> PairPlan:
         raise ModelError(
             job.codes,
             expected="codes of images",
-            found=f"codes of class probabilities ({model.method}), which are as near for two images "
-            "of one class as for duplicates; encode with another model, such as pq or opq, or train "
-            "with codes=parts",
+            found=f"codes of class probabilities ({model.method}), which are as near for two "
+            "images of one class as for duplicates; encode with another model, such as pq or opq, "
+            "or train with codes=parts",
         )
     metric = metric_of(models, job.metric)
     warn_of_codes_for_classes(job.codes, models)

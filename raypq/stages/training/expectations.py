@@ -43,7 +43,7 @@ def warnings_of(plan: TrainingPlan, method: Method) -> Iterator[str]:
         steps = epoch_steps * epochs
         if steps < _STEPS:
             yield (
-                f"{steps:,} steps ({epochs} epochs of {larger:,} rows in batches of {batch}) are few "
-                f"to train {method.name}: with {-(-_STEPS // max(1, epoch_steps)):,} epochs there "
-                f"would be {_STEPS:,} (--set epochs=…, settings.epochs)"
+                f"{steps:,} steps ({epochs} epochs of {larger:,} rows in batches of {batch}) are "
+                f"few to train {method.name}: with {-(-_STEPS // max(1, epoch_steps)):,} epochs "
+                f"there would be {_STEPS:,} (--set epochs=…, settings.epochs)"
             )
