@@ -204,6 +204,7 @@ LONG = {  # files that are longer, and why they are one file
     "kernels/__init__.py": "a function for each kernel",
     "kernels/torch.py": "the kernels of one device",
     "quickstart.py": "the steps of one command",
+    "methods/dpq.py": "one method of a paper",
     "methods/gpq.py": "one method of a paper",
     "methods/model.py": "the contract of every model, and its checks",
     "methods/pqzsl.py": "one method of a paper",
