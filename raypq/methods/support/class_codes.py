@@ -7,10 +7,10 @@ codewords of a code estimates P(t|x):
     P̂(t|code) = Σ_m C_m,t(code_m)
 
 A query of class probabilities P(t|query), once for each codebook, then has the score
-Σ_t P(t|query) P̂(t|code), the probability that both are of one class: a sum of table look-ups, as for
-any other query. So are the class scores P̂. Codes may store probabilities at a higher temperature,
-softmax(logits / temperature): flatter ones, which distinguish rows whose most probable classes are
-the same.
+Σ_t P(t|query) P̂(t|code), the probability that both are of one class: a sum of table look-ups, as
+for any other query. So are the class scores P̂. Codes may store probabilities at a higher
+temperature, softmax(logits / temperature): flatter ones, which distinguish rows whose most probable
+classes are the same.
 """
 
 from __future__ import annotations
