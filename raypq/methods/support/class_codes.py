@@ -138,7 +138,10 @@ class ClassCodesModel(NetworkModel):
     def stores_classes(self) -> bool: ...
 
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        return (self.queries(E), np.zeros(len(E))) if self.stores_classes else super().prototypes(E)
+        if not self.stores_classes:
+            return super().prototypes(E)
+        E = self._embeddings(E)
+        return self.queries(E), np.zeros(len(E))
 
     def code_queries(self, B: NDArray[np.uint8]) -> NDArray[np.float32]:
         if not self.stores_classes:
