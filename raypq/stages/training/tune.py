@@ -1,6 +1,6 @@
 """Tuning: settings and γ chosen on held-out training classes (``held_out_classes``).
 
-A setting is judged by the mean of ZSL accuracy and of H at the best γ of the same splits: ZSL
+The score of a setting is the mean of ZSL accuracy and of H at the best γ of the same splits: ZSL
 alone ignores the bias to seen classes, and H without calibration mostly measures it. All
 combinations are tried on one split and the best third on all of them (successive halving). Where
 the best one lies at the border of a grid of numbers, the grid grows there.

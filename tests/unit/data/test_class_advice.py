@@ -1,4 +1,4 @@
-"""Warnings on class tables whose classes cannot be told apart."""
+"""Warnings on class tables whose classes cannot be distinguished."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search of settings: successive halving, grids that grow, and what is told."""
+"""The search of settings: successive halving, grids that grow, and the table of trials."""
 
 from __future__ import annotations
 
