@@ -40,7 +40,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-_EPOCHS, _STEPS = 16, 2_000  # at least, unless ``epochs`` is given
+# Passes over the rows, unless ``epochs`` is given: as many as make _STEPS. More than _MOST overfit
+# few rows: of 1,000 rows of CIFAR-100, DPQ and GPQ have a lower mAP after 100 passes than after 50.
+_LEAST, _MOST, _STEPS = 16, 100, 2_000
 
 
 class GradientSettings(MethodSettings):
@@ -48,7 +50,7 @@ class GradientSettings(MethodSettings):
 
     epochs: Positive | None = Field(
         None,
-        description="passes over the rows; default: 16, or as many as make 2,000 steps",
+        description="passes over the rows; default: as many as make 2,000 steps, 16 to 100",
     )
     batch: Positive = Field(256, description="rows per step, over all workers")
     rate: float = Field(1e-3, gt=0, description="learning rate of Adam at the start")
@@ -102,7 +104,7 @@ class GradientMethod(Method):
         return [
             Phase(
                 name="train",
-                epochs=settings.epochs or max(_EPOCHS, -(-_STEPS // steps)),
+                epochs=settings.epochs or max(_LEAST, min(_MOST, -(-_STEPS // steps))),
                 rate=settings.rate,
                 schedule=settings.schedule,
                 decay=settings.decay,

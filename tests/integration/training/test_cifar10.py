@@ -30,7 +30,9 @@ from raypq.methods.support.linear_head import LinearSettings
 
 ALONE = ClusterSettings(cluster="none", workers=1)
 TWO = ClusterSettings(cluster="local", workers=2)
-SHORT = {"M": 4, "K": 64, "hidden": 256, "width": 128, "part_hidden": 64, "epochs": 6}
+SHORT = {
+    "codes": "parts", "M": 4, "K": 64, "hidden": 256, "width": 128, "part_hidden": 64, "epochs": 6,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +184,8 @@ def test_a_small_run_from_images_beats_plain_pq_on_the_pixels(cifar, tmp_path):
     )
     labelled = parts["labelled"]
     settings = {
-        "backbone": "dsh", "M": 4, "K": 64, "width": 128, "part_hidden": 64, "dropout": 0.0,
-        "epochs": 12, "batch": 100,
+        "backbone": "dsh", "codes": "parts", "M": 4, "K": 64, "width": 128, "part_hidden": 64,
+        "dropout": 0.0, "epochs": 12, "batch": 100,
     }  # fmt: skip
     dpq = trained(cifar, tmp_path / "dpq", "dpq", labelled, settings=settings, columns=columns)
     pq = trained(
