@@ -63,6 +63,11 @@ class TrainingSetInfo:
         """Number of training classes."""
         return len(self.names) if self.A is None else len(self.A)
 
+    @property
+    def compete(self) -> bool:
+        """Whether training classes compete with others, by embeddings."""
+        return self.A is not None and self.A_other is not None and len(self.A_other) > 0
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainBatch:

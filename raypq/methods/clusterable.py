@@ -51,7 +51,6 @@ class ClusterableModel(NetworkModel):
     """Embeds x'; prototypes are the weights of a classifier of all classes given."""
 
     method = "clusterable"
-    takes_embeddings = True
 
     settings: ClusterableSettings
 

@@ -26,13 +26,15 @@ from raypq.config import Metric, Positive
 from raypq.errors import ConfigError
 from raypq.methods.base import MethodSettings, TrainingSetInfo
 from raypq.methods.gradient import Batch, Network, NetworkModel
-from raypq.methods.support.backbones import TrunkSettings, trunk
+from raypq.methods.support.backbones import trunk
 from raypq.methods.support.class_codes import (
     OF_CLASSES,
-    ClassCodebooks,
     ClassCodesModel,
     ClassCodesNetwork,
+    ClassCodesSettings,
+    TrainedClasses,
     check_unused,
+    rows_to_relate,
 )
 from raypq.methods.support.class_posteriors import (
     CodewordPosteriors,
@@ -43,7 +45,7 @@ from raypq.methods.support.class_posteriors import (
 from raypq.methods.support.layers import Parts, intra_normalise, one_hot_of
 
 
-class DPQSettings(TrunkSettings):
+class DPQSettings(ClassCodesSettings):
     """The paper's architecture for CIFAR-10, and the weights of its losses.
 
     From features: chosen on rows held out of CIFAR-10's training set (docs/results.md).
@@ -56,9 +58,6 @@ class DPQSettings(TrunkSettings):
         description="what codes store: class probabilities (classes), or the assignments of M "
         "sub-networks, as in the paper (parts); default: classes if there are no more than K of "
         "them, head > 0 and query = classes",
-    )
-    temperature: float = Field(
-        1.0, gt=0, description="of the class probabilities that codes store, with codes = classes"
     )
     query: Literal["classes", "soft"] = Field(
         "classes",
@@ -240,15 +239,22 @@ class DPQNetwork(PosteriorNetwork):
 class DPQClassNetwork(ClassCodesNetwork):
     """Backbone and classifier; its class probabilities are stored."""
 
-    def __init__(self, settings: DPQSettings, dx: int, L: int, *, pretrained: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        settings: DPQSettings,
+        dx: int,
+        classes: TrainedClasses,
+        *,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__(classes, settings)
         self.settings = settings
         self.trunk = trunk(settings, dx, settings.width, pretrained=pretrained)
-        self.head = nn.Linear(settings.width, L)
-        self.class_codes = ClassCodebooks(settings.M, settings.K, L)
-        self.temperature = settings.temperature
+        self.head = nn.Linear(settings.width, classes.L)
 
     def class_logits(self, x: Tensor) -> Tensor:
+        if self.settings.backbone == "mlp":  # features, by their direction
+            x = x.shape[1] ** 0.5 * F.normalize(x, dim=1)
         scores: Tensor = self.head(F.relu(self.trunk(x)))
         return scores.float()
 
@@ -281,8 +287,11 @@ class DPQModel(ClassCodesModel):
         return self.settings.stores_classes(len(self.classes or ()))
 
     def build_network(self) -> Network:
-        kind = DPQClassNetwork if self.stores_classes else DPQNetwork
-        return kind(self.settings, self.dx, len(self.classes or ()))
+        L = len(self.classes or ())
+        if self.stores_classes:
+            classes = TrainedClasses(L=L, da=self.da)
+            return DPQClassNetwork(self.settings, self.dx, classes)
+        return DPQNetwork(self.settings, self.dx, L)
 
 
 class DPQ(PosteriorMethod):
@@ -294,11 +303,18 @@ class DPQ(PosteriorMethod):
     needs_classes = True
     settings: DPQSettings
 
+    def held_out_rows(self, dataset_info: TrainingSetInfo) -> int:
+        rows = super().held_out_rows(dataset_info)
+        if not self.settings.stores_classes(dataset_info.L):
+            return rows
+        return rows + rows_to_relate(dataset_info)
+
     def build(self, dataset_info: TrainingSetInfo) -> Network:
         check_query_metric(self.settings.query, self.settings.metric)
         if self.settings.stores_classes(dataset_info.L):
             check_unused(self.settings, _OF_PARTS, codes="classes")
-            return DPQClassNetwork(self.settings, dataset_info.dx, dataset_info.L, pretrained=True)
+            classes = TrainedClasses.of(dataset_info)
+            return DPQClassNetwork(self.settings, dataset_info.dx, classes, pretrained=True)
         check_unused(self.settings, OF_CLASSES, codes="parts")
         if self.settings.width < self.settings.M:
             raise ConfigError(

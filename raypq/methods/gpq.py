@@ -28,13 +28,15 @@ from torch.nn import functional as F
 from raypq.config import Metric, Positive
 from raypq.methods.base import MethodSettings, Normalise, TrainingSetInfo
 from raypq.methods.gradient import Batch, Network, NetworkModel, Schedule
-from raypq.methods.support.backbones import TrunkSettings, trunk
+from raypq.methods.support.backbones import trunk
 from raypq.methods.support.class_codes import (
     OF_CLASSES,
-    ClassCodebooks,
     ClassCodesModel,
     ClassCodesNetwork,
+    ClassCodesSettings,
+    TrainedClasses,
     check_unused,
+    rows_to_relate,
 )
 from raypq.methods.support.class_posteriors import (
     CodewordPosteriors,
@@ -45,13 +47,14 @@ from raypq.methods.support.class_posteriors import (
 from raypq.methods.support.layers import intra_normalise, one_hot_of, reverse_gradient
 
 
-class GPQSettings(TrunkSettings):
+class GPQSettings(ClassCodesSettings):
     """The paper's settings (section 4.1), with its symbols.
 
     Those of the mlp, for features, were chosen on rows held out of CIFAR-10's training set
     (docs/methods/gpq.md).
     """
 
+    usual_temperature: ClassVar[float] = 1.6
     M: Positive = Field(4, description="sub-codebooks; bytes per image at K = 256")
     metric: Metric = "dot"
     normalise: Normalise = "unit"
@@ -87,9 +90,6 @@ class GPQSettings(TrunkSettings):
         description="what codes store: class probabilities (classes), or the nearest codeword of "
         "each sub-vector, as in the paper (parts); default: classes if there are no more than K "
         "of them and query = classes",
-    )
-    temperature: float = Field(
-        1.6, gt=0, description="of the class probabilities that codes store, with codes = classes"
     )
     query: Literal["classes", "vector"] = Field(
         "classes", description="query vectors of asymmetric search; vector: the paper's"
@@ -236,13 +236,18 @@ class SubspaceClassifier(Network):
 class GPQClassNetwork(SubspaceClassifier, ClassCodesNetwork):
     """The classifier alone; its class probabilities are stored."""
 
-    def __init__(self, settings: GPQSettings, dx: int, L: int, *, pretrained: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        settings: GPQSettings,
+        dx: int,
+        classes: TrainedClasses,
+        *,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__(classes, settings)
         self.settings = settings
         self.trunk = trunk(settings, dx, settings.M * settings.d, pretrained=pretrained)
-        self.W = nn.Parameter(torch.randn(settings.M, L, settings.d))
-        self.class_codes = ClassCodebooks(settings.M, settings.K, L)
-        self.temperature = settings.temperature
+        self.W = nn.Parameter(torch.randn(settings.M, classes.L, settings.d))
         # The first layer expects values of about 1; those of rows of unit length are smaller.
         self.gain = dx**0.5 if settings.normalise == "unit" else 1.0
 
@@ -380,8 +385,10 @@ class GPQModel(ClassCodesModel):
         return self.tensors["net.W"].shape[1] if self.settings.classifies else 0
 
     def build_network(self) -> Network:
-        kind = GPQClassNetwork if self.stores_classes else GPQNetwork
-        return kind(self.settings, self.dx, self._L)
+        if self.stores_classes:
+            classes = TrainedClasses(L=self._L, da=self.da)
+            return GPQClassNetwork(self.settings, self.dx, classes)
+        return GPQNetwork(self.settings, self.dx, self._L)
 
 
 class GPQ(PosteriorMethod):
@@ -395,12 +402,18 @@ class GPQ(PosteriorMethod):
     samples_unlabelled = True
     settings: GPQSettings
 
+    def held_out_rows(self, dataset_info: TrainingSetInfo) -> int:
+        rows = super().held_out_rows(dataset_info)
+        if not self.settings.stores_classes(dataset_info.L):
+            return rows
+        return rows + rows_to_relate(dataset_info)
+
     def build(self, dataset_info: TrainingSetInfo) -> Network:
         check_query_metric(self.settings.query, self.settings.metric)
-        kind: type[GPQClassNetwork | GPQNetwork] = GPQNetwork
-        if self.settings.stores_classes(dataset_info.L):
+        dx, L = dataset_info.dx, dataset_info.L
+        if self.settings.stores_classes(L):
             check_unused(self.settings, _OF_PARTS, codes="classes")
-            kind = GPQClassNetwork
-        else:
-            check_unused(self.settings, OF_CLASSES, codes="parts")
-        return kind(self.settings, dataset_info.dx, dataset_info.L, pretrained=True)
+            classes = TrainedClasses.of(dataset_info)
+            return GPQClassNetwork(self.settings, dx, classes, pretrained=True)
+        check_unused(self.settings, OF_CLASSES, codes="parts")
+        return GPQNetwork(self.settings, dx, L, pretrained=True)

@@ -111,6 +111,11 @@ class GradientMethod(Method):
             )
         ]
 
+    def held_out_rows(self, dataset_info: TrainingSetInfo) -> int:
+        """Number of labelled rows that are not trained on: those of ``validation``, and more where
+        something is chosen on them after training."""
+        return self.settings.validation
+
     def validation_score(self, network: Network, x: Tensor, y: Tensor) -> float | None:
         """The validation score of held-out rows x [n, dx], y [n], higher is better. None: use the
         mAP of retrieval among their codes."""
@@ -153,11 +158,12 @@ class GradientMethod(Method):
                 f"batch: {batch} rows over {world} worker(s) are {batch // world} each, fewer "
                 f"than the {dataset_info.L} training classes"
             )
-        rows = dataset_info.N - self.settings.validation
+        held_out = self.held_out_rows(dataset_info)
+        rows = dataset_info.N - held_out
         if rows < batch:
             raise ConfigError(
                 f"batch: {batch} rows are more than the {max(rows, 0)} to train on "
-                f"({dataset_info.N} less {self.settings.validation} for validation)"
+                f"({dataset_info.N} less {held_out} for validation)"
             )
 
     def check_classes(self, count: NDArray[np.int64], names: Sequence[str]) -> None:
@@ -207,9 +213,7 @@ class GradientMethod(Method):
             settings=self.settings,
             tensors={"C": C, **scale, **weights},
             dx=dataset_info.dx,
-            da=None
-            if dataset_info.A is None or not self.model_class.takes_embeddings
-            else dataset_info.A.shape[1],
+            da=network.da,
             classes=dataset_info.names if network.class_layer() is not None else None,
             record=record,
         )

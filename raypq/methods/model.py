@@ -337,6 +337,8 @@ class Model(ABC):
                 "(--candidates, candidates), or train a head with these classes (raypq train "
                 "linear)",
             )
+        if E is not None and self.needs_embeddings(ids):
+            return self.together(ids, E)
         if self.classes is not None:
             return self.class_prototypes(ids)
         if E is None:
@@ -348,10 +350,21 @@ class Model(ABC):
 
         Codes and fingerprint do not change.
         """
-        V, bias = self.prototypes(E)
+        V, bias = self.together(ids, E)
         self._check_magnitudes(V, bias, self.class_metric)
         layer = ClassLayer(ids=tuple(ids), E=np.ascontiguousarray(E), V=V, bias=bias)
         return self._with_layer(layer)
+
+    def together(
+        self, ids: Sequence[str], E: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Prototypes V [T, D] and bias [T] of all classes that compete, with embeddings E
+        [T, da]."""
+        return self.prototypes(E)
+
+    def needs_embeddings(self, ids: Sequence[str]) -> bool:
+        """Whether prototypes of these classes are made of their embeddings."""
+        return not self.classes_by_id
 
     @property
     def classes_by_id(self) -> bool:
@@ -409,15 +422,15 @@ class Model(ABC):
         model.__dict__["_files"] = replace(self._files, content=content, record=record)
         return model
 
-    def check_encoder(self, encoder: EncoderInfo | None, *, where: str) -> None:
-        """Refuses class embeddings of another encoder than the model was trained on. Where the
+    def check_encoder(self, encoder: EncoderInfo | None, ids: Sequence[str], *, where: str) -> None:
+        """Refuses embeddings of classes of another encoder than the model was trained on. Where the
         model has no class projection, they must be of the same network as the features (CLIP), and
         features must not be z-scored, since texts have other means and deviations.
 
         Raises:
             ModelError: naming both networks, or the normalisation.
         """
-        if self.classes_by_id or encoder is None:
+        if encoder is None or not self.needs_embeddings(ids):
             return
         if self.da is not None:
             check_equal(self.encoder, encoder, where=where)
@@ -527,6 +540,14 @@ class Model(ABC):
     def stores_classes(self) -> bool:
         """Whether codes store class probabilities, as a sum over codebooks."""
         return False
+
+    def class_probabilities(self, B: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What codes [n, M] estimate of the probabilities of the L training classes [n, L].
+
+        Raises:
+            ModelError: codes do not store them.
+        """
+        raise ModelError(f"{self.method} model", expected="codes of classes", found="others")
 
     @property
     def class_metric(self) -> Metric:

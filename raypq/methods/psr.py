@@ -86,7 +86,7 @@ class PSRNetwork(Network):
 
     def __init__(self, settings: PSRSettings, dx: int, da: int, D: int) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.da = settings, da
         self.encoder = _perceptron(da, settings.hidden, dx)
         self.decoder = _perceptron(dx, settings.hidden[::-1], da)
         self.axes = Axes(D, dx)
@@ -197,7 +197,6 @@ class PSRModel(NetworkModel):
     """Compares f(y) with images by cosine in the visual space."""
 
     method = "psr"
-    takes_embeddings = True
 
     settings: PSRSettings
 

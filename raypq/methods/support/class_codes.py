@@ -1,8 +1,6 @@
 """Codes of class probabilities, for quantizers that are trained with labels.
 
-Codebook m quantizes what codebooks 1 … m − 1 leave of P(t|x) (residual vector quantization: Juang
-and Gray, "Multiple stage vector quantization for speech coding", 1982), so that the sum of the
-codewords of a code estimates P(t|x):
+The sum of the codewords of a code estimates P(t|x) (``support.class_codebooks``):
 
     P̂(t|code) = Σ_m C_m,t(code_m)
 
@@ -16,91 +14,104 @@ classes are the same.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
-from raypq import kernels
 from raypq.errors import ConfigError
-from raypq.methods.base import MethodSettings
+from raypq.methods.base import MethodSettings, TrainingSetInfo, check_embeddings
 from raypq.methods.gradient import Network, NetworkModel
-from raypq.methods.support import codebooks
+from raypq.methods.support.backbones import TrunkSettings
+from raypq.methods.support.class_codebooks import ClassCodebooks
+from raypq.methods.support.class_relations import ClassRelations
+from raypq.methods.support.network import array_of
 
-_ROUNDS = 15  # of Lloyd's algorithm, for each codebook
 _BLOCK = 1024  # rows of one step of ``fit``
 
 
-class ClassCodebooks(nn.Module):
-    """M codebooks of K codewords over L classes: ``words`` [M, K, L]; zeros until they are fitted.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedClasses:
+    """The L training classes of a network.
 
-    Nothing is learned by gradient.
+    Attributes:
+        da: width of their embeddings, if they have any. A: these [L, da]; None: loaded later.
+        others: those of the other classes of the table [T − L, da].
     """
 
-    def __init__(self, M: int, K: int, L: int) -> None:
-        super().__init__()
-        self.words = nn.Parameter(torch.zeros(M, K, L), requires_grad=False)
+    L: int
+    da: int | None
+    A: NDArray[np.float32] | None = None
+    others: NDArray[np.float32] | None = None
 
-    @property
-    def fitted(self) -> bool:
-        """Whether ``fit`` has been called."""
-        return bool(self.words.any())
+    @classmethod
+    def of(cls, dataset_info: TrainingSetInfo) -> TrainedClasses:
+        """The classes of a training set.
 
-    @torch.no_grad()
-    def fit(self, P: Tensor, seed: int) -> None:
-        """Fits the codebooks to class probabilities P [n, L] by k-means, one after the other."""
-        rng = np.random.default_rng([seed, 5])
-        M, K, _ = self.words.shape
-        residual = P.float().cpu().numpy().copy()
-        for m in range(M):
-            C = codebooks.seed(residual, 1, K, rng, rounds=_ROUNDS)
-            residual -= kernels.decode(kernels.encode(residual, C), C)
-            self.words[m] = torch.from_numpy(C[0])
+        Raises:
+            InputError: there are other classes, and all embeddings are the same.
+        """
+        A, others = dataset_info.A, dataset_info.A_other
+        da = None if A is None else A.shape[1]
+        if A is not None and others is not None and dataset_info.compete:
+            check_embeddings(np.concatenate([A, others]))
+        return cls(L=dataset_info.L, da=da, A=A, others=others)
 
-    def assign(self, P: Tensor) -> Tensor:
-        """Codes [n, M] of class probabilities P [n, L]: the nearest codeword of each codebook."""
-        return self._quantize(P)[0]
 
-    def embed(self, P: Tensor) -> Tensor:
-        """P [n, L] as a sum of M parts [n, M, L]: codewords, but for the last part, which is what
-        they leave of P. So the nearest codeword of each part is its code."""
-        _, parts = self._quantize(P)
-        return torch.cat([parts[:, :-1], (P - parts[:, :-1].sum(dim=1))[:, None]], dim=1)
+class ClassCodesSettings(TrunkSettings):
+    """Settings of methods whose codes may be those of class probabilities."""
 
-    def _quantize(self, P: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes [n, M] and their codewords [n, M, L]; ties to the lower index."""
-        residual, codes, parts = P, [], []
-        for C in self.words:
-            # Distances but for |residual|², which is the same for all codewords.
-            code = (C.square().sum(dim=1) - 2 * residual @ C.T).argmin(dim=1)
-            residual = residual - C[code]
-            codes.append(code)
-            parts.append(C[code])
-        return torch.stack(codes, dim=1), torch.stack(parts, dim=1)
-
-    def per_part(self, rows: Tensor) -> Tensor:
-        """Rows [n, L] once for each codebook, [n, M·L]: the score of a code is that of the sum of
-        its codewords."""
-        return rows.repeat(1, len(self.words))
+    usual_temperature: ClassVar[float] = 1.0
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        description="of the class probabilities that codes store, with codes = classes; default: "
+        "1 (gpq: 1.6), or chosen on held-out rows where the class table has unseen classes",
+    )
 
 
 class ClassCodesNetwork(Network):
     """A classifier whose codes are those of its class probabilities."""
 
-    class_codes: ClassCodebooks
-    temperature: float
+    temperature: Tensor
+
+    def __init__(self, classes: TrainedClasses, settings: ClassCodesSettings) -> None:
+        super().__init__()
+        self.temperature_is_set = settings.temperature is not None
+        temperature = settings.temperature or settings.usual_temperature
+        self.da = classes.da
+        self.class_codes = ClassCodebooks(settings.M, settings.K, classes.L)
+        self.register_buffer("temperature", torch.tensor([temperature]))
+        self.relations = (
+            None
+            if classes.da is None
+            else ClassRelations(classes.L, classes.da, classes.A, classes.others)
+        )
+
+    def project(self, e: Tensor) -> Tensor | None:
+        if self.relations is None:
+            return None
+        return self.query_vectors(self.relations.weights(e))
+
+    def query_vectors(self, w: Tensor) -> Tensor:
+        """Vectors [n, D] whose product with what codes store of P is w Pᵀ, for w [n, L]."""
+        if self.relations is not None:
+            w = w @ self.relations.inverse.T
+        return self.class_codes.per_part(w)
 
     @abstractmethod
     def class_logits(self, x: Tensor) -> Tensor:
         """Logits of the classes [n, L] of rows x [n, dx]."""
 
     def stored(self, x: Tensor) -> Tensor:
-        """What codes store of rows x [n, dx]: P(t|x) [n, L] at the temperature."""
-        return (self.class_logits(x) / self.temperature).softmax(dim=-1)
+        """What codes store of rows x [n, dx]: P(t|x) [n, L] at the temperature, times R."""
+        P = (self.class_logits(x) / self.temperature).softmax(dim=-1)
+        return P if self.relations is None else P @ self.relations.R
 
     def trainable(self, phase: str) -> Iterable[nn.Parameter]:
         return [p for name, p in self.named_parameters() if not name.startswith("class_codes.")]
@@ -118,7 +129,7 @@ class ClassCodesNetwork(Network):
         return self.class_codes.embed(self.stored(x)).flatten(1)
 
     def queries(self, x: Tensor) -> Tensor:
-        return self.class_codes.per_part(self.class_logits(x).softmax(dim=-1))
+        return self.query_vectors(self.class_logits(x).softmax(dim=-1))
 
     def codes(self, x: Tensor) -> Tensor:
         return self.class_codes.assign(self.stored(x))
@@ -126,7 +137,7 @@ class ClassCodesNetwork(Network):
     def class_layer(self) -> tuple[Tensor, Tensor]:
         words = self.class_codes.words
         L = words.shape[2]
-        return self.class_codes.per_part(torch.eye(L, device=words.device)), words.new_zeros(L)
+        return self.query_vectors(torch.eye(L, device=words.device)), words.new_zeros(L)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,20 +148,60 @@ class ClassCodesModel(NetworkModel):
     @abstractmethod
     def stores_classes(self) -> bool: ...
 
+    @property
+    def joint_classes(self) -> bool:
+        """A training class is a combination, too, where others compete with it."""
+        return self.da is not None
+
+    def needs_embeddings(self, ids: Sequence[str]) -> bool:
+        return self.da is not None and not self._trained.issuperset(ids)
+
+    @property
+    def _trained(self) -> frozenset[str]:
+        return frozenset(self.classes or ())
+
+    def together(
+        self, ids: Sequence[str], E: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        if self.needs_embeddings(ids):
+            return self.prototypes(E)
+        return self.class_prototypes(ids)
+
     def prototypes(self, E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        if not self.stores_classes:
+        if not self.stores_classes or self.da is not None:
             return super().prototypes(E)
         E = self._embeddings(E)
         return self.queries(E), np.zeros(len(E))
 
+    def class_probabilities(self, B: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if not self.stores_classes:
+            return super().class_probabilities(B)
+        M, _, L = self.C.shape
+        stored = self.decode(B).reshape(-1, M, L).sum(axis=1)
+        relations = self._network().relations
+        return stored if relations is None else stored @ relations.inverse.numpy()
+
     def code_queries(self, B: NDArray[np.uint8]) -> NDArray[np.float32]:
         if not self.stores_classes:
             return super().code_queries(B)
-        M, _, L = self.C.shape
-        return np.tile(self.decode(B).reshape(-1, M, L).sum(axis=1), M)
+        return array_of(
+            self._network().query_vectors(torch.from_numpy(self.class_probabilities(B)))
+        )
+
+    def _network(self) -> ClassCodesNetwork:
+        network = self.network()
+        assert isinstance(network, ClassCodesNetwork), "a model of codes of classes"
+        return network
 
 
 OF_CLASSES = ("temperature",)
+
+_HELD_OUT_SHARE, _MOST_HELD_OUT = 10, 2_000  # one row in so many, and the most
+
+
+def rows_to_relate(dataset_info: TrainingSetInfo) -> int:
+    """Rows to hold out: on them, the temperature and the calibration are chosen."""
+    return min(dataset_info.N // _HELD_OUT_SHARE, _MOST_HELD_OUT) if dataset_info.compete else 0
 
 
 def check_unused(

@@ -48,7 +48,7 @@ class ClusterableNetwork(Network):
 
     def __init__(self, settings: ClusterableSettings, dx: int, da: int, L: int, D: int) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.da = settings, da
         self._kl = (0, torch.zeros(()))  # steps of this epoch, and the sum of their KL terms
         hidden, latent = settings.hidden, settings.latent or da
         width = settings.mapping or dx

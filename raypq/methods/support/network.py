@@ -66,6 +66,8 @@ class Network(nn.Module):
     """Names in ``state_dict`` that the trained model does not contain."""
     finished = False
     """Whether every phase is done; set by the training loop."""
+    da: int | None = None
+    """Width of class embeddings, if ``project`` takes them."""
 
     @abstractmethod
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:

@@ -33,9 +33,6 @@ class NetworkModel(Model):
     [dx] where features are z-scored.
     """
 
-    takes_embeddings: ClassVar[bool] = False
-    """Whether ``project`` maps class embeddings; otherwise classes are vectors of features."""
-
     legacy_settings: ClassVar[Mapping[str, Any]] = {}
     """Defaults for settings that older model files lack."""
 
@@ -165,7 +162,8 @@ class NetworkModel(Model):
         if unknown:
             raise ModelError(
                 f"{self.method} model",
-                expected=f"classes among the {len(index_of)} that it was trained on",
+                expected=f"classes among the {len(index_of)} that it was trained on"
+                + ("" if self.da is None else ", or class embeddings of the others"),
                 found=f"{unknown[0]!r} ({len(unknown)} such class(es))",
             )
         layer = self.network().class_layer()

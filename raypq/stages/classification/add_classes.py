@@ -80,7 +80,7 @@ def _check(job: AddClassesJob, model: Model, table: ClassTable) -> None:
             expected="one embedding of each class, which a model can store",
             found="several (the column 'prototypes'); classify takes this table directly",
         )
-    model.check_encoder(table.encoder, where=job.classes)
+    model.check_encoder(table.encoder, table.ids.to_pylist(), where=job.classes)
     if table.embeddings.shape[1] != model.da:
         raise ModelError(
             job.classes,

@@ -172,7 +172,7 @@ def infer_semantics(job: InferSemanticsJob, executor: Executor) -> dict[str, Any
     table = ClassTable.open(job.classes)
     chosen = table.select(job.candidates)
     ids = [table.ids[int(index)].as_py() for index in chosen]
-    model.check_encoder(table.encoder, where=job.classes)
+    model.check_encoder(table.encoder, ids, where=job.classes)
     V, _ = model.prototypes_of(ids, table.embeddings[chosen])
     version = snapshot.read(job.codes, job.version)
     tasks = [ShardTask(shard=shard) for shard in stored_shards(job.codes, version)]

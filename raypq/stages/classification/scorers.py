@@ -61,6 +61,12 @@ class Candidates:
         """Rows of the class table, ascending."""
         return self.selection.index
 
+    @property
+    def ids(self) -> list[str]:
+        """Their class_ids."""
+        ids: list[str] = self.table.ids.take(pa.array(self.chosen)).to_pylist()
+        return ids
+
     def prototypes(self, model: Model, chosen: NDArray[np.int64]) -> Prototypes:
         """The prototypes of some classes of the table, ascending.
 
@@ -220,8 +226,8 @@ def build_scorers(
         compete = len(candidates.groups) > 1
         calibration = gamma_of(job, model, paths[name], compete=compete, required=required)
         _check_head_metric(job, model, paths[name])
-        model.check_encoder(table.encoder, where=table.uri)
-        model = _with_table(model, table)
+        model.check_encoder(table.encoder, candidates.ids, where=table.uri)
+        model = _with_table(model, candidates)
         # Raises before any work starts where the classes do not fit the model.
         candidates.prototypes(model, candidates.chosen[: None if model.classes_by_id else 1])
         scorers[name] = ClassScorer(
@@ -238,11 +244,14 @@ def _check_head_metric(job: ClassifyJob, model: Model, path: str) -> None:
         )
 
 
-def _with_table(model: Model, table: ClassTable) -> Model:
+def _with_table(model: Model, candidates: Candidates) -> Model:
     """The model with the prototypes of the whole table, if they depend on one another; computed
     here once, and not by each worker."""
+    table = candidates.table
     if not model.joint_classes or model.has_head or table.prototypes is not None:
         return model  # with several prototypes a class, ``Candidates`` refuses it
+    if not model.needs_embeddings(candidates.ids) or (model.classes_by_id and table.E is None):
+        return model  # what it lacks is named where its prototypes are made
     ids = table.ids.to_pylist()
     if model.layer is not None and model.layer.find(ids, table.embeddings) is not None:
         return model

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from raypq.data.store.shard_stats import ShardStats
 from raypq.errors import ShardFailure
 from raypq.methods.base import Model
@@ -22,6 +25,7 @@ class FitResult:
     Attributes:
         failures: of shards that were left out. images: number that were used.
         measured: statistics of some training shards under the model.
+        held_out: labelled rows X [n, dx], y [n] that were not trained on.
         clean_up: to be called when the model is saved.
     """
 
@@ -29,6 +33,7 @@ class FitResult:
     failures: Sequence[ShardFailure]
     images: int
     measured: Sequence[ShardStats]
+    held_out: tuple[NDArray[np.float32], NDArray[np.int32]] | None = None
     clean_up: Callable[[], None] = nothing
 
 

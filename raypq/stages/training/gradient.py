@@ -25,6 +25,7 @@ from raypq.execution.executor import Executor, SpmdJob, completed
 from raypq.execution.run_record import RunRecord
 from raypq.methods.base import ReductionMethod, TrainingSetInfo
 from raypq.methods.gradient import GradientMethod, Network, seeded, tensor_of
+from raypq.methods.support.class_codes import ClassCodesNetwork
 from raypq.methods.support.statistics import scale
 from raypq.stages.training.checkpoint import Checkpoints
 from raypq.stages.training.dataset import TrainingClasses, TrainingPlan, TrainTask, training_batches
@@ -32,6 +33,7 @@ from raypq.stages.training.fit_result import FitResult
 from raypq.stages.training.reduction import TrainWorker, cache_of, iterate, measure, run_pass
 from raypq.stages.training.row_stream import RowSource
 from raypq.stages.training.sample import draw
+from raypq.stages.training.temperature import choose_temperature
 from raypq.stages.training.trainer import TrainingSpec, run_rank
 
 FOLDER = "training"  # below the model: checkpoints, until the model is saved
@@ -136,6 +138,8 @@ def fit_gradient(
     assert checkpoint is not None, "training ends with a checkpoint"
     network = method.network(plan.dataset_info)
     network.load_state_dict(checkpoint.weights)
+    if isinstance(network, ClassCodesNetwork):
+        choose_temperature(network, spec)
     _finish(job, method, network, spec, executor, record)
     network.finished = checkpoint.progress.phase == len(method.phases(spec.steps))
     codebooks, codebook_record = _follow_up(job, method, network, spec, plan, executor, record)
@@ -160,6 +164,7 @@ def fit_gradient(
         failures=failures,
         images=images,
         measured=measured,
+        held_out=spec.held_out,
         clean_up=spec.checkpoints.clear,
     )
 
@@ -174,7 +179,8 @@ def _prepare(
     """Scans the stores; the training spec, and failures of shards that are left out."""
     dataset_info, settings = plan.dataset_info, method.settings
     rng = np.random.default_rng([settings.seed, 12])
-    held_out = np.sort(rng.choice(dataset_info.N, settings.validation, replace=False))
+    n_held_out = min(method.held_out_rows(dataset_info), dataset_info.N)
+    held_out = np.sort(rng.choice(dataset_info.N, n_held_out, replace=False))
     labelled = RowSource(
         tasks=plan.tasks,
         columns=job.columns,
@@ -210,7 +216,7 @@ def _prepare(
         scale=scale(np.array(moments[0]), *moments[1:])
         if settings.normalise.startswith("zscore")
         else {},
-        validation=(np.concatenate(scan.X), np.concatenate(scan.y)),
+        held_out=(np.concatenate(scan.X), np.concatenate(scan.y)),
         checkpoints=Checkpoints(
             _folder(job), _identity(job, method, dataset_info, plan), defaults=_defaults(method)
         ),

@@ -22,6 +22,7 @@ from raypq.execution.run_record import RunRecord
 from raypq.kernels import topk_per_vector
 from raypq.methods import registry
 from raypq.methods.base import Model, TrainingSetInfo
+from raypq.methods.support.class_relations import weights, without
 from raypq.metrics.accuracy import harmonic
 from raypq.stages.training.in_memory import fit_in_memory
 from raypq.stages.training.sample import draw
@@ -34,6 +35,7 @@ MOST_ROWS = 50_000  # of a sample, which is held in memory
 UNSEEN_SHARE = 0.25  # of the training classes
 HELD_OUT_SHARE = 0.2  # of the rows of the other classes
 CURVE_POINTS = 512  # values of γ that are tried
+_GROUPS = 10  # of training classes, each of which is left out in turn
 _SPLITS = (3, 8)  # fewest and most
 _UNSEEN_IN_ALL = 60  # classes that are unseen in one split or another, with fewer splits of more
 
@@ -239,3 +241,43 @@ def split_accuracy(
         share=share,
         of_seen=of_seen,
     )
+
+
+def competition(
+    P: NDArray[np.floating], y: NDArray[np.int32], info: TrainingSetInfo, seed: int
+) -> TrialScores:
+    """Accuracies where training classes compete with the other classes of the table, whose scores
+    are combinations of class probabilities P [n, L] (``support.class_relations``).
+
+    Seen rows are those held out of training, classes y [n]. Unseen ones are the same rows, as if
+    their classes had not been trained on, nor those of others: a tenth of the classes at a time.
+    """
+    assert info.A is not None, "checked before"
+    assert info.A_other is not None, "checked before"
+    S, others = info.A, info.A_other
+    scores = P @ weights(S, np.concatenate([S, others])).T
+    seen, unseen = _best_of(scores[:, : info.L]), _best_of(scores[:, info.L :])
+    seen_margin, seen_right = seen[0] - unseen[0], seen[1] == y
+    margin, right = np.zeros(len(y)), np.zeros(len(y), bool)
+    order = np.random.default_rng([seed, 15]).permutation(info.L)
+    for group in np.array_split(order, min(info.L // 2, _GROUPS)):
+        rows, left_out = np.isin(y, group), np.isin(np.arange(info.L), group)
+        candidates = np.concatenate([S[~left_out], others, S[group]])
+        scores = without(P[rows], left_out) @ weights(S[~left_out], candidates).T
+        L = info.L - len(group)
+        seen, unseen = _best_of(scores[:, :L]), _best_of(scores[:, L:])
+        truth = len(others) + np.argsort(group)[np.searchsorted(np.sort(group), y[rows])]
+        margin[rows], right[rows] = seen[0] - unseen[0], unseen[1] == truth
+    images = np.bincount(y, minlength=info.L)
+    share = 1 / images[y] / (images > 0).sum()
+    return TrialScores(
+        zsl=float((right * share).sum()),
+        margin=np.concatenate([seen_margin, margin]),
+        share=np.concatenate([seen_right * share, right * share]),
+        of_seen=np.repeat([True, False], len(y)),
+    )
+
+
+def _best_of(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    at = scores.argmax(axis=1)
+    return scores[np.arange(len(scores)), at], at

@@ -98,10 +98,10 @@ def _train_method(job: TrainJob, executor: Executor) -> Trained:
     if baseline := baseline_of(fitted.measured, images=images, K=model.K):
         record["baseline"] = baseline.model_dump(mode="json")
     if tuned is None and job.calibrate:
-        gamma = calibrate(job, plan.without(fitted.failures), executor, run_record)
+        gamma = calibrate(job, plan.without(fitted.failures), fitted, executor, run_record)
         record |= {} if gamma is None else {"calibration": gamma}
     model = replace(model, record={**record, **(tuned.record() if tuned else {})})
-    encoder = plan.classes.table.encoder if plan.classes and method.needs_embeddings else None
+    encoder = plan.classes.table.encoder if plan.classes and model.da is not None else None
     model = model.bound_to(plan.backbone, encoder, where=job.output)
     model = _with_classes(model, plan.dataset_info)
     fingerprint = model.save(job.output)
@@ -131,10 +131,11 @@ def _with_classes(model: Model, dataset_info: TrainingSetInfo) -> Model:
     """The model with prototypes of the whole class table, if they depend on one another."""
     if not model.joint_classes or dataset_info.A is None:
         return model
-    if dataset_info.A_other is None:
-        return model.with_classes(dataset_info.names, dataset_info.A)
-    ids = (*dataset_info.names, *dataset_info.other_names)
-    return model.with_classes(ids, np.concatenate([dataset_info.A, dataset_info.A_other]))
+    ids, E = dataset_info.names, dataset_info.A
+    if dataset_info.A_other is not None:
+        ids = (*ids, *dataset_info.other_names)
+        E = np.concatenate([E, dataset_info.A_other])
+    return model.with_classes(ids, E) if model.needs_embeddings(ids) else model
 
 
 def _fit_by_reduction(

@@ -51,7 +51,7 @@ class TrainingSpec:
 
     Attributes:
         scale: ``mean`` and ``inverse_std`` [dx] where features are z-scored.
-        validation: held-out rows, X [n, dx] as read and y [n]; n may be 0.
+        held_out: rows that are not trained on, X [n, dx] as read and y [n]; n may be 0.
         shuffle_bytes: of rows that are shuffled together; results depend on it.
         cache_bytes: of cached shards; only the time depends on it.
     """
@@ -61,7 +61,7 @@ class TrainingSpec:
     labelled: RowSource
     unlabelled: RowSource | None
     scale: Mapping[str, NDArray[np.float32]]
-    validation: tuple[NDArray[np.float32], NDArray[np.int32]]
+    held_out: tuple[NDArray[np.float32], NDArray[np.int32]]
     checkpoints: Checkpoints
     shuffle_bytes: int
     cache_bytes: int
@@ -208,8 +208,8 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         """Score of the held-out rows; computed by rank 0 for all ranks."""
-        X, y = self.spec.validation
-        if not len(X):
+        X, y = self.spec.held_out
+        if not self.spec.method.settings.validation or not len(X):
             return {}
         score = torch.zeros(1, dtype=torch.float64, device=self.rank.device)
         if not self.rank.rank:

@@ -273,6 +273,7 @@ class ToyNetwork(Network):
 
     def __init__(self, dx: int, da: int, L: int) -> None:
         super().__init__()
+        self.da = da
         self.f, self.g = nn.Linear(dx, 4), nn.Linear(da, 4)
         self.head = nn.Linear(4, L)
         self.register_buffer("seen", torch.zeros(3, dtype=torch.int64))
@@ -307,7 +308,6 @@ class ToyNetwork(Network):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ToyModel(NetworkModel):
     method: ClassVar[str] = "toy"
-    takes_embeddings = True
 
     def build_network(self) -> Network:
         assert self.da is not None

@@ -15,7 +15,9 @@ from raypq.methods.base import TrainingSetInfo
 from raypq.methods.dpq import DPQ, DPQModel, DPQNetwork, DPQSettings
 from raypq.methods.gpq import GPQ, GPQModel, GPQNetwork, GPQSettings
 from raypq.methods.gradient import Batch, GradientMethod, Network, NetworkModel
-from raypq.methods.support.class_codes import ClassCodebooks, ClassCodesModel, ClassCodesNetwork
+from raypq.methods.support import class_codebooks
+from raypq.methods.support.class_codebooks import ClassCodebooks
+from raypq.methods.support.class_codes import ClassCodesModel, ClassCodesNetwork
 
 M, K, L, N, DX = 3, 8, 6, 400, 5
 Build = Callable[..., GradientMethod]
@@ -70,19 +72,37 @@ def test_a_score_is_the_probability_of_a_common_class(method: Build, X: np.ndarr
 
 
 @both
-def test_codes_quantize_what_the_codebooks_before_leave(method: Build, X: np.ndarray) -> None:
+def test_codes_are_nearly_the_best_of_all(method: Build, X: np.ndarray) -> None:
     network, model = trained(method(), X)
-    stored = network.stored(rows_of(model, X)).numpy()
-    residual, B = stored.astype(np.float64), model.encode(X)
-    error = []
-    for m in range(M):
-        distance = ((residual[:, None] - model.C[m]) ** 2).sum(axis=2)
-        best = np.take_along_axis(distance, B[:, m : m + 1].astype(int), axis=1)[:, 0]
-        np.testing.assert_allclose(best, distance.min(axis=1), atol=1e-6)
-        residual = residual - model.C[m, B[:, m]]
-        error.append((residual**2).sum(axis=1).mean())
-    assert error[0] < 0.5 * stored.var(axis=0).sum()
-    assert error[2] < 0.7 * error[1] < 0.5 * error[0]
+    stored, B = network.stored(rows_of(model, X)).numpy().astype(np.float64), model.encode(X)
+    C = model.C.astype(np.float64)
+    sums = (
+        C[0][:, None, None] + C[1][None, :, None] + C[2][None, None]
+    )  # of every code [K, K, K, L]
+    distance = ((stored[:, None] - sums.reshape(1, -1, L)) ** 2).sum(axis=2)
+    found = distance[np.arange(N), np.ravel_multi_index(B.T.astype(int), (K, K, K))]
+    assert found.mean() < 1.05 * distance.min(axis=1).mean()
+    assert (found < distance.min(axis=1) + 1e-6).mean() > 0.9
+    assert found.mean() < 0.05 * stored.var(axis=0).sum()
+
+
+def test_fitting_together_has_the_least_error() -> None:
+    """No other codewords are better for the same codes; unused ones stay."""
+    rng = np.random.default_rng(4)
+    X = rng.standard_normal((N, L)).astype(np.float32)
+    B = rng.integers(0, K - 1, (N, M))
+    before = rng.standard_normal((M, K, L)).astype(np.float32)
+    words = class_codebooks._fitted_together(X, B, before)
+    np.testing.assert_allclose(words[:, K - 1], before[:, K - 1], atol=1e-6)
+
+    def error(words: np.ndarray) -> float:
+        q = sum(words[m].astype(np.float64)[B[:, m]] for m in range(M))
+        return float(((X - q) ** 2).sum())
+
+    least = error(words)
+    assert least < error(before)
+    for _ in range(5):
+        assert error(words + 0.05 * rng.standard_normal(words.shape).astype(np.float32)) > least
 
 
 @both

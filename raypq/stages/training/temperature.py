@@ -1,0 +1,44 @@
+"""The temperature of codes of classes, chosen on held-out rows.
+
+Scores of unseen classes are combinations of the probabilities of seen ones, and most of what they
+need is in the smaller probabilities. How flat these must be depends on how confident the network
+is, and that on the data.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raypq import console
+from raypq.methods.gradient import tensor_of
+from raypq.methods.support.class_codes import ClassCodesNetwork
+from raypq.stages.training.held_out_classes import best_gamma, competition
+from raypq.stages.training.trainer import TrainingSpec
+
+_VALUES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+
+
+def choose_temperature(network: ClassCodesNetwork, spec: TrainingSpec) -> None:
+    """Sets the temperature with the best calibrated H of training classes that are treated as
+    unseen, unless the settings name one, or no other classes compete."""
+    X, y = spec.held_out
+    if network.temperature_is_set or not len(X) or not spec.dataset_info.compete:
+        return
+    info, seed = spec.dataset_info, spec.method.settings.seed
+    network.eval()
+    with torch.inference_mode():
+        logits = network.class_logits(tensor_of(spec.normalised(X)))
+    found = {
+        value: best_gamma([competition(_probabilities(logits, value), y, info, seed)])[1]
+        for value in _VALUES
+    }
+    best = max(found, key=lambda value: found[value])
+    network.temperature.fill_(best)
+    console.say(f"temperature {best:g}: H {found[best]:.3f} on held-out rows")
+
+
+def _probabilities(logits: Tensor, temperature: float) -> NDArray[np.float64]:
+    return (logits.double() / temperature).softmax(dim=1).numpy()
