@@ -163,7 +163,7 @@ class GradientMethod(Method):
         if rows < batch:
             raise ConfigError(
                 f"batch: {batch} rows are more than the {max(rows, 0)} to train on "
-                f"({dataset_info.N} less {held_out} for validation)"
+                f"({dataset_info.N} less {held_out} held out)"
             )
 
     def check_classes(self, count: NDArray[np.int64], names: Sequence[str]) -> None:

@@ -250,7 +250,9 @@ def _with_table(model: Model, candidates: Candidates) -> Model:
     table = candidates.table
     if not model.joint_classes or model.has_head or table.prototypes is not None:
         return model  # with several prototypes a class, ``Candidates`` refuses it
-    if not model.needs_embeddings(candidates.ids) or (model.classes_by_id and table.E is None):
+    if not model.needs_embeddings(candidates.ids):
+        return model.with_record(model.record, None)  # no other classes compete
+    if model.classes_by_id and table.E is None:
         return model  # what it lacks is named where its prototypes are made
     ids = table.ids.to_pylist()
     if model.layer is not None and model.layer.find(ids, table.embeddings) is not None:

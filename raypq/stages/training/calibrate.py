@@ -59,7 +59,10 @@ def calibrate(
 
 def _of_codes_of_classes(fitted: FitResult, info: TrainingSetInfo, seed: int) -> float | None:
     """γ by the rows that were held out, which are some where unseen classes compete."""
-    if fitted.held_out is None or not len(fitted.held_out[0]) or not info.compete:
+    if not info.compete:
+        return None
+    if fitted.held_out is None or not len(fitted.held_out[0]):
+        _warn(f"{info.N:,} rows of {info.L} training classes are too few to hold some out")
         return None
     X, y = fitted.held_out
     P = fitted.model.class_probabilities(fitted.model.encode(X))

@@ -206,7 +206,8 @@ def _prepare(
         unlabelled, both = _scan(job, unlabelled, executor, record, failures, both)
         moments = both.moments
     if plan.classes:
-        method.check_classes(np.asarray(scan.count), dataset_info.names)
+        count = np.bincount(np.concatenate(scan.y), minlength=dataset_info.L)
+        method.check_classes(scan.count + count, dataset_info.names)
     method.check(replace(dataset_info, N=labelled.rows + len(held_out)), _world_size(job))
     spec = TrainingSpec(
         method=method,

@@ -37,7 +37,7 @@ def choose_temperature(network: ClassCodesNetwork, spec: TrainingSpec) -> None:
     }
     best = max(found, key=lambda value: found[value])
     network.temperature.fill_(best)
-    console.say(f"temperature {best:g}: H {found[best]:.3f} on held-out rows")
+    console.say(f"temperature {best:g}: H {found[best]:.3f} on {len(X):,} rows held out")
 
 
 def _probabilities(logits: Tensor, temperature: float) -> NDArray[np.float64]:
