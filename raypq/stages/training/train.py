@@ -129,13 +129,13 @@ def _train_method(job: TrainJob, executor: Executor) -> Trained:
 
 def _with_classes(model: Model, dataset_info: TrainingSetInfo) -> Model:
     """The model with prototypes of the whole class table, if they depend on one another."""
-    if not model.joint_classes or dataset_info.A is None:
-        return model
+    if not model.joint_classes or model.classes_by_id or dataset_info.A is None:
+        return model  # codes of classes: M times as many values as there are weights
     ids, E = dataset_info.names, dataset_info.A
     if dataset_info.A_other is not None:
         ids = (*ids, *dataset_info.other_names)
         E = np.concatenate([E, dataset_info.A_other])
-    return model.with_classes(ids, E) if model.needs_embeddings(ids) else model
+    return model.with_classes(ids, E)
 
 
 def _fit_by_reduction(

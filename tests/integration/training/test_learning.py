@@ -101,7 +101,7 @@ def trained_where() -> ClusterSettings:
 
 def test_classes_that_the_prediction_layer_does_not_know(world, tmp_path, write):
     api.train(job(world, tmp_path / "m"))
-    classes = write("c.parquet", class_id=["c00", "c08", "c99"])  # the table of training has c08
+    classes = write("c.parquet", class_id=["c00", "c08", "c99"])
     with pytest.raises(
         Exception, match=r"among the 8 that it was trained on, or .*found 'c08' \(2"
     ):
