@@ -260,7 +260,7 @@ def competition(
     seen_margin, seen_right = seen[0] - unseen[0], seen[1] == y
     margin, right = np.zeros(len(y)), np.zeros(len(y), bool)
     order = np.random.default_rng([seed, 15]).permutation(info.L)
-    for group in np.array_split(order, min(info.L // 2, _GROUPS)):
+    for group in np.array_split(order, min(info.L, _GROUPS)):
         rows, left_out = np.isin(y, group), np.isin(np.arange(info.L), group)
         candidates = np.concatenate([S[~left_out], others, S[group]])
         scores = without(P[rows], left_out) @ weights(S[~left_out], candidates).T
