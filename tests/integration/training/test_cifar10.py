@@ -134,7 +134,7 @@ def bits(cifar) -> dict[str, dict[str, float]]:
 @pytest.mark.timeout(5400)
 def test_dpq_figures(bits):
     """The goals, and the means over three seeds that docs/results.md has."""
-    for name, goal, page in (("12", 0.89, 0.9116), ("32", 0.90, 0.9131), ("48", 0.88, 0.9127)):
+    for name, goal, page in (("12", 0.89, 0.9156), ("32", 0.90, 0.9159), ("48", 0.88, 0.9159)):
         found = best(bits[name], "database")
         assert found >= goal
         assert found == pytest.approx(page, abs=0.01)
