@@ -21,7 +21,7 @@ _ROUNDS = 15  # of Lloyd's algorithm, for each codebook
 _TOGETHER = 3  # rounds in which codes are found, and all codewords fitted to them
 _MOST_CODEWORDS = 4096  # of all codebooks, to fit together: a system of so many equations
 _RIDGE = 0.1  # rows of weight for the last codewords, which keeps unused ones
-_BEAM = 4  # prefixes of a code that are kept from one codebook to the next
+_BEAM = 4
 _BLOCK = 4096  # rows at a time
 
 
@@ -29,10 +29,14 @@ class ClassCodebooks(nn.Module):
     """M codebooks of K codewords over L classes: ``words`` [M, K, L]; zeros until they are fitted.
 
     Nothing is learned by gradient.
+
+    Args:
+        beam: prefixes of a code that are kept from one codebook to the next.
     """
 
-    def __init__(self, M: int, K: int, L: int) -> None:
+    def __init__(self, M: int, K: int, L: int, *, beam: int = _BEAM) -> None:
         super().__init__()
+        self.beam = beam
         self.words = nn.Parameter(torch.zeros(M, K, L), requires_grad=False)
 
     @property
@@ -64,20 +68,16 @@ class ClassCodebooks(nn.Module):
             return self._search(P.float())
 
     def _search(self, P: Tensor) -> Tensor:
-        M, K, L = self.words.shape
-        words = self.words.reshape(M * K, L)
-        gram = words @ words.T  # [M·K, M·K]
-        # ‖P − Σ C‖² but for ‖P‖²: own terms and, twice, products with the codewords before.
-        own = (gram.diagonal() - 2 * P @ words.T).view(-1, M, K)
-        error, codes = own[:, 0].topk(min(_BEAM, K), largest=False)
-        codes = codes[:, :, None]  # [n, beam, m], indices into a codebook
-        for m in range(1, M):
-            total = error[:, :, None] + own[:, m, None]  # [n, beam, K]
-            for j in range(m):
-                total += 2 * gram[j * K : (j + 1) * K, m * K : (m + 1) * K][codes[:, :, j]]
-            error, at = total.flatten(1).topk(min(_BEAM, total[0].numel()), largest=False)
-            prefix = codes.gather(1, (at // K)[:, :, None].expand(-1, -1, m))
-            codes = torch.cat([prefix, (at % K)[:, :, None]], dim=2)
+        L = P.shape[1]
+        # Of each prefix of a code: what it leaves of P [n, beam, L], and ‖rest‖² − ‖P‖² [n, beam].
+        rest, error = P[:, None], P.new_zeros(len(P), 1)
+        codes = torch.empty(len(P), 1, 0, dtype=torch.int64, device=P.device)
+        for m, C in enumerate(self.words):
+            total = (error[:, :, None] + (C.square().sum(dim=1) - 2 * rest @ C.T)).flatten(1)
+            error, at = total.topk(min(self.beam, total.shape[1]), largest=False)
+            prefix, code = (at // len(C))[:, :, None], at % len(C)
+            rest = rest.gather(1, prefix.expand(-1, -1, L)) - C[code]
+            codes = torch.cat([codes.gather(1, prefix.expand(-1, -1, m)), code[:, :, None]], dim=2)
         return codes[:, 0]
 
     def embed(self, P: Tensor) -> Tensor:
