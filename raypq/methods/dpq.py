@@ -253,7 +253,7 @@ class DPQClassNetwork(ClassCodesNetwork):
         self.head = nn.Linear(settings.width, classes.L)
 
     def class_logits(self, x: Tensor) -> Tensor:
-        if self.settings.backbone == "mlp":  # features, by their direction
+        if self.settings.backbone == "mlp" and not self.early:  # features, by their direction
             x = x.shape[1] ** 0.5 * F.normalize(x, dim=1)
         scores: Tensor = self.head(F.relu(self.trunk(x)))
         return scores.float()
@@ -289,8 +289,7 @@ class DPQModel(ClassCodesModel):
     def build_network(self) -> Network:
         L = len(self.classes or ())
         if self.stores_classes:
-            classes = TrainedClasses(L=L, da=self.da)
-            return DPQClassNetwork(self.settings, self.dx, classes)
+            return DPQClassNetwork(self.settings, self.dx, self.trained_classes(L))
         return DPQNetwork(self.settings, self.dx, L)
 
 

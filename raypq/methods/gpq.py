@@ -386,8 +386,7 @@ class GPQModel(ClassCodesModel):
 
     def build_network(self) -> Network:
         if self.stores_classes:
-            classes = TrainedClasses(L=self._L, da=self.da)
-            return GPQClassNetwork(self.settings, self.dx, classes)
+            return GPQClassNetwork(self.settings, self.dx, self.trained_classes(self._L))
         return GPQNetwork(self.settings, self.dx, self._L)
 
 

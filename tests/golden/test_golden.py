@@ -137,3 +137,19 @@ def test_a_gpq_model_without_the_later_settings_asks_as_it_was_taught():
     assert "query" not in written["model"]["settings"], "trained by the published losses alone"
     model = registry.load(str(FOLDER / "gpq"))
     np.testing.assert_array_equal(model.queries(X), model.embed(X))
+
+
+@pytest.mark.parametrize("name", ["dpq", "gpq"])
+def test_codes_of_classes_from_before_the_temperature_was_a_tensor(name):
+    """Unscaled features, codewords one after another; never trained anew."""
+    folder = FOLDER / "early" / name
+    model = registry.load(str(folder))
+    wanted = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+    assert model.stores_classes
+    assert model.fingerprint == wanted["fingerprint"]
+    B = model.encode(X)
+    assert [row.tobytes().hex() for row in B] == wanted["codes"]
+    V, bias = model.class_prototypes(list(model.classes or ()))
+    np.testing.assert_allclose(model.decode(B[:16]) @ V.T + bias, wanted["scores"], atol=1e-5)
+    np.testing.assert_allclose(model.queries(X[:4]), wanted["queries"], atol=1e-5)
+    np.testing.assert_allclose(model.code_queries(B[:4]), wanted["code_queries"], atol=1e-5)

@@ -74,7 +74,8 @@ class ClassCodebooks(nn.Module):
         codes = torch.empty(len(P), 1, 0, dtype=torch.int64, device=P.device)
         for m, C in enumerate(self.words):
             total = (error[:, :, None] + (C.square().sum(dim=1) - 2 * rest @ C.T)).flatten(1)
-            error, at = total.topk(min(self.beam, total.shape[1]), largest=False)
+            at = _least(total, min(self.beam, total.shape[1]))
+            error = total.gather(1, at)
             prefix, code = (at // len(C))[:, :, None], at % len(C)
             rest = rest.gather(1, prefix.expand(-1, -1, L)) - C[code]
             codes = torch.cat([codes.gather(1, prefix.expand(-1, -1, m)), code[:, :, None]], dim=2)
@@ -91,6 +92,12 @@ class ClassCodebooks(nn.Module):
         """Rows [n, L] once for each codebook, [n, M·L]: the score of a code is that of the sum of
         its codewords."""
         return rows.repeat(1, len(self.words))
+
+
+def _least(total: Tensor, k: int) -> Tensor:
+    """Indices [n, k] of the least entries of each row, in order; of one, ties to the lower index,
+    which ``topk`` does not promise."""
+    return total.argmin(dim=1, keepdim=True) if k == 1 else total.topk(k, largest=False).indices
 
 
 def _fitted_together(

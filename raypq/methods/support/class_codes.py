@@ -31,6 +31,7 @@ from raypq.methods.support.backbones import TrunkSettings
 from raypq.methods.support.class_codebooks import ClassCodebooks
 from raypq.methods.support.class_relations import ClassRelations
 from raypq.methods.support.network import array_of
+from raypq.methods.support.network_model import PREFIX
 
 _BLOCK = 1024  # rows of one step of ``fit``
 
@@ -42,12 +43,15 @@ class TrainedClasses:
     Attributes:
         da: width of their embeddings, if they have any. A: these [L, da]; None: loaded later.
         others: those of the other classes of the table [T − L, da].
+        early: of a model from before the temperature was a tensor. Such a model takes features as
+            they are, and codes are the nearest codewords one after another.
     """
 
     L: int
     da: int | None
     A: NDArray[np.float32] | None = None
     others: NDArray[np.float32] | None = None
+    early: bool = False
 
     @classmethod
     def of(cls, dataset_info: TrainingSetInfo) -> TrainedClasses:
@@ -85,8 +89,12 @@ class ClassCodesNetwork(Network):
         self.temperature_is_set = settings.temperature is not None
         temperature = settings.temperature or settings.usual_temperature
         self.da = classes.da
-        self.class_codes = ClassCodebooks(settings.M, settings.K, classes.L)
-        self.register_buffer("temperature", torch.tensor([temperature]))
+        beam = {"beam": 1} if classes.early else {}
+        self.class_codes = ClassCodebooks(settings.M, settings.K, classes.L, **beam)
+        self.early = classes.early
+        self.register_buffer(
+            "temperature", torch.tensor([temperature]), persistent=not classes.early
+        )
         self.relations = (
             None
             if classes.da is None
@@ -148,17 +156,17 @@ class ClassCodesModel(NetworkModel):
     @abstractmethod
     def stores_classes(self) -> bool: ...
 
+    def trained_classes(self, L: int) -> TrainedClasses:
+        """The L classes of its network, into which the weights are loaded."""
+        return TrainedClasses(L=L, da=self.da, early=f"{PREFIX}temperature" not in self.tensors)
+
     @property
     def joint_classes(self) -> bool:
         """A training class is a combination, too, where others compete with it."""
         return self.da is not None
 
     def needs_embeddings(self, ids: Sequence[str]) -> bool:
-        return self.da is not None and not self._trained.issuperset(ids)
-
-    @property
-    def _trained(self) -> frozenset[str]:
-        return frozenset(self.classes or ())
+        return self.da is not None and not set(self.classes or ()).issuperset(ids)
 
     def together(
         self, ids: Sequence[str], E: NDArray[np.float32]
