@@ -34,7 +34,6 @@ from raypq.methods.support.class_codes import (
     ClassCodesSettings,
     TrainedClasses,
     check_unused,
-    rows_to_relate,
 )
 from raypq.methods.support.class_posteriors import (
     CodewordPosteriors,
@@ -301,12 +300,6 @@ class DPQ(PosteriorMethod):
     model_class: ClassVar[type[NetworkModel]] = DPQModel
     needs_classes = True
     settings: DPQSettings
-
-    def held_out_rows(self, dataset_info: TrainingSetInfo) -> int:
-        rows = super().held_out_rows(dataset_info)
-        if not self.settings.stores_classes(dataset_info.L):
-            return rows
-        return rows + rows_to_relate(dataset_info)
 
     def build(self, dataset_info: TrainingSetInfo) -> Network:
         check_query_metric(self.settings.query, self.settings.metric)

@@ -36,7 +36,6 @@ from raypq.methods.support.class_codes import (
     ClassCodesSettings,
     TrainedClasses,
     check_unused,
-    rows_to_relate,
 )
 from raypq.methods.support.class_posteriors import (
     CodewordPosteriors,
@@ -400,12 +399,6 @@ class GPQ(PosteriorMethod):
     needs_unlabelled = True
     samples_unlabelled = True
     settings: GPQSettings
-
-    def held_out_rows(self, dataset_info: TrainingSetInfo) -> int:
-        rows = super().held_out_rows(dataset_info)
-        if not self.settings.stores_classes(dataset_info.L):
-            return rows
-        return rows + rows_to_relate(dataset_info)
 
     def build(self, dataset_info: TrainingSetInfo) -> Network:
         check_query_metric(self.settings.query, self.settings.metric)

@@ -78,6 +78,10 @@ class ClassCodesSettings(TrunkSettings):
         "1 (gpq: 1.6), or chosen on held-out rows where the class table has unseen classes",
     )
 
+    @abstractmethod
+    def stores_classes(self, L: int) -> bool:
+        """Whether codes store the probabilities of the L classes."""
+
 
 class ClassCodesNetwork(Network):
     """A classifier whose codes are those of its class probabilities."""
@@ -203,17 +207,6 @@ class ClassCodesModel(NetworkModel):
 
 
 OF_CLASSES = ("temperature",)
-
-_HELD_OUT_SHARE, _MOST_HELD_OUT = 10, 2_000  # one row in so many, and the most
-_ROWS_OF_CLASS = 20  # in the mean; with fewer, the network needs them all
-
-
-def rows_to_relate(dataset_info: TrainingSetInfo) -> int:
-    """Rows to hold out: on them, the temperature and the calibration are chosen."""
-    N, L = dataset_info.N, dataset_info.L
-    if not dataset_info.compete or N < _ROWS_OF_CLASS * L:
-        return 0
-    return min(N // _HELD_OUT_SHARE, _MOST_HELD_OUT)
 
 
 def check_unused(

@@ -25,11 +25,14 @@ from raypq.config import Metric
 from raypq.errors import ConfigError
 from raypq.methods.base import TrainingSetInfo
 from raypq.methods.gradient import GradientMethod, Network, tensor_of
-from raypq.methods.support.class_codes import ClassCodesNetwork
+from raypq.methods.support.class_codes import ClassCodesNetwork, ClassCodesSettings
 
 _MAX_AXES = 128  # by which codewords and queries are extended at most
 _WEIGHT = 4.0  # of posteriors relative to codewords, where codes are compared with codes
 _BLOCK = 1024  # rows of one step of ``observe``
+
+_HELD_OUT_SHARE, _MOST_HELD_OUT = 10, 2_000  # one row in so many, and the most
+_ROWS_OF_CLASS = 20  # in the mean; with fewer, the network needs them all
 
 
 def check_query_metric(query: str, metric: Metric) -> None:
@@ -122,6 +125,16 @@ class PosteriorMethod(GradientMethod):
     computed before every validation, too; codes of classes are validated as probabilities."""
 
     sample_rows: ClassVar[int] = 50_000
+    settings: ClassCodesSettings
+
+    def held_out_rows(self, dataset_info: TrainingSetInfo) -> int:
+        """Where classes compete, temperature and calibration are chosen on these rows, too."""
+        rows = super().held_out_rows(dataset_info)
+        N, L = dataset_info.N, dataset_info.L
+        few = N < _ROWS_OF_CLASS * L
+        if few or not dataset_info.compete or not self.settings.stores_classes(L):
+            return rows
+        return rows + min(N // _HELD_OUT_SHARE, _MOST_HELD_OUT)
 
     def validation_score(self, network: Network, x: Tensor, y: Tensor) -> float | None:
         if isinstance(network, PosteriorNetwork):

@@ -66,7 +66,7 @@ def _of_codes_of_classes(fitted: FitResult, info: TrainingSetInfo, seed: int) ->
         return None
     X, y = fitted.held_out
     P = fitted.model.class_probabilities(fitted.model.encode(X))
-    return _best([competition(P, y, info, seed)])
+    return _best(competition([P], y, info, seed))
 
 
 def _best(scores: Sequence[TrialScores]) -> float:

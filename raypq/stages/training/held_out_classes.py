@@ -244,40 +244,51 @@ def split_accuracy(
 
 
 def competition(
-    P: NDArray[np.floating], y: NDArray[np.int32], info: TrainingSetInfo, seed: int
-) -> TrialScores:
+    Ps: Sequence[NDArray[np.floating]], y: NDArray[np.int32], info: TrainingSetInfo, seed: int
+) -> list[TrialScores]:
     """Accuracies where training classes compete with the other classes of the table, whose scores
-    are combinations of class probabilities P [n, L] (``support.class_relations``).
+    are combinations of class probabilities P [n, L] (``support.class_relations``); of several P.
 
     Seen rows are those held out of training, classes y [n]. Unseen ones are the same rows, as if
     their classes had not been trained on, nor those of others: a tenth of the classes at a time.
     """
     assert info.A is not None, "checked before"
     assert info.A_other is not None, "checked before"
-    S, others = info.A, info.A_other
-    scores = P @ weights(S, np.concatenate([S, others])).T
-    seen, unseen = _best_of(scores[:, : info.L]), _best_of(scores[:, info.L :])
-    seen_margin, seen_right = seen[0] - unseen[0], seen[1] == y
-    margin, right = np.zeros(len(y)), np.zeros(len(y), bool)
-    order = np.random.default_rng([seed, 15]).permutation(info.L)
-    for group in np.array_split(order, min(info.L, _GROUPS)):
-        rows, left_out = np.isin(y, group), np.isin(np.arange(info.L), group)
-        candidates = np.concatenate([S[~left_out], others, S[group]])
-        scores = without(P[rows], left_out) @ weights(S[~left_out], candidates).T
-        L = info.L - len(group)
-        seen, unseen = _best_of(scores[:, :L]), _best_of(scores[:, L:])
-        truth = len(others) + np.argsort(group)[np.searchsorted(np.sort(group), y[rows])]
-        margin[rows], right[rows] = seen[0] - unseen[0], unseen[1] == truth
-    images = np.bincount(y, minlength=info.L)
-    share = 1 / images[y] / (images > 0).sum()
-    return TrialScores(
-        zsl=float((right * share).sum()),
-        margin=np.concatenate([seen_margin, margin]),
-        share=np.concatenate([seen_right * share, right * share]),
-        of_seen=np.repeat([True, False], len(y)),
-    )
+    S, others, L = info.A, info.A_other, info.L
+    # Of every P, first its rows as seen ones, then as unseen ones; the same for what is right.
+    margin, right = np.zeros((len(Ps), 2, len(y))), np.zeros((len(Ps), 2, len(y)), bool)
+    w = weights(S, np.concatenate([S, others])).T
+    for at, P in enumerate(Ps):
+        margin[at, 0], best, _ = _compare(P @ w, L)
+        right[at, 0] = best == y
+    order = np.random.default_rng([seed, 15]).permutation(L)
+    for part in np.array_split(order, min(L, _GROUPS)):
+        group = np.sort(part)
+        rows, left_out = np.isin(y, group), np.isin(np.arange(L), group)
+        w = weights(S[~left_out], np.concatenate([S[~left_out], others, S[group]])).T
+        truth = len(others) + np.searchsorted(group, y[rows])
+        for at, P in enumerate(Ps):
+            margin[at, 1, rows], _, best = _compare(without(P[rows], left_out) @ w, len(w))
+            right[at, 1, rows] = best == truth
+    images = np.bincount(y, minlength=L)
+    share = right / images[y] / (images > 0).sum()
+    of_seen = np.repeat([True, False], len(y))
+    return [
+        TrialScores(
+            zsl=float(share[at, 1].sum()),
+            margin=margin[at].ravel(),
+            share=share[at].ravel(),
+            of_seen=of_seen,
+        )
+        for at in range(len(Ps))
+    ]
 
 
-def _best_of(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    at = scores.argmax(axis=1)
-    return scores[np.arange(len(scores)), at], at
+def _compare(
+    scores: NDArray[np.float64], seen: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """The best of the first ``seen`` scores less the best of the others [n], and where they are."""
+    groups = scores[:, :seen], scores[:, seen:]
+    at = [group.argmax(axis=1) for group in groups]
+    one, other = (group[np.arange(len(scores)), i] for group, i in zip(groups, at, strict=True))
+    return one - other, at[0], at[1]

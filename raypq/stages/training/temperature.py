@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from raypq import console
 from raypq.methods.gradient import tensor_of
@@ -31,14 +29,8 @@ def choose_temperature(network: ClassCodesNetwork, spec: TrainingSpec) -> None:
     network.eval()
     with torch.inference_mode():
         logits = network.class_logits(tensor_of(spec.normalised(X)))
-    found = {
-        value: best_gamma([competition(_probabilities(logits, value), y, info, seed)])[1]
-        for value in _VALUES
-    }
-    best = max(found, key=lambda value: found[value])
-    network.temperature.fill_(best)
-    console.say(f"temperature {best:g}: H {found[best]:.3f} on {len(X):,} rows held out")
-
-
-def _probabilities(logits: Tensor, temperature: float) -> NDArray[np.float64]:
-    return (logits.double() / temperature).softmax(dim=1).numpy()
+    Ps = [(logits.double() / value).softmax(dim=1).numpy() for value in _VALUES]
+    found = [best_gamma([trial])[1] for trial in competition(Ps, y, info, seed)]
+    best = int(np.argmax(found))
+    network.temperature.fill_(_VALUES[best])
+    console.say(f"temperature {_VALUES[best]:g}: H {found[best]:.3f} on {len(X):,} rows held out")

@@ -94,7 +94,7 @@ class Birds:
             self("encode", "--model", model, *self.test, "--output", codes, *ALONE)
         return codes
 
-    def judged(self, model: str, codes: str, classes: str, to: str) -> dict[str, Any]:
+    def evaluated(self, model: str, codes: str, classes: str, to: str) -> dict[str, Any]:
         """Classifies codes and evaluates."""
         output = str(self.out / to)
         given = ("--classes", classes, "--output", output)
@@ -135,7 +135,7 @@ def content(folder: str) -> dict[str, str]:
 @pytest.mark.parametrize("method", SHORT)
 def test_unseen_birds_are_recognised_from_codes(birds: Birds, method: str) -> None:
     model = birds.trained(method)
-    found = birds.judged(model, birds.encoded(model), birds.classes, f"{method}-predictions")
+    found = birds.evaluated(model, birds.encoded(model), birds.classes, f"{method}-predictions")
     assert found["zsl"] >= LEAST[method]
     assert SHORT[method].get("M", 64) == registry.load(model).M, "bytes an image"
 
@@ -147,7 +147,7 @@ def test_codes_of_classes_answer_unseen_ones(birds: Birds) -> None:
     loaded = registry.load(model)
     assert loaded.record["calibration"] > 0
     assert loaded.tensors["net.temperature"] > 1
-    found = birds.judged(model, codes, birds.classes, "dpq-all")
+    found = birds.evaluated(model, codes, birds.classes, "dpq-all")
     assert found["calibrated"]["H"] > found["uncalibrated"]["H"] + 0.1
     # Training classes are known by their ids alone; others need an embedding.
     names = pq.read_table(birds.classes, columns=["class_id", "seen"])
@@ -180,7 +180,7 @@ def test_classes_are_added_without_touching_codes(birds: Birds, method: str) -> 
     table = ClassTable.open(late)
     assert new.layer is not None
     assert set(table.ids.to_pylist()) <= set(new.layer.ids)
-    birds.judged(extended, codes, birds.classes, f"{method}-later-predictions")
+    birds.evaluated(extended, codes, birds.classes, f"{method}-later-predictions")
     assert content(codes) == files
     predictions = [
         pq.read_table(path)

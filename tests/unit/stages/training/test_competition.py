@@ -28,7 +28,7 @@ def problem(L: int, T: int, n: int = 400) -> tuple[np.ndarray, np.ndarray, Train
 @pytest.mark.parametrize(("L", "T"), [(2, 1), (3, 4), (25, 1), (25, 7)])
 def test_seen_rows_meet_the_real_other_classes(L: int, T: int) -> None:
     P, y, info = problem(L, T)
-    found = competition(P, y, info, seed=0)
+    [found] = competition([P], y, info, seed=0)
     assert info.A is not None
     assert info.A_other is not None
     scores = P @ weights(info.A, np.concatenate([info.A, info.A_other])).T
@@ -43,18 +43,19 @@ def test_seen_rows_meet_the_real_other_classes(L: int, T: int) -> None:
 def test_unseen_rows_are_scored_without_their_class() -> None:
     """What P says of a row's own class has no part in its scores as an unseen one."""
     P, y, info = problem(25, 7)
-    found = competition(P, y, info, seed=0)
+    [found] = competition([P], y, info, seed=0)
     changed = P.copy()
     changed[np.arange(len(y)), y] *= 0.01
     np.testing.assert_allclose(
-        competition(changed, y, info, seed=0).margin[~found.of_seen], found.margin[~found.of_seen]
+        competition([changed], y, info, seed=0)[0].margin[~found.of_seen],
+        found.margin[~found.of_seen],
     )
     assert 1 / 8 < found.zsl <= 1, "among 7 other classes and those left out, above chance"
 
 
 def test_gamma_balances_seen_and_unseen() -> None:
     P, y, info = problem(25, 7)
-    found = competition(P, y, info, seed=0)
+    [found] = competition([P], y, info, seed=0)
     gamma, best = best_gamma([found])
     assert gamma > 0
     assert best == pytest.approx(found.H(gamma))
@@ -64,6 +65,7 @@ def test_gamma_balances_seen_and_unseen() -> None:
 def test_the_split_depends_on_the_seed_alone() -> None:
     P, y, info = problem(25, 7)
     order = np.random.default_rng(0).permutation(len(y))
-    one, other = competition(P, y, info, seed=3), competition(P[order], y[order], info, seed=3)
+    [one] = competition([P], y, info, seed=3)
+    [other] = competition([P[order]], y[order], info, seed=3)
     assert one.zsl == pytest.approx(other.zsl)
     np.testing.assert_allclose(np.sort(one.margin), np.sort(other.margin))
