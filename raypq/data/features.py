@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ from raypq.data.storage import Shard
 # One batch of float32 features. Bounds a worker's memory; and decoders of Parquet and Lance are
 # about twice as fast where a batch does not leave the caches (docs/benchmarks.md, "layouts").
 _BATCH_BYTES = 16 << 20
+_DEVICE_BATCH_BYTES = 64 << 20  # for a GPU, which a small batch does not fill
 _MAX_ROWS = 8192
 NETWORK_ROWS = 64  # images that are decoded while a network computes on those before
 
@@ -40,7 +42,8 @@ class FeatureBatch:
     """Some consecutive rows of one shard, without images that could not be decoded.
 
     Attributes:
-        X: features [m, dx], float32, finite unless ``ReadOptions.finite`` is False; or rows of
+        X: features [m, dx], float32, finite unless ``ReadOptions.finite`` is False; float32 or
+            float16, unchecked, with ``ReadOptions.for_device``; or rows of
             ``ReadOptions.image_format``.
         ids: string or int64, n values.
         labels: class_ids as strings (null where a row has none), or None without the column.
@@ -70,9 +73,10 @@ class FeatureStore:
     columns: Columns
 
 
-def batch_rows(width: int) -> int:
+def batch_rows(width: int, *, for_device: bool = False) -> int:
     """Rows of a batch; depends on the width only, so that results do not depend on the machine."""
-    return int(np.clip(_BATCH_BYTES // (4 * width), 64, _MAX_ROWS))
+    size = _DEVICE_BATCH_BYTES if for_device else _BATCH_BYTES
+    return int(np.clip(size // (4 * width), 64, _MAX_ROWS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,8 @@ class ReadOptions:
         labels: read the label column if there is one.
         by_content: versions of image files are digests of their content, which is read for them.
         finite: refuse NaN and Inf; otherwise the caller must handle them.
+        for_device: features go to a GPU: batches are larger, and float16 is not widened. The
+            caller must handle NaN and Inf.
         rule: the type that ids must have; None takes the shard's own.
         threads: that decode images at the same time.
         image_format: of the rows, which must be encoded images; None for features, or for images
@@ -93,6 +99,7 @@ class ReadOptions:
     labels: bool = True
     by_content: bool = False
     finite: bool = True
+    for_device: bool = False
     rule: IdRule | None = None
     threads: int = 1
     image_format: ImageFormat | None = None
@@ -118,6 +125,7 @@ class FeatureReader:
     ) -> None:
         self._file, self._columns, self._uri = file, columns, shard.uri
         self._finite, self._by_content = how.finite, how.by_content
+        self._for_device = how.for_device
         self.rows: int = file.rows
         self.backbone = BackboneInfo.of(file.field(columns.feature), where=shard.uri)
         check_equal(how.backbone, self.backbone, where=shard.uri)
@@ -157,7 +165,8 @@ class FeatureReader:
         columns = self._columns
         wanted = [columns.id, columns.feature] + ([columns.label] if self.label else [])
         row = 0
-        rows = NETWORK_ROWS if self._for_network else batch_rows(self._width or 1024)
+        width = self._width or 1024
+        rows = NETWORK_ROWS if self._for_network else batch_rows(width, for_device=self._for_device)
         for batch in self._file.stream(rows, wanted, read_images=False):
             if len(batch):
                 converted = self._convert(batch, row, known)
@@ -187,12 +196,17 @@ class FeatureReader:
             return self._decoded(self._decoder, column, names, labels, row, known)
         raw = arrays.matrix(column, width=self._width, where=self._where, row0=row)
         self._width = raw.shape[1]
-        X = (
-            arrays.finite_float32(raw, where=self._where, ids=names, row0=row)
-            if self._finite
-            else arrays.any_float32(raw)
-        )
+        X = self._values(raw, names, row)
         return FeatureBatch(X=X, ids=names, labels=labels, row=row, where=self._uri)
+
+    def _values(
+        self, raw: NDArray[np.floating[Any]], names: pa.Array, row: int
+    ) -> NDArray[np.float32]:
+        if self._for_device and raw.dtype == np.float16:
+            return cast(NDArray[np.float32], raw)  # widened on the device
+        if self._finite and not self._for_device:
+            return arrays.finite_float32(raw, where=self._where, ids=names, row0=row)
+        return arrays.any_float32(raw)
 
     def _decoded(
         self,
@@ -242,10 +256,16 @@ def open_features(
 
 
 def read_batches(
-    shard: Shard, columns: Columns, *, width: int | None, labels: bool = True
+    shard: Shard,
+    columns: Columns,
+    *,
+    width: int | None,
+    labels: bool = True,
+    for_device: bool = False,
 ) -> Iterator[FeatureBatch]:
-    """Streams the rows of a shard; see ``open_features``."""
-    with open_features(shard, columns, width=width, how=ReadOptions(labels=labels)) as reader:
+    """Streams the rows of a shard; see ``open_features`` and ``ReadOptions``."""
+    how = ReadOptions(labels=labels, for_device=for_device)
+    with open_features(shard, columns, width=width, how=how) as reader:
         yield from reader.batches()
 
 

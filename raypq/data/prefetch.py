@@ -1,14 +1,19 @@
-"""Prefetching: a thread fills a short queue while its consumer computes."""
+"""Threads beside a consumer: items produced ahead of it, and computed several at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import TypeVar
 
+from raypq import kernels
+
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _POLL_SECONDS = 0.1  # how soon the producer notices that the consumer has stopped
 
@@ -56,3 +61,26 @@ def prefetch(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, Non
         with suppress(Empty):
             queue.get_nowait()
         thread.join()
+
+
+def in_flight(
+    call: Callable[[Item], Result], items: Iterator[Item], depth: int
+) -> Generator[Result, None, None]:
+    """Yields ``call(item)`` in the order of the items, of which ``depth`` are computed at a time.
+
+    The items are produced by a thread of their own. An error is raised in place of its result.
+    """
+    running: deque[Future[Result]] = deque()
+    ahead = prefetch(items)
+    with ThreadPoolExecutor(depth, "raypq-batch", kernels.apply_thread_limit) as threads:
+        try:
+            for item in ahead:
+                running.append(threads.submit(call, item))
+                if len(running) == depth:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            ahead.close()
+            for future in running:
+                future.cancel()

@@ -25,11 +25,74 @@ from raypq.kernels.tables import (
 
 _BUDGET = 128 << 20  # bytes of one intermediate array
 _CACHE = 8 << 20  # bytes of a block of scores that fits the cache of a CPU core
+_ASSIGN_ROWS = 8192  # rows that are assigned at a time on a device
 _PAD = 8  # candidates beyond k in the first attempt at a row's top k
 _RETRY_ROWS = 256  # rows with more candidates than that, rescored at a time
 _EPS = 2.0**-23  # twice the unit roundoff of float32: room for the bound's own rounding
 _TINY = 2.0**-126  # smallest normal float32: bound on the error of underflow
 _HUGE = 2.0**126  # products whose sum of magnitudes is below it cannot overflow
+
+
+@dataclass(frozen=True)
+class Codebooks:
+    """Codebooks on a device, ready to assign vectors to codewords.
+
+    Attributes:
+        book: C [M, K, d], float32. half: ‖c‖² / 2 [M, K], float64, in the order of ``tables``.
+        largest: the largest ‖c‖ of each sub-codebook [M, 1], float64.
+    """
+
+    book: torch.Tensor
+    half: torch.Tensor
+    largest: torch.Tensor
+
+    @classmethod
+    def on(cls, device: str, C: NDArray[np.floating]) -> Codebooks:
+        """Codebooks C [M, K, d] on a device."""
+        C = np.ascontiguousarray(C, dtype=np.float32)
+        check_codebooks(C)
+        book = torch.from_numpy(np.array(C)).to(device)
+        half = torch.zeros(book.shape[:2], dtype=torch.float64, device=book.device)
+        for j in range(C.shape[2]):
+            half += book[:, :, j].double() ** 2
+        half *= 0.5
+        return cls(book, half, (2 * half.amax(1)).sqrt()[:, None])
+
+    def assign(self, U: torch.Tensor) -> torch.Tensor:
+        """Codes [n, M], uint8, of vectors U [n, M·d] on the device; as ``reference.encode``."""
+        M, K, _ = self.book.shape
+        on_cpu = self.book.device.type == "cpu"
+        step = max(1, min(128, _CACHE // (4 * M * K))) if on_cpu else _ASSIGN_ROWS
+        parts = [self._assign(part) for part in torch.split(U, step)] if len(U) else []
+        empty = torch.empty((0, M), dtype=torch.uint8, device=self.book.device)
+        return torch.cat(parts) if parts else empty
+
+    def _assign(self, U: torch.Tensor) -> torch.Tensor:
+        book, half = self.book, self.half
+        M, K, d = book.shape
+        u = U.reshape(-1, M, d).transpose(0, 1)
+        score = torch.baddbmm(half.float()[:, None, :], u, book.transpose(1, 2), beta=-1.0)
+        top, code = score.max(2)
+        second = score.scatter_(2, code[:, :, None], -torch.inf).amax(2)
+        length = torch.linalg.vector_norm(u, dim=2, dtype=torch.float64)
+        size = length * self.largest + self.largest**2
+        error = (d + 4) * (_EPS * size + _TINY)
+        # Negated, so that NaN (from overflow) counts as close.
+        close = ~((second < top - 2 * error) & (size < _HUGE))
+        pairs = close.nonzero()
+        for chunk in torch.split(pairs, max(1, _BUDGET // (8 * K))):
+            m, i = chunk.unbind(1)
+            part = torch.zeros((len(m), K), dtype=torch.float64, device=U.device)
+            for j in range(d):
+                part += u[m, i, j].double()[:, None] * book[m, :, j].double()
+            code[m, i] = _first_max(part - half[m])
+        return code.T.to(torch.uint8)
+
+    def decode(self, B: torch.Tensor) -> torch.Tensor:
+        """Codewords [n, M·d] of codes B [n, M]."""
+        M, K, d = self.book.shape
+        flat = B.long() + K * torch.arange(M, device=B.device)
+        return self.book.reshape(M * K, d)[flat].reshape(len(B), M * d)
 
 
 def encode(
@@ -39,40 +102,12 @@ def encode(
 
     Equal to ``reference.encode``.
     """
-    C = np.ascontiguousarray(C, dtype=np.float32)
+    books = Codebooks.on(device, C)
     if not isinstance(U, torch.Tensor):
         U = torch.from_numpy(np.ascontiguousarray(U, dtype=np.float32))
-    check_codebooks(C)
-    M, K, d = C.shape
-    book = torch.from_numpy(C).to(device)
-    exact = book.double()
-    half = torch.zeros((M, K), dtype=torch.float64, device=device)
-    for j in range(d):
-        half += exact[:, :, j] ** 2
-    half *= 0.5
-    half32 = half.float()[:, None, :]
-    largest = (2 * half.amax(1)).sqrt()[:, None]  # max_k ‖c_mk‖, [M, 1]
-    B = np.empty((len(U), M), np.uint8)
-    step = max(1, min(128, _CACHE // (4 * M * K))) if device == "cpu" else 8192
-    for start in range(0, len(U), step):
-        u = U[start : start + step].to(device).reshape(-1, M, d).transpose(0, 1)
-        score = torch.baddbmm(half32, u, book.transpose(1, 2), beta=-1.0)  # [M, n, K]
-        top, code = score.amax(2), score.argmax(2)
-        second = score.scatter_(2, code[:, :, None], -torch.inf).amax(2)
-        length = torch.linalg.vector_norm(u, dim=2, dtype=torch.float64)
-        size = length * largest + largest**2
-        error = (d + 4) * (_EPS * size + _TINY)
-        # Negated, so that NaN (from overflow) counts as close.
-        close = ~((second < top - 2 * error) & (size < _HUGE))
-        pairs = close.nonzero()
-        for chunk in torch.split(pairs, max(1, _BUDGET // (8 * K))):
-            m, i = chunk.unbind(1)
-            part = torch.zeros((len(m), K), dtype=torch.float64, device=device)
-            for j in range(d):
-                part += u[m, i, j].double()[:, None] * exact[m, :, j]
-            code[m, i] = _first_max(part - half[m])
-        B[start : start + step] = code.T.to(torch.uint8).cpu().numpy()
-    return B
+    parts = [books.assign(part.to(device)).cpu() for part in torch.split(U, _ASSIGN_ROWS)]
+    codes: NDArray[np.uint8] = torch.cat(parts).numpy()
+    return codes
 
 
 def _first_max(score: torch.Tensor) -> torch.Tensor:

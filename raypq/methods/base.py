@@ -11,10 +11,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from raypq.errors import ConfigError, InputError, NotFittedError
 from raypq.methods.model import Array, MethodSettings, Model, Normalise
@@ -26,8 +27,10 @@ __all__ = [
     "Model",
     "Normalise",
     "ReductionMethod",
+    "Rows",
     "State",
     "Stats",
+    "Sums",
     "TrainBatch",
     "TrainingSetInfo",
     "check_embeddings",
@@ -81,11 +84,63 @@ class TrainBatch:
     row: int
 
 
+Sums = Array | Tensor
+"""A float64 sum, on the device of its rows."""
+
+
+class Rows(Protocol):
+    """Rows X [n, dx] on a device."""
+
+    def __len__(self) -> int:
+        """n."""
+
+    def chosen(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Some of the rows [m, dx], as an array on the CPU."""
+
+    def normalised(self, scheme: Normalise, mean: Array | None, inverse_std: Array | None) -> Rows:
+        """The rows after ``linear_model.normalise``.
+
+        Raises:
+            InputError: the squared length of a row does not fit float32.
+        """
+
+    def projected(self, P: Array) -> Rows:
+        """X Pᵀ [n, D] for P [D, dx].
+
+        Raises:
+            InputError: as ``normalised``.
+        """
+
+    def total(self) -> Sums:
+        """Σ x [dx]."""
+
+    def squares(self) -> Sums:
+        """Σ x² by dimension [dx]."""
+
+    def gram(self) -> Sums:
+        """XᵀX [dx, dx]."""
+
+    def class_sums(self, y: NDArray[np.int32], L: int) -> Sums:
+        """The sum of the rows of each class [dx, L]."""
+
+    def codes(self, C: Array) -> Array | Tensor:
+        """Nearest codewords [n, M] in codebooks C [M, K, d]."""
+
+    def codeword_sums(self, B: Array | Tensor, C: Array) -> tuple[Sums, Sums, Sums]:
+        """Count [M, K], Σx [M, K, d] and Σ‖x − c‖² [M, K] of the rows of each codeword."""
+
+    def reconstruction_product(self, B: Array | Tensor, C: Array) -> Sums:
+        """Σ q xᵀ [D, dx], where q [n, D] are the codewords of codes B of other rows."""
+
+
 @dataclass(kw_only=True, eq=False)
 class Stats:
-    """Statistics of some rows in one pass: sums, which are added, and rows, kept in order."""
+    """Statistics of some rows in one pass: sums, which are added, and rows, kept in order.
 
-    sums: dict[str, Array] = field(default_factory=dict)
+    Those of rows on a device are there, too, until ``on_host``.
+    """
+
+    sums: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, list[Array]] = field(default_factory=dict)
 
     def merge(self, other: Stats) -> Stats:
@@ -93,11 +148,21 @@ class Stats:
         for name, value in other.sums.items():
             if name in self.sums:
                 self.sums[name] += value
+            elif isinstance(value, Tensor):
+                self.sums[name] = value.clone()
             else:
                 self.sums[name] = np.array(value)  # a copy: it may be a view of shared memory
         for name, parts in other.rows.items():
             self.rows.setdefault(name, []).extend(np.array(part) for part in parts)  # as above
         return self
+
+    def on_host(self) -> Stats:
+        """The same statistics as arrays."""
+        sums = {
+            name: value.cpu().numpy() if isinstance(value, Tensor) else value
+            for name, value in self.sums.items()
+        }
+        return Stats(sums=sums, rows=self.rows)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,8 +233,12 @@ class ReductionMethod(Method):
         """
 
     @abstractmethod
-    def accumulate(self, state: State, batch: TrainBatch) -> Stats:
-        """Statistics of one batch for the pass of ``state.phase``; a pure function."""
+    def accumulate(self, state: State, batch: TrainBatch, rows: Rows | None = None) -> Stats:
+        """Statistics of one batch for the pass of ``state.phase``; a pure function.
+
+        Args:
+            rows: those of the batch on the device that computes; None: on the CPU.
+        """
 
     @abstractmethod
     def update(self, state: State, stats: Stats) -> State:

@@ -20,6 +20,7 @@ from raypq.errors import ConfigError
 from raypq.methods.base import (
     Array,
     MethodSettings,
+    Rows,
     State,
     Stats,
     TrainBatch,
@@ -30,7 +31,6 @@ from raypq.methods.pq import PQ, PQModel, PQSettings
 from raypq.methods.support.aligned_space import score_maps
 from raypq.methods.support.axis_allocation import allocate, fix_signs
 from raypq.methods.support.linear_model import LinearModel, normalise
-from raypq.methods.support.statistics import gram
 
 
 class OPQSettings(PQSettings):
@@ -85,11 +85,11 @@ class OPQ(PQ):
         V = normalise(dataset_info.aligned, self.settings.normalise)
         return {"_V": V, "aligned": np.array(len(V))}
 
-    def _accumulate_sample(self, state: State, batch: TrainBatch, X: NDArray[np.float32]) -> Stats:
+    def _accumulate_sample(self, state: State, batch: TrainBatch, X: Rows) -> Stats:
         stats = super()._accumulate_sample(state, batch, X)
-        stats.sums["G"] = gram(X)
+        stats.sums["G"] = X.gram()
         if "aligned" in state.arrays:
-            stats.sums |= {"n": np.array(float(len(X))), "x": X.sum(axis=0, dtype=np.float64)}
+            stats.sums |= {"n": np.array(float(len(X))), "x": X.total()}
         return stats
 
     def _first_projection(self, state: State, stats: Stats) -> State:

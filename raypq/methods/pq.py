@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raypq import kernels
 from raypq.config import Positive
 from raypq.errors import ConfigError, InputError
 from raypq.methods.base import (
     Array,
     MethodSettings,
     ReductionMethod,
+    Rows,
     State,
     Stats,
     TrainBatch,
@@ -27,8 +27,9 @@ from raypq.methods.base import (
     check_rows,
 )
 from raypq.methods.support import codebooks
-from raypq.methods.support.linear_model import LinearModel, check_range, normalise, product
-from raypq.methods.support.statistics import outer, scale
+from raypq.methods.support.linear_model import LinearModel
+from raypq.methods.support.rows import HostRows
+from raypq.methods.support.statistics import scale
 
 _SMALLEST = 1e-16  # least magnitude of a sample, so that squared differences stay normal numbers
 
@@ -84,37 +85,39 @@ class PQ(ReductionMethod):
         """Arrays that do not change during training."""
         return {}
 
-    def accumulate(self, state: State, batch: TrainBatch) -> Stats:
+    def accumulate(self, state: State, batch: TrainBatch, rows: Rows | None = None) -> Stats:
+        rows = HostRows(batch.X) if rows is None else rows
         if state.phase == "scale":
-            X = batch.X.astype(np.float64)
-            n = np.array(float(len(X)))
-            return Stats(sums={"n": n, "x": X.sum(axis=0), "xx": (X * X).sum(axis=0)})
-        X32 = check_range(self._normalised(state, batch.X))
+            n = np.array(float(len(rows)))
+            return Stats(sums={"n": n, "x": rows.total(), "xx": rows.squares()})
+        X = self._normalised(state, rows)
         if state.phase == "sample":
-            return self._accumulate_sample(state, batch, X32)
-        return self._accumulate_assign(state, X32)
+            return self._accumulate_sample(state, batch, X)
+        return self._accumulate_assign(state, X)
 
-    def _normalised(self, state: State, X: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _normalised(self, state: State, rows: Rows) -> Rows:
         arrays = state.arrays
-        return normalise(X, self.settings.normalise, arrays.get("mean"), arrays.get("inverse_std"))
+        return rows.normalised(
+            self.settings.normalise, arrays.get("mean"), arrays.get("inverse_std")
+        )
 
-    def _accumulate_sample(self, state: State, batch: TrainBatch, X: NDArray[np.float32]) -> Stats:
+    def _accumulate_sample(self, state: State, batch: TrainBatch, X: Rows) -> Stats:
         rows = state.arrays["rows"]
         low, high = np.searchsorted(rows, [batch.row, batch.row + len(X)])
-        return Stats(rows={"sample": [X[rows[low:high] - batch.row]]})
+        return Stats(rows={"sample": [X.chosen(rows[low:high] - batch.row)]})
 
-    def _accumulate_assign(self, state: State, X: NDArray[np.float32]) -> Stats:
+    def _accumulate_assign(self, state: State, X: Rows) -> Stats:
         U = self._project(state, X)
         C = state.arrays["C"]
-        B = kernels.encode(U, C)
-        count, total, error = kernels.codeword_sums(U, B, C)
+        B = U.codes(C)
+        count, total, error = U.codeword_sums(B, C)
         stats = Stats(sums={"count": count, "total": total, "error": error})
         if self._updates_projection(state):
-            stats.sums["qx"] = outer(kernels.decode(B, C), X)
+            stats.sums["qx"] = X.reconstruction_product(B, C)
         return stats
 
-    def _project(self, state: State, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        return check_range(product(X, state.arrays["P"])) if "P" in state.arrays else X
+    def _project(self, state: State, X: Rows) -> Rows:
+        return X.projected(state.arrays["P"]) if "P" in state.arrays else X
 
     def _updates_projection(self, state: State) -> bool:
         """Whether this pass also needs Σ q(u) xᵀ, to update the projection."""
@@ -131,7 +134,7 @@ class PQ(ReductionMethod):
 
     def _seed_codebooks(self, state: State, sample: NDArray[np.float32], *, stream: int) -> State:
         """The state before the first assignment, with codebooks seeded from the embedded sample."""
-        U = self._project(state, sample)
+        U = self._project(state, HostRows(sample)).chosen(np.arange(len(sample)))
         largest = float(np.abs(U).max())
         if 0 < largest < _SMALLEST:
             raise InputError(

@@ -26,7 +26,15 @@ from torch.nn import functional
 
 from raypq.config import Metric, Positive
 from raypq.errors import ConfigError
-from raypq.methods.base import Array, MethodSettings, State, Stats, TrainBatch, TrainingSetInfo
+from raypq.methods.base import (
+    Array,
+    MethodSettings,
+    Rows,
+    State,
+    Stats,
+    TrainBatch,
+    TrainingSetInfo,
+)
 from raypq.methods.opq import advance_and_polish
 from raypq.methods.pq import PQ, PQModel
 from raypq.methods.support.axis_allocation import balanced_axes
@@ -46,6 +54,7 @@ from raypq.methods.support.linear_model import (
     product,
     scaled_by_spread,
 )
+from raypq.methods.support.rows import HostRows
 from raypq.methods.support.score_axes import code_width, interpolated_classes, whiten_by_prototypes
 
 _SHORT = 1e-15  # a length whose square is a normal float32
@@ -302,10 +311,11 @@ class PQZSL(MomentsPQ):
             "W": (rotation @ of_prototypes).astype(np.float32, order="C"),
         }
 
-    def accumulate(self, state: State, batch: TrainBatch) -> Stats:
+    def accumulate(self, state: State, batch: TrainBatch, rows: Rows | None = None) -> Stats:
         if state.phase == "axes":  # only rows to seed the codebooks; the moments are known
-            return PQ._accumulate_sample(self, state, batch, self._normalised(state, batch.X))
-        return super().accumulate(state, batch)
+            X = self._normalised(state, HostRows(batch.X) if rows is None else rows)
+            return PQ._accumulate_sample(self, state, batch, X)
+        return super().accumulate(state, batch, rows)
 
     def update(self, state: State, stats: Stats) -> State:
         if state.phase != "axes":

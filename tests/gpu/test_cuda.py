@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from raypq.errors import InputError, ModelError
 from raypq.kernels import build_tables, reference
 from raypq.kernels import torch as fast
+from raypq.kernels.device import REHEARSAL
+from raypq.methods.base import Normalise
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
-from raypq.methods.support.linear_model import encode_on
 
 cuda = pytest.param(
     "cuda",
@@ -21,7 +23,7 @@ cuda = pytest.param(
         pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     ],
 )
-DEVICES = ["cpu", cuda]
+DEVICES = [REHEARSAL, cuda]
 rng = np.random.default_rng(0)
 C = rng.standard_normal((7, 256, 5), dtype=np.float32)
 U = rng.standard_normal((2000, 35), dtype=np.float32)
@@ -48,17 +50,37 @@ def test_classification_and_search(device: str, metric: str) -> None:
             np.testing.assert_array_equal(ours, oracle)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("normalise", ["none", "unit", "zscore-unit"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_features_to_codes_on_the_device(device: str) -> None:
+def test_features_to_codes_on_the_device(device: str, normalise: Normalise, dtype: str) -> None:
     """A product on another device rounds otherwise; hardly any code may change."""
-    P = rng.standard_normal((35, 64), dtype=np.float32)
-    X = rng.standard_normal((2000, 64), dtype=np.float32)
-    settings = PQZSLSettings(M=7, normalise="unit")
-    model = PQZSLModel(settings=settings, tensors={"C": C, "P": P}, dx=64, da=None)
+    X = rng.standard_normal((20_000, 64)).astype(dtype)
+    tensors = {
+        "C": C / 8 if normalise != "none" else C,
+        "P": rng.standard_normal((35, 64), dtype=np.float32),
+        "mean": X.astype(np.float32).mean(0),
+        "inverse_std": 1 / X.astype(np.float32).std(0),
+    }
+    settings = PQZSLSettings(M=7, normalise=normalise)
+    model = PQZSLModel(settings=settings, tensors=tensors, dx=64, da=None)
     expected = model.encode(X)
-    there = torch.from_numpy(P).to(device)
-    found = encode_on(device, model._normalised(X), there, C, "fp32")
-    assert (found != expected).mean() < 1e-3
-    assert encode_on(device, X[:0], there, C, "fp32").shape == (0, 7)
-    if device == "cuda":
-        assert (model.encode(X, device=device) != expected).mean() < 1e-3
+    assert (model.encode(X, device=device) != expected).mean() < 1e-3
+    assert model.encode(X[:0], device=device).shape == (0, 7)
+    for part in (X, X[::2], X[1:, :]):
+        again = model.encode(part, device=device)
+        np.testing.assert_array_equal(model.encode(part, device=device), again)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_wrong_features_are_refused(device: str) -> None:
+    settings = PQZSLSettings(M=7, normalise="none")
+    model = PQZSLModel(settings=settings, tensors={"C": C}, dx=35, da=None)
+    X = U.copy()
+    X[7, 3] = np.nan
+    with pytest.raises(InputError, match="row 7"):
+        model.encode(X, device=device)
+    with pytest.raises(ModelError, match="width 35"):
+        model.encode(X[:, :34], device=device)
+    with pytest.raises(InputError):
+        model.encode(np.full((3, 35), 3e38, np.float32), device=device)

@@ -20,6 +20,7 @@ from raypq.methods.base import (
     Array,
     MethodSettings,
     Normalise,
+    Rows,
     State,
     Stats,
     TrainBatch,
@@ -28,7 +29,7 @@ from raypq.methods.base import (
 )
 from raypq.methods.pq import PQ, PQSettings
 from raypq.methods.support.linear_model import Attributes, LinearModel, class_scaling, normalise
-from raypq.methods.support.statistics import PRODUCT_ROWS, gram, scale
+from raypq.methods.support.statistics import PRODUCT_ROWS, scale
 
 Matrix = NDArray[Any]  # float64; NumPy's linear algebra is typed loosely
 _FLOOR = 1e-10  # divisors below this share of the largest one count as zero
@@ -121,13 +122,13 @@ class MomentsPQ(PQ):
         names = np.array(dataset_info.names or range(dataset_info.L), dtype=np.str_)
         return {"A": A, "names": names, **{name: constants[name] for name in class_scaling(scheme)}}
 
-    def _accumulate_sample(self, state: State, batch: TrainBatch, X: NDArray[np.float32]) -> Stats:
+    def _accumulate_sample(self, state: State, batch: TrainBatch, X: Rows) -> Stats:
         stats = super()._accumulate_sample(state, batch, X)
         assert batch.y is not None, "the training stage refuses rows without a label"
         L = len(state.arrays["A"])
         stats.sums |= {
-            "G": gram(X),
-            "S": class_sums(X, batch.y, L),
+            "G": X.gram(),
+            "S": X.class_sums(batch.y, L),
             "n": np.bincount(batch.y, minlength=L).astype(np.float64),
         }
         return stats
@@ -168,16 +169,6 @@ def moments(state: State) -> Moments:
     return Moments(
         G=arrays["_G"], S=arrays["_S"], n=arrays["_n"], A=arrays["A"].astype(np.float64).T
     )
-
-
-def class_sums(X: NDArray[np.float32], y: NDArray[np.int32], L: int) -> Matrix:
-    """XYᵀ [dx, L]: the sum of the rows of each class, float64."""
-    order = np.argsort(y, kind="stable")
-    classes, starts = np.unique(y[order], return_index=True)
-    S = np.zeros((X.shape[1], L))
-    if len(y):
-        S[:, classes] = np.add.reduceat(X[order].astype(np.float64), starts, axis=0).T
-    return S
 
 
 def ridge_of(ridge: float | None, share: float, data: Moments) -> float:

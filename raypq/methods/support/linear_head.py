@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 
 from raypq.config import Positive, UserSettings
 from raypq.methods.base import Model, Stats
-from raypq.methods.support.closed_form import class_sums, solve_ridge
-from raypq.methods.support.statistics import PRODUCT_ROWS, gram
+from raypq.methods.support.closed_form import solve_ridge
+from raypq.methods.support.statistics import PRODUCT_ROWS, class_sums, gram
 
 Loss = Literal["softmax", "ridge"]
 _CONSTANT = 1e-12  # share of a dimension's mean square; a variance below it is rounding

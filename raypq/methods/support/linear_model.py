@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from raypq.config import Metric, Precision
-from raypq.data.prefetch import prefetch
 from raypq.errors import InputError
 from raypq.kernels import check_device
+from raypq.kernels.device import on_device, own_stream
+from raypq.kernels.torch import Codebooks
 from raypq.methods.base import Model, Normalise
 from raypq.methods.support.network import aligned
 
@@ -25,7 +26,6 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 
 _SMALL = 1e-30  # below it a float32 sum of squares may have lost some to underflow
 _LONGEST = 1.8e19  # about the largest length whose square float32 can hold
-_PART_BYTES = 16 << 20  # of features in one copy to a CUDA device
 
 
 def normalise(
@@ -130,51 +130,67 @@ def scaled_by_spread(V: NDArray[np.float32], moment: NDArray[np.floating]) -> ND
     return (wide / np.where(spread > 0, spread, 1.0)[:, None]).astype(np.float32)
 
 
-def encode_on(
-    device: str,
-    X: NDArray[np.float32],
-    P: torch.Tensor | None,
-    C: NDArray[np.float32],
-    precision: Precision,
-) -> NDArray[np.uint8]:
-    """Codes [n, M] of X [n, dx]: projection and assignment on a torch device, where P [D, dx] must
-    be already.
+def normalise_on(
+    X: torch.Tensor,
+    scheme: Normalise | Attributes,
+    mean: torch.Tensor | None,
+    inverse_std: torch.Tensor | None,
+) -> torch.Tensor:
+    """As ``normalise`` for features X [n, dx] on any torch device."""
+    if scheme.startswith("zscore"):
+        assert mean is not None, "z-scoring needs the mean"
+        assert inverse_std is not None, "z-scoring needs 1/std"
+        scored = (X - mean) * inverse_std
+        far = ~torch.isfinite(scored).all(dim=1)
+        if far.any():
+            scored[far] = ((X[far].double() - mean) * inverse_std).float()
+        X = scored
+    if scheme.endswith("unit"):
+        length = torch.linalg.vector_norm(X, dim=1, dtype=torch.float64)
+        length = torch.where(length > 0, length, 1.0)[:, None]
+        narrow = length.float()
+        unit = X / narrow
+        far = ~((narrow[:, 0] > _SMALL) & torch.isfinite(narrow[:, 0]))
+        if far.any():
+            unit[far] = (X[far].double() / length[far]).float()
+        X = unit
+    return X
 
-    On CUDA, rows are copied in parts through page-locked memory, on a stream of their own, while
-    the part before is computed.
+
+def in_range(U: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
+    """As ``check_range`` for rows U [n, D], made of features X [n, dx], on any torch device.
+
+    Raises:
+        InputError: the squared length of a row overflows float32, or is NaN.
     """
-    from raypq.kernels import torch as kernels
+    squares = torch.linalg.vector_norm(U, dim=1, dtype=torch.float64).square()
+    if not (squares <= float(np.finfo(np.float32).max)).all():  # not for NaN, either
+        check_range(U.float().cpu().numpy(), X.cpu().numpy())
+    return U
 
-    codes = [np.empty((0, len(C)), np.uint8)]
-    for x in _parts_on(device, torch.from_numpy(aligned(X))):
-        u = x
-        if P is not None:
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ResidentModel:
+    """The parameters of a linear model on a torch device."""
+
+    scheme: Normalise
+    P: torch.Tensor | None
+    mean: torch.Tensor | None
+    inverse_std: torch.Tensor | None
+    codebooks: Codebooks
+
+    def codes(self, x: torch.Tensor, precision: Precision) -> torch.Tensor:
+        """Codes [n, M], uint8, of features x [n, dx], float32, on the device.
+
+        Raises:
+            InputError: as ``in_range``.
+        """
+        X = normalise_on(x, self.scheme, self.mean, self.inverse_std)
+        U = X
+        if self.P is not None:
             bf16 = precision == "bf16"
-            u = (x.bfloat16() @ P.bfloat16().T).float() if bf16 else x @ P.T
-        if not torch.isfinite((u * u).sum(dim=1)).all():
-            check_range(u.float().cpu().numpy(), x.float().cpu().numpy())
-        codes.append(kernels.encode(u, C, device=device))
-    return np.concatenate(codes)
-
-
-def _parts_on(device: str, x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Rows in parts on a device; the next part is copied while one is in use."""
-    if not device.startswith("cuda"):
-        yield x.to(device)
-        return
-    computes = torch.cuda.current_stream(device)
-    for part, copied in prefetch(_copies(device, x)):
-        computes.wait_event(copied)
-        part.record_stream(computes)  # its memory must outlive the computation
-        yield part
-
-
-def _copies(device: str, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.cuda.Event]]:
-    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    for part in torch.split(x, max(1, _PART_BYTES // max(1, 4 * x.shape[1]))):
-        with torch.cuda.stream(copies):
-            on_device = part.pin_memory().to(device, non_blocking=True)
-        yield on_device, copies.record_event()
+            U = (X.bfloat16() @ self.P.bfloat16().T).float() if bf16 else X @ self.P.T
+        return self.codebooks.assign(in_range(U, x))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -230,17 +246,29 @@ class LinearModel(Model):
         if device == "cpu":
             return super().encode(X, precision=precision)
         check_device(device)
-        return encode_on(
-            device, self._normalised(X), self._projection_on(device), self.C, precision
-        )
+        X = np.asarray(X)
+        X = X if X.dtype == np.float16 and X.shape[1:] == (self.dx,) else self._features(X)
+        with own_stream(device):
+            B = self._resident_on(device).codes(on_device(X, device).float(), precision)
+            codes: NDArray[np.uint8] = B.cpu().numpy()
+        return codes
 
-    def _projection_on(self, device: str) -> torch.Tensor | None:
-        """P on a device, cached."""
-        if "P" not in self.tensors:
-            return None
-        cache: dict[str, torch.Tensor] = self.__dict__.setdefault("_moved", {})
+    def _resident_on(self, device: str) -> ResidentModel:
+        """The parameters on a device, cached."""
+        cache: dict[str, ResidentModel] = self.__dict__.setdefault("_moved", {})
         if device not in cache:
-            cache[device] = torch.from_numpy(aligned(self.tensors["P"])).to(device)
+
+            def tensor(name: str) -> torch.Tensor | None:
+                value = self.tensors.get(name)
+                return None if value is None else torch.from_numpy(aligned(value)).to(device)
+
+            cache[device] = ResidentModel(
+                scheme=self.settings.normalise,
+                P=tensor("P"),
+                mean=tensor("mean"),
+                inverse_std=tensor("inverse_std"),
+                codebooks=Codebooks.on(device, self.C),
+            )
         return cache[device]
 
     def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:

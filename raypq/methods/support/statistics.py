@@ -48,3 +48,13 @@ def outer(A: NDArray[np.float32], X: NDArray[np.float32]) -> NDArray[np.float64]
             part = A[rows].astype(np.float64).T @ X[rows].astype(np.float64)
         total += part
     return total
+
+
+def class_sums(X: NDArray[np.float32], y: NDArray[np.int32], L: int) -> NDArray[np.float64]:
+    """XYᵀ [dx, L]: the sum of the rows of each class, float64."""
+    order = np.argsort(y, kind="stable")
+    classes, starts = np.unique(y[order], return_index=True)
+    S = np.zeros((X.shape[1], L))
+    if len(y):
+        S[:, classes] = np.add.reduceat(X[order].astype(np.float64), starts, axis=0).T
+    return S

@@ -13,16 +13,24 @@ from raypq import kernels
 from raypq.backbones import backbone_of
 from raypq.config import EncodeJob
 from raypq.data import codes
-from raypq.data.features import FeatureReader, ReadOptions, open_features
+from raypq.data.features import (
+    FeatureBatch,
+    FeatureReader,
+    ReadOptions,
+    open_features,
+    read_batches,
+)
 from raypq.data.ids import IdRule, receipt_kind
 from raypq.data.image_changes import ImageChanges
 from raypq.data.layouts import content_digest
 from raypq.data.network_info import check_equal
-from raypq.data.prefetch import prefetch
+from raypq.data.prefetch import in_flight, prefetch
 from raypq.data.store import shard_writer
 from raypq.data.store.shard_writer import RunCounts, Source
 from raypq.errors import InputError
+from raypq.kernels.device import BATCHES_IN_FLIGHT
 from raypq.methods.base import Model
+from raypq.methods.support.linear_model import LinearModel
 from raypq.metrics.drift import Gauge
 from raypq.stages.stores import known_rows
 from raypq.stages.stores.known_rows import KnownRows
@@ -66,21 +74,34 @@ class EncodeWorker:
         self._work = work
         self._device, self._precision = job.where.device, job.precision
         self._by_content = by_content
+        # Only models with a linear embedding normalise on the device, and take float16.
+        self._on_device = self._device != "cpu" and isinstance(model, LinearModel)
         self._backbone = None
         if job.backbone is not None:
+            self._on_device = False
             self._backbone = backbone_of(job)
             check_equal(model.backbone, self._backbone.info, where=f"{job.backbone}, on this node")
 
     def encode(self, task: ShardTask) -> Encoded:
         """Encodes a shard, or keeps its codes if its content has not changed."""
         if not self._by_content:
-            return self._encode(task, Source.of(task.shard))
+            return self._named(task, Source.of(task.shard))
         source = Source.of(task.shard, sha256=content_digest(task.shard))
         if task.previous is None or task.previous.source.sha256 != source.sha256:
-            return self._encode(task, source)
+            return self._named(task, source)
         # Same content with another time: the receipt records the new time.
         kept = task.previous.model_copy(update={"source": source})
         return Encoded(receipt=kept, precision=PrecisionCheck())
+
+    def _named(self, task: ShardTask, source: Source) -> Encoded:
+        """As ``_encode``; an error of features on a device names their row."""
+        try:
+            return self._encode(task, source)
+        except InputError:
+            if self._on_device:
+                for _ in read_batches(task.shard, self._columns, width=self._model.dx):
+                    pass
+            raise
 
     def _encode(self, task: ShardTask, source: Source) -> Encoded:
         model, shard = self._model, task.shard
@@ -97,6 +118,7 @@ class EncodeWorker:
             threads=kernels.threads(),
             image_format=self._backbone.image_format if self._backbone else None,
             backbone=model.backbone,
+            for_device=self._on_device,
         )
         with open_features(shard, self._columns, width=model.dx, how=how) as reader:
             schema = codes.schema(
@@ -143,10 +165,9 @@ class EncodeWorker:
         changes: ImageChanges | None,
     ) -> Iterator[pa.RecordBatch]:
         model = self._model
-        for batch in prefetch(reader.batches(None if known is None else known.images)):
+        known_images = None if known is None else known.images
+        for batch, X, B in self._encoded(reader.batches(known_images), precision):
             fresh = None if batch.known is None else batch.known < 0
-            X = self._backbone.features_of(batch) if self._backbone else batch.X
-            B = self._codes(X, precision, check=not batch.row)
             gauge.add(X, B, batch.row, fresh)
             stored = codes.pack(B, model.K)
             if known is not None:
@@ -157,6 +178,21 @@ class EncodeWorker:
             yield codes.record_batch(
                 schema, ids=batch.ids, stored=stored, labels=batch.labels, versions=batch.versions
             )
+
+    def _encoded(
+        self, batches: Iterator[FeatureBatch], precision: PrecisionCheck
+    ) -> Iterator[tuple[FeatureBatch, NDArray[np.float32], NDArray[np.uint8]]]:
+        """The batches with their features and codes; on a device with several in flight."""
+
+        def encode(
+            batch: FeatureBatch,
+        ) -> tuple[FeatureBatch, NDArray[np.float32], NDArray[np.uint8]]:
+            X = self._backbone.features_of(batch) if self._backbone else batch.X
+            return batch, X, self._codes(X, precision, check=not batch.row)
+
+        if not self._on_device:
+            return map(encode, prefetch(batches))
+        return in_flight(encode, batches, BATCHES_IN_FLIGHT)
 
     def _codes(
         self, X: NDArray[np.float32], precision: PrecisionCheck, *, check: bool

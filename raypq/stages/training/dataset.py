@@ -125,10 +125,18 @@ class TrainTask:
 
 
 def training_batches(
-    task: TrainTask, columns: Columns, width: int, classes: TrainingClasses | None
+    task: TrainTask,
+    columns: Columns,
+    width: int,
+    classes: TrainingClasses | None,
+    *,
+    for_device: bool = False,
 ) -> Iterator[TrainBatch]:
-    """The rows of a shard, with targets if there are classes."""
-    for batch in read_batches(task.shard, columns, width=width, labels=classes is not None):
+    """The rows of a shard, with targets if there are classes; ``for_device``: unchecked, as
+    ``ReadOptions`` says."""
+    for batch in read_batches(
+        task.shard, columns, width=width, labels=classes is not None, for_device=for_device
+    ):
         y = classes.targets_of(batch) if classes else None
         yield TrainBatch(X=batch.X, y=y, row=task.row + batch.row)
 

@@ -302,11 +302,13 @@ class Embedder:
 
     network: Network
     spec: TrainingSpec
+    device: str = "cpu"
 
     def __call__(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        network = self.network.to(self.device)
         with torch.inference_mode():
-            x = tensor_of(self.spec.normalised(X))
-            return self.network.embed(x).float().numpy()
+            x = tensor_of(self.spec.normalised(X)).to(self.device)
+            return network.embed(x).float().cpu().numpy()
 
 
 def _finish(
@@ -354,7 +356,10 @@ def _follow_up(
     source = spec.labelled
     width = embed(np.zeros((1, plan.dataset_info.dx), np.float32)).shape[1]
     rows = sum(task.rows for task in source.tasks)
-    args = (follower, source.columns, source.width, source.classes, cache_of(job, executor), embed)
+    args = (
+        follower, source.columns, source.width, source.classes, cache_of(job, executor),
+        job.where.device, replace(embed, device=job.where.device),
+    )  # fmt: skip
     with (
         executor.start_workers(
             TrainWorker, *args, stage="train", cache=job.cache_bytes or 0

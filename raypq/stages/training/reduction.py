@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 
 from raypq import kernels, machine
 from raypq.config import Columns, TrainJob
+from raypq.data.prefetch import in_flight
 from raypq.data.store.shard_stats import ShardStats
-from raypq.errors import ConfigError, ShardFailure
+from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.execution.executor import Executor, TaskResult, WorkerPool, completed
+from raypq.kernels.device import BATCHES_IN_FLIGHT, own_stream, synchronise
 from raypq.methods.base import Model, ReductionMethod, State, Stats, TrainBatch
+from raypq.methods.support.rows import DeviceRows, Parameters
 from raypq.metrics.drift import Gauge
 from raypq.stages.training.batch_cache import BatchCache
 from raypq.stages.training.dataset import TrainingClasses, TrainTask, training_batches
@@ -30,6 +33,7 @@ class TrainWorker:
     Args:
         method: None for a worker that only measures.
         cache_bytes: for features.
+        device: that computes statistics.
         embed: applied to features first, where the method follows a network.
     """
 
@@ -40,10 +44,12 @@ class TrainWorker:
         width: int,
         classes: TrainingClasses | None,
         cache_bytes: int,
+        device: str = "cpu",
         embed: Embed | None = None,
     ) -> None:
         self._method, self._columns, self._width = method, columns, width
-        self._classes, self._embed = classes, embed
+        self._classes, self._device, self._embed = classes, device, embed
+        self._resident: tuple[State, Parameters] | None = None
         self._cache: BatchCache[TrainBatch] = BatchCache(cache_bytes, lambda batch: batch.X.nbytes)
 
     def measure(self, task: TrainTask, model: Model) -> ShardStats | None:
@@ -51,22 +57,55 @@ class TrainWorker:
         assert self._embed is None, "a model embeds features itself"
         gauge = Gauge(model, task.rows)
         for batch in self._batches(task):
-            gauge.add_features(batch.X, batch.row - task.row)
+            gauge.add_features(batch.X, batch.row - task.row)  # float16 is widened by the model
         return gauge.read()
 
     def accumulate(self, task: TrainTask, state: State) -> Stats:
         """The statistics of a shard in one pass."""
         assert self._method is not None, "a worker without a method only measures"
+        if self._device != "cpu":
+            return self._accumulate_on_device(self._method, task, state)
         stats = Stats()
         for batch in self._batches(task):
             stats.merge(self._method.accumulate(state, batch))
         return stats
 
-    def _batches(self, task: TrainTask) -> Iterator[TrainBatch]:
-        return self._cache.batches(task.shard.uri, lambda: self._read(task))
+    def _accumulate_on_device(
+        self, method: ReductionMethod, task: TrainTask, state: State
+    ) -> Stats:
+        """As ``accumulate``, with several batches in flight, whose statistics merge in order."""
+        device, parameters = self._device, self._parameters_of(state)
 
-    def _read(self, task: TrainTask) -> Iterator[TrainBatch]:
-        for batch in training_batches(task, self._columns, self._width, self._classes):
+        def accumulate(batch: TrainBatch) -> Stats:
+            with own_stream(device):
+                return method.accumulate(state, batch, DeviceRows.of(batch.X, parameters))
+
+        stats = Stats()
+        try:
+            for part in in_flight(accumulate, self._batches(task), BATCHES_IN_FLIGHT):
+                stats.merge(part)
+                synchronise(device)
+        except InputError:
+            for _ in self._read(task, for_device=False):  # names the row
+                pass
+            raise
+        return stats.on_host()
+
+    def _parameters_of(self, state: State) -> Parameters:
+        """The arrays of the state of this pass on the device."""
+        resident = self._resident
+        if resident is None or resident[0] is not state:
+            resident = self._resident = state, Parameters(self._device)
+        return resident[1]
+
+    def _batches(self, task: TrainTask) -> Iterator[TrainBatch]:
+        for_device = self._device != "cpu" and self._embed is None
+        return self._cache.batches(task.shard.uri, lambda: self._read(task, for_device=for_device))
+
+    def _read(self, task: TrainTask, *, for_device: bool) -> Iterator[TrainBatch]:
+        for batch in training_batches(
+            task, self._columns, self._width, self._classes, for_device=for_device
+        ):
             yield replace(batch, X=self._embed(batch.X)) if self._embed else batch
 
 

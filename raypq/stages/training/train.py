@@ -161,7 +161,10 @@ def _fit_by_reduction(
         tasks, failures = [task for task in tasks if task.name not in bad], []
         return stats
 
-    args = (method, job.columns, plan.dataset_info.dx, plan.classes, cache_of(job, executor))
+    args = (
+        method, job.columns, plan.dataset_info.dx, plan.classes, cache_of(job, executor),
+        job.where.device,
+    )  # fmt: skip
     with (
         executor.start_workers(
             TrainWorker, *args, stage="train", cache=job.cache_bytes or 0

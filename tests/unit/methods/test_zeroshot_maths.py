@@ -14,10 +14,11 @@ from raypq.methods.eszsl import ESZSL, ESZSLSettings
 from raypq.methods.gradient import Batch
 from raypq.methods.psr import PSR, PSRSettings
 from raypq.methods.sae import SAE, SAESettings
-from raypq.methods.support.closed_form import Moments, class_sums
+from raypq.methods.support.closed_form import Moments
 from raypq.methods.support.clusterable_network import ClusterableSettings
 from raypq.methods.support.score_axes import Axes, interpolated_classes
 from raypq.methods.support.softmax_classifier import Fit, fit_on_axes, fit_softmax
+from raypq.methods.support.statistics import class_sums
 from raypq.stages.representation.clusterability import kmeans, mutual_information
 
 N, DX, DA, L = 60, 12, 7, 5

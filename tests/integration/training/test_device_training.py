@@ -1,0 +1,85 @@
+"""Training by reduction on a device: the model of the CPU up to rounding, for any workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raypq import api
+from raypq.config import ClusterSettings, TrainJob
+from raypq.data import arrays
+from raypq.errors import JobError
+from raypq.kernels.device import REHEARSAL
+from raypq.methods import registry
+from raypq.methods.base import Model, ReductionMethod
+
+METHODS = [name for name in registry.METHODS if issubclass(registry.find(name), ReductionMethod)]
+N, DX, DA, L = 1500, 32, 8, 10
+SETTINGS: dict[str, Any] = {"K": 16, "M": 4, "iterations": 4}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards of float16 features, and a class table."""
+    root = tmp_path_factory.mktemp("device")
+    rng = np.random.default_rng(3)
+    E = rng.standard_normal((L, DA)).astype(np.float32)
+    centres = E @ rng.standard_normal((DA, DX))
+    names = np.array([f"c{t}" for t in range(L)])
+    spread = np.geomspace(3, 0.1, DX)  # axes that differ, so that rounding does not choose them
+    (root / "rows").mkdir()
+    for part in range(3):
+        y = rng.integers(0, L, N // 3)
+        X = (centres[y] + spread * rng.standard_normal((len(y), DX))).astype(np.float16)
+        columns = {"id": np.arange(len(y)) + 1000 * part, "feature": arrays.fixed_list(X)}
+        pq.write_table(pa.table(columns | {"label": names[y]}), root / f"rows/{part}.parquet")
+    pq.write_table(
+        pa.table({"class_id": names, "embedding": arrays.fixed_list(E)}), root / "classes.parquet"
+    )
+    return root
+
+
+def train(store: Path, output: Path, name: str, device: str, **more: Any) -> Model:
+    """The model of a job on one device."""
+    classes = registry.find(name).needs_classes
+    settings = SETTINGS | ({"M": 1} if name == "vq" else {})
+    where = ClusterSettings(cluster="none", **more).model_copy(update={"device": device})
+    job = TrainJob(
+        method=name, features=[str(store / "rows")], output=str(output), settings=settings,
+        classes=str(store / "classes.parquet") if classes else None, where=where,
+    )  # fmt: skip
+    return api.train(job).model
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_model_of_a_device_is_that_of_the_cpu(store: Path, tmp_path: Path, name: str) -> None:
+    ours = train(store, tmp_path / "device", name, REHEARSAL, workers=1)
+    theirs = train(store, tmp_path / "cpu", name, "cpu", workers=1)
+    X = np.concatenate(
+        [np.stack(pq.read_table(path)["feature"].to_numpy()) for path in
+         sorted((store / "rows").glob("*.parquet"))]
+    ).astype(np.float32)  # fmt: skip
+    assert (ours.encode(X) != theirs.encode(X)).mean() < 1e-3
+    objective = [model.record["history"][-1]["objective"] for model in (ours, theirs)]
+    assert objective[0] == pytest.approx(objective[1], rel=1e-6)
+    again = train(store, tmp_path / "three", name, REHEARSAL, workers=3)
+    for tensor, value in ours.tensors.items():
+        np.testing.assert_array_equal(value, again.tensors[tensor], err_msg=tensor)
+
+
+@pytest.mark.parametrize("name", ["pq", "pqzsl"])
+def test_a_value_that_is_not_finite_is_named(store: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "rows").mkdir()
+    table = pq.read_table(store / "rows/0.parquet")
+    X = np.stack(table["feature"].to_numpy())
+    X[123, 4] = np.nan
+    column = arrays.fixed_list(X)
+    pq.write_table(table.set_column(1, "feature", column), tmp_path / "rows/0.parquet")
+    (tmp_path / "classes.parquet").write_bytes((store / "classes.parquet").read_bytes())
+    with pytest.raises(JobError, match=r"0\.parquet.*row 123 \(id 123\).*finite values"):
+        train(tmp_path, tmp_path / "model", name, REHEARSAL, workers=1)
