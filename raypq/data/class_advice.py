@@ -43,6 +43,14 @@ def advice(table: ClassTable, chosen: NDArray[np.int64]) -> list[str]:
             "can be predicted. Describe them by more than a name that they share (embed-classes "
             "--template, template, or several names a class)"
         )
+    zero = [] if table.E is None else [t for t in chosen.tolist() if not table.E[t].any()]
+    if zero:
+        shown = ", ".join(repr(table.ids[t].as_py()) for t in zero[:_SHOWN])
+        found.append(
+            f"{table.uri}: the embedding of {len(zero):,} of {len(chosen):,} classes is zero, such "
+            f"as of {shown}: they have the same score for every image. Write their embedding, or "
+            "null where there is none"
+        )
     if table.seen is not None and table.seen.all() and table.excluded:
         found.append(
             f"{table.uri}: all {len(table):,} classes with an embedding are seen "

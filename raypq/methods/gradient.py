@@ -178,7 +178,8 @@ class GradientMethod(Method):
                 "training classes",
                 expected="at least 2 images of each",
                 found=f"fewer of {', '.join(few[:5])}{', …' if len(few) > 5 else ''} "
-                f"({len(few)} in all)",
+                f"({len(few)} in all); mark classes without images as not seen (the column seen of "
+                "the class table)",
             )
 
     def freeze(

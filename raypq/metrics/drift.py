@@ -11,6 +11,7 @@ error and its use of codewords say nothing of new rows; then feature norms alone
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -152,10 +153,16 @@ def _level(shards: Sequence[Spread], rows: NDArray[np.int64]) -> Level:
     )
 
 
-def too_few_rows(baseline: Baseline, *, K: int) -> str | None:
+def reason_not_judged(baseline: Baseline, *, K: int) -> str | None:
     """Why quantization error and entropy are not judged; None where they are."""
     if baseline.judges_codes:
         return None
+    if math.isinf(baseline.optimism):
+        return (
+            "codes of this model store class probabilities, which are surer for training rows than "
+            "for new ones; quantization error and use of codewords are judged from the next "
+            "version on, by the shards of this one, and feature norms now"
+        )
     least = round(_OPTIMISM * (MOST_OPTIMISM + 1) / (MOST_OPTIMISM - 1)) * K
     n = _OPTIMISM * (baseline.optimism + 1) / (baseline.optimism - 1)  # solved for n
     rows = min(round(n * K), least - 1)
@@ -167,19 +174,27 @@ def too_few_rows(baseline: Baseline, *, K: int) -> str | None:
 
 
 def known_baseline(model: Model, others: Sequence[ShardStats]) -> Baseline | None:
-    """The baseline in a model's record; for an older model, that of its other shards.
+    """The baseline in a model's record; for an older model, and for the codes of one that stores
+    class probabilities, that of its other shards.
 
     Args:
         others: statistics of shards that the model encoded on earlier nights.
     """
     recorded = model.record.get("baseline")
-    if recorded is not None:
-        try:
-            return Baseline(**recorded)
-        except (ValidationError, TypeError):
-            console.warn("the baseline in the model's record cannot be read; drift is not judged")
-            return None
-    return baseline_of(others, images=1 << 62, K=model.K)  # not training rows: no optimism
+    of_others = baseline_of(others, images=1 << 62, K=model.K)  # not training rows: no optimism
+    if recorded is None:
+        return of_others
+    try:
+        baseline = Baseline(**recorded)
+    except (ValidationError, TypeError):
+        console.warn("the baseline in the model's record cannot be read; drift is not judged")
+        return None
+    if not model.stores_classes:
+        return baseline
+    # A network is surer of the classes of its training rows: their error is no measure.
+    if of_others is None:
+        return baseline.model_copy(update={"optimism": math.inf})
+    return of_others.model_copy(update={"norm": baseline.norm})
 
 
 @dataclass(frozen=True, kw_only=True)

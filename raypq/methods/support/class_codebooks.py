@@ -65,7 +65,17 @@ class ClassCodebooks(nn.Module):
         """Codes [n, M] of vectors P [n, L]: of those that beam search visits, the code whose
         codewords have the nearest sum."""
         with torch.autocast(P.device.type, enabled=False):
-            return self._search(P.float())
+            return self._one_by_one(P.float()) if self.beam == 1 else self._search(P.float())
+
+    def _one_by_one(self, P: Tensor) -> Tensor:
+        """The nearest codeword of one codebook after another, ties to the lower index; computed
+        as it always was, so that early models keep their codes to the last bit."""
+        rest, codes = P, []
+        for C in self.words:
+            code = (C.square().sum(dim=1) - 2 * rest @ C.T).argmin(dim=1)
+            rest = rest - C[code]
+            codes.append(code)
+        return torch.stack(codes, dim=1)
 
     def _search(self, P: Tensor) -> Tensor:
         L = P.shape[1]
@@ -74,7 +84,7 @@ class ClassCodebooks(nn.Module):
         codes = torch.empty(len(P), 1, 0, dtype=torch.int64, device=P.device)
         for m, C in enumerate(self.words):
             total = (error[:, :, None] + (C.square().sum(dim=1) - 2 * rest @ C.T)).flatten(1)
-            at = _least(total, min(self.beam, total.shape[1]))
+            at = total.topk(min(self.beam, total.shape[1]), largest=False).indices
             error = total.gather(1, at)
             prefix, code = (at // len(C))[:, :, None], at % len(C)
             rest = rest.gather(1, prefix.expand(-1, -1, L)) - C[code]
@@ -92,12 +102,6 @@ class ClassCodebooks(nn.Module):
         """Rows [n, L] once for each codebook, [n, M·L]: the score of a code is that of the sum of
         its codewords."""
         return rows.repeat(1, len(self.words))
-
-
-def _least(total: Tensor, k: int) -> Tensor:
-    """Indices [n, k] of the least entries of each row, in order; of one, ties to the lower index,
-    which ``topk`` does not promise."""
-    return total.argmin(dim=1, keepdim=True) if k == 1 else total.topk(k, largest=False).indices
 
 
 def _fitted_together(

@@ -9,6 +9,7 @@ import numpy as np
 
 from raypq import console, kernels, machine
 from raypq.config import AddClassesJob
+from raypq.data.class_advice import advice
 from raypq.data.classes import ClassTable
 from raypq.data.storage import exists, join
 from raypq.errors import ConfigError, InputError, ModelError
@@ -37,24 +38,26 @@ def add_classes(job: AddClassesJob) -> dict[str, Any]:
     model = registry.load(job.model)
     table = ClassTable.open(job.classes)
     _check(job, model, table)
+    for warning in advice(table, np.arange(len(table))):
+        console.warn(warning)
     ids, E = table.ids.to_pylist(), table.embeddings
     before = model.layer
     names, embeddings = before.joined(ids, E) if before else (tuple(ids), E)
     extended = model.with_classes(names, np.ascontiguousarray(embeddings))
     extended.save(job.output)
     seconds = time.monotonic() - start
-    known = set(before.ids) if before else set()
+    known = {*(before.ids if before else ()), *(model.classes or ())}
     added = sum(name not in known for name in ids)
+    total = len(known) + added
     console.say(
-        f"added {added} classes to {job.model} ({len(names)} in all) in {seconds:.1f} s: "
-        f"{job.output}"
+        f"added {added} classes to {job.model} ({total} in all) in {seconds:.1f} s: {job.output}"
     )
     return {
         "model": job.output,
         "fingerprint": extended.fingerprint,
         "added": added,
         "replaced": len(ids) - added,
-        "classes": len(names),
+        "classes": total,
         "seconds": seconds,
     }
 
@@ -73,6 +76,15 @@ def _check(job: AddClassesJob, model: Model, table: ClassTable) -> None:
             job.model,
             expected="a model that takes class embeddings",
             found=f"{model.method}, which has no class projection",
+        )
+    if not len(table):
+        raise InputError(job.classes, expected="classes to add", found="a table without rows")
+    if table.bias is not None:
+        raise InputError(
+            job.classes,
+            expected="classes without a bias of their own",
+            found="the column 'bias', which a model does not store; classify takes this table "
+            "directly, or leave the column out",
         )
     if table.prototypes is not None:
         raise InputError(

@@ -24,7 +24,7 @@ from raypq.errors import ConfigError, DriftError
 from raypq.execution.executor import Executor
 from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model
-from raypq.metrics.drift import Drifted, detect_drift, known_baseline, too_few_rows
+from raypq.metrics.drift import Drifted, detect_drift, known_baseline, reason_not_judged
 from raypq.stages.classification import classify, scorers, unknown_labels
 from raypq.stages.encoding import encode
 from raypq.stages.nightly import dry_run, image_counts
@@ -241,7 +241,7 @@ def _drift(
     checks = [detect_drift(name, stats, baseline, job.drift, K=model.K) for name, stats in measured]
     drifted = sorted((item for item in checks if item), key=lambda item: item.shard)
     found = {"judged": len(measured), "shards": [asdict(item) for item in drifted]}
-    if measured and (reason := too_few_rows(baseline, K=model.K)):
+    if measured and (reason := reason_not_judged(baseline, K=model.K)):
         console.say(f"drift: {reason}")
         found["not_judged"] = reason
     return found

@@ -10,6 +10,7 @@ from raypq import console
 from raypq.data.class_advice import advice
 from raypq.methods.base import Method
 from raypq.methods.gradient import GradientMethod
+from raypq.methods.support.class_codes import ClassCodesSettings
 from raypq.stages.training.dataset import TrainingPlan
 
 # Below it k-means fits the training rows rather than the data; FAISS warns at the same number.
@@ -35,6 +36,8 @@ def warnings_of(plan: TrainingPlan, method: Method) -> Iterator[str]:
             "codewords: codes will be worse on other rows than on these. Use at least "
             f"{_ROWS_OF_CODEWORD} rows a codeword, or fewer codewords (--set K=…, settings.K)"
         )
+    if isinstance(settings, ClassCodesSettings):
+        yield from _of_classes(plan, method, settings)
     if isinstance(method, GradientMethod):
         batch = method.settings.batch
         larger = max(rows - method.settings.validation, plan.dataset_info.unlabelled)
@@ -47,3 +50,25 @@ def warnings_of(plan: TrainingPlan, method: Method) -> Iterator[str]:
                 f"few to train {method.name}: with {-(-_STEPS // max(1, epoch_steps)):,} epochs "
                 f"there would be {_STEPS:,} (--set epochs=…, settings.epochs)"
             )
+
+
+def _of_classes(plan: TrainingPlan, method: Method, settings: ClassCodesSettings) -> Iterator[str]:
+    """Warnings on codes of classes: unseen classes without them, and few rows to fit them to."""
+    info = plan.dataset_info
+    if not settings.stores_classes(info.L):
+        if info.A_other is not None and len(info.A_other):
+            yield (
+                f"{method.name} can predict only the {info.L:,} classes that it is trained on, and "
+                f"none of the {len(info.A_other):,} unseen classes of the table: that takes codes "
+                f"of classes (codes=classes), the default for K >= {info.L:,}, or a method that "
+                "learns from class embeddings, such as pqzsl"
+            )
+        return
+    rows = info.unlabelled or info.N
+    if rows < settings.K:
+        kind = "unlabelled" if info.unlabelled else "training"
+        yield (
+            f"{rows:,} {kind} rows, to which codebooks of {settings.K} codewords are fitted: codes "
+            f"will be far worse on other rows. Use at least {settings.K} {kind} rows, or fewer "
+            "codewords (--set K=…, settings.K)"
+        )

@@ -95,7 +95,9 @@ def _train_method(job: TrainJob, executor: Executor) -> Trained:
     run_record.lap("finish")
     run = run_record.summary()
     record = {**model.record, "images": images, "quarantined": quarantined, "run": run}
-    if baseline := baseline_of(fitted.measured, images=images, K=model.K):
+    # Of codes of classes, the error of training rows is no measure (``known_baseline``).
+    fitted_rows = 0 if model.stores_classes else images
+    if baseline := baseline_of(fitted.measured, images=fitted_rows, K=model.K):
         record["baseline"] = baseline.model_dump(mode="json")
     if tuned is None and job.calibrate:
         gamma = calibrate(job, plan.without(fitted.failures), fitted, executor, run_record)

@@ -13,13 +13,14 @@ from raypq.config import DriftLimits
 from raypq.data.store.shard_stats import Baseline, ShardStats
 from raypq.methods import registry
 from raypq.methods.base import Model
+from raypq.methods.pq import PQModel
 from raypq.metrics.drift import (
     Drifted,
     Gauge,
     baseline_of,
     detect_drift,
     known_baseline,
-    too_few_rows,
+    reason_not_judged,
 )
 
 DX, M, K = 24, 6, 16
@@ -94,7 +95,7 @@ def test_few_training_rows_raise_no_false_alarm(
     shifted = detect_drift("s", measure(model, rows(600, 1) * 3), baseline, limits, K=K)
     assert shifted is not None
     assert "feature norm" in str(shifted)
-    reason = too_few_rows(baseline, K=K)
+    reason = reason_not_judged(baseline, K=K)
     assert (reason is None) == (per_codeword >= 23)
     given = f"{'at most ' if per_codeword < 6 else ''}{max(per_codeword, 6) * K} rows"
     assert reason is None or (f"{given} for its {K} codewords" in reason)
@@ -107,7 +108,7 @@ def test_the_last_row_that_is_missing_is_told(fit: Callable[..., Model]) -> None
     model = fit(registry.create("pq", {"M": M, "K": K}), X)
     baseline = baseline_of([measure(model, X)], images=len(X), K=K)
     assert baseline is not None
-    reason = too_few_rows(baseline, K=K)
+    reason = reason_not_judged(baseline, K=K)
     assert reason is not None
     assert f"trained on {23 * K - 1} rows" in reason
 
@@ -197,6 +198,27 @@ def test_an_older_model_is_measured_by_its_earlier_shards(
     assert found.optimism == pytest.approx(1.0)
     assert detect_drift("s", measure(model, rows(500, 31)), found, DriftLimits(), K=K) is None
     assert detect_drift("s", measure(model, rows(500, 31) * 2), found, DriftLimits(), K=K)
+
+
+def test_codes_of_classes_are_compared_with_earlier_shards(model: Model) -> None:
+    """The training rows of a network with labels have a lower error than any new rows."""
+
+    class Probabilities(PQModel):
+        stores_classes = True
+
+    training = [measure(model, 0.1 * rows(500, seed)) for seed in range(3)]
+    record = {"baseline": baseline_of(training, images=50_000, K=K).model_dump(mode="json")}
+    surer = Probabilities(
+        settings=model.settings, tensors=model.tensors, dx=model.dx, record=record
+    )
+    first = known_baseline(surer, [])
+    assert first is not None
+    assert "class probabilities" in str(reason_not_judged(first, K=K))
+    later = known_baseline(surer, [measure(model, rows(500, seed)) for seed in range(20, 30)])
+    assert later is not None
+    assert later.norm == Baseline(**record["baseline"]).norm
+    assert later.optimism == pytest.approx(1.0)
+    assert reason_not_judged(later, K=K) is None
 
 
 def test_a_damaged_baseline_is_told(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from raypq.methods import registry
@@ -48,3 +49,25 @@ def test_advice_on_epochs_counts_steps_of_the_larger_store_without_held_out_rows
     (advice,) = warnings_of(plan_of(300), registry.create("dpq", settings))
     assert "9 steps (3 epochs of 200 rows" in advice
     assert "with 334 epochs" in advice
+
+
+def test_unseen_classes_that_codes_of_parts_cannot_answer():
+    """More classes than codewords: codes are of parts by default."""
+    names = tuple(f"c{t}" for t in range(17))
+    E = np.eye(20, dtype=np.float32)
+    info = TrainingSetInfo(N=50_000, dx=8, A=E[:17], names=names, A_other=E[17:])
+    plan = TrainingPlan(tasks=[], dataset_info=info, classes=None, failures=[])
+    for method, settings in (("dpq", {"K": 16}), ("gpq", {"K": 16})):
+        (advice,) = warnings_of(plan, registry.create(method, {**settings, "epochs": 20}))
+        assert "none of the 3 unseen classes" in advice
+        assert "K >= 17" in advice
+        assert not [*warnings_of(plan, registry.create(method, {"K": 32, "epochs": 20}))]
+
+
+@pytest.mark.parametrize(("unlabelled", "kind"), [(0, "training"), (200, "unlabelled")])
+def test_fewer_rows_than_codewords_to_fit(unlabelled, kind):
+    rows = 300_000 if unlabelled else 200
+    settings = {"epochs": 5_000, "batch": 50}
+    method = registry.create("gpq" if unlabelled else "dpq", settings)
+    (advice,) = warnings_of(plan_of(rows, unlabelled), method)
+    assert f"200 {kind} rows, to which codebooks of 256 codewords are fitted" in advice
