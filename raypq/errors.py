@@ -41,6 +41,13 @@ class InputError(RaypqError):
         state = {"field": self.field} if self.field else None
         return _rebuild_input_error, (type(self), self.location, self.expected, self.found), state
 
+    def inside(self, file: str) -> InputError:
+        """The same error, with the file before a location that does not name it."""
+        if self.location.startswith(file):
+            return self
+        location = f"{file}, for a {self.location}"
+        return type(self)(location, expected=self.expected, found=self.found)
+
     def __str__(self) -> str:
         key = f"{self.field}: " if self.field else ""
         return f"{key}{self.location}: expected {self.expected}, found {self.found}"

@@ -33,7 +33,8 @@ from raypq.data.store.sources import open_sources
 from raypq.execution.local import LocalExecutor
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
 from raypq.methods.support import codebooks
-from raypq.methods.support.linear_model import normalise, product
+from raypq.methods.support.linear_model import product
+from raypq.methods.support.normalisation import normalise
 from raypq.methods.support.statistics import gram
 from raypq.sizing import DeviceRates, Rates
 from raypq.stages.preparation.repack import repack

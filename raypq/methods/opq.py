@@ -30,7 +30,8 @@ from raypq.methods.base import (
 from raypq.methods.pq import PQ, PQModel, PQSettings
 from raypq.methods.support.aligned_space import score_maps
 from raypq.methods.support.axis_allocation import allocate, fix_signs
-from raypq.methods.support.linear_model import LinearModel, normalise
+from raypq.methods.support.linear_model import LinearModel
+from raypq.methods.support.normalisation import normalise
 
 
 class OPQSettings(PQSettings):

@@ -48,12 +48,8 @@ from raypq.methods.support.closed_form import (
     solve_ridge,
     solve_sylvester,
 )
-from raypq.methods.support.linear_model import (
-    LinearModel,
-    normalise,
-    product,
-    scaled_by_spread,
-)
+from raypq.methods.support.linear_model import LinearModel, product, scaled_by_spread
+from raypq.methods.support.normalisation import normalise
 from raypq.methods.support.rows import HostRows
 from raypq.methods.support.score_axes import code_width, interpolated_classes, whiten_by_prototypes
 

@@ -29,7 +29,8 @@ from raypq.methods.support.closed_form import (
     SpanSettings,
     solve_sylvester,
 )
-from raypq.methods.support.linear_model import Attributes, LinearModel
+from raypq.methods.support.linear_model import LinearModel
+from raypq.methods.support.normalisation import Attributes
 
 
 class SAESettings(SpanSettings):

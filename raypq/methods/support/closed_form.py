@@ -28,7 +28,8 @@ from raypq.methods.base import (
     check_embeddings,
 )
 from raypq.methods.pq import PQ, PQSettings
-from raypq.methods.support.linear_model import Attributes, LinearModel, class_scaling, normalise
+from raypq.methods.support.linear_model import LinearModel, class_scaling
+from raypq.methods.support.normalisation import Attributes, normalise
 from raypq.methods.support.statistics import PRODUCT_ROWS, scale
 
 Matrix = NDArray[Any]  # float64; NumPy's linear algebra is typed loosely

@@ -5,63 +5,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from raypq.config import Metric, Precision
-from raypq.errors import InputError
 from raypq.kernels import check_device
 from raypq.kernels.device import on_device, own_stream
 from raypq.kernels.torch import Codebooks
 from raypq.methods.base import Model, Normalise
 from raypq.methods.support.network import aligned
-
-Attributes = Literal["none", "unit", "centre-unit", "zscore", "zscore-unit"]
+from raypq.methods.support.normalisation import (
+    Attributes,
+    check_range,
+    in_range,
+    normalise,
+    normalise_on,
+)
 
 # Features are read-only views of Arrow buffers; a product only reads them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-
-_SMALL = 1e-30  # below it a float32 sum of squares may have lost some to underflow
-_LONGEST = 1.8e19  # about the largest length whose square float32 can hold
-
-
-def normalise(
-    X: NDArray[np.float32],
-    scheme: Normalise | Attributes,
-    mean: NDArray[np.float32] | None = None,
-    inverse_std: NDArray[np.float32] | None = None,
-) -> NDArray[np.float32]:
-    """Features [n, dx] after z-scoring or centring, and/or scaling to unit length; a zero row stays
-    zero.
-
-    Computed in float32, and again in float64 for rows that overflow or underflow in float32.
-    """
-    if scheme.startswith(("zscore", "centre")):
-        assert mean is not None, "z-scoring and centring need the mean"
-        inverse = np.float32(1.0) if scheme.startswith("centre") else inverse_std
-        assert inverse is not None, "z-scoring needs 1/std"
-        with np.errstate(over="ignore"):
-            scored = (X - mean) * inverse
-        far = ~np.isfinite(scored).all(axis=1)
-        if far.any():
-            scored[far] = (X[far].astype(np.float64) - mean) * inverse
-        X = scored
-    if scheme.endswith("unit"):
-        with np.errstate(over="ignore", under="ignore"):
-            squares = np.einsum("nd,nd->n", X, X)
-        far = ~((squares > _SMALL) & np.isfinite(squares))
-        length: NDArray[np.float32] = np.sqrt(squares)
-        length[far] = 1.0
-        unit: NDArray[np.float32] = X / length[:, None]
-        if far.any():
-            wide = X[far].astype(np.float64)
-            exact = np.sqrt(np.einsum("nd,nd->n", wide, wide))[:, None]
-            unit[far] = wide / np.where(exact > 0, exact, 1.0)
-        X = unit
-    return X
 
 
 def class_scaling(scheme: Attributes) -> tuple[str, ...]:
@@ -69,37 +33,6 @@ def class_scaling(scheme: Attributes) -> tuple[str, ...]:
     if scheme.startswith("zscore"):
         return ("class_mean", "class_inverse_std")
     return ("class_mean",) if scheme.startswith("centre") else ()
-
-
-def check_range(
-    U: NDArray[np.float32], X: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
-    """Returns rows U [n, D] unchanged if their squared lengths fit float32.
-
-    Args:
-        X: the features that they are made of [n, dx], for errors.
-
-    Raises:
-        InputError: the squared length of a row overflows float32, or is NaN.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.einsum("nd,nd->n", U, U)
-    bad = np.flatnonzero(~np.isfinite(squares))
-    if len(bad):
-        if not np.isfinite((U if X is None else X)[bad[0]]).all():
-            raise InputError(
-                f"features, row {bad[0]}" if X is not None else "features, as they are embedded",
-                expected="finite values",
-                found=f"NaN or Inf ({len(bad)} such row(s) in a batch)",
-            )
-        largest = float(np.abs(U[bad[0]].astype(np.float64)).max())
-        raise InputError(
-            "features, as they are embedded",
-            expected=f"rows no longer than {_LONGEST:.2g}, whose squares float32 can hold",
-            found=f"{len(bad)} longer row(s) in a batch, one with a value of {largest:.3g}; scale "
-            "the features down, or train with normalise=unit or zscore",
-        )
-    return U
 
 
 def product(
@@ -128,45 +61,6 @@ def scaled_by_spread(V: NDArray[np.float32], moment: NDArray[np.floating]) -> ND
     wide = V.astype(np.float64)
     spread = np.sqrt(np.maximum(np.einsum("td,td->t", wide @ moment.astype(np.float64), wide), 0.0))
     return (wide / np.where(spread > 0, spread, 1.0)[:, None]).astype(np.float32)
-
-
-def normalise_on(
-    X: torch.Tensor,
-    scheme: Normalise | Attributes,
-    mean: torch.Tensor | None,
-    inverse_std: torch.Tensor | None,
-) -> torch.Tensor:
-    """As ``normalise`` for features X [n, dx] on any torch device."""
-    if scheme.startswith("zscore"):
-        assert mean is not None, "z-scoring needs the mean"
-        assert inverse_std is not None, "z-scoring needs 1/std"
-        scored = (X - mean) * inverse_std
-        far = ~torch.isfinite(scored).all(dim=1)
-        if far.any():
-            scored[far] = ((X[far].double() - mean) * inverse_std).float()
-        X = scored
-    if scheme.endswith("unit"):
-        length = torch.linalg.vector_norm(X, dim=1, dtype=torch.float64)
-        length = torch.where(length > 0, length, 1.0)[:, None]
-        narrow = length.float()
-        unit = X / narrow
-        far = ~((narrow[:, 0] > _SMALL) & torch.isfinite(narrow[:, 0]))
-        if far.any():
-            unit[far] = (X[far].double() / length[far]).float()
-        X = unit
-    return X
-
-
-def in_range(U: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
-    """As ``check_range`` for rows U [n, D], made of features X [n, dx], on any torch device.
-
-    Raises:
-        InputError: the squared length of a row overflows float32, or is NaN.
-    """
-    squares = torch.linalg.vector_norm(U, dim=1, dtype=torch.float64).square()
-    if not (squares <= float(np.finfo(np.float32).max)).all():  # not for NaN, either
-        check_range(U.float().cpu().numpy(), X.cpu().numpy())
-    return U
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,8 +17,8 @@ from raypq.data.class_prototypes import ClassLayer
 from raypq.data.model_files import ModelFiles
 from raypq.errors import ModelError
 from raypq.methods.model import MethodSettings, Model
-from raypq.methods.support.linear_model import check_range, normalise
 from raypq.methods.support.network import Network, array_of, autocast, seeded, tensor_of
+from raypq.methods.support.normalisation import check_range, normalise
 
 PREFIX = "net."  # of the network's weights among a model's tensors
 

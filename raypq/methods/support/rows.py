@@ -20,13 +20,8 @@ from raypq import kernels
 from raypq.kernels.device import on_device
 from raypq.kernels.torch import Codebooks
 from raypq.methods.base import Array, Normalise, Rows, Sums
-from raypq.methods.support.linear_model import (
-    check_range,
-    in_range,
-    normalise,
-    normalise_on,
-    product,
-)
+from raypq.methods.support.linear_model import product
+from raypq.methods.support.normalisation import check_range, in_range, normalise, normalise_on
 from raypq.methods.support.statistics import PRODUCT_ROWS, class_sums, gram, outer
 
 _WIDE_ROWS = 4096  # rows that are float64 at a time

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq import console, kernels
+from raypq import kernels
 from raypq.config import ClassificationTarget, ClassifyJob, Metric
 from raypq.data.class_list import ClassSelection
 from raypq.data.classes import ClassTable
@@ -28,6 +28,7 @@ from raypq.errors import ConfigError, ModelError
 from raypq.methods import registry
 from raypq.methods.base import Model
 from raypq.stages.classification.calibration import gamma_of
+from raypq.stages.classification.untrained import warn_of_untrained
 from raypq.stages.stores import model_store
 
 
@@ -222,13 +223,13 @@ def build_scorers(
         calibration = gamma_of(job, model, paths[name], compete=compete, required=required)
         _check_head_metric(job, model, paths[name])
         model.check_encoder(table.encoder, candidates.ids, where=table.uri)
-        _advise(job, model, candidates, paths[name])
+        warn_of_untrained(job, model, table, candidates.chosen, paths[name])
         try:
             model = _with_table(model, candidates)
             # Raises before any work starts where the classes do not fit the model.
             candidates.prototypes(model, candidates.chosen[: None if model.classes_by_id else 1])
         except ModelError as error:
-            raise _in_table(error, table) from None
+            raise error.inside(table.uri) from None
         scorers[name] = ClassScorer(
             model=model, metric=job.metric or model.class_metric, calibration=calibration
         )
@@ -268,49 +269,6 @@ def _several_prototypes(model: Model, table: ClassTable) -> ModelError:
         "classes together",
         found="several (the column 'prototypes'); embed the classes with prototypes: mean",
     )
-
-
-def _in_table(error: ModelError, table: ClassTable) -> ModelError:
-    """An error of classes and a model that names the class table."""
-    if error.location.startswith(table.uri):
-        return error
-    return ModelError(
-        f"{table.uri}, for a {error.location}", expected=error.expected, found=error.found
-    )
-
-
-def _advise(job: ClassifyJob, model: Model, candidates: Candidates, path: str) -> None:
-    """Warns where classes that a model was not trained on will hardly be predicted."""
-    trained = set(model.classes or ())
-    if not trained or not model.needs_embeddings(candidates.ids):
-        return
-    table = candidates.table
-    if table.seen is not None:
-        known = np.array([name in trained for name in candidates.ids])
-        wrong = np.flatnonzero(known != table.seen[candidates.chosen])
-        if len(wrong):
-            name, is_known = candidates.ids[int(wrong[0])], bool(known[wrong[0]])
-            console.warn(
-                f"{table.uri}, column 'seen': {len(wrong):,} classes are not as in the training of "
-                f"{path}, such as {name!r}, which it was {'' if is_known else 'not '}trained on; "
-                "the wrong scores are calibrated. Write seen as in the class table of training"
-            )
-    others = [name for name in candidates.ids if name not in trained]
-    calibrated = model.record.get(model_store.CALIBRATION) is not None and table.seen is not None
-    if len(others) < len(candidates.ids) and not calibrated and job.calibration is None:
-        reason = (
-            "the class table has no column 'seen', so that scores cannot be calibrated"
-            if table.seen is None
-            else f"{path} has no calibration, as after training with a class table without unseen "
-            "classes"
-        )
-        if not job.no_calibration:
-            console.warn(
-                f"{table.uri}: {len(others):,} classes, such as {others[0]!r}, that {path} was not "
-                f"trained on will hardly be predicted beside those that it was: {reason}. Train "
-                "with a class table that holds some unseen classes, with the column seen, or name "
-                "a calibration (--calibration, calibration)"
-            )
 
 
 def summary_of_models(

@@ -18,7 +18,7 @@ from raypq.methods.base import (
     TrainingSetInfo,
 )
 from raypq.methods.gradient import Batch, GradientMethod, Network, Phase, seeded
-from raypq.methods.support.linear_model import normalise
+from raypq.methods.support.normalisation import normalise
 from raypq.methods.support.statistics import scale
 from raypq.stages.training.reduction import iterate
 from raypq.stages.training.trainer import begin_phase, train_epoch

@@ -33,7 +33,7 @@ from raypq.methods.gradient import (
     seeded,
     tensor_of,
 )
-from raypq.methods.support.linear_model import normalise
+from raypq.methods.support.normalisation import normalise
 from raypq.stages.training.checkpoint import (
     Checkpoint,
     Checkpoints,

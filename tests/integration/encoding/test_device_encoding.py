@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from devices import DEVICE
 
 from raypq import api
 from raypq.config import ClusterSettings, EncodeJob
 from raypq.data import arrays
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import JobError
-from raypq.kernels.device import REHEARSAL
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
 
 DX, M, K = 640, 8, 16
@@ -52,12 +52,12 @@ def encode(root: Path, features: Path, output: Path, device: str) -> Snapshot:
 
 def test_codes_are_those_of_the_cpu_in_the_same_order(root: Path, tmp_path: Path) -> None:
     stores = {}
-    for device in (REHEARSAL, "cpu"):
+    for device in (DEVICE, "cpu"):
         folder = tmp_path / device.replace(":", "-")
         snapshot = encode(root, root / "rows", folder, device)
         (shard,) = snapshot.shards
         stores[device] = pq.read_table(folder / shard.path)
-    ours, theirs = stores[REHEARSAL], stores["cpu"]
+    ours, theirs = stores[DEVICE], stores["cpu"]
     assert ours["id"].equals(theirs["id"])
     packed = [np.stack([np.frombuffer(row, np.uint8) for row in store["code"].to_pylist()])
               for store in (ours, theirs)]  # fmt: skip
@@ -72,4 +72,4 @@ def test_a_value_that_is_not_finite_is_named(root: Path, tmp_path: Path) -> None
     column = arrays.fixed_list(X)
     pq.write_table(features.set_column(1, "feature", column), tmp_path / "rows" / "0.parquet")
     with pytest.raises(JobError, match=r"row 17123 \(id 17123\).*finite values"):
-        encode(root, tmp_path / "rows", tmp_path / "codes", REHEARSAL)
+        encode(root, tmp_path / "rows", tmp_path / "codes", DEVICE)

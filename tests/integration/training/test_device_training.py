@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from devices import DEVICE
 
 from raypq import api
 from raypq.config import ClusterSettings, TrainJob
 from raypq.data import arrays
 from raypq.errors import JobError
-from raypq.kernels.device import REHEARSAL
 from raypq.methods import registry
 from raypq.methods.base import Model, ReductionMethod
 
@@ -58,7 +58,7 @@ def train(store: Path, output: Path, name: str, device: str, **more: Any) -> Mod
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_model_of_a_device_is_that_of_the_cpu(store: Path, tmp_path: Path, name: str) -> None:
-    ours = train(store, tmp_path / "device", name, REHEARSAL, workers=1)
+    ours = train(store, tmp_path / "device", name, DEVICE, workers=1)
     theirs = train(store, tmp_path / "cpu", name, "cpu", workers=1)
     X = np.concatenate(
         [np.stack(pq.read_table(path)["feature"].to_numpy()) for path in
@@ -67,7 +67,7 @@ def test_the_model_of_a_device_is_that_of_the_cpu(store: Path, tmp_path: Path, n
     assert (ours.encode(X) != theirs.encode(X)).mean() < 1e-3
     objective = [model.record["history"][-1]["objective"] for model in (ours, theirs)]
     assert objective[0] == pytest.approx(objective[1], rel=1e-6)
-    again = train(store, tmp_path / "three", name, REHEARSAL, workers=3)
+    again = train(store, tmp_path / "three", name, DEVICE, workers=3)
     for tensor, value in ours.tensors.items():
         np.testing.assert_array_equal(value, again.tensors[tensor], err_msg=tensor)
 
@@ -82,4 +82,4 @@ def test_a_value_that_is_not_finite_is_named(store: Path, tmp_path: Path, name: 
     pq.write_table(table.set_column(1, "feature", column), tmp_path / "rows/0.parquet")
     (tmp_path / "classes.parquet").write_bytes((store / "classes.parquet").read_bytes())
     with pytest.raises(JobError, match=r"0\.parquet.*row 123 \(id 123\).*finite values"):
-        train(tmp_path, tmp_path / "model", name, REHEARSAL, workers=1)
+        train(tmp_path, tmp_path / "model", name, DEVICE, workers=1)

@@ -11,7 +11,7 @@ from raypq.errors import ConfigError, InputError, ModelError
 from raypq.methods import registry
 from raypq.methods.base import Model, TrainingSetInfo
 from raypq.methods.support.layers import intra_normalise, unit
-from raypq.methods.support.linear_model import normalise
+from raypq.methods.support.normalisation import normalise
 from raypq.methods.support.softmax_classifier import Fit, fit_softmax
 from raypq.methods.support.statistics import outer, scale
 from raypq.metrics.drift import Gauge

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from numpy.typing import NDArray
 
 from raypq.errors import InputError
-from raypq.kernels.device import REHEARSAL
 from raypq.methods.base import Array, Normalise, Rows, Sums
 from raypq.methods.support.rows import DeviceRows, HostRows, Parameters
 
@@ -23,7 +23,7 @@ def _features(dtype: str = "float32", seed: int = 0) -> NDArray[np.float32]:
     return X.astype(dtype)
 
 
-def _device(X: NDArray[np.float32], device: str = REHEARSAL) -> DeviceRows:
+def _device(X: NDArray[np.float32], device: str = DEVICE) -> DeviceRows:
     return DeviceRows.of(X, Parameters(device))
 
 

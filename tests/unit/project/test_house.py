@@ -187,6 +187,7 @@ MOST_LINES, MOST_LINES_OF_A_FUNCTION = 300, 60
 LONG = {  # files that are longer, and why they are one file
     "api.py": "a function for each command",
     "bench/ablation.py": "the tables of two papers, which share their runs",
+    "bench/gpu.py": "cases that share one model and one way to run them",
     "bench/pipeline.py": "cases that share one generated store",
     "bench/rates.py": "a measurement for each rate of a plan",
     "cli/job_command.py": "one translation of fields to options and back",

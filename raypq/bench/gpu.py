@@ -1,0 +1,358 @@
+"""Work on a device beside its bare ceiling: the products and copies that cannot be left out.
+
+``tests/gpu/prove.py`` runs it, with the tests, on a machine with a GPU (docs/gpu.md).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raypq import api, kernels
+from raypq.bench.harness import Contender, Goal, Result, rounds
+from raypq.config import ClusterSettings, Columns, EncodeJob
+from raypq.data.features import batch_rows, feature_schema, read_batches
+from raypq.data.prefetch import in_flight
+from raypq.data.store.sources import open_sources
+from raypq.kernels.device import BATCHES_IN_FLIGHT, on_device, own_stream, synchronise
+from raypq.methods import registry
+from raypq.methods.base import ReductionMethod, State, Stats, TrainBatch, TrainingSetInfo
+from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
+from raypq.methods.support.rows import DeviceRows, Parameters
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes of the cases.
+
+    Attributes:
+        dx, D, M: of features and codes. train, encode, parquet: rows. classes, classified: of
+            classification. queries, searched: of a search by M_search sub-codebooks of 8
+            dimensions.
+    """
+
+    dx: int = 2048
+    D: int = 1000
+    M: int = 50
+    train: int = 1_280_000
+    encode: int = 500_000
+    parquet: int = 200_000
+    classes: int = 21_841
+    classified: int = 65_536
+    queries: int = 1024
+    searched: int = 10_000_000
+    M_search: int = 16
+    repeats: int = 3
+
+
+FULL = Sizes()
+SMALL = Sizes(
+    dx=64, D=40, M=10, train=4_000, encode=4_000, parquet=2_000, classes=300, classified=500,
+    queries=20, searched=5_000, M_search=4, repeats=1,
+)  # fmt: skip
+
+
+def run(device: str, sizes: Sizes = FULL) -> Iterator[Result]:
+    """Every case on a device, each as soon as it is measured."""
+    for case in (_training, _encoding, _encoding_parquet, _classification, _search):
+        yield case(device, sizes)
+
+
+def _features(sizes: Sizes) -> list[Features]:
+    """Batches of float16 features, which are repeated to make up any number of rows."""
+    rng = np.random.default_rng(0)
+    rows = batch_rows(sizes.dx, for_device=True)
+    return [
+        rng.standard_normal((rows, sizes.dx), dtype=np.float32).astype(np.float16) for _ in range(4)
+    ]  # float16 where features are float32, as readers give it for devices
+
+
+def _batches(features: list[Features], rows: int) -> Iterator[Features]:
+    size = len(features[0])
+    for number, start in enumerate(range(0, rows, size)):
+        yield features[number % len(features)][: min(size, rows - start)]
+
+
+def _waited(device: str, work: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        work()
+        synchronise(device)
+
+    return run
+
+
+def _pass(
+    method: ReductionMethod, state: State, batches: Iterator[Features], L: int, device: str
+) -> Stats:
+    """A pass over batches, as workers do it, with rows of L classes in turn."""
+    parameters = Parameters(device)
+
+    def of_batch(X: Features) -> Stats:
+        y = np.arange(len(X), dtype=np.int32) % L
+        with own_stream(device):
+            batch = TrainBatch(X=X, y=y, row=0)
+            return method.accumulate(state, batch, DeviceRows.of(X, parameters))
+
+    stats = Stats()
+    for part in in_flight(of_batch, batches, BATCHES_IN_FLIGHT):
+        stats.merge(part)
+        synchronise(device)
+    return stats.on_host()
+
+
+def _training(device: str, sizes: Sizes) -> Result:
+    """A pass of pqzsl that also updates the projection."""
+    features, L = _features(sizes), sizes.D
+    rng = np.random.default_rng(1)
+    A = rng.standard_normal((L, 300), dtype=np.float32)
+    method = registry.create_reduction("pqzsl", {"M": sizes.M, "iterations": 2})
+    first = features[0][: max(4 * L, 256)]
+    info = TrainingSetInfo(N=len(first), dx=sizes.dx, A=A)
+    state = method.begin(info)
+    state = method.update(state, _pass(method, state, iter([first]), L, device))
+    P = torch.from_numpy(state.arrays["P"]).to(device)
+
+    def bare() -> None:
+        def products(X: Features) -> Tensor:
+            with own_stream(device):
+                x = on_device(X, device).float()
+                return (x @ P.T).T @ x  # as large as Σ q(u) xᵀ
+
+        for _ in in_flight(products, _batches(features, sizes.train), BATCHES_IN_FLIGHT):
+            pass
+
+    resident = on_device(features[0], device).float()
+
+    def products_alone() -> None:
+        for X in _batches(features, sizes.train):
+            x = resident[: len(X)]
+            _ = (x @ P.T).T @ x
+
+    lines = rounds(
+        [
+            Contender(
+                name="raypq pass",
+                run=lambda: _pass(method, state, _batches(features, sizes.train), L, device),
+                work=sizes.train,
+                ours=True,
+            ),
+            Contender(name="copies and bare products", run=bare, work=sizes.train),
+            Contender(name="bare products", run=_waited(device, products_alone), work=sizes.train),
+        ],
+        sizes.repeats,
+    )
+    result = Result(
+        bench="gpu train",
+        case=f"pqzsl, one pass over {sizes.train:,} × {sizes.dx} float16 from memory",
+        unit="images/s",
+        lines=lines,
+    )
+    return result.with_goals([Goal(ours="raypq pass", peer="bare products", at_least=0.6)])
+
+
+def _model(sizes: Sizes) -> PQZSLModel:
+    rng = np.random.default_rng(2)
+    P = rng.standard_normal((sizes.D, sizes.dx), dtype=np.float32) / np.float32(sizes.dx**0.5)
+    C = rng.standard_normal((sizes.M, 256, sizes.D // sizes.M), dtype=np.float32)
+    settings = PQZSLSettings(M=sizes.M, normalise="none")
+    return PQZSLModel(settings=settings, tensors={"P": P, "C": C}, dx=sizes.dx, da=None)
+
+
+def _encoding(device: str, sizes: Sizes) -> Result:
+    features, model = _features(sizes), _model(sizes)
+    P = torch.from_numpy(model.tensors["P"]).to(device)
+    bf16 = P.bfloat16()
+
+    def ours(precision: Any) -> None:
+        def codes(X: Features) -> NDArray[np.uint8]:
+            return model.encode(X, device=device, precision=precision)
+
+        for _ in in_flight(codes, _batches(features, sizes.encode), BATCHES_IN_FLIGHT):
+            pass
+
+    def projection(multiply: Callable[[Tensor], Tensor]) -> None:
+        def of_batch(X: Features) -> Tensor:
+            with own_stream(device):
+                return multiply(on_device(X, device))
+
+        for _ in in_flight(of_batch, _batches(features, sizes.encode), BATCHES_IN_FLIGHT):
+            pass
+
+    n = sizes.encode
+    lines = rounds(
+        [
+            Contender(name="raypq encode, bf16", run=lambda: ours("bf16"), work=n, ours=True),
+            Contender(name="raypq encode, fp32", run=lambda: ours("fp32"), work=n, ours=True),
+            Contender(
+                name="copies and bare bf16 projection",
+                run=lambda: projection(lambda x: x.bfloat16() @ bf16.T),
+                work=n,
+            ),
+            Contender(
+                name="copies and bare fp32 projection",
+                run=lambda: projection(lambda x: x.float() @ P.T),
+                work=n,
+            ),
+        ],
+        sizes.repeats,
+    )
+    result = Result(
+        bench="gpu encode",
+        case=f"{sizes.dx} → {sizes.D}, M={sizes.M}, float16 from memory",
+        unit="images/s",
+        lines=lines,
+    )
+    goal = Goal(ours="raypq encode, bf16", peer="copies and bare bf16 projection", at_least=0.8)
+    return result.with_goals([goal])
+
+
+def _encoding_parquet(device: str, sizes: Sizes) -> Result:
+    model = _model(sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        file = root / "features" / "0.parquet"
+        file.parent.mkdir()
+        _write(file, sizes)
+        model.save(str(root / "model"))
+        where = ClusterSettings(cluster="none", workers=1).model_copy(update={"device": device})
+        runs = iter(range(1 << 30))
+
+        def ours() -> None:
+            job = EncodeJob(
+                model=str(root / "model"), features=[str(root / "features")],
+                output=str(root / f"codes-{next(runs)}"), precision="bf16", where=where,
+            )  # fmt: skip
+            api.encode(job)
+
+        (shard,) = open_sources([str(root / "features")], Columns()).shards
+
+        def bare() -> None:
+            def copy(X: Features) -> Tensor:
+                with own_stream(device):
+                    return on_device(X, device)
+
+            batches = read_batches(shard, Columns(), width=sizes.dx, for_device=True)
+            for _ in in_flight(copy, (batch.X for batch in batches), BATCHES_IN_FLIGHT):
+                pass
+
+        lines = rounds(
+            [
+                Contender(name="raypq encode job", run=ours, work=sizes.parquet, ours=True),
+                Contender(name="reading and copying", run=bare, work=sizes.parquet),
+            ],
+            sizes.repeats,
+        )
+    result = Result(
+        bench="gpu encode from Parquet",
+        case=f"{sizes.parquet:,} × {sizes.dx} float16, fixed_size_binary",
+        unit="images/s",
+        lines=lines,
+    )
+    goal = Goal(ours="raypq encode job", peer="reading and copying", at_least=0.8)
+    return result.with_goals([goal])
+
+
+def _write(file: Path, sizes: Sizes) -> None:
+    """A shard in the fastest layout."""
+    schema = feature_schema(id_type=pa.int64(), label=False, width=sizes.dx, itemsize=2)
+    with pq.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:
+        row = 0
+        for X in _batches(_features(sizes), sizes.parquet):
+            values = pa.py_buffer(np.ascontiguousarray(X).view(np.uint8))
+            column = pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(2 * sizes.dx), len(X), [None, values]
+            )
+            ids = pa.array(np.arange(row, row + len(X)))
+            writer.write_table(pa.Table.from_arrays([ids, column], schema=schema))
+            row += len(X)
+
+
+def _classification(device: str, sizes: Sizes) -> Result:
+    rng = np.random.default_rng(3)
+    model = _model(sizes)
+    V = rng.standard_normal((sizes.classes, sizes.D), dtype=np.float32)
+    B = rng.integers(0, 256, (sizes.classified, sizes.M), dtype=np.uint8)
+    tables = kernels.build_tables(model.C, V, None, "dot")
+    q = torch.from_numpy(kernels.decode(B, model.C)).to(device).bfloat16()
+    W = torch.from_numpy(V).to(device).bfloat16()
+
+    def bare() -> None:
+        for part in torch.split(q, 4096):
+            (part @ W.T).topk(10)
+
+    lines = rounds(
+        [
+            Contender(
+                name="raypq classify, exact",
+                run=lambda: kernels.topk_per_code(B, tables, 10, device=device),
+                work=sizes.classified,
+                ours=True,
+            ),
+            Contender(
+                name="bare bf16 product and top 10", run=_waited(device, bare),
+                work=sizes.classified,
+            ),
+        ],
+        sizes.repeats,
+    )  # fmt: skip
+    result = Result(
+        bench="gpu classify",
+        case=f"{sizes.classes:,} classes, D={sizes.D}, M={sizes.M}, top 10",
+        unit="images/s",
+        lines=lines,
+    )
+    goal = Goal(ours="raypq classify, exact", peer="bare bf16 product and top 10", at_least=0.6)
+    return result.with_goals([goal])
+
+
+def _search(device: str, sizes: Sizes) -> Result:
+    rng = np.random.default_rng(4)
+    M, d = sizes.M_search, 8
+    C = rng.standard_normal((M, 256, d), dtype=np.float32)
+    queries = rng.standard_normal((sizes.queries, M * d), dtype=np.float32)
+    B = rng.integers(0, 256, (sizes.searched, M), dtype=np.uint8)
+    tables = kernels.build_tables(C, queries, None, "l2")
+    W = torch.from_numpy(tables.W).to(device).bfloat16()
+    step = min(1 << 18, sizes.searched)
+    q = torch.from_numpy(kernels.decode(B[:step], C)).to(device).bfloat16()
+    k = min(100, step)
+
+    def bare() -> None:
+        for start in range(0, sizes.searched, step):
+            part = q[: min(step, sizes.searched - start)]
+            (W @ part.T).topk(min(k, len(part)))
+
+    lines = rounds(
+        [
+            Contender(
+                name="raypq search, exact",
+                run=lambda: kernels.topk_per_query(B, tables, k, device=device),
+                work=sizes.queries,
+                ours=True,
+            ),
+            Contender(
+                name="bare bf16 product and top k", run=_waited(device, bare), work=sizes.queries
+            ),
+        ],
+        sizes.repeats,
+    )
+    result = Result(
+        bench="gpu search",
+        case=f"{sizes.queries:,} queries × {sizes.searched:,} codes, M={M}, k={k}",
+        unit="queries/s",
+        lines=lines,
+    )
+    goal = Goal(ours="raypq search, exact", peer="bare bf16 product and top k", at_least=0.5)
+    return result.with_goals([goal])
