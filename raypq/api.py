@@ -45,6 +45,7 @@ from raypq.data.storage import canonical
 from raypq.data.store import overlap
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import InputError
+from raypq.execution.devices import with_known_device
 from raypq.execution.executor import Executor, SpmdJob, WorkerPool
 from raypq.execution.local import LocalExecutor
 from raypq.stages.training.fit_result import Trained
@@ -64,6 +65,7 @@ def _checked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
     def run(job: S, *args: P.args, **more: P.kwargs) -> R:
         overlap.refuse(job)
         job = with_places(job, _for_workers) if _on_ray(job) else job
+        job = _with_known_device(job)
         try:
             return verb(job, *args, **more)
         except InputError as error:
@@ -71,6 +73,13 @@ def _checked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
             raise
 
     return cast(Callable[Concatenate[S, P], R], run)
+
+
+def _with_known_device(job: S) -> S:
+    where = getattr(job, "where", None)
+    if not isinstance(where, ClusterSettings):
+        return job
+    return job.model_copy(update={"where": with_known_device(where)})
 
 
 def _field_of(job: Settings, location: str) -> str:

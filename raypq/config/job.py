@@ -106,7 +106,10 @@ class ClusterSettings(WorkerSettings):
     gpus_per_worker: Annotated[float, Field(ge=0, le=_MAX_GPUS)] = Field(
         0.0, description="GPUs that Ray reserves per worker; a fraction, such as 0.5, shares one"
     )
-    device: Literal["cpu", "cuda"] = Field("cpu", description="device of a worker's computations")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "cpu",
+        description="device of a worker's computations; auto: cuda where each worker has a GPU",
+    )
 
     @classmethod
     def of(cls, workers: WorkerSettings) -> ClusterSettings:

@@ -94,8 +94,6 @@ class RayExecutor:
         from raypq.distributed import ray_train
 
         settings = self._settings
-        if settings.device == "cuda" and not settings.gpus_per_worker:
-            settings = settings.model_copy(update={"gpus_per_worker": 1.0})  # Ray Train's default
         resources = check_resources(settings)
         if reserved := self._memory(job.memory):
             resources["memory"] = reserved

@@ -37,6 +37,7 @@ __all__ = [
     "check_device",
     "check_scores",
     "codeword_sums",
+    "cuda_available",
     "decode",
     "encode",
     "kmeans_pp_init",
@@ -278,7 +279,7 @@ def check_device(device: str) -> None:
     Raises:
         ConfigError: why, and what to do.
     """
-    if not device.startswith("cuda") or _cuda_available():
+    if not device.startswith("cuda") or cuda_available():
         return
     import torch
 
@@ -294,7 +295,8 @@ def check_device(device: str) -> None:
 
 
 @cache
-def _cuda_available() -> bool:
+def cuda_available() -> bool:
+    """Whether torch can use a GPU here."""
     import torch
 
     return torch.cuda.is_available()

@@ -169,7 +169,7 @@ def test_two_workers_reach_what_one_does(cifar, bits, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_gpq_figures(cifar):
     found = table(cifar, "gpq-bits", seeds=3)
     assert min(best(figures, "database") for figures in found.values()) >= 0.86
