@@ -79,7 +79,8 @@ def _with_known_device(job: S) -> S:
     where = getattr(job, "where", None)
     if not isinstance(where, ClusterSettings):
         return job
-    return job.model_copy(update={"where": with_known_device(where)})
+    known = with_known_device(where)
+    return job if known is where else job.model_copy(update={"where": known})
 
 
 def _field_of(job: Settings, location: str) -> str:

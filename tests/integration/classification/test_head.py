@@ -166,7 +166,8 @@ def test_a_class_that_the_head_lacks_is_named(home: Any) -> None:
         home.classify(model=home("few"))
     unseen = next(name for name in table["class_id"].to_pylist() if name not in seen)
     assert str(caught.value) == (
-        f"head of the pqzsl model: expected classes among the {len(seen)} that it was trained on, "
+        f"{home('classes.parquet')}, for a head of the pqzsl model: expected classes among the "
+        f"{len(seen)} that it was trained on, "
         f"found {unseen!r} ({20 - len(seen)} such class(es)); restrict the candidates "
         "(--candidates, candidates), or train a head with these classes (raypq train linear)"
     )
