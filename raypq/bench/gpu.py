@@ -28,7 +28,8 @@ from raypq.kernels.device import BATCHES_IN_FLIGHT, on_device, own_stream, synch
 from raypq.methods import registry
 from raypq.methods.base import ReductionMethod, State, Stats, TrainBatch, TrainingSetInfo
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
-from raypq.methods.support.rows import DeviceRows, Parameters
+from raypq.methods.support.rows import Parameters
+from raypq.stages.training.reduction import accumulate_on_device
 
 Features = NDArray[np.float32]
 
@@ -93,23 +94,25 @@ def _waited(device: str, work: Callable[[], object]) -> Callable[[], None]:
     return run
 
 
+def _in_flight(work: Callable[[Features], object], batches: Iterator[Features]) -> None:
+    """Does the work of every batch, several at a time, as workers do."""
+    for _ in in_flight(work, batches, BATCHES_IN_FLIGHT):
+        pass
+
+
 def _pass(
     method: ReductionMethod, state: State, batches: Iterator[Features], L: int, device: str
 ) -> Stats:
-    """A pass over batches, as workers do it, with rows of L classes in turn."""
-    parameters = Parameters(device)
+    """A pass over batches, with rows of L classes in turn."""
+    labelled = (TrainBatch(X=X, y=np.arange(len(X), dtype=np.int32) % L, row=0) for X in batches)
+    return accumulate_on_device(method, state, labelled, Parameters(device))
 
-    def of_batch(X: Features) -> Stats:
-        y = np.arange(len(X), dtype=np.int32) % L
-        with own_stream(device):
-            batch = TrainBatch(X=X, y=y, row=0)
-            return method.accumulate(state, batch, DeviceRows.of(X, parameters))
 
-    stats = Stats()
-    for part in in_flight(of_batch, batches, BATCHES_IN_FLIGHT):
-        stats.merge(part)
-        synchronise(device)
-    return stats.on_host()
+def _measured(
+    bench: str, case: str, unit: str, contenders: list[Contender], goal: Goal, sizes: Sizes
+) -> Result:
+    lines = rounds(contenders, sizes.repeats)
+    return Result(bench=bench, case=case, unit=unit, lines=lines).with_goals([goal])
 
 
 def _training(device: str, sizes: Sizes) -> Result:
@@ -130,8 +133,7 @@ def _training(device: str, sizes: Sizes) -> Result:
                 x = on_device(X, device).float()
                 return (x @ P.T).T @ x  # as large as Σ q(u) xᵀ
 
-        for _ in in_flight(products, _batches(features, sizes.train), BATCHES_IN_FLIGHT):
-            pass
+        _in_flight(products, _batches(features, sizes.train))
 
     resident = on_device(features[0], device).float()
 
@@ -140,26 +142,25 @@ def _training(device: str, sizes: Sizes) -> Result:
             x = resident[: len(X)]
             _ = (x @ P.T).T @ x
 
-    lines = rounds(
-        [
-            Contender(
-                name="raypq pass",
-                run=lambda: _pass(method, state, _batches(features, sizes.train), L, device),
-                work=sizes.train,
-                ours=True,
-            ),
-            Contender(name="copies and bare products", run=bare, work=sizes.train),
-            Contender(name="bare products", run=_waited(device, products_alone), work=sizes.train),
-        ],
-        sizes.repeats,
+    contenders = [
+        Contender(
+            name="raypq pass",
+            run=lambda: _pass(method, state, _batches(features, sizes.train), L, device),
+            work=sizes.train,
+            ours=True,
+        ),
+        Contender(name="copies and bare products", run=bare, work=sizes.train),
+        Contender(name="bare products", run=_waited(device, products_alone), work=sizes.train),
+    ]
+    goal = Goal(ours="raypq pass", peer="bare products", at_least=0.6)
+    return _measured(
+        "gpu train",
+        f"pqzsl, one pass over {sizes.train:,} × {sizes.dx} float16 from memory",
+        "images/s",
+        contenders,
+        goal,
+        sizes,
     )
-    result = Result(
-        bench="gpu train",
-        case=f"pqzsl, one pass over {sizes.train:,} × {sizes.dx} float16 from memory",
-        unit="images/s",
-        lines=lines,
-    )
-    return result.with_goals([Goal(ours="raypq pass", peer="bare products", at_least=0.6)])
 
 
 def _model(sizes: Sizes) -> PQZSLModel:
@@ -179,43 +180,39 @@ def _encoding(device: str, sizes: Sizes) -> Result:
         def codes(X: Features) -> NDArray[np.uint8]:
             return model.encode(X, device=device, precision=precision)
 
-        for _ in in_flight(codes, _batches(features, sizes.encode), BATCHES_IN_FLIGHT):
-            pass
+        _in_flight(codes, _batches(features, sizes.encode))
 
     def projection(multiply: Callable[[Tensor], Tensor]) -> None:
         def of_batch(X: Features) -> Tensor:
             with own_stream(device):
                 return multiply(on_device(X, device))
 
-        for _ in in_flight(of_batch, _batches(features, sizes.encode), BATCHES_IN_FLIGHT):
-            pass
+        _in_flight(of_batch, _batches(features, sizes.encode))
 
     n = sizes.encode
-    lines = rounds(
-        [
-            Contender(name="raypq encode, bf16", run=lambda: ours("bf16"), work=n, ours=True),
-            Contender(name="raypq encode, fp32", run=lambda: ours("fp32"), work=n, ours=True),
-            Contender(
-                name="copies and bare bf16 projection",
-                run=lambda: projection(lambda x: x.bfloat16() @ bf16.T),
-                work=n,
-            ),
-            Contender(
-                name="copies and bare fp32 projection",
-                run=lambda: projection(lambda x: x.float() @ P.T),
-                work=n,
-            ),
-        ],
-        sizes.repeats,
-    )
-    result = Result(
-        bench="gpu encode",
-        case=f"{sizes.dx} → {sizes.D}, M={sizes.M}, float16 from memory",
-        unit="images/s",
-        lines=lines,
-    )
+    contenders = [
+        Contender(name="raypq encode, bf16", run=lambda: ours("bf16"), work=n, ours=True),
+        Contender(name="raypq encode, fp32", run=lambda: ours("fp32"), work=n, ours=True),
+        Contender(
+            name="copies and bare bf16 projection",
+            run=lambda: projection(lambda x: x.bfloat16() @ bf16.T),
+            work=n,
+        ),
+        Contender(
+            name="copies and bare fp32 projection",
+            run=lambda: projection(lambda x: x.float() @ P.T),
+            work=n,
+        ),
+    ]
     goal = Goal(ours="raypq encode, bf16", peer="copies and bare bf16 projection", at_least=0.8)
-    return result.with_goals([goal])
+    return _measured(
+        "gpu encode",
+        f"{sizes.dx} → {sizes.D}, M={sizes.M}, float16 from memory",
+        "images/s",
+        contenders,
+        goal,
+        sizes,
+    )
 
 
 def _encoding_parquet(device: str, sizes: Sizes) -> Result:
@@ -244,24 +241,21 @@ def _encoding_parquet(device: str, sizes: Sizes) -> Result:
                     return on_device(X, device)
 
             batches = read_batches(shard, Columns(), width=sizes.dx, for_device=True)
-            for _ in in_flight(copy, (batch.X for batch in batches), BATCHES_IN_FLIGHT):
-                pass
+            _in_flight(copy, (batch.X for batch in batches))
 
-        lines = rounds(
-            [
-                Contender(name="raypq encode job", run=ours, work=sizes.parquet, ours=True),
-                Contender(name="reading and copying", run=bare, work=sizes.parquet),
-            ],
-            sizes.repeats,
+        contenders = [
+            Contender(name="raypq encode job", run=ours, work=sizes.parquet, ours=True),
+            Contender(name="reading and copying", run=bare, work=sizes.parquet),
+        ]
+        goal = Goal(ours="raypq encode job", peer="reading and copying", at_least=0.8)
+        return _measured(
+            "gpu encode from Parquet",
+            f"{sizes.parquet:,} × {sizes.dx} float16, fixed_size_binary",
+            "images/s",
+            contenders,
+            goal,
+            sizes,
         )
-    result = Result(
-        bench="gpu encode from Parquet",
-        case=f"{sizes.parquet:,} × {sizes.dx} float16, fixed_size_binary",
-        unit="images/s",
-        lines=lines,
-    )
-    goal = Goal(ours="raypq encode job", peer="reading and copying", at_least=0.8)
-    return result.with_goals([goal])
 
 
 def _write(file: Path, sizes: Sizes) -> None:
@@ -292,29 +286,28 @@ def _classification(device: str, sizes: Sizes) -> Result:
         for part in torch.split(q, 4096):
             (part @ W.T).topk(10)
 
-    lines = rounds(
-        [
-            Contender(
-                name="raypq classify, exact",
-                run=lambda: kernels.topk_per_code(B, tables, 10, device=device),
-                work=sizes.classified,
-                ours=True,
-            ),
-            Contender(
-                name="bare bf16 product and top 10", run=_waited(device, bare),
-                work=sizes.classified,
-            ),
-        ],
-        sizes.repeats,
-    )  # fmt: skip
-    result = Result(
-        bench="gpu classify",
-        case=f"{sizes.classes:,} classes, D={sizes.D}, M={sizes.M}, top 10",
-        unit="images/s",
-        lines=lines,
-    )
+    contenders = [
+        Contender(
+            name="raypq classify, exact",
+            run=lambda: kernels.topk_per_code(B, tables, 10, device=device),
+            work=sizes.classified,
+            ours=True,
+        ),
+        Contender(
+            name="bare bf16 product and top 10",
+            run=_waited(device, bare),
+            work=sizes.classified,
+        ),
+    ]
     goal = Goal(ours="raypq classify, exact", peer="bare bf16 product and top 10", at_least=0.6)
-    return result.with_goals([goal])
+    return _measured(
+        "gpu classify",
+        f"{sizes.classes:,} classes, D={sizes.D}, M={sizes.M}, top 10",
+        "images/s",
+        contenders,
+        goal,
+        sizes,
+    )
 
 
 def _search(device: str, sizes: Sizes) -> Result:
@@ -334,25 +327,23 @@ def _search(device: str, sizes: Sizes) -> Result:
             part = q[: min(step, sizes.searched - start)]
             (W @ part.T).topk(min(k, len(part)))
 
-    lines = rounds(
-        [
-            Contender(
-                name="raypq search, exact",
-                run=lambda: kernels.topk_per_query(B, tables, k, device=device),
-                work=sizes.queries,
-                ours=True,
-            ),
-            Contender(
-                name="bare bf16 product and top k", run=_waited(device, bare), work=sizes.queries
-            ),
-        ],
-        sizes.repeats,
-    )
-    result = Result(
-        bench="gpu search",
-        case=f"{sizes.queries:,} queries × {sizes.searched:,} codes, M={M}, k={k}",
-        unit="queries/s",
-        lines=lines,
-    )
+    contenders = [
+        Contender(
+            name="raypq search, exact",
+            run=lambda: kernels.topk_per_query(B, tables, k, device=device),
+            work=sizes.queries,
+            ours=True,
+        ),
+        Contender(
+            name="bare bf16 product and top k", run=_waited(device, bare), work=sizes.queries
+        ),
+    ]
     goal = Goal(ours="raypq search, exact", peer="bare bf16 product and top k", at_least=0.5)
-    return result.with_goals([goal])
+    return _measured(
+        "gpu search",
+        f"{sizes.queries:,} queries × {sizes.searched:,} codes, M={M}, k={k}",
+        "queries/s",
+        contenders,
+        goal,
+        sizes,
+    )

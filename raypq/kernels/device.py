@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 REHEARSAL = "cpu:0"
-"""A device that takes the way of a GPU through the code, on the CPU: for tests and rehearsals."""
+"""The CPU as a torch device like a GPU, without the native kernels: for tests and rehearsals."""
 
 BATCHES_IN_FLIGHT = 3  # one copied, one computed, one whose results come back
 _streams = threading.local()  # .of: the stream of this thread on each CUDA device

@@ -160,8 +160,8 @@ def reason_not_judged(baseline: Baseline, *, K: int) -> str | None:
     if math.isinf(baseline.optimism):
         return (
             "codes of this model store class probabilities, which are surer for training rows than "
-            "for new ones; quantization error and use of codewords are judged from the next "
-            "version on, by the shards of this one, and feature norms now"
+            "for new ones; feature norms are compared now, quantization error and use of codewords "
+            "from the next version on, with the shards of this one"
         )
     least = round(_OPTIMISM * (MOST_OPTIMISM + 1) / (MOST_OPTIMISM - 1)) * K
     n = _OPTIMISM * (baseline.optimism + 1) / (baseline.optimism - 1)  # solved for n

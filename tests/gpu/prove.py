@@ -4,7 +4,7 @@
     make gpu GPU_OPTIONS=--rehearse
 
 ``make gpu`` builds raypq first, without network, and runs this file. Figures are written as they
-come, so an interrupted run loses only what was not measured yet. ``--rehearse`` takes the same way
+come, so an interrupted run loses only what was not measured yet. ``--rehearse`` runs the same code
 on the CPU with small sizes. ``--data`` names a folder with CIFAR-10: ``images/train``,
 ``images/test`` (Parquet with ``id``, ``image``, ``label``) and ``classes.parquet``.
 """

@@ -1,4 +1,4 @@
-"""The benches of ``make gpu`` take their way through the code on the CPU."""
+"""The benches of ``make gpu`` run on the CPU, with small sizes."""
 
 from __future__ import annotations
 

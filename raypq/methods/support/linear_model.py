@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from raypq.config import Metric, Precision
+from raypq.data.features import batch_rows
 from raypq.kernels import check_device
 from raypq.kernels.device import on_device, own_stream
 from raypq.kernels.torch import Codebooks
@@ -142,9 +143,13 @@ class LinearModel(Model):
         check_device(device)
         X = np.asarray(X)
         X = X if X.dtype == np.float16 and X.shape[1:] == (self.dx,) else self._features(X)
-        with own_stream(device):
-            B = self._resident_on(device).codes(on_device(X, device).float(), precision)
-            codes: NDArray[np.uint8] = B.cpu().numpy()
+        resident = self._resident_on(device)
+        codes = np.empty((len(X), self.M), np.uint8)
+        rows = batch_rows(self.dx, for_device=True)  # bounds the memory, however many are given
+        for start in range(0, len(X), rows):
+            with own_stream(device):
+                part = on_device(X[start : start + rows], device).float()
+                codes[start : start + rows] = resident.codes(part, precision).cpu().numpy()
         return codes
 
     def _resident_on(self, device: str) -> ResidentModel:

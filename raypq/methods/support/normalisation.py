@@ -86,7 +86,7 @@ def check_range(
 
 def normalise_on(
     X: torch.Tensor,
-    scheme: Normalise | Attributes,
+    scheme: Normalise,
     mean: torch.Tensor | None,
     inverse_std: torch.Tensor | None,
 ) -> torch.Tensor:

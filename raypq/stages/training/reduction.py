@@ -73,23 +73,15 @@ class TrainWorker:
     def _accumulate_on_device(
         self, method: ReductionMethod, task: TrainTask, state: State
     ) -> Stats:
-        """As ``accumulate``, with several batches in flight, whose statistics merge in order."""
-        device, parameters = self._device, self._parameters_of(state)
-
-        def accumulate(batch: TrainBatch) -> Stats:
-            with own_stream(device):
-                return method.accumulate(state, batch, DeviceRows.of(batch.X, parameters))
-
-        stats = Stats()
+        """As ``accumulate``; an error names the row."""
         try:
-            for part in in_flight(accumulate, self._batches(task), BATCHES_IN_FLIGHT):
-                stats.merge(part)
-                synchronise(device)
+            return accumulate_on_device(
+                method, state, self._batches(task), self._parameters_of(state)
+            )
         except InputError:
             for _ in self._read(task, for_device=False):  # names the row
                 pass
             raise
-        return stats.on_host()
 
     def _parameters_of(self, state: State) -> Parameters:
         """The arrays of the state of this pass on the device."""
@@ -107,6 +99,24 @@ class TrainWorker:
             task, self._columns, self._width, self._classes, for_device=for_device
         ):
             yield replace(batch, X=self._embed(batch.X)) if self._embed else batch
+
+
+def accumulate_on_device(
+    method: ReductionMethod, state: State, batches: Iterator[TrainBatch], parameters: Parameters
+) -> Stats:
+    """The statistics of batches, of which several are in flight on the device of the parameters;
+    they merge in order."""
+    device = parameters.device
+
+    def accumulate(batch: TrainBatch) -> Stats:
+        with own_stream(device):
+            return method.accumulate(state, batch, DeviceRows.of(batch.X, parameters))
+
+    stats = Stats()
+    for part in in_flight(accumulate, batches, BATCHES_IN_FLIGHT):
+        stats.merge(part)
+        synchronise(device)
+    return stats.on_host()
 
 
 def cache_of(job: TrainJob, executor: Executor) -> int:
