@@ -110,13 +110,13 @@ def topk_per_query(
     return check_scores(score), row + row0
 
 
-def scores(B: NDArray[np.uint8], tables: Tables) -> NDArray[np.float32]:
+def scores(B: NDArray[np.uint8], tables: Tables, *, device: str = "cpu") -> NDArray[np.float32]:
     """All scores [T, N] of codes B [N, M], for metrics over whole rankings."""
-    if _use_native("cpu"):
+    if _use_native(device):
         return check_scores(native.scores(B, tables, threads=threads()))
-    with np.errstate(over="ignore"):  # check_scores reports it
-        by_row = reference.scores(decode(B, tables.C), tables.squared_norms(B), tables)
-    return check_scores(np.ascontiguousarray(by_row.T))
+    from raypq.kernels import torch as torch_kernels
+
+    return check_scores(torch_kernels.scores(B, tables, device=device))
 
 
 def range_search(

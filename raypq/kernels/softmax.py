@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raypq.kernels import memory
 from raypq.kernels.tables import Tables
-from raypq.kernels.torch import best_of_class
-
-_BUDGET = 128 << 20  # bytes of a block of scores
+from raypq.kernels.torch.sides import ResidentTables
 
 
 def log_sum_exp(
@@ -32,22 +31,26 @@ def log_sum_exp(
         owner: class of each row of the tables [p], ascending, where a class has several, of which
             the best one gives its score.
     """
-    W = torch.from_numpy(tables.W).to(device)
-    bias = torch.from_numpy(tables.bias).to(device)
+    resident = ResidentTables.of(tables, device)
     classes = None if owner is None else torch.from_numpy(owner).to(device)
-    T = 0 if owner is None or not len(owner) else int(owner[-1]) + 1
+    T = tables.T if owner is None else int(owner[-1]) + 1
     best, total = np.empty(len(Q)), np.empty(len(Q))
-    step = max(1, _BUDGET // (8 * max(1, tables.T)))
-    for start in range(0, len(Q), step):
-        rows = slice(start, start + step)
-        by_row, offset = (
-            torch.from_numpy(term).to(device)[:, None] for term in tables.row_terms(squared[rows])
-        )
-        q = torch.from_numpy(np.ascontiguousarray(Q[rows])).to(device)
-        score = (q @ W.T).double() * by_row + offset + bias
-        if classes is not None:
-            score = best_of_class(score, classes, T)
+
+    def sum_up(rows: slice) -> None:
+        codes = resident.vectors(Q[rows], squared[rows])
+        score = torch.full((len(codes), T), -torch.inf, dtype=torch.float64, device=device)
+        for block in resident.blocks(tables):
+            columns = slice(block.start, block.start + len(block))
+            part = (codes.vectors @ block.W.T).double() * codes.scale[:, None]
+            part += codes.offset[:, None] + block.bias
+            if classes is None:
+                score[:, columns] = part
+            else:  # a class may have rows in two blocks
+                score.scatter_reduce_(1, classes[columns].expand_as(part), part, "amax")
         top = score.amax(dim=1)
         best[rows] = top.cpu().numpy()
         total[rows] = torch.logsumexp(scale * (score - top[:, None]), dim=1).cpu().numpy()
+
+    row_bytes = 8 * (T + resident.block_rows)
+    memory.in_parts(len(Q), memory.rows_of(row_bytes, device), device, sum_up)
     return best, total

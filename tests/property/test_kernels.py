@@ -16,9 +16,10 @@ from raypq import kernels
 from raypq.config import Metric
 from raypq.kernels import native, reference
 from raypq.kernels import torch as torch_path
+from raypq.kernels.device import REHEARSAL
 
 METRICS: tuple[Metric, ...] = ("l2", "cosine", "dot")
-PATHS = [*native.isas(), "torch"]
+PATHS = [*native.isas(), "torch", REHEARSAL]  # the last one: the way of a GPU on the CPU
 
 EXAMPLES = int(os.environ.get("RAYPQ_EXAMPLES", "30"))
 few = settings(
@@ -34,6 +35,8 @@ THREADS = (1, 2, 3, 7, 300)
 
 
 def run(path: str, name: str, *args: Any, threads: int = 2) -> Any:
+    if path == REHEARSAL:
+        return getattr(torch_path, name)(*args, device=REHEARSAL)
     if path == "torch":
         return getattr(torch_path, name)(*args)
     return getattr(native, name)(*args, threads=threads, isa=path)
@@ -256,8 +259,10 @@ def test_range_search(
     tables = kernels.build_tables(case["C"], case["V"], case["bias"], metric)
     occurring = np.sort(reference.topk_per_query(case["B"], tables, 41)[0].ravel())[::-1]
     threshold = float(occurring[min(rank, len(occurring) - 1)]) if len(occurring) else 0.0
-    search = (torch_path if path == "torch" else native).range_search
-    more = {} if path == "torch" else {"isa": path, "threads": case["threads"]}
+    search = (native if path in native.isas() else torch_path).range_search
+    more = {"torch": {}, REHEARSAL: {"device": REHEARSAL}}.get(
+        path, {"isa": path, "threads": case["threads"]}
+    )
     expected = reference.range_search(case["B"], tables, threshold, upper_triangle=upper)
     same(search(case["B"], tables, threshold, upper_triangle=upper, **more), expected)
 

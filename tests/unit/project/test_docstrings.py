@@ -21,11 +21,12 @@ import raypq
 
 ROOT = Path(raypq.__file__).parent
 DOCS = ROOT.parent / "docs"
+_OPTIONAL = ("._native", "._triton")  # need a compiler or a GPU
 
 
 def _modules() -> list[str]:
     found = (module.name for module in pkgutil.walk_packages([str(ROOT)], "raypq."))
-    return ["raypq", *(name for name in found if not name.endswith("._native"))]
+    return ["raypq", *(name for name in found if not name.endswith(_OPTIONAL))]
 
 
 def _public(module: ModuleType) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,231 @@
+"""The k best on a device: a filter of low precision, then exact scores of what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raypq.kernels import memory
+from raypq.kernels.tables import Tables, squared_norms
+from raypq.kernels.torch import pairs
+from raypq.kernels.torch.bounds import (
+    FLOAT32,
+    Operand,
+    Precision,
+    error_of,
+    floor_from,
+    floor_of,
+    product,
+)
+from raypq.kernels.torch.sides import CodeSide, ResidentTables, TableSide, filters
+
+_RETRY_ROWS = 256  # rows with more candidates than the first attempt's, rescored at a time
+
+TopK = tuple[NDArray[np.float32], NDArray[np.int64]]
+Exact = Callable[[Tensor, Tensor], Tensor]  # scores [p] of rows [p] and columns [p]
+
+
+def topk_per_code(B: NDArray[np.uint8], tables: Tables, k: int, *, device: str = "cpu") -> TopK:
+    """The k best classes of each code; equal to ``reference.topk_per_code``."""
+    resident = ResidentTables.of(tables, device)
+    return _topk_per_row(len(B), lambda rows: resident.codes(B[rows]), tables, resident, k)
+
+
+def topk_per_vector(U: NDArray[np.float32], tables: Tables, k: int, *, device: str = "cpu") -> TopK:
+    """The k best classes of each vector; equal to ``reference.topk_per_vector``."""
+    resident = ResidentTables.of(tables, device)
+
+    def side(rows: slice) -> CodeSide:
+        return resident.vectors(U[rows], squared_norms(U[rows]))
+
+    return _topk_per_row(len(U), side, tables, resident, k)
+
+
+def topk_per_query(B: NDArray[np.uint8], tables: Tables, k: int, *, device: str = "cpu") -> TopK:
+    """The k best codes of each query; equal to ``reference.topk_per_query``."""
+    T, D = tables.W.shape
+    k = max(0, min(k, len(B)))
+    best = np.empty((T, k), np.float32), np.empty((T, k), np.int64)
+    if not T or not k:
+        return best
+    resident = ResidentTables.of(tables, device)
+    for queries in resident.blocks(tables):
+        found = Found.none(len(queries), device)
+
+        def search(rows: slice, queries: TableSide = queries, found: Found = found) -> None:
+            codes = resident.codes(B[rows])
+
+            def exact(i: Tensor, j: Tensor) -> Tensor:
+                return pairs.scores(codes, queries, j, i)
+
+            search_block(
+                Search(queries.operand, codes.operand, exact, D, device), k, found, rows.start
+            )
+
+        memory.in_parts(len(B), _searched_rows(len(queries), D, device), device, search)
+        rows = slice(queries.start, queries.start + len(queries))
+        best[0][rows], best[1][rows] = found.on_host()
+    return best
+
+
+def _topk_per_row(
+    n: int,
+    side: Callable[[slice], CodeSide],
+    tables: Tables,
+    resident: ResidentTables,
+    k: int,
+) -> TopK:
+    T, D = tables.W.shape
+    k = max(0, min(k, T))
+    best = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
+    if not n or not k:
+        return best
+    device = resident.device
+
+    def classify(rows: slice) -> None:
+        codes = side(rows)
+        found = Found.none(len(codes), device)
+        for classes in resident.blocks(tables):
+
+            def exact(i: Tensor, j: Tensor, classes: TableSide = classes) -> Tensor:
+                return pairs.scores(codes, classes, i, j)
+
+            search_block(
+                Search(codes.operand, classes.operand, exact, D, device), k, found, classes.start
+            )
+        best[0][rows], best[1][rows] = found.on_host()
+
+    row_bytes = 4 * resident.block_rows + 12 * D
+    memory.in_parts(n, memory.rows_of(row_bytes, device), device, classify)
+    return best
+
+
+@dataclass
+class Found:
+    """The best that were found so far: scores [n, ·], float32, and indices [n, ·]."""
+
+    score: Tensor
+    index: Tensor
+
+    @classmethod
+    def none(cls, n: int, device: str) -> Found:
+        """Nothing yet, for n rows."""
+        return cls(
+            torch.empty((n, 0), device=device),
+            torch.empty((n, 0), dtype=torch.int64, device=device),
+        )
+
+    def add(self, score: Tensor, index: Tensor, k: int) -> None:
+        """Keeps the k best of these and others [n, ·], ties to the lower index."""
+        self.score, self.index = first_k(
+            torch.cat([self.score, score], dim=1), torch.cat([self.index, index], dim=1), k
+        )
+
+    def on_host(self) -> TopK:
+        """Scores and indices as arrays."""
+        return self.score.cpu().numpy(), self.index.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Search:
+    """Rows and columns of a block of scores.
+
+    Attributes:
+        rows, columns: their operands in a precision. exact: scores of pairs of them. D: dimensions
+            of their vectors.
+    """
+
+    rows: Callable[[Precision], Operand]
+    columns: Callable[[Precision], Operand]
+    exact: Exact
+    D: int
+    device: str
+
+
+def search_block(search: Search, k: int, found: Found, start: int) -> None:
+    """Adds the k best columns of each row, whose numbers begin at ``start``, to those found."""
+    first = filters(search.device)[0]
+    n, m = len(search.rows(first)), len(search.columns(first))
+    kth = found.score[:, k - 1] if found.score.shape[1] >= k else None
+    score = torch.full((n, min(k, m)), -torch.inf, device=search.device)
+    index = torch.zeros((n, min(k, m)), dtype=torch.int64, device=search.device)
+    for rows in memory.parts(n, 4 * m, search.device):
+        chosen = torch.arange(rows.start, rows.stop, device=search.device)
+        _search_rows(search, chosen, kth, score, index)
+    found.add(score, index + start, k)
+
+
+def _search_rows(
+    search: Search, rows: Tensor, kth: Tensor | None, score: Tensor, index: Tensor
+) -> None:
+    """Writes the best columns of some rows to score and index [n, min(k, m)]."""
+    k = score.shape[1]
+    for precision in filters(search.device):
+        a, b = search.rows(precision).take(rows), search.columns(precision)
+        rough, m = product(a, b), len(b)
+        error = error_of(a, b, search.D, precision)
+        width = min(m, k + max(precision.least_spare, int(precision.spare * k)))
+        top = rough.topk(width)
+        floor = floor_of(top.values[:, k - 1], error, precision)
+        if kth is not None:  # columns that cannot displace what was found before
+            floor = torch.maximum(floor, floor_from(kth[rows], error, precision))
+        enough = (top.values[:, -1] < floor) | (width == m)
+        sure = enough.nonzero()[:, 0]
+        _settle(search, rows[sure], top.values[sure], top.indices[sure], floor[sure], score, index)
+        left = (~enough).nonzero()[:, 0]
+        if not len(left):
+            return
+        if precision is not FLOAT32:
+            rows = rows[left]
+    for group, columns in _wider(rough, floor, left, width):
+        values = rough[group[:, None], columns]
+        _settle(search, rows[group], values, columns, floor[group], score, index)
+
+
+def _settle(
+    search: Search,
+    rows: Tensor,
+    rough: Tensor,
+    columns: Tensor,
+    floor: Tensor,
+    score: Tensor,
+    index: Tensor,
+) -> None:
+    """Writes the exact scores of the best of some columns [r, c], as far as their rough scores
+    [r, c] reach the floor [r]."""
+    # Negated, so that NaN (from overflow) stays a candidate.
+    row, place = (~(rough < floor[:, None])).nonzero().unbind(1)
+    value = torch.full(columns.shape, -torch.inf, device=rough.device)
+    value[row, place] = search.exact(rows[row], columns[row, place])
+    score[rows], index[rows] = first_k(value, columns, score.shape[1])
+
+
+def _wider(
+    rough: Tensor, floor: Tensor, left: Tensor, width: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Groups of the rows ``left`` [g] with the columns [g, ·] of their candidates."""
+    needed = (~(rough[left] < floor[left, None])).sum(1).clamp_min(width).cpu()
+    # Rounded up to a power of two, so that many rows share a width.
+    widths = (2 ** needed.double().log2().ceil().long()).clamp_max(rough.shape[1])
+    for shared in np.unique(widths.numpy()).tolist():
+        group = left[(widths == shared).to(left.device)]
+        for rows in torch.split(group, _RETRY_ROWS):
+            yield rows, rough[rows].topk(shared).indices
+
+
+def first_k(score: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of scores [n, c] and their indices, ties to the lower index."""
+    ascending = index.sort(dim=1, stable=True)
+    score = score.gather(1, ascending.indices)
+    best = score.sort(dim=1, descending=True, stable=True)
+    return best.values[:, :k], ascending.values.gather(1, best.indices[:, :k])
+
+
+def _searched_rows(T: int, D: int, device: str) -> int:
+    """Rows of codes of one block of a search."""
+    return memory.rows_of(max(12 * D, 4 * min(T, 1024)), device)
