@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from raypq.backbones.backbone import Backbone, digest_of, image_input
 from raypq.data.network_info import BackboneInfo
+from raypq.kernels import memory
 
 _BLOCK = {"cpu": 16, "cuda": 64}  # images of one call
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,6 +43,13 @@ class TorchNetwork(Backbone):
         self._scale = 1 / (255 * torch.tensor(info.std, device=device)).reshape(shape)
 
     def _block(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+        found: list[NDArray[np.float32]] = []
+        memory.in_parts(
+            len(rows), len(rows), self._device, lambda part: found.append(self._part(rows[part]))
+        )
+        return np.concatenate(found)
+
+    def _part(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         size = self.info.size
         with torch.inference_mode():
             pixels = torch.from_numpy(np.ascontiguousarray(rows)).reshape(-1, 3, size, size)

@@ -27,9 +27,11 @@ from raypq.data.store.sources import open_sources
 from raypq.kernels.device import BATCHES_IN_FLIGHT, on_device, own_stream, synchronise
 from raypq.methods import registry
 from raypq.methods.base import ReductionMethod, State, Stats, TrainBatch, TrainingSetInfo
+from raypq.methods.gradient import Batch, GradientMethod
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
 from raypq.methods.support.rows import Parameters
 from raypq.stages.training.reduction import accumulate_on_device
+from raypq.stages.training.trainer import begin_phase, train_epoch
 
 Features = NDArray[np.float32]
 
@@ -41,7 +43,7 @@ class Sizes:
     Attributes:
         dx, D, M: of features and codes. train, encode, parquet: rows. classes, classified: of
             classification. queries, searched: of a search by M_search sub-codebooks of 8
-            dimensions.
+            dimensions. steps, precision: of the training of a network.
     """
 
     dx: int = 2048
@@ -55,19 +57,21 @@ class Sizes:
     queries: int = 1024
     searched: int = 10_000_000
     M_search: int = 16
+    steps: int = 100
+    precision: str = "bf16"
     repeats: int = 3
 
 
 FULL = Sizes()
 SMALL = Sizes(
     dx=64, D=40, M=10, train=4_000, encode=4_000, parquet=2_000, classes=300, classified=500,
-    queries=20, searched=5_000, M_search=4, repeats=1,
+    queries=20, searched=5_000, M_search=4, steps=2, precision="fp32", repeats=1,
 )  # fmt: skip
 
 
 def run(device: str, sizes: Sizes = FULL) -> Iterator[Result]:
     """Every case on a device, each as soon as it is measured."""
-    for case in (_training, _encoding, _encoding_parquet, _classification, _search):
+    for case in (_training, _encoding, _encoding_parquet, _classification, _search, _network):
         yield case(device, sizes)
 
 
@@ -343,6 +347,45 @@ def _search(device: str, sizes: Sizes) -> Result:
         "gpu search",
         f"{sizes.queries:,} queries × {sizes.searched:,} codes, M={M}, k={k}",
         "queries/s",
+        contenders,
+        goal,
+        sizes,
+    )
+
+
+def _network(device: str, sizes: Sizes) -> Result:
+    """Steps of DPQ's training from pictures of 32 × 32: whether ``torch.compile`` would pay."""
+    method = registry.create("dpq", {"M": 6, "backbone": "dsh", "precision": sizes.precision})
+    assert isinstance(method, GradientMethod)
+    settings = method.settings
+    info = TrainingSetInfo(N=50_000, dx=3072, names=tuple(map(str, range(10))))
+    generator = torch.Generator().manual_seed(5)
+    x = torch.rand(settings.batch, 3072, generator=generator).to(device)
+    y = torch.randint(10, (settings.batch,), generator=generator).to(device)
+    (phase, *_) = method.phases(sizes.steps)
+
+    def steps(compiled: bool) -> Callable[[], None]:
+        network = method.network(info).to(device)
+        optimizer = begin_phase(network, settings, phase, 0)
+        module: Any = torch.compile(network) if compiled else network
+
+        def run() -> None:
+            train_epoch(
+                network, module, optimizer, phase, [Batch(x=x, y=y)] * sizes.steps,
+                settings=settings, position=(0, 0, 0), steps=sizes.steps, device=device,
+            )  # fmt: skip
+
+        return run
+
+    contenders = [
+        Contender(name="eager", run=steps(False), work=sizes.steps, ours=True),
+        Contender(name="compiled", run=steps(True), work=sizes.steps),
+    ]
+    goal = Goal(ours="eager", peer="compiled", at_least=0.8)
+    return _measured(
+        "gpu network",
+        f"dpq from pictures, batches of {settings.batch}",
+        "steps/s",
         contenders,
         goal,
         sizes,

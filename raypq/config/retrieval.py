@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, OnBadShard, Overwrite, Version
+from raypq.config.job import ClusterSettings, Columns, Job, OnBadShard, Overwrite, Version
 from raypq.config.option import Option
 from raypq.config.places import (
     InputFile,
@@ -74,7 +74,7 @@ class SearchJob(Job):
     where: ClusterSettings = ClusterSettings()
 
 
-class RetrievalJob(CpuJob):
+class RetrievalJob(Job):
     """``raypq evaluate retrieval``."""
 
     verb: ClassVar[str] = "raypq evaluate retrieval"
@@ -94,6 +94,7 @@ class RetrievalJob(CpuJob):
         "repeated",
     )
     columns: Columns = Columns()
+    where: ClusterSettings = ClusterSettings()
 
 
 class DuplicatesJob(Job):

@@ -66,6 +66,8 @@ class WorkerActor:
                 return StartupError(problem, everywhere=True)
             try:
                 kernels.set_threads(self._threads)
+                if self._device == "cuda":
+                    kernels.share_gpu(_gpu_share())
                 self._worker = self._make(*self._args)
             except RaypqError as error:
                 return StartupError(str(error), everywhere=True)
@@ -95,6 +97,12 @@ class WorkerActor:
 
 PROCESS_TITLE = f"ray::{WorkerActor.__name__}"
 """Start of the process titles that Ray gives to workers."""
+
+
+def _gpu_share() -> float:
+    """The part of a GPU that Ray reserved for this worker; 1 for one or more."""
+    reserved: float = ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0)
+    return min(1.0, reserved)
 
 
 def device_problem(device: str) -> str | None:

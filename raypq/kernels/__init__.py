@@ -47,6 +47,7 @@ __all__ = [
     "runtime_info",
     "scores",
     "set_threads",
+    "share_gpu",
     "threads",
     "topk_of_classes",
     "topk_per_code",
@@ -250,6 +251,13 @@ def threads() -> int:
     if _threads is not None:
         return _threads
     return machine.usable().cpus
+
+
+def share_gpu(share: float) -> None:
+    """Limits this process to a share, in (0, 1], of the memory of its GPU."""
+    from raypq.kernels import memory
+
+    memory.limit_share(share)
 
 
 def runtime_info() -> dict[str, Any]:

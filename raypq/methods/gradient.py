@@ -66,6 +66,11 @@ class GradientSettings(MethodSettings):
         0, ge=0, description="stop after so many epochs without a better validation score; 0: never"
     )
     precision: Precision = Field("fp32", description="precision of the forward pass in training")
+    compile: bool = Field(
+        False,
+        description="train with torch.compile: faster steps after a minute of compilation; needs "
+        "a C++ compiler",
+    )
 
 
 class GradientMethod(Method):

@@ -32,9 +32,11 @@ from raypq.kernels.device import REHEARSAL
 TESTS = Path(__file__).parents[1]
 FILES = (
     "gpu/test_device_kernels.py",
+    "gpu/test_filters.py",
     "unit/methods/test_rows.py",
     "integration/training/test_device_training.py",
     "integration/encoding/test_device_encoding.py",
+    "integration/retrieval/test_device_results.py",
 )
 _LEAST_TRAINING = 60.0  # seconds without which a training is not begun
 TRAININGS: dict[str, dict[str, Any]] = {
@@ -71,7 +73,7 @@ def run_tests(device: str, limit: float) -> dict[str, Any]:
         "PYTHONPATH": os.pathsep.join(paths),
     }
     files = [str(TESTS / name) for name in FILES]
-    options = ["-q", "-x", "-p", "no:cacheprovider", "--noconftest", "-c", os.devnull]
+    options = ["-q", "--maxfail=30", "-p", "no:cacheprovider", "--noconftest", "-c", os.devnull]
     command = [sys.executable, "-m", "pytest", *options, "--rootdir", str(TESTS), *files]
     start = time.monotonic()
     try:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
+import pytest
+
 from raypq.bench import gpu
+from raypq.bench.harness import Result
 from raypq.kernels.device import REHEARSAL
 
 
+def check(result: Result) -> None:
+    (goal,) = result.goals
+    assert goal["ratio"] > 0
+    assert result.lines[0].ours
+
+
 def test_every_case_is_measured_beside_its_ceiling() -> None:
-    results = list(gpu.run(REHEARSAL, gpu.SMALL))
+    results = list(islice(gpu.run(REHEARSAL, gpu.SMALL), 5))
     assert len(results) == 5
     for result in results:
-        (goal,) = result.goals
-        assert goal["ratio"] > 0
-        assert result.lines[0].ours
+        check(result)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_training_steps_are_measured_compiled_and_not() -> None:
+    *_, last = gpu.run(REHEARSAL, gpu.SMALL)
+    assert {line.name for line in last.lines} == {"eager", "compiled"}
+    check(last)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raypq.config import Metric, Precision
 from raypq.data.features import batch_rows
-from raypq.kernels import check_device
+from raypq.kernels import check_device, memory
 from raypq.kernels.device import on_device, own_stream
 from raypq.kernels.torch import Codebooks
 from raypq.methods.base import Model, Normalise
@@ -146,10 +146,13 @@ class LinearModel(Model):
         resident = self._resident_on(device)
         codes = np.empty((len(X), self.M), np.uint8)
         rows = batch_rows(self.dx, for_device=True)  # bounds the memory, however many are given
-        for start in range(0, len(X), rows):
+
+        def encode(part: slice) -> None:
             with own_stream(device):
-                part = on_device(X[start : start + rows], device).float()
-                codes[start : start + rows] = resident.codes(part, precision).cpu().numpy()
+                x = on_device(X[part], device).float()
+                codes[part] = resident.codes(x, precision).cpu().numpy()
+
+        memory.in_parts(len(X), rows, device, encode)
         return codes
 
     def _resident_on(self, device: str) -> ResidentModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,6 +16,8 @@ from raypq.config import Precision
 from raypq.data.class_prototypes import ClassLayer
 from raypq.data.model_files import ModelFiles
 from raypq.errors import ModelError
+from raypq.kernels import memory
+from raypq.kernels.torch import Codebooks
 from raypq.methods.model import MethodSettings, Model
 from raypq.methods.support.network import Network, array_of, autocast, seeded, tensor_of
 from raypq.methods.support.normalisation import check_range, normalise
@@ -97,17 +99,17 @@ class NetworkModel(Model):
     def embed(
         self, X: NDArray[np.float32], *, precision: Precision = "fp32"
     ) -> NDArray[np.float32]:
-        parts = list(self._blocks(X, "cpu", precision, "embed"))
+        parts = self._blocks(X, "cpu", precision, "embed")
         return np.concatenate(parts) if parts else np.empty((0, self.D), np.float32)
 
     def queries(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        parts = list(self._blocks(X, "cpu", "fp32", "queries"))
+        parts = self._blocks(X, "cpu", "fp32", "queries")
         return np.concatenate(parts) if parts else np.empty((0, self.D), np.float32)
 
     def encode(
         self, X: NDArray[np.float32], *, device: str = "cpu", precision: Precision = "fp32"
     ) -> NDArray[np.uint8]:
-        parts = list(self._blocks(X, device, precision, "codes"))
+        parts = self._blocks(X, device, precision, "codes")
         return np.concatenate(parts) if parts else np.empty((0, self.M), np.uint8)
 
     def _blocks(
@@ -116,7 +118,7 @@ class NetworkModel(Model):
         device: str,
         precision: Precision,
         function: Literal["embed", "queries", "codes"],
-    ) -> Iterator[NDArray[Any]]:
+    ) -> list[NDArray[Any]]:
         """``embed``, ``queries`` or ``codes`` of X, in blocks of rows.
 
         Equal rows give equal results.
@@ -124,18 +126,32 @@ class NetworkModel(Model):
         X = self._normalised(X)
         network = self.network(device)
         functions = {"embed": network.embed, "queries": network.queries, "codes": network.codes}
-        rows = max(64, _BLOCK_BYTES // (4 * self.dx))
-        for start in range(0, len(X), rows):
-            x = tensor_of(X[start : start + rows]).to(device)
+        results: list[NDArray[Any]] = []
+
+        def apply(block: slice) -> None:
+            x = tensor_of(X[block]).to(device)
             with torch.inference_mode(), autocast(device, precision):
                 result = functions[function](x)
                 if result is None:
-                    U = network.embed(x).float().cpu().numpy()
-                    yield kernels.encode(U, self.C)
+                    U = network.embed(x).float()
+                    results.append(self._nearest(U, device))
                 elif function == "codes":
-                    yield result.to(torch.uint8).cpu().numpy()
+                    results.append(result.to(torch.uint8).cpu().numpy())
                 else:
-                    yield check_range(result.float().cpu().numpy())
+                    results.append(check_range(result.float().cpu().numpy()))
+
+        memory.in_parts(len(X), max(64, _BLOCK_BYTES // (4 * self.dx)), device, apply)
+        return results
+
+    def _nearest(self, U: torch.Tensor, device: str) -> NDArray[np.uint8]:
+        """Codes of embeddings on a device."""
+        if device == "cpu":
+            return kernels.encode(U.numpy(), self.C)
+        cache: dict[str, Codebooks] = self.__dict__.setdefault("_codebooks", {})
+        if device not in cache:
+            cache[device] = Codebooks.on(device, self.C)
+        codes: NDArray[np.uint8] = cache[device].assign(U).cpu().numpy()
+        return codes
 
     def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         X = self._features(X)

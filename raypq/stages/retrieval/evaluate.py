@@ -102,7 +102,7 @@ def evaluate(job: RetrievalJob, executor: Executor) -> dict[str, Any]:
     X = np.concatenate(queries.X)
     shards = stored_shards(job.codes, version)
     id_type = id_type_of(job.codes, version)
-    args = (shards, id_type, models, metric, at, job.columns)
+    args = (shards, id_type, models, metric, at, job.columns, job.where.device)
     with (
         executor.start_workers(RetrievalWorker, *args, stage="retrieval") as pool,
         record.observe(pool),

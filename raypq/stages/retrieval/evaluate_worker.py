@@ -89,8 +89,10 @@ class RetrievalWorker:
         metric: Metric,
         at: Sequence[int],
         columns: Columns,
+        device: str = "cpu",
     ) -> None:
         self._shards, self._models, self._metric = shards, models, metric
+        self._device = device
         self._id_type = id_type
         self._at, self._columns = at, columns
         self._lock = threading.Lock()
@@ -141,7 +143,8 @@ class RetrievalWorker:
         for block, rank in zip(store.blocks, store.ranks, strict=True):
             model = self._models[block.fingerprint]
             tables = model.tables(task.V[block.fingerprint][rows], None, self._metric)
-            keys[:, rank] = sort_keys(kernels.scores(block.B, tables), rank)
+            score = kernels.scores(block.B, tables, device=self._device)
+            keys[:, rank] = sort_keys(score, rank)
         keys.sort(axis=1)
         return (keys & _ROW_MASK).astype(np.int64)
 

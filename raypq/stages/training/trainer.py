@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raypq.data.prefetch import prefetch
 from raypq.errors import DivergenceError
 from raypq.execution.executor import Rank, Report
+from raypq.kernels.device import on_device, own_stream
 from raypq.methods.base import TrainingSetInfo
 from raypq.methods.gradient import (
     Batch,
@@ -43,6 +44,8 @@ from raypq.stages.training.checkpoint import (
 )
 from raypq.stages.training.row_stream import BatchCache, Rows, RowSource, RowStream
 from raypq.stages.training.validation import retrieval_score
+
+_STEPS_UNREAD = 16  # whose losses stay on a GPU
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,6 +133,8 @@ class Trainer:
         module: torch.nn.Module = self.network
         if self.rank.world_size > 1:
             module = DistributedDataParallel(self.network)
+        if settings.compile:
+            module = torch.compile(module)  # type: ignore[assignment]
         patience = settings.patience
         while progress.epoch < phase.epochs and not (
             patience and progress.epochs_without_improvement >= patience
@@ -196,8 +201,13 @@ class Trainer:
 
     def _tensors(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         X, y = rows
-        x = tensor_of(self.spec.normalised(X)).to(self.rank.device)
-        return x, None if y is None else torch.from_numpy(y.astype(np.int64)).to(self.rank.device)
+        device = self.rank.device
+        if device == "cpu":
+            x = tensor_of(self.spec.normalised(X))
+            return x, None if y is None else torch.from_numpy(y.astype(np.int64))
+        with own_stream(device):  # beside the computation of an earlier batch
+            x = on_device(self.spec.normalised(X), device)
+            return x, None if y is None else on_device(y.astype(np.int64), device)
 
     def _mean(self, values: dict[str, float]) -> dict[str, float]:
         if self.rank.world_size == 1:
@@ -298,25 +308,61 @@ def train_epoch(
         DivergenceError: the loss is not finite.
     """
     _, epoch, _ = position
-    sums: dict[str, float] = {}
+    losses = _Losses(phase, epoch)
     with seeded(settings.seed, *position):
         network.train()
         network.begin_epoch(phase.name, epoch)
-        for step, batch in enumerate(batches):
+        for step, batch in enumerate(map(batch_here, batches)):
             for group in optimizer.param_groups:
                 group["lr"] = phase.rate * phase.factor(epoch * steps + step, phase.epochs * steps)
             with autocast(device, settings.precision):
                 terms = module(batch, phase.name)
-            values = dict(zip(terms, torch.stack([*terms.values()]).detach().tolist(), strict=True))
-            if not np.isfinite(sum(values.values())):
-                raise _diverged(phase, epoch, step, values)
+            loss = torch.stack([*terms.values()])
+            losses.add([*terms], loss.detach(), step)
             optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(torch.stack([*terms.values()]).sum())
+            torch.autograd.backward(loss.sum())
             optimizer.step()
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value
+        losses.read()
         network.end_epoch(phase.name, epoch)
-    return sums
+    return losses.sums
+
+
+class _Losses:
+    """Sums of the loss terms of an epoch. They are read from the device only now and then: each
+    time, the host waits for it."""
+
+    def __init__(self, phase: Phase, epoch: int) -> None:
+        self.sums: dict[str, float] = {}
+        self._phase, self._epoch = phase, epoch
+        self._waiting: list[tuple[int, list[str], Tensor]] = []
+
+    def add(self, names: list[str], values: Tensor, step: int) -> None:
+        """Adds the terms of a step, [number of terms]."""
+        self._waiting.append((step, names, values))
+        if len(self._waiting) == _STEPS_UNREAD or values.device.type == "cpu":
+            self.read()
+
+    def read(self) -> None:
+        """Adds what has not been read to the sums.
+
+        Raises:
+            DivergenceError: a loss is not finite.
+        """
+        for step, names, tensor in self._waiting:
+            values = dict(zip(names, tensor.tolist(), strict=True))
+            if not np.isfinite(sum(values.values())):
+                raise _diverged(self._phase, self._epoch, step, values)
+            for name, value in values.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        self._waiting = []
+
+
+def batch_here(batch: Batch) -> Batch:
+    """The batch for use on the current stream of its device, after a copy on another."""
+    for tensor in (batch.x, batch.y, batch.u):
+        if tensor is not None and tensor.device.type == "cuda":
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    return batch
 
 
 def _diverged(phase: Phase, epoch: int, step: int, values: Mapping[str, float]) -> DivergenceError:

@@ -15,8 +15,10 @@ from raypq import api
 from raypq.config import ClusterSettings, TrainJob
 from raypq.data import arrays
 from raypq.errors import JobError
+from raypq.kernels.device import REHEARSAL
 from raypq.methods import registry
 from raypq.methods.base import Model, ReductionMethod
+from raypq.methods.gradient import GradientMethod
 
 METHODS = [name for name in registry.METHODS if issubclass(registry.find(name), ReductionMethod)]
 N, DX, DA, L = 1500, 32, 8, 10
@@ -83,3 +85,44 @@ def test_a_value_that_is_not_finite_is_named(store: Path, tmp_path: Path, name: 
     (tmp_path / "classes.parquet").write_bytes((store / "classes.parquet").read_bytes())
     with pytest.raises(JobError, match=r"0\.parquet.*row 123 \(id 123\).*finite values"):
         train(tmp_path, tmp_path / "model", name, DEVICE, workers=1)
+
+
+GRADIENT = [name for name in registry.METHODS if issubclass(registry.find(name), GradientMethod)]
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_networks_train_and_encode_on_a_device(store: Path, tmp_path: Path, name: str) -> None:
+    """The rehearsal gives the CPU's own codes; a GPU finite ones, the same again."""
+    method = registry.find(name)
+    rows, where = [str(store / "rows")], ClusterSettings(cluster="none", workers=1)
+    settings = {"epochs": 2, "batch": 100, "M": 4}
+    codes = []
+    for run, device in enumerate((DEVICE, "cpu" if DEVICE == REHEARSAL else DEVICE)):
+        job = TrainJob(
+            method=name, features=rows, output=str(tmp_path / str(run)), settings=settings,
+            unlabelled=rows if method.needs_unlabelled else [],
+            classes=str(store / "classes.parquet"),
+            where=where.model_copy(update={"device": device}),
+        )  # fmt: skip
+        model = api.train(job).model
+        X = np.random.default_rng(1).standard_normal((300, DX), dtype=np.float32)
+        codes.append(model.encode(X, device=device))
+    assert codes[0].shape == (300, model.M)
+    np.testing.assert_array_equal(*codes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_training_learns_the_same(store: Path, tmp_path: Path) -> None:
+    losses = []
+    for compiled in (False, True):
+        output = tmp_path / str(compiled)
+        job = TrainJob(
+            method="dpq", features=[str(store / "rows")], output=str(output),
+            settings={"epochs": 3, "batch": 100, "compile": compiled},
+            classes=str(store / "classes.parquet"),
+            where=ClusterSettings(cluster="none", workers=1).model_copy(update={"device": DEVICE}),
+        )  # fmt: skip
+        losses.append(api.train(job).model.record["history"][-1]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
