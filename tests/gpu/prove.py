@@ -74,6 +74,7 @@ def run_tests(device: str, limit: float) -> dict[str, Any]:
     }
     files = [str(TESTS / name) for name in FILES]
     options = ["-q", "--maxfail=30", "-p", "no:cacheprovider", "--noconftest", "-c", os.devnull]
+    options += ["-m", "not slow", "-W", "ignore::pytest.PytestUnknownMarkWarning"]
     command = [sys.executable, "-m", "pytest", *options, "--rootdir", str(TESTS), *files]
     start = time.monotonic()
     try:
