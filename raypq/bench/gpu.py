@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,6 @@ SMALL = Sizes(
     dx=64, D=40, M=10, train=4_000, encode=4_000, parquet=2_000, classes=300, classified=500,
     queries=20, searched=5_000, M_search=4, steps=2, precision="fp32", repeats=1,
 )  # fmt: skip
-
-
-def run(device: str, sizes: Sizes = FULL) -> Iterator[Result]:
-    """Every case on a device, each as soon as it is measured."""
-    for case in (_training, _encoding, _encoding_parquet, _classification, _search, _network):
-        yield case(device, sizes)
 
 
 def _features(sizes: Sizes) -> list[Features]:
@@ -390,3 +384,14 @@ def _network(device: str, sizes: Sizes) -> Result:
         goal,
         sizes,
     )
+
+
+CASES: Sequence[Callable[[str, Sizes], Result]] = (
+    _training,
+    _encoding,
+    _encoding_parquet,
+    _classification,
+    _search,
+    _network,
+)
+"""Every case, given a device and sizes."""

@@ -32,6 +32,20 @@ def spread(
     C: NDArray[np.float32],
     /,
 ) -> None: ...
+def join(
+    A: NDArray[np.uint8],
+    B: NDArray[np.uint8] | None,
+    T: NDArray[np.float32],
+    first: NDArray[np.int64],
+    group_limit: NDArray[np.float32],
+    limit: float,
+    group: int,
+    once: bool,
+    most_work: int,
+    most_pairs: int,
+    threads: int,
+    /,
+) -> tuple[NDArray[np.uint32], int, int, int, bool]: ...
 
 class Tables:
     def __init__(

@@ -29,8 +29,18 @@ def own_stream(device: str) -> Iterator[None]:
     if device not in streams:
         streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(streams[device]):
-        yield
-        streams[device].synchronize()
+        try:
+            yield
+        finally:
+            streams[device].synchronize()
+
+
+def exact_float32(device: str) -> None:
+    """Has products on CUDA devices compute in the precision of their operands, whatever the
+    environment allows: float32 without TF32, and sums of bfloat16 products in float32."""
+    if torch.device(device).type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def synchronise(device: str) -> None:

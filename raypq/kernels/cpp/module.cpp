@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "codebook.hpp"
+#include "join.hpp"
 #include "scan.hpp"
 
 namespace nb = nanobind;
@@ -176,6 +177,48 @@ void seed_codebooks(In<float, 2> U, In<int64_t, 1> first, In<double, 2> draws, s
   kmeans_pp_init(shape, U.data(), n, first.data(), draws.data(), clamp_threads(threads), C.data());
 }
 
+// Pairs of rows [p, 2], the work that was done, and whether it was all of it.
+nb::tuple join_codes(In<uint8_t, 2> A, nb::object other, In<float, 3> T, In<int64_t, 1> first,
+                     In<float, 1> group_limit, float limit, size_t group, bool once,
+                     uint64_t most_work, uint64_t most_pairs, size_t threads) {
+  const size_t M = T.shape(0), K = T.shape(1), groups = group_limit.shape(0);
+  require(M && K && K <= 256 && T.shape(2) == K && M <= kMostParts, "T must be [M, K, K], K <= 256");
+  require(first.shape(0) == groups + 1 && group < groups, "first must be [groups + 1]");
+  JoinPlan plan{M, K, T.data(), {}, {}, limit, group, most_work, most_pairs};
+  for (size_t g = 0; g <= groups; ++g) {
+    const int64_t at = first.data()[g];
+    require(g ? at > first.data()[g - 1] : at == 0, "first must ascend from 0");
+    plan.first.push_back(size_t(at));
+  }
+  require(plan.first.back() == M, "first must end with M");
+  plan.group_limit.assign(group_limit.data(), group_limit.data() + groups);
+  const Shape shape{M, K, 1};
+  check_codes(A, shape);
+  require(A.shape(0) < kMostRows, "N is too large");
+  const uint8_t* B = nullptr;
+  size_t m = 0;
+  In<uint8_t, 2> second;
+  if (!other.is_none()) {
+    second = nb::cast<In<uint8_t, 2>>(other);
+    check_codes(second, shape);
+    require(second.shape(0) < kMostRows, "N is too large");
+    B = second.data();
+    m = second.shape(0);
+  }
+  auto result = std::make_unique<JoinResult>();
+  {
+    nb::gil_scoped_release release;
+    *result = join(plan, A.data(), A.shape(0), B, m, once, clamp_threads(threads));
+  }
+  JoinResult* owned = result.release();
+  nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<JoinResult*>(p); });
+  using Rows = nb::ndarray<nb::numpy, uint32_t, nb::ndim<2>>;
+  static_assert(sizeof(RowPair) == 2 * sizeof(uint32_t));
+  auto* rows = reinterpret_cast<uint32_t*>(owned->pairs.data());
+  return nb::make_tuple(Rows(rows, {owned->pairs.size(), 2}, owner), owned->total, owned->visited,
+                        owned->checked, owned->complete);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -185,6 +228,8 @@ NB_MODULE(_native, module) {
   module.def("widen", &widen_values);
   module.def("accumulate", &add_codeword_sums);
   module.def("spread", &seed_codebooks);
+  module.def("join", &join_codes, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(),
+             nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
   nb::class_<Tables>(module, "Tables")
       .def("__init__", &build_tables)
       .def("scan", &scan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from raypq.kernels.torch.bounds import (
     Operand,
     Precision,
     error_of,
+    errors_of,
     floor_from,
     floor_of,
     product,
@@ -176,46 +177,55 @@ def _search_rows(
             floor = torch.maximum(floor, floor_from(kth[rows], error, precision))
         enough = (top.values[:, -1] < floor) | (width == m)
         sure = enough.nonzero()[:, 0]
-        _settle(search, rows[sure], top.values[sure], top.indices[sure], floor[sure], score, index)
+        # Negated, so that NaN (from overflow) stays a candidate.
+        candidate = ~(top.values[sure] < floor[sure, None])
+        _settle(search, rows[sure], candidate, top.indices[sure], score, index)
         left = (~enough).nonzero()[:, 0]
         if not len(left):
             return
         if precision is not FLOAT32:
             rows = rows[left]
-    for group, columns in _wider(rough, floor, left, width):
-        values = rough[group[:, None], columns]
-        _settle(search, rows[group], values, columns, floor[group], score, index)
+    for part in torch.split(left, _RETRY_ROWS):
+        _search_by_pairs(search, rows[part], rough[part], a.take(part), b, score, index)
 
 
-def _settle(
+def _search_by_pairs(
     search: Search,
     rows: Tensor,
     rough: Tensor,
-    columns: Tensor,
-    floor: Tensor,
+    a: Operand,
+    b: Operand,
     score: Tensor,
     index: Tensor,
 ) -> None:
-    """Writes the exact scores of the best of some columns [r, c], as far as their rough scores
-    [r, c] reach the floor [r]."""
-    # Negated, so that NaN (from overflow) stays a candidate.
-    row, place = (~(rough < floor[:, None])).nonzero().unbind(1)
-    value = torch.full(columns.shape, -torch.inf, device=rough.device)
-    value[row, place] = search.exact(rows[row], columns[row, place])
-    score[rows], index[rows] = first_k(value, columns, score.shape[1])
-
-
-def _wider(
-    rough: Tensor, floor: Tensor, left: Tensor, width: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Groups of the rows ``left`` [g] with the columns [g, ·] of their candidates."""
-    needed = (~(rough[left] < floor[left, None])).sum(1).clamp_min(width).cpu()
+    """As ``_search_rows`` for rows whose bound by the largest column leaves too much: a bound for
+    each pair."""
+    errors = errors_of(a, b, search.D, FLOAT32)
+    wide = rough.double()
+    lower, upper = wide - errors, wide + errors
+    # NaN (from overflow) bounds nothing, and stays a candidate.
+    kth = lower.nan_to_num(nan=-torch.inf).topk(score.shape[1]).values[:, -1:]
+    candidate = ~(upper < kth)
+    needed = candidate.sum(1).cpu()
     # Rounded up to a power of two, so that many rows share a width.
     widths = (2 ** needed.double().log2().ceil().long()).clamp_max(rough.shape[1])
+    order = torch.where(candidate, upper.nan_to_num(nan=torch.inf), -torch.inf)
     for shared in np.unique(widths.numpy()).tolist():
-        group = left[(widths == shared).to(left.device)]
-        for rows in torch.split(group, _RETRY_ROWS):
-            yield rows, rough[rows].topk(shared).indices
+        group = (widths == shared).nonzero()[:, 0].to(rough.device)
+        columns = order[group].topk(shared).indices
+        chosen = candidate[group[:, None], columns]
+        _settle(search, rows[group], chosen, columns, score, index)
+
+
+def _settle(
+    search: Search, rows: Tensor, candidate: Tensor, columns: Tensor, score: Tensor, index: Tensor
+) -> None:
+    """Writes the exact scores of the best of some columns [r, c], as far as they are candidates
+    [r, c]."""
+    row, place = candidate.nonzero().unbind(1)
+    value = torch.full(columns.shape, -torch.inf, device=columns.device)
+    value[row, place] = search.exact(rows[row], columns[row, place])
+    score[rows], index[rows] = first_k(value, columns, score.shape[1])
 
 
 def first_k(score: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raypq.kernels import memory
+
 EPS = 2.0**-23  # twice the unit roundoff of float32: room for the bound's own rounding
 TINY = 2.0**-126  # smallest normal float32: bound on the error of underflow
 HUGE = 2.0**126  # products whose sum of magnitudes is below it cannot overflow
@@ -66,19 +68,30 @@ class Operand:
         Args:
             terms: float64 [n] each, or None for a 1 that meets a term of the other side.
         """
-        rounded = x.to(precision.dtype)
-        columns = [column for term in terms for column in _columns(term, x, precision)]
-        padding = -(x.shape[1] + len(columns)) % _ALIGNED if x.device.type == "cuda" else 0
-        if padding:
-            columns.append(rounded.new_zeros((len(x), padding)))
-        length = torch.linalg.vector_norm(rounded, dim=1, dtype=torch.float64)
+        n, D = x.shape
+        extra = precision.pieces * len(terms)
+        padding = -(D + extra) % _ALIGNED if x.device.type == "cuda" else 0
         exact = precision.dtype == torch.float32
-        error = length.new_zeros(len(x)) if exact else _distance(x, rounded)
-        magnitudes = length.new_zeros(len(x))
+        magnitudes = x.new_zeros(n, dtype=torch.float64)
         for term in terms:
             if term is not None:
                 magnitudes = magnitudes + term.abs()
-        values = torch.cat([rounded, *columns], dim=1) if columns else rounded
+        length, error = torch.empty_like(magnitudes), torch.zeros_like(magnitudes)
+        apart = not exact or extra + padding
+        values = x
+        if apart:
+            values = x.new_zeros((n, D + extra + padding), dtype=precision.dtype)
+        # Norms in float64 take several times the memory of the rows.
+        for rows in memory.parts(n, 24 * D, str(x.device)):
+            if apart:
+                values[rows, :D] = x[rows]
+            rounded = values[rows, :D]
+            length[rows] = torch.linalg.vector_norm(rounded, dim=1, dtype=torch.float64)
+            if not exact:
+                error[rows] = _distance(x[rows], rounded)
+        for number, term in enumerate(terms):
+            first = D + number * precision.pieces
+            _write_term(values[:, first : first + precision.pieces], term)
         return cls(values, length, error, magnitudes)
 
     def __len__(self) -> int:
@@ -91,6 +104,11 @@ class Operand:
 
 def product(a: Operand, b: Operand) -> Tensor:
     """Rough scores ŝ [n, m], in the precision of the operands."""
+    with torch.autocast(a.values.device.type, enabled=False):
+        return _product(a, b)
+
+
+def _product(a: Operand, b: Operand) -> Tensor:
     if a.values.dtype == torch.bfloat16 and a.values.device.type == "cpu":
         # The sums of a CPU's own product may be in bfloat16.
         return (a.values.float() @ b.values.float().T).bfloat16()
@@ -101,12 +119,31 @@ def error_of(a: Operand, b: Operand, D: int, precision: Precision) -> Tensor:
     """A bound [n] on |ŝ − s| of each row of a with all rows of b, without the rounding of results;
     infinite where products may overflow."""
     length, error, terms = (each.max() for each in (b.length, b.error, b.terms))
-    sizes = a.length * length + a.terms + terms
+    return _bound(a.length, a.error, a.terms, length, error, terms, D, precision)
+
+
+def errors_of(a: Operand, b: Operand, D: int, precision: Precision) -> Tensor:
+    """As ``error_of``, for each pair [n, m]."""
+    length, error, terms = (each[:, None] for each in (a.length, a.error, a.terms))
+    return _bound(length, error, terms, b.length, b.error, b.terms, D, precision)
+
+
+def _bound(
+    a_length: Tensor,
+    a_error: Tensor,
+    a_terms: Tensor,
+    b_length: Tensor,
+    b_error: Tensor,
+    b_terms: Tensor,
+    D: int,
+    precision: Precision,
+) -> Tensor:
+    sizes = a_length * b_length + a_terms + b_terms
     bound = (
-        a.error * (length + error)
-        + a.length * error
+        a_error * (b_length + b_error)
+        + a_length * b_error
         + (D + 16) * precision.product * sizes
-        + (D + 16) * TINY * (1 + a.length + length)
+        + (D + 16) * TINY * (1 + a_length + b_length)
     )
     return torch.where(sizes < HUGE, bound, torch.inf)
 
@@ -135,15 +172,15 @@ def _rounded(floor: Tensor, precision: Precision) -> Tensor:
     return floor.to(precision.dtype)
 
 
-def _columns(term: Tensor | None, x: Tensor, precision: Precision) -> list[Tensor]:
+def _write_term(columns: Tensor, term: Tensor | None) -> None:
+    """Writes a term as pieces in the precision of its columns; None: ones."""
     if term is None:
-        return [x.new_ones((len(x), precision.pieces), dtype=precision.dtype)]
-    columns, rest = [], term
-    for _ in range(precision.pieces):
-        piece = rest.to(precision.dtype)
-        columns.append(piece[:, None])
+        columns.fill_(1)
+        return
+    rest = term
+    for piece in columns.unbind(1):
+        piece.copy_(rest)
         rest = rest - piece.double()
-    return columns
 
 
 def _distance(x: Tensor, rounded: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raypq.kernels import memory
+from raypq.kernels.device import exact_float32, synchronise
 from raypq.kernels.tables import check_codebooks
 from raypq.kernels.torch import fused
 from raypq.kernels.torch.bounds import EPS, HUGE, TINY
@@ -36,12 +37,15 @@ class Codebooks:
         """Codebooks C [M, K, d] on a device."""
         C = np.ascontiguousarray(C, dtype=np.float32)
         check_codebooks(C)
+        exact_float32(device)
         book = torch.from_numpy(np.array(C)).to(device)
         half = torch.zeros(book.shape[:2], dtype=torch.float64, device=book.device)
         for j in range(C.shape[2]):
             half += book[:, :, j].double() ** 2
         half *= 0.5
-        return cls(book, half, (2 * half.amax(1)).sqrt()[:, None])
+        largest = (2 * half.amax(1)).sqrt()[:, None]
+        synchronise(device)  # other streams use them, too
+        return cls(book, half, largest)
 
     def assign(self, U: Tensor) -> Tensor:
         """Codes [n, M], uint8, of vectors U [n, M·d] on the device; as ``reference.encode``."""
@@ -51,7 +55,8 @@ class Codebooks:
         codes = torch.empty((len(U), M), dtype=torch.uint8, device=device)
 
         def assign(part: slice) -> None:
-            codes[part] = self._assign(U[part])
+            with torch.autocast(device.type, enabled=False):  # the bound is of float32 products
+                codes[part] = self._assign(U[part])
 
         memory.in_parts(len(U), rows, str(device), assign)
         return codes
@@ -60,10 +65,8 @@ class Codebooks:
         book, half = self.book, self.half
         M, K, d = book.shape
         u = U.reshape(-1, M, d).transpose(0, 1)
-        if fused.assigns(book):
-            top, second, code = fused.two_nearest(U, book, half)
-        else:
-            top, second, code = _two_nearest(u, book, half)
+        found = fused.two_nearest(U, book, half) or _two_nearest(u, book, half)
+        top, second, code = found
         length = torch.linalg.vector_norm(u, dim=2, dtype=torch.float64)
         size = length * self.largest + self.largest**2
         error = (d + 4) * (EPS * size + TINY)

@@ -28,9 +28,8 @@ def scores(codes: CodeSide, tables: TableSide, i: Tensor, j: Tensor) -> Tensor:
 
 def _dots(x: Tensor, w: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """⟨x[i], w[j]⟩ [p], float64."""
-    if fused.sums_pairs(x):
-        sums = fused.pair_sums(x, w, i, j)
-    else:
+    sums = fused.pair_sums(x, w, i, j)
+    if sums is None:
         a, b = x[i], w[j]
         sums = torch.zeros((len(i), ACCUMULATORS), dtype=torch.float64, device=x.device)
         for first in range(0, a.shape[1], ACCUMULATORS):

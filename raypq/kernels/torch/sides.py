@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raypq.kernels import memory
-from raypq.kernels.device import on_device
+from raypq.kernels.device import exact_float32, on_device, synchronise
 from raypq.kernels.tables import Tables
 from raypq.kernels.torch.bounds import BFLOAT16, FLOAT32, Operand, Precision
 from raypq.kernels.torch.codebooks import decode
@@ -93,17 +93,20 @@ class TableSide:
     terms: Terms
     start: int
     _operands: dict[Precision, Operand] = field(default_factory=dict)
+    _making: threading.Lock = field(default_factory=threading.Lock)
 
     def __len__(self) -> int:
         return len(self.W)
 
     def operand(self, precision: Precision) -> Operand:
         """The operand of W, made once."""
-        if precision not in self._operands:
-            ones: list[Tensor | None] = [None] if self.terms.offset else []
-            terms: list[Tensor | None] = [self.bias] if self.terms.bias else []
-            self._operands[precision] = Operand.of(self.W, ones + terms, precision)
-        return self._operands[precision]
+        with self._making:
+            if precision not in self._operands:
+                ones: list[Tensor | None] = [None] if self.terms.offset else []
+                terms: list[Tensor | None] = [self.bias] if self.terms.bias else []
+                self._operands[precision] = Operand.of(self.W, ones + terms, precision)
+                synchronise(str(self.W.device))  # other threads use it on streams of their own
+            return self._operands[precision]
 
 
 class ResidentTables:
@@ -115,6 +118,7 @@ class ResidentTables:
     """
 
     def __init__(self, tables: Tables, device: str) -> None:
+        exact_float32(device)
         self.device = device
         self._terms = Terms.of(tables)
         self.book = torch.from_numpy(np.array(tables.C)).to(device)
@@ -122,7 +126,9 @@ class ResidentTables:
         kept = memory.kept_bytes(device)
         row_bytes = self._row_bytes(tables.W.shape[1])
         whole = tables.T * row_bytes <= kept
-        self.block_rows = max(1, tables.T if whole else kept // (_BLOCK * row_bytes))
+        least = memory.rows_of(row_bytes, device)  # however little is free at this moment
+        rows = tables.T if whole else min(tables.T, max(least, kept // (_BLOCK * row_bytes)))
+        self.block_rows = max(1, rows)
         self._kept: dict[int, TableSide] = {}
         self._may_keep = _BLOCK if whole else _BLOCK // 2  # the others are copied at each use
 
@@ -133,30 +139,37 @@ class ResidentTables:
             made = _resident.setdefault(tables, {})
             if device not in made:
                 made[device] = cls(tables, device)
+                made[device].keep(tables)
             return made[device]
+
+    def keep(self, tables: Tables) -> None:
+        """Copies the blocks that stay, so that other tables count with the memory that is left."""
+        for start in range(0, tables.T, self.block_rows)[: self._may_keep]:
+            self._kept[start] = self._block(tables, start)
+            self._kept[start].operand(filters(self.device)[0])
+        synchronise(self.device)
 
     def blocks(self, tables: Tables) -> Iterator[TableSide]:
         """The tables in blocks of rows, ascending."""
         for start in range(0, tables.T, self.block_rows):
-            block = self._kept.get(start)
-            if block is None:
-                rows = slice(start, start + self.block_rows)
-                block = TableSide(
-                    W=_copy(tables.W[rows], self.device),
-                    bias=_copy(tables.bias[rows], self.device),
-                    terms=self._terms,
-                    start=start,
-                )
-                if len(self._kept) < self._may_keep:
-                    self._kept[start] = block
-            yield block
+            yield self._kept[start] if start in self._kept else self._block(tables, start)
+
+    def _block(self, tables: Tables, start: int) -> TableSide:
+        rows = slice(start, start + self.block_rows)
+        return TableSide(
+            W=_copy(tables.W[rows], self.device),
+            bias=_copy(tables.bias[rows], self.device),
+            terms=self._terms,
+            start=start,
+        )
 
     def codes(self, B: NDArray[np.uint8]) -> CodeSide:
         """Codes B [n, M] as vectors on the device."""
         codes = on_device(B, self.device)
         squared = torch.zeros(len(B), dtype=torch.float64, device=codes.device)
-        for m in range(B.shape[1]):  # in order, as ``Tables.squared_norms``
-            squared += self.norms[m, codes[:, m].long()]
+        if self._terms.scale or self._terms.offset:
+            for m in range(B.shape[1]):  # in order, as ``Tables.squared_norms``
+                squared += self.norms[m, codes[:, m].long()]
         return self._side(decode(codes, self.book), squared)
 
     def vectors(self, q: NDArray[np.float32], squared: NDArray[np.float64]) -> CodeSide:
@@ -176,8 +189,9 @@ class ResidentTables:
 
     def _row_bytes(self, D: int) -> int:
         """Bytes of a row: its weights, and the operands of the filters."""
-        apart = self._terms.offset or self._terms.bias  # else W is the operand itself
-        return 4 * D * (1 + apart) + (2 * D if len(filters(self.device)) > 1 else 0) + 64
+        apart = self._terms.offset or self._terms.bias or D % 8 > 0  # else W is the operand
+        wide = D + 16  # with terms and padding
+        return 4 * D + 4 * wide * apart + (2 * wide if len(filters(self.device)) > 1 else 0) + 64
 
 
 def _copy(array: NDArray[np.floating], device: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from raypq.methods.support.normalisation import (
 
 # Features are read-only views of Arrow buffers; a product only reads them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+_moving = threading.Lock()  # parameters are copied to a device once
 
 
 def class_scaling(scheme: Attributes) -> tuple[str, ...]:
@@ -157,6 +160,10 @@ class LinearModel(Model):
 
     def _resident_on(self, device: str) -> ResidentModel:
         """The parameters on a device, cached."""
+        with _moving:
+            return self._moved_to(device)
+
+    def _moved_to(self, device: str) -> ResidentModel:
         cache: dict[str, ResidentModel] = self.__dict__.setdefault("_moved", {})
         if device not in cache:
 

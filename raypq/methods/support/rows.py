@@ -7,6 +7,7 @@ without atomic additions: a shard gives the same bits in every pass and on every
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raypq import kernels
-from raypq.kernels.device import on_device
+from raypq.kernels.device import exact_float32, on_device
 from raypq.kernels.torch import Codebooks
 from raypq.methods.base import Array, Normalise, Rows, Sums
 from raypq.methods.support.linear_model import product
@@ -77,23 +78,27 @@ class Parameters:
     """Arrays of a state on a device; each is copied once."""
 
     def __init__(self, device: str) -> None:
+        exact_float32(device)
         self.device = device
+        self._lock = threading.Lock()
         self._kept: dict[int, tuple[Array, Tensor | Codebooks]] = {}  # by identity of the array
 
     def tensor(self, array: Array) -> Tensor:
         """The array as a tensor on the device."""
-        kept = self._kept.get(id(array))
-        if kept is None or not isinstance(kept[1], Tensor):
-            moved = torch.from_numpy(np.array(array)).to(self.device)
-            kept = self._kept[id(array)] = array, moved
+        with self._lock:
+            kept = self._kept.get(id(array))
+            if kept is None or not isinstance(kept[1], Tensor):
+                moved = torch.from_numpy(np.array(array)).to(self.device)
+                kept = self._kept[id(array)] = array, moved
         assert isinstance(kept[1], Tensor)
         return kept[1]
 
     def codebooks(self, C: Array) -> Codebooks:
         """Codebooks C [M, K, d], ready to assign rows."""
-        kept = self._kept.get(id(C))
-        if kept is None or not isinstance(kept[1], Codebooks):
-            kept = self._kept[id(C)] = C, Codebooks.on(self.device, C)
+        with self._lock:
+            kept = self._kept.get(id(C))
+            if kept is None or not isinstance(kept[1], Codebooks):
+                kept = self._kept[id(C)] = C, Codebooks.on(self.device, C)
         assert isinstance(kept[1], Codebooks)
         return kept[1]
 
