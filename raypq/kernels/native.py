@@ -150,6 +150,29 @@ def range_search(
     return prepared.within(np.ascontiguousarray(B), limit, upper_triangle, threads)
 
 
+def join(
+    A: NDArray[np.uint8],
+    B: NDArray[np.uint8] | None,
+    T: NDArray[np.float32],
+    first: NDArray[np.int64],
+    group_limit: NDArray[np.float32],
+    limit: float,
+    group: int,
+    *,
+    once: bool,
+    most_steps: int,
+    most_pairs: int,
+    threads: int,
+) -> tuple[NDArray[np.uint32], int, int, int, bool]:
+    """Pairs of rows of codes A [n, M], or of A and B [m, M], as ``raypq.kernels.join`` says: rows
+    [p, 2], their number, prefixes and codes compared, and whether all of the work was done."""
+    other = None if B is None else np.ascontiguousarray(B)
+    return _native.join(
+        np.ascontiguousarray(A), other, np.ascontiguousarray(T), first, group_limit, limit, group,
+        once, most_steps, most_pairs, threads,
+    )  # fmt: skip
+
+
 def prepare(
     tables: Tables, *, across_rows: bool, threads: int = 1, isa: str | None = None
 ) -> _native.Tables:

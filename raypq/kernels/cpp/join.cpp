@@ -139,11 +139,13 @@ class Join {
 
   size_t tasks() const { return a_.level(1).byte.size(); }
   bool gave_up() const { return work_ > plan_.most_work; }
+  bool too_many() const { return plan_.most_pairs && found_ > plan_.most_pairs; }
+  uint64_t found() const { return found_; }
 
   struct Worker {
     std::vector<RowPair> found;  // distinct codes
     std::vector<std::vector<uint16_t>> place;
-    uint64_t visited = 0, checked = 0, reported = 0;
+    uint64_t visited = 0, checked = 0, reported = 0, counted = 0;
   };
 
   Worker worker() const {
@@ -241,8 +243,10 @@ class Join {
     if (const uint64_t done = w.visited + w.checked; done - w.reported >= kReport) {
       work_ += done - w.reported;
       w.reported = done;
+      found_ += w.found.size() - w.counted;
+      w.counted = w.found.size();
     }
-    return gave_up();
+    return gave_up() || too_many();
   }
 
   const JoinPlan& plan_;
@@ -251,7 +255,7 @@ class Join {
   bool same_;
   size_t depth_, grouped_;
   std::vector<Neighbours> neighbours_;
-  std::atomic<uint64_t> work_{0};
+  std::atomic<uint64_t> work_{0}, found_{0};
 };
 
 // Rows of a code that take part in its pairs.
@@ -309,7 +313,8 @@ JoinResult join(const JoinPlan& plan, const uint8_t* A, size_t n, const uint8_t*
     result.visited += worker.visited;
     result.checked += worker.checked;
   }
-  if (!result.complete) return result;
+  if (join.too_many()) result.total = join.found();
+  if (!result.complete || join.too_many()) return result;
   // Pairs of equal codes are within every group's limit, so that the first group finds them.
   auto equal = [&](size_t i) { return i == 0 && plan.group == 0 && !B; };
   for (size_t i = 0; i < workers.size(); ++i)

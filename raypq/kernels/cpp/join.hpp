@@ -18,7 +18,7 @@ struct JoinPlan {
   float limit;
   size_t group;
   uint64_t most_work;                // steps after which the join gives up
-  uint64_t most_pairs;               // more pairs than that are counted, but not made
+  uint64_t most_pairs;               // more pairs than that are not made; 0: they are only counted
 };
 
 struct RowPair {

@@ -1,15 +1,16 @@
 """Near-duplicates: every pair of stored codes within a threshold, by symmetric distance.
 
-All pairs of blocks of rows are compared (DPQ section 4: all pairwise distances), N²/2 distances in
-all. The range kernel finds candidates, with the codes of one side decoded as queries; symmetric
-tables [M, K, K] then give their scores. So the result depends neither on the shards, nor on the
-workers, nor on which code of a pair was the query.
+Candidates come from the join of codes (``kernels.join``), at a cost below N², or, where the
+threshold is too wide for it, from a scan of all N²/2 pairs by the range kernel. Symmetric tables
+[M, K, K] then give their scores. So the result depends neither on the shards, nor on the workers,
+nor on the way to the candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, InputError, ModelError
 from raypq.execution.executor import Executor, TaskResult, WorkerPool, completed
 from raypq.execution.run_record import RunRecord
+from raypq.kernels.join import CodeJoin, choose
 from raypq.kernels.sdc import SymmetricTables
 from raypq.methods.base import Model
 from raypq.stages.retrieval.code_blocks import CodeBlock, groups, read_block
@@ -39,7 +41,14 @@ from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
 from raypq.stages.stores.work_id import duplicates_work
 
-_GROUP_ROWS = 1 << 17  # rows of each side of a task
+_JOINED_ROWS = 1 << 24  # rows of each side of a task of the join, at 100 bytes each
+_SCANNED_ROWS = 1 << 17  # and of the scan
+_SAMPLE_ROWS = 400_000  # codes on which the ways are compared
+_SAMPLE_SHARDS = 16
+_FEW_ROWS = 20_000  # which are scanned at once
+_LONG_SECONDS = 600.0  # of a scan that is worth a warning
+_CHUNK = 1 << 20  # candidates that are scored at a time
+_FAR = 2.0  # times as many pairs as allowed, by a sample, that end a job before it starts
 _MANY = 0.05  # share of all pairs that near-duplicates hardly are
 _FEW = 20  # images, of which most pairs may well be near
 # Rows of each side that are compared at once: less than 1 GB even if all pairs are within the
@@ -52,7 +61,7 @@ class PairPlan:
     """Settings of a run that all its tasks share.
 
     Attributes:
-        id_type: of the store. max_pairs: pairs that are allowed in all.
+        id_type: of the store. max_pairs: pairs that are allowed in all. join: None for a scan.
     """
 
     store: str
@@ -62,8 +71,11 @@ class PairPlan:
     threshold: float
     max_pairs: int
     device: str
+    join: CodeJoin | None
 
 
+Codes = NDArray[np.uint8]
+NearPairs = tuple[pa.Array, pa.Array, NDArray[np.float32]]  # rows of both sides, and scores
 Groups = Sequence[tuple[Shard, ...]]  # of shards; a task compares two of them
 
 
@@ -72,11 +84,15 @@ class PairTask:
     """Two groups of shards, by index; or one and None, for the pairs within it.
 
     The groups themselves are shared, since n groups give n²/2 tasks.
+
+    Attributes:
+        parts: group of parts of the code whose near pairs a join finds.
     """
 
     name: str
     first: int
     second: int | None
+    parts: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +132,8 @@ class PairWorker:
             second = self._read(groups[task.second])
         parts: list[pa.Table] = []
         count = 0
-        for i, j, score in self._near_pairs(first, second, same=task.second is None):
+        find = self._scanned if task.parts is None else partial(self._joined, parts=task.parts)
+        for i, j, score in find(first, second, same=task.second is None):
             part = pairs.table(first.ids.take(i), second.ids.take(j), pa.array(score))
             parts.append(part)
             count += len(part)
@@ -132,12 +149,30 @@ class PairWorker:
         models = {plan.model.fingerprint: plan.model}
         return CodeBlock.join([read_block(shard, models, plan.id_type) for shard in shards])
 
-    def _near_pairs(
-        self, first: CodeBlock, second: CodeBlock, *, same: bool
-    ) -> Iterator[tuple[pa.Array, pa.Array, NDArray[np.float32]]]:
+    def _joined(
+        self, first: CodeBlock, second: CodeBlock, *, same: bool, parts: int
+    ) -> Iterator[NearPairs]:
+        """Pairs within the threshold that the join finds by a group of parts."""
+        plan = self._plan
+        assert plan.join is not None, "a task of the join"
+        other = None if same else second.B
+        found = plan.join.find(parts, first.B, other, most_pairs=_most_found(plan.max_pairs))
+        if found.total and not len(found.rows):
+            raise too_many(plan.max_pairs)
+        for start in range(0, len(found.rows), _CHUNK):
+            i, j = found.rows[start : start + _CHUNK].T
+            near, score = self._scored(first.B[i], second.B[j])
+            if near.any():
+                yield pa.array(i[near]), pa.array(j[near]), score[near]
+
+    def _scored(self, A: Codes, B: Codes) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Which pairs of codes [n, M] are within the threshold, and all scores [n]."""
+        score, threshold = self._symmetric(A, B), np.float32(self._plan.threshold)
+        return score <= threshold if self._plan.metric == "l2" else score >= threshold, score
+
+    def _scanned(self, first: CodeBlock, second: CodeBlock, *, same: bool) -> Iterator[NearPairs]:
         """Pairs within the threshold: rows of the first and the second block, and their scores."""
         plan = self._plan
-        threshold = np.float32(plan.threshold)
         tolerance = 2.0**-20 * abs(plan.threshold) + self._symmetric.tolerance
         min_score = (-plan.threshold if plan.metric == "l2" else plan.threshold) - tolerance
         for start in range(0, len(first.B), _QUERY_ROWS):
@@ -149,8 +184,7 @@ class PairWorker:
                 i, j, _ = kernels.range_search(
                     B, tables, min_score, upper_triangle=same and at == start, device=plan.device
                 )
-                score = self._symmetric(A[i], B[j])
-                near = score <= threshold if plan.metric == "l2" else score >= threshold
+                near, score = self._scored(A[i], B[j])
                 if near.any():
                     yield pa.array(i[near] + start), pa.array(j[near] + at), score[near]
 
@@ -176,12 +210,22 @@ class PairWorker:
         )
 
 
-def too_many(max_pairs: int) -> InputError:
-    """The error where more than ``max_pairs`` pairs are within the threshold."""
+def _most_found(max_pairs: int) -> int:
+    """Candidates that a join may return: some are beyond the threshold."""
+    return 2 * max_pairs + _CHUNK
+
+
+def too_many(max_pairs: int, expected: float | None = None) -> InputError:
+    """The error where more than ``max_pairs`` pairs are within the threshold.
+
+    Args:
+        expected: how many, by a sample.
+    """
+    found = "more" if expected is None else f"about {expected:.2g} by a sample"
     return InputError(
         "threshold",
         expected=f"at most {max_pairs:,} pairs within it (max_pairs)",
-        found="more; a narrower threshold gives fewer",
+        found=f"{found}; a narrower threshold gives fewer",
     )
 
 
@@ -200,8 +244,10 @@ def near_duplicates(job: DuplicatesJob, executor: Executor) -> Snapshot:
     run = _plan_run(job, plan, version)
     if finished := run.unchanged_version():
         return finished
+    plan = replace(plan, join=_choose(job, plan, version))
     rows = [receipt.rows for receipt in version.shards]
-    blocks = groups(stored_shards(job.codes, version), rows, max_rows=_GROUP_ROWS)
+    most = _SCANNED_ROWS if plan.join is None else _JOINED_ROWS
+    blocks = groups(stored_shards(job.codes, version), rows, max_rows=most)
 
     def summarise(receipts: Sequence[shard_writer.Receipt]) -> dict[str, Any]:
         record.end_of_work("compare")
@@ -270,7 +316,54 @@ def _plan(job: DuplicatesJob, version: Snapshot) -> PairPlan:
         threshold=job.threshold,
         max_pairs=job.max_pairs,
         device=job.where.device,
+        join=None,
     )
+
+
+def _choose(job: DuplicatesJob, plan: PairPlan, version: Snapshot) -> CodeJoin | None:
+    """The join by which pairs are found; None where a scan is as fast. Says what will be done.
+
+    Raises:
+        InputError: a sample has more pairs than allowed by far.
+    """
+    if version.rows <= _FEW_ROWS:
+        return None
+    sample = _sample(job.codes, plan, version)
+    choice = choose(sample, version.rows, plan.model.C, plan.metric, plan.threshold)
+    workers = job.where.workers * job.where.threads
+    seconds = choice.seconds / workers
+    if choice.join is None:
+        if seconds > _LONG_SECONDS:
+            console.warn(
+                f"the threshold {plan.threshold:g} ({plan.metric}) is too wide to leave pairs out: "
+                f"all {version.rows**2 / 2:.2g} are compared, in about {seconds / 60:,.0f} minutes "
+                f"on {workers} cores; a stricter one takes a small part of that"
+            )
+        return None
+    console.say(
+        f"about {choice.pairs:.2g} pairs of codes are expected, in about {seconds:,.0f} s of search"
+    )
+    if choice.pairs > _FAR * plan.max_pairs:
+        raise too_many(plan.max_pairs, expected=choice.pairs)
+    return choice.join
+
+
+def _sample(store: str, plan: PairPlan, version: Snapshot) -> Codes:
+    """Codes of random rows of some shards, evenly chosen; the same each time."""
+    filled = [
+        (shard, receipt.rows)
+        for shard, receipt in zip(stored_shards(store, version), version.shards, strict=True)
+        if receipt.rows
+    ]
+    chosen = filled[:: -(-len(filled) // _SAMPLE_SHARDS)]
+    share = min(1.0, _SAMPLE_ROWS / sum(rows for _, rows in chosen))
+    rng = np.random.default_rng(0)
+    models = {plan.model.fingerprint: plan.model}
+    parts = []
+    for shard, rows in chosen:
+        B = read_block(shard, models, plan.id_type).B
+        parts.append(B[rng.random(rows) < share])
+    return rng.permutation(np.concatenate(parts))
 
 
 def _plan_run(job: DuplicatesJob, plan: PairPlan, version: Snapshot) -> StoreRun:
@@ -307,9 +400,10 @@ def _compare(plan: PairPlan, blocks: Groups, pool: WorkerPool[PairWorker]) -> li
         InputError: more pairs than allowed.
     """
     tasks = [
-        PairTask(name=block[0].uri, first=i, second=None if i == j else j)
+        PairTask(name=block[0].uri, first=i, second=None if i == j else j, parts=parts)
         for i, block in enumerate(blocks)
         for j in range(i, len(blocks))
+        for parts in ([None] if plan.join is None else range(plan.join.groups))
     ]
     files: list[PairFile] = []
     count = 0

@@ -112,7 +112,7 @@ def test_one_file_for_any_shards_and_workers(
         ("b", 30, 4, 20, 5, 7),
         ("c", 2, 2, 1, 64, 1 << 16),
     ):
-        monkeypatch.setattr(near_duplicates, "_GROUP_ROWS", group)
+        monkeypatch.setattr(near_duplicates, "_SCANNED_ROWS", group)
         monkeypatch.setattr(near_duplicates, "_QUERY_ROWS", asking)
         monkeypatch.setattr(near_duplicates, "_STORED_ROWS", asked)
         seen.add(run(make(name, parts), tmp_path / f"{name}-out", workers, threshold=2.5)[1])
