@@ -18,6 +18,7 @@ from raypq._version import __version__ as __version__
 if TYPE_CHECKING:
     from raypq.api import (
         classify,
+        deduplicate,
         duplicates,
         encode,
         evaluate,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         ClassifyJob,
         ClusterSettings,
         Columns,
+        DeduplicateJob,
         DuplicatesJob,
         EncodeJob,
         EvaluateJob,
@@ -54,6 +56,7 @@ _MODULES = {
             "classify",
             "search",
             "duplicates",
+            "deduplicate",
             "evaluate",
             "evaluate_retrieval",
             "extract",
@@ -66,6 +69,7 @@ _MODULES = {
         (
             "TrainJob",
             "DuplicatesJob",
+            "DeduplicateJob",
             "EncodeJob",
             "ClassifyJob",
             "EvaluateJob",
@@ -89,6 +93,7 @@ __all__ = [
     "ClassifyJob",
     "ClusterSettings",
     "Columns",
+    "DeduplicateJob",
     "DuplicatesJob",
     "EncodeJob",
     "EvaluateJob",
@@ -100,6 +105,7 @@ __all__ = [
     "SearchJob",
     "TrainJob",
     "classify",
+    "deduplicate",
     "duplicates",
     "encode",
     "evaluate",

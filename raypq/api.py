@@ -15,6 +15,7 @@ from raypq.config import (
     ClassifyJob,
     ClusterabilityJob,
     ClusterSettings,
+    DeduplicateJob,
     DuplicatesJob,
     EmbedClassesJob,
     EncodeJob,
@@ -281,6 +282,15 @@ def evaluate(job: EvaluateJob, where: WorkerSettings | None = None) -> dict[str,
 
     with open_executor(where or job.where) as executor:
         return stage.evaluate(job, executor)
+
+
+@_checked
+def deduplicate(job: DeduplicateJob) -> Snapshot:
+    """Groups near-duplicates, and says what to keep (``raypq deduplicate``)."""
+    from raypq.stages.retrieval import deduplicate as stage
+
+    with open_executor(job.where) as executor:
+        return stage.deduplicate(job, executor)
 
 
 @_checked

@@ -34,6 +34,7 @@ _GROUPS = {
     "Retrieval": (
         retrieval.search,
         retrieval.duplicates,
+        retrieval.deduplicate,
         retrieval.export_faiss,
         retrieval.import_faiss,
     ),

@@ -1,4 +1,4 @@
-"""Commands of retrieval: search, duplicates, evaluate retrieval, export-faiss, import-faiss."""
+"""Commands of retrieval: search, near-duplicates, evaluate retrieval, exchange with FAISS."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from raypq.cli.options import show, version_summary
 
 if TYPE_CHECKING:
     from raypq.config import (
+        DeduplicateJob,
         DuplicatesJob,
         ExportFaissJob,
         ImportFaissJob,
@@ -49,6 +50,23 @@ def duplicates(job: DuplicatesJob) -> None:
     result = version_summary(version, job.output)
     result["pairs"] = result.pop("images")
     show(result)
+
+
+@job_command("raypq.config:DeduplicateJob")
+def deduplicate(job: DeduplicateJob) -> None:
+    """Group near-duplicates, and list what to keep of a store and what to drop.
+
+    \b
+    Example:
+      raypq deduplicate --codes codes --threshold 0.05 --output groups --drop-list drop.txt
+    """
+    from raypq import api
+
+    version = api.deduplicate(job)
+    result = version_summary(version, job.output)
+    result["grouped"] = result.pop("images")
+    numbers = ("groups", "dropped", "largest")
+    show(result | {name: version.summary[name] for name in numbers if name in version.summary})
 
 
 @job_command("raypq.config:ExportFaissJob", "export-faiss")

@@ -34,6 +34,7 @@ from raypq.config.reading import parse_assignments, read_mapping
 from raypq.config.representation import ClusterabilityJob, FewShotJob, ProbeJob, Space
 from raypq.config.results import ExportJob, PredictionsSettings
 from raypq.config.retrieval import (
+    DeduplicateJob,
     DuplicatesJob,
     ExportFaissJob,
     ImportFaissJob,
@@ -73,6 +74,7 @@ __all__ = [
     "CollectSettings",
     "Columns",
     "CpuJob",
+    "DeduplicateJob",
     "DemoSettings",
     "DiffSettings",
     "Distance",

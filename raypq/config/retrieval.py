@@ -11,6 +11,7 @@ from raypq.config.option import Option
 from raypq.config.places import (
     InputFile,
     ModelFolder,
+    NewFile,
     NewModel,
     NewStore,
     Paths,
@@ -115,6 +116,34 @@ class DuplicatesJob(Job):
     )
     output: NewStore = Field(description="store of pairs to write a version of")
     on_bad_shard: OnBadShard = "fail"
+    where: ClusterSettings = ClusterSettings()
+
+
+class DeduplicateJob(Job):
+    """``raypq deduplicate``."""
+
+    verb: ClassVar[str] = "raypq deduplicate"
+
+    codes: CodeStore
+    version: CodeVersion = None
+    model: CodeModel = None
+    threshold: float = Field(
+        description="largest squared distance (l2) or smallest score (cosine, dot) of two images "
+        "that are connected"
+    )
+    metric: ModelMetric = None
+    prefer: InputFile | None = Field(
+        None,
+        description="file of ids, one a line, of which one is kept where a group has any; default: "
+        "the smallest id of each group is kept",
+    )
+    output: NewStore = Field(description="store of groups to write a version of")
+    keep_list: NewFile | None = Field(
+        None, description="text file to write: the ids of all images that are kept, one a line"
+    )
+    drop_list: NewFile | None = Field(
+        None, description="text file to write: the ids of the other images, one a line"
+    )
     where: ClusterSettings = ClusterSettings()
 
 

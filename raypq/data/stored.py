@@ -9,13 +9,14 @@ from typing import Literal
 from raypq.data.storage import CheckedFile, open_parquet
 from raypq.errors import DamagedError, InputError
 
-Kind = Literal["codes", "predictions", "search", "pairs", "features"]
+Kind = Literal["codes", "predictions", "search", "pairs", "groups", "features"]
 
 _COMMANDS: dict[Kind, str] = {
     "codes": "raypq encode or raypq reindex",
     "predictions": "raypq classify or raypq reindex",
     "search": "raypq search",
     "pairs": "raypq duplicates",
+    "groups": "raypq deduplicate",
     "features": "raypq extract",
 }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import console, kernels
-from raypq.config import DuplicatesJob, Metric
+from raypq.config import DeduplicateJob, DuplicatesJob, Metric
 from raypq.data import intermediate, pairs
 from raypq.data.storage import Shard, delete, join
 from raypq.data.store import shard_writer
@@ -48,6 +47,7 @@ _SAMPLE_SHARDS = 16
 _FEW_ROWS = 20_000  # which are scanned at once
 _LONG_SECONDS = 600.0  # of a scan that is worth a warning
 _CHUNK = 1 << 20  # candidates that are scored at a time
+_UNLIMITED = 1 << 60  # pairs
 _FAR = 2.0  # times as many pairs as allowed, by a sample, that end a job before it starts
 _MANY = 0.05  # share of all pairs that near-duplicates hardly are
 _FEW = 20  # images, of which most pairs may well be near
@@ -76,7 +76,7 @@ class PairPlan:
 
 Codes = NDArray[np.uint8]
 NearPairs = tuple[pa.Array, pa.Array, NDArray[np.float32]]  # rows of both sides, and scores
-Groups = Sequence[tuple[Shard, ...]]  # of shards; a task compares two of them
+BlockGroups = Sequence[tuple[Shard, ...]]  # of shards; a task compares two of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,19 +121,16 @@ class PairWorker:
     """Compares groups of shards, and writes the result file."""
 
     def __init__(self, plan: PairPlan) -> None:
-        self._plan = plan
-        self._symmetric = SymmetricTables(plan.model.C, plan.metric)
+        self.plan = plan
+        self.symmetric = SymmetricTables(plan.model.C, plan.metric)
 
-    def compare(self, task: PairTask, groups: Groups) -> PairFile:
+    def compare(self, task: PairTask, groups: BlockGroups) -> PairFile:
         """Writes the pairs of two groups, or within one, to an intermediate file."""
-        plan = self._plan
-        first = second = self._read(groups[task.first])
-        if task.second is not None:
-            second = self._read(groups[task.second])
+        plan = self.plan
+        first, second = self.read_sides(task, groups)
         parts: list[pa.Table] = []
         count = 0
-        find = self._scanned if task.parts is None else partial(self._joined, parts=task.parts)
-        for i, j, score in find(first, second, same=task.second is None):
+        for i, j, score in self.near_pairs(task, first, second):
             part = pairs.table(first.ids.take(i), second.ids.take(j), pa.array(score))
             parts.append(part)
             count += len(part)
@@ -144,19 +141,41 @@ class PairWorker:
         path = intermediate.write(plan.store, pa.concat_tables(parts))
         return PairFile(path=path, count=count)
 
+    def read_sides(self, task: PairTask, groups: BlockGroups) -> tuple[CodeBlock, CodeBlock]:
+        """The codes of the groups of a task; of one group, twice the same."""
+        first = self._read(groups[task.first])
+        return first, first if task.second is None else self._read(groups[task.second])
+
+    def near_pairs(
+        self, task: PairTask, first: CodeBlock, second: CodeBlock, *, once: bool = False
+    ) -> Iterator[NearPairs]:
+        """Pairs within the threshold: rows of the first and the second block, and their scores.
+
+        Args:
+            once: whether the first row of a code stands for others with it, as in a join.
+        """
+        same = task.second is None
+        if task.parts is not None:
+            yield from self._joined(first, second, same=same, parts=task.parts, once=once)
+        elif not once:
+            yield from self._scanned(first, second, same=same)
+        else:
+            yield from self._scanned_once(first, second, same=same)
+
     def _read(self, shards: Sequence[Shard]) -> CodeBlock:
-        plan = self._plan
+        plan = self.plan
         models = {plan.model.fingerprint: plan.model}
         return CodeBlock.join([read_block(shard, models, plan.id_type) for shard in shards])
 
     def _joined(
-        self, first: CodeBlock, second: CodeBlock, *, same: bool, parts: int
+        self, first: CodeBlock, second: CodeBlock, *, same: bool, parts: int, once: bool
     ) -> Iterator[NearPairs]:
         """Pairs within the threshold that the join finds by a group of parts."""
-        plan = self._plan
+        plan = self.plan
         assert plan.join is not None, "a task of the join"
         other = None if same else second.B
-        found = plan.join.find(parts, first.B, other, most_pairs=_most_found(plan.max_pairs))
+        most = _most_found(plan.max_pairs)
+        found = plan.join.find(parts, first.B, other, once=once, most_pairs=most)
         if found.total and not len(found.rows):
             raise too_many(plan.max_pairs)
         for start in range(0, len(found.rows), _CHUNK):
@@ -167,13 +186,13 @@ class PairWorker:
 
     def _scored(self, A: Codes, B: Codes) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """Which pairs of codes [n, M] are within the threshold, and all scores [n]."""
-        score, threshold = self._symmetric(A, B), np.float32(self._plan.threshold)
-        return score <= threshold if self._plan.metric == "l2" else score >= threshold, score
+        score, threshold = self.symmetric(A, B), np.float32(self.plan.threshold)
+        return score <= threshold if self.plan.metric == "l2" else score >= threshold, score
 
     def _scanned(self, first: CodeBlock, second: CodeBlock, *, same: bool) -> Iterator[NearPairs]:
         """Pairs within the threshold: rows of the first and the second block, and their scores."""
-        plan = self._plan
-        tolerance = 2.0**-20 * abs(plan.threshold) + self._symmetric.tolerance
+        plan = self.plan
+        tolerance = 2.0**-20 * abs(plan.threshold) + self.symmetric.tolerance
         min_score = (-plan.threshold if plan.metric == "l2" else plan.threshold) - tolerance
         for start in range(0, len(first.B), _QUERY_ROWS):
             A = first.B[start : start + _QUERY_ROWS]
@@ -188,9 +207,27 @@ class PairWorker:
                 if near.any():
                     yield pa.array(i[near] + start), pa.array(j[near] + at), score[near]
 
+    def _scanned_once(
+        self, first: CodeBlock, second: CodeBlock, *, same: bool
+    ) -> Iterator[NearPairs]:
+        """As ``_scanned``, of distinct codes; and the first row of each with the others."""
+        leaders, leader = _leaders(first.B)
+        others = leaders
+        if not same:
+            others, _ = _leaders(second.B)
+        else:
+            follow = np.flatnonzero(leader != np.arange(len(leader)))
+            near, score = self._scored(first.B[leader[follow]], first.B[follow])
+            if near.any():
+                yield pa.array(leader[follow][near]), pa.array(follow[near]), score[near]
+        a = first.take(leaders)
+        b = a if same else second.take(others)
+        for i, j, score in self._scanned(a, b, same=same):
+            yield pa.array(leaders[i.to_numpy()]), pa.array(others[j.to_numpy()]), score
+
     def join(self, task: JoinTask) -> shard_writer.Receipt:
         """Writes the result file."""
-        plan = self._plan
+        plan = self.plan
         parts = [intermediate.read(plan.store, path) for path in task.paths]
         metadata = {
             "raypq.model": plan.model.fingerprint,
@@ -208,6 +245,14 @@ class PairWorker:
             batches=ordered.combine_chunks().to_batches(shard_writer.ROW_GROUP),
             options=pairs.WRITE_OPTIONS,
         )
+
+
+def _leaders(B: Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first row of each distinct code, ascending, and that of the code of each row [n]."""
+    if not len(B):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    _, first, code = np.unique(B, axis=0, return_index=True, return_inverse=True)
+    return np.sort(first), first[code.reshape(-1)]
 
 
 def _most_found(max_pairs: int) -> int:
@@ -240,14 +285,12 @@ def near_duplicates(job: DuplicatesJob, executor: Executor) -> Snapshot:
     """
     record = RunRecord(job, executor)
     version = open_store(job.codes, job.version)
-    plan = _plan(job, version)
+    plan = pair_plan(job, version)
     run = _plan_run(job, plan, version)
     if finished := run.unchanged_version():
         return finished
-    plan = replace(plan, join=_choose(job, plan, version))
-    rows = [receipt.rows for receipt in version.shards]
-    most = _SCANNED_ROWS if plan.join is None else _JOINED_ROWS
-    blocks = groups(stored_shards(job.codes, version), rows, max_rows=most)
+    plan = replace(plan, join=choose_join(job, plan, version))
+    blocks = blocks_of_pairs(job.codes, plan, version)
 
     def summarise(receipts: Sequence[shard_writer.Receipt]) -> dict[str, Any]:
         record.end_of_work("compare")
@@ -287,7 +330,13 @@ def _say_pairs(plan: PairPlan, count: int, rows: int) -> None:
         )
 
 
-def _plan(job: DuplicatesJob, version: Snapshot) -> PairPlan:
+def pair_plan(job: DuplicatesJob | DeduplicateJob, version: Snapshot) -> PairPlan:
+    """The plan of a job, without a join yet.
+
+    Raises:
+        ConfigError: a threshold that no pair can reach.
+        ModelError: several models, or one whose codes are of classes.
+    """
     models = models_for(job.codes, version, job.model)
     if len(models) > 1:
         raise ModelError(
@@ -314,13 +363,15 @@ def _plan(job: DuplicatesJob, version: Snapshot) -> PairPlan:
         id_type=id_type_of(job.codes, version),
         metric=metric,
         threshold=job.threshold,
-        max_pairs=job.max_pairs,
+        max_pairs=job.max_pairs if isinstance(job, DuplicatesJob) else _UNLIMITED,
         device=job.where.device,
         join=None,
     )
 
 
-def _choose(job: DuplicatesJob, plan: PairPlan, version: Snapshot) -> CodeJoin | None:
+def choose_join(
+    job: DuplicatesJob | DeduplicateJob, plan: PairPlan, version: Snapshot
+) -> CodeJoin | None:
     """The join by which pairs are found; None where a scan is as fast. Says what will be done.
 
     Raises:
@@ -379,7 +430,7 @@ def _plan_run(job: DuplicatesJob, plan: PairPlan, version: Snapshot) -> StoreRun
 
 
 def _pairs(
-    plan: PairPlan, blocks: Groups, pool: WorkerPool[PairWorker], tasks: Sequence[ShardTask]
+    plan: PairPlan, blocks: BlockGroups, pool: WorkerPool[PairWorker], tasks: Sequence[ShardTask]
 ) -> Iterator[TaskResult[shard_writer.Receipt]]:
     """The receipt of each task (there is one), by two passes."""
     for index, task in enumerate(tasks):
@@ -392,19 +443,14 @@ def _pairs(
             delete(join(plan.store, path))
 
 
-def _compare(plan: PairPlan, blocks: Groups, pool: WorkerPool[PairWorker]) -> list[PairFile]:
+def _compare(plan: PairPlan, blocks: BlockGroups, pool: WorkerPool[PairWorker]) -> list[PairFile]:
     """The pairs of every two blocks, in the order of the tasks.
 
     Raises:
         JobError: a task failed; pairs from a part of the store would look complete.
         InputError: more pairs than allowed.
     """
-    tasks = [
-        PairTask(name=block[0].uri, first=i, second=None if i == j else j, parts=parts)
-        for i, block in enumerate(blocks)
-        for j in range(i, len(blocks))
-        for parts in ([None] if plan.join is None else range(plan.join.groups))
-    ]
+    tasks = pair_tasks(plan, blocks)
     files: list[PairFile] = []
     count = 0
     results = pool.map(PairWorker.compare, tasks, blocks, ordered=True)
@@ -414,3 +460,20 @@ def _compare(plan: PairPlan, blocks: Groups, pool: WorkerPool[PairWorker]) -> li
         if count > plan.max_pairs:
             raise too_many(plan.max_pairs)
     return files
+
+
+def blocks_of_pairs(store: str, plan: PairPlan, version: Snapshot) -> BlockGroups:
+    """The groups of shards of which tasks compare two."""
+    rows = [receipt.rows for receipt in version.shards]
+    most = _SCANNED_ROWS if plan.join is None else _JOINED_ROWS
+    return groups(stored_shards(store, version), rows, max_rows=most)
+
+
+def pair_tasks(plan: PairPlan, blocks: BlockGroups) -> list[PairTask]:
+    """A task for every two blocks, and for each group of parts of a join."""
+    return [
+        PairTask(name=block[0].uri, first=i, second=None if i == j else j, parts=parts)
+        for i, block in enumerate(blocks)
+        for j in range(i, len(blocks))
+        for parts in ([None] if plan.join is None else range(plan.join.groups))
+    ]

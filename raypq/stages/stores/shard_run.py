@@ -39,6 +39,7 @@ _VERBS = {
     "predictions": ("classify", "classified", "images"),
     "search": ("search", "answered", "queries"),
     "pairs": ("compare", "found", "pairs"),
+    "groups": ("group", "grouped", "images"),
     "features": ("extract", "extracted", "images"),
 }
 

@@ -22,6 +22,7 @@ from raypq.config import (
     ClassifyJob,
     ClusterSettings,
     Columns,
+    DeduplicateJob,
     DuplicatesJob,
     EncodeJob,
     ExtractJob,
@@ -113,6 +114,14 @@ DUPLICATES = Fields(
     none=frozenset({"max_pairs", "output", "on_bad_shard"}),  # more pairs are an error, not cut off
 )
 
+DEDUPLICATE = Fields(
+    always=(),
+    apart=frozenset({"model", "codes", "version", "metric", "threshold", "prefer", "where"}),
+    # The lists are written with the groups, so that others need another run.
+    later=frozenset({"keep_list", "drop_list"}),
+    none=frozenset({"output"}),
+)
+
 
 def encode_work(fingerprint: str, job: EncodeJob) -> str:
     """The work id of encoding a shard."""
@@ -177,6 +186,22 @@ def duplicates_work(
     return _id(fingerprint, f"{metric}:{job.threshold!r}:{content.hexdigest()}{suffix}")
 
 
+def deduplicate_work(
+    fingerprint: str,
+    job: DeduplicateJob,
+    *,
+    metric: Metric,
+    codes: Iterable[str],
+    prefer: str | None,
+) -> str:
+    """The work id of the groups of near-duplicates; ``codes`` as in ``search_work``, ``prefer``
+    the digest of that file."""
+    content = hashlib.sha256("\n".join(codes).encode())
+    later = DEDUPLICATE.of(job) | WHERE.of(job.where)
+    settings = f"{metric}:{job.threshold!r}:{content.hexdigest()}:{prefer}:{_text(later)}"
+    return _id(fingerprint, f"groups:{settings}")
+
+
 def _id(fingerprint: str, settings: str) -> str:
     return hashlib.sha256(f"{VERSION}:{fingerprint}:{settings}".encode()).hexdigest()[:32]
 
@@ -200,5 +225,6 @@ BY_JOB: dict[type[Settings], Fields] = {
     ClassifyJob: CLASSIFY,
     SearchJob: SEARCH,
     DuplicatesJob: DUPLICATES,
+    DeduplicateJob: DEDUPLICATE,
 }
 """The fields of every job that has a work id, and of its sections."""
