@@ -27,6 +27,7 @@ from raypq.stages.stores.code_store import check_model
 
 GROUP_ROWS = 1 << 19  # rows of a scan; every scan has a fixed cost for each query
 _BATCH_ROWS = 1 << 17
+_SAMPLE_SHARDS = 16
 ROW_BITS = 40  # of the row within its file, in a row reference
 
 
@@ -161,6 +162,26 @@ def groups(
         grouped[-1].append(shard)
         size += count
     return [tuple(group) for group in grouped]
+
+
+def sample_codes(
+    shards: Sequence[Shard],
+    rows: Sequence[int],
+    models: Mapping[str, Model],
+    id_type: pa.DataType,
+    *,
+    size: int,
+) -> NDArray[np.uint8]:
+    """About ``size`` codes, or all, of random rows of a few shards with so many rows, evenly chosen;
+    in random order, the same each time."""
+    filled = [pair for pair in zip(shards, rows, strict=True) if pair[1]]
+    chosen = filled[:: -(-len(filled) // _SAMPLE_SHARDS)]
+    share = min(1.0, size / sum(count for _, count in chosen))
+    rng = np.random.default_rng(0)
+    parts = [
+        read_block(shard, models, id_type).B[rng.random(count) < share] for shard, count in chosen
+    ]
+    return rng.permutation(np.concatenate(parts))
 
 
 def topk(block: CodeBlock, tables: kernels.Tables, k: int, *, device: str = "cpu") -> SearchResults:

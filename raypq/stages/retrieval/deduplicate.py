@@ -8,31 +8,23 @@ of rows; one of them connects the rows, then reads the ids and codes of those in
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as csv
-from numpy.typing import NDArray
 
 from raypq import console
 from raypq.config import DeduplicateJob
-from raypq.data import duplicate_groups, intermediate
 from raypq.data.id_list import IdList
-from raypq.data.storage import Shard, atomic_write, delete, exists, join
+from raypq.data.storage import Shard, delete, exists, join
 from raypq.data.store import shard_writer
 from raypq.data.store.snapshot import Snapshot
 from raypq.execution.executor import Executor, TaskResult, WorkerPool, completed
 from raypq.execution.run_record import RunRecord
-from raypq.stages.retrieval.code_blocks import CodeBlock, read_block
-from raypq.stages.retrieval.components import Components
-from raypq.stages.retrieval.near_duplicates import (
-    BlockGroups,
+from raypq.stages.retrieval.group_worker import Grouped, GroupTask, GroupWorker
+from raypq.stages.retrieval.pair_search import (
     PairPlan,
-    PairTask,
-    PairWorker,
     blocks_of_pairs,
     choose_join,
     pair_plan,
@@ -42,207 +34,6 @@ from raypq.stages.stores.code_store import open_store
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
 from raypq.stages.stores.work_id import deduplicate_work
-
-Rows = NDArray[np.int64]
-_EDGES = pa.schema([("a", pa.int64()), ("b", pa.int64())])
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupTask:
-    """The groups, to be made of the pairs in some files.
-
-    Attributes:
-        files: of the code store with the number of rows of each, in the order of row numbers.
-        preferred: ids that are kept where a group has one. keep_list, drop_list: text files to
-            write.
-    """
-
-    shard: Shard
-    work: str
-    paths: tuple[str, ...]
-    files: tuple[tuple[Shard, int], ...]
-    preferred: pa.Array
-    keep_list: str | None
-    drop_list: str | None
-
-    @property
-    def name(self) -> str:
-        """Name for errors and logs."""
-        return self.shard.uri
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grouped:
-    """The receipt of the groups, and their numbers."""
-
-    receipt: shard_writer.Receipt
-    groups: int
-    dropped: int
-    largest: int
-
-
-class GroupWorker(PairWorker):
-    """Finds pairs of rows, and makes groups of them."""
-
-    def connect(self, task: PairTask, groups: BlockGroups, starts: Sequence[int]) -> list[str]:
-        """Writes the pairs of two blocks, or within one, as row numbers; returns the paths."""
-        first, second = self.read_sides(task, groups)
-        at_first = starts[task.first]
-        at_second = at_first if task.second is None else starts[task.second]
-        paths = []
-        for i, j, _ in self.near_pairs(task, first, second, once=True):
-            columns = [i.cast(pa.int64()).to_numpy() + at_first]
-            columns += [j.cast(pa.int64()).to_numpy() + at_second]
-            table = pa.table(columns, schema=_EDGES)
-            paths.append(intermediate.write(self.plan.store, table))
-        return paths
-
-    def group(self, task: GroupTask) -> Grouped:
-        """Connects the rows, and writes the groups and the lists."""
-        plan = self.plan
-        components = Components(sum(rows for _, rows in task.files))
-        for path in task.paths:
-            edges = intermediate.read(plan.store, path)
-            components.connect(edges["a"].to_numpy(), edges["b"].to_numpy())
-        members = self._members(task, components.lowest)
-        order = _Order.of(members, task.preferred)
-        receipt = self._write(task, members, order)
-        dropped = members.ids.take(pa.array(order.rows[~order.kept]))
-        if task.drop_list is not None:
-            _write_list(task.drop_list, [dropped.sort()] if len(dropped) else [])
-        if task.keep_list is not None:
-            gone = members.row[order.rows[~order.kept]]
-            _write_list(task.keep_list, self._others(task, gone))
-        sizes = order.size[order.kept]
-        return Grouped(
-            receipt=receipt,
-            groups=len(sizes),
-            dropped=len(dropped),
-            largest=int(sizes.max(initial=0)),
-        )
-
-    def _blocks(self, task: GroupTask) -> Iterator[tuple[int, CodeBlock]]:
-        models = {self.plan.model.fingerprint: self.plan.model}
-        start = 0
-        for shard, rows in task.files:
-            yield start, read_block(shard, models, self.plan.id_type)
-            start += rows
-
-    def _members(self, task: GroupTask, lowest: Rows) -> _Members:
-        """The rows of groups of two or more."""
-        connected = lowest != np.arange(len(lowest))
-        connected[lowest[connected]] = True
-        parts = []
-        for start, block in self._blocks(task):
-            rows = np.flatnonzero(connected[start : start + len(block.B)])
-            parts.append((start + rows, block.ids.take(pa.array(rows)), block.B[rows]))
-        row, ids, B = zip(*parts, strict=True)
-        numbers = np.concatenate(row)
-        return _Members(
-            row=numbers,
-            root=lowest[numbers],
-            ids=pa.concat_arrays(ids),
-            B=np.concatenate(B),
-        )
-
-    def _write(self, task: GroupTask, members: _Members, order: _Order) -> shard_writer.Receipt:
-        plan = self.plan
-        metadata = {
-            "raypq.model": plan.model.fingerprint,
-            "raypq.metric": plan.metric,
-            "raypq.threshold": repr(plan.threshold),
-        }
-        schema = duplicate_groups.schema(plan.id_type, metadata)
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            for start in range(0, len(order.rows), shard_writer.ROW_GROUP):
-                part = slice(start, start + shard_writer.ROW_GROUP)
-                rows, kept_row = order.rows[part], order.kept_row[part]
-                columns = [
-                    members.ids.take(pa.array(order.first[part])),
-                    members.ids.take(pa.array(rows)),
-                    pa.array(order.size[part]),
-                    pa.array(order.kept[part]),
-                    pa.array(self.symmetric(members.B[rows], members.B[kept_row])),
-                ]
-                yield pa.record_batch(columns, schema=schema)
-
-        return shard_writer.write_shard(
-            plan.store,
-            task.shard,
-            model=plan.model.fingerprint,
-            work=task.work,
-            schema=schema,
-            batches=batches(),
-            options=duplicate_groups.WRITE_OPTIONS,
-        )
-
-    def _others(self, task: GroupTask, gone: Rows) -> Iterator[pa.Array]:
-        """The ids of all rows but these, in the order of the store."""
-        dropped = np.zeros(sum(rows for _, rows in task.files), bool)
-        dropped[gone] = True
-        for start, block in self._blocks(task):
-            stays = ~dropped[start : start + len(block.B)]
-            yield block.ids.filter(pa.array(stays))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Members:
-    """The m rows of groups: their numbers and the lowest number of their group [m], ids, and codes
-    [m, M]."""
-
-    row: Rows
-    root: Rows
-    ids: pa.Array
-    B: NDArray[np.uint8]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Order:
-    """Members by group, the kept one first.
-
-    Attributes:
-        rows: members [m]. first: that with the smallest id in the group of each; kept_row: the kept
-            one. size: of the group. kept: whether it is kept.
-    """
-
-    rows: Rows
-    first: Rows
-    kept_row: Rows
-    size: Rows
-    kept: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, members: _Members, preferred: pa.Array) -> _Order:
-        m = len(members.row)
-        rank = np.empty(m, np.int64)
-        rank[pc.array_sort_indices(members.ids).to_numpy()] = np.arange(m)
-        by_group = np.lexsort((rank, members.root))
-        starts = np.flatnonzero(np.r_[True, np.diff(members.root[by_group]) > 0]) if m else by_group
-        size = np.diff(np.r_[starts, m])
-        first = by_group[starts]
-        other = ~pc.is_in(members.ids, value_set=preferred).to_numpy(zero_copy_only=False)
-        best = np.lexsort((rank, other, members.root))[starts]  # a preferred one, else the first
-        of_member = np.empty(m, np.int64)
-        of_member[by_group] = np.repeat(np.arange(len(starts)), size)
-        kept_row = best[of_member]
-        kept = kept_row == np.arange(m)
-        order = np.lexsort((rank, ~kept, rank[first[of_member]]))
-        return cls(
-            rows=order,
-            first=first[of_member][order],
-            kept_row=kept_row[order],
-            size=size[of_member][order],
-            kept=kept[order],
-        )
-
-
-def _write_list(uri: str, parts: Sequence[pa.Array] | Iterator[pa.Array]) -> None:
-    """A text file of ids, one a line, as ``--ids`` reads it."""
-    options = csv.WriteOptions(include_header=False, quoting_style="none")
-    with atomic_write(uri) as file:
-        for ids in parts:
-            csv.write_csv(pa.table({"id": ids}), file, options)
 
 
 def deduplicate(job: DeduplicateJob, executor: Executor) -> Snapshot:

@@ -21,7 +21,7 @@ from raypq.data.storage import join
 from raypq.data.store import snapshot
 from raypq.errors import ConfigError, InputError, JobError, ModelError
 from raypq.methods.pq import PQModel, PQSettings
-from raypq.stages.retrieval import near_duplicates
+from raypq.stages.retrieval import pair_search
 
 DX, M, K, N = 12, 4, 16, 260
 Make = Callable[[str, int], str]
@@ -112,9 +112,9 @@ def test_one_file_for_any_shards_and_workers(
         ("b", 30, 4, 20, 5, 7),
         ("c", 2, 2, 1, 64, 1 << 16),
     ):
-        monkeypatch.setattr(near_duplicates, "_SCANNED_ROWS", group)
-        monkeypatch.setattr(near_duplicates, "_QUERY_ROWS", asking)
-        monkeypatch.setattr(near_duplicates, "_STORED_ROWS", asked)
+        monkeypatch.setattr(pair_search, "_SCANNED_ROWS", group)
+        monkeypatch.setattr(pair_search, "_QUERY_ROWS", asking)
+        monkeypatch.setattr(pair_search, "_STORED_ROWS", asked)
         seen.add(run(make(name, parts), tmp_path / f"{name}-out", workers, threshold=2.5)[1])
     assert len(seen) == 1
 

@@ -163,7 +163,6 @@ def test_an_unknown_setting_is_refused(verb: str, written: Any) -> None:
         ("repack", "where.device", "cuda"),
         ("split", "where.device", "cpu"),
         ("evaluate classification", "where.gpus_per_worker", 1),
-        ("evaluate retrieval", "where.device", "cuda"),
         ("infer-semantics", "where.device", "cuda"),
     ],
 )
@@ -264,7 +263,8 @@ MODULES = {  # that read the settings of a job
     "evaluate fewshot": ("stages/representation",),
     "evaluate clusterability": ("stages/representation",),
     "search": ("stages/retrieval/search.py",),
-    "duplicates": ("stages/retrieval/near_duplicates.py",),
+    "duplicates": ("stages/retrieval/near_duplicates.py", "stages/retrieval/pair_search.py"),
+    "deduplicate": ("stages/retrieval/deduplicate.py", "stages/retrieval/pair_search.py"),
     "export": ("stages/results/export.py",),
     "predictions": ("stages/results/shown_predictions.py",),
     "export-faiss": ("stages/retrieval/faiss_exchange.py",),

@@ -224,7 +224,6 @@ LONG = {  # files that are longer, and why they are one file
     "stages/classification/classify.py": "one job: plan, workers, summary",
     "stages/classification/evaluate.py": "one job: its workers, figures and summary",
     "stages/nightly/reindex.py": "one job: codes, then each prediction store",
-    "stages/retrieval/near_duplicates.py": "one job of two passes",
     "stages/retrieval/search.py": "one job of several passes",
     "stages/stores/shard_run.py": "one protocol: plan, process, commit",
     "stages/training/gradient.py": "plan and phases of one kind of training",

@@ -92,7 +92,7 @@ def example(name: str, root: Path, **changes: Any) -> Any:
     values |= {"method": "pq"} if name == "TrainJob" else {}
     values |= {"name": "dpq-bits"} if name == "AblationJob" else {}
     values |= {"protocol": 1} if name == "SplitJob" else {}
-    values |= {"threshold": 1.0} if name == "DuplicatesJob" else {}
+    values |= {"threshold": 1.0} if name in ("DuplicatesJob", "DeduplicateJob") else {}
     values |= {"encoder": "onnx:x"} if name == "EmbedClassesJob" else {}
     if name == "ReindexJob":
         (root / "classes").touch()
@@ -364,6 +364,7 @@ COMMANDS = {
     ("classify", "--output"): "--codes S --classes C --output S",
     ("search", "--output"): "--codes S --queries F --output F/c",
     ("duplicates", "--output"): "--codes S --threshold -0.5 --output S/data/x",
+    ("deduplicate", "--output"): "--codes S --threshold 1 --output S/data/x",
     ("export", "--output"): "S --output S/data",
     ("export-faiss", "--output"): "--codes S --output S/snapshots/x",
     ("import-faiss", "--output"): "M/model.json --output M",
