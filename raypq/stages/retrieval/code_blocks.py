@@ -172,8 +172,8 @@ def sample_codes(
     *,
     size: int,
 ) -> NDArray[np.uint8]:
-    """About ``size`` codes, or all, of random rows of a few shards with so many rows, evenly chosen;
-    in random order, the same each time."""
+    """About ``size`` codes, or all, of random rows of a few shards, evenly chosen; in random order,
+    the same each time."""
     filled = [pair for pair in zip(shards, rows, strict=True) if pair[1]]
     chosen = filled[:: -(-len(filled) // _SAMPLE_SHARDS)]
     share = min(1.0, size / sum(count for _, count in chosen))
