@@ -133,7 +133,7 @@ class BenchSettings(Job):
     name: Annotated[
         Literal[
             "all", "classify", "ratio", "search", "encode", "train", "read", "layouts",
-            "extract", "rates", "pipeline", "retrieval",
+            "extract", "rates", "pipeline", "retrieval", "duplicates",
         ],
         NoPlace(),
         Option(argument=True),
