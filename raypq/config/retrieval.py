@@ -110,6 +110,11 @@ class DuplicatesJob(Job):
         description="largest squared distance (l2) or smallest score (cosine, dot) of a pair"
     )
     metric: ModelMetric = None
+    against: Store | None = Field(
+        None,
+        description="code store of the same model, of which each pair has one image (id_b); "
+        "default: pairs within --codes",
+    )
     max_pairs: Positive = Field(
         20_000_000,
         description="largest number of pairs; they are sorted in one worker's memory",

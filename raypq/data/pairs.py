@@ -1,4 +1,6 @@
-"""Pairs of stored images: ``id_a`` ≤ ``id_b`` and ``score``, ordered by ids."""
+"""Pairs of stored images: ``id_a``, ``id_b`` and ``score``, ordered by ids.
+
+Within a store, ``id_a`` ≤ ``id_b``; of two stores, ``id_a`` is of the first."""
 
 from __future__ import annotations
 
@@ -13,22 +15,27 @@ _FORMAT = "1"
 _ORDER = [("id_a", "ascending"), ("id_b", "ascending"), ("score", "ascending")]
 
 
-def schema(id_type: pa.DataType, metadata: dict[str, str] | None = None) -> pa.Schema:
-    """The schema of a pairs file."""
-    fields = {"id_a": id_type, "id_b": id_type, "score": pa.float32()}
+def schema(
+    id_type: pa.DataType, other: pa.DataType, metadata: dict[str, str] | None = None
+) -> pa.Schema:
+    """The schema of a pairs file, by the types of both ids."""
+    fields = {"id_a": id_type, "id_b": other, "score": pa.float32()}
     return pa.schema(
         [pa.field(name, kind, nullable=False) for name, kind in fields.items()],
         metadata={"raypq.format": _FORMAT, **(metadata or {})},
     )
 
 
-def table(a: pa.Array, b: pa.Array, score: pa.Array) -> pa.Table:
-    """Pairs of ids [n] with their scores [n]; the smaller id of each comes first."""
-    swap = pc.greater(a, b)
-    columns = [pc.if_else(swap, b, a), pc.if_else(swap, a, b), score]
-    return pa.Table.from_arrays(columns, schema=schema(a.type))
+def table(a: pa.Array, b: pa.Array, score: pa.Array, *, within: bool) -> pa.Table:
+    """Pairs of ids [n] with their scores [n]; within a store, the smaller id of each first."""
+    columns = [a, b, score]
+    if within:
+        swap = pc.greater(a, b)
+        columns = [pc.if_else(swap, b, a), pc.if_else(swap, a, b), score]
+    return pa.Table.from_arrays(columns, schema=schema(a.type, b.type))
 
 
-def ordered(parts: Sequence[pa.Table], id_type: pa.DataType) -> pa.Table:
+def ordered(parts: Sequence[pa.Table], kinds: pa.Schema) -> pa.Table:
     """All pairs of several tables, in order; independent of how they are divided into tables."""
-    return pa.concat_tables([schema(id_type).empty_table(), *parts]).sort_by(_ORDER)
+    empty = schema(kinds.field("id_a").type, kinds.field("id_b").type).empty_table()
+    return pa.concat_tables([empty, *parts]).sort_by(_ORDER)

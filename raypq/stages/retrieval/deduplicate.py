@@ -23,7 +23,7 @@ from raypq.data.store.snapshot import Snapshot
 from raypq.execution.executor import Executor, TaskResult, WorkerPool, completed
 from raypq.execution.run_record import RunRecord
 from raypq.stages.retrieval.group_worker import Grouped, GroupTask, GroupWorker
-from raypq.stages.retrieval.pair_search import (
+from raypq.stages.retrieval.pair_plan import (
     PairPlan,
     blocks_of_pairs,
     choose_join,
@@ -51,7 +51,7 @@ def deduplicate(job: DeduplicateJob, executor: Executor) -> Snapshot:
     unwritten = [uri for uri in lists if not exists(uri)]
     if not unwritten and (finished := run.unchanged_version()):
         return finished
-    plan = replace(plan, join=choose_join(job, plan, version))
+    plan = replace(plan, join=choose_join(job, plan, [(job.codes, version)]))
     numbers: list[Grouped] = []
 
     def receipt_of(result: Grouped) -> shard_writer.Receipt:
@@ -122,7 +122,9 @@ def _groups(
     tasks: Sequence[ShardTask],
 ) -> Iterator[TaskResult[Grouped]]:
     """The groups of each task (there is one), by two passes."""
-    rows = {shard.uri: receipt.rows for shard, receipt in _files(job, version)}
+    counts = [receipt.rows for receipt in version.shards]
+    files = list(zip(stored_shards(job.codes, version), counts, strict=True))
+    rows = {shard.uri: count for shard, count in files}
     blocks = blocks_of_pairs(job.codes, plan, version)
     sizes = [sum(rows[shard.uri] for shard in block) for block in blocks]
     starts = [0, *np.cumsum(sizes).tolist()]
@@ -138,16 +140,10 @@ def _groups(
             shard=task.shard,
             work=task.work,
             paths=tuple(paths),
-            files=tuple((shard, receipt.rows) for shard, receipt in _files(job, version)),
-            preferred=preferred,
             keep_list=job.keep_list,
             drop_list=job.drop_list,
         )
-        for result in pool.map(GroupWorker.group, [group]):
+        for result in pool.map(GroupWorker.group, [group], files, preferred):
             yield replace(result, index=index)
         for path in paths:
             delete(join(plan.store, path))
-
-
-def _files(job: DeduplicateJob, version: Snapshot) -> list[tuple[Shard, shard_writer.Receipt]]:
-    return list(zip(stored_shards(job.codes, version), version.shards, strict=True))

@@ -16,9 +16,11 @@ from raypq.data.storage import Shard, atomic_write
 from raypq.data.store import shard_writer
 from raypq.stages.retrieval.code_blocks import CodeBlock, read_block
 from raypq.stages.retrieval.components import Components
-from raypq.stages.retrieval.pair_search import BlockGroups, PairSearch, PairTask
+from raypq.stages.retrieval.pair_plan import BlockGroups, PairTask
+from raypq.stages.retrieval.pair_search import PairSearch
 
 Rows = NDArray[np.int64]
+Files = Sequence[tuple[Shard, int]]  # of a code store, each with its number of rows
 _EDGES = pa.schema([("a", pa.int64()), ("b", pa.int64())])
 
 
@@ -27,16 +29,12 @@ class GroupTask:
     """The groups, to be made of the pairs in some files.
 
     Attributes:
-        files: of the code store with the number of rows of each, in the order of row numbers.
-        preferred: ids that are kept where a group has one. keep_list, drop_list: text files to
-            write.
+        keep_list, drop_list: text files to write.
     """
 
     shard: Shard
     work: str
     paths: tuple[str, ...]
-    files: tuple[tuple[Shard, int], ...]
-    preferred: pa.Array
     keep_list: str | None
     drop_list: str | None
 
@@ -72,22 +70,27 @@ class GroupWorker(PairSearch):
             paths.append(intermediate.write(self.plan.store, table))
         return paths
 
-    def group(self, task: GroupTask) -> Grouped:
-        """Connects the rows, and writes the groups and the lists."""
+    def group(self, task: GroupTask, files: Files, preferred: pa.Array) -> Grouped:
+        """Connects the rows, and writes the groups and the lists.
+
+        Args:
+            files: of the code store, in the order of row numbers.
+            preferred: ids that are kept where a group has one.
+        """
         plan = self.plan
-        components = Components(sum(rows for _, rows in task.files))
+        components = Components(sum(rows for _, rows in files))
         for path in task.paths:
             edges = intermediate.read(plan.store, path)
             components.connect(edges["a"].to_numpy(), edges["b"].to_numpy())
-        members = self._members(task, components.lowest)
-        order = _Order.of(members, task.preferred)
+        members = self._members(files, components.lowest)
+        order = _Order.of(members, preferred)
         receipt = self._write(task, members, order)
         dropped = members.ids.take(pa.array(order.rows[~order.kept]))
         if task.drop_list is not None:
             _write_list(task.drop_list, [dropped.sort()] if len(dropped) else [])
         if task.keep_list is not None:
             gone = members.row[order.rows[~order.kept]]
-            _write_list(task.keep_list, self._others(task, gone))
+            _write_list(task.keep_list, self._others(files, gone))
         sizes = order.size[order.kept]
         return Grouped(
             receipt=receipt,
@@ -96,19 +99,19 @@ class GroupWorker(PairSearch):
             largest=int(sizes.max(initial=0)),
         )
 
-    def _blocks(self, task: GroupTask) -> Iterator[tuple[int, CodeBlock]]:
+    def _blocks(self, files: Files) -> Iterator[tuple[int, CodeBlock]]:
         models = {self.plan.model.fingerprint: self.plan.model}
         start = 0
-        for shard, rows in task.files:
+        for shard, rows in files:
             yield start, read_block(shard, models, self.plan.id_type)
             start += rows
 
-    def _members(self, task: GroupTask, lowest: Rows) -> _Members:
+    def _members(self, files: Files, lowest: Rows) -> _Members:
         """The rows of groups of two or more."""
         connected = lowest != np.arange(len(lowest))
         connected[lowest[connected]] = True
         parts = []
-        for start, block in self._blocks(task):
+        for start, block in self._blocks(files):
             rows = np.flatnonzero(connected[start : start + len(block.B)])
             parts.append((start + rows, block.ids.take(pa.array(rows)), block.B[rows]))
         row, ids, B = zip(*parts, strict=True)
@@ -152,11 +155,11 @@ class GroupWorker(PairSearch):
             options=duplicate_groups.WRITE_OPTIONS,
         )
 
-    def _others(self, task: GroupTask, gone: Rows) -> Iterator[pa.Array]:
+    def _others(self, files: Files, gone: Rows) -> Iterator[pa.Array]:
         """The ids of all rows but these, in the order of the store."""
-        dropped = np.zeros(sum(rows for _, rows in task.files), bool)
+        dropped = np.zeros(sum(rows for _, rows in files), bool)
         dropped[gone] = True
-        for start, block in self._blocks(task):
+        for start, block in self._blocks(files):
             stays = ~dropped[start : start + len(block.B)]
             yield block.ids.filter(pa.array(stays))
 

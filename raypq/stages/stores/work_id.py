@@ -110,7 +110,7 @@ SEARCH = Fields(
 )
 DUPLICATES = Fields(
     always=(),
-    apart=frozenset({"model", "codes", "version", "metric", "threshold", "where"}),
+    apart=frozenset({"model", "codes", "version", "metric", "threshold", "against", "where"}),
     none=frozenset({"max_pairs", "output", "on_bad_shard"}),  # more pairs are an error, not cut off
 )
 
@@ -177,10 +177,18 @@ def search_work(
 
 
 def duplicates_work(
-    fingerprint: str, job: DuplicatesJob, *, metric: Metric, codes: Iterable[str]
+    fingerprint: str,
+    job: DuplicatesJob,
+    *,
+    metric: Metric,
+    codes: Iterable[str],
+    against: Iterable[str] | None = None,
 ) -> str:
-    """The work id of finding near-duplicates in a store; ``codes`` as in ``search_work``."""
+    """The work id of finding near-duplicates in a store; ``codes`` as in ``search_work``, and
+    ``against`` likewise of another store."""
     content = hashlib.sha256("\n".join(codes).encode())
+    if against is not None:
+        content.update(f"\nagainst {' '.join(against)}".encode())
     later = DUPLICATES.of(job) | WHERE.of(job.where)
     suffix = f":{_text(later)}" if later else ""
     return _id(fingerprint, f"{metric}:{job.threshold!r}:{content.hexdigest()}{suffix}")

@@ -20,7 +20,7 @@ from raypq.kernels import join as code_join
 from raypq.kernels import native
 from raypq.kernels.join import CodeJoin, JoinChoice
 from raypq.methods.pq import PQModel, PQSettings
-from raypq.stages.retrieval import pair_search
+from raypq.stages.retrieval import pair_plan
 
 DX, M, K, N = 12, 4, 16, 400
 RNG = np.random.default_rng(1)
@@ -63,8 +63,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
             join = CodeJoin.of(C, metric, threshold, parts=2)
             return JoinChoice(join=join, seconds=0.0, pairs=0.0)
 
-        monkeypatch.setattr(pair_search, "_FEW_ROWS", 0)
-        monkeypatch.setattr(pair_search, "choose", joined)
+        monkeypatch.setattr(pair_plan, "_FEW_ROWS", 0)
+        monkeypatch.setattr(pair_plan, "choose", joined)
     return str(request.param)
 
 
@@ -136,8 +136,8 @@ def test_the_same_for_any_shards_and_workers(
     ids = [f"i{i}" for i in range(N)]
     tables = []
     for name, parts, workers, rows in (("a", 1, 1, 1 << 24), ("b", 9, 3, 60)):
-        monkeypatch.setattr(pair_search, "_JOINED_ROWS", rows)
-        monkeypatch.setattr(pair_search, "_SCANNED_ROWS", rows)
+        monkeypatch.setattr(pair_plan, "_JOINED_ROWS", rows)
+        monkeypatch.setattr(pair_plan, "_SCANNED_ROWS", rows)
         codes = store(tmp_path / name, parts, ids)
         tables.append(run(codes, tmp_path / f"{name}-out", threshold=1.5, workers=workers))
     assert tables[0].equals(tables[1])

@@ -20,8 +20,10 @@ from raypq.data import arrays
 from raypq.data.storage import join
 from raypq.data.store import snapshot
 from raypq.errors import ConfigError, InputError, JobError, ModelError
+from raypq.kernels import native
+from raypq.kernels.join import CodeJoin, JoinChoice
 from raypq.methods.pq import PQModel, PQSettings
-from raypq.stages.retrieval import pair_search
+from raypq.stages.retrieval import pair_plan, pair_search
 
 DX, M, K, N = 12, 4, 16, 260
 Make = Callable[[str, int], str]
@@ -112,7 +114,7 @@ def test_one_file_for_any_shards_and_workers(
         ("b", 30, 4, 20, 5, 7),
         ("c", 2, 2, 1, 64, 1 << 16),
     ):
-        monkeypatch.setattr(pair_search, "_SCANNED_ROWS", group)
+        monkeypatch.setattr(pair_plan, "_SCANNED_ROWS", group)
         monkeypatch.setattr(pair_search, "_QUERY_ROWS", asking)
         monkeypatch.setattr(pair_search, "_STORED_ROWS", asked)
         seen.add(run(make(name, parts), tmp_path / f"{name}-out", workers, threshold=2.5)[1])
@@ -153,3 +155,48 @@ def test_the_command(make: Make, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["duplicates", *arguments, "--cluster", "none"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["pairs"] == len(by_definition("l2", 1.0))
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_two_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined: bool) -> None:
+    """Each pair has an image of either store, whose ids may be of different types."""
+    if joined:
+        if not native.available():
+            pytest.skip("the join is a native kernel")
+
+        def choose(sample: Any, rows: int, C: Any, metric: Any, threshold: float) -> JoinChoice:
+            join = CodeJoin.of(C, metric, threshold, parts=2)
+            return JoinChoice(join=join, seconds=0.0, pairs=0.0)
+
+        monkeypatch.setattr(pair_plan, "_FEW_ROWS", 0)
+        monkeypatch.setattr(pair_plan, "choose", choose)
+        monkeypatch.setattr(pair_plan, "_JOINED_ROWS", 50)
+    MODEL.save(str(tmp_path / "model"))
+    halves = {"train": (X[:150], IDS[:150]), "test": (X[150:], list(range(N - 150)))}
+    for name, (rows, ids) in halves.items():
+        for part in range(2):
+            (tmp_path / name).mkdir(exist_ok=True)
+            table = pa.table({"id": ids[part::2], "feature": arrays.fixed_list(rows[part::2])})
+            pq.write_table(table, tmp_path / name / f"p{part}.parquet")
+        api.encode(
+            EncodeJob(
+                model=str(tmp_path / "model"), features=[str(tmp_path / name)],
+                output=str(tmp_path / f"{name}-codes"), where=where(),
+            )
+        )  # fmt: skip
+    other = str(tmp_path / "test-codes")
+    for workers in (1, 2):
+        found, _ = run(
+            str(tmp_path / "train-codes"), tmp_path / f"out{workers}", workers, threshold=1.5,
+            against=other,
+        )  # fmt: skip
+        a, b = (MODEL.decode(MODEL.encode(rows)).astype(np.float64) for rows, _ in halves.values())
+        near = ((a[:, None] - b[None]) ** 2).sum(axis=2) <= 1.5
+        wanted = sorted((IDS[i], int(j)) for i, j in np.argwhere(near))
+        assert (
+            list(zip(*(found[name].to_pylist() for name in ("id_a", "id_b")), strict=True))
+            == wanted
+        )
+        assert len(wanted) > 50
+    with pytest.raises(ConfigError, match=r"against.*itself"):
+        run(other, tmp_path / "same", threshold=1.0, against=f"{other}/")
