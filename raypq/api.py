@@ -29,6 +29,7 @@ from raypq.config import (
     ImportXlsa17Job,
     InferSemanticsJob,
     Job,
+    NeighborsJob,
     PredictionsSettings,
     ReindexJob,
     RepackJob,
@@ -291,6 +292,15 @@ def deduplicate(job: DeduplicateJob) -> Snapshot:
 
     with open_executor(job.where) as executor:
         return stage.deduplicate(job, executor)
+
+
+@_checked
+def neighbors(job: NeighborsJob) -> Snapshot:
+    """Finds the nearest stored images of every stored image (``raypq neighbors``)."""
+    from raypq.stages.retrieval import neighbors as stage
+
+    with _lazy_executor(job.where) as executor:
+        return stage.neighbors(job, executor)
 
 
 @_checked

@@ -35,6 +35,7 @@ _GROUPS = {
         retrieval.search,
         retrieval.duplicates,
         retrieval.deduplicate,
+        retrieval.neighbors,
         retrieval.export_faiss,
         retrieval.import_faiss,
     ),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         DuplicatesJob,
         ExportFaissJob,
         ImportFaissJob,
+        NeighborsJob,
         RetrievalJob,
         SearchJob,
     )
@@ -67,6 +68,19 @@ def deduplicate(job: DeduplicateJob) -> None:
     result["grouped"] = result.pop("images")
     numbers = ("groups", "dropped", "largest")
     show(result | {name: version.summary[name] for name in numbers if name in version.summary})
+
+
+@job_command("raypq.config:NeighborsJob")
+def neighbors(job: NeighborsJob) -> None:
+    """Find the nearest stored images of every stored image, itself left out.
+
+    \b
+    Example:
+      raypq neighbors --codes codes --top-k 10 --output graph
+    """
+    from raypq import api
+
+    show(version_summary(api.neighbors(job), job.output))
 
 
 @job_command("raypq.config:ExportFaissJob", "export-faiss")

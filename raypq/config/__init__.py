@@ -38,6 +38,7 @@ from raypq.config.retrieval import (
     DuplicatesJob,
     ExportFaissJob,
     ImportFaissJob,
+    NeighborsJob,
     RetrievalJob,
     SearchJob,
 )
@@ -96,6 +97,7 @@ __all__ = [
     "Job",
     "ListSettings",
     "Metric",
+    "NeighborsJob",
     "NetworkPrecision",
     "NetworkSettings",
     "Positive",

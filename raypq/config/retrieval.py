@@ -152,6 +152,21 @@ class DeduplicateJob(Job):
     where: ClusterSettings = ClusterSettings()
 
 
+class NeighborsJob(Job):
+    """``raypq neighbors``."""
+
+    verb: ClassVar[str] = "raypq neighbors"
+
+    codes: CodeStore
+    version: CodeVersion = None
+    model: CodeModel = None
+    top_k: Positive = Field(10, description="neighbours of each image")
+    metric: ModelMetric = None
+    output: NewStore = Field(description="result store to write a version of")
+    on_bad_shard: OnBadShard = "fail"
+    where: ClusterSettings = ClusterSettings()
+
+
 class ExportFaissJob(Job):
     """``raypq export-faiss``."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from raypq import console
-from raypq.config import DeduplicateJob, DuplicatesJob, Metric
+from raypq.config import DeduplicateJob, DuplicatesJob, Metric, NeighborsJob
 from raypq.data.storage import Shard
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, InputError, ModelError
@@ -99,6 +99,30 @@ def pair_plan(job: DuplicatesJob | DeduplicateJob, version: Snapshot) -> PairPla
         ConfigError: a threshold that no pair can reach.
         ModelError: several models, or one whose codes are of classes.
     """
+    model, metric = images_of_one_model(job, version)
+    if metric == "l2" and job.threshold < 0:
+        raise ConfigError(f"threshold: an l2 distance is at least 0, found {job.threshold}")
+    id_type = id_type_of(job.codes, version)
+    return PairPlan(
+        store=job.output,
+        model=model,
+        id_type=id_type,
+        other_type=id_type,
+        metric=metric,
+        threshold=job.threshold,
+        max_pairs=job.max_pairs if isinstance(job, DuplicatesJob) else _UNLIMITED,
+        device=job.where.device,
+    )
+
+
+def images_of_one_model(
+    job: DuplicatesJob | DeduplicateJob | NeighborsJob, version: Snapshot
+) -> tuple[Model, Metric]:
+    """The model of a store whose codes are compared with each other, and the metric.
+
+    Raises:
+        ModelError: several models, or one whose codes are of classes.
+    """
     models = models_for(job.codes, version, job.model)
     if len(models) > 1:
         raise ModelError(
@@ -115,21 +139,8 @@ def pair_plan(job: DuplicatesJob | DeduplicateJob, version: Snapshot) -> PairPla
             "images of one class as for duplicates; encode with another model, such as pq or opq, "
             "or train with codes=parts",
         )
-    metric = metric_of(models, job.metric)
     warn_of_codes_for_classes(job.codes, models)
-    if metric == "l2" and job.threshold < 0:
-        raise ConfigError(f"threshold: an l2 distance is at least 0, found {job.threshold}")
-    id_type = id_type_of(job.codes, version)
-    return PairPlan(
-        store=job.output,
-        model=model,
-        id_type=id_type,
-        other_type=id_type,
-        metric=metric,
-        threshold=job.threshold,
-        max_pairs=job.max_pairs if isinstance(job, DuplicatesJob) else _UNLIMITED,
-        device=job.where.device,
-    )
+    return model, metric_of(models, job.metric)
 
 
 def choose_join(

@@ -27,6 +27,7 @@ from raypq.config import (
     EncodeJob,
     ExtractJob,
     Metric,
+    NeighborsJob,
     SearchJob,
     Settings,
 )
@@ -122,6 +123,12 @@ DEDUPLICATE = Fields(
     none=frozenset({"output"}),
 )
 
+NEIGHBORS = Fields(
+    always=("top_k",),
+    apart=frozenset({"model", "codes", "version", "metric", "where"}),
+    none=frozenset({"output", "on_bad_shard"}),
+)
+
 
 def encode_work(fingerprint: str, job: EncodeJob) -> str:
     """The work id of encoding a shard."""
@@ -210,6 +217,16 @@ def deduplicate_work(
     return _id(fingerprint, f"groups:{settings}")
 
 
+def neighbors_work(
+    fingerprint: str, job: NeighborsJob, *, metric: Metric, codes: Iterable[str]
+) -> str:
+    """The work id of the neighbours of a code file; ``codes`` as in ``search_work``, since they are
+    of the whole store."""
+    content = hashlib.sha256("\n".join(codes).encode())
+    settings = NEIGHBORS.of(job) | WHERE.of(job.where)
+    return _id(fingerprint, f"neighbors:{metric}:{_text(settings)}:{content.hexdigest()}")
+
+
 def _id(fingerprint: str, settings: str) -> str:
     return hashlib.sha256(f"{VERSION}:{fingerprint}:{settings}".encode()).hexdigest()[:32]
 
@@ -234,5 +251,6 @@ BY_JOB: dict[type[Settings], Fields] = {
     SearchJob: SEARCH,
     DuplicatesJob: DUPLICATES,
     DeduplicateJob: DEDUPLICATE,
+    NeighborsJob: NEIGHBORS,
 }
 """The fields of every job that has a work id, and of its sections."""

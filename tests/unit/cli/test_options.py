@@ -264,6 +264,7 @@ MODULES = {  # that read the settings of a job
     "evaluate clusterability": ("stages/representation",),
     "search": ("stages/retrieval/search.py",),
     "duplicates": ("stages/retrieval/near_duplicates.py", "stages/retrieval/pair_plan.py"),
+    "neighbors": ("stages/retrieval/neighbors.py", "stages/retrieval/pair_plan.py"),
     "deduplicate": ("stages/retrieval/deduplicate.py", "stages/retrieval/pair_plan.py"),
     "export": ("stages/results/export.py",),
     "predictions": ("stages/results/shown_predictions.py",),

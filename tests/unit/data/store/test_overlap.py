@@ -364,6 +364,7 @@ COMMANDS = {
     ("classify", "--output"): "--codes S --classes C --output S",
     ("search", "--output"): "--codes S --queries F --output F/c",
     ("duplicates", "--output"): "--codes S --threshold -0.5 --output S/data/x",
+    ("neighbors", "--output"): "--codes S --output S/data/x",
     ("deduplicate", "--output"): "--codes S --threshold 1 --output S/data/x",
     ("export", "--output"): "S --output S/data",
     ("export-faiss", "--output"): "--codes S --output S/snapshots/x",

@@ -1,0 +1,190 @@
+"""The nearest stored images of every stored image: the exact graph of k nearest neighbours.
+
+Queries are decoded codes (symmetric distance). Every worker holds the codes of the whole store in
+the order of their ids, and does one code file at a time; so an unchanged file of a changed store is
+done again, since its neighbours may have changed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raypq.config import Metric, NeighborsJob
+from raypq.data import search_results
+from raypq.data.search_results import SearchResults
+from raypq.data.storage import Shard
+from raypq.data.store import shard_writer
+from raypq.data.store.shard_writer import Receipt
+from raypq.data.store.snapshot import Snapshot
+from raypq.errors import InputError
+from raypq.execution.executor import Executor
+from raypq.execution.run_record import RunRecord
+from raypq.methods.base import Model
+from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, read_block, topk
+from raypq.stages.retrieval.pair_plan import images_of_one_model
+from raypq.stages.stores.code_store import id_type_of, open_store
+from raypq.stages.stores.shard_run import StoreRun
+from raypq.stages.stores.shard_task import ShardTask, stored_shards
+from raypq.stages.stores.work_id import neighbors_work
+
+_QUERIES = 4096  # codes whose tables are scanned at once
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NeighborsPlan:
+    """Settings of a run that all its tasks share.
+
+    Attributes:
+        k: neighbours of each image; fewer in a store that has fewer.
+    """
+
+    store: str
+    model: Model
+    id_type: pa.DataType
+    metric: Metric
+    k: int
+    device: str
+
+
+class NeighborsWorker:
+    """Finds the neighbours of the images of one code file at a time."""
+
+    def __init__(self, plan: NeighborsPlan, shards: Sequence[Shard]) -> None:
+        self._plan, self._shards = plan, shards
+        self._lock = threading.Lock()
+        self._store: CodeBlock | None = None
+
+    def find(self, task: ShardTask) -> Receipt:
+        """Writes the neighbours of the images of one file."""
+        plan = self._plan
+        metadata = {
+            "raypq.model": plan.model.fingerprint,
+            "raypq.metric": plan.metric,
+            "raypq.distance": "sdc",
+            "raypq.top_k": str(plan.k),
+            "raypq.reranked": "false",
+        }
+        schema = search_results.schema(
+            query_type=plan.id_type, id_type=plan.id_type, metadata=metadata
+        )
+        return shard_writer.write_shard(
+            plan.store,
+            task.shard,
+            model=plan.model.fingerprint,
+            work=task.work,
+            schema=schema,
+            batches=self._batches(self._read(task.shard), schema),
+            options=search_results.WRITE_OPTIONS,
+        )
+
+    def _read(self, shard: Shard) -> CodeBlock:
+        models = {self._plan.model.fingerprint: self._plan.model}
+        return read_block(shard, models, self._plan.id_type)
+
+    def _whole(self) -> CodeBlock:
+        """The codes of the store, by id, so that ties by row are ties by id."""
+        with self._lock:
+            if self._store is None:
+                block = CodeBlock.join([self._read(shard) for shard in self._shards])
+                self._store = block.take(by_id(block.ids))
+            return self._store
+
+    def _batches(self, queries: CodeBlock, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        plan, store = self._plan, self._whole()
+        for start in range(0, len(queries.B), _QUERIES):
+            rows = slice(start, start + _QUERIES)
+            tables = plan.model.tables(plan.model.decode(queries.B[rows]), None, plan.metric)
+            found = topk(store, tables, plan.k + 1, device=plan.device)
+            nearest = without(found, queries.row_ref[rows])
+            yield search_results.record_batch(
+                schema,
+                query_ids=queries.ids[rows],
+                valid=np.ones(len(nearest.score), bool),
+                score=search_results.in_metric(nearest.score, plan.metric),
+                ids=nearest.ids,
+            )
+
+
+def without(found: SearchResults, own: np.ndarray[Any, Any]) -> SearchResults:
+    """Results [T, k + 1] without the row own [T] of each query, or without the last one where that
+    is not among them."""
+    assert found.row_ref is not None, "results of a block"
+    T, width = found.score.shape
+    left_out = found.row_ref == own[:, None]
+    left_out[~left_out.any(axis=1), -1] = True
+    kept = np.flatnonzero(~left_out.reshape(-1))
+    return SearchResults(
+        score=found.score.reshape(-1)[kept].reshape(T, width - 1),
+        ids=found.ids.take(pa.array(kept)),
+        row_ref=found.row_ref.reshape(-1)[kept].reshape(T, width - 1),
+    )
+
+
+def neighbors(job: NeighborsJob, executor: Executor) -> Snapshot:
+    """Finds the neighbours; returns the new version of the result store, with a file for each code
+    file.
+
+    Raises:
+        InputError: a store of fewer than two images.
+        ModelError: several models, or one whose codes are of classes.
+        JobError: some code shards could not be read.
+    """
+    record = RunRecord(job, executor)
+    version = open_store(job.codes, job.version)
+    if version.rows < 2:
+        raise InputError(
+            job.codes, expected="two images or more", found=f"{version.rows}, without a neighbour"
+        )
+    model, metric = images_of_one_model(job, version)
+    plan = NeighborsPlan(
+        store=job.output,
+        model=model,
+        id_type=id_type_of(job.codes, version),
+        metric=metric,
+        k=min(job.top_k, version.rows - 1),
+        device=job.where.device,
+    )
+    shards = stored_shards(job.codes, version)
+    codes = [receipt.sha256 for receipt in version.shards]
+    work = neighbors_work(model.fingerprint, job, metric=metric, codes=codes)
+    tasks = [ShardTask(shard=shard, model=model.fingerprint, work=work) for shard in shards]
+    run = StoreRun.plan(kind="search", store=job.output, tasks=tasks, on_bad_shard=job.on_bad_shard)
+    if finished := run.unchanged_version():
+        return finished
+
+    def summarise(_: Sequence[Receipt]) -> dict[str, Any]:
+        record.end_of_work("neighbors")
+        return {
+            "codes": job.codes,
+            "codes_version": version.version,
+            "rows": version.rows,
+            "models": [model.fingerprint],
+            "metric": metric,
+            "distance": "sdc",
+            "top_k": plan.k,
+            "rerank": None,
+            "filter": None,
+            "refused": [],
+            "run": record.summary(),
+        }
+
+    def on_result(receipt: Receipt) -> Receipt:
+        record.finished(receipt.rows)
+        return receipt
+
+    with (
+        executor.start_workers(NeighborsWorker, plan, shards, stage="search") as pool,
+        record.observe(pool),
+    ):
+        return run.execute(
+            lambda missing: pool.map(NeighborsWorker.find, missing),
+            on_bad_shard=job.on_bad_shard,
+            on_result=on_result,
+            summarise=summarise,
+        )
