@@ -14,6 +14,10 @@ from raypq.sizing.workload import Workload
 _SEED_SAMPLE, _SEED_ROUNDS, _SEED_ROWS = 16_384, 10, 16  # as raypq/methods seeds its codebooks
 _MOVING, _POLISH = 10, 10  # passes that update the embedding too, and passes of the codebooks alone
 _LLOYD = 25  # passes of plain pq
+# As raypq/stages/training/held_out_classes.py has them: rows of the sample, fewest classes, classes
+# that are unseen in one training or another, fewest and most trainings, rows that each fits.
+_CALIBRATED_ROWS, _FEWEST_CLASSES, _UNSEEN_IN_ALL, _TRAININGS = 50_000, 8, 60, (3, 8)
+_FITTED = 0.75 * 0.8
 
 
 def plan(work: Workload, rates: Rates) -> list[Stage]:
@@ -50,15 +54,36 @@ def _train(work: Workload, rates: Rates) -> Stage:
     parallel = images * seconds / min(work.workers, shards) + opening(work, rates, images) * reads
     solved = moving * _update(work) + passes * _objective(work) + _first(work)
     driver = _seeding(work, rates) + solved / rates.solve
+    a_row = first + passes * assign + moving * turn
+    calibration = _calibration(work, rates, images, a_row, driver)
     memory = (
         rates.worker_bytes
         + min(work.cache_bytes, images * 4 * dx / min(work.workers, shards))
         + batches(work)
         + 8 * (dx * dx + 2 * D * dx + 2 * D * work.K)
     )
-    return stage("train", work, start(work, rates) + parallel + driver,
+    reads += bool(calibration)
+    return stage("train", work, start(work, rates) + parallel + driver + calibration,
                   read=reads * images * work.feature_bytes, written=4.0 * D * (dx + work.K),
                   memory=memory, gpus=0)  # fmt: skip
+
+
+def _calibration(work: Workload, rates: Rates, images: int, a_row: float, driver: float) -> float:
+    """Seconds in which a model with classes is calibrated: trainings on parts of a sample, one on
+    each worker at a time.
+
+    Args:
+        a_row: seconds of a row in all passes. driver: seconds of the updates of a training.
+    """
+    rows = min(_CALIBRATED_ROWS, images // 3)
+    if work.method != "pqzsl" or work.L < _FEWEST_CLASSES or rows < 2 * work.L:
+        return 0.0
+    unseen = max(2, round(work.L / 4))
+    trainings = min(max(_UNSEEN_IN_ALL // unseen, _TRAININGS[0]), _TRAININGS[1])
+    turns = math.ceil(trainings / work.workers)
+    shards = math.ceil(images / work.shard_images)
+    sample = images * reading(work, rates) / min(work.workers, shards)
+    return sample + turns * (_FITTED * rows * a_row + driver)
 
 
 def _seeding(work: Workload, rates: Rates) -> float:

@@ -141,15 +141,8 @@ def neighbors(job: NeighborsJob, executor: Executor) -> Snapshot:
         raise InputError(
             job.codes, expected="two images or more", found=f"{version.rows}, without a neighbour"
         )
-    model, metric = images_of_one_model(job, version)
-    plan = NeighborsPlan(
-        store=job.output,
-        model=model,
-        id_type=id_type_of(job.codes, version),
-        metric=metric,
-        k=min(job.top_k, version.rows - 1),
-        device=job.where.device,
-    )
+    plan = _plan(job, version)
+    model, metric = plan.model, plan.metric
     shards = stored_shards(job.codes, version)
     codes = [receipt.sha256 for receipt in version.shards]
     work = neighbors_work(model.fingerprint, job, metric=metric, codes=codes)
@@ -188,3 +181,15 @@ def neighbors(job: NeighborsJob, executor: Executor) -> Snapshot:
             on_result=on_result,
             summarise=summarise,
         )
+
+
+def _plan(job: NeighborsJob, version: Snapshot) -> NeighborsPlan:
+    model, metric = images_of_one_model(job, version)
+    return NeighborsPlan(
+        store=job.output,
+        model=model,
+        id_type=id_type_of(job.codes, version),
+        metric=metric,
+        k=min(job.top_k, version.rows - 1),
+        device=job.where.device,
+    )

@@ -232,3 +232,17 @@ def test_a_file_without_rates_is_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 2
     assert "expected rates, found a file without" in done.output
+
+
+def test_the_calibration_is_counted_as_it_is_done() -> None:
+    from raypq.sizing import stages
+    from raypq.stages.training import held_out_classes as done
+
+    assert stages._CALIBRATED_ROWS == done.MOST_ROWS
+    assert stages._FEWEST_CLASSES == done.FEWEST_CLASSES
+    assert (stages._UNSEEN_IN_ALL, stages._TRAININGS) == (done._UNSEEN_IN_ALL, done._SPLITS)
+    assert stages._FITTED == (1 - done.UNSEEN_SHARE) * (1 - done.HELD_OUT_SHARE)
+    work = sizing.Workload(images=300_000, classes=300, M=50, train_classes=300, cluster="none")
+    few = work.model_copy(update={"method": "opq"})
+    with_classes, without = (sizing.plan(each, GIVEN)[0] for each in (work, few))
+    assert with_classes.read == without.read + 300_000 * work.feature_bytes
