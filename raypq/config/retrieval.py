@@ -163,7 +163,6 @@ class NeighborsJob(Job):
     top_k: Positive = Field(10, description="neighbours of each image")
     metric: ModelMetric = None
     output: NewStore = Field(description="result store to write a version of")
-    on_bad_shard: OnBadShard = "fail"
     where: ClusterSettings = ClusterSettings()
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from raypq.data.storage import is_parquet, named_lines, read_named
+from raypq.data.storage import atomic_write, is_parquet, named_lines, read_named
 from raypq.errors import InputError
 
 _EXPECTED = "a text file of ids, one a line"
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
+_NO_LINE = r"^$|^\s|\s$|[\r\n\v\f\x1c-\x1e\x{85}\x{2028}\x{2029}]"  # as str.splitlines has it
 _SHOWN_CHARACTERS = 200  # of an id in an error
 _SHOWN_IDS = 5  # in a warning
 
@@ -90,3 +94,34 @@ def unknown_ids_message(uri: str, unknown: pa.Array, total: int, store: str) -> 
     shown = ", ".join(repr(name) for name in unknown[:_SHOWN_IDS].to_pylist())
     more = ", …" if len(unknown) > _SHOWN_IDS else ""
     return f"{uri}: {len(unknown):,} of {total:,} ids are not in {store}: {shown}{more}"
+
+
+def check_lines(parts: Iterable[pa.Array], location: str) -> None:
+    """Refuses ids that a line of a list cannot hold: ``IdList`` reads back what was written.
+
+    Raises:
+        InputError: an id that is empty, or has a line break or a space at either end.
+    """
+    for ids in parts:
+        if not pa.types.is_string(ids.type):
+            return
+        odd = pc.match_substring_regex(ids, _NO_LINE)
+        if pc.any(odd).as_py():
+            raise InputError(
+                location,
+                expected="ids that a line of a list can hold: not empty, without line breaks and "
+                "without spaces at either end (or no list: leave --keep-list and --drop-list out)",
+                found=repr(ids.filter(odd)[0].as_py()),
+            )
+
+
+def write_list(uri: str, parts: Iterable[pa.Array]) -> dict[str, Any]:
+    """Writes ids, one a line; returns the bytes and the sha256 of the file."""
+    digest, size = hashlib.sha256(), 0
+    with atomic_write(uri) as file:
+        for ids in parts:
+            lines = "".join(f"{name}\n" for name in ids.to_pylist()).encode()
+            digest.update(lines)
+            size += len(lines)
+            file.write(lines)
+    return {"bytes": size, "sha256": digest.hexdigest()}

@@ -28,7 +28,7 @@ Codes = NDArray[np.uint8]
 
 _EXCESS = 2e-5  # allowed to float32 sums of up to 100 entries
 _PARTS = (2, 3, 4, 6, 8)  # of a group, that are tried on a sample
-_TRIED_STEPS = 30_000_000  # of one trial
+_TRIED_STEPS = 100_000_000  # of the trials of one join
 _ALL = 1 << 62
 # Seconds of one core (AMD EPYC, 2026-11-29): a visit of two prefixes, a comparison of two codes,
 # and one in the scan of all pairs.
@@ -111,7 +111,10 @@ class CodeJoin:
         """
         limit = self._limit(A, A if B is None else B)
         first = np.array(self.first, np.int64)
-        share = np.diff(first) / first[-1]
+        # Half by the number of parts, half by how far their codewords are apart.
+        apart = np.add.reduceat(self.T.mean(axis=(1, 2), dtype=np.float64), first[:-1])
+        even = np.diff(first) / first[-1]
+        share = (even + apart / apart.sum()) / 2 if apart.sum() > 0 else even
         rows, total, visited, checked, complete = native.join(
             A, B, self.T, first, (limit * share).astype(np.float32), limit, group,
             once=once, most_steps=most_steps, most_pairs=most_pairs, threads=kernels.threads(),
@@ -125,8 +128,9 @@ class CodeJoin:
         limit = float(np.float32(self.threshold))
         if self.metric != "l2":
             (a, a_most), (b, b_most) = self._lengths(A), self._lengths(B)
-            c = limit - 1e-6 * max(1.0, abs(limit), a_most * b_most)
+            c = limit - 1e-6
             if self.metric == "dot":
+                c = limit - 1e-6 * max(1.0, abs(limit), a_most * b_most)
                 limit = a_most**2 + b_most**2 - 2 * c
             else:  # ‖a‖² + ‖b‖² − 2c‖a‖‖b‖ is convex in both, and largest in a corner
                 corners = [(x, y) for x in (a, a_most) for y in (b, b_most)]
@@ -166,38 +170,55 @@ class JoinChoice:
 
 
 def choose(
-    sample: Codes, rows: int, C: NDArray[np.float32], metric: Metric, threshold: float
+    sample: Codes,
+    rows: int,
+    C: NDArray[np.float32],
+    metric: Metric,
+    threshold: float,
+    *,
+    compared: float | None = None,
 ) -> JoinChoice:
-    """Tries groups of several sizes on a random sample [n, M] of a store of so many rows."""
-    n = max(1, len(sample))
-    scale = rows / n
-    best = JoinChoice(join=None, seconds=rows**2 / 2 * _SCAN * C.shape[0] / 16, pairs=math.nan)
-    if not native.available():
+    """Tries groups of several sizes on a random sample [n, M] of a store of so many rows.
+
+    Args:
+        compared: pairs that a scan compares; default: all of the store.
+    """
+    scale = rows / max(1, len(sample))
+    compared = rows**2 / 2 if compared is None else compared
+    best = JoinChoice(join=None, seconds=compared * _SCAN * C.shape[0] / 16, pairs=math.nan)
+    if not native.available() or not _fits(C):
         return best
     for parts in sorted({min(parts, C.shape[0]) for parts in _PARTS}):
         join = CodeJoin.of(C, metric, threshold, parts=parts)
-        seconds = join.groups * _seconds(join, sample, scale)
-        if seconds < best.seconds:
-            best = JoinChoice(join=join, seconds=seconds, pairs=math.nan)
-    if best.join is None:
-        return best
-    found = (best.join.find(group, sample, most_pairs=0) for group in range(best.join.groups))
-    pairs = sum(part.total for part in found)
-    return JoinChoice(join=best.join, seconds=best.seconds, pairs=pairs * scale**2)
+        choice = _tried(join, sample, scale)
+        if choice is not None and choice.seconds < best.seconds:
+            best = choice
+    return best
 
 
-def _seconds(join: CodeJoin, sample: Codes, scale: float) -> float:
-    """The estimated time of one group, by a trial of the last one; infinite where the trial is not
+def _fits(C: NDArray[np.float32]) -> bool:
+    """Whether sums of squared distances and products of codes stay within float32."""
+    largest = float(np.abs(C).max(initial=0.0))
+    return 4 * C.shape[0] * C.shape[2] * largest**2 < 1e38
+
+
+def _tried(join: CodeJoin, sample: Codes, scale: float) -> JoinChoice | None:
+    """The estimated time of a join, by half of the sample and all of it; None where that is not
     done in time."""
-    trials = []
-    for rows in (sample[: len(sample) // 2], sample):
-        found = join.find(join.groups - 1, rows, once=True, most_pairs=0, most_steps=_TRIED_STEPS)
-        if not found.complete:
-            return math.inf
-        trials.append(found)
-    half, whole = trials
-    visited = _extrapolated(half.visited, whole.visited, scale)
-    return _VISIT * visited + _CHECK * _extrapolated(half.checked, whole.checked, scale)
+    left, seconds, pairs = _TRIED_STEPS, 0.0, 0.0
+    for group in range(join.groups):
+        trials = []
+        for rows in (sample[: len(sample) // 2], sample):
+            found = join.find(group, rows, most_pairs=0, most_steps=left)
+            if not found.complete:
+                return None
+            left -= found.visited + found.checked
+            trials.append(found)
+        half, whole = trials
+        seconds += _VISIT * _extrapolated(half.visited, whole.visited, scale)
+        seconds += _CHECK * _extrapolated(half.checked, whole.checked, scale)
+        pairs += whole.total * scale**2
+    return JoinChoice(join=join, seconds=seconds, pairs=pairs)
 
 
 def _extrapolated(half: int, whole: int, scale: float) -> float:

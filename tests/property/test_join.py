@@ -114,6 +114,12 @@ def test_limits() -> None:
     assert found.total > 1000
     assert not len(found.rows)
     assert not join.find(0, B, most_pairs=0, most_steps=1000).complete
+    near = np.repeat(B[:1], 3000, 0)
+    near[:, 4:] = B[:, 4:]
+    for codes in (B, near):  # many prefixes, or one alone
+        stopped = join.find(0, codes, most_pairs=0, most_steps=100_000)
+        assert not stopped.complete
+        assert stopped.checked + stopped.visited < 1_000_000
     counted = join.find(0, B, most_pairs=0)
     assert counted.total == 3000 * 2999 // 2
     assert not len(counted.rows)
@@ -122,6 +128,23 @@ def test_limits() -> None:
     assert not join.find(0, B, empty).total
     with pytest.raises(ValueError, match="not below K"):
         CodeJoin.of(C[:, :4], "l2", 1.0, parts=2).find(0, B)
+
+
+def test_vectors_beyond_float32_are_scanned() -> None:
+    C = np.full((4, 16, 2), 1e19, np.float32)
+    B = np.zeros((100, 4), np.uint8)
+    assert choose(B, 10_000_000, C, "cosine", 0.9).join is None
+
+
+def test_the_choice_sees_every_group() -> None:
+    """Codes that differ in some parts alone cost more in the others."""
+    rng = np.random.default_rng(0)
+    C = rng.standard_normal((16, 256, 2)).astype(np.float32)
+    B = rng.integers(0, 256, (20_000, 16), dtype=np.uint8)
+    B[:, :4] = 0
+    choice = choose(B, 20_000_000, C, "l2", 2.0)
+    scan = choose(B, 20_000_000, C, "l2", 1000.0)
+    assert choice.join is None or choice.seconds > 0.001 * scan.seconds
 
 
 def test_the_choice_follows_the_threshold() -> None:

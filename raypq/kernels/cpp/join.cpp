@@ -124,10 +124,14 @@ struct Neighbours {
   }
 };
 
+// Rows of a code that take part in its pairs.
+size_t taken(const Side& side, size_t u, bool once) { return once ? 1 : side.count(u); }
+
 class Join {
  public:
-  Join(const JoinPlan& plan, const Side& a, const Side& b, size_t depth)
-      : plan_(plan), order_(order_of(plan)), a_(a), b_(b), same_(&a == &b), depth_(depth),
+  Join(const JoinPlan& plan, const Side& a, const Side& b, size_t depth, bool once)
+      : plan_(plan), order_(order_of(plan)), a_(a), b_(b), same_(&a == &b), once_(once),
+        depth_(depth),
         grouped_(plan.first[plan.group + 1] - plan.first[plan.group]) {
     for (size_t p = 0; p < depth; ++p)
       neighbours_.emplace_back(plan.T + order_[p] * plan.K * plan.K, plan.K);
@@ -139,13 +143,14 @@ class Join {
 
   size_t tasks() const { return a_.level(1).byte.size(); }
   bool gave_up() const { return work_ > plan_.most_work; }
-  bool too_many() const { return plan_.most_pairs && found_ > plan_.most_pairs; }
-  uint64_t found() const { return found_; }
+  bool too_many() const { return plan_.most_pairs && total_ > plan_.most_pairs; }
+  uint64_t total() const { return total_; }
 
   struct Worker {
-    std::vector<RowPair> found;  // distinct codes
+    std::vector<RowPair> found;  // distinct codes, unless pairs are only counted
     std::vector<std::vector<uint16_t>> place;
-    uint64_t visited = 0, checked = 0, reported = 0, counted = 0;
+    uint64_t visited = 0, checked = 0, reported = 0;
+    uint64_t total = 0, counted = 0;  // pairs of rows
   };
 
   Worker worker() const {
@@ -153,6 +158,9 @@ class Join {
     worker.place.assign(depth_ + 1, std::vector<uint16_t>(256, 0));
     return worker;
   }
+
+  // Adds what a worker has done to the total; the pairs of its last task included.
+  void finish(Worker& w) { add(w); }
 
   // All pairs below one prefix of length 1 of the first side.
   void run(Worker& worker, uint32_t node) {
@@ -212,10 +220,16 @@ class Join {
 
   // Pairs of codes of two ranges whose first ``p`` parts have the distance ``sum``.
   void check(Worker& w, Range a, Range b, bool itself, size_t p, float sum) {
-    w.checked += size_t(a.end - a.begin) * (b.end - b.begin);
-    for (uint32_t i = a.begin; i < a.end; ++i)
-      for (uint32_t j = itself ? i + 1 : b.begin; j < b.end; ++j)
-        if (within(a_.code(i), b_.code(j), p, sum)) w.found.push_back({i, j});
+    for (uint32_t i = a.begin; i < a.end; ++i) {
+      const uint32_t first = itself ? i + 1 : b.begin;
+      for (uint32_t j = first; j < b.end; ++j) {
+        if (!within(a_.code(i), b_.code(j), p, sum)) continue;
+        w.total += uint64_t(taken(a_, i, once_)) * taken(b_, j, once_);
+        if (plan_.most_pairs) w.found.push_back({i, j});
+      }
+      w.checked += b.end - first;
+      if (report(w)) return;  // two prefixes alone may be all of the work
+    }
   }
 
   bool within(const uint8_t* a, const uint8_t* b, size_t p, float sum) const {
@@ -240,34 +254,31 @@ class Join {
   }
 
   bool report(Worker& w) {
-    if (const uint64_t done = w.visited + w.checked; done - w.reported >= kReport) {
-      work_ += done - w.reported;
-      w.reported = done;
-      found_ += w.found.size() - w.counted;
-      w.counted = w.found.size();
-    }
+    if (w.visited + w.checked - w.reported >= kReport) add(w);
     return gave_up() || too_many();
+  }
+
+  void add(Worker& w) {
+    const uint64_t done = w.visited + w.checked;
+    work_ += done - w.reported;
+    total_ += w.total - w.counted;
+    w.reported = done;
+    w.counted = w.total;
   }
 
   const JoinPlan& plan_;
   std::vector<size_t> order_, ends_;
   const Side &a_, &b_;
-  bool same_;
+  bool same_, once_;
   size_t depth_, grouped_;
   std::vector<Neighbours> neighbours_;
-  std::atomic<uint64_t> work_{0}, found_{0};
+  std::atomic<uint64_t> work_{0}, total_{0};
 };
 
-// Rows of a code that take part in its pairs.
-size_t taken(const Side& side, size_t u, bool once) { return once ? 1 : side.count(u); }
-
-// The number of pairs of rows that ``expand`` makes.
-uint64_t expanded(const Side& a, const Side& b, bool equal, bool once,
-                  const std::vector<RowPair>& codes) {
+// The number of pairs of rows with one code.
+uint64_t equal_pairs(const Side& a, bool once) {
   uint64_t total = 0;
-  for (const RowPair& pair : codes)
-    total += uint64_t(taken(a, pair.a, once)) * taken(b, pair.b, once);
-  for (size_t u = 0; equal && u < a.size(); ++u) {
+  for (size_t u = 0; u < a.size(); ++u) {
     const uint64_t n = a.count(u);
     total += once ? n - 1 : n * (n - 1) / 2;
   }
@@ -303,26 +314,24 @@ JoinResult join(const JoinPlan& plan, const uint8_t* A, size_t n, const uint8_t*
   std::vector<Side> other;
   if (B) other.emplace_back(B, m, order, depth);
   const Side& b = B ? other[0] : a;
-  Join join(plan, a, b, depth);
+  Join join(plan, a, b, depth, once);
   std::vector<Join::Worker> workers;
   for (size_t i = 0; i < threads; ++i) workers.push_back(join.worker());
   parallel(join.tasks(), threads,
            [&](size_t thread, size_t task) { join.run(workers[thread], uint32_t(task)); });
-  result.complete = !join.gave_up();
-  for (const Join::Worker& worker : workers) {
+  for (Join::Worker& worker : workers) {
+    join.finish(worker);
     result.visited += worker.visited;
     result.checked += worker.checked;
   }
-  if (join.too_many()) result.total = join.found();
-  if (!result.complete || join.too_many()) return result;
+  result.complete = !join.gave_up();
   // Pairs of equal codes are within every group's limit, so that the first group finds them.
-  auto equal = [&](size_t i) { return i == 0 && plan.group == 0 && !B; };
-  for (size_t i = 0; i < workers.size(); ++i)
-    result.total += expanded(a, b, equal(i), once, workers[i].found);
-  if (result.total > plan.most_pairs) return result;
+  const bool equal = plan.group == 0 && !B;
+  result.total = join.total() + (equal ? equal_pairs(a, once) : 0);
+  if (!result.complete || !plan.most_pairs || result.total > plan.most_pairs) return result;
   result.pairs.reserve(result.total);
   for (size_t i = 0; i < workers.size(); ++i) {
-    expand(a, b, equal(i), once, workers[i].found, result.pairs);
+    expand(a, b, equal && i == 0, once, workers[i].found, result.pairs);
     std::vector<RowPair>().swap(workers[i].found);
   }
   return result;

@@ -27,7 +27,7 @@ from raypq.stages.stores.code_store import check_model
 
 GROUP_ROWS = 1 << 19  # rows of a scan; every scan has a fixed cost for each query
 _BATCH_ROWS = 1 << 17
-_SAMPLE_SHARDS = 16
+SAMPLE_SHARDS = 64  # at most, of a sample
 ROW_BITS = 40  # of the row within its file, in a row reference
 
 
@@ -175,7 +175,7 @@ def sample_codes(
     """About ``size`` codes, or all, of random rows of a few shards, evenly chosen; in random order,
     the same each time."""
     filled = [pair for pair in zip(shards, rows, strict=True) if pair[1]]
-    chosen = filled[:: -(-len(filled) // _SAMPLE_SHARDS)]
+    chosen = filled[:: -(-len(filled) // SAMPLE_SHARDS)]
     share = min(1.0, size / sum(count for _, count in chosen))
     rng = np.random.default_rng(0)
     parts = [

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from raypq import console
 from raypq.config import DeduplicateJob
-from raypq.data.id_list import IdList
-from raypq.data.storage import Shard, delete, exists, join
+from raypq.data.id_list import IdList, unknown_ids_message
+from raypq.data.storage import Shard, delete, digest, exists, join
 from raypq.data.store import shard_writer
 from raypq.data.store.snapshot import Snapshot
 from raypq.execution.executor import Executor, TaskResult, WorkerPool, completed
@@ -47,8 +47,8 @@ def deduplicate(job: DeduplicateJob, executor: Executor) -> Snapshot:
     plan = pair_plan(job, version)
     prefer = None if job.prefer is None else IdList.read(job.prefer)
     run = _plan_run(job, plan, version, prefer)
-    lists = [uri for uri in (job.keep_list, job.drop_list) if uri is not None]
-    unwritten = [uri for uri in lists if not exists(uri)]
+    lists = {"keep_list": job.keep_list, "drop_list": job.drop_list}
+    unwritten = {name for name, uri in lists.items() if uri and not _as_written(run, name, uri)}
     if not unwritten and (finished := run.unchanged_version()):
         return finished
     plan = replace(plan, join=choose_join(job, plan, [(job.codes, version)]))
@@ -66,7 +66,7 @@ def deduplicate(job: DeduplicateJob, executor: Executor) -> Snapshot:
             "rows": version.rows,
             "metric": plan.metric,
             "threshold": job.threshold,
-            **_said(numbers, sum(receipt.rows for receipt in receipts), version.rows),
+            **_said(job, numbers, sum(receipt.rows for receipt in receipts), version.rows),
             "run": record.summary(),
         }
 
@@ -83,11 +83,28 @@ def deduplicate(job: DeduplicateJob, executor: Executor) -> Snapshot:
         )
 
 
-def _said(numbers: Sequence[Grouped], members: int, rows: int) -> dict[str, Any]:
+def _as_written(run: StoreRun, name: str, uri: str) -> bool:
+    """Whether a list is as the last version's run wrote it."""
+    written = (run.latest.summary if run.latest else {}).get("lists", {}).get(name)
+    return bool(written and exists(uri) and digest(uri) == written["sha256"])
+
+
+def _said(
+    job: DeduplicateJob, numbers: Sequence[Grouped], members: int, rows: int
+) -> dict[str, Any]:
     """Says what was found; the numbers of a version's summary."""
     if not numbers:  # of an interrupted run, whose file was kept
         return {"members": members}
     (found,) = numbers
+    if len(found.unknown):
+        asked = len(IdList.read(job.prefer).ids) if job.prefer else 0
+        console.warn(unknown_ids_message(job.prefer or "", found.unknown, asked, job.codes))
+    if len(found.repeated):
+        console.warn(
+            f"{job.drop_list}: {len(found.repeated):,} ids of dropped images are left out, since "
+            f"images that are kept have them, too, such as {found.repeated[0].as_py()!r}: ids "
+            f"repeat in {job.codes} (raypq snapshots verify shows them)"
+        )
     console.say(
         f"{found.groups:,} groups of {members:,} images, the largest of {found.largest:,}; without "
         f"{found.dropped:,} near-duplicates, {rows - found.dropped:,} of {rows:,} images are left"
@@ -97,6 +114,7 @@ def _said(numbers: Sequence[Grouped], members: int, rows: int) -> dict[str, Any]
         "groups": found.groups,
         "dropped": found.dropped,
         "largest": found.largest,
+        "lists": found.lists,
     }
 
 
@@ -131,6 +149,11 @@ def _groups(
     preferred = pa.array([], plan.id_type)
     if prefer is not None:
         preferred = prefer.of_type(plan.id_type)
+    if (job.keep_list or job.drop_list) and pa.types.is_string(plan.id_type):
+        once = [task for task in pair_tasks(plan, blocks) if task.second is None and not task.parts]
+        checked = pool.map(GroupWorker.check_ids, once, blocks)
+        for _ in completed(checked, total=len(once), label="check ids", unit="blocks"):
+            pass
     for index, task in enumerate(tasks):
         pairs = pair_tasks(plan, blocks)
         results = pool.map(GroupWorker.connect, pairs, blocks, starts, ordered=True)

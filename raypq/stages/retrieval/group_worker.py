@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as csv
 from numpy.typing import NDArray
 
 from raypq.data import duplicate_groups, intermediate
-from raypq.data.storage import Shard, atomic_write
+from raypq.data.codes import CodeFile
+from raypq.data.duplicate_ids import hashes
+from raypq.data.id_list import check_lines, write_list
+from raypq.data.storage import Shard
 from raypq.data.store import shard_writer
 from raypq.stages.retrieval.code_blocks import CodeBlock, read_block
 from raypq.stages.retrieval.components import Components
@@ -22,6 +25,8 @@ from raypq.stages.retrieval.pair_search import PairSearch
 Rows = NDArray[np.int64]
 Files = Sequence[tuple[Shard, int]]  # of a code store, each with its number of rows
 _EDGES = pa.schema([("a", pa.int64()), ("b", pa.int64())])
+_EDGES_OF_FILE = 1 << 20
+_ID_ROWS = 1 << 17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +51,21 @@ class GroupTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Grouped:
-    """The receipt of the groups, and their numbers."""
+    """The receipt of the groups, and what the driver says of them.
+
+    Attributes:
+        lists: bytes and sha256 of each list that was written, by its field of the job.
+        repeated: ids of dropped images that others of the store have, too; they are not on the
+            drop list. unknown: preferred ids that the store lacks.
+    """
 
     receipt: shard_writer.Receipt
     groups: int
     dropped: int
     largest: int
+    lists: Mapping[str, Mapping[str, Any]]
+    repeated: pa.Array
+    unknown: pa.Array
 
 
 class GroupWorker(PairSearch):
@@ -59,16 +73,36 @@ class GroupWorker(PairSearch):
 
     def connect(self, task: PairTask, groups: BlockGroups, starts: Sequence[int]) -> list[str]:
         """Writes the pairs of two blocks, or within one, as row numbers; returns the paths."""
-        first, second = self.read_sides(task, groups)
+        first, second = self.read_sides(task, groups, ids=False)
         at_first = starts[task.first]
         at_second = at_first if task.second is None else starts[task.second]
-        paths = []
+        paths: list[str] = []
+        parts: list[pa.Table] = []
+
+        def write() -> None:
+            if parts:
+                paths.append(intermediate.write(self.plan.store, pa.concat_tables(parts)))
+                parts.clear()
+
         for i, j, _ in self.near_pairs(task, first, second, once=True):
             columns = [i.cast(pa.int64()).to_numpy() + at_first]
             columns += [j.cast(pa.int64()).to_numpy() + at_second]
-            table = pa.table(columns, schema=_EDGES)
-            paths.append(intermediate.write(self.plan.store, table))
+            parts.append(pa.table(columns, schema=_EDGES))
+            if sum(len(part) for part in parts) >= _EDGES_OF_FILE:
+                write()
+        write()
         return paths
+
+    def check_ids(self, task: PairTask, groups: BlockGroups) -> None:
+        """Refuses ids of the first group of a task that a line of a list cannot hold.
+
+        Raises:
+            InputError: naming the code file and the id.
+        """
+        for shard in groups[task.first]:
+            file = CodeFile.open(shard.uri, size=shard.size)
+            if file.rows:
+                check_lines(file.ids(_ID_ROWS), shard.uri)
 
     def group(self, task: GroupTask, files: Files, preferred: pa.Array) -> Grouped:
         """Connects the rows, and writes the groups and the lists.
@@ -85,18 +119,27 @@ class GroupWorker(PairSearch):
         members = self._members(files, components.lowest)
         order = _Order.of(members, preferred)
         receipt = self._write(task, members, order)
-        dropped = members.ids.take(pa.array(order.rows[~order.kept]))
-        if task.drop_list is not None:
-            _write_list(task.drop_list, [dropped.sort()] if len(dropped) else [])
+        dropped = members.ids.take(pa.array(order.rows[~order.kept])).unique()
+        gone = members.row[order.rows[~order.kept]]
+        repeated = known = dropped[:0]
+        lists: dict[str, Mapping[str, Any]] = {}
         if task.keep_list is not None:
-            gone = members.row[order.rows[~order.kept]]
-            _write_list(task.keep_list, self._others(files, gone))
+            lists["keep_list"] = write_list(task.keep_list, self._others(files, gone))
+        if task.drop_list is not None:
+            repeated = self._stay_too(files, gone, dropped)
+            safe = dropped.filter(pc.invert(pc.is_in(dropped, value_set=repeated)))
+            lists["drop_list"] = write_list(task.drop_list, [safe.sort()])
+        if len(preferred):
+            known = self._known(files, preferred)
         sizes = order.size[order.kept]
         return Grouped(
             receipt=receipt,
             groups=len(sizes),
-            dropped=len(dropped),
+            dropped=len(gone),
             largest=int(sizes.max(initial=0)),
+            lists=lists,
+            repeated=repeated,
+            unknown=preferred.filter(pc.invert(pc.is_in(preferred, value_set=known))),
         )
 
     def _blocks(self, files: Files) -> Iterator[tuple[int, CodeBlock]]:
@@ -159,9 +202,39 @@ class GroupWorker(PairSearch):
         """The ids of all rows but these, in the order of the store."""
         dropped = np.zeros(sum(rows for _, rows in files), bool)
         dropped[gone] = True
-        for start, block in self._blocks(files):
-            stays = ~dropped[start : start + len(block.B)]
-            yield block.ids.filter(pa.array(stays))
+        for start, ids in _ids_of(files):
+            yield ids.filter(pa.array(~dropped[start : start + len(ids)]))
+
+    def _stay_too(self, files: Files, gone: Rows, dropped: pa.Array) -> pa.Array:
+        """Which ids of dropped rows other rows have, too."""
+        ordered = np.sort(hashes(dropped))
+        found = [dropped[:0]]
+        for ids in self._others(files, gone):
+            of_rows = hashes(ids)
+            at = np.searchsorted(ordered, of_rows)
+            at[at == len(ordered)] = 0
+            if len(ordered) and (likely := ordered[at] == of_rows).any():
+                found.append(ids.filter(pa.array(likely)))
+        some = pa.concat_arrays(found).unique()
+        return some.filter(pc.is_in(some, value_set=dropped))
+
+    def _known(self, files: Files, wanted: pa.Array) -> pa.Array:
+        """Which ids the store has."""
+        has = np.zeros(len(wanted), bool)
+        for _, ids in _ids_of(files):
+            has |= pc.is_in(wanted, value_set=ids).to_numpy(zero_copy_only=False)
+        return wanted.filter(pa.array(has))
+
+
+def _ids_of(files: Files) -> Iterator[tuple[int, pa.Array]]:
+    """The ids of code files, in parts, with the number of the first row of each."""
+    start = 0
+    for shard, rows in files:
+        if not rows:
+            continue
+        for ids in CodeFile.open(shard.uri, size=shard.size).ids(_ID_ROWS):
+            yield start, ids
+            start += len(ids)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -213,11 +286,3 @@ class _Order:
             size=size[of_member][order],
             kept=kept[order],
         )
-
-
-def _write_list(uri: str, parts: Sequence[pa.Array] | Iterator[pa.Array]) -> None:
-    """A text file of ids, one a line, as ``--ids`` reads it."""
-    options = csv.WriteOptions(include_header=False, quoting_style="none")
-    with atomic_write(uri) as file:
-        for ids in parts:
-            csv.write_csv(pa.table({"id": ids}), file, options)

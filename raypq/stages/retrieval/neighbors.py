@@ -147,7 +147,7 @@ def neighbors(job: NeighborsJob, executor: Executor) -> Snapshot:
     codes = [receipt.sha256 for receipt in version.shards]
     work = neighbors_work(model.fingerprint, job, metric=metric, codes=codes)
     tasks = [ShardTask(shard=shard, model=model.fingerprint, work=work) for shard in shards]
-    run = StoreRun.plan(kind="search", store=job.output, tasks=tasks, on_bad_shard=job.on_bad_shard)
+    run = StoreRun.plan(kind="search", store=job.output, tasks=tasks, on_bad_shard="fail")
     if finished := run.unchanged_version():
         return finished
 
@@ -177,7 +177,7 @@ def neighbors(job: NeighborsJob, executor: Executor) -> Snapshot:
     ):
         return run.execute(
             lambda missing: pool.map(NeighborsWorker.find, missing),
-            on_bad_shard=job.on_bad_shard,
+            on_bad_shard="fail",
             on_result=on_result,
             summarise=summarise,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, InputError, ModelError
 from raypq.kernels.join import CodeJoin, choose
 from raypq.methods.base import Model
-from raypq.stages.retrieval.code_blocks import groups, sample_codes
+from raypq.stages.retrieval.code_blocks import SAMPLE_SHARDS, groups, sample_codes
 from raypq.stages.stores.code_store import (
     id_type_of,
     metric_of,
@@ -26,7 +27,7 @@ from raypq.stages.stores.shard_task import stored_shards
 
 _JOINED_ROWS = 1 << 24  # rows of each side of a task of the join, at 100 bytes each
 _SCANNED_ROWS = 1 << 17  # and of the scan
-_SAMPLE_ROWS = 400_000  # codes on which the ways are compared
+_SAMPLE_ROWS = 200_000  # codes on which the ways are compared
 _FEW_ROWS = 20_000  # which are scanned at once
 _LONG_SECONDS = 600.0  # of a scan that is worth a warning
 _UNLIMITED = 1 << 60  # pairs
@@ -87,8 +88,8 @@ def too_many(
     return InputError(
         "threshold",
         expected=f"at most {most:,} {of}",
-        found=f"{found}; a narrower threshold gives fewer, and raypq deduplicate groups them "
-        "without a list of pairs",
+        found=f"{found}; a narrower threshold gives fewer, and of equal codes raypq deduplicate "
+        "needs no list of pairs",
     )
 
 
@@ -162,23 +163,27 @@ def choose_join(
         shards = stored_shards(store, version)
         parts.append(sample_codes(shards, rows, models, id_type, size=size))
     sample = np.random.default_rng(1).permutation(np.concatenate(parts))
-    # Of two stores, those within each are counted, too: an estimate from above.
-    choice = choose(sample, total, plan.model.C, plan.metric, plan.threshold)
+    # Of two stores, pairs within each are tried, too: an estimate from above.
+    counts = [version.rows for _, version in stores]
+    compared = math.prod(counts) if plan.across else total**2 / 2
+    choice = choose(sample, total, plan.model.C, plan.metric, plan.threshold, compared=compared)
     workers = job.where.workers * job.where.threads
     seconds = choice.seconds / workers
     if choice.join is None:
         if seconds > _LONG_SECONDS:
             console.warn(
                 f"the threshold {plan.threshold:g} ({plan.metric}) is too wide to leave pairs out: "
-                f"all {total**2 / 2:.2g} are compared, in about {seconds / 60:,.0f} minutes "
+                f"all {compared:.2g} are compared, in about {seconds / 60:,.0f} minutes "
                 f"on {workers} cores; a stricter one takes a small part of that"
             )
         return None
-    console.say(
-        f"about {choice.pairs:.2g} pairs of codes are expected, in about {seconds:,.0f} s of search"
-    )
-    if len(stores) == 1 and choice.pairs > _FAR * plan.max_pairs:
-        raise too_many(plan.max_pairs, expected=choice.pairs)
+    expected = "" if plan.across else f"about {choice.pairs:.2g} pairs of images are expected, "
+    console.say(f"{expected}in about {seconds:,.0f} s of search".removeprefix("in "))
+    # Copies within few shards weigh more in a sample of few shards, by this factor at most.
+    filled = sum(1 for receipt in stores[0][1].shards if receipt.rows)
+    least = choice.pairs / max(1.0, filled / SAMPLE_SHARDS)
+    if not plan.across and least > _FAR * plan.max_pairs:
+        raise too_many(plan.max_pairs, expected=least)
     return choice.join
 
 

@@ -9,6 +9,7 @@ nor on the way to the candidates.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from raypq.stages.retrieval.code_blocks import CodeBlock, read_block
 from raypq.stages.retrieval.pair_plan import BlockGroups, PairPlan, PairTask, too_many
 
 _CANDIDATES = 1 << 28  # of a task of the join, at 8 bytes each
+_ROUNDING = 1e-6  # of the cosine of equal codes
 _CHUNK = 1 << 20  # candidates that are scored at a time
 # Rows of each side that are compared at once: less than 1 GB even if all pairs are within the
 # threshold. There are never fewer stored rows than query rows.
@@ -37,12 +39,18 @@ class PairSearch:
         self.plan = plan
         self.symmetric = SymmetricTables(plan.model.C, plan.metric)
 
-    def read_sides(self, task: PairTask, groups: BlockGroups) -> tuple[CodeBlock, CodeBlock]:
-        """The codes of the groups of a task; of one group, twice the same."""
-        first = self._read(groups[task.first], self.plan.id_type)
+    def read_sides(
+        self, task: PairTask, groups: BlockGroups, *, ids: bool = True
+    ) -> tuple[CodeBlock, CodeBlock]:
+        """The codes of the groups of a task; of one group, twice the same.
+
+        Args:
+            ids: whether they are needed; if not, all are null.
+        """
+        first = self._read(groups[task.first], self.plan.id_type, ids)
         if task.second is None:
             return first, first
-        return first, self._read(groups[task.second], self.plan.other_type)
+        return first, self._read(groups[task.second], self.plan.other_type, ids)
 
     def near_pairs(
         self, task: PairTask, first: CodeBlock, second: CodeBlock, *, once: bool = False
@@ -53,6 +61,7 @@ class PairSearch:
             once: whether the first row of a code stands for others with it, as in a join.
         """
         same = task.second is None
+        once = once and self._equal_are_near
         if task.parts is not None:
             yield from self._joined(first, second, same=same, parts=task.parts, once=once)
         elif not once:
@@ -60,9 +69,19 @@ class PairSearch:
         else:
             yield from self._scanned_once(first, second, same=same)
 
-    def _read(self, shards: Sequence[Shard], id_type: pa.DataType) -> CodeBlock:
+    @property
+    def _equal_are_near(self) -> bool:
+        """Whether equal codes are always within the threshold, so that one stands for others."""
+        metric, threshold = self.plan.metric, self.plan.threshold
+        return metric == "l2" or (metric == "cosine" and threshold < 1 - _ROUNDING)
+
+    def _read(self, shards: Sequence[Shard], id_type: pa.DataType, ids: bool) -> CodeBlock:
         models = {self.plan.model.fingerprint: self.plan.model}
-        return CodeBlock.join([read_block(shard, models, id_type) for shard in shards])
+        blocks = []
+        for shard in shards:
+            block = read_block(shard, models, id_type)
+            blocks.append(block if ids else replace(block, ids=pa.nulls(len(block.B))))
+        return CodeBlock.join(blocks)
 
     def _joined(
         self, first: CodeBlock, second: CodeBlock, *, same: bool, parts: int, once: bool
@@ -71,9 +90,12 @@ class PairSearch:
         plan = self.plan
         assert plan.join is not None, "a task of the join"
         other = None if same else second.B
-        found = plan.join.find(parts, first.B, other, once=once, most_pairs=_CANDIDATES)
-        if found.total > _CANDIDATES:
-            raise too_many(_CANDIDATES, of="candidates of one task")
+        most = _CANDIDATES
+        if plan.metric == "l2":  # hardly any candidate is beyond the threshold
+            most = min(most, 2 * plan.max_pairs + _CHUNK)
+        found = plan.join.find(parts, first.B, other, once=once, most_pairs=most)
+        if found.total > most:
+            raise too_many(most, of="candidates in one task")
         for start in range(0, len(found.rows), _CHUNK):
             i, j = found.rows[start : start + _CHUNK].T
             near, score = self._scored(first.B[i], second.B[j])

@@ -118,15 +118,13 @@ DUPLICATES = Fields(
 DEDUPLICATE = Fields(
     always=(),
     apart=frozenset({"model", "codes", "version", "metric", "threshold", "prefer", "where"}),
-    # The lists are written with the groups, so that others need another run.
-    later=frozenset({"keep_list", "drop_list"}),
-    none=frozenset({"output"}),
+    none=frozenset({"output", "keep_list", "drop_list"}),  # lists are compared by themselves
 )
 
 NEIGHBORS = Fields(
     always=("top_k",),
     apart=frozenset({"model", "codes", "version", "metric", "where"}),
-    none=frozenset({"output", "on_bad_shard"}),
+    none=frozenset({"output"}),
 )
 
 

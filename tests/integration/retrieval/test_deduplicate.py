@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import pytest
 from raypq import api
 from raypq.config import ClusterSettings, DeduplicateJob, DuplicatesJob, EncodeJob, SearchJob
 from raypq.data import arrays
+from raypq.data.id_list import IdList
 from raypq.data.store import snapshot
-from raypq.errors import ConfigError, InputError
+from raypq.errors import ConfigError, InputError, JobError
 from raypq.kernels import join as code_join
 from raypq.kernels import native
 from raypq.kernels.join import CodeJoin, JoinChoice
@@ -29,7 +29,7 @@ MODEL = PQModel(settings=PQSettings(M=M, K=K), tensors={"C": C}, dx=DX)
 X = 2 * RNG.standard_normal((160, DX)).astype(np.float32)[RNG.integers(0, 160, N)]
 X += 0.1 * RNG.standard_normal((N, DX)).astype(np.float32)
 X[100:160] = X[100]  # many equal ones
-Ways = Callable[..., None]
+WAYS = [("l2", 1.5), ("cosine", 0.97), ("cosine", 1.0), ("dot", 18.0)]
 
 
 def where(workers: int = 1) -> ClusterSettings:
@@ -58,9 +58,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         if not native.available():
             pytest.skip("the join is a native kernel")
 
-        def joined(sample: Any, rows: int, C: Any, metric: Any, threshold: float) -> JoinChoice:
-            code_join.choose(sample, rows, C, metric, threshold)
-            join = CodeJoin.of(C, metric, threshold, parts=2)
+        def joined(sample: Any, rows: int, C: Any, *way: Any, **more: Any) -> JoinChoice:
+            code_join.choose(sample, rows, C, *way, **more)
+            join = CodeJoin.of(C, *way, parts=2)
             return JoinChoice(join=join, seconds=0.0, pairs=0.0)
 
         monkeypatch.setattr(pair_plan, "_FEW_ROWS", 0)
@@ -98,7 +98,7 @@ def expected(
 
 
 @pytest.mark.parametrize("kind", ["int64", "string"])
-@pytest.mark.parametrize(("metric", "threshold"), [("l2", 1.5), ("cosine", 0.97)])
+@pytest.mark.parametrize(("metric", "threshold"), WAYS)
 def test_groups(way: str, tmp_path: Path, kind: str, metric: str, threshold: float) -> None:
     numbers = RNG.permutation(N)
     ids = [int(i) for i in numbers] if kind == "int64" else [f"i{i}" for i in numbers]
@@ -115,7 +115,7 @@ def test_groups(way: str, tmp_path: Path, kind: str, metric: str, threshold: flo
         )  # fmt: skip
         rows = found.to_pylist()
         assert {row["id"]: (row["group_id"], row["size"], row["kept"]) for row in rows} == wanted
-        assert 100 < len(rows) < N
+        assert 10 < len(rows) < N
         order = [(row["group_id"], not row["kept"], row["id"]) for row in rows]
         assert order == sorted(order)
         kept = {row["group_id"]: row["id"] for row in rows if row["kept"]}
@@ -159,6 +159,45 @@ def test_lists_serve_a_search_and_are_written_again(tmp_path: Path) -> None:
     keep.unlink()
     run(codes, tmp_path / "groups", **settings)
     assert keep.read_text() == first
+
+
+def test_a_list_of_other_groups_is_written_again(tmp_path: Path) -> None:
+    codes, keep = store(tmp_path, 2, list(range(N))), tmp_path / "keep.txt"
+    for name, threshold in (("a", 0.5), ("b", 5.0)):
+        run(codes, tmp_path / name, threshold=threshold, keep_list=str(keep))
+    other = keep.read_text()
+    run(codes, tmp_path / "a", threshold=0.5, keep_list=str(keep))
+    assert len(keep.read_text().split()) > len(other.split())
+    run(codes, tmp_path / "a", threshold=0.5)  # without a list, the groups are as they were
+    assert len(snapshot.versions(str(tmp_path / "a"))) == 2
+
+
+def test_ids_that_repeat_are_not_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ids = [i % 300 for i in range(N)]
+    codes = store(tmp_path, 2, ids)
+    lists = {name: str(tmp_path / name) for name in ("keep_list", "drop_list")}
+    run(codes, tmp_path / "groups", threshold=1.5, **lists)
+    keep, drop = (set(Path(path).read_text().split()) for path in lists.values())
+    assert not keep & drop
+    assert keep | drop == set(map(str, ids))
+    assert "ids repeat" in caplog.text
+
+
+def test_text_ids_on_lists(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    odd = ["a,b", 'say "x"', "ünï", "a b", "#"]
+    ids = [*odd, *(f"i{i}" for i in range(N - len(odd)))]
+    codes, keep = store(tmp_path / "s", 2, ids), tmp_path / "keep.txt"
+    (tmp_path / "prefer.txt").write_text("a,b\nnowhere\n")
+    run(
+        codes, tmp_path / "groups", threshold=0.0, keep_list=str(keep),
+        prefer=str(tmp_path / "prefer.txt"),
+    )  # fmt: skip
+    assert set(odd[:1]) <= set(IdList.read(str(keep)).ids) <= set(ids)
+    assert "1 of 2 ids are not in" in caplog.text
+    for number, bad in enumerate(["", " a", "a\u2028b", "a\nb"]):
+        codes = store(tmp_path / str(number), 2, [bad, *ids[1:]])
+        with pytest.raises((InputError, JobError), match="without line breaks"):
+            run(codes, tmp_path / f"g{number}", threshold=0.0, keep_list=str(keep))
 
 
 def test_no_near_duplicates(tmp_path: Path) -> None:

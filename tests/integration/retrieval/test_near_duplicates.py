@@ -164,8 +164,8 @@ def test_two_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined: boo
         if not native.available():
             pytest.skip("the join is a native kernel")
 
-        def choose(sample: Any, rows: int, C: Any, metric: Any, threshold: float) -> JoinChoice:
-            join = CodeJoin.of(C, metric, threshold, parts=2)
+        def choose(sample: Any, rows: int, C: Any, *way: Any, **more: Any) -> JoinChoice:
+            join = CodeJoin.of(C, *way, parts=2)
             return JoinChoice(join=join, seconds=0.0, pairs=0.0)
 
         monkeypatch.setattr(pair_plan, "_FEW_ROWS", 0)
