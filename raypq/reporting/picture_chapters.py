@@ -83,6 +83,11 @@ _CHAPTERS: Sequence[tuple[str, _Make, PictureChapter]] = (
 )
 
 
+def _of_one(store: Store) -> bool:
+    """Whether results are of the images of one code store, which the pictures are of."""
+    return "against" not in store.latest.summary
+
+
 def make(findings: Findings, source: PictureSource) -> list[PictureChapter]:
     """Every chapter with pictures; those without a store have no galleries.
 
@@ -91,7 +96,8 @@ def make(findings: Findings, source: PictureSource) -> list[PictureChapter]:
             a store; a class table that cannot be read.
     """
     stores = {
-        kind: [store for store in findings.stores if store.kind == kind] for kind, *_ in _CHAPTERS
+        kind: [store for store in findings.stores if store.kind == kind and _of_one(store)]
+        for kind, *_ in _CHAPTERS
     }
     if not any(stores.values()):
         raise InputError(
