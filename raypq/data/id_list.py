@@ -110,7 +110,8 @@ def check_lines(parts: Iterable[pa.Array], location: str) -> None:
             raise InputError(
                 location,
                 expected="ids that a line of a list can hold: not empty, without line breaks and "
-                "without spaces at either end (or no list: leave --keep-list and --drop-list out)",
+                "without spaces at either end (or no list: leave --keep-list (keep_list) and "
+                "--drop-list (drop_list) out)",
                 found=repr(ids.filter(odd)[0].as_py()),
             )
 

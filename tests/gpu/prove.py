@@ -34,7 +34,7 @@ from raypq.kernels.device import REHEARSAL
 TESTS = Path(__file__).parents[1]
 FILES = (
     "gpu/test_device_kernels.py",
-    "gpu/test_filters.py",
+    "gpu/test_device_filters.py",
     "unit/methods/test_rows.py",
     "integration/training/test_device_training.py",
     "integration/encoding/test_device_encoding.py",

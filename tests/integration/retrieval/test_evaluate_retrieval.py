@@ -191,7 +191,7 @@ def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pq.write_table(rows, tmp_path / name / "part.parquet")
     monkeypatch.chdir(tmp_path)
     lines = block.strip().splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 7
     for line in lines:
         program, *arguments = line.split()
         done = CliRunner().invoke(main, [*arguments, "--cluster", "none", "--workers", "1"])
