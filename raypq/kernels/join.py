@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from raypq import kernels
 from raypq.config import Metric
 from raypq.kernels import native
-from raypq.kernels.tables import squared_norms
+from raypq.kernels.sdc import SymmetricTables
+from raypq.kernels.tables import norms_of_codes, squared_norms
 
 Codes = NDArray[np.uint8]
 
@@ -73,12 +74,8 @@ class CodeJoin:
         """The join by groups of about so many parts each, of codebooks C [M, K, d]."""
         M, K, d = C.shape
         groups = max(1, round(M / parts))
-        T = np.zeros((M, K, K))
-        for j in range(d):
-            x = C[:, :, j].astype(np.float64)
-            T += (x[:, :, None] - x[:, None, :]) ** 2
         return cls(
-            T=T.astype(np.float32),
+            T=SymmetricTables(C, "l2").entries.astype(np.float32),
             norms=squared_norms(C.reshape(-1, d)).reshape(M, K),
             metric=metric,
             threshold=threshold,
@@ -127,7 +124,8 @@ class CodeJoin:
         """The largest squared distance of pairs within the threshold, with some excess."""
         limit = float(np.float32(self.threshold))
         if self.metric != "l2":
-            (a, a_most), (b, b_most) = self._lengths(A), self._lengths(B)
+            own = self._lengths(A)
+            (a, a_most), (b, b_most) = own, own if B is A else self._lengths(B)
             c = limit - 1e-6
             if self.metric == "dot":
                 c = limit - 1e-6 * max(1.0, abs(limit), a_most * b_most)
@@ -140,19 +138,12 @@ class CodeJoin:
     def _lengths(self, B: Codes) -> tuple[float, float]:
         """The least and the greatest length of codes; of those without length, none is within a
         positive cosine of another."""
-        squared = np.zeros(len(B))
-        for m in range(B.shape[1]):
-            squared += self.norms[m, B[:, m]]
+        squared = norms_of_codes(B, self.norms)
         if self.metric == "cosine" and self.threshold > 0:
             squared = squared[squared > 0]
-        return (
-            (0.0, 0.0)
-            if not len(squared)
-            else (
-                math.sqrt(squared.min()),
-                math.sqrt(squared.max()),
-            )
-        )
+        if not len(squared):
+            return 0.0, 0.0
+        return math.sqrt(squared.min()), math.sqrt(squared.max())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -69,10 +69,15 @@ class Tables:
 
     def squared_norms(self, B: NDArray[np.uint8]) -> NDArray[np.float64]:
         """‖q_i‖² of codes [n, M], summed over m in order, float64 [n]."""
-        total = np.zeros(len(B))
-        for m in range(B.shape[1]):
-            total += self.norms[m, B[:, m]]
-        return total
+        return norms_of_codes(B, self.norms)
+
+
+def norms_of_codes(B: NDArray[np.uint8], norms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """‖q_i‖² of codes [n, M] by the ‖c‖² [M, K] of codewords, summed over m in order [n]."""
+    total = np.zeros(len(B))
+    for m in range(B.shape[1]):
+        total += norms[m, B[:, m]]
+    return total
 
 
 def squared_norms(X: NDArray[np.float32]) -> NDArray[np.float64]:

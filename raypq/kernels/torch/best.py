@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -206,15 +206,24 @@ def _search_by_pairs(
     # NaN (from overflow) bounds nothing, and stays a candidate.
     kth = lower.nan_to_num(nan=-torch.inf).topk(score.shape[1]).values[:, -1:]
     candidate = ~(upper < kth)
-    needed = candidate.sum(1).cpu()
-    # Rounded up to a power of two, so that many rows share a width.
-    widths = (2 ** needed.double().log2().ceil().long()).clamp_max(rough.shape[1])
     order = torch.where(candidate, upper.nan_to_num(nan=torch.inf), -torch.inf)
-    for shared in np.unique(widths.numpy()).tolist():
-        group = (widths == shared).nonzero()[:, 0].to(rough.device)
-        columns = order[group].topk(shared).indices
+    for group, columns in by_width(candidate, order):
         chosen = candidate[group[:, None], columns]
         _settle(search, rows[group], chosen, columns, score, index)
+
+
+def by_width(candidate: Tensor, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Groups of rows [g] with the columns [g, ·] of all their candidates, which are those of the
+    largest ``order``; both [n, m].
+
+    The number of columns is a power of two, or all, so that many rows share it.
+    """
+    needed = candidate.sum(1)
+    widths = (2 ** needed.double().log2().ceil().long()).clamp_max(candidate.shape[1]).cpu()
+    for width in np.unique(widths.numpy()).tolist():
+        for rows in torch.split((widths == width).nonzero()[:, 0], _RETRY_ROWS):
+            group = rows.to(order.device)
+            yield group, order[group].topk(width).indices
 
 
 def _settle(

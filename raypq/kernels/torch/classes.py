@@ -10,11 +10,9 @@ from torch import Tensor
 from raypq.kernels import memory
 from raypq.kernels.tables import Tables
 from raypq.kernels.torch import pairs
-from raypq.kernels.torch.best import TopK
+from raypq.kernels.torch.best import TopK, by_width
 from raypq.kernels.torch.bounds import FLOAT32, error_of, floor_of, product
 from raypq.kernels.torch.sides import CodeSide, ResidentTables, TableSide
-
-_SHARED_ROWS = 256  # rows of one width that are rescored at a time
 
 
 def topk_of_classes(
@@ -55,7 +53,7 @@ def topk_of_classes(
     return best, classes
 
 
-def best_of_class(score: Tensor, owner: Tensor, T: int) -> Tensor:
+def _best_of_class(score: Tensor, owner: Tensor, T: int) -> Tensor:
     """The largest score of each of T classes [n, T] from scores [n, m] whose classes are owner
     [m]."""
     best = score.new_full((len(score), T), -torch.inf)
@@ -70,25 +68,21 @@ def _best_of_block(codes: CodeSide, block: TableSide, owner: NDArray[np.int64], 
     local = torch.from_numpy(owner - first).to(device)
     a, b = codes.operand(FLOAT32), block.operand(FLOAT32)
     rough, error = product(a, b), error_of(a, b, codes.vectors.shape[1], FLOAT32)
-    top = best_of_class(rough, local, T)
+    top = _best_of_class(rough, local, T)
     # A row of W counts if it may be the best of its class, and the class among the k best.
     least = torch.maximum(top.topk(k).values[:, -1:], top[:, local])
     floor = floor_of(least, error[:, None], FLOAT32)
     # Negated, so that NaN (from overflow) stays a candidate.
     candidate = ~(rough < floor)
     rough = torch.where(candidate, rough.nan_to_num(nan=torch.inf), -torch.inf)
-    needed = candidate.sum(1)
-    widths = (2 ** needed.double().log2().ceil().long()).clamp_max(len(block))
     best = np.empty((len(codes), k), np.float32), np.empty((len(codes), k), np.int64)
-    for width in np.unique(widths.cpu().numpy()).tolist():
-        for rows in torch.split((widths == width).nonzero()[:, 0], _SHARED_ROWS):
-            columns = rough[rows].topk(width).indices
-            row, place = candidate[rows[:, None], columns].nonzero().unbind(1)
-            value = torch.full(columns.shape, -torch.inf, device=device)
-            value[row, place] = pairs.scores(codes, block, rows[row], columns[row, place])
-            out = rows.cpu().numpy()
-            of_class = owner[columns.cpu().numpy()]
-            best[0][out], best[1][out] = _first_classes(value.cpu().numpy(), of_class, k)
+    for rows, columns in by_width(candidate, rough):
+        row, place = candidate[rows[:, None], columns].nonzero().unbind(1)
+        value = torch.full(columns.shape, -torch.inf, device=device)
+        value[row, place] = pairs.scores(codes, block, rows[row], columns[row, place])
+        out = rows.cpu().numpy()
+        of_class = owner[columns.cpu().numpy()]
+        best[0][out], best[1][out] = _first_classes(value.cpu().numpy(), of_class, k)
     return best
 
 

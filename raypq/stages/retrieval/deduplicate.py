@@ -66,7 +66,7 @@ def deduplicate(job: DeduplicateJob, executor: Executor) -> Snapshot:
             "rows": version.rows,
             "metric": plan.metric,
             "threshold": job.threshold,
-            **_said(job, numbers, sum(receipt.rows for receipt in receipts), version.rows),
+            **_said(job, prefer, numbers, sum(receipt.rows for receipt in receipts), version.rows),
             "run": record.summary(),
         }
 
@@ -90,15 +90,19 @@ def _as_written(run: StoreRun, name: str, uri: str) -> bool:
 
 
 def _said(
-    job: DeduplicateJob, numbers: Sequence[Grouped], members: int, rows: int
+    job: DeduplicateJob,
+    prefer: IdList | None,
+    numbers: Sequence[Grouped],
+    members: int,
+    rows: int,
 ) -> dict[str, Any]:
     """Says what was found; the numbers of a version's summary."""
     if not numbers:  # of an interrupted run, whose file was kept
         return {"members": members}
     (found,) = numbers
-    if len(found.unknown):
-        asked = len(IdList.read(job.prefer).ids) if job.prefer else 0
-        console.warn(unknown_ids_message(job.prefer or "", found.unknown, asked, job.codes))
+    if prefer is not None and len(found.unknown):
+        total = len(prefer.ids)
+        console.warn(unknown_ids_message(prefer.uri, found.unknown, total, job.codes))
     if len(found.repeated):
         console.warn(
             f"{job.drop_list}: {len(found.repeated):,} ids of dropped images are left out, since "

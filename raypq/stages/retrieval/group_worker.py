@@ -168,12 +168,7 @@ class GroupWorker(PairSearch):
 
     def _write(self, task: GroupTask, members: _Members, order: _Order) -> shard_writer.Receipt:
         plan = self.plan
-        metadata = {
-            "raypq.model": plan.model.fingerprint,
-            "raypq.metric": plan.metric,
-            "raypq.threshold": repr(plan.threshold),
-        }
-        schema = duplicate_groups.schema(plan.id_type, metadata)
+        schema = duplicate_groups.schema(plan.id_type, plan.metadata)
 
         def batches() -> Iterator[pa.RecordBatch]:
             for start in range(0, len(order.rows), shard_writer.ROW_GROUP):

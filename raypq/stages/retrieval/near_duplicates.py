@@ -86,12 +86,7 @@ class PairWorker(PairSearch):
         """Writes the result file."""
         plan = self.plan
         parts = [intermediate.read(plan.store, path) for path in task.paths]
-        metadata = {
-            "raypq.model": plan.model.fingerprint,
-            "raypq.metric": plan.metric,
-            "raypq.threshold": repr(plan.threshold),
-        }
-        schema = pairs.schema(plan.id_type, plan.other_type, metadata)
+        schema = pairs.schema(plan.id_type, plan.other_type, plan.metadata)
         ordered = pairs.ordered(parts, schema).cast(schema)
         return shard_writer.write_shard(
             plan.store,

@@ -55,6 +55,15 @@ class PairPlan:
     join: CodeJoin | None = None
     across: bool = False
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Metadata of result files."""
+        return {
+            "raypq.model": self.model.fingerprint,
+            "raypq.metric": self.metric,
+            "raypq.threshold": repr(self.threshold),
+        }
+
 
 StoreVersion = tuple[str, Snapshot]  # a code store, and one of its versions
 BlockGroups = Sequence[tuple[Shard, ...]]  # of shards; a task compares two of them

@@ -171,9 +171,8 @@ def test_two_workers_reach_what_one_does(cifar, bits, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_gpq_figures(cifar):
-    """0.8585 at the lower of 32 and 48 bits; the codes of the paper reach 0.845."""
     found = table(cifar, "gpq-bits", seeds=3)
-    assert min(best(figures, "database") for figures in found.values()) >= 0.855
+    assert min(best(figures, "database") for figures in found.values()) >= 0.86
 
 
 @pytest.mark.slow
