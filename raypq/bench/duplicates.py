@@ -109,8 +109,8 @@ def _joined(C: NDArray[np.float32], B: Codes) -> NDArray[np.uint32]:
     sample = B[rng.permutation(len(B))[:_SAMPLE]]
     join = choose(sample, len(B), C, "l2", _THRESHOLD).join
     join = join or CodeJoin.of(C, "l2", _THRESHOLD, parts=4)
-    found = [_near(C, B, join.find(group, B).rows) for group in range(join.groups)]
-    return np.concatenate(found)
+    found = [_near(C, B, rows) for group in range(join.groups) for rows in join.pairs(group, B)]
+    return np.concatenate([np.empty((0, 2), np.uint32), *found])
 
 
 def _scanned(C: NDArray[np.float32], B: Codes) -> NDArray[np.uint32]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raypq.config.job import ClusterSettings, Columns, Job, OnBadShard, Overwrite, Version
 from raypq.config.option import Option
@@ -20,7 +20,9 @@ from raypq.config.places import (
     Uri,
     Writes,
 )
-from raypq.config.settings import Distance, Metric, Positive
+from raypq.config.settings import Distance, Metric, Positive, UserSettings
+
+_KEEP = r"^(first|(largest|smallest|list):.+)$"
 
 CodeStore = Annotated[Store, Field(description="code store")]
 CodeVersion = Annotated[
@@ -98,6 +100,22 @@ class RetrievalJob(Job):
     where: ClusterSettings = ClusterSettings()
 
 
+Threshold = Annotated[
+    float,
+    Field(
+        description="largest squared distance (l2) or smallest score (cosine, dot) of "
+        "near-duplicates"
+    ),
+]
+Rerank = Annotated[
+    bool,
+    Field(
+        description="keep only pairs whose original vectors (--features) are within the threshold, "
+        "too"
+    ),
+]
+
+
 class DuplicatesJob(Job):
     """``raypq duplicates``."""
 
@@ -106,41 +124,49 @@ class DuplicatesJob(Job):
     codes: CodeStore
     version: CodeVersion = None
     model: CodeModel = None
-    threshold: float = Field(
-        description="largest squared distance (l2) or smallest score (cosine, dot) of a pair"
-    )
+    threshold: Threshold
     metric: ModelMetric = None
     against: Store | None = Field(
         None,
         description="code store of the same model, of which each pair has one image (id_b); "
         "default: pairs within --codes",
     )
-    max_pairs: Positive = Field(
-        20_000_000,
-        description="largest number of pairs; they are sorted in one worker's memory",
+    rerank: Rerank = False
+    features: Paths | None = Field(
+        None, description="original vectors for --rerank; may be repeated"
+    )
+    max_pairs: Positive | None = Field(
+        None, description="largest number of pairs; default: a twentieth of all, or 20 million"
     )
     output: NewStore = Field(description="store of pairs to write a version of")
     on_bad_shard: OnBadShard = "fail"
+    columns: Columns = Columns()
     where: ClusterSettings = ClusterSettings()
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_originals(self.rerank, self.features, "rerank")
+        if self.rerank and self.against is not None:
+            raise ValueError("rerank: pairs of two stores are not judged by their original vectors")
+        return self
 
-class DeduplicateJob(Job):
-    """``raypq deduplicate``."""
 
-    verb: ClassVar[str] = "raypq deduplicate"
+class DeduplicationTarget(UserSettings):
+    """What near-duplicates are, which of them are kept, and what is written: a section
+    ``deduplicate`` of a nightly job, and part of a ``DeduplicateJob``."""
 
-    codes: CodeStore
-    version: CodeVersion = None
-    model: CodeModel = None
-    threshold: float = Field(
-        description="largest squared distance (l2) or smallest score (cosine, dot) of two images "
-        "that are connected"
-    )
+    threshold: Threshold
     metric: ModelMetric = None
-    prefer: InputFile | None = Field(
-        None,
-        description="file of ids, one a line, of which one is kept where a group has any; default: "
-        "the smallest id of each group is kept",
+    linkage: Literal["single", "complete"] = Field(
+        "single",
+        description="images of a group are connected by pairs within the threshold, or every two "
+        "of them are within it",
+    )
+    rerank: Rerank = False
+    keep: Annotated[str, Field(pattern=_KEEP)] = Field(
+        "first",
+        description="image of a group that is kept: first (the smallest id), largest:COLUMN or "
+        "smallest:COLUMN (of --features), or list:FILE (an id of the file, one a line)",
     )
     output: NewStore = Field(description="store of groups to write a version of")
     keep_list: NewFile | None = Field(
@@ -149,7 +175,55 @@ class DeduplicateJob(Job):
     drop_list: NewFile | None = Field(
         None, description="text file to write: the ids of the other images, one a line"
     )
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether the source of the codes is read, too."""
+        return self.rerank or self.keep_column is not None
+
+    @property
+    def keep_column(self) -> str | None:
+        """The column by which an image is kept."""
+        way, _, name = self.keep.partition(":")
+        return name if way in ("largest", "smallest") else None
+
+    @property
+    def keep_file(self) -> str | None:
+        """The file of ids that are kept."""
+        return self.keep.removeprefix("list:") if self.keep.startswith("list:") else None
+
+
+class DeduplicateJob(Job, DeduplicationTarget):
+    """``raypq deduplicate``."""
+
+    verb: ClassVar[str] = "raypq deduplicate"
+
+    codes: CodeStore
+    version: CodeVersion = None
+    model: CodeModel = None
+    features: Paths | None = Field(
+        None,
+        description="source of the codes, for --rerank and --keep largest:COLUMN; may be repeated",
+    )
+    columns: Columns = Columns()
     where: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_originals(self.reads_features, self.features, "rerank, or keep with a column")
+        return self
+
+
+def check_originals(needed: bool, features: object, by: str) -> None:
+    """Refuses features that nothing reads, and the lack of features that something does.
+
+    Raises:
+        ValueError: one without the other.
+    """
+    if needed and features is None:
+        raise ValueError(f"features: the vectors that were encoded are needed ({by})")
+    if features is not None and not needed:
+        raise ValueError(f"features: given, but nothing reads them; they are for {by}")
 
 
 class NeighborsJob(Job):

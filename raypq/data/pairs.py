@@ -1,10 +1,10 @@
 """Pairs of stored images: ``id_a``, ``id_b`` and ``score``, ordered by ids.
 
-Within a store, ``id_a`` ≤ ``id_b``; of two stores, ``id_a`` is of the first."""
+Within a store, ``id_a`` ≤ ``id_b``; of two stores, ``id_a`` is of the first. Where there are
+several files, all pairs of an ``id_a`` are in one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -35,7 +35,6 @@ def table(a: pa.Array, b: pa.Array, score: pa.Array, *, within: bool) -> pa.Tabl
     return pa.Table.from_arrays(columns, schema=schema(a.type, b.type))
 
 
-def ordered(parts: Sequence[pa.Table], kinds: pa.Schema) -> pa.Table:
-    """All pairs of several tables, in order; independent of how they are divided into tables."""
-    empty = schema(kinds.field("id_a").type, kinds.field("id_b").type).empty_table()
-    return pa.concat_tables([empty, *parts]).sort_by(_ORDER)
+def ordered(found: pa.Table) -> pa.Table:
+    """Pairs in order; independent of how they are divided into parts."""
+    return found.sort_by(_ORDER)

@@ -32,7 +32,7 @@ def spread(
     C: NDArray[np.float32],
     /,
 ) -> None: ...
-def join(
+def count_pairs(
     A: NDArray[np.uint8],
     B: NDArray[np.uint8] | None,
     T: NDArray[np.float32],
@@ -41,11 +41,32 @@ def join(
     limit: float,
     group: int,
     once: bool,
-    most_work: int,
-    most_pairs: int,
+    most_steps: int,
     threads: int,
     /,
-) -> tuple[NDArray[np.uint32], int, int, int, bool]: ...
+) -> tuple[int, int, int, bool]: ...
+def forest(
+    n: int, edges: NDArray[np.uint32], weight: NDArray[np.float32], /
+) -> NDArray[np.uint32]: ...
+def reach(
+    n: int, edges: NDArray[np.uint32], roots: NDArray[np.uint32], /
+) -> NDArray[np.uint32]: ...
+
+class Pairs:
+    def __init__(
+        self,
+        A: NDArray[np.uint8],
+        B: NDArray[np.uint8] | None,
+        T: NDArray[np.float32],
+        first: NDArray[np.int64],
+        group_limit: NDArray[np.float32],
+        limit: float,
+        group: int,
+        once: bool,
+        threads: int,
+        /,
+    ) -> None: ...
+    def next(self) -> NDArray[np.uint32]: ...
 
 class Tables:
     def __init__(

@@ -13,6 +13,7 @@ found is a superset: float32 sums are allowed a small excess, and lengths differ
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -32,21 +33,19 @@ _PARTS = (2, 3, 4, 6, 8)  # of a group, that are tried on a sample
 _TRIED_STEPS = 100_000_000  # of the trials of one join
 _ALL = 1 << 62
 # Seconds of one core (AMD EPYC, 2026-11-29): a visit of two prefixes, a comparison of two codes,
-# and one in the scan of all pairs.
-_VISIT, _CHECK, _SCAN = 7.0e-8, 1.3e-8, 1.7e-10
+# one in the scan of all pairs, and the sorting of a code.
+_VISIT, _CHECK, _SCAN, _SORT = 7.0e-8, 1.3e-8, 1.7e-10, 2.5e-7
 
 
 @dataclass(frozen=True, kw_only=True)
-class JoinFound:
-    """What a join found.
+class JoinWork:
+    """What a join finds, and its work.
 
     Attributes:
-        rows: pairs of rows [p, 2], uint32, in no order; none where there are more than allowed.
         total: number of pairs. visited, checked: pairs of prefixes and of codes that were compared.
         complete: whether it did all of its work.
     """
 
-    rows: NDArray[np.uint32]
     total: int
     visited: int
     checked: int
@@ -72,14 +71,23 @@ class CodeJoin:
     @classmethod
     def of(cls, C: NDArray[np.float32], metric: Metric, threshold: float, *, parts: int) -> Self:
         """The join by groups of about so many parts each, of codebooks C [M, K, d]."""
-        M, K, d = C.shape
+        M = len(C)
         groups = max(1, round(M / parts))
+        first = tuple(M * g // groups for g in range(groups + 1))
+        return cls.by(C, metric, threshold, first=first)
+
+    @classmethod
+    def by(
+        cls, C: NDArray[np.float32], metric: Metric, threshold: float, *, first: tuple[int, ...]
+    ) -> Self:
+        """The join by groups that start with these parts, and M."""
+        M, K, d = C.shape
         return cls(
             T=SymmetricTables(C, "l2").entries.astype(np.float32),
             norms=squared_norms(C.reshape(-1, d)).reshape(M, K),
             metric=metric,
             threshold=threshold,
-            first=tuple(M * g // groups for g in range(groups + 1)),
+            first=first,
         )
 
     @property
@@ -87,38 +95,50 @@ class CodeJoin:
         """Number of groups, each of which has a join of its own."""
         return len(self.first) - 1
 
-    def find(
-        self,
-        group: int,
-        A: Codes,
-        B: Codes | None = None,
-        *,
-        once: bool = False,
-        most_pairs: int = _ALL,
-        most_steps: int = _ALL,
-    ) -> JoinFound:
+    def pays(self, n: int, m: int) -> bool:
+        """Whether n rows are joined with m faster than scanned: all of them are sorted first."""
+        return self.groups * (n + m) * _SORT < _seconds_of_scan(n * m, len(self.T))
+
+    def pairs(
+        self, group: int, A: Codes, B: Codes | None = None, *, once: bool = False
+    ) -> Iterator[NDArray[np.uint32]]:
         """Pairs a < b of rows of A [n, M], or, given B [m, M], of a row of A and one of B, whose
-        first near group is this one. All groups together find every pair within the threshold,
-        once, and perhaps some beyond it.
+        first near group is this one: parts [p, 2], in no order. All groups together find every pair
+        within the threshold, once, and perhaps some beyond it.
 
         Args:
-            most_pairs: more are not returned; 0: they are only counted.
             once: of rows with equal codes, the first one stands for all, in pairs with other codes;
                 and it has a pair with each of the others.
         """
-        limit = self._limit(A, A if B is None else B)
+        first, shares, limit = self._limits(A, A if B is None else B)
+        return native.pairs(
+            A, B, self.T, first, shares, limit, group, once=once, threads=kernels.threads()
+        )
+
+    def count(
+        self, group: int, A: Codes, *, once: bool = False, most_steps: int = _ALL
+    ) -> JoinWork:
+        """The number of pairs that ``pairs`` gives, within A [n, M].
+
+        Args:
+            most_steps: comparisons after which it gives up.
+        """
+        first, shares, limit = self._limits(A, A)
+        total, visited, checked, complete = native.count_pairs(
+            A, self.T, first, shares, limit, group,
+            once=once, most_steps=most_steps, threads=kernels.threads(),
+        )  # fmt: skip
+        return JoinWork(total=total, visited=visited, checked=checked, complete=complete)
+
+    def _limits(self, A: Codes, B: Codes) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
+        """The first part of each group and M, the limit of each group, and that of all parts."""
+        limit = self._limit(A, B)
         first = np.array(self.first, np.int64)
         # Half by the number of parts, half by how far their codewords are apart.
         apart = np.add.reduceat(self.T.mean(axis=(1, 2), dtype=np.float64), first[:-1])
         even = np.diff(first) / first[-1]
         share = (even + apart / apart.sum()) / 2 if apart.sum() > 0 else even
-        rows, total, visited, checked, complete = native.join(
-            A, B, self.T, first, (limit * share).astype(np.float32), limit, group,
-            once=once, most_steps=most_steps, most_pairs=most_pairs, threads=kernels.threads(),
-        )  # fmt: skip
-        return JoinFound(
-            rows=rows, total=total, visited=visited, checked=checked, complete=complete
-        )
+        return first, (limit * share).astype(np.float32), limit
 
     def _limit(self, A: Codes, B: Codes) -> float:
         """The largest squared distance of pairs within the threshold, with some excess."""
@@ -168,23 +188,30 @@ def choose(
     threshold: float,
     *,
     compared: float | None = None,
+    once: bool = False,
 ) -> JoinChoice:
     """Tries groups of several sizes on a random sample [n, M] of a store of so many rows.
 
     Args:
         compared: pairs that a scan compares; default: all of the store.
+        once: as in ``CodeJoin.pairs``.
     """
     scale = rows / max(1, len(sample))
     compared = rows**2 / 2 if compared is None else compared
-    best = JoinChoice(join=None, seconds=compared * _SCAN * C.shape[0] / 16, pairs=math.nan)
+    best = JoinChoice(join=None, seconds=_seconds_of_scan(compared, len(C)), pairs=math.nan)
     if not native.available() or not _fits(C):
         return best
     for parts in sorted({min(parts, C.shape[0]) for parts in _PARTS}):
         join = CodeJoin.of(C, metric, threshold, parts=parts)
-        choice = _tried(join, sample, scale)
+        choice = _tried(join, sample, scale, once)
         if choice is not None and choice.seconds < best.seconds:
             best = choice
     return best
+
+
+def _seconds_of_scan(compared: float, M: int) -> float:
+    """Seconds of one core that compares so many pairs of codes of M parts."""
+    return compared * _SCAN * M / 16
 
 
 def _fits(C: NDArray[np.float32]) -> bool:
@@ -193,14 +220,14 @@ def _fits(C: NDArray[np.float32]) -> bool:
     return 4 * C.shape[0] * C.shape[2] * largest**2 < 1e38
 
 
-def _tried(join: CodeJoin, sample: Codes, scale: float) -> JoinChoice | None:
+def _tried(join: CodeJoin, sample: Codes, scale: float, once: bool) -> JoinChoice | None:
     """The estimated time of a join, by half of the sample and all of it; None where that is not
     done in time."""
     left, seconds, pairs = _TRIED_STEPS, 0.0, 0.0
     for group in range(join.groups):
         trials = []
         for rows in (sample[: len(sample) // 2], sample):
-            found = join.find(group, rows, most_pairs=0, most_steps=left)
+            found = join.count(group, rows, once=once, most_steps=left)
             if not found.complete:
                 return None
             left -= found.visited + found.checked

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -150,7 +150,27 @@ def range_search(
     return prepared.within(np.ascontiguousarray(B), limit, upper_triangle, threads)
 
 
-def join(
+def count_pairs(
+    A: NDArray[np.uint8],
+    T: NDArray[np.float32],
+    first: NDArray[np.int64],
+    group_limit: NDArray[np.float32],
+    limit: float,
+    group: int,
+    *,
+    once: bool,
+    most_steps: int,
+    threads: int,
+) -> tuple[int, int, int, bool]:
+    """The number of pairs of rows of codes A [n, M] that ``pairs`` gives, prefixes and codes
+    compared, and whether all of the work was done."""
+    return _native.count_pairs(
+        np.ascontiguousarray(A), None, np.ascontiguousarray(T), first, group_limit, limit, group,
+        once, most_steps, threads,
+    )  # fmt: skip
+
+
+def pairs(
     A: NDArray[np.uint8],
     B: NDArray[np.uint8] | None,
     T: NDArray[np.float32],
@@ -160,17 +180,29 @@ def join(
     group: int,
     *,
     once: bool,
-    most_steps: int,
-    most_pairs: int,
     threads: int,
-) -> tuple[NDArray[np.uint32], int, int, int, bool]:
-    """Pairs of rows of codes A [n, M], or of A and B [m, M], as ``raypq.kernels.join`` says: rows
-    [p, 2], their number, prefixes and codes compared, and whether all of the work was done."""
+) -> Iterator[NDArray[np.uint32]]:
+    """Pairs of rows of codes A [n, M], or of A and B [m, M], as ``raypq.kernels.join`` says, in
+    parts [p, 2]. Threads find them ahead, and wait while many are not taken yet."""
     other = None if B is None else np.ascontiguousarray(B)
-    return _native.join(
+    stream = _native.Pairs(
         np.ascontiguousarray(A), other, np.ascontiguousarray(T), first, group_limit, limit, group,
-        once, most_steps, most_pairs, threads,
+        once, threads,
     )  # fmt: skip
+    while len(rows := stream.next()):
+        yield rows
+
+
+def spanning_forest(
+    n: int, edges: NDArray[np.uint32], weight: NDArray[np.float32]
+) -> NDArray[np.uint32]:
+    """Equal to ``reference.spanning_forest``."""
+    return _native.forest(n, np.ascontiguousarray(edges), np.ascontiguousarray(weight))
+
+
+def edges_from(n: int, edges: NDArray[np.uint32], roots: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Equal to ``reference.edges_from``."""
+    return _native.reach(n, np.ascontiguousarray(edges), np.ascontiguousarray(roots))
 
 
 def prepare(

@@ -166,3 +166,51 @@ def kmeans_pp_init(
             row = min(int(np.searchsorted(mass, draws[m, k - 1] * mass[-1])), len(U) - 1)
             C[m, k] = original[:, row]
     return C
+
+
+def spanning_forest(
+    n: int, edges: NDArray[np.uint32], weight: NDArray[np.float32]
+) -> NDArray[np.uint32]:
+    """The edges of the minimum spanning forest of a graph of n nodes, by Kruskal's algorithm.
+
+    Args:
+        edges: pairs of nodes [e, 2]. weight: of each [e].
+
+    Returns:
+        Numbers of the edges, by ascending weight; of equal weights, by their nodes.
+    """
+    parent = list(range(n))
+
+    def find(x: int) -> int:
+        while parent[x] != x:
+            parent[x] = parent[parent[x]]
+            x = parent[x]
+        return x
+
+    kept = []
+    for edge in np.lexsort((edges[:, 1], edges[:, 0], weight)):
+        a, b = sorted(find(int(node)) for node in edges[edge])
+        if a != b:
+            parent[b] = a
+            kept.append(edge)
+    return np.array(kept, np.uint32)
+
+
+def edges_from(n: int, edges: NDArray[np.uint32], roots: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """The edge by which each of n nodes is reached from ``roots``, breadth first, in a forest of
+    ``edges`` [e, 2]; e for the roots, and for nodes that are not reached."""
+    of_node: list[list[int]] = [[] for _ in range(n)]
+    for edge, nodes in enumerate(edges):
+        for node in nodes:
+            of_node[int(node)].append(edge)
+    found = np.full(n, len(edges), np.uint32)
+    ahead = list(dict.fromkeys(int(root) for root in roots))
+    reached = set(ahead)
+    for node in ahead:
+        for edge in of_node[node]:
+            other = int(edges[edge].sum()) - node
+            if other not in reached:
+                reached.add(other)
+                found[other] = edge
+                ahead.append(other)
+    return found

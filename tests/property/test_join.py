@@ -53,9 +53,13 @@ def threshold_of(score: np.ndarray[Any, Any], metric: Metric, rank: float) -> fl
 
 
 def found_by(join: CodeJoin, *sides: Any, **more: Any) -> list[tuple[int, int]]:
-    parts = [join.find(group, *sides, **more) for group in range(join.groups)]
-    assert all(part.complete and part.total == len(part.rows) for part in parts)
-    return [(int(a), int(b)) for part in parts for a, b in part.rows]
+    parts = [rows for group in range(join.groups) for rows in join.pairs(group, *sides, **more)]
+    found = [(int(a), int(b)) for part in parts for a, b in part]
+    if len(sides) == 1:
+        counts = [join.count(group, *sides, **more) for group in range(join.groups)]
+        assert all(count.complete for count in counts)
+        assert sum(count.total for count in counts) == len(found)
+    return found
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
@@ -110,24 +114,32 @@ def test_limits() -> None:
     C = rng.standard_normal((8, 256, 2)).astype(np.float32)
     B = rng.integers(0, 256, (3000, 8), dtype=np.uint8)
     join = CodeJoin.of(C, "l2", 1e9, parts=8)
-    found = join.find(0, B, most_pairs=1000)
-    assert found.total > 1000
-    assert not len(found.rows)
-    assert not join.find(0, B, most_pairs=0, most_steps=1000).complete
+    assert not join.count(0, B, most_steps=1000).complete
     near = np.repeat(B[:1], 3000, 0)
     near[:, 4:] = B[:, 4:]
     for codes in (B, near):  # many prefixes, or one alone
-        stopped = join.find(0, codes, most_pairs=0, most_steps=100_000)
+        stopped = join.count(0, codes, most_steps=100_000)
         assert not stopped.complete
         assert stopped.checked + stopped.visited < 1_000_000
-    counted = join.find(0, B, most_pairs=0)
-    assert counted.total == 3000 * 2999 // 2
-    assert not len(counted.rows)
+    assert join.count(0, B).total == 3000 * 2999 // 2
     empty = B[:0]
-    assert not join.find(0, empty).total
-    assert not join.find(0, B, empty).total
+    assert not list(join.pairs(0, empty))
+    assert not list(join.pairs(0, B, empty))
     with pytest.raises(ValueError, match="not below K"):
-        CodeJoin.of(C[:, :4], "l2", 1.0, parts=2).find(0, B)
+        list(CodeJoin.of(C[:, :4], "l2", 1.0, parts=2).pairs(0, B))
+
+
+def test_pairs_are_found_only_as_they_are_taken() -> None:
+    """Of 5e11 pairs, a few parts; the threads then end with the iterator."""
+    rng = np.random.default_rng(0)
+    C = rng.standard_normal((4, 256, 2)).astype(np.float32)
+    B = np.repeat(rng.integers(0, 256, (10, 4), dtype=np.uint8), 100_000, 0)
+    for once in (False, True):
+        parts = CodeJoin.of(C, "l2", 1e9, parts=4).pairs(0, B, once=once)
+        first, second = next(parts), next(parts)
+        assert 0 < len(first) <= 1 << 17
+        assert not {*map(tuple, first[:100].tolist())} & {*map(tuple, second[:100].tolist())}
+        parts.close()
 
 
 def test_vectors_beyond_float32_are_scanned() -> None:

@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "codebook.hpp"
+#include "forest.hpp"
 #include "join.hpp"
 #include "scan.hpp"
 
@@ -177,46 +178,114 @@ void seed_codebooks(In<float, 2> U, In<int64_t, 1> first, In<double, 2> draws, s
   kmeans_pp_init(shape, U.data(), n, first.data(), draws.data(), clamp_threads(threads), C.data());
 }
 
-// Pairs of rows [p, 2], the work that was done, and whether it was all of it.
-nb::tuple join_codes(In<uint8_t, 2> A, nb::object other, In<float, 3> T, In<int64_t, 1> first,
-                     In<float, 1> group_limit, float limit, size_t group, bool once,
-                     uint64_t most_work, uint64_t most_pairs, size_t threads) {
+JoinPlan join_plan(In<float, 3> T, In<int64_t, 1> first, In<float, 1> group_limit, float limit,
+                   size_t group) {
   const size_t M = T.shape(0), K = T.shape(1), groups = group_limit.shape(0);
   require(M && K && K <= 256 && T.shape(2) == K && M <= kMostParts, "T must be [M, K, K], K <= 256");
   require(first.shape(0) == groups + 1 && group < groups, "first must be [groups + 1]");
-  JoinPlan plan{M, K, T.data(), {}, {}, limit, group, most_work, most_pairs};
+  JoinPlan plan{M, K, {}, {}, {}, limit, group};
   for (size_t g = 0; g <= groups; ++g) {
     const int64_t at = first.data()[g];
     require(g ? at > first.data()[g - 1] : at == 0, "first must ascend from 0");
     plan.first.push_back(size_t(at));
   }
   require(plan.first.back() == M, "first must end with M");
+  plan.T.assign(T.data(), T.data() + M * K * K);
   plan.group_limit.assign(group_limit.data(), group_limit.data() + groups);
-  const Shape shape{M, K, 1};
+  return plan;
+}
+
+JoinSides join_sides(const JoinPlan& plan, In<uint8_t, 2> A, nb::object other, bool once) {
+  const Shape shape{plan.M, plan.K, 1};
   check_codes(A, shape);
   require(A.shape(0) < kMostRows, "N is too large");
-  const uint8_t* B = nullptr;
-  size_t m = 0;
-  In<uint8_t, 2> second;
+  JoinSides sides{A.data(), A.shape(0), nullptr, 0, once};
   if (!other.is_none()) {
-    second = nb::cast<In<uint8_t, 2>>(other);
-    check_codes(second, shape);
-    require(second.shape(0) < kMostRows, "N is too large");
-    B = second.data();
-    m = second.shape(0);
+    const auto B = nb::cast<In<uint8_t, 2>>(other);
+    check_codes(B, shape);
+    require(B.shape(0) < kMostRows, "N is too large");
+    sides.B = B.data();
+    sides.m = B.shape(0);
   }
-  auto result = std::make_unique<JoinResult>();
+  return sides;
+}
+
+// The number of pairs, those of prefixes and of codes that were compared, and whether it is all.
+nb::tuple count_join(In<uint8_t, 2> A, nb::object other, In<float, 3> T, In<int64_t, 1> first,
+                     In<float, 1> group_limit, float limit, size_t group, bool once,
+                     uint64_t most_steps, size_t threads) {
+  const JoinPlan plan = join_plan(T, first, group_limit, limit, group);
+  const JoinSides sides = join_sides(plan, A, other, once);
+  JoinWork work;
   {
     nb::gil_scoped_release release;
-    *result = join(plan, A.data(), A.shape(0), B, m, once, clamp_threads(threads));
+    work = count_pairs(plan, sides, most_steps, clamp_threads(threads));
   }
-  JoinResult* owned = result.release();
-  nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<JoinResult*>(p); });
+  return nb::make_tuple(work.total, work.visited, work.checked, work.complete);
+}
+
+void start_pairs(PairStream* self, In<uint8_t, 2> A, nb::object other, In<float, 3> T,
+                 In<int64_t, 1> first, In<float, 1> group_limit, float limit, size_t group,
+                 bool once, size_t threads) {
+  JoinPlan plan = join_plan(T, first, group_limit, limit, group);
+  const JoinSides sides = join_sides(plan, A, other, once);
+  nb::gil_scoped_release release;
+  new (self) PairStream(std::move(plan), sides, clamp_threads(threads));
+}
+
+// Pairs of rows [p, 2]; none at the end.
+nb::object next_pairs(PairStream& stream) {
+  auto pairs = std::make_unique<std::vector<RowPair>>();
+  {
+    nb::gil_scoped_release release;
+    *pairs = stream.next();
+  }
+  auto* owned = pairs.release();
+  nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<std::vector<RowPair>*>(p); });
   using Rows = nb::ndarray<nb::numpy, uint32_t, nb::ndim<2>>;
   static_assert(sizeof(RowPair) == 2 * sizeof(uint32_t));
-  auto* rows = reinterpret_cast<uint32_t*>(owned->pairs.data());
-  return nb::make_tuple(Rows(rows, {owned->pairs.size(), 2}, owner), owned->total, owned->visited,
-                        owned->checked, owned->complete);
+  return nb::cast(Rows(reinterpret_cast<uint32_t*>(owned->data()), {owned->size(), 2}, owner));
+}
+
+// A vector as an array that owns it.
+nb::object owned_array(std::vector<uint32_t> values) {
+  auto* owned = new std::vector<uint32_t>(std::move(values));
+  nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<std::vector<uint32_t>*>(p); });
+  using Numbers = nb::ndarray<nb::numpy, uint32_t, nb::ndim<1>>;
+  return nb::cast(Numbers(owned->data(), {owned->size()}, owner));
+}
+
+const Edge* checked_edges(const In<uint32_t, 2>& edges, size_t n) {
+  require(edges.shape(1) == 2 && edges.shape(0) < kMostRows, "edges must be [e, 2]");
+  require(n < kMostRows, "too many nodes");
+  const uint32_t* nodes = edges.data();
+  for (size_t i = 0; i < 2 * edges.shape(0); ++i) require(nodes[i] < n, "a node is not below n");
+  static_assert(sizeof(Edge) == 2 * sizeof(uint32_t));
+  return reinterpret_cast<const Edge*>(nodes);
+}
+
+// Numbers of the edges of the minimum spanning forest.
+nb::object forest_of(size_t n, In<uint32_t, 2> edges, In<float, 1> weight) {
+  const Edge* pairs = checked_edges(edges, n);
+  require(weight.shape(0) == edges.shape(0), "a weight for each edge");
+  std::vector<uint32_t> kept;
+  {
+    nb::gil_scoped_release release;
+    kept = spanning_forest(n, pairs, weight.data(), edges.shape(0));
+  }
+  return owned_array(std::move(kept));
+}
+
+// The number of the edge that reaches each node; that of edges, where none does.
+nb::object reach(size_t n, In<uint32_t, 2> edges, In<uint32_t, 1> roots) {
+  const Edge* pairs = checked_edges(edges, n);
+  for (size_t i = 0; i < roots.shape(0); ++i) require(roots.data()[i] < n, "a root is not below n");
+  std::vector<uint32_t> found;
+  {
+    nb::gil_scoped_release release;
+    found = edges_from(n, pairs, edges.shape(0), roots.data(), roots.shape(0));
+  }
+  return owned_array(std::move(found));
 }
 
 }  // namespace
@@ -228,8 +297,14 @@ NB_MODULE(_native, module) {
   module.def("widen", &widen_values);
   module.def("accumulate", &add_codeword_sums);
   module.def("spread", &seed_codebooks);
-  module.def("join", &join_codes, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(),
+  module.def("forest", &forest_of);
+  module.def("reach", &reach);
+  module.def("count_pairs", &count_join, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
+  nb::class_<PairStream>(module, "Pairs")
+      .def("__init__", &start_pairs, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(),
+           nb::arg(), nb::arg(), nb::arg(), nb::arg())
+      .def("next", &next_pairs);
   nb::class_<Tables>(module, "Tables")
       .def("__init__", &build_tables)
       .def("scan", &scan)

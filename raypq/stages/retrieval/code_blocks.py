@@ -28,6 +28,7 @@ from raypq.stages.stores.code_store import check_model
 GROUP_ROWS = 1 << 19  # rows of a scan; every scan has a fixed cost for each query
 _BATCH_ROWS = 1 << 17
 SAMPLE_SHARDS = 64  # at most, of a sample
+_STRING_BYTES = (1 << 31) - 1  # of an array of type string
 ROW_BITS = 40  # of the row within its file, in a row reference
 
 
@@ -36,7 +37,7 @@ class CodeBlock:
     """Codes of one model.
 
     Attributes:
-        B: codes [n, M]. ids: n values.
+        B: codes [n, M]. ids: n values; strings of more than 2 GiB are of type large_string.
         row_ref: file and row of each, ``index << ROW_BITS | row`` [n] int64.
         labels: strings or null, if they were read; all null for a file without labels.
     """
@@ -57,7 +58,7 @@ class CodeBlock:
         return cls(
             fingerprint=first.fingerprint,
             B=np.concatenate([block.B for block in blocks]),
-            ids=pa.concat_arrays([block.ids for block in blocks]),
+            ids=_joined([block.ids for block in blocks]),
             row_ref=np.concatenate([block.row_ref for block in blocks]),
             labels=pa.concat_arrays([block.labels for block in blocks]) if labelled else None,
         )
@@ -123,6 +124,12 @@ def read_block(
         row += len(batch.B)
         parts.append(block if select is None else block.take(np.flatnonzero(select(batch))))
     return CodeBlock.join(parts)
+
+
+def _joined(ids: Sequence[pa.Array]) -> pa.Array:
+    if pa.types.is_string(ids[0].type) and sum(part.nbytes for part in ids) > _STRING_BYTES:
+        ids = [part.cast(pa.large_string()) for part in ids]
+    return pa.concat_arrays(ids)
 
 
 def _labels(batch: CodeBatch) -> pa.StringArray:

@@ -1,14 +1,18 @@
 """Groups of near-duplicates, and what to keep of each.
 
-Images that near pairs connect are a group. Pairs are found as by ``near_duplicates``, except that
-the first of several images with equal codes stands for the others. Workers write pairs as numbers
-of rows; one of them connects the rows, then reads the ids and codes of those in groups.
+Images that near pairs connect are a group. Of several images with equal codes, the first stands for
+the others. Workers find pairs as edges between numbered rows (``group_edges``); one of them makes a
+forest of all edges (``group_forest``); the images of its trees are gathered from the code files and
+written by group (``group_members``, ``group_order``).
+
+A run after the first compares only the code files that are new with all; the groups of the last
+version tell the edges of the others. Groups that have lost an image are compared again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +20,31 @@ import pyarrow as pa
 
 from raypq import console
 from raypq.config import DeduplicateJob
+from raypq.data.duplicate_groups import add_sizes
 from raypq.data.id_list import IdList, unknown_ids_message
 from raypq.data.storage import Shard, delete, digest, exists, join
-from raypq.data.store import shard_writer
+from raypq.data.store import runs, shard_writer, snapshot
 from raypq.data.store.snapshot import Snapshot
+from raypq.errors import InputError
 from raypq.execution.executor import Executor, TaskResult, WorkerPool, completed
 from raypq.execution.run_record import RunRecord
-from raypq.stages.retrieval.group_worker import Grouped, GroupTask, GroupWorker
+from raypq.kernels.join import CodeJoin
+from raypq.stages.retrieval import rerank
+from raypq.stages.retrieval.code_blocks import groups as groups_of
+from raypq.stages.retrieval.group_edges import Files
+from raypq.stages.retrieval.group_forest import ForestTask, Grown
+from raypq.stages.retrieval.group_lists import CheckTask, Listed, ListTask
+from raypq.stages.retrieval.group_members import GatherTask
+from raypq.stages.retrieval.group_worker import Grouped, GroupTask, GroupWorker, Keeping
+from raypq.stages.retrieval.night_edges import KnownGroups, known_groups, recalled_edges
+from raypq.stages.retrieval.pair_parts import (
+    PairParts,
+    find_parts,
+    result_tasks,
+    unchanged_version,
+)
 from raypq.stages.retrieval.pair_plan import (
+    BlockGroups,
     PairPlan,
     blocks_of_pairs,
     choose_join,
@@ -33,144 +54,321 @@ from raypq.stages.retrieval.pair_plan import (
 from raypq.stages.stores.code_store import open_store
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
-from raypq.stages.stores.work_id import deduplicate_work
+from raypq.stages.stores.work_id import deduplicate_settings, deduplicate_work
+
+_BLOCK_ROWS = 1 << 22  # of code files whose images are gathered by one task
+_MOST_ROWS = 1 << 32  # of a store, whose rows are 32-bit numbers
 
 
-def deduplicate(job: DeduplicateJob, executor: Executor) -> Snapshot:
-    """Finds the groups; returns the new version of the result store, which has one file.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupPlan:
+    """What a run groups.
+
+    Attributes:
+        files: of the code store, in the order of row numbers, with the number of the first row.
+        settings: digest of everything but the codes, by which groups are taken over.
+        sources: of the code files, where a column of them decides what is kept.
+    """
+
+    pairs: PairPlan
+    version: Snapshot
+    files: Files
+    keeping: Keeping
+    settings: str
+    sources: Sequence[Shard] | None
+
+
+def deduplicate(
+    job: DeduplicateJob,
+    executor: Executor,
+    *,
+    pre_commit_check: Callable[[], None] | None = None,
+) -> Snapshot:
+    """Finds the groups; returns the new version of the result store.
+
+    Args:
+        pre_commit_check: as of ``StoreRun``.
 
     Raises:
         ConfigError, InputError, ModelError, JobError: as ``near_duplicates``.
     """
     record = RunRecord(job, executor)
-    version = open_store(job.codes, job.version)
-    plan = pair_plan(job, version)
-    prefer = None if job.prefer is None else IdList.read(job.prefer)
-    run = _plan_run(job, plan, version, prefer)
-    lists = {"keep_list": job.keep_list, "drop_list": job.drop_list}
-    unwritten = {name for name, uri in lists.items() if uri and not _as_written(run, name, uri)}
-    if not unwritten and (finished := run.unchanged_version()):
-        return finished
-    plan = replace(plan, join=choose_join(job, plan, [(job.codes, version)]))
-    numbers: list[Grouped] = []
-
-    def receipt_of(result: Grouped) -> shard_writer.Receipt:
-        numbers.append(result)
-        return result.receipt
-
-    def summarise(receipts: Sequence[shard_writer.Receipt]) -> dict[str, Any]:
-        record.end_of_work("connect")
-        return {
-            "codes": job.codes,
-            "codes_version": version.version,
-            "rows": version.rows,
-            "metric": plan.metric,
-            "threshold": job.threshold,
-            **_said(job, prefer, numbers, sum(receipt.rows for receipt in receipts), version.rows),
-            "run": record.summary(),
-        }
-
+    prefer = None if job.keep_file is None else IdList.read(job.keep_file)
+    plan = _plan(job, prefer)
+    codes = [receipt.sha256 for receipt in plan.version.shards]
+    work = deduplicate_work(plan.settings, codes=codes)
+    if _lists_are_there(job) and (done := unchanged_version("groups", job.output, work)):
+        return done
+    known = known_groups(job, plan.settings, plan.version)
+    plan = replace(plan, pairs=replace(plan.pairs, join=_join(job, plan, known)))
     with (
-        executor.start_workers(GroupWorker, plan, stage="pair") as pool,
+        runs.active(job.output, "group"),
+        executor.start_workers(GroupWorker, plan.pairs, plan.keeping, stage="pair") as pool,
         record.observe(pool),
     ):
-        return run.execute(
-            lambda tasks: _groups(job, plan, version, prefer, pool, tasks),
+        run = _Run(job=job, plan=plan, known=known, work=work, pool=pool, record=record)
+        return run.execute(prefer, pre_commit_check)
+
+
+def _plan(job: DeduplicateJob, prefer: IdList | None) -> GroupPlan:
+    version = open_store(job.codes, job.version)
+    if version.rows >= _MOST_ROWS:
+        raise InputError(
+            job.codes, expected="fewer than 2³² images to group", found=f"{version.rows:,}"
+        )
+    pairs = pair_plan(job, version)
+    sources = None
+    if job.keep_column is not None and job.features is not None:
+        sources = rerank.sources(version.shards, job.features, job.columns)
+    id_type = pairs.id_type
+    keeping = Keeping(
+        cliques=job.linkage == "complete",
+        column=job.keep_column,
+        largest=job.keep.startswith("largest:"),
+        preferred=pa.array([], id_type) if prefer is None else prefer.of_type(id_type),
+    )
+    starts, row = [], 0
+    for receipt in version.shards:
+        starts.append(row)
+        row += receipt.rows
+    settings = deduplicate_settings(
+        pairs.model.fingerprint,
+        job,
+        metric=pairs.metric,
+        prefer=None if prefer is None else prefer.work_digest(id_type),
+        originals=pairs.originals or sources or (),
+    )
+    return GroupPlan(
+        pairs=pairs,
+        version=version,
+        files=list(zip(stored_shards(job.codes, version), starts, strict=True)),
+        keeping=keeping,
+        settings=settings,
+        sources=sources,
+    )
+
+
+def _join(job: DeduplicateJob, plan: GroupPlan, known: KnownGroups | None) -> CodeJoin | None:
+    """The join by which edges are found, between all files or those that are new and all."""
+    pairs = plan.pairs
+    if known is None:
+        return choose_join(job, pairs, [(job.codes, plan.version)])
+    rows = sum(plan.version.shards[index].rows for index in known.new)
+    if known.parts is None:
+        return None
+    join_of = CodeJoin.by(pairs.model.C, pairs.metric, pairs.threshold, first=known.parts)
+    return join_of if join_of.pays(rows, plan.version.rows) else None
+
+
+def _lists_are_there(job: DeduplicateJob) -> bool:
+    """Whether each list that is wanted is as the last version's run wrote it."""
+    latest = snapshot.read(job.output) if snapshot.versions(job.output) else None
+    written = (latest.summary if latest else {}).get("lists", {})
+    wanted = {"keep_list": job.keep_list, "drop_list": job.drop_list}
+    return all(
+        name in written and exists(uri) and digest(uri) == written[name]["sha256"]
+        for name, uri in wanted.items()
+        if uri
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Run:
+    """One run: edges, a forest, groups, lists."""
+
+    job: DeduplicateJob
+    plan: GroupPlan
+    known: KnownGroups | None
+    work: str
+    pool: WorkerPool[GroupWorker]
+    record: RunRecord
+
+    def execute(
+        self, prefer: IdList | None, pre_commit_check: Callable[[], None] | None
+    ) -> Snapshot:
+        """Commits the next version."""
+        job, plan = self.job, self.plan
+        self._check_ids()
+        edges, parts = self._edges()
+        blocks = groups_of([shard for shard, _ in plan.files], self._counts, max_rows=_BLOCK_ROWS)
+        grown = self._grow([*edges, *parts.paths], blocks)
+        gathered = self._gather(grown, blocks)
+        model = plan.pairs.model.fingerprint
+        run = StoreRun.plan(
+            kind="groups",
+            store=job.output,
+            tasks=result_tasks(job.codes, "groups", model, self.work, grown.parts),
+        )
+        found: list[Grouped] = []
+
+        def receipt_of(result: Grouped) -> shard_writer.Receipt:
+            found.append(result)
+            return result.receipt
+
+        def summarise(_: Sequence[shard_writer.Receipt]) -> dict[str, Any]:
+            listed = self._write_lists([item.path for item in found])
+            self.record.end_of_work("connect")
+            _say(job, prefer, found, listed, plan.version.rows)
+            return self._summary(grown, found, listed)
+
+        version = replace(run, pre_commit_check=pre_commit_check).execute(
+            lambda tasks: self._group(grown, gathered, tasks),
             on_bad_shard="fail",
             on_result=receipt_of,
             summarise=summarise,
-            reprocess=lambda run: set(run.kept) if unwritten else (),
+            reprocess=lambda run: set(run.kept),  # the numbers of all are needed
         )
+        parts.remove()
+        for path in (*edges, grown.members, grown.edges, *gathered, *(x.path for x in found)):
+            delete(join(job.output, path))
+        return version
 
+    @property
+    def _counts(self) -> list[int]:
+        return [receipt.rows for receipt in self.plan.version.shards]
 
-def _as_written(run: StoreRun, name: str, uri: str) -> bool:
-    """Whether a list is as the last version's run wrote it."""
-    written = (run.latest.summary if run.latest else {}).get("lists", {}).get(name)
-    return bool(written and exists(uri) and digest(uri) == written["sha256"])
-
-
-def _said(
-    job: DeduplicateJob,
-    prefer: IdList | None,
-    numbers: Sequence[Grouped],
-    members: int,
-    rows: int,
-) -> dict[str, Any]:
-    """Says what was found; the numbers of a version's summary."""
-    if not numbers:  # of an interrupted run, whose file was kept
-        return {"members": members}
-    (found,) = numbers
-    if prefer is not None and len(found.unknown):
-        total = len(prefer.ids)
-        console.warn(unknown_ids_message(prefer.uri, found.unknown, total, job.codes))
-    if len(found.repeated):
-        console.warn(
-            f"{job.drop_list}: {len(found.repeated):,} ids of dropped images are left out, since "
-            f"images that are kept have them, too, such as {found.repeated[0].as_py()!r}: ids "
-            f"repeat in {job.codes} (raypq snapshots verify shows them)"
-        )
-    console.say(
-        f"{found.groups:,} groups of {members:,} images, the largest of {found.largest:,}; without "
-        f"{found.dropped:,} near-duplicates, {rows - found.dropped:,} of {rows:,} images are left"
-    )
-    return {
-        "members": members,
-        "groups": found.groups,
-        "dropped": found.dropped,
-        "largest": found.largest,
-        "lists": found.lists,
-    }
-
-
-def _plan_run(
-    job: DeduplicateJob, plan: PairPlan, version: Snapshot, prefer: IdList | None
-) -> StoreRun:
-    """The run, whose one shard is the whole code store."""
-    model = plan.model.fingerprint
-    codes = [receipt.sha256 for receipt in version.shards]
-    preferred = None if prefer is None else prefer.work_digest(plan.id_type)
-    work = deduplicate_work(model, job, metric=plan.metric, codes=codes, prefer=preferred)
-    shard = Shard(index=0, uri=job.codes, stem="groups", size=0, modified="")
-    task = ShardTask(shard=shard, model=model, work=work)
-    return StoreRun.plan(kind="groups", store=job.output, tasks=[task])
-
-
-def _groups(
-    job: DeduplicateJob,
-    plan: PairPlan,
-    version: Snapshot,
-    prefer: IdList | None,
-    pool: WorkerPool[GroupWorker],
-    tasks: Sequence[ShardTask],
-) -> Iterator[TaskResult[Grouped]]:
-    """The groups of each task (there is one), by two passes."""
-    counts = [receipt.rows for receipt in version.shards]
-    files = list(zip(stored_shards(job.codes, version), counts, strict=True))
-    rows = {shard.uri: count for shard, count in files}
-    blocks = blocks_of_pairs(job.codes, plan, version)
-    sizes = [sum(rows[shard.uri] for shard in block) for block in blocks]
-    starts = [0, *np.cumsum(sizes).tolist()]
-    preferred = pa.array([], plan.id_type)
-    if prefer is not None:
-        preferred = prefer.of_type(plan.id_type)
-    if (job.keep_list or job.drop_list) and pa.types.is_string(plan.id_type):
-        once = [task for task in pair_tasks(plan, blocks) if task.second is None and not task.parts]
-        checked = pool.map(GroupWorker.check_ids, once, blocks)
-        for _ in completed(checked, total=len(once), label="check ids", unit="blocks"):
+    def _check_ids(self) -> None:
+        """Refuses ids that no line of a list can hold; those of the last version's are known."""
+        job, files = self.job, self.plan.files
+        if not (job.keep_list or job.drop_list) or not pa.types.is_string(self.plan.pairs.id_type):
+            return
+        known = self.known if self.known and self.known.version.summary.get("lists") else None
+        shards = [files[index][0] for index in (known.new if known else range(len(files)))]
+        counts = [self.plan.version.shards[shard.index].rows for shard in shards]
+        tasks = [CheckTask(shards=block) for block in groups_of(shards, counts, _BLOCK_ROWS)]
+        results = self.pool.map(GroupWorker.check_ids, tasks)
+        for _ in completed(results, total=len(tasks), label="check ids", unit="blocks"):
             pass
-    for index, task in enumerate(tasks):
-        pairs = pair_tasks(plan, blocks)
-        results = pool.map(GroupWorker.connect, pairs, blocks, starts, ordered=True)
-        found = completed(results, total=len(pairs), label="connect", unit="pairs of blocks")
-        paths = [path for part in found for path in part]
-        group = GroupTask(
-            shard=task.shard,
-            work=task.work,
-            paths=tuple(paths),
+
+    def _edges(self) -> tuple[list[str], PairParts]:
+        """Edges that the last version tells, and those that are found."""
+        plan, known = self.plan, self.known
+        starts = np.array([start for _, start in plan.files], np.int64)
+        files = [shard for shard, _ in plan.files]
+        recalled: list[str] = []
+        if known is None:
+            blocks = blocks_of_pairs(plan.pairs, files, self._counts)
+            tasks = pair_tasks(plan.pairs, blocks)
+        else:
+            recalled = recalled_edges(known, self.job.output, self.pool, plan.files)
+            new = set(known.new)
+            chosen = [[*known.new], [index for index in range(len(plan.files)) if index not in new]]
+            own, others = (
+                blocks_of_pairs(
+                    plan.pairs,
+                    [files[index] for index in some],
+                    [self._counts[index] for index in some],
+                )
+                for some in chosen
+            )
+            blocks = [*own, *others]
+            tasks = pair_tasks(plan.pairs, own) + pair_tasks(plan.pairs, blocks, len(own))
+        parts = find_parts(
+            plan.pairs.store,
+            self.work,
+            self.pool,
+            GroupWorker.connect,
+            tasks,
+            blocks,
+            starts,
+            plan_of_tasks=f"{plan.pairs.plan_of_tasks}:{len(known.new) if known else 'all'}",
+            label="connect",
+        )
+        return recalled, parts
+
+    def _grow(self, paths: Sequence[str], blocks: BlockGroups) -> Grown:
+        starts = tuple(self.plan.files[block[0].index][1] for block in blocks)
+        task = ForestTask(paths=tuple(paths), rows=self.plan.version.rows, starts=starts)
+        (grown,) = completed(
+            self.pool.map(GroupWorker.grow, [task]), total=1, label="forest", unit="forests"
+        )
+        return grown
+
+    def _gather(self, grown: Grown, blocks: BlockGroups) -> list[str]:
+        files, sources = self.plan.files, self.plan.sources
+        tasks = [
+            GatherTask(
+                block=number,
+                first=block[0].index,
+                files=[files[shard.index] for shard in block],
+                sources=None if sources is None else [sources[shard.index] for shard in block],
+            )
+            for number, block in enumerate(blocks)
+        ]
+        results = self.pool.map(GroupWorker.gather, tasks, grown, len(blocks), ordered=True)
+        return list(completed(results, total=len(tasks), label="gather", unit="blocks"))
+
+    def _group(
+        self, grown: Grown, gathered: Sequence[str], tasks: Sequence[ShardTask]
+    ) -> Iterator[TaskResult[Grouped]]:
+        parts = [
+            GroupTask(shard=task.shard, work=task.work, part=task.shard.index) for task in tasks
+        ]
+        names = [receipt.shard for receipt in self.plan.version.shards]
+        return self.pool.map(GroupWorker.group, parts, grown, gathered, names)
+
+    def _write_lists(self, dropped: Sequence[str]) -> Listed | None:
+        job, plan = self.job, self.plan
+        if not (job.keep_list or job.drop_list or len(plan.keeping.preferred)):
+            return None
+        task = ListTask(
+            dropped=dropped,
+            rows=plan.version.rows,
             keep_list=job.keep_list,
             drop_list=job.drop_list,
         )
-        for result in pool.map(GroupWorker.group, [group], files, preferred):
-            yield replace(result, index=index)
-        for path in paths:
-            delete(join(plan.store, path))
+        results = self.pool.map(GroupWorker.write_lists, [task], plan.files)
+        (listed,) = completed(results, total=1, label="lists", unit="tasks")
+        return listed
+
+    def _summary(
+        self, grown: Grown, found: Sequence[Grouped], listed: Listed | None
+    ) -> dict[str, Any]:
+        """The summary of the version."""
+        job, plan, join_of = self.job, self.plan, self.plan.pairs.join
+        known, parts = self.known, None if join_of is None else list(join_of.first)
+        if known is not None:
+            parts = None if known.parts is None else list(known.parts)
+        return {
+            "codes": job.codes,
+            "codes_version": plan.version.version,
+            "rows": plan.version.rows,
+            "metric": plan.pairs.metric,
+            "threshold": job.threshold,
+            "linkage": job.linkage,
+            "settings": plan.settings,
+            "parts": parts,
+            "members": sum(item.receipt.rows for item in found),
+            "groups": sum(item.groups for item in found),
+            "dropped": sum(item.dropped for item in found),
+            "largest": max(item.largest for item in found),
+            "sizes": add_sizes(item.sizes for item in found),
+            **({"dropped_at": grown.dropped_at} if job.linkage == "single" else {}),
+            "lists": {} if listed is None else listed.lists,
+            "run": self.record.summary(),
+        }
+
+
+def _say(
+    job: DeduplicateJob,
+    prefer: IdList | None,
+    found: Sequence[Grouped],
+    listed: Listed | None,
+    rows: int,
+) -> None:
+    """Says what was found."""
+    if listed is not None and prefer is not None and len(listed.unknown):
+        total = len(prefer.ids)
+        console.warn(unknown_ids_message(prefer.uri, listed.unknown, total, job.codes))
+    if listed is not None and len(listed.repeated):
+        console.warn(
+            f"{job.drop_list}: {len(listed.repeated):,} ids of dropped images are left out, since "
+            f"images that are kept have them, too, such as {listed.repeated[0].as_py()!r}: ids "
+            f"repeat in {job.codes} (raypq snapshots verify shows them)"
+        )
+    groups, dropped = (sum(getattr(x, name) for x in found) for name in ("groups", "dropped"))
+    console.say(
+        f"{groups:,} groups of {groups + dropped:,} images, the largest of "
+        f"{max(item.largest for item in found):,}; without {dropped:,} near-duplicates, "
+        f"{rows - dropped:,} of {rows:,} images are left"
+    )

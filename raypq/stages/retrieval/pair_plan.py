@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from raypq import console
-from raypq.config import DeduplicateJob, DuplicatesJob, Metric, NeighborsJob
+from raypq.config import Columns, DeduplicateJob, DuplicatesJob, Metric, NeighborsJob
 from raypq.data.storage import Shard
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, InputError, ModelError
 from raypq.kernels.join import CodeJoin, choose
 from raypq.methods.base import Model
+from raypq.stages.retrieval import rerank
 from raypq.stages.retrieval.code_blocks import SAMPLE_SHARDS, groups, sample_codes
 from raypq.stages.stores.code_store import (
     id_type_of,
@@ -30,7 +31,8 @@ _SCANNED_ROWS = 1 << 17  # and of the scan
 _SAMPLE_ROWS = 200_000  # codes on which the ways are compared
 _FEW_ROWS = 20_000  # which are scanned at once
 _LONG_SECONDS = 600.0  # of a scan that is worth a warning
-_UNLIMITED = 1 << 60  # pairs
+_SHARE = 0.05  # of all pairs that may be found, where no number is set
+_FEW_PAIRS = 20_000_000  # of which any share may be found
 _FAR = 2.0  # times as many pairs as allowed, by a sample, that end a job before it starts
 
 
@@ -40,7 +42,10 @@ class PairPlan:
 
     Attributes:
         id_type: of the store; other_type: of the store that it is compared with, or the same.
-        across: whether these are two stores, and not one. max_pairs: pairs that are allowed in all.
+        across: whether these are two stores, and not one.
+        compared: number of all pairs. max_pairs: pairs that are allowed.
+        once: whether one of several equal codes may stand for the others.
+        originals: the original vectors of each code file, where they decide.
         join: None for a scan.
     """
 
@@ -50,18 +55,29 @@ class PairPlan:
     other_type: pa.DataType
     metric: Metric
     threshold: float
+    compared: float
     max_pairs: int
+    once: bool
     device: str
+    columns: Columns
+    originals: Sequence[Shard] | None = None
     join: CodeJoin | None = None
     across: bool = False
 
     @property
+    def plan_of_tasks(self) -> str:
+        """What the tasks of the search depend on, besides the job and the codes."""
+        return f"{_JOINED_ROWS}:{self.join.first}" if self.join else f"{_SCANNED_ROWS}"
+
+    @property
     def metadata(self) -> dict[str, str]:
         """Metadata of result files."""
+        reranked = {} if self.originals is None else {"raypq.reranked": "true"}
         return {
             "raypq.model": self.model.fingerprint,
             "raypq.metric": self.metric,
             "raypq.threshold": repr(self.threshold),
+            **reranked,
         }
 
 
@@ -84,45 +100,66 @@ class PairTask:
     second: int | None
     parts: int | None = None
 
+    @property
+    def key(self) -> str:
+        """Its name among the tasks of a plan."""
+        second = self.first if self.second is None else self.second
+        return f"part-{self.first}-{second}-{self.parts or 0}"
 
-def too_many(
-    most: int, *, of: str = "pairs within it (max_pairs)", expected: float | None = None
-) -> InputError:
-    """The error where more than ``most`` pairs are within the threshold.
+
+def too_many(plan: PairPlan, *, expected: float | None = None) -> InputError:
+    """The error where more pairs than allowed are within the threshold.
 
     Args:
-        of: what is counted. expected: how many, by a sample.
+        expected: how many, by a sample.
     """
     found = "more" if expected is None else f"about {expected:.2g} by a sample"
+    equal = "" if plan.once else "; of equal codes, raypq deduplicate needs no list of pairs"
     return InputError(
-        "threshold",
-        expected=f"at most {most:,} {of}",
-        found=f"{found}; a narrower threshold gives fewer, and of equal codes raypq deduplicate "
-        "needs no list of pairs",
+        f"threshold {plan.threshold:g} ({plan.metric})",
+        expected=f"at most {plan.max_pairs:,} of the {plan.compared:.3g} pairs within it",
+        found=f"{found}. A narrower threshold gives fewer; --max-pairs (max_pairs) of raypq "
+        f"duplicates allows more{equal}",
     )
 
 
 def pair_plan(job: DuplicatesJob | DeduplicateJob, version: Snapshot) -> PairPlan:
-    """The plan of a job, without a join yet.
+    """The plan of a job on one store, without a join yet.
 
     Raises:
         ConfigError: a threshold that no pair can reach.
+        InputError: features that are not those of the codes.
         ModelError: several models, or one whose codes are of classes.
     """
     model, metric = images_of_one_model(job, version)
     if metric == "l2" and job.threshold < 0:
         raise ConfigError(f"threshold: an l2 distance is at least 0, found {job.threshold}")
     id_type = id_type_of(job.codes, version)
-    return PairPlan(
+    originals = None
+    if job.rerank and job.features is not None:
+        originals = rerank.sources(version.shards, job.features, job.columns)
+    plan = PairPlan(
         store=job.output,
         model=model,
         id_type=id_type,
         other_type=id_type,
         metric=metric,
         threshold=job.threshold,
-        max_pairs=job.max_pairs if isinstance(job, DuplicatesJob) else _UNLIMITED,
+        compared=0.0,
+        max_pairs=0,
+        once=isinstance(job, DeduplicateJob) and originals is None,
         device=job.where.device,
+        originals=originals,
+        columns=job.columns,
     )
+    return allowing(plan, job, version.rows * (version.rows - 1) / 2)
+
+
+def allowing(plan: PairPlan, job: DuplicatesJob | DeduplicateJob, compared: float) -> PairPlan:
+    """The plan for so many pairs in all, of which a part may be found."""
+    most = job.max_pairs if isinstance(job, DuplicatesJob) else None
+    most = most or max(_FEW_PAIRS, int(_SHARE * compared))
+    return replace(plan, compared=compared, max_pairs=most)
 
 
 def images_of_one_model(
@@ -164,6 +201,33 @@ def choose_join(
     total = sum(version.rows for _, version in stores)
     if total <= _FEW_ROWS:
         return None
+    sample = _sample(plan, stores, total)
+    # Of two stores, pairs within each are tried, too: an estimate from above.
+    choice = choose(
+        sample, total, plan.model.C, plan.metric, plan.threshold,
+        compared=plan.compared, once=plan.once,
+    )  # fmt: skip
+    # Copies within few shards weigh more in a sample of few shards, by this factor at most.
+    filled = sum(1 for receipt in stores[0][1].shards if receipt.rows)
+    least = choice.pairs / max(1.0, filled / SAMPLE_SHARDS)
+    if not plan.across and least > _FAR * plan.max_pairs:
+        raise too_many(plan, expected=least)
+    workers = job.where.workers * job.where.threads
+    seconds = choice.seconds / workers
+    if choice.join is not None:
+        expected = "" if plan.across else f"about {choice.pairs:.2g} pairs are expected, "
+        console.say(f"{expected}in about {seconds:,.0f} s of search".removeprefix("in "))
+    elif seconds > _LONG_SECONDS:
+        console.warn(
+            f"the threshold {plan.threshold:g} ({plan.metric}) is too wide to leave pairs out: all "
+            f"{plan.compared:.2g} are compared, in about {seconds / 60:,.0f} minutes on {workers} "
+            "cores; a stricter one takes a small part of that"
+        )
+    return choice.join
+
+
+def _sample(plan: PairPlan, stores: Sequence[StoreVersion], total: int) -> NDArray[np.uint8]:
+    """Random codes of all stores, in random order."""
     models = {plan.model.fingerprint: plan.model}
     parts = []
     for (store, version), id_type in zip(stores, (plan.id_type, plan.other_type), strict=False):
@@ -171,36 +235,13 @@ def choose_join(
         size = -(-_SAMPLE_ROWS * version.rows // total)
         shards = stored_shards(store, version)
         parts.append(sample_codes(shards, rows, models, id_type, size=size))
-    sample = np.random.default_rng(1).permutation(np.concatenate(parts))
-    # Of two stores, pairs within each are tried, too: an estimate from above.
-    counts = [version.rows for _, version in stores]
-    compared = math.prod(counts) if plan.across else total**2 / 2
-    choice = choose(sample, total, plan.model.C, plan.metric, plan.threshold, compared=compared)
-    workers = job.where.workers * job.where.threads
-    seconds = choice.seconds / workers
-    if choice.join is None:
-        if seconds > _LONG_SECONDS:
-            console.warn(
-                f"the threshold {plan.threshold:g} ({plan.metric}) is too wide to leave pairs out: "
-                f"all {compared:.2g} are compared, in about {seconds / 60:,.0f} minutes "
-                f"on {workers} cores; a stricter one takes a small part of that"
-            )
-        return None
-    expected = "" if plan.across else f"about {choice.pairs:.2g} pairs of images are expected, "
-    console.say(f"{expected}in about {seconds:,.0f} s of search".removeprefix("in "))
-    # Copies within few shards weigh more in a sample of few shards, by this factor at most.
-    filled = sum(1 for receipt in stores[0][1].shards if receipt.rows)
-    least = choice.pairs / max(1.0, filled / SAMPLE_SHARDS)
-    if not plan.across and least > _FAR * plan.max_pairs:
-        raise too_many(plan.max_pairs, expected=least)
-    return choice.join
+    return np.random.default_rng(1).permutation(np.concatenate(parts))
 
 
-def blocks_of_pairs(store: str, plan: PairPlan, version: Snapshot) -> BlockGroups:
-    """The groups of shards of which tasks compare two."""
-    rows = [receipt.rows for receipt in version.shards]
+def blocks_of_pairs(plan: PairPlan, files: Sequence[Shard], rows: Sequence[int]) -> BlockGroups:
+    """The groups of code files of which tasks compare two; ``rows``: of each file."""
     most = _SCANNED_ROWS if plan.join is None else _JOINED_ROWS
-    return groups(stored_shards(store, version), rows, max_rows=most)
+    return groups(files, rows, max_rows=most)
 
 
 def pair_tasks(plan: PairPlan, blocks: BlockGroups, own: int | None = None) -> list[PairTask]:

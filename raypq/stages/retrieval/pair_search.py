@@ -19,17 +19,15 @@ from raypq import kernels
 from raypq.data.storage import Shard
 from raypq.kernels.sdc import SymmetricTables
 from raypq.stages.retrieval.code_blocks import CodeBlock, read_block
-from raypq.stages.retrieval.pair_plan import BlockGroups, PairPlan, PairTask, too_many
+from raypq.stages.retrieval.pair_originals import Judged, NearPairs, Originals
+from raypq.stages.retrieval.pair_plan import BlockGroups, PairPlan, PairTask
 
-_CANDIDATES = 1 << 28  # of a task of the join, at 8 bytes each
 _ROUNDING = 1e-6  # of the cosine of equal codes
-_CHUNK = 1 << 20  # candidates that are scored at a time
 # Rows of each side that are compared at once: less than 1 GB even if all pairs are within the
 # threshold. There are never fewer stored rows than query rows.
 _QUERY_ROWS, _STORED_ROWS = 512, 1 << 16
 
 Codes = NDArray[np.uint8]
-NearPairs = tuple[pa.Array, pa.Array, NDArray[np.float32]]  # rows of both sides, and scores
 
 
 class PairSearch:
@@ -38,6 +36,7 @@ class PairSearch:
     def __init__(self, plan: PairPlan) -> None:
         self.plan = plan
         self.symmetric = SymmetricTables(plan.model.C, plan.metric)
+        self._originals = None if plan.originals is None else Originals(plan)
 
     def read_sides(
         self, task: PairTask, groups: BlockGroups, *, ids: bool = True
@@ -53,24 +52,27 @@ class PairSearch:
         return first, self._read(groups[task.second], self.plan.other_type, ids)
 
     def near_pairs(
-        self, task: PairTask, first: CodeBlock, second: CodeBlock, *, once: bool = False
+        self, task: PairTask, first: CodeBlock, second: CodeBlock, judged: Judged
     ) -> Iterator[NearPairs]:
         """Pairs within the threshold: rows of the first and the second block, and their scores.
 
-        Args:
-            once: whether the first row of a code stands for others with it, as in a join.
+        Where the plan says so, the first row of a code stands for others with it. Where there are
+        original vectors, these decide, and give the scores.
         """
         same = task.second is None
-        once = once and self._equal_are_near
+        once = self.plan.once and self.equal_are_near
         if task.parts is not None:
-            yield from self._joined(first, second, same=same, parts=task.parts, once=once)
+            found = self._joined(first, second, same=same, parts=task.parts, once=once)
         elif not once:
-            yield from self._scanned(first, second, same=same)
+            found = self._scanned(first, second, same=same)
         else:
-            yield from self._scanned_once(first, second, same=same)
+            found = self._scanned_once(first, second, same=same)
+        if self._originals is None:
+            return found
+        return self._originals.judge(found, first, second, judged)
 
     @property
-    def _equal_are_near(self) -> bool:
+    def equal_are_near(self) -> bool:
         """Whether equal codes are always within the threshold, so that one stands for others."""
         metric, threshold = self.plan.metric, self.plan.threshold
         return metric == "l2" or (metric == "cosine" and threshold < 1 - _ROUNDING)
@@ -87,22 +89,15 @@ class PairSearch:
         self, first: CodeBlock, second: CodeBlock, *, same: bool, parts: int, once: bool
     ) -> Iterator[NearPairs]:
         """Pairs within the threshold that the join finds by a group of parts."""
-        plan = self.plan
-        assert plan.join is not None, "a task of the join"
+        assert self.plan.join is not None, "a task of the join"
         other = None if same else second.B
-        most = _CANDIDATES
-        if plan.metric == "l2":  # hardly any candidate is beyond the threshold
-            most = min(most, 2 * plan.max_pairs + _CHUNK)
-        found = plan.join.find(parts, first.B, other, once=once, most_pairs=most)
-        if found.total > most:
-            raise too_many(most, of="candidates in one task")
-        for start in range(0, len(found.rows), _CHUNK):
-            i, j = found.rows[start : start + _CHUNK].T
-            near, score = self._scored(first.B[i], second.B[j])
+        for rows in self.plan.join.pairs(parts, first.B, other, once=once):
+            i, j = rows.T
+            near, score = self.scored(first.B[i], second.B[j])
             if near.any():
                 yield pa.array(i[near]), pa.array(j[near]), score[near]
 
-    def _scored(self, A: Codes, B: Codes) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    def scored(self, A: Codes, B: Codes) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """Which pairs of codes [n, M] are within the threshold, and all scores [n]."""
         score, threshold = self.symmetric(A, B), np.float32(self.plan.threshold)
         return score <= threshold if self.plan.metric == "l2" else score >= threshold, score
@@ -121,7 +116,7 @@ class PairSearch:
                 i, j, _ = kernels.range_search(
                     B, tables, min_score, upper_triangle=same and at == start, device=plan.device
                 )
-                near, score = self._scored(A[i], B[j])
+                near, score = self.scored(A[i], B[j])
                 if near.any():
                     yield pa.array(i[near] + start), pa.array(j[near] + at), score[near]
 
@@ -135,7 +130,7 @@ class PairSearch:
             others, _ = _leaders(second.B)
         else:
             follow = np.flatnonzero(leader != np.arange(len(leader)))
-            near, score = self._scored(first.B[leader[follow]], first.B[follow])
+            near, score = self.scored(first.B[leader[follow]], first.B[follow])
             if near.any():
                 yield pa.array(leader[follow][near]), pa.array(follow[near]), score[near]
         a = first.take(leaders)

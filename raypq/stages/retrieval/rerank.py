@@ -174,7 +174,7 @@ def _score(
         low, high = np.searchsorted(rows[order], [batch_rows[0], batch_rows[-1] + 1])
         pairs = order[low:high]
         at = np.searchsorted(batch_rows, rows[pairs])
-        _check_ids(shard, names.take(pa.array(at)), ids.take(pa.array(pairs)), rows[pairs])
+        check_ids(shard, names.take(pa.array(at)), ids.take(pa.array(pairs)), rows[pairs])
         scale, offset = tables.row_terms(squared_norms(U))
         for start in range(0, len(pairs), _BATCH_ROWS):
             part = slice(start, start + _BATCH_ROWS)
@@ -186,7 +186,12 @@ def _score(
     return kernels.check_scores(out)
 
 
-def _check_ids(shard: Shard, ids: pa.Array, expected: pa.Array, rows: NDArray[np.int64]) -> None:
+def check_ids(shard: Shard, ids: pa.Array, expected: pa.Array, rows: NDArray[np.int64]) -> None:
+    """Compares the ids of rows of a feature file with those of the code store.
+
+    Raises:
+        InputError: naming the first row that differs.
+    """
     differ = np.flatnonzero(np.asarray(ids) != np.asarray(expected))  # objects, for strings
     if len(differ):
         first = int(differ[0])

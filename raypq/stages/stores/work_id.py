@@ -111,13 +111,17 @@ SEARCH = Fields(
 )
 DUPLICATES = Fields(
     always=(),
-    apart=frozenset({"model", "codes", "version", "metric", "threshold", "against", "where"}),
+    later=frozenset({"rerank", "columns"}),
+    apart=frozenset(
+        {"model", "codes", "version", "metric", "threshold", "against", "features", "where"}
+    ),
     none=frozenset({"max_pairs", "output", "on_bad_shard"}),  # more pairs are an error, not cut off
 )
 
 DEDUPLICATE = Fields(
     always=(),
-    apart=frozenset({"model", "codes", "version", "metric", "threshold", "prefer", "where"}),
+    later=frozenset({"rerank", "linkage", "keep", "columns"}),
+    apart=frozenset({"model", "codes", "version", "metric", "threshold", "features", "where"}),
     none=frozenset({"output", "keep_list", "drop_list"}),  # lists are compared by themselves
 )
 
@@ -188,31 +192,55 @@ def duplicates_work(
     metric: Metric,
     codes: Iterable[str],
     against: Iterable[str] | None = None,
+    originals: Sequence[Shard] = (),
 ) -> str:
-    """The work id of finding near-duplicates in a store; ``codes`` as in ``search_work``, and
-    ``against`` likewise of another store."""
+    """The work id of finding near-duplicates in a store; ``codes`` and ``originals`` as in
+    ``search_work``, and ``against`` likewise of another store."""
     content = hashlib.sha256("\n".join(codes).encode())
     if against is not None:
         content.update(f"\nagainst {' '.join(against)}".encode())
+    content.update(_content_of(originals))
     later = DUPLICATES.of(job) | WHERE.of(job.where)
     suffix = f":{_text(later)}" if later else ""
     return _id(fingerprint, f"{metric}:{job.threshold!r}:{content.hexdigest()}{suffix}")
 
 
-def deduplicate_work(
+def deduplicate_settings(
     fingerprint: str,
     job: DeduplicateJob,
     *,
     metric: Metric,
-    codes: Iterable[str],
     prefer: str | None,
+    originals: Sequence[Shard] = (),
 ) -> str:
-    """The work id of the groups of near-duplicates; ``codes`` as in ``search_work``, ``prefer``
-    the digest of that file."""
-    content = hashlib.sha256("\n".join(codes).encode())
-    later = DEDUPLICATE.of(job) | WHERE.of(job.where)
-    settings = f"{metric}:{job.threshold!r}:{content.hexdigest()}:{prefer}:{_text(later)}"
-    return _id(fingerprint, f"groups:{settings}")
+    """The digest of everything but the codes that groups of near-duplicates depend on.
+
+    Args:
+        prefer: digest of the ids that are kept. originals: the source of the codes, where it is
+            read; only that it is, since a changed file gives other codes.
+    """
+    settings = DEDUPLICATE.of(job) | WHERE.of(job.where)
+    if job.keep_file is not None:
+        settings["keep"] = {"sha256": prefer}
+    text = f"groups2:{metric}:{job.threshold!r}:{bool(originals)}:{_text(settings)}"
+    return _id(fingerprint, text)
+
+
+def deduplicate_work(settings: str, *, codes: Iterable[str]) -> str:
+    """The work id of the groups of near-duplicates; ``codes`` as in ``search_work``."""
+    return _id(settings, "\n".join(codes))
+
+
+def _content_of(originals: Sequence[Shard]) -> bytes:
+    """Files of original vectors as bytes to hash; none without any."""
+    return "".join(
+        f"\noriginal {shard.uri} {shard.size} {shard.modified}" for shard in originals
+    ).encode()
+
+
+def parts_work(work: str, plan_of_tasks: str) -> str:
+    """The work id of the first pass of a work, by which a rerun finds what was finished."""
+    return _id(work, f"parts:{plan_of_tasks}")
 
 
 def neighbors_work(

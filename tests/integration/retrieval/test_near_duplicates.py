@@ -125,7 +125,7 @@ def test_bad_input(make: Make, tmp_path: Path) -> None:
     codes = make("s", 2)
     with pytest.raises(ConfigError, match="at least 0, found -1"):
         run(codes, tmp_path / "out", threshold=-1.0)
-    with pytest.raises((JobError, InputError), match="at most 50 pairs"):
+    with pytest.raises((JobError, InputError), match="at most 50 of"):
         run(codes, tmp_path / "out", threshold=1e9, max_pairs=50)
     assert not snapshot.versions(str(tmp_path / "out"))
     with pytest.raises(InputError, match="no such store"):
