@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from raypq.config.job import ClusterSettings, Columns, Job, OnBadShard, Overwrite, Version
 from raypq.config.option import Option
@@ -21,8 +21,6 @@ from raypq.config.places import (
     Writes,
 )
 from raypq.config.settings import Distance, Metric, Positive, UserSettings
-
-_KEEP = r"^(first|(largest|smallest|list):.+)$"
 
 CodeStore = Annotated[Store, Field(description="code store")]
 CodeVersion = Annotated[
@@ -143,13 +141,6 @@ class DuplicatesJob(Job):
     columns: Columns = Columns()
     where: ClusterSettings = ClusterSettings()
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_originals(self.rerank, self.features, "rerank")
-        if self.rerank and self.against is not None:
-            raise ValueError("rerank: pairs of two stores are not judged by their original vectors")
-        return self
-
 
 class DeduplicationTarget(UserSettings):
     """What near-duplicates are, which of them are kept, and what is written: a section
@@ -163,10 +154,16 @@ class DeduplicationTarget(UserSettings):
         "of them are within it",
     )
     rerank: Rerank = False
-    keep: Annotated[str, Field(pattern=_KEEP)] = Field(
+    prefer: InputFile | None = Field(
+        None, description="file of ids, one a line, of which one is kept where a group has any"
+    )
+    keep: Literal["first", "largest", "smallest"] = Field(
         "first",
-        description="image of a group that is kept: first (the smallest id), largest:COLUMN or "
-        "smallest:COLUMN (of --features), or list:FILE (an id of the file, one a line)",
+        description="image of a group that is kept: that with the smallest id, or with the largest "
+        "or smallest value of the column --keep-by",
+    )
+    keep_by: Text | None = Field(
+        None, description="column of --features for --keep, such as the width or a score"
     )
     output: NewStore = Field(description="store of groups to write a version of")
     keep_list: NewFile | None = Field(
@@ -175,22 +172,6 @@ class DeduplicationTarget(UserSettings):
     drop_list: NewFile | None = Field(
         None, description="text file to write: the ids of the other images, one a line"
     )
-
-    @property
-    def reads_features(self) -> bool:
-        """Whether the source of the codes is read, too."""
-        return self.rerank or self.keep_column is not None
-
-    @property
-    def keep_column(self) -> str | None:
-        """The column by which an image is kept."""
-        way, _, name = self.keep.partition(":")
-        return name if way in ("largest", "smallest") else None
-
-    @property
-    def keep_file(self) -> str | None:
-        """The file of ids that are kept."""
-        return self.keep.removeprefix("list:") if self.keep.startswith("list:") else None
 
 
 class DeduplicateJob(Job, DeduplicationTarget):
@@ -203,27 +184,10 @@ class DeduplicateJob(Job, DeduplicationTarget):
     model: CodeModel = None
     features: Paths | None = Field(
         None,
-        description="source of the codes, for --rerank and --keep largest:COLUMN; may be repeated",
+        description="source of the codes, for --rerank and --keep-by; may be repeated",
     )
     columns: Columns = Columns()
     where: ClusterSettings = ClusterSettings()
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_originals(self.reads_features, self.features, "rerank, or keep with a column")
-        return self
-
-
-def check_originals(needed: bool, features: object, by: str) -> None:
-    """Refuses features that nothing reads, and the lack of features that something does.
-
-    Raises:
-        ValueError: one without the other.
-    """
-    if needed and features is None:
-        raise ValueError(f"features: the vectors that were encoded are needed ({by})")
-    if features is not None and not needed:
-        raise ValueError(f"features: given, but nothing reads them; they are for {by}")
 
 
 class NeighborsJob(Job):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from raypq.kernels import forest, native, reference
 from raypq.kernels.forest import Forest, edges_from, lowest_nodes
 
 few = settings(max_examples=80, deadline=None, derandomize=True)
-Graph = tuple[int, np.ndarray[tuple[int, int], np.dtype[np.uint32]], np.ndarray[tuple[int], np.dtype[np.float32]]]  # fmt: skip
+Graph = tuple[int, NDArray[np.uint32], NDArray[np.float32]]
 
 
 @st.composite
@@ -74,7 +75,8 @@ def test_many_parts_take_the_memory_of_a_forest(monkeypatch: pytest.MonkeyPatch)
     parts = Forest(50)
     for _ in range(40):
         edges = np.sort(rng.integers(0, 50, (60, 2)), axis=1).astype(np.uint32)
-        parts.add(edges[edges[:, 0] < edges[:, 1]], rng.random((edges[:, 0] < edges[:, 1]).sum(), np.float32))  # fmt: skip
+        edges = edges[edges[:, 0] < edges[:, 1]]
+        parts.add(edges, rng.random(len(edges), np.float32))
         assert sum(map(len, parts._edges)) <= 49 + 160
 
 

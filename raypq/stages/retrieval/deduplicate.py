@@ -93,7 +93,7 @@ def deduplicate(
         ConfigError, InputError, ModelError, JobError: as ``near_duplicates``.
     """
     record = RunRecord(job, executor)
-    prefer = None if job.keep_file is None else IdList.read(job.keep_file)
+    prefer = None if job.prefer is None else IdList.read(job.prefer)
     plan = _plan(job, prefer)
     codes = [receipt.sha256 for receipt in plan.version.shards]
     work = deduplicate_work(plan.settings, codes=codes)
@@ -118,13 +118,13 @@ def _plan(job: DeduplicateJob, prefer: IdList | None) -> GroupPlan:
         )
     pairs = pair_plan(job, version)
     sources = None
-    if job.keep_column is not None and job.features is not None:
+    if job.keep_by is not None and job.features is not None:
         sources = rerank.sources(version.shards, job.features, job.columns)
     id_type = pairs.id_type
     keeping = Keeping(
         cliques=job.linkage == "complete",
-        column=job.keep_column,
-        largest=job.keep.startswith("largest:"),
+        column=job.keep_by,
+        largest=job.keep == "largest",
         preferred=pa.array([], id_type) if prefer is None else prefer.of_type(id_type),
     )
     starts, row = [], 0

@@ -127,10 +127,11 @@ def pair_plan(job: DuplicatesJob | DeduplicateJob, version: Snapshot) -> PairPla
     """The plan of a job on one store, without a join yet.
 
     Raises:
-        ConfigError: a threshold that no pair can reach.
+        ConfigError: a threshold that no pair can reach, or settings that do not go together.
         InputError: features that are not those of the codes.
         ModelError: several models, or one whose codes are of classes.
     """
+    _check_features(job)
     model, metric = images_of_one_model(job, version)
     if metric == "l2" and job.threshold < 0:
         raise ConfigError(f"threshold: an l2 distance is at least 0, found {job.threshold}")
@@ -153,6 +154,29 @@ def pair_plan(job: DuplicatesJob | DeduplicateJob, version: Snapshot) -> PairPla
         columns=job.columns,
     )
     return allowing(plan, job, version.rows * (version.rows - 1) / 2)
+
+
+def _check_features(job: DuplicatesJob | DeduplicateJob) -> None:
+    """Refuses settings that need others, or leave them unread."""
+    by_column = isinstance(job, DeduplicateJob) and job.keep_by is not None
+    if isinstance(job, DeduplicateJob):
+        if by_column != (job.keep != "first"):
+            raise ConfigError(
+                "keep, keep_by: largest or smallest goes with the column that decides, found "
+                f"{job.keep} and {job.keep_by}"
+            )
+        if job.rerank and job.linkage == "complete":
+            raise ConfigError(
+                "linkage: complete compares the codes of all images of a group, and goes without "
+                "rerank"
+            )
+    elif job.rerank and job.against is not None:
+        raise ConfigError("rerank: pairs of two stores are not judged by their original vectors")
+    if (job.rerank or by_column) != (job.features is not None):
+        raise ConfigError(
+            "features: the source of the codes goes with rerank or keep_by, which read it, found "
+            f"{'none' if job.features is None else 'neither of them'}"
+        )
 
 
 def allowing(plan: PairPlan, job: DuplicatesJob | DeduplicateJob, compared: float) -> PairPlan:

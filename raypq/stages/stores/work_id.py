@@ -120,8 +120,10 @@ DUPLICATES = Fields(
 
 DEDUPLICATE = Fields(
     always=(),
-    later=frozenset({"rerank", "linkage", "keep", "columns"}),
-    apart=frozenset({"model", "codes", "version", "metric", "threshold", "features", "where"}),
+    later=frozenset({"rerank", "linkage", "keep", "keep_by", "columns"}),
+    apart=frozenset(
+        {"model", "codes", "version", "metric", "threshold", "prefer", "features", "where"}
+    ),
     none=frozenset({"output", "keep_list", "drop_list"}),  # lists are compared by themselves
 )
 
@@ -219,10 +221,8 @@ def deduplicate_settings(
         prefer: digest of the ids that are kept. originals: the source of the codes, where it is
             read; only that it is, since a changed file gives other codes.
     """
-    settings = DEDUPLICATE.of(job) | WHERE.of(job.where)
-    if job.keep_file is not None:
-        settings["keep"] = {"sha256": prefer}
-    text = f"groups2:{metric}:{job.threshold!r}:{bool(originals)}:{_text(settings)}"
+    settings = _text(DEDUPLICATE.of(job) | WHERE.of(job.where))
+    text = f"groups2:{metric}:{job.threshold!r}:{prefer}:{bool(originals)}:{settings}"
     return _id(fingerprint, text)
 
 

@@ -108,7 +108,7 @@ def test_groups(way: str, tmp_path: Path, kind: str, metric: str, threshold: flo
     settings: dict[str, Any] = {"metric": metric, "threshold": threshold}
     for chosen in ([], prefer):
         wanted = expected(codes, tmp_path, ids, chosen, **settings)
-        given = {"keep": f"list:{tmp_path}/prefer.txt"} if chosen else {}
+        given = {"prefer": str(tmp_path / "prefer.txt")} if chosen else {}
         found = run(
             codes, tmp_path / f"groups-{len(chosen)}", keep_list=str(tmp_path / "keep.txt"),
             drop_list=str(tmp_path / "drop.txt"), **given, **settings,
@@ -194,7 +194,7 @@ def test_text_ids_on_lists(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     (tmp_path / "prefer.txt").write_text("a,b\nnowhere\n")
     run(
         codes, tmp_path / "groups", threshold=0.0, keep_list=str(keep),
-        keep=f"list:{tmp_path}/prefer.txt",
+        prefer=str(tmp_path / "prefer.txt"),
     )  # fmt: skip
     assert set(odd[:1]) <= set(IdList.read(str(keep)).ids) <= set(ids)
     assert "1 of 2 ids are not in" in caplog.text
@@ -218,6 +218,6 @@ def test_bad_input(tmp_path: Path) -> None:
         run(codes, tmp_path / "out", threshold=-1.0)
     (tmp_path / "prefer.txt").write_text("a\n")
     with pytest.raises(InputError, match=r"prefer\.txt"):
-        run(codes, tmp_path / "out", threshold=1.0, keep=f"list:{tmp_path}/prefer.txt")
+        run(codes, tmp_path / "out", threshold=1.0, prefer=str(tmp_path / "prefer.txt"))
     with pytest.raises(InputError, match="no such"):
-        run(codes, tmp_path / "out", threshold=1.0, keep=f"list:{tmp_path}/absent.txt")
+        run(codes, tmp_path / "out", threshold=1.0, prefer=str(tmp_path / "absent.txt"))

@@ -159,7 +159,7 @@ def test_an_unknown_setting_is_refused(verb: str, written: Any) -> None:
         ("add-classes", "where", {"cluster": "none"}),
         ("ablation", "on_bad_shard", "fail"),
         ("export-faiss", "where", {}),
-        ("duplicates", "columns", {}),
+        ("neighbors", "columns", {}),
         ("repack", "where.device", "cuda"),
         ("split", "where.device", "cpu"),
         ("evaluate classification", "where.gpus_per_worker", 1),
