@@ -25,6 +25,7 @@ MAX_SERIES = len(_SERIES)  # series that can be told apart
 _MARKERS = "osD^vP"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of files may hold $
     "font.size": 11,
     "axes.edgecolor": _LINE,
     "axes.labelcolor": _SOFT,
@@ -190,6 +191,33 @@ def ranked(
         axes.set_xlim(0, 100)
         axes.set_ylim(0, 1.02)
         axes.legend(loc="lower left")
+
+    return _draw(name, title, caption, plot)
+
+
+def bars(
+    name: str,
+    title: str,
+    caption: str,
+    counts: Mapping[str, float],
+    *,
+    x: str,
+    y: str,
+    log_x: bool = False,
+) -> Chart:
+    """A horizontal bar for each label, top down, with its count beside it."""
+
+    def plot(axes: Any) -> None:
+        size = min(11, 200 / max(len(counts), 1))  # points: that labels do not overlap
+        drawn = axes.barh([*counts], [*counts.values()], color=_SERIES[0], height=0.7)
+        values = [f"{value:,.0f}" for value in counts.values()]
+        axes.bar_label(drawn, values, padding=3, fontsize=size, color=_SOFT)
+        _axes(axes, x, y, log_x=log_x, whole_x=not log_x)
+        axes.set_yticks(range(len(counts)), [*counts], fontsize=size)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.margins(x=0.12)
+        axes.set_xlim(left=0.7 if log_x else 0)  # a bar of one is seen
 
     return _draw(name, title, caption, plot)
 
