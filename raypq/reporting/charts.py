@@ -209,15 +209,19 @@ def bars(
 
     def plot(axes: Any) -> None:
         size = min(11, 200 / max(len(counts), 1))  # points: that labels do not overlap
-        drawn = axes.barh([*counts], [*counts.values()], color=_SERIES[0], height=0.7)
-        values = [f"{value:,.0f}" for value in counts.values()]
-        axes.bar_label(drawn, values, padding=3, fontsize=size, color=_SOFT)
+        left = 0.7 if log_x else 0.0  # a bar of one is seen
+        axes.barh(range(len(counts)), [*counts.values()], color=_SERIES[0], height=0.7)
+        for number, value in enumerate(counts.values()):
+            axes.annotate(
+                f"{value:,.0f}", (max(value, left), number), xytext=(3, 0),
+                textcoords="offset points", va="center", fontsize=size, color=_SOFT,
+            )  # fmt: skip
         _axes(axes, x, y, log_x=log_x, whole_x=not log_x)
         axes.set_yticks(range(len(counts)), [*counts], fontsize=size)
-        axes.invert_yaxis()
+        axes.set_ylim(max(len(counts), 6) - 0.5, -0.5)  # few bars are not thick
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.12)
-        axes.set_xlim(left=0.7 if log_x else 0)  # a bar of one is seen
+        axes.set_xlim(left=left)
 
     return _draw(name, title, caption, plot)
 

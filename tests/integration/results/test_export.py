@@ -18,6 +18,7 @@ from raypq.cli import main
 from raypq.config import (
     ClassifyJob,
     ClusterSettings,
+    DeduplicateJob,
     EncodeJob,
     ExportJob,
     SearchJob,
@@ -34,7 +35,7 @@ NAMES = ["tench", "goldfish", "großer Hai"]
 
 @pytest.fixture(scope="module", params=["int", "text"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """features/ in two shards, classes.parquet, model, codes, predictions and found."""
+    """features/ in two shards, classes.parquet, model, codes, predictions, found and groups."""
     root = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
     E = rng.standard_normal((3, DX)).astype(np.float32)
@@ -58,6 +59,8 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                                output=str(root / "predictions"), where=ALONE))  # fmt: skip
     raypq.search(SearchJob(codes=codes, queries=features, output=str(root / "found"), top_k=3,
                            where=ALONE))  # fmt: skip
+    raypq.deduplicate(DeduplicateJob(codes=codes, threshold=0.3, output=str(root / "groups"),
+                                     where=ALONE))  # fmt: skip
     return root
 
 
@@ -174,6 +177,7 @@ def test_extracted_features(world, tmp_path):
     ("kind", "more", "text"),
     [
         ("predictions", {"format": "npy"}, "holds vectors, which a store of predictions"),
+        ("groups", {"format": "npy"}, "holds vectors, which a store of groups"),
         ("predictions", {"decode": True}, "decode: for a store of codes"),
         ("codes", {"classes": "classes.parquet"}, "classes: for a store of predictions"),
     ],
@@ -182,6 +186,20 @@ def test_settings_that_do_not_fit_are_refused(world, tmp_path, kind, more, text)
     more = {key: str(world / value) if key == "classes" else value for key, value in more.items()}
     with pytest.raises(ConfigError, match=text):
         export(world, kind, tmp_path / "out", **more)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_groups(world, tmp_path, format):  # noqa: A002
+    result = export(world, "groups", tmp_path / "out", format=format)
+    expected = stored(world, "groups").to_pylist()
+    assert (result["kind"], result["rows"]) == ("groups", len(expected))
+    assert {row["kept"] for row in expected} == {True, False}
+    found = (
+        lines(tmp_path / "out")
+        if format == "jsonl"
+        else pq.read_table(tmp_path / "out").to_pylist()
+    )
+    assert [row | {"score": np.float32(row["score"])} for row in found] == expected
 
 
 def test_a_folder_with_files_is_refused(world, tmp_path):
