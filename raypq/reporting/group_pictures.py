@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +26,16 @@ _BATCH = 1 << 16  # rows
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Groups:
-    """Groups of a file, in its order.
+    """Groups of a store, in the order of its files.
 
     Attributes:
-        start, size: first row and number of images [n].
+        file: number of the file that a group is in [n]; start, size: its first row there and its
+            number of images [n].
         farthest: distance to the kept image of the image that is farthest from it [n] float32; for
             similarities, their negative.
     """
 
+    file: NDArray[np.int64]
     start: NDArray[np.int64]
     size: NDArray[np.int64]
     farthest: NDArray[np.float32]
@@ -48,7 +51,10 @@ class Groups:
     def take(self, numbers: NDArray[np.int64]) -> Groups:
         """The groups of these numbers."""
         return Groups(
-            start=self.start[numbers], size=self.size[numbers], farthest=self.farthest[numbers]
+            file=self.file[numbers],
+            start=self.start[numbers],
+            size=self.size[numbers],
+            farthest=self.farthest[numbers],
         )
 
 
@@ -62,11 +68,13 @@ def gallery(store: Store, context: Context) -> Gallery:
     if not store.latest.rows:
         return Gallery(title=title, note="There are no near-duplicates.")
     nearer = -1 if summary.get("metric") == "l2" else 1  # the sign of a score that is nearer
-    receipt = store.latest.shards[0]  # the only one
-    with open_stored(join(store.place, receipt.path), "groups", size=receipt.bytes) as file:
-        groups, total = read(file, nearer)
-        chosen = choose(groups)
-        images = [_images(file, groups.take(np.array([at])), nearer) for at, _ in chosen]
+    groups, total = read(store, nearer)
+    chosen = choose(groups)
+    images = []
+    for at, _ in chosen:
+        with _open(store, int(groups.file[at])) as file:
+            start, size = int(groups.start[at]), int(groups.size[at])
+            images.append(_images(file, start, size, nearer))
     origins = context.origins_of(store, pa.concat_arrays([ids for ids, _ in images]).unique())
     rows = [
         _row(why, int(groups.size[at]), ids, scores, origins)
@@ -81,39 +89,72 @@ def gallery(store: Store, context: Context) -> Gallery:
     return Gallery(title=title, note=note, rows=rows)
 
 
-def read(file: CheckedFile, nearer: int) -> tuple[Groups, int]:
+def _open(store: Store, number: int) -> AbstractContextManager[CheckedFile]:
+    receipt = store.latest.shards[number]
+    return open_stored(join(store.place, receipt.path), "groups", size=receipt.bytes)
+
+
+def read(store: Store, nearer: int) -> tuple[Groups, int]:
     """The groups that may be shown, and the number of all groups.
 
     Args:
         nearer: sign of a score that is nearer.
 
     Raises:
-        DamagedError: the file does not begin with a kept image.
+        DamagedError: a file does not begin with a kept image.
     """
-    empty = np.array([], np.int64)
-    groups = Groups(start=empty, size=empty, farthest=empty.astype(np.float32))
-    row = total = 0
+    none = np.array([], np.int64)
+    groups = Groups(file=none, start=none, size=none, farthest=none.astype(np.float32))
+    total = 0
+    for number in range(len(store.latest.shards)):
+        with _open(store, number) as file:
+            for part in _parts(file, number, nearer):
+                total += len(part.start)
+                groups = _best(groups, part)
+    return groups, total
+
+
+def _parts(file: CheckedFile, number: int, nearer: int) -> Iterator[Groups]:
+    """The groups of a file, in parts."""
+    row = 0
+    last: Groups | None = None  # the group that may go on in the next batch
     for batch in stream(file, _BATCH, ["size", "kept", "score"]):
         kept = batch.column("kept").to_numpy(zero_copy_only=False)
         away = np.where(kept, -np.inf, -nearer * batch.column("score").to_numpy())
         starts = np.flatnonzero(kept)
         first = starts[0] if len(starts) else len(kept)
-        if first and not len(groups.start):
+        if first and last is None:
             raise DamagedError(
                 file.uri, expected="groups, each with its kept image first", found="another order"
             )
-        if first:  # rows of the last group of the batch before
-            groups.farthest[-1] = max(groups.farthest[-1], away[:first].max())
-        groups = Groups(
-            start=np.r_[groups.start, row + starts],
-            size=np.r_[groups.size, batch.column("size").to_numpy()[starts]],
-            farthest=np.r_[groups.farthest, np.maximum.reduceat(away, starts)].astype(np.float32),
+        if first and last is not None:
+            last.farthest[0] = max(last.farthest[0], away[:first].max())
+        row += len(batch)
+        if not len(starts):
+            continue
+        if last is not None:
+            yield last
+        found = Groups(
+            file=np.full(len(starts), number),
+            start=row - len(batch) + starts,
+            size=batch.column("size").to_numpy()[starts],
+            farthest=np.maximum.reduceat(away, starts).astype(np.float32),
         )
-        # One more than may be shown: the last group may become another one's place.
-        best = [order[: 3 * _GROUPS + 1] for order in groups.orders().values()]
-        groups = groups.take(np.unique(np.r_[(*best, len(groups.start) - 1)]))
-        row, total = row + len(batch), total + len(starts)
-    return groups, total
+        yield found.take(np.arange(len(starts) - 1))
+        last = found.take(np.array([len(starts) - 1]))
+    if last is not None:
+        yield last
+
+
+def _best(groups: Groups, more: Groups) -> Groups:
+    """Those of both that may be shown."""
+    both = Groups(
+        file=np.r_[groups.file, more.file],
+        start=np.r_[groups.start, more.start],
+        size=np.r_[groups.size, more.size],
+        farthest=np.r_[groups.farthest, more.farthest],
+    )
+    return both.take(np.unique([order[: 3 * _GROUPS] for order in both.orders().values()]))
 
 
 def choose(groups: Groups) -> list[tuple[int, str]]:
@@ -125,10 +166,11 @@ def choose(groups: Groups) -> list[tuple[int, str]]:
     return list(chosen.items())
 
 
-def _images(file: CheckedFile, group: Groups, nearer: int) -> tuple[pa.Array, NDArray[np.float32]]:
+def _images(
+    file: CheckedFile, start: int, size: int, nearer: int
+) -> tuple[pa.Array, NDArray[np.float32]]:
     """Ids of the kept image of a group and of those farthest from it [n], farthest first; scores
     of the latter [n - 1]."""
-    start, size = int(group.start[0]), int(group.size[0])
     bounds = np.cumsum([0, *(rows for rows, _ in file.footer.groups)])
     parts = range(
         int(np.searchsorted(bounds, start, "right")) - 1,

@@ -445,11 +445,16 @@ def test_cifar10(data_root: Path, tmp_path: Path) -> None:
             codes=codes, queries=queries, top_k=9, output=str(tmp_path / "search"), where=WHERE
         )
     )
+    api.deduplicate(
+        DeduplicateJob(codes=codes, threshold=0.995, output=str(tmp_path / "groups"), where=WHERE)
+    )
     more = {"images": str(cifar / "images" / "test"), "classes": classes}
-    text = report(tmp_path, Columns(feature="image"), ["predictions", "search"], **more)
+    text = report(tmp_path, Columns(feature="image"), ["predictions", "search", "groups"], **more)
     shown = Shown(text).chapters
     assert "pictures are not shown" not in text
     assert len(shown["examples"]) > 40
     right = [item["mark"] for item in shown["queries"]]
     assert right.count("right") > right.count("wrong")
+    assert [item["mark"] for item in shown["groups"]].count("kept") == 12
+    assert all("jpeg" in item for item in shown["groups"])
     assert len(text) < 2 << 20

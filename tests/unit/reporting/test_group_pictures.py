@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,18 +38,23 @@ def table(sizes: list[int], seed: int = 0, *, text: bool = False) -> pa.Table:
     return pa.table(columns, schema=duplicate_groups.schema(kind))
 
 
-def store(root: Path, groups: pa.Table, metric: str = "l2", rows: int = 1 << 15) -> Store:
-    """A store of groups, in row groups of so many rows."""
+def store(root: Path, *files: pa.Table, metric: str = "l2") -> Store:
+    """A store of groups with these files."""
     (root / "data").mkdir(parents=True)
-    pq.write_table(groups, root / "data" / "g.parquet", row_group_size=rows)
-    receipt = Receipt(
-        shard="groups", path="data/g.parquet", rows=len(groups), sha256="0" * 64, model="m",
-        bytes=(root / "data" / "g.parquet").stat().st_size, work="w",
-        source=Source(uri="codes", size=0, modified=""),
-    )  # fmt: skip
+    receipts = []
+    for number, groups in enumerate(files):
+        path = root / "data" / f"{number}.parquet"
+        pq.write_table(groups, path, row_group_size=1 << 15)
+        receipts.append(
+            Receipt(
+                shard=f"groups-{number}", path=f"data/{number}.parquet", rows=len(groups),
+                bytes=path.stat().st_size, sha256="0" * 64, model="m", work="w",
+                source=Source(uri="codes", size=0, modified=""),
+            )
+        )  # fmt: skip
     version = Snapshot(
         kind="groups", version=1, parent=None, nonce="n", run_id="r", created="",
-        shards=(receipt,), summary={"metric": metric, "threshold": 0.5},
+        shards=tuple(receipts), summary={"metric": metric, "threshold": 0.5},
     )  # fmt: skip
     return Store(place=str(root), versions=[version])
 
@@ -101,7 +107,7 @@ SIZES = {
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_groups_are_those_of_the_whole_file(tmp_path, sizes, metric, nearer):
     groups = table(sizes, text=len(sizes) == 2)
-    found = gallery(store(tmp_path, groups, metric))
+    found = gallery(store(tmp_path, groups, metric=metric))
     shown = [(row.title, [picture.want.id for picture in row.pictures]) for row in found.rows]
     assert shown == expected(groups, nearer)
     assert found.note.startswith(f"{len(shown)} of {len(sizes):,} groups (threshold 0.5)")
@@ -114,6 +120,14 @@ def test_groups_are_those_of_the_whole_file(tmp_path, sizes, metric, nearer):
             assert (picture.mark, picture.note) == ("", f"{score[int(picture.want.id)]:.3g}")
     word = "distance to" if metric == "l2" else "similarity with"
     assert f"{word} the kept one" in found.note
+
+
+def test_groups_of_several_files_are_as_of_one(tmp_path):
+    groups = table(SIZES["across batches"])
+    ends = [0, 2 * 50, 2 * 20_000, 2 * 20_000 + 100_000, len(groups)]
+    parts = [groups[a:b] for a, b in pairwise(ends)]
+    first = gallery(store(tmp_path / "one", groups))
+    assert gallery(store(tmp_path / "many", *parts, groups[:0])).rows == first.rows
 
 
 def test_a_group_that_goes_on_takes_no_place(tmp_path):
