@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypq.data import duplicate_groups
+from raypq.data.store import snapshot
 from raypq.data.store.shard_writer import Receipt, Source
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import InputError
-from raypq.reporting import group_pictures
+from raypq.reporting import group_pictures, page
 from raypq.reporting.findings import Store
 from raypq.reporting.samples import Context
 
@@ -140,6 +141,20 @@ def test_a_group_that_goes_on_takes_no_place(tmp_path):
     found = gallery(store(tmp_path, groups))
     shown = [(row.title, [picture.want.id for picture in row.pictures]) for row in found.rows]
     assert shown == expected(groups, -1)
+
+
+def test_ids_are_text(tmp_path):
+    ids = pa.array(["<script>alert(1)</script>", '"><b>b</b>'])
+    groups = table([2], text=True).set_column(1, "id", ids).set_column(0, "group_id", ids)
+    found = store(tmp_path / "<i>groups", groups)
+    path = Path(found.place) / snapshot.path_of(1)
+    path.parent.mkdir()
+    path.write_text(found.latest.model_dump_json())
+    page.make([found.place], str(tmp_path / "page.html"))
+    text = (tmp_path / "page.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    for tag in ("<script", "<b>b", "<i>", '""'):
+        assert tag not in text
 
 
 def test_nothing_to_show(tmp_path):
