@@ -38,9 +38,10 @@ def _dropped(stores: Sequence[Store], short: Mapping[str, str]) -> tuple[list[Ta
     series: dict[str, dict[str, tuple[list[float], list[float]]]] = defaultdict(dict)
     for store in stores:
         summary, place = store.latest.summary, store.place
-        points = snapshot_summary.points(place, store.latest, "dropped_at", least=0)
+        # Thresholds that differ: of a run at distance 0, all ten are 0.
+        points = dict(snapshot_summary.points(place, store.latest, "dropped_at", least=0))
         stored = snapshot_summary.number(place, store.latest, "rows", least=0)
-        for threshold, dropped in points:
+        for threshold, dropped in points.items():
             left = None if stored is None else stored - dropped
             rows.append(
                 [
@@ -48,9 +49,9 @@ def _dropped(stores: Sequence[Store], short: Mapping[str, str]) -> tuple[list[Ta
                     count(left),
                 ]
             )  # fmt: skip
-        if points:
-            xs, ys = zip(*points, strict=True)
-            series[str(summary.get("metric"))][short[place]] = ([*xs], [*ys])
+        if len(points) > 1:
+            of_metric = series[str(summary.get("metric"))]
+            of_metric[short[place]] = ([*points], [*points.values()])
     head = ["store", "threshold", "images to drop", "share of the store", "images left"]
     tables = [Table(title="Images to drop, by threshold", head=head, rows=rows)] if rows else []
     drawn = []

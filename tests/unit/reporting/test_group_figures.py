@@ -67,6 +67,12 @@ def test_versions():
     ]
 
 
+def test_one_threshold_needs_no_chart():
+    tables, drawn = figures(store("a", SUMMARY | {"dropped_at": [[0.0, 3]] * 10}))
+    assert tables["Images to drop, by threshold"] == [["/s/a", "0", "3", "0.30%", "997"]]
+    assert [chart.title for chart in drawn] == ["Sizes of groups: /s/a"]
+
+
 @pytest.mark.parametrize("lacks", ["sizes", "dropped_at"])
 def test_older_versions_have_no_charts(lacks):
     lacking = {key: value for key, value in SUMMARY.items() if key != lacks}
