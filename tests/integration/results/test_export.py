@@ -199,7 +199,27 @@ def test_groups(world, tmp_path, format):  # noqa: A002
         if format == "jsonl"
         else pq.read_table(tmp_path / "out").to_pylist()
     )
-    assert [row | {"score": np.float32(row["score"])} for row in found] == expected
+    values = [
+        {name: np.float32(x) if isinstance(x, float) else x for name, x in row.items()}
+        for row in found
+    ]
+    assert values == expected
+
+
+def test_a_null_is_null(tmp_path):
+    from raypq.data.storage import Shard
+    from raypq.data.store import shard_writer, snapshot
+
+    schema = pa.schema([("id", pa.string()), ("score", pa.float32())])
+    batch = pa.RecordBatch.from_pydict({"id": ["a", "b"], "score": [None, 0.1]}, schema=schema)
+    shard = Shard(index=0, uri="/x", stem="x", size=1, modified="1")
+    receipt = shard_writer.write_shard(
+        str(tmp_path / "G"), shard, model="m", work="w", schema=schema, batches=[batch], options={}
+    )
+    snapshot.commit(str(tmp_path / "G"), kind="groups", run_id="r", expected=["x"],
+                    receipts=[receipt], quarantined=[], summary={})  # fmt: skip
+    export(tmp_path, "G", tmp_path / "out", format="jsonl")
+    assert lines(tmp_path / "out") == [{"id": "a", "score": None}, {"id": "b", "score": 0.1}]
 
 
 def test_a_folder_with_files_is_refused(world, tmp_path):
