@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypq.data import duplicate_groups
 from raypq.data.store import snapshot
 from raypq.data.store.shard_writer import Receipt, Source
 from raypq.data.store.snapshot import Snapshot
@@ -34,9 +33,10 @@ def table(sizes: list[int], seed: int = 0, *, text: bool = False) -> pa.Table:
     score[: int(size[:10].sum())] = 0.5  # ties
     kind = pa.string() if text else pa.int64()
     ids = pa.array(np.arange(rows)).cast(kind)
-    columns = [ids.take(pa.array(np.repeat(start, size))), ids, pa.array(np.repeat(size, size)),
-               pa.array(kept), pa.array(score)]  # fmt: skip
-    return pa.table(columns, schema=duplicate_groups.schema(kind))
+    return pa.table(
+        {"group_id": ids.take(pa.array(np.repeat(start, size))), "id": ids,
+         "size": np.repeat(size, size), "kept": kept, "score": score}
+    )  # fmt: skip
 
 
 def store(root: Path, *files: pa.Table, metric: str = "l2") -> Store:
