@@ -17,7 +17,7 @@ def report(settings: ReportSettings) -> None:
 
     PLACES are files, models, stores, and folders, which are searched. Result files are those of
     raypq evaluate --json and raypq bench --json. With --images, the page shows some images of
-    stores of predictions, of search results and of near-duplicates.
+    stores of predictions, of search results, of near-duplicates and of their groups.
 
     \b
     Example:

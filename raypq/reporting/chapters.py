@@ -13,7 +13,7 @@ from raypq.data.codes import bytes_per_code
 from raypq.reporting import accuracy, picture_chapters, retrieval, runs
 from raypq.reporting.charts import Chart
 from raypq.reporting.findings import Findings, shorten
-from raypq.reporting.picture_chapters import PictureSource
+from raypq.reporting.picture_chapters import Parts, PictureSource
 from raypq.reporting.pictures import Gallery
 from raypq.reporting.tables import Table, count, moment, size
 
@@ -60,8 +60,6 @@ _SPEED = (
     "How many times faster classifying codes is than the dense product of uncompressed vectors and "
     "a top-k, after figure 4b of the PQZSL paper."
 )
-
-Parts = tuple[Sequence[Table], Sequence[Chart]]
 
 _CHAPTERS: Sequence[tuple[str, str, str, Callable[[Findings], Parts], str]] = (
     (
@@ -150,12 +148,13 @@ def write(findings: Findings, pictures: PictureSource | None = None) -> Report:
             chapters.append(Chapter(id=name, title=title, lead=lead, tables=tables, charts=charts))
         else:
             absent.append((title, filled_by))
-    for shown in picture_chapters.make(findings, pictures) if pictures else ():
+    for shown in picture_chapters.make(findings, pictures):
         if shown.galleries:
+            tables, charts = shown.figures(findings) if shown.figures else ((), ())
             chapters.append(
                 Chapter(
-                    id=shown.id, title=shown.title, lead=shown.lead, galleries=shown.galleries,
-                    note=shown.note,
+                    id=shown.id, title=shown.title, lead=shown.lead, tables=tables, charts=charts,
+                    galleries=shown.galleries, note=shown.note,
                 )
             )  # fmt: skip
         else:

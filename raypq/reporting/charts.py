@@ -25,6 +25,7 @@ MAX_SERIES = len(_SERIES)  # series that can be told apart
 _MARKERS = "osD^vP"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of files may hold $
     "font.size": 11,
     "axes.edgecolor": _LINE,
     "axes.labelcolor": _SOFT,
@@ -190,6 +191,37 @@ def ranked(
         axes.set_xlim(0, 100)
         axes.set_ylim(0, 1.02)
         axes.legend(loc="lower left")
+
+    return _draw(name, title, caption, plot)
+
+
+def bars(
+    name: str,
+    title: str,
+    caption: str,
+    counts: Mapping[str, float],
+    *,
+    x: str,
+    y: str,
+    log_x: bool = False,
+) -> Chart:
+    """A horizontal bar for each label, top down, with its count beside it."""
+
+    def plot(axes: Any) -> None:
+        size = min(11, 200 / max(len(counts), 1))  # points: that labels do not overlap
+        left = 0.7 if log_x else 0.0  # a bar of one is seen
+        axes.barh(range(len(counts)), [*counts.values()], color=_SERIES[0], height=0.7)
+        for number, value in enumerate(counts.values()):
+            axes.annotate(
+                f"{value:,.0f}", (max(value, left), number), xytext=(3, 0),
+                textcoords="offset points", va="center", fontsize=size, color=_SOFT,
+            )  # fmt: skip
+        _axes(axes, x, y, log_x=log_x, whole_x=not log_x)
+        axes.set_yticks(range(len(counts)), [*counts], fontsize=size)
+        axes.set_ylim(max(len(counts), 6) - 0.5, -0.5)  # few bars are not thick
+        axes.grid(visible=False, axis="y")
+        axes.margins(x=0.12)
+        axes.set_xlim(left=left)
 
     return _draw(name, title, caption, plot)
 

@@ -1,4 +1,4 @@
-"""The chapters with pictures: predictions, search results and near-duplicates."""
+"""The chapters with pictures: predictions, search results, near-duplicates and their groups."""
 
 from __future__ import annotations
 
@@ -10,12 +10,23 @@ from raypq.config import Columns, ImageColumns
 from raypq.data.class_labels import ClassLabels
 from raypq.data.image_lookup import ImageLookup
 from raypq.errors import InputError
-from raypq.reporting import pair_pictures, prediction_pictures, search_pictures
+from raypq.reporting import (
+    group_pictures,
+    groups,
+    pair_pictures,
+    prediction_pictures,
+    search_pictures,
+)
+from raypq.reporting.charts import Chart
 from raypq.reporting.findings import Findings, Store
-from raypq.reporting.pictures import Gallery, fill, not_shown, pictures_of
+from raypq.reporting.pictures import Galleries, Gallery, fill, not_shown, pictures_of
 from raypq.reporting.samples import Context
+from raypq.reporting.tables import Table
 
 _STORES = 3  # of a kind that are shown
+_WITHOUT = "With --images, the page shows the images of these ids."
+
+Parts = tuple[Sequence[Table], Sequence[Chart]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,8 @@ class PictureChapter:
     Attributes:
         note: how many pictures are not shown, and why; stores that are not shown.
         filled_by: what fills the chapter.
+        figures: its tables and charts; where it has some, it is also made without images, and
+            shows ids.
     """
 
     id: str
@@ -46,6 +59,7 @@ class PictureChapter:
     filled_by: str
     galleries: Sequence[Gallery] = ()
     note: str = ""
+    figures: Callable[[Findings], Parts] | None = None
 
 
 _Make = Callable[[Store, Context], Gallery]
@@ -80,6 +94,18 @@ _CHAPTERS: Sequence[tuple[str, _Make, PictureChapter]] = (
             filled_by="raypq duplicates",
         ),
     ),
+    (
+        "groups",
+        group_pictures.gallery,
+        PictureChapter(
+            id="groups",
+            title="Groups of near-duplicates",
+            lead="Connected images, of which one is kept. A threshold is too wide where the images "
+            "farthest from the kept one are no duplicates of it.",
+            filled_by="raypq deduplicate",
+            figures=groups.figures,
+        ),
+    ),
 )
 
 
@@ -88,37 +114,48 @@ def _of_one(store: Store) -> bool:
     return "against" not in store.latest.summary
 
 
-def make(findings: Findings, source: PictureSource) -> list[PictureChapter]:
-    """Every chapter with pictures; those without a store have no galleries.
+def make(findings: Findings, source: PictureSource | None) -> list[PictureChapter]:
+    """Every chapter with pictures, or without images those that have figures; chapters without a
+    store have no galleries.
 
     Raises:
         InputError: no store with pictures; images that cannot be listed, or none of whose ids is in
             a store; a class table that cannot be read.
     """
+    made = [entry for entry in _CHAPTERS if source or entry[2].figures]
     stores = {
         kind: [store for store in findings.stores if store.kind == kind and _of_one(store)]
-        for kind, *_ in _CHAPTERS
+        for kind, *_ in made
     }
-    if not any(stores.values()):
+    if source and not any(stores.values()):
         raise InputError(
             ", ".join(source.images),
             expected="a store of predictions, search results or near-duplicates among the places, "
             "to show its images (--images, images)",
             found="none",
         )
-    context = Context.of(findings, _names(source.classes))
+    names = _names(source.classes) if source else {}
+    context = Context.of(findings, names, locates=source is not None)
     planned = {
         kind: [_gallery(make_one, store, context) for store in stores[kind][:_STORES]]
-        for kind, make_one, _ in _CHAPTERS
+        for kind, make_one, _ in made
         if stores[kind]
     }
+    shown = _with_thumbnails(planned, source) if source else planned
+    chapters = [_chapter(chapter, shown.get(kind, []), stores[kind]) for kind, _, chapter in made]
+    if source is None:
+        return [replace(item, note=f"{_WITHOUT} {item.note}".rstrip()) for item in chapters]
+    return chapters
+
+
+def _with_thumbnails(planned: Galleries, source: PictureSource) -> Galleries:
     columns = Columns(**{name: getattr(source.columns, name) for name in ImageColumns.model_fields})
     lookup = ImageLookup(source.images, columns)
     filled = fill(planned, lookup)
     opened = f" from {lookup.opened} of {lookup.shards} shards of images" if lookup.opened else ""
     shown = [item for chapter in filled.values() for item in pictures_of(chapter)]
     console.say(f"{len(shown)} pictures{opened}. {not_shown(shown)}".rstrip(), pictures=len(shown))
-    return [_chapter(chapter, filled.get(kind, []), stores[kind]) for kind, _, chapter in _CHAPTERS]
+    return filled
 
 
 def _names(classes: str | None) -> dict[str, str]:

@@ -17,12 +17,13 @@ from raypq.errors import InputError
 LONGEST = 128  # pixels of a thumbnail's longer side
 MOST_BYTES = 4 << 20  # of all pictures of a page, as text in it
 _QUALITY = 80  # of JPEG
-Mark = Literal["", "right", "wrong", "query"]
+Mark = Literal["", "right", "wrong", "query", "kept"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
-    """An image on the page: a ``data:`` URI and its size in pixels; or why there is none.
+    """An image on the page: a ``data:`` URI and its size in pixels; or why there is none; empty
+    where only its id is shown.
 
     Attributes:
         kind: of the problem, to count it. label: of the image, if it has one.

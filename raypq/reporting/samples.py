@@ -22,15 +22,17 @@ class Context:
 
     Attributes:
         names: of classes, by class_id. origins: where the rows of stores come from.
-        short: paths of stores for display.
+        short: paths of stores for display. locates: whether the shards of images are looked for;
+            ids alone need none.
     """
 
     names: Mapping[str, str]
     origins: Origins
     short: Mapping[str, str]
+    locates: bool = True
 
     @classmethod
-    def of(cls, findings: Findings, names: Mapping[str, str]) -> Context:
+    def of(cls, findings: Findings, names: Mapping[str, str], *, locates: bool = True) -> Context:
         """The context of a page; names that are not given are those of its evaluations."""
         known = {
             str(row["class_id"]): str(row["name"])
@@ -41,6 +43,7 @@ class Context:
             names={**known, **names},
             origins=Origins([store.versions for store in findings.stores]),
             short=shorten([store.place for store in findings.stores]),
+            locates=locates,
         )
 
     def name(self, class_id: str) -> str:
@@ -52,7 +55,7 @@ class Context:
         """The source shard of ids in the code store that a result store names, by id as text; ids
         whose shard is not known are absent."""
         codes, number = store.latest.summary.get("codes"), store.latest.summary.get("codes_version")
-        if not isinstance(codes, str) or not isinstance(number, int):
+        if not self.locates or not isinstance(codes, str) or not isinstance(number, int):
             return {}
         try:
             version = snapshot.read(codes, number)

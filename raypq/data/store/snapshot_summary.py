@@ -40,12 +40,8 @@ def number(store: str, version: Snapshot, *keys: str, least: float | None = None
     value = _value(store, version, keys)
     if value is None:
         return None
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    try:
-        if plain and math.isfinite(float(value)) and (least is None or value >= least):
-            return float(value)
-    except OverflowError:  # a whole number beyond float's range
-        pass
+    if _is_finite(value) and (least is None or value >= least):
+        return float(value)
     expected = "a finite number" if least is None else f"a finite number of at least {least:g}"
     raise _error(store, version, keys, expected, value)
 
@@ -60,6 +56,36 @@ def items(store: str, version: Snapshot, *keys: str) -> list[Any] | None:
     if value is not None and not isinstance(value, list):
         raise _error(store, version, keys, "a list", value)
     return value
+
+
+def points(
+    store: str, version: Snapshot, *keys: str, least: float | None = None
+) -> list[tuple[float, float]]:
+    """The pairs of numbers at a path of keys; none where there is nothing.
+
+    Args:
+        least: of the second number of a pair.
+
+    Raises:
+        InputError: it is not a list of pairs of finite numbers, naming the key.
+    """
+    found = items(store, version, *keys) or []
+    for pair in found:
+        plain = isinstance(pair, list) and len(pair) == 2 and all(map(_is_finite, pair))
+        if not plain or (least is not None and pair[1] < least):
+            expected = "pairs of finite numbers"
+            if least is not None:
+                expected += f", the second at least {least:g}"
+            raise _error(store, version, keys, expected, pair)
+    return [(float(first), float(second)) for first, second in found]
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        return plain and math.isfinite(float(value))
+    except OverflowError:  # a whole number beyond float's range
+        return False
 
 
 def _value(store: str, version: Snapshot, keys: tuple[str, ...]) -> Any:

@@ -162,7 +162,9 @@ def _plain(column: pa.Array) -> list[Any]:
         ends = np.cumsum([0, *np.diff(column.offsets.to_numpy())])
         return [values[a:b] for a, b in pairwise(ends)]
     if pa.types.is_float32(kind) or pa.types.is_float16(kind):
-        return [float(text) for text in column.to_numpy(zero_copy_only=False).astype(str)]
+        texts = column.to_numpy(zero_copy_only=False).astype(str)
+        valid = column.is_valid().to_pylist()
+        return [float(text) if known else None for text, known in zip(texts, valid, strict=True)]
     return column.to_pylist()
 
 

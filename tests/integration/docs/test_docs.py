@@ -39,7 +39,7 @@ PAGES = [
 ]
 ON_RAY = (
     "train", "extract", "encode", "classify", "evaluate", "split", "demo", "infer-semantics",
-    "search", "duplicates",
+    "search", "duplicates", "deduplicate",
 )  # fmt: skip
 NEVER_ON_RAY = {"fewshot", "clusterability"}  # of `evaluate`: rows in memory
 # Printed to be filled in, or too long for a test: FILE, CLASSES and rates.json are the reader's.

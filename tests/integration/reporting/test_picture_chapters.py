@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shutil
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from raypq.config import (
     ClassifyJob,
     ClusterSettings,
     Columns,
+    DeduplicateJob,
     DuplicatesJob,
     EncodeJob,
     ImageColumns,
@@ -139,7 +141,7 @@ class Shown(HTMLParser):
 
 
 def jobs(root: Path, columns: Columns) -> None:
-    """Codes of images, predictions, a search and near-duplicates."""
+    """Codes of images, predictions, a search, near-duplicates and their groups."""
     rng = np.random.default_rng(1)
     folders = (root / "images" / "class 0").exists()
     table = pa.table(
@@ -161,12 +163,18 @@ def jobs(root: Path, columns: Columns) -> None:
     job = DuplicatesJob(codes=codes, threshold=0.98, metric="cosine", output=str(root / "pairs"),
                         where=WHERE)  # fmt: skip
     api.duplicates(job)
+    job = DeduplicateJob(codes=codes, threshold=0.98, metric="cosine", output=str(root / "groups"),
+                         where=WHERE)  # fmt: skip
+    api.deduplicate(job)
 
 
-STORES = ("predictions", "search", "pairs")
+STORES = ("predictions", "search", "pairs", "groups")
+CHAPTERS = ["examples", "queries", "duplicates", "groups"]
 
 
-def report(root: Path, columns: Columns, stores: Sequence[str] = STORES, **more: Any) -> str:
+def report(
+    root: Path, columns: Columns | ImageColumns, stores: Sequence[str] = STORES, **more: Any
+) -> str:
     own = ImageColumns(id=columns.id, feature=columns.feature, label=columns.label)
     more = {"images": str(root / "images"), "columns": own} | more
     api.report([str(root / name) for name in stores], str(root / "page.html"), **more)
@@ -206,11 +214,9 @@ def test_every_layout_shows_the_images_of_the_ids(write, place, images, tmp_path
     columns = write(tmp_path, images)
     text = report(root, columns)
     shown = Shown(text).chapters
-    assert [name for name in ("examples", "queries", "duplicates") if shown.get(name)] == [
-        "examples", "queries", "duplicates",
-    ]  # fmt: skip
+    assert [name for name in CHAPTERS if shown.get(name)] == CHAPTERS
     assert "pictures are not shown" not in text
-    for item in (one for name in ("examples", "queries", "duplicates") for one in shown[name]):
+    for item in (one for name in CHAPTERS for one in shown[name]):
         with Image.open(io.BytesIO(item["jpeg"])) as picture:
             assert picture.size == (2 * SIDE, 3 * SIDE)
             mean = np.asarray(picture.convert("RGB"), float).mean((0, 1))
@@ -323,6 +329,69 @@ def test_queries_by_id_are_found_in_the_searched_store(place, tmp_path):
     assert all("jpeg" in item for item in shown)
 
 
+def rows_of_groups(root: Path) -> dict[str, dict[str, Any]]:
+    """The rows of the stored groups by id."""
+    (path,) = (root / "groups" / "data").glob("*.parquet")
+    return {row["id"]: row for row in pq.read_table(path).to_pylist()}
+
+
+def test_groups_begin_with_the_image_that_is_kept(place):
+    root = place(webdataset)
+    rows = rows_of_groups(root)
+    shown = Shown(report(root, COLUMNS, ["groups"])).chapters["groups"]
+    kept = [number for number, item in enumerate(shown) if item["mark"] == "kept"]
+    assert kept[0] == 0
+    assert len(kept) == min(12, sum(row["kept"] for row in rows.values()))
+    for first, end in zip(kept, [*kept[1:], len(shown)], strict=True):
+        head, *others = shown[first:end]
+        row = rows[head["id"]]
+        assert row["kept"]
+        assert head["about"] == f"kept{head['id']}"
+        assert len(others) == min(row["size"], 8) - 1
+        scores = [rows[item["id"]]["score"] for item in others]
+        assert scores == sorted(scores), "the farthest first"
+        notes = [item["about"].removesuffix(item["id"]) for item in others]
+        assert notes == [f"{score:.3g}" for score in scores]
+        assert {rows[item["id"]]["group_id"] for item in others} == {row["group_id"]}
+        assert all("jpeg" in item for item in shown[first:end])
+    assert len({rows[shown[number]["id"]]["group_id"] for number in kept}) == len(kept)
+
+
+def test_groups_without_images_are_ids(place, tmp_path):
+    root = place(webdataset)
+    with_images = Shown(report(root, COLUMNS, ["groups"])).chapters["groups"]
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(root / "groups", moved / "groups")  # the codes that it names are not read
+    for path in (moved / "groups" / "snapshots").iterdir():
+        path.write_text(path.read_text().replace(str(root / "codes"), str(tmp_path / "absent")))
+    text = report(moved, ImageColumns(), ["groups"], images=())
+    shown = Shown(text).chapters["groups"]
+    parts = [[(item["mark"], item["id"], item["about"]) for item in items]
+             for items in (shown, with_images)]  # fmt: skip
+    assert parts[0] == parts[1]
+    assert all("jpeg" not in item and not item["absent"] for item in shown)
+    assert "With --images, the page shows the images of these ids." in text
+    assert "<h3>Versions</h3>" in text
+    assert "With --images" not in report(root, COLUMNS, ["groups"])
+
+
+def test_missing_and_damaged_groups(place, images, tmp_path):
+    root = place(webdataset)
+    shutil.copytree(root / "groups", tmp_path / "groups")
+    (tmp_path / "images").mkdir()
+    webdataset(tmp_path / "images", {key: images[key] for key in [*images][:30]})
+    text = report(tmp_path, COLUMNS, ["groups"])
+    shown = Shown(text).chapters["groups"]
+    assert {"jpeg" in item for item in shown} == {True, False}
+    assert "pictures are not shown" in text
+    (path,) = (tmp_path / "groups" / "data").iterdir()
+    path.write_bytes(path.read_bytes()[:-9])
+    for more in ({}, {"images": ()}):
+        text = report(tmp_path, ImageColumns(), ["groups"], **more)
+        assert "Not shown: " in text
+        assert "run raypq deduplicate again" in text
+
+
 def test_images_of_other_ids_are_an_error(place, images, tmp_path):
     root = place(folder)
     (tmp_path / "other").mkdir()
@@ -376,11 +445,16 @@ def test_cifar10(data_root: Path, tmp_path: Path) -> None:
             codes=codes, queries=queries, top_k=9, output=str(tmp_path / "search"), where=WHERE
         )
     )
+    api.deduplicate(
+        DeduplicateJob(codes=codes, threshold=0.995, output=str(tmp_path / "groups"), where=WHERE)
+    )
     more = {"images": str(cifar / "images" / "test"), "classes": classes}
-    text = report(tmp_path, Columns(feature="image"), ["predictions", "search"], **more)
+    text = report(tmp_path, Columns(feature="image"), ["predictions", "search", "groups"], **more)
     shown = Shown(text).chapters
     assert "pictures are not shown" not in text
     assert len(shown["examples"]) > 40
     right = [item["mark"] for item in shown["queries"]]
     assert right.count("right") > right.count("wrong")
+    assert [item["mark"] for item in shown["groups"]].count("kept") == 12
+    assert all("jpeg" in item for item in shown["groups"])
     assert len(text) < 2 << 20

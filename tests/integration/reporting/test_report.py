@@ -18,6 +18,7 @@ from raypq.cli import main
 from raypq.config import (
     ClassifyJob,
     ClusterSettings,
+    DeduplicateJob,
     EncodeJob,
     EvaluateJob,
     RetrievalJob,
@@ -56,6 +57,9 @@ def results(world: Any, alone: ClusterSettings, tmp_path_factory: pytest.TempPat
     retrieval = RetrievalJob(codes=str(root / "codes-4"), queries=[str(later)], at=(1, 10),
                              features=[str(features)], where=alone)  # fmt: skip
     _write(root / "retrieval.json", api.evaluate_retrieval(retrieval))
+    groups = DeduplicateJob(codes=str(root / "codes-4"), metric="cosine", threshold=0.99,
+                            output=str(root / "groups"), where=alone)  # fmt: skip
+    api.deduplicate(groups)
     _write(root / "bench.json", BENCH)
     _write(root / "other.json", {"a": 1})
     return root
@@ -98,7 +102,7 @@ def test_every_chapter_is_filled(page: Path) -> None:
     found = re.findall(r'<section id="([a-z]+)"', text)
     assert found == [
         "settings", "accuracy", "quantization", "speed", "classes", "codewords", "retrieval",
-        "training", "drift", "throughput", "sources",
+        "training", "drift", "throughput", "groups", "sources",
     ]  # fmt: skip
     assert "Chapters without findings" not in text
 

@@ -18,6 +18,7 @@ from raypq.cli import main
 from raypq.config import (
     ClassifyJob,
     ClusterSettings,
+    DeduplicateJob,
     EncodeJob,
     ExportJob,
     SearchJob,
@@ -34,7 +35,7 @@ NAMES = ["tench", "goldfish", "großer Hai"]
 
 @pytest.fixture(scope="module", params=["int", "text"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """features/ in two shards, classes.parquet, model, codes, predictions and found."""
+    """features/ in two shards, classes.parquet, model, codes, predictions, found and groups."""
     root = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
     E = rng.standard_normal((3, DX)).astype(np.float32)
@@ -58,6 +59,8 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                                output=str(root / "predictions"), where=ALONE))  # fmt: skip
     raypq.search(SearchJob(codes=codes, queries=features, output=str(root / "found"), top_k=3,
                            where=ALONE))  # fmt: skip
+    raypq.deduplicate(DeduplicateJob(codes=codes, threshold=0.3, output=str(root / "groups"),
+                                     where=ALONE))  # fmt: skip
     return root
 
 
@@ -174,6 +177,7 @@ def test_extracted_features(world, tmp_path):
     ("kind", "more", "text"),
     [
         ("predictions", {"format": "npy"}, "holds vectors, which a store of predictions"),
+        ("groups", {"format": "npy"}, "holds vectors, which a store of groups"),
         ("predictions", {"decode": True}, "decode: for a store of codes"),
         ("codes", {"classes": "classes.parquet"}, "classes: for a store of predictions"),
     ],
@@ -182,6 +186,40 @@ def test_settings_that_do_not_fit_are_refused(world, tmp_path, kind, more, text)
     more = {key: str(world / value) if key == "classes" else value for key, value in more.items()}
     with pytest.raises(ConfigError, match=text):
         export(world, kind, tmp_path / "out", **more)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_groups(world, tmp_path, format):  # noqa: A002
+    result = export(world, "groups", tmp_path / "out", format=format)
+    expected = stored(world, "groups").to_pylist()
+    assert (result["kind"], result["rows"]) == ("groups", len(expected))
+    assert {row["kept"] for row in expected} == {True, False}
+    found = (
+        lines(tmp_path / "out")
+        if format == "jsonl"
+        else pq.read_table(tmp_path / "out").to_pylist()
+    )
+    values = [
+        {name: np.float32(x) if isinstance(x, float) else x for name, x in row.items()}
+        for row in found
+    ]
+    assert values == expected
+
+
+def test_a_null_is_null(tmp_path):
+    from raypq.data.storage import Shard
+    from raypq.data.store import shard_writer, snapshot
+
+    schema = pa.schema([("id", pa.string()), ("score", pa.float32())])
+    batch = pa.RecordBatch.from_pydict({"id": ["a", "b"], "score": [None, 0.1]}, schema=schema)
+    shard = Shard(index=0, uri="/x", stem="x", size=1, modified="1")
+    receipt = shard_writer.write_shard(
+        str(tmp_path / "G"), shard, model="m", work="w", schema=schema, batches=[batch], options={}
+    )
+    snapshot.commit(str(tmp_path / "G"), kind="groups", run_id="r", expected=["x"],
+                    receipts=[receipt], quarantined=[], summary={})  # fmt: skip
+    export(tmp_path, "G", tmp_path / "out", format="jsonl")
+    assert lines(tmp_path / "out") == [{"id": "a", "score": None}, {"id": "b", "score": 0.1}]
 
 
 def test_a_folder_with_files_is_refused(world, tmp_path):
