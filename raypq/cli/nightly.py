@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 @job_command("raypq.config:ReindexJob")
 def reindex(job: ReindexJob) -> None:
-    """Bring codes and predictions up to date with a feature store.
+    """Bring codes, predictions and groups up to date with a feature store.
 
-    Only new and changed shards are encoded and classified. The prediction stores are in the file
-    of --config, under the key classify.
+    Only new and changed shards are encoded, classified, and compared with all others. The stores of
+    predictions and of groups of near-duplicates are in the file of --config, under the keys
+    classify and deduplicate.
 
     \b
     Example:

@@ -35,6 +35,7 @@ from raypq.config.representation import ClusterabilityJob, FewShotJob, ProbeJob,
 from raypq.config.results import ExportJob, PredictionsSettings
 from raypq.config.retrieval import (
     DeduplicateJob,
+    DeduplicationTarget,
     DuplicatesJob,
     ExportFaissJob,
     ImportFaissJob,
@@ -76,6 +77,7 @@ __all__ = [
     "Columns",
     "CpuJob",
     "DeduplicateJob",
+    "DeduplicationTarget",
     "DemoSettings",
     "DiffSettings",
     "Distance",

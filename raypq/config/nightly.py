@@ -19,6 +19,7 @@ from raypq.config.images import (
 from raypq.config.job import ClusterSettings, Columns, OnBadShard
 from raypq.config.option import Option
 from raypq.config.places import ModelFolder, NewStore
+from raypq.config.retrieval import DeduplicationTarget
 from raypq.config.settings import MAX_SECONDS, UserSettings
 
 
@@ -40,7 +41,8 @@ class DriftLimits(UserSettings):
 
 
 class ReindexJob(ImageSource):
-    """``raypq reindex``: codes and predictions brought up to date with a feature store."""
+    """``raypq reindex``: codes, predictions and groups of near-duplicates brought up to date with a
+    feature store."""
 
     verb: ClassVar[str] = "raypq reindex"
 
@@ -53,6 +55,10 @@ class ReindexJob(ImageSource):
     duplicate_ids: DuplicateIds = "report"
     classify: Annotated[list[ClassificationTarget], Option(file_only=True)] = Field(
         default_factory=list, description="prediction store to keep up to date; may be repeated"
+    )
+    deduplicate: Annotated[list[DeduplicationTarget], Option(file_only=True)] = Field(
+        default_factory=list,
+        description="store of groups of near-duplicates to keep up to date; may be repeated",
     )
     compare: Literal["listing", "content"] = Field(
         "listing",
@@ -86,7 +92,7 @@ class ReindexJob(ImageSource):
     columns: Columns = Columns()
     where: ClusterSettings = ClusterSettings()
 
-    @field_validator("classify", mode="before")
+    @field_validator("classify", "deduplicate", mode="before")
     @classmethod
     def _list_of_one(cls, value: Any) -> Any:
         return [value] if isinstance(value, Mapping) else value

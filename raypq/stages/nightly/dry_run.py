@@ -20,12 +20,17 @@ _MAX_VERSIONS = 10  # searched for the rate of an earlier run
 
 
 def report(
-    job: ReindexJob, plan: ReindexPlan, forecast: Forecast, classify: Sequence[dict[str, Any]]
+    job: ReindexJob,
+    plan: ReindexPlan,
+    forecast: Forecast,
+    classify: Sequence[dict[str, Any]],
+    groups: Sequence[str],
 ) -> dict[str, Any]:
     """The plan as plain values.
 
     Args:
         classify: for each prediction store its ``store``, and the ``images`` to classify.
+        groups: stores of groups of near-duplicates.
     """
     images = forecast.images
     to_read = {
@@ -38,6 +43,8 @@ def report(
     seconds = {"encode": _seconds(job.codes, images)}
     for section in classify:
         seconds[section["store"]] = _seconds(section["store"], section["images"])
+    for store in groups:
+        seconds[store] = _seconds_of_last_run(store)
     known = [value for value in seconds.values() if value is not None]
     return {
         **{name: _names([task.name for task in tasks]) for name, tasks in to_read.items()},
@@ -51,6 +58,7 @@ def report(
         "estimated_shards": forecast.estimated,
         "bytes": sum(task.shard.size for task in plan.to_read),
         "classify": list(classify),
+        "deduplicate": [{"store": store} for store in groups],
         "seconds": seconds,  # None where no version tells a rate
         "estimated_seconds": sum(known) if len(known) == len(seconds) else None,
     }
@@ -161,3 +169,11 @@ def _seconds(store: str, images: int) -> float | None:
         if worked and seconds:
             return float(f"{images * seconds / worked:.3g}")
     return None
+
+
+def _seconds_of_last_run(store: str) -> float | None:
+    """Time of the run that made the last version; None without one."""
+    if not (versions := snapshot.versions(store)):
+        return None
+    run = snapshot.read(store, versions[-1]).summary.get("run", {})
+    return float(f"{sum(run.get('seconds', {}).values()):.3g}")

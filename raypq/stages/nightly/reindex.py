@@ -1,6 +1,7 @@
-"""Reindex: brings codes and predictions up to date with a feature store.
+"""Reindex: brings codes, predictions and groups up to date with a feature store.
 
-Each store is committed separately: the codes first, then the predictions of each section. A night
+Each store is committed separately: the codes first, then the predictions and groups of each
+section. A night
 that stops in between leaves complete versions everywhere, and the next one goes on from there.
 """
 
@@ -27,7 +28,7 @@ from raypq.methods.base import Model
 from raypq.metrics.drift import Drifted, detect_drift, known_baseline, reason_not_judged
 from raypq.stages.classification import classify, scorers, unknown_labels
 from raypq.stages.encoding import encode
-from raypq.stages.nightly import dry_run, image_counts
+from raypq.stages.nightly import dry_run, image_counts, night_groups
 from raypq.stages.nightly.source_diff import ReindexPlan, diff_source, encode_job, list_source
 from raypq.stages.stores import model_store, quarantine
 
@@ -48,7 +49,7 @@ _COUNTS = {
 
 
 def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
-    """Brings the code store and the predictions up to date.
+    """Brings the code store, the predictions and the groups up to date.
 
     Returns:
         What was done, as plain values.
@@ -62,12 +63,15 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
     """
     start = time.monotonic()
     stores = [job.codes, *(section.output for section in job.classify)]
+    stores += [target.output for target in job.deduplicate]
     if len(set(stores)) < len(stores):
         raise ConfigError(f"each store needs a path of its own, found {', '.join(sorted(stores))}")
     shards = list_source(job)
     model = model_store.completed(job.codes, encode.model_of(job, shards))
     for section in job.classify:
         _check(job, section, model)
+    for target in job.deduplicate:
+        night_groups.check(job, target, model)
     if job.dry_run:
         return _dry_run(job, model, shards)
     with ExitStack() as stack:
@@ -81,7 +85,10 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
         predictions = [
             _classify(job, section, model, codes, executor, leases) for section in job.classify
         ]
-    return _report(job, plan, codes, predictions, time.monotonic() - start)
+        groups = [
+            night_groups.update(job, target, codes, executor, leases) for target in job.deduplicate
+        ]
+    return _report(job, plan, codes, predictions, groups, time.monotonic() - start)
 
 
 def _dry_run(job: ReindexJob, model: Model, shards: Sequence[Shard]) -> dict[str, Any]:
@@ -98,7 +105,8 @@ def _dry_run(job: ReindexJob, model: Model, shards: Sequence[Shard]) -> dict[str
             missing = {task.shard.stem for task in classify_plan.run.missing} & unread
             images += sum(item.rows for item in plan.latest.shards if item.shard in missing)
         sections.append({"store": section.output, "images": images})
-    return {"dry_run": True, **dry_run.report(job, plan, forecast, sections)}
+    groups = [target.output for target in job.deduplicate]
+    return {"dry_run": True, **dry_run.report(job, plan, forecast, sections, groups)}
 
 
 def _encode(
@@ -252,17 +260,20 @@ def _report(
     plan: ReindexPlan,
     codes: Snapshot,
     predictions: Sequence[tuple[Snapshot, bool]],
+    groups: Sequence[tuple[Snapshot, bool] | None],
     seconds: float,
 ) -> dict[str, Any]:
     """What the night did, as plain values; warns of shards that are left out.
 
     Args:
         predictions: the version of each prediction store, and whether it is new.
+        groups: likewise of each store of groups; None for one that was left as it is.
 
     Raises:
         DriftError, QuarantineError: as ``reindex``.
     """
-    idle = plan.idle and not any(new for _, new in predictions)
+    done = [*predictions, *(item for item in groups if item is not None)]
+    idle = plan.idle and not any(new for _, new in done)
     outputs = [section.output for section in job.classify]
     versions = [(job.codes, codes)]
     versions += zip(outputs, (version for version, _ in predictions), strict=True)
@@ -294,15 +305,20 @@ def _report(
         "rollout": rollout,
         "drift": drift,
         "predictions": [
-            {
-                "store": section.output,
-                **_summary(version, new=new),
-                **unknown_labels.summary(version),
-            }
-            for section, (version, new) in zip(job.classify, predictions, strict=True)
+            _predictions(section, *item)
+            for section, item in zip(job.classify, predictions, strict=True)
+        ],
+        "groups": [
+            night_groups.report(target, item)
+            for target, item in zip(job.deduplicate, groups, strict=True)
         ],
         "seconds": seconds,
     }
+
+
+def _predictions(section: ClassificationTarget, version: Snapshot, new: bool) -> dict[str, Any]:
+    store = {"store": section.output}
+    return store | _summary(version, new=new) | unknown_labels.summary(version)
 
 
 def _summary(version: Snapshot, *, new: bool) -> dict[str, Any]:

@@ -131,10 +131,8 @@ def pair_plan(job: DuplicatesJob | DeduplicateJob, version: Snapshot) -> PairPla
         InputError: features that are not those of the codes.
         ModelError: several models, or one whose codes are of classes.
     """
-    _check_features(job)
     model, metric = images_of_one_model(job, version)
-    if metric == "l2" and job.threshold < 0:
-        raise ConfigError(f"threshold: an l2 distance is at least 0, found {job.threshold}")
+    check_settings(job, metric)
     id_type = id_type_of(job.codes, version)
     originals = None
     if job.rerank and job.features is not None:
@@ -156,8 +154,14 @@ def pair_plan(job: DuplicatesJob | DeduplicateJob, version: Snapshot) -> PairPla
     return allowing(plan, job, version.rows * (version.rows - 1) / 2)
 
 
-def _check_features(job: DuplicatesJob | DeduplicateJob) -> None:
-    """Refuses settings that need others, or leave them unread."""
+def check_settings(job: DuplicatesJob | DeduplicateJob, metric: Metric) -> None:
+    """Refuses settings that need others, or leave them unread.
+
+    Raises:
+        ConfigError: such settings, or a threshold that no pair can reach.
+    """
+    if metric == "l2" and job.threshold < 0:
+        raise ConfigError(f"threshold: an l2 distance is at least 0, found {job.threshold}")
     by_column = isinstance(job, DeduplicateJob) and job.keep_by is not None
     if isinstance(job, DeduplicateJob):
         if by_column != (job.keep != "first"):

@@ -104,7 +104,7 @@ def test_every_field_has_an_option(verb: str) -> None:
 
     optional = {field.path for field in VERBS[verb].fields}
     assert set(leaves(VERBS[verb].settings)) - optional == (
-        {("classify",)} if verb == "reindex" else set()
+        {("classify",), ("deduplicate",)} if verb == "reindex" else set()
     )
 
 

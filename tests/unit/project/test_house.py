@@ -75,7 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     "stages": set(),
     **dict.fromkeys(FAMILIES, STAGE),
     "stages.stores": STAGE - {"stages.stores", "kernels", "metrics"},
-    "stages.nightly": STAGE | {"stages.classification", "stages.encoding"},
+    "stages.nightly": STAGE | {"stages.classification", "stages.encoding", "stages.retrieval"},
     "api": BASE
     | FAMILIES
     | {
@@ -223,7 +223,7 @@ LONG = {  # files that are longer, and why they are one file
     "methods/pqzsl.py": "one method of a paper",
     "stages/classification/classify.py": "one job: plan, workers, summary",
     "stages/classification/evaluate.py": "one job: its workers, figures and summary",
-    "stages/nightly/reindex.py": "one job: codes, then each prediction store",
+    "stages/nightly/reindex.py": "one job: codes, then each store made of them",
     "stages/retrieval/search.py": "one job of several passes",
     "stages/stores/shard_run.py": "one protocol: plan, process, commit",
     "stages/training/gradient.py": "plan and phases of one kind of training",

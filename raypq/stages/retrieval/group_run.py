@@ -1,0 +1,257 @@
+"""One run of ``raypq deduplicate``: edges, a forest, groups, lists, and the version of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raypq import console
+from raypq.config import DeduplicateJob
+from raypq.data.duplicate_groups import add_sizes
+from raypq.data.id_list import IdList, unknown_ids_message
+from raypq.data.storage import Shard, delete, join
+from raypq.data.store import shard_writer
+from raypq.data.store.snapshot import Snapshot
+from raypq.execution.executor import TaskResult, WorkerPool, completed
+from raypq.execution.run_record import RunRecord
+from raypq.stages.retrieval.code_blocks import groups as groups_of
+from raypq.stages.retrieval.group_edges import Files
+from raypq.stages.retrieval.group_forest import ForestTask, Grown
+from raypq.stages.retrieval.group_lists import CheckTask, Listed, ListTask
+from raypq.stages.retrieval.group_members import GatherTask
+from raypq.stages.retrieval.group_worker import Grouped, GroupTask, GroupWorker, Keeping
+from raypq.stages.retrieval.night_edges import KnownGroups, recalled_edges
+from raypq.stages.retrieval.pair_parts import PairParts, find_parts, result_tasks
+from raypq.stages.retrieval.pair_plan import BlockGroups, PairPlan, blocks_of_pairs, pair_tasks
+from raypq.stages.stores.shard_run import StoreRun
+from raypq.stages.stores.shard_task import ShardTask
+
+_BLOCK_ROWS = 1 << 22  # of code files whose images are gathered by one task
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupPlan:
+    """What a run groups.
+
+    Attributes:
+        files: of the code store, in the order of row numbers, with the number of the first row.
+        settings: digest of everything but the codes, by which groups are taken over.
+        sources: of the code files, where a column of them decides what is kept.
+    """
+
+    pairs: PairPlan
+    version: Snapshot
+    files: Files
+    keeping: Keeping
+    settings: str
+    sources: Sequence[Shard] | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupRun:
+    """A run.
+
+    Attributes:
+        known: groups of the last version, where it starts from them.
+    """
+
+    job: DeduplicateJob
+    plan: GroupPlan
+    known: KnownGroups | None
+    work: str
+    pool: WorkerPool[GroupWorker]
+    record: RunRecord
+
+    def execute(
+        self, prefer: IdList | None, pre_commit_check: Callable[[], None] | None
+    ) -> Snapshot:
+        """Commits the next version."""
+        job, plan = self.job, self.plan
+        self._check_ids()
+        edges, parts = self._edges()
+        blocks = groups_of([shard for shard, _ in plan.files], self._counts, max_rows=_BLOCK_ROWS)
+        grown = self._grow([*edges, *parts.paths], blocks)
+        gathered = self._gather(grown, blocks)
+        model = plan.pairs.model.fingerprint
+        run = StoreRun.plan(
+            kind="groups",
+            store=job.output,
+            tasks=result_tasks(job.codes, "groups", model, self.work, grown.parts),
+        )
+        found: list[Grouped] = []
+
+        def receipt_of(result: Grouped) -> shard_writer.Receipt:
+            found.append(result)
+            return result.receipt
+
+        def summarise(_: Sequence[shard_writer.Receipt]) -> dict[str, Any]:
+            listed = self._write_lists([item.path for item in found])
+            self.record.end_of_work("connect")
+            _say(job, prefer, found, listed, plan.version.rows)
+            return self._summary(grown, found, listed)
+
+        version = replace(run, pre_commit_check=pre_commit_check).execute(
+            lambda tasks: self._group(grown, gathered, tasks),
+            on_bad_shard="fail",
+            on_result=receipt_of,
+            summarise=summarise,
+            reprocess=lambda run: set(run.kept),  # the numbers of all are needed
+        )
+        parts.remove()
+        for path in (*edges, grown.members, grown.edges, *gathered, *(x.path for x in found)):
+            delete(join(job.output, path))
+        return version
+
+    @property
+    def _counts(self) -> list[int]:
+        return [receipt.rows for receipt in self.plan.version.shards]
+
+    def _check_ids(self) -> None:
+        """Refuses ids that no line of a list can hold; those of the last version's are known."""
+        job, files = self.job, self.plan.files
+        if not (job.keep_list or job.drop_list) or not pa.types.is_string(self.plan.pairs.id_type):
+            return
+        known = self.known if self.known and self.known.version.summary.get("lists") else None
+        shards = [files[index][0] for index in (known.new if known else range(len(files)))]
+        counts = [self.plan.version.shards[shard.index].rows for shard in shards]
+        tasks = [CheckTask(shards=block) for block in groups_of(shards, counts, _BLOCK_ROWS)]
+        results = self.pool.map(GroupWorker.check_ids, tasks)
+        for _ in completed(results, total=len(tasks), label="check ids", unit="blocks"):
+            pass
+
+    def _edges(self) -> tuple[list[str], PairParts]:
+        """Edges that the last version tells, and those that are found."""
+        plan, known = self.plan, self.known
+        starts = np.array([start for _, start in plan.files], np.int64)
+        files = [shard for shard, _ in plan.files]
+        recalled: list[str] = []
+        if known is None:
+            blocks = blocks_of_pairs(plan.pairs, files, self._counts)
+            tasks = pair_tasks(plan.pairs, blocks)
+        else:
+            recalled = recalled_edges(known, self.job.output, self.pool, plan.files)
+            new = set(known.new)
+            chosen = [[*known.new], [index for index in range(len(plan.files)) if index not in new]]
+            own, others = (
+                blocks_of_pairs(
+                    plan.pairs,
+                    [files[index] for index in some],
+                    [self._counts[index] for index in some],
+                )
+                for some in chosen
+            )
+            blocks = [*own, *others]
+            tasks = pair_tasks(plan.pairs, own) + pair_tasks(plan.pairs, blocks, len(own))
+        parts = find_parts(
+            plan.pairs.store,
+            self.work,
+            self.pool,
+            GroupWorker.connect,
+            tasks,
+            blocks,
+            starts,
+            plan_of_tasks=f"{plan.pairs.plan_of_tasks}:{len(known.new) if known else 'all'}",
+            label="connect",
+        )
+        return recalled, parts
+
+    def _grow(self, paths: Sequence[str], blocks: BlockGroups) -> Grown:
+        starts = tuple(self.plan.files[block[0].index][1] for block in blocks)
+        task = ForestTask(paths=tuple(paths), rows=self.plan.version.rows, starts=starts)
+        (grown,) = completed(
+            self.pool.map(GroupWorker.grow, [task]), total=1, label="forest", unit="forests"
+        )
+        return grown
+
+    def _gather(self, grown: Grown, blocks: BlockGroups) -> list[str]:
+        files, sources = self.plan.files, self.plan.sources
+        tasks = [
+            GatherTask(
+                block=number,
+                first=block[0].index,
+                files=[files[shard.index] for shard in block],
+                sources=None if sources is None else [sources[shard.index] for shard in block],
+            )
+            for number, block in enumerate(blocks)
+        ]
+        results = self.pool.map(GroupWorker.gather, tasks, grown, len(blocks), ordered=True)
+        return list(completed(results, total=len(tasks), label="gather", unit="blocks"))
+
+    def _group(
+        self, grown: Grown, gathered: Sequence[str], tasks: Sequence[ShardTask]
+    ) -> Iterator[TaskResult[Grouped]]:
+        parts = [
+            GroupTask(shard=task.shard, work=task.work, part=task.shard.index) for task in tasks
+        ]
+        names = [receipt.shard for receipt in self.plan.version.shards]
+        return self.pool.map(GroupWorker.group, parts, grown, gathered, names)
+
+    def _write_lists(self, dropped: Sequence[str]) -> Listed | None:
+        job, plan = self.job, self.plan
+        if not (job.keep_list or job.drop_list or len(plan.keeping.preferred)):
+            return None
+        task = ListTask(
+            dropped=dropped,
+            rows=plan.version.rows,
+            keep_list=job.keep_list,
+            drop_list=job.drop_list,
+        )
+        results = self.pool.map(GroupWorker.write_lists, [task], plan.files)
+        (listed,) = completed(results, total=1, label="lists", unit="tasks")
+        return listed
+
+    def _summary(
+        self, grown: Grown, found: Sequence[Grouped], listed: Listed | None
+    ) -> dict[str, Any]:
+        """The summary of the version."""
+        job, plan, join_of = self.job, self.plan, self.plan.pairs.join
+        known, parts = self.known, None if join_of is None else list(join_of.first)
+        if known is not None:
+            parts = None if known.parts is None else list(known.parts)
+        return {
+            "codes": job.codes,
+            "codes_version": plan.version.version,
+            "rows": plan.version.rows,
+            "metric": plan.pairs.metric,
+            "threshold": job.threshold,
+            "linkage": job.linkage,
+            "settings": plan.settings,
+            "parts": parts,
+            "members": sum(item.receipt.rows for item in found),
+            "groups": sum(item.groups for item in found),
+            "dropped": sum(item.dropped for item in found),
+            "largest": max(item.largest for item in found),
+            "sizes": add_sizes(item.sizes for item in found),
+            **({"dropped_at": grown.dropped_at} if job.linkage == "single" else {}),
+            "lists": {} if listed is None else listed.lists,
+            "run": self.record.summary(),
+        }
+
+
+def _say(
+    job: DeduplicateJob,
+    prefer: IdList | None,
+    found: Sequence[Grouped],
+    listed: Listed | None,
+    rows: int,
+) -> None:
+    """Says what was found."""
+    if listed is not None and prefer is not None and len(listed.unknown):
+        total = len(prefer.ids)
+        console.warn(unknown_ids_message(prefer.uri, listed.unknown, total, job.codes))
+    if listed is not None and len(listed.repeated):
+        console.warn(
+            f"{job.drop_list}: {len(listed.repeated):,} ids of dropped images are left out, since "
+            f"images that are kept have them, too, such as {listed.repeated[0].as_py()!r}: ids "
+            f"repeat in {job.codes} (raypq snapshots verify shows them)"
+        )
+    groups, dropped = (sum(getattr(x, name) for x in found) for name in ("groups", "dropped"))
+    console.say(
+        f"{groups:,} groups of {groups + dropped:,} images, the largest of "
+        f"{max(item.largest for item in found):,}; without {dropped:,} near-duplicates, "
+        f"{rows - dropped:,} of {rows:,} images are left"
+    )
