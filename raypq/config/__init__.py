@@ -34,6 +34,7 @@ from raypq.config.reading import parse_assignments, read_mapping
 from raypq.config.representation import ClusterabilityJob, FewShotJob, ProbeJob, Space
 from raypq.config.results import ExportJob, PredictionsSettings
 from raypq.config.retrieval import (
+    ClusterJob,
     DeduplicateJob,
     DuplicatesJob,
     ExportFaissJob,
@@ -70,6 +71,7 @@ __all__ = [
     "BenchSettings",
     "ClassificationTarget",
     "ClassifyJob",
+    "ClusterJob",
     "ClusterSettings",
     "ClusterabilityJob",
     "CollectSettings",

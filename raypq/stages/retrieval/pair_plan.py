@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from raypq import console
-from raypq.config import DeduplicateJob, DuplicatesJob, Metric, NeighborsJob
+from raypq.config import ClusterJob, DeduplicateJob, DuplicatesJob, Metric, NeighborsJob
 from raypq.data.storage import Shard
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, InputError, ModelError
@@ -126,7 +126,7 @@ def pair_plan(job: DuplicatesJob | DeduplicateJob, version: Snapshot) -> PairPla
 
 
 def images_of_one_model(
-    job: DuplicatesJob | DeduplicateJob | NeighborsJob, version: Snapshot
+    job: DuplicatesJob | DeduplicateJob | NeighborsJob | ClusterJob, version: Snapshot
 ) -> tuple[Model, Metric]:
     """The model of a store whose codes are compared with each other, and the metric.
 
