@@ -63,10 +63,11 @@ class CodeRows:
         return _unit(float(np.abs(self.model.C).max()), self.n), _unit(longest, self.n)
 
     @cached_property
-    def _codebooks(self) -> NDArray[np.float64]:
-        """Codebooks [M·K, d] in units."""
+    def _codewords(self) -> NDArray[np.float64]:
+        """Codewords [M·K, d]; for l2 rounded, since rows are made of them."""
         M, K, d = self.model.C.shape
-        return self.model.C.reshape(M * K, d).astype(np.float64) / self._units[0]
+        wide = self.model.C.reshape(M * K, d).astype(np.float64)
+        return wide if self.metric == "cosine" else _rounded(wide, self._units[0])
 
     def tables(self, centres: Floats) -> kernels.Tables:
         """Tables of centres [k, D] for ``assign``.
@@ -91,7 +92,7 @@ class CodeRows:
             length = np.sqrt(squares)
             scale = np.divide(1.0, length, out=np.zeros_like(length), where=length > 0)
             squares = (length > 0).astype(np.float64)
-        squares = np.rint(squares / square_unit) * square_unit
+        squares = _rounded(squares, square_unit)
         sums.sums["count"] += np.bincount(cluster, minlength=k)
         sums.sums["squares"] += np.bincount(cluster, squares, minlength=k)
         step = max(1, _VALUES // self.model.D)
@@ -99,11 +100,10 @@ class CodeRows:
         for start in range(0, len(B), step):
             part = slice(start, start + step)
             index = B[part] + np.arange(M) * K
-            rows = self._codebooks[index].reshape(len(index), -1)
+            rows = np.take(self._codewords, index, axis=0).reshape(len(index), -1)
             if scale is not None:
                 rows *= scale[part, None]
-            np.rint(rows, out=rows)
-            rows *= unit
+                rows = _rounded(rows, unit)
             total.index_add_(0, torch.from_numpy(cluster[part]), torch.from_numpy(rows))
 
     def moved(self, centres: Floats, sums: Stats, rng: np.random.Generator) -> tuple[Floats, float]:
@@ -185,6 +185,14 @@ def _unit(largest: float, n: int) -> float:
     if not largest:
         return 1.0
     return 2.0 ** (math.ceil(math.log2(largest * n)) - 52)
+
+
+def _rounded(values: NDArray[np.float64], unit: float) -> NDArray[np.float64]:
+    """Values rounded to multiples of a power of two; overwritten."""
+    values /= unit
+    np.rint(values, out=values)
+    values *= unit
+    return values
 
 
 def _drawn(mass: NDArray[Any], draws: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -266,6 +266,7 @@ MODULES = {  # that read the settings of a job
     "duplicates": ("stages/retrieval/near_duplicates.py", "stages/retrieval/pair_plan.py"),
     "neighbors": ("stages/retrieval/neighbors.py", "stages/retrieval/pair_plan.py"),
     "deduplicate": ("stages/retrieval/deduplicate.py", "stages/retrieval/pair_plan.py"),
+    "cluster": ("stages/retrieval/cluster.py", "stages/retrieval/pair_plan.py"),
     "export": ("stages/results/export.py",),
     "predictions": ("stages/results/shown_predictions.py",),
     "export-faiss": ("stages/retrieval/faiss_exchange.py",),
