@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -183,9 +183,8 @@ class ClusterJob(Job):
     version: CodeVersion = None
     model: CodeModel = None
     k: int = Field(ge=2, le=2**31 - 1, description="number of clusters")
-    metric: Metric | None = Field(
-        None,
-        description="l2, or cosine, which clusters codes by their direction; default: the model's",
+    metric: Literal["l2", "cosine"] | None = Field(
+        None, description="distance, or cosine of codes of unit length; default: the model's metric"
     )
     iterations: Positive = Field(
         20, description="largest number of passes over the codes; fewer where they help no more"

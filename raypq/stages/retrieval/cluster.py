@@ -44,7 +44,7 @@ def cluster(job: ClusterJob, executor: Executor) -> Snapshot:
     """Finds the clusters; returns the new version of the store, with a file for each code file.
 
     Raises:
-        ConfigError: the metric is dot.
+        ConfigError: the metric of the model is dot, and the job names none.
         InputError: fewer distinct codes than clusters.
         ModelError: several models, or one whose codes are of classes.
         JobError: some code shards could not be read.
@@ -98,10 +98,9 @@ def cluster(job: ClusterJob, executor: Executor) -> Snapshot:
 def _plan(job: ClusterJob, version: Snapshot, executor: Executor) -> ClusterPlan:
     model, metric = images_of_one_model(job, version)
     if metric == "dot":
-        whose = "" if job.metric else ", the model's"
         raise ConfigError(
-            f"metric: clusters are by l2 or cosine, found dot{whose}; name one of them (--metric, "
-            "metric)"
+            "metric: clusters are by l2 or cosine, and the model's metric is dot; name one of them "
+            "(--metric, metric)"
         )
     return ClusterPlan(
         store=job.output,

@@ -16,7 +16,15 @@ from click.testing import CliRunner
 
 from raypq import api
 from raypq.cli import main
-from raypq.config import ClusterJob, ClusterSettings, EncodeJob, ExportJob, TrainJob
+from raypq.config import (
+    ClusterJob,
+    ClusterSettings,
+    EncodeJob,
+    ExportJob,
+    Metric,
+    TrainJob,
+    WorkerSettings,
+)
 from raypq.data import arrays
 from raypq.data.store import snapshot
 from raypq.data.store.snapshot import Snapshot
@@ -31,9 +39,9 @@ DX, M, K, N = 12, 4, 16, 400
 RNG = np.random.default_rng(2)
 
 
-def quantizer(seed: int) -> PQModel:
+def quantizer(seed: int, metric: Metric = "l2") -> PQModel:
     C = np.random.default_rng(seed).standard_normal((M, K, DX // M)).astype(np.float32)
-    return PQModel(settings=PQSettings(M=M, K=K), tensors={"C": C}, dx=DX)
+    return PQModel(settings=PQSettings(M=M, K=K, metric=metric), tensors={"C": C}, dx=DX)
 
 
 MODEL = quantizer(2)
@@ -46,21 +54,26 @@ def where(workers: int = 1, threads: int = 1) -> ClusterSettings:
     return ClusterSettings(cluster="none", workers=workers, threads=threads)
 
 
-def encode(root: Path, **more: Any) -> str:
-    MODEL.save(str(root / "model"))
+def encode(root: Path, model: PQModel = MODEL) -> str:
+    model.save(str(root / "model"))
     job = EncodeJob(
         model=str(root / "model"), features=[str(root / "features")], output=str(root / "codes"),
-        where=where(), **more,
+        where=where(),
     )  # fmt: skip
     api.encode(job)
     return str(root / "codes")
 
 
-def store(root: Path, parts: int, rows: Sequence[int] | np.ndarray = range(N)) -> str:
+def store(
+    root: Path,
+    parts: int,
+    rows: Sequence[int] | np.ndarray = range(N),
+    model: PQModel = MODEL,
+) -> str:
     """Codes of these rows in several shards."""
     for part, some in enumerate(np.array_split(np.asarray(rows), parts)):
         write(root, f"p{part:03d}", some)
-    return encode(root)
+    return encode(root, model)
 
 
 def write(root: Path, name: str, rows: np.ndarray) -> None:
@@ -236,9 +249,8 @@ def test_a_store_like_any_other(tmp_path: Path) -> None:
     assert [path for path in found.files if path.startswith("sidecars")] == [
         f"sidecars/fit-{'0' * 32}.safetensors"
     ]
-    api.export(
-        ExportJob(store=str(out), output=str(tmp_path / "lines"), format="jsonl", where=place)
-    )
+    both: dict[str, Any] = {"store": str(out), "where": WorkerSettings(cluster="none")}
+    api.export(ExportJob(output=str(tmp_path / "lines"), format="jsonl", **both))
     lines = [
         json.loads(line)
         for path in (tmp_path / "lines").iterdir()
@@ -248,9 +260,7 @@ def test_a_store_like_any_other(tmp_path: Path) -> None:
         one: cluster for one, (cluster, _) in images(out, version).items()
     }
     with pytest.raises(ConfigError, match="a store of clusters has none of"):
-        api.export(
-            ExportJob(store=str(out), output=str(tmp_path / "npy"), format="npy", where=place)
-        )
+        api.export(ExportJob(output=str(tmp_path / "npy"), format="npy", **both))
     damaged = out / version.shards[0].path
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(InputError, match="then run raypq cluster again"):
@@ -274,10 +284,9 @@ def test_what_cannot_be_clustered(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ConfigError, match="key 'k': expected a whole number greater than or equal to 2"
     ):
         run(codes, out, k=1)
-    with pytest.raises(ConfigError, match="key 'metric': expected"):
-        run(codes, out, metric="manhattan")
-    with pytest.raises(ConfigError, match=r"clusters are by l2 or cosine, found dot; name"):
-        run(codes, out, metric="dot")
+    for metric in ("manhattan", "dot"):
+        with pytest.raises(ConfigError, match="key 'metric': expected"):
+            run(codes, out, metric=metric)
     with pytest.raises(InputError, match="no such store"):
         run(str(tmp_path / "none"), out)
     with pytest.raises(InputError, match="a store of clusters, found one of codes"):
@@ -285,13 +294,18 @@ def test_what_cannot_be_clustered(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     run(codes, tmp_path / "clusters")
     with pytest.raises(InputError, match="a code store, found a store of clusters"):
         run(str(tmp_path / "clusters"), out)
-    with monkeypatch.context() as patched, pytest.raises(ModelError, match="class probabilities"):
+    with monkeypatch.context() as patched:
         patched.setattr(PQModel, "stores_classes", True)
-        run(codes, out)
+        with pytest.raises(ModelError, match="class probabilities"):
+            run(codes, out)
     (tmp_path / "empty" / "features").mkdir(parents=True)
     write(tmp_path / "empty", "p", np.arange(0))
     with pytest.raises(InputError, match="an empty store"):
         run(encode(tmp_path / "empty"), out)
+    by_dot = store(tmp_path / "dot", 1, model=quantizer(2, "dot"))
+    with pytest.raises(ConfigError, match=r"the model's metric is dot; name one of them"):
+        run(by_dot, out)
+    assert run(by_dot, tmp_path / "l2", metric="l2").rows == N
     other = quantizer(7)
     model_store.save(codes, other)
     shards = snapshot.read(codes).shards

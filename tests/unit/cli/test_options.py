@@ -29,7 +29,7 @@ NO_SETTINGS = {"doctor"}
 GIVEN: dict[str, Any] = {  # of required settings
     "model": "m", "features": ["f"], "output": "o", "classes": "c", "codes": "s", "method": "pq",
     "predictions": "p", "queries": ["q"], "images": ["i"], "backbone": "b", "protocol": 1,
-    "name": "gpq-bits", "train": ["t"], "threshold": 1.0, "index": "x", "source": "y",
+    "name": "gpq-bits", "train": ["t"], "threshold": 1.0, "index": "x", "source": "y", "k": 2,
     "encoder": "onnx:x", "store": "s", "old": 1, "version": 1, "places": ["r"],
 }  # fmt: skip
 
