@@ -18,6 +18,7 @@ from raypq._version import __version__ as __version__
 if TYPE_CHECKING:
     from raypq.api import (
         classify,
+        cluster,
         deduplicate,
         duplicates,
         encode,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     )
     from raypq.config import (
         ClassifyJob,
+        ClusterJob,
         ClusterSettings,
         Columns,
         DeduplicateJob,
@@ -60,6 +62,7 @@ _MODULES = {
             "duplicates",
             "deduplicate",
             "neighbors",
+            "cluster",
             "evaluate",
             "evaluate_retrieval",
             "extract",
@@ -74,6 +77,7 @@ _MODULES = {
             "DuplicatesJob",
             "DeduplicateJob",
             "NeighborsJob",
+            "ClusterJob",
             "EncodeJob",
             "ClassifyJob",
             "EvaluateJob",
@@ -95,6 +99,7 @@ _ATTRIBUTES = {"load_model": "load", "open": "open_index"}  # names in their mod
 
 __all__ = [
     "ClassifyJob",
+    "ClusterJob",
     "ClusterSettings",
     "Columns",
     "DeduplicateJob",
@@ -110,6 +115,7 @@ __all__ = [
     "SearchJob",
     "TrainJob",
     "classify",
+    "cluster",
     "deduplicate",
     "duplicates",
     "encode",

@@ -14,6 +14,7 @@ from raypq.config import (
     AddClassesJob,
     ClassifyJob,
     ClusterabilityJob,
+    ClusterJob,
     ClusterSettings,
     DeduplicateJob,
     DuplicatesJob,
@@ -301,6 +302,15 @@ def neighbors(job: NeighborsJob) -> Snapshot:
 
     with _lazy_executor(job.where) as executor:
         return stage.neighbors(job, executor)
+
+
+@_checked
+def cluster(job: ClusterJob) -> Snapshot:
+    """Divides stored images into clusters by k-means (``raypq cluster``)."""
+    from raypq.stages.retrieval import cluster as stage
+
+    with _lazy_executor(job.where) as executor:
+        return stage.cluster(job, executor)
 
 
 @_checked

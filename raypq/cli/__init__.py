@@ -36,6 +36,7 @@ _GROUPS = {
         retrieval.duplicates,
         retrieval.deduplicate,
         retrieval.neighbors,
+        retrieval.cluster,
         retrieval.export_faiss,
         retrieval.import_faiss,
     ),

@@ -1,4 +1,4 @@
-"""Commands of retrieval: search, near-duplicates, evaluate retrieval, exchange with FAISS."""
+"""Commands of retrieval: search, near-duplicates, clusters, evaluation, exchange with FAISS."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from raypq.cli.options import show, version_summary
 
 if TYPE_CHECKING:
     from raypq.config import (
+        ClusterJob,
         DeduplicateJob,
         DuplicatesJob,
         ExportFaissJob,
@@ -81,6 +82,22 @@ def neighbors(job: NeighborsJob) -> None:
     from raypq import api
 
     show(version_summary(api.neighbors(job), job.output))
+
+
+@job_command("raypq.config:ClusterJob")
+def cluster(job: ClusterJob) -> None:
+    """Divide stored images into clusters by k-means of their codes.
+
+    \b
+    Example:
+      raypq cluster --codes codes --k 1000 --output clusters
+    """
+    from raypq import api
+
+    version = api.cluster(job)
+    numbers = ("k", "empty", "largest", "mean_score")
+    result = version_summary(version, job.output)
+    show(result | {name: version.summary[name] for name in numbers})
 
 
 @job_command("raypq.config:ExportFaissJob", "export-faiss")

@@ -34,6 +34,7 @@ from raypq.config.reading import parse_assignments, read_mapping
 from raypq.config.representation import ClusterabilityJob, FewShotJob, ProbeJob, Space
 from raypq.config.results import ExportJob, PredictionsSettings
 from raypq.config.retrieval import (
+    ClusterJob,
     DeduplicateJob,
     DeduplicationTarget,
     DuplicatesJob,
@@ -71,6 +72,7 @@ __all__ = [
     "BenchSettings",
     "ClassificationTarget",
     "ClassifyJob",
+    "ClusterJob",
     "ClusterSettings",
     "ClusterabilityJob",
     "CollectSettings",

@@ -1,4 +1,4 @@
-"""Jobs of retrieval: search, near-duplicates, evaluation, FAISS exchange."""
+"""Jobs of retrieval: search, near-duplicates, clusters, evaluation, FAISS exchange."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from raypq.config.job import ClusterSettings, Columns, Job, OnBadShard, Overwrite, Version
+from raypq.config.job import (
+    ClusterSettings,
+    Columns,
+    Job,
+    OnBadShard,
+    Overwrite,
+    Seed,
+    Version,
+)
 from raypq.config.option import Option
 from raypq.config.places import (
     InputFile,
@@ -201,6 +209,29 @@ class NeighborsJob(Job):
     top_k: Positive = Field(10, description="neighbours of each image")
     metric: ModelMetric = None
     output: NewStore = Field(description="result store to write a version of")
+    where: ClusterSettings = ClusterSettings()
+
+
+class ClusterJob(Job):
+    """``raypq cluster``."""
+
+    verb: ClassVar[str] = "raypq cluster"
+
+    codes: CodeStore
+    version: CodeVersion = None
+    model: CodeModel = None
+    k: int = Field(ge=2, le=2**31 - 1, description="number of clusters")
+    metric: Literal["l2", "cosine"] | None = Field(
+        None, description="distance, or cosine of codes of unit length; default: the model's metric"
+    )
+    iterations: Positive = Field(
+        20, description="largest number of passes over the codes; fewer where they help no more"
+    )
+    seed: Seed = 0
+    refit: bool = Field(
+        False, description="find new centres; default: those of the last version, if it has any"
+    )
+    output: NewStore = Field(description="store of clusters to write a version of")
     where: ClusterSettings = ClusterSettings()
 
 

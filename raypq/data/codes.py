@@ -167,20 +167,37 @@ class CodeFile:
                 yield batch.column(0)
                 row += len(batch)
 
+    def codes(self, rows: int) -> Iterator[NDArray[np.uint8]]:
+        """Streams the codes alone, in batches [n, M] of up to ``rows``.
+
+        Raises:
+            InputError: a code of K or more, or a null code, naming the row.
+        """
+        for _, B in self._decoded(rows, ["code"]):
+            yield B
+
     def batches(self, rows: int, *, labels: bool = True) -> Iterator[CodeBatch]:
         """Streams the codes in batches of up to ``rows``, with labels if the file has them.
 
         Raises:
             InputError: a code of K or more, or a null code or id, naming the row.
         """
-        row = 0
         label = self.label and labels
         columns = ["id", "code"] + (["label"] if label else [])
+        for batch, B in self._decoded(rows, columns):
+            yield CodeBatch(
+                B=B, ids=batch.column("id"), labels=batch.column("label") if label else None
+            )
+
+    def _decoded(
+        self, rows: int, columns: list[str]
+    ) -> Iterator[tuple[pa.RecordBatch, NDArray[np.uint8]]]:
+        """Batches of some columns, with their codes [n, M]."""
+        row = 0
         with open_stored(self.uri, "codes") as file:
             for batch in stream(file, rows, columns=columns):
                 _check_nulls(batch, self.uri, row)
-                stored = batch.column("code")
-                B = unpack(arrow_types.fixed_bytes(stored), self.M, self.K)
+                B = unpack(arrow_types.fixed_bytes(batch.column("code")), self.M, self.K)
                 if self.K < 256 and B.size and int(B.max()) >= self.K:
                     bad = int(np.flatnonzero((B >= self.K).any(axis=1))[0])
                     raise InputError(
@@ -188,9 +205,7 @@ class CodeFile:
                         expected=f"codes below K = {self.K}",
                         found=str(int(B[bad].max())),
                     )
-                yield CodeBatch(
-                    B=B, ids=batch.column("id"), labels=batch.column("label") if label else None
-                )
+                yield batch, B
                 row += len(batch)
 
 

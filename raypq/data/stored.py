@@ -9,7 +9,7 @@ from typing import Literal
 from raypq.data.storage import CheckedFile, open_parquet
 from raypq.errors import DamagedError, InputError
 
-Kind = Literal["codes", "predictions", "search", "pairs", "groups", "features"]
+Kind = Literal["codes", "predictions", "search", "pairs", "groups", "clusters", "features"]
 
 _COMMANDS: dict[Kind, str] = {
     "codes": "raypq encode or raypq reindex",
@@ -17,6 +17,7 @@ _COMMANDS: dict[Kind, str] = {
     "search": "raypq search",
     "pairs": "raypq duplicates",
     "groups": "raypq deduplicate",
+    "clusters": "raypq cluster",
     "features": "raypq extract",
 }
 

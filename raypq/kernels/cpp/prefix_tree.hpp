@@ -16,39 +16,26 @@ class Side {
  public:
   Side(const uint8_t* codes, size_t n, const std::vector<size_t>& order, size_t depth)
       : M_(order.size()), rows_(n) {
-    struct Entry {
-      uint64_t key;  // the first eight parts
-      uint32_t row;
-    };
-    std::vector<Entry> entries(n);
-    std::vector<uint8_t> ordered(n * M_);
-    for (size_t i = 0; i < n; ++i) {
-      uint8_t* row = ordered.data() + i * M_;
-      for (size_t p = 0; p < M_; ++p) row[p] = codes[i * M_ + order[p]];
-      uint64_t key = 0;
-      for (size_t p = 0; p < 8; ++p) key = key << 8 | (p < M_ ? row[p] : 0);
-      entries[i] = {key, uint32_t(i)};
-    }
-    const size_t rest = M_ > 8 ? M_ - 8 : 0;
-    auto compare = [&](uint32_t a, uint32_t b) {
-      return rest ? std::memcmp(ordered.data() + a * M_ + 8, ordered.data() + b * M_ + 8, rest) : 0;
-    };
-    std::sort(entries.begin(), entries.end(), [&](const Entry& a, const Entry& b) {
-      if (a.key != b.key) return a.key < b.key;
-      const int c = compare(a.row, b.row);
-      return c ? c < 0 : a.row < b.row;
-    });
+    const std::vector<Entry> entries = sorted(codes, n, order);
+    levels_.resize(depth + 1);
+    levels_[0].begin = {0};
+    levels_[0].byte = {0};
+    levels_[0].child = {0};
+    codes_.reserve(n * M_);
     for (size_t i = 0; i < n; ++i) {
       rows_[i] = entries[i].row;
-      if (i && entries[i].key == entries[i - 1].key &&
-          !compare(entries[i].row, entries[i - 1].row))
-        continue;
+      const size_t same = i ? common(codes, order, entries[i - 1], entries[i]) : 0;
+      if (i && same == M_) continue;
+      const uint8_t* row = codes + size_t(entries[i].row) * M_;
+      for (size_t p = 0; p < M_; ++p) codes_.push_back(p < kKey ? byte(entries[i], p) : row[order[p]]);
+      add_to_tree(uint32_t(start_.size()), same, depth);
       start_.push_back(uint32_t(i));
-      const uint8_t* row = ordered.data() + size_t(entries[i].row) * M_;
-      codes_.insert(codes_.end(), row, row + M_);
     }
     start_.push_back(uint32_t(n));
-    build_tree(depth);
+    for (size_t l = 0; l <= depth; ++l) {
+      levels_[l].begin.push_back(uint32_t(size()));
+      if (l < depth) levels_[l].child.push_back(uint32_t(levels_[l + 1].byte.size()));
+    }
   }
 
   size_t size() const { return start_.size() - 1; }  // distinct codes
@@ -65,23 +52,66 @@ class Side {
   const Level& level(size_t l) const { return levels_[l]; }
 
  private:
-  void build_tree(size_t depth) {
-    levels_.resize(depth + 1);
-    levels_[0].begin = {0, uint32_t(size())};
-    levels_[0].byte = {0};
-    for (size_t l = 1; l <= depth; ++l) {
-      Level &parents = levels_[l - 1], &nodes = levels_[l];
-      for (size_t p = 0; p + 1 < parents.begin.size(); ++p) {
-        parents.child.push_back(uint32_t(nodes.byte.size()));
-        for (uint32_t u = parents.begin[p]; u < parents.begin[p + 1]; ++u) {
-          const uint8_t byte = code(u)[l - 1];
-          if (u > parents.begin[p] && byte == nodes.byte.back()) continue;
-          nodes.begin.push_back(u);
-          nodes.byte.push_back(byte);
-        }
-      }
-      parents.child.push_back(uint32_t(nodes.byte.size()));
-      nodes.begin.push_back(uint32_t(size()));
+  static constexpr size_t kKey = 8, kBuckets = 1 << 16;
+
+  struct Entry {
+    uint64_t key;  // the first eight parts
+    uint32_t row;
+  };
+
+  static uint8_t byte(const Entry& entry, size_t p) { return uint8_t(entry.key >> (56 - 8 * p)); }
+
+  // Rows by code, and rows with one code in order: into buckets by their first two parts, each of
+  // which is then sorted.
+  std::vector<Entry> sorted(const uint8_t* codes, size_t n, const std::vector<size_t>& order) const {
+    auto key_of = [&](const uint8_t* row) {
+      uint64_t key = 0;
+      for (size_t p = 0; p < kKey; ++p) key = key << 8 | (p < M_ ? row[order[p]] : 0);
+      return key;
+    };
+    auto bucket_of = [](uint64_t key) { return size_t(key >> 48); };
+    std::vector<uint32_t> start(kBuckets + 1, 0);
+    for (size_t i = 0; i < n; ++i) {
+      const uint8_t* row = codes + i * M_;
+      ++start[(size_t(row[order[0]]) << 8 | (M_ > 1 ? row[order[1]] : 0)) + 1];
+    }
+    std::partial_sum(start.begin(), start.end(), start.begin());
+    std::vector<uint32_t> next(start.begin(), start.end() - 1);
+    std::vector<Entry> entries(n);
+    for (size_t i = 0; i < n; ++i) {
+      const uint64_t key = key_of(codes + i * M_);
+      entries[next[bucket_of(key)]++] = {key, uint32_t(i)};
+    }
+    auto less = [&](const Entry& a, const Entry& b) {
+      if (a.key != b.key) return a.key < b.key;
+      const uint8_t *x = codes + size_t(a.row) * M_, *y = codes + size_t(b.row) * M_;
+      for (size_t p = kKey; p < M_; ++p)
+        if (x[order[p]] != y[order[p]]) return x[order[p]] < y[order[p]];
+      return a.row < b.row;
+    };
+    for (size_t k = 0; k < kBuckets; ++k)
+      std::sort(entries.begin() + start[k], entries.begin() + start[k + 1], less);
+    return entries;
+  }
+
+  // Number of first parts that two codes have in common; M if all are.
+  size_t common(const uint8_t* codes, const std::vector<size_t>& order, const Entry& a,
+                const Entry& b) const {
+    if (const uint64_t differs = a.key ^ b.key) return size_t(__builtin_clzll(differs)) / 8;
+    const uint8_t *x = codes + size_t(a.row) * M_, *y = codes + size_t(b.row) * M_;
+    for (size_t p = kKey; p < M_; ++p)
+      if (x[order[p]] != y[order[p]]) return p;
+    return M_;
+  }
+
+  // Adds the prefixes of code ``u`` that are longer than those it has in common with the last one.
+  void add_to_tree(uint32_t u, size_t same, size_t depth) {
+    if (!u) same = 0;
+    for (size_t l = same + 1; l <= depth; ++l) {
+      Level& level = levels_[l];
+      level.begin.push_back(u);
+      level.byte.push_back(code(u)[l - 1]);
+      if (l < depth) level.child.push_back(uint32_t(levels_[l + 1].byte.size()));
     }
   }
 

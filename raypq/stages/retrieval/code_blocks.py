@@ -94,14 +94,7 @@ def read_block(
         InputError: the file is damaged, or has ids of another type.
         ModelError: none of these models made the codes.
     """
-    file = CodeFile.open(shard.uri, size=shard.size)
-    check_model(file, models)
-    if file.rows and file.id_type != id_type:
-        raise InputError(
-            shard.uri,
-            expected=f"ids of one type in a store, {id_type} as in its first file",
-            found=f"{file.id_type}; encode it again from features whose ids are all of one type",
-        )
+    file = open_codes(shard, models, id_type)
     if not file.rows:
         return CodeBlock(
             fingerprint=file.fingerprint,
@@ -126,10 +119,24 @@ def read_block(
     return CodeBlock.join(parts)
 
 
+<<<<<<< HEAD
 def _joined(ids: Sequence[pa.Array]) -> pa.Array:
     if pa.types.is_string(ids[0].type) and sum(part.nbytes for part in ids) > _STRING_BYTES:
         ids = [part.cast(pa.large_string()) for part in ids]
     return pa.concat_arrays(ids)
+=======
+def open_codes(shard: Shard, models: Mapping[str, Model], id_type: pa.DataType) -> CodeFile:
+    """A code file of a store, checked as ``read_block`` says."""
+    file = CodeFile.open(shard.uri, size=shard.size)
+    check_model(file, models)
+    if file.rows and file.id_type != id_type:
+        raise InputError(
+            shard.uri,
+            expected=f"ids of one type in a store, {id_type} as in its first file",
+            found=f"{file.id_type}; encode it again from features whose ids are all of one type",
+        )
+    return file
+>>>>>>> wip-cluster
 
 
 def _labels(batch: CodeBatch) -> pa.StringArray:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import console
-from raypq.config import Columns, DeduplicateJob, DuplicatesJob, Metric, NeighborsJob
+from raypq.config import ClusterJob, Columns, DeduplicateJob, DuplicatesJob, Metric, NeighborsJob
 from raypq.data.storage import Shard
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, InputError, ModelError
@@ -191,7 +191,7 @@ def allowing(plan: PairPlan, job: DuplicatesJob | DeduplicateJob, compared: floa
 
 
 def images_of_one_model(
-    job: DuplicatesJob | DeduplicateJob | NeighborsJob, version: Snapshot
+    job: DuplicatesJob | DeduplicateJob | NeighborsJob | ClusterJob, version: Snapshot
 ) -> tuple[Model, Metric]:
     """The model of a store whose codes are compared with each other, and the metric.
 

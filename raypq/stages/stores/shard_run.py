@@ -40,6 +40,7 @@ _VERBS = {
     "search": ("search", "answered", "queries"),
     "pairs": ("compare", "found", "pairs"),
     "groups": ("group", "grouped", "images"),
+    "clusters": ("assign", "assigned", "images"),
     "features": ("extract", "extracted", "images"),
 }
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from raypq.config import (
     ClassifyJob,
+    ClusterJob,
     ClusterSettings,
     Columns,
     DeduplicateJob,
@@ -131,6 +132,12 @@ NEIGHBORS = Fields(
     always=("top_k",),
     apart=frozenset({"model", "codes", "version", "metric", "where"}),
     none=frozenset({"output"}),
+)
+
+CLUSTER = Fields(
+    always=("k", "iterations", "seed"),
+    apart=frozenset({"model", "codes", "version", "metric", "where"}),
+    none=frozenset({"output", "refit"}),  # which centres are meant is in the id of their fit
 )
 
 
@@ -253,6 +260,24 @@ def neighbors_work(
     return _id(fingerprint, f"neighbors:{metric}:{_text(settings)}:{content.hexdigest()}")
 
 
+def cluster_settings(fingerprint: str, job: ClusterJob, *, metric: Metric) -> str:
+    """The id of the settings by which centres are found."""
+    settings = CLUSTER.of(job) | WHERE.of(job.where)
+    return _id(fingerprint, f"clusters:{metric}:{_text(settings)}")
+
+
+def cluster_fit(settings: str, codes: Iterable[str]) -> str:
+    """The id of centres, by their settings and the codes that they were found from; ``codes`` as in
+    ``search_work``."""
+    content = hashlib.sha256("\n".join(codes).encode())
+    return _id(settings, f"fit:{content.hexdigest()}")
+
+
+def cluster_work(fit: str) -> str:
+    """The work id of assigning the images of a code file to centres."""
+    return _id(fit, "assign")
+
+
 def _id(fingerprint: str, settings: str) -> str:
     return hashlib.sha256(f"{VERSION}:{fingerprint}:{settings}".encode()).hexdigest()[:32]
 
@@ -278,5 +303,6 @@ BY_JOB: dict[type[Settings], Fields] = {
     DuplicatesJob: DUPLICATES,
     DeduplicateJob: DEDUPLICATE,
     NeighborsJob: NEIGHBORS,
+    ClusterJob: CLUSTER,
 }
 """The fields of every job that has a work id, and of its sections."""

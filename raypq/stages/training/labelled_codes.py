@@ -22,9 +22,9 @@ from raypq.methods.base import Model, Stats
 from raypq.methods.support import linear_head
 from raypq.methods.support.linear_head import Loss, Weights
 from raypq.stages.stores import model_store
+from raypq.stages.stores.batch_cache import BatchCache
 from raypq.stages.stores.code_store import check_model, id_type_of, open_store
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
-from raypq.stages.training.batch_cache import BatchCache
 from raypq.stages.training.dataset import TrainingClasses
 
 _CODE_ROWS = 8192  # decoded at once; fixed, since sums depend on it in their last bits

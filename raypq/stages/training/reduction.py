@@ -18,7 +18,7 @@ from raypq.kernels.device import BATCHES_IN_FLIGHT, own_stream, synchronise
 from raypq.methods.base import Model, ReductionMethod, State, Stats, TrainBatch
 from raypq.methods.support.rows import DeviceRows, Parameters
 from raypq.metrics.drift import Gauge
-from raypq.stages.training.batch_cache import BatchCache
+from raypq.stages.stores.batch_cache import BatchCache
 from raypq.stages.training.dataset import TrainingClasses, TrainTask, training_batches
 
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]

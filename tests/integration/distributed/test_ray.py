@@ -23,6 +23,7 @@ import raypq
 from raypq import api
 from raypq.config import (
     ClassifyJob,
+    ClusterJob,
     ClusterSettings,
     Columns,
     DuplicatesJob,
@@ -410,5 +411,8 @@ def test_search_and_duplicates_are_the_same_on_ray(tmp_path: Path) -> None:
         )
         pairs = DuplicatesJob(threshold=1.0, output=str(root / "pairs"), **both)
         versions = raypq.search(search), raypq.duplicates(pairs)
-        seen.add(tuple(receipt.sha256 for version in versions for receipt in version.shards))
+        clusters = raypq.cluster(ClusterJob(k=20, output=str(root / "clusters"), **both))
+        ((centres,),) = clusters.sidecars(str(root / "clusters")).values()
+        files = [receipt for version in versions for receipt in version.shards]
+        seen.add(tuple(file.sha256 for file in (*files, centres)))
     assert len(seen) == 1

@@ -29,7 +29,7 @@ NO_SETTINGS = {"doctor"}
 GIVEN: dict[str, Any] = {  # of required settings
     "model": "m", "features": ["f"], "output": "o", "classes": "c", "codes": "s", "method": "pq",
     "predictions": "p", "queries": ["q"], "images": ["i"], "backbone": "b", "protocol": 1,
-    "name": "gpq-bits", "train": ["t"], "threshold": 1.0, "index": "x", "source": "y",
+    "name": "gpq-bits", "train": ["t"], "threshold": 1.0, "index": "x", "source": "y", "k": 2,
     "encoder": "onnx:x", "store": "s", "old": 1, "version": 1, "places": ["r"],
 }  # fmt: skip
 
@@ -266,6 +266,7 @@ MODULES = {  # that read the settings of a job
     "duplicates": ("stages/retrieval/near_duplicates.py", "stages/retrieval/pair_plan.py"),
     "neighbors": ("stages/retrieval/neighbors.py", "stages/retrieval/pair_plan.py"),
     "deduplicate": ("stages/retrieval/deduplicate.py", "stages/retrieval/pair_plan.py"),
+    "cluster": ("stages/retrieval/cluster.py", "stages/retrieval/pair_plan.py"),
     "export": ("stages/results/export.py",),
     "predictions": ("stages/results/shown_predictions.py",),
     "export-faiss": ("stages/retrieval/faiss_exchange.py",),

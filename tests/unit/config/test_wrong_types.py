@@ -26,7 +26,7 @@ CLASSES: list[type[UserSettings]] = [
 REQUIRED: dict[str, Any] = {
     "model": "m", "features": ["f"], "output": "o", "classes": "c", "codes": "s", "method": "pq",
     "predictions": "p", "queries": ["q"], "images": ["i"], "backbone": "b", "protocol": 1,
-    "name": "gpq-bits", "train": ["t"], "threshold": 1.0, "index": "x", "source": "y",
+    "name": "gpq-bits", "train": ["t"], "threshold": 1.0, "index": "x", "source": "y", "k": 2,
     "encoder": "onnx:x", "names": "n", "store": "s",
 }  # fmt: skip
 WRONG: list[Any] = [

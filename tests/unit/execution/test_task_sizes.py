@@ -16,6 +16,7 @@ import pytest
 
 from raypq.config import (
     ClassifyJob,
+    ClusterJob,
     ClusterSettings,
     DuplicatesJob,
     EncodeJob,
@@ -30,7 +31,7 @@ from raypq.execution.local import LocalExecutor
 from raypq.methods.pq import PQModel, PQSettings
 from raypq.stages.classification import classify, evaluate
 from raypq.stages.encoding import encode
-from raypq.stages.retrieval import near_duplicates, search
+from raypq.stages.retrieval import cluster, near_duplicates, search
 from raypq.stages.retrieval.evaluate import evaluate as evaluate_retrieval
 from raypq.stages.training import train
 
@@ -120,6 +121,7 @@ def test_tasks_are_small(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     near_duplicates.near_duplicates(
         DuplicatesJob(codes=codes, threshold=1.0, output=str(out / "pairs")), executor
     )
+    cluster.cluster(ClusterJob(codes=codes, k=5, output=str(out / "clusters")), executor)
     evaluate_retrieval(
         RetrievalJob(codes=codes, queries=queries, at=[5], features=features), executor
     )
@@ -155,5 +157,5 @@ def test_tasks_are_small(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not large, large
     assert set(most) >= {
         "ShardTask", "TrainTask", "ScanTask", "RescoreTask", "WriteTask",
-        "PairTask", "JoinTask", "QueryTask", "ExactTask",
+        "PairTask", "JoinTask", "QueryTask", "ExactTask", "CodeFiles",
     }, most  # fmt: skip

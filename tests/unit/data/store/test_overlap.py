@@ -93,6 +93,7 @@ def example(name: str, root: Path, **changes: Any) -> Any:
     values |= {"name": "dpq-bits"} if name == "AblationJob" else {}
     values |= {"protocol": 1} if name == "SplitJob" else {}
     values |= {"threshold": 1.0} if name in ("DuplicatesJob", "DeduplicateJob") else {}
+    values |= {"k": 2} if name == "ClusterJob" else {}
     values |= {"encoder": "onnx:x"} if name == "EmbedClassesJob" else {}
     if name == "ReindexJob":
         (root / "classes").touch()
@@ -365,6 +366,7 @@ COMMANDS = {
     ("search", "--output"): "--codes S --queries F --output F/c",
     ("duplicates", "--output"): "--codes S --threshold -0.5 --output S/data/x",
     ("neighbors", "--output"): "--codes S --output S/data/x",
+    ("cluster", "--output"): "--codes S --k 2 --output S/data/x",
     ("deduplicate", "--output"): "--codes S --threshold 1 --output S/data/x",
     ("export", "--output"): "S --output S/data",
     ("export-faiss", "--output"): "--codes S --output S/snapshots/x",
