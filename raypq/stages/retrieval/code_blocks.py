@@ -119,12 +119,12 @@ def read_block(
     return CodeBlock.join(parts)
 
 
-<<<<<<< HEAD
 def _joined(ids: Sequence[pa.Array]) -> pa.Array:
     if pa.types.is_string(ids[0].type) and sum(part.nbytes for part in ids) > _STRING_BYTES:
         ids = [part.cast(pa.large_string()) for part in ids]
     return pa.concat_arrays(ids)
-=======
+
+
 def open_codes(shard: Shard, models: Mapping[str, Model], id_type: pa.DataType) -> CodeFile:
     """A code file of a store, checked as ``read_block`` says."""
     file = CodeFile.open(shard.uri, size=shard.size)
@@ -136,7 +136,6 @@ def open_codes(shard: Shard, models: Mapping[str, Model], id_type: pa.DataType) 
             found=f"{file.id_type}; encode it again from features whose ids are all of one type",
         )
     return file
->>>>>>> wip-cluster
 
 
 def _labels(batch: CodeBatch) -> pa.StringArray:
