@@ -21,16 +21,19 @@ class Side {
     levels_[0].begin = {0};
     levels_[0].byte = {0};
     levels_[0].child = {0};
-    codes_.reserve(n * M_);
+    codes_.resize(n * M_);
+    uint8_t* out = codes_.data();
     for (size_t i = 0; i < n; ++i) {
       rows_[i] = entries[i].row;
       const size_t same = i ? common(codes, order, entries[i - 1], entries[i]) : 0;
       if (i && same == M_) continue;
       const uint8_t* row = codes + size_t(entries[i].row) * M_;
-      for (size_t p = 0; p < M_; ++p) codes_.push_back(p < kKey ? byte(entries[i], p) : row[order[p]]);
+      for (size_t p = 0; p < M_; ++p) out[p] = p < 2 * kKey ? entries[i].part(p) : row[order[p]];
+      out += M_;
       add_to_tree(uint32_t(start_.size()), same, depth);
       start_.push_back(uint32_t(i));
     }
+    codes_.resize(size_t(out - codes_.data()));
     start_.push_back(uint32_t(n));
     for (size_t l = 0; l <= depth; ++l) {
       levels_[l].begin.push_back(uint32_t(size()));
@@ -54,22 +57,25 @@ class Side {
  private:
   static constexpr size_t kKey = 8, kBuckets = 1 << 16;
 
+  // A row with its first sixteen parts, so that others are read from the codes, which are anywhere
+  // in memory, only where these are equal.
   struct Entry {
-    uint64_t key;  // the first eight parts
+    uint64_t key, more;
     uint32_t row;
-  };
 
-  static uint8_t byte(const Entry& entry, size_t p) { return uint8_t(entry.key >> (56 - 8 * p)); }
+    uint8_t part(size_t p) const {
+      return uint8_t((p < kKey ? key : more) >> (8 * (kKey - 1 - p % kKey)));
+    }
+  };
 
   // Rows by code, and rows with one code in order: into buckets by their first two parts, each of
   // which is then sorted.
   std::vector<Entry> sorted(const uint8_t* codes, size_t n, const std::vector<size_t>& order) const {
-    auto key_of = [&](const uint8_t* row) {
+    auto key_of = [&](const uint8_t* row, size_t from) {
       uint64_t key = 0;
-      for (size_t p = 0; p < kKey; ++p) key = key << 8 | (p < M_ ? row[order[p]] : 0);
+      for (size_t p = from; p < from + kKey; ++p) key = key << 8 | (p < M_ ? row[order[p]] : 0);
       return key;
     };
-    auto bucket_of = [](uint64_t key) { return size_t(key >> 48); };
     std::vector<uint32_t> start(kBuckets + 1, 0);
     for (size_t i = 0; i < n; ++i) {
       const uint8_t* row = codes + i * M_;
@@ -79,13 +85,15 @@ class Side {
     std::vector<uint32_t> next(start.begin(), start.end() - 1);
     std::vector<Entry> entries(n);
     for (size_t i = 0; i < n; ++i) {
-      const uint64_t key = key_of(codes + i * M_);
-      entries[next[bucket_of(key)]++] = {key, uint32_t(i)};
+      const uint8_t* row = codes + i * M_;
+      const uint64_t key = key_of(row, 0);
+      entries[next[key >> 48]++] = {key, key_of(row, kKey), uint32_t(i)};
     }
     auto less = [&](const Entry& a, const Entry& b) {
       if (a.key != b.key) return a.key < b.key;
+      if (a.more != b.more) return a.more < b.more;
       const uint8_t *x = codes + size_t(a.row) * M_, *y = codes + size_t(b.row) * M_;
-      for (size_t p = kKey; p < M_; ++p)
+      for (size_t p = 2 * kKey; p < M_; ++p)
         if (x[order[p]] != y[order[p]]) return x[order[p]] < y[order[p]];
       return a.row < b.row;
     };
@@ -98,8 +106,10 @@ class Side {
   size_t common(const uint8_t* codes, const std::vector<size_t>& order, const Entry& a,
                 const Entry& b) const {
     if (const uint64_t differs = a.key ^ b.key) return size_t(__builtin_clzll(differs)) / 8;
+    if (const uint64_t differs = a.more ^ b.more)
+      return kKey + size_t(__builtin_clzll(differs)) / 8;
     const uint8_t *x = codes + size_t(a.row) * M_, *y = codes + size_t(b.row) * M_;
-    for (size_t p = kKey; p < M_; ++p)
+    for (size_t p = 2 * kKey; p < M_; ++p)
       if (x[order[p]] != y[order[p]]) return p;
     return M_;
   }
