@@ -80,6 +80,29 @@ def test_every_pair_once(metric: Metric, case: dict[str, Any], rank: float) -> N
 
 
 @few
+@given(case=cases(), seed=st.integers(0, 1000), rank=st.floats(0, 0.1), once=st.booleans())
+def test_few_codes_and_many(case: dict[str, Any], seed: int, rank: float, once: bool) -> None:
+    """Most of the many are not even sorted; the pairs are the same."""
+    rng = np.random.default_rng(seed)
+    A, many = case["A"][:6], np.concatenate([case["A"], case["B"]])
+    B = many[rng.permutation(len(many))]
+    score = all_pairs(case["C"], "l2", A, B)
+    threshold = threshold_of(score, "l2", rank)
+    join = CodeJoin.of(case["C"], "l2", threshold, parts=case["parts"])
+    found = set(found_by(join, A, B, once=once))
+    near = set(map(tuple, np.argwhere(score <= threshold).tolist()))
+    if not once:
+        assert near <= found
+        return
+    firsts = [
+        {code.tobytes(): row for row, code in reversed([*enumerate(side)])} for side in (A, B)
+    ]
+    leaders = {(firsts[0][A[a].tobytes()], firsts[1][B[b].tobytes()]) for a, b in near}
+    assert leaders <= found
+    assert found <= {(a, b) for a in firsts[0].values() for b in firsts[1].values()}
+
+
+@few
 @given(case=cases(), rank=st.floats(0, 0.2))
 def test_equal_codes_once(case: dict[str, Any], rank: float) -> None:
     """The first row of a code stands for the others, and the pairs connect the same rows."""

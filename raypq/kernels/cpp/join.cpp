@@ -12,6 +12,7 @@ constexpr size_t kFewPairs = 16;      // pairs of codes below two prefixes, chec
 constexpr size_t kFewChildren = 64;   // pairs of children that are compared one by one
 constexpr size_t kDepth = 6;          // longest prefix in the tree
 constexpr uint64_t kReport = 1 << 16; // steps after which a thread adds its work to the total
+constexpr size_t kMuchLarger = 4;       // rows of B for one of A, beyond which most may be left out
 constexpr size_t kChunk = 1 << 17;    // pairs that are handed over at a time
 
 // The order of parts: those of the group first, then the others, ascending.
@@ -229,6 +230,52 @@ size_t depth_of(const JoinPlan& plan) {
   return std::min(plan.first[plan.group + 1] - plan.first[plan.group], kDepth);
 }
 
+// Which of the first parts of a group occur in a code that some code of A may be near to.
+class Likely {
+ public:
+  // Of no use (``all``) where more would be marked than ``most`` times.
+  Likely(const JoinPlan& plan, const Side& a, size_t depth, uint64_t most)
+      : order_(order_of(plan)), length_(std::min(depth, kMarked)), left_(most),
+        marked_(size_t(1) << (8 * length_), false) {
+    for (size_t p = 0; p < length_; ++p)
+      neighbours_.emplace_back(plan.T.data() + order_[p] * plan.K * plan.K, plan.K);
+    const Side::Level& nodes = a.level(length_);
+    for (size_t node = 0; node < nodes.byte.size() && left_; ++node)
+      mark(a.code(nodes.begin[node]), plan.K, plan.group_limit[plan.group], 0, 0, 0.0f);
+  }
+
+  bool all() const { return !left_; }
+
+  bool has(const uint8_t* code) const {
+    size_t key = 0;
+    for (size_t p = 0; p < length_; ++p) key = key << 8 | code[order_[p]];
+    return marked_[key];
+  }
+
+ private:
+  static constexpr size_t kMarked = 3;
+
+  void mark(const uint8_t* code, size_t K, float limit, size_t p, size_t key, float sum) {
+    if (p == length_) {
+      marked_[key] = true;
+      left_ -= left_ > 0;
+      return;
+    }
+    const Neighbours& near = neighbours_[p];
+    for (size_t k = code[p] * K; k < (size_t(code[p]) + 1) * K && left_; ++k) {
+      const float s = sum + near.distance[k];
+      if (!(s <= limit)) break;
+      mark(code, K, limit, p + 1, key << 8 | near.codeword[k], s);
+    }
+  }
+
+  std::vector<size_t> order_;
+  size_t length_;
+  uint64_t left_;
+  std::vector<bool> marked_;
+  std::vector<Neighbours> neighbours_;
+};
+
 // Both sides; within one, the second is the first.
 struct SortedSides {
   Side a;
@@ -236,7 +283,26 @@ struct SortedSides {
 
   SortedSides(const JoinPlan& plan, const JoinSides& sides)
       : a(sides.A, sides.n, order_of(plan), depth_of(plan)) {
-    if (sides.B) other = std::make_unique<Side>(sides.B, sides.m, order_of(plan), depth_of(plan));
+    if (!sides.B) return;
+    const std::vector<size_t> order = order_of(plan);
+    // Where A is small, most of B may be far from all of it, and need not be sorted.
+    if (sides.m / kMuchLarger > sides.n) {
+      const Likely likely(plan, a, depth_of(plan), sides.m);
+      if (!likely.all()) {
+        std::vector<uint32_t> rows;
+        std::vector<uint8_t> codes;
+        for (size_t j = 0; j < sides.m; ++j) {
+          const uint8_t* code = sides.B + j * plan.M;
+          if (!likely.has(code)) continue;
+          rows.push_back(uint32_t(j));
+          codes.insert(codes.end(), code, code + plan.M);
+        }
+        other = std::make_unique<Side>(codes.data(), rows.size(), order, depth_of(plan));
+        other->rename(rows);
+        return;
+      }
+    }
+    other = std::make_unique<Side>(sides.B, sides.m, order, depth_of(plan));
   }
 
   const Side& b() const { return other ? *other : a; }

@@ -41,6 +41,11 @@ class Side {
     }
   }
 
+  // Gives row ``i`` the number ``names[i]``; names ascend.
+  void rename(const std::vector<uint32_t>& names) {
+    for (uint32_t& row : rows_) row = names[row];
+  }
+
   size_t size() const { return start_.size() - 1; }  // distinct codes
   const uint8_t* code(size_t u) const { return codes_.data() + u * M_; }
   const uint32_t* rows(size_t u) const { return rows_.data() + start_[u]; }

@@ -13,7 +13,7 @@ from raypq.data import intermediate
 from raypq.kernels.forest import Forest, lowest_nodes
 from raypq.stages.retrieval.group_edges import EDGES
 
-PART_ROWS = 1 << 22  # images of groups that are ordered at once, at about 200 bytes each
+PART_ROWS = 1 << 20  # images of groups that are ordered at once, at about 200 bytes each
 _STEPS = 10  # thresholds at which images are counted
 MEMBERS = pa.schema([("row", pa.uint32()), ("root", pa.uint32()), ("part", pa.uint16())])
 

@@ -36,6 +36,7 @@ class PairSearch:
     def __init__(self, plan: PairPlan) -> None:
         self.plan = plan
         self.symmetric = SymmetricTables(plan.model.C, plan.metric)
+        self._held: tuple[tuple[int, bool], CodeBlock] | None = None
         self._originals = None if plan.originals is None else Originals(plan)
 
     def read_sides(
@@ -49,7 +50,12 @@ class PairSearch:
         first = self._read(groups[task.first], self.plan.id_type, ids)
         if task.second is None:
             return first, first
-        return first, self._read(groups[task.second], self.plan.other_type, ids)
+        # The next task often compares another group of parts of the same codes.
+        held = self._held
+        if held is None or held[0] != (task.second, ids):
+            held = (task.second, ids), self._read(groups[task.second], self.plan.other_type, ids)
+            self._held = held
+        return first, held[1]
 
     def near_pairs(
         self, task: PairTask, first: CodeBlock, second: CodeBlock, judged: Judged
