@@ -52,6 +52,12 @@ struct Hit {
   }
 };
 
+// A code with columns within its limit: bit c is column c.
+struct NearHit {
+  uint64_t columns;
+  uint32_t row;
+};
+
 // An inner product in the canonical order: accumulator a adds the dimensions a, a+8, … in order.
 struct alignas(64) ExactAccumulators {
   double sum[8];
@@ -179,6 +185,21 @@ struct Isa {
   // w point at the first of them, which begins at a dimension of accumulator 0.
   void (*add_parts)(const Shape& parts, const float* C, const PickedRows& rows, const float* w,
                     float* scratch, ExactAccumulators* sums);
+
+  // Codes [n, M] against a table [M][K][64] of the search of neighbours, whose sums saturate at
+  // 255: the rows with a column whose sum is at most limit[row]. Returns their number; all n hits
+  // may be overwritten.
+  size_t (*near_columns)(const Shape& shape, const uint8_t* table, const uint8_t* codes, size_t n,
+                         const uint8_t* limit, NearHit* hits);
+
+  // The sums of such a table: 64 for each code, at out + i·stride.
+  void (*column_sums)(const Shape& shape, const uint8_t* table, const uint8_t* codes, size_t n,
+                      size_t stride, uint8_t* out);
+
+  // Such a table, of 64 columns of ``rows`` codes each: the least of their entries [M][K][stride],
+  // which are symmetric; stride is K, rounded up to 16. scratch: 64·stride bytes.
+  void (*near_table)(const Shape& shape, const uint8_t* entries, size_t stride,
+                     const uint8_t* codes, size_t rows, uint8_t* scratch, uint8_t* out);
 };
 
 extern const Isa isa_baseline;

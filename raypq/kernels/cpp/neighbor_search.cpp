@@ -1,0 +1,258 @@
+#include "neighbor_search.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace raypq {
+
+namespace {
+
+constexpr size_t kNearTiles = 24;     // that a query is compared with first, its own included
+constexpr size_t kTogether = 1024;    // queries compared with one table at a time
+constexpr size_t kFewQueries = 24;    // for which no table of 64 codes is made
+constexpr double kUnits = 250;        // of the largest limit
+constexpr size_t kSampled = 64;       // queries by which the first unit is chosen
+constexpr double kSpread = 1.5;       // largest limit of queries compared together / their median
+
+}  // namespace
+
+NeighborSearch::NeighborSearch(const NeighborIndex& index, const uint32_t* places, size_t n,
+                               size_t k)
+    : index_(index), places_(places), n_(n), k_(k), stride_((index.shape.K + 15) / 16 * 16),
+      best_(n * k), count_(n, 0), bias_(n), limit_(n, 255),
+      entries_(index.shape.M * index.shape.K * stride_),
+      table_(index.shape.M * index.shape.K * kTileWidth), columns_(kTileWidth * stride_),
+      codes_(kTogether * index.shape.M), limits_(kTogether), hits_(kTogether),
+      scratch_(score_floats(index.shape)), weights_(index.shape.D()) {
+  const Shape& s = index.shape;
+  for (size_t q = 0; q < n; ++q) {  // as build_tables sums ‖v‖²: over the dimensions in order
+    double squared = 0;
+    for (size_t m = 0; m < s.M; ++m) {
+      const float* c = index.codebooks.data() + (m * s.K + code_of(q)[m]) * s.d;
+      for (size_t j = 0; j < s.d; ++j) squared += double(c[j]) * double(c[j]);
+    }
+    bias_[q] = 0.0 - squared;
+  }
+}
+
+void NeighborSearch::run() {
+  if (!n_) return;
+  compare_near_tiles();
+  if (index_.tiles() <= kNearTiles) return;
+  Queries left(n_), some;
+  std::iota(left.begin(), left.end(), uint32_t(0));
+  while (!left.empty()) {
+    // Few with a large limit would make the unit coarse for all.
+    std::vector<double> bounds;
+    for (uint32_t q : left) bounds.push_back(bound_of(q));
+    std::nth_element(bounds.begin(), bounds.begin() + ptrdiff_t(bounds.size() / 2), bounds.end());
+    const double most = bounds[bounds.size() / 2] * kSpread;
+    const auto rest = std::stable_partition(left.begin(), left.end(),
+                                            [&](uint32_t q) { return bound_of(q) <= most; });
+    some.assign(left.begin(), rest);
+    left.erase(left.begin(), rest);
+    double largest = 0;
+    for (uint32_t q : some) largest = std::max(largest, bound_of(q));
+    set_unit(largest / kUnits);
+    compare_blocks(some);
+  }
+}
+
+void NeighborSearch::set_unit(double unit) {
+  const size_t lines = index_.shape.M * index_.shape.K, K = index_.shape.K;
+  unit_ = unit;
+  std::fill_n(entries_.data(), entries_.size(), uint8_t(255));
+  const double inverse = (1 - 1e-12) / unit;  // a quotient is never rounded up
+  for (size_t i = 0; i < lines; ++i)
+    for (size_t k = 0; k < K; ++k) {
+      const double x = index_.T[i * K + k] * inverse;
+      if (x < 255) entries_[i * stride_ + k] = uint8_t(x);
+    }
+  for (size_t q = 0; q < n_; ++q) set_limit(q);
+}
+
+void NeighborSearch::set_limit(size_t query) {
+  limit_[query] = 255;
+  if (count_[query] < k_) return;
+  const double x = bound_of(query) / unit_;
+  if (x < 255) limit_[query] = uint8_t(x);
+}
+
+// A bound that most queries find in the tiles next to them.
+double NeighborSearch::likely_bound() const {
+  const auto [M, K, d] = index_.shape;
+  std::vector<double> bounds, distances;
+  for (size_t i = 0; i < std::min(n_, kSampled); ++i) {
+    const size_t place = places_[i * n_ / std::min(n_, kSampled)];
+    const size_t tile = place / kTileRows * kTileRows;
+    const size_t last = std::min(index_.size(), tile + std::max(kTileRows, 2 * k_));
+    const size_t first = std::min(tile, last - std::min(last, 2 * k_));
+    distances.clear();
+    for (size_t at = first; at < last; ++at) {
+      double sum = 0;
+      for (size_t m = 0; m < M; ++m)
+        sum += index_.T[(m * K + index_.code(place)[m]) * K + index_.code(at)[m]];
+      distances.push_back(sum);
+    }
+    const size_t kth = std::min(k_, distances.size()) - 1;
+    std::nth_element(distances.begin(), distances.begin() + ptrdiff_t(kth), distances.end());
+    bounds.push_back(distances[kth]);
+  }
+  const size_t at = bounds.size() * 9 / 10;
+  std::nth_element(bounds.begin(), bounds.begin() + ptrdiff_t(at), bounds.end());
+  return bounds[at] + index_.margin;
+}
+
+void NeighborSearch::compare_near_tiles() {
+  const size_t tiles = index_.tiles();
+  // The own tile first: the limit that it gives makes the others cheap.
+  std::vector<Queries> queries_of_tile(tiles);
+  for (size_t q = 0; q < n_; ++q) queries_of_tile[places_[q] / kTileRows].push_back(uint32_t(q));
+  set_unit(likely_bound() / kUnits);
+  for (size_t tile = 0; tile < tiles; ++tile) compare_tile(tile, queries_of_tile[tile]);
+  for (Queries& queries : queries_of_tile) queries.clear();
+  set_unit(index_.center_unit);
+  for (size_t first = 0; first < n_; first += kTogether)
+    add_near_tiles(first, std::min(kTogether, n_ - first), queries_of_tile);
+  set_unit(likely_bound() / kUnits);
+  for (size_t tile = 0; tile < tiles; ++tile) compare_tile(tile, queries_of_tile[tile]);
+}
+
+// Adds queries [first, first + n) to those of the tiles whose centers are nearest to them. All
+// tiles of few; of many, enough for k codes.
+void NeighborSearch::add_near_tiles(size_t first, size_t n, std::vector<Queries>& queries_of_tile) {
+  const size_t M = index_.shape.M, tiles = index_.tiles();
+  const size_t wanted = std::min(tiles, std::max(kNearTiles, 2 * (k_ + kTileRows - 1) / kTileRows));
+  const size_t width = (tiles + kTileWidth - 1) / kTileWidth * kTileWidth;
+  for (size_t i = 0; i < n; ++i) std::copy_n(code_of(first + i), M, codes_.data() + i * M);
+  std::vector<uint8_t> sums(n * width);
+  for (size_t c = 0; c < width; c += kTileWidth) {
+    index_.isa.near_table(index_.shape, entries_.data(), stride_, index_.centers.data() + c * M, 1,
+                          columns_.data(), table_.data());
+    index_.isa.column_sums(index_.shape, table_.data(), codes_.data(), n, width, sums.data() + c);
+  }
+  for (size_t i = 0; i < n; ++i) {
+    const size_t own = places_[first + i] / kTileRows;
+    const uint8_t* sum = sums.data() + i * width;
+    size_t count[256] = {}, below = 0, most = 0;
+    for (size_t tile = 0; tile < tiles; ++tile) ++count[sum[tile]];
+    while (below + count[most] < wanted) below += count[most++];
+    size_t at_most = wanted - below;  // tiles whose sum is ``most``
+    for (size_t tile = 0; tile < tiles; ++tile) {
+      if (sum[tile] > most || (sum[tile] == most && !at_most)) continue;
+      if (sum[tile] == most) --at_most;
+      if (tile != own) queries_of_tile[tile].push_back(uint32_t(first + i));
+    }
+  }
+}
+
+void NeighborSearch::compare_blocks(const Queries& queries) {
+  const Shape& s = index_.shape;
+  constexpr size_t kParts = kBlockRows;  // of a tile: 64 codes each
+  std::vector<uint8_t> codes(queries.size() * s.M), limits(queries.size());
+  for (size_t i = 0; i < queries.size(); ++i)
+    std::copy_n(code_of(queries[i]), s.M, codes.data() + i * s.M);
+  std::vector<Queries> of_part(kParts);
+  for (size_t tile = 0; tile < index_.tiles(); ++tile) {
+    index_.isa.near_table(s, entries_.data(), stride_, index_.code(tile * kTileRows), kBlockRows,
+                          columns_.data(), table_.data());
+    for (Queries& part : of_part) part.clear();
+    for (size_t first = 0; first < queries.size(); first += kTogether) {
+      const size_t n = std::min(kTogether, queries.size() - first);
+      for (size_t i = 0; i < n; ++i) limits[i] = limit_[queries[first + i]];
+      const size_t count = index_.isa.near_columns(s, table_.data(), codes.data() + first * s.M, n,
+                                                   limits.data(), hits_.data());
+      for (size_t h = 0; h < count; ++h)
+        for (size_t part = 0; part < kParts; ++part)
+          if (hits_[h].columns >> (part * kTileWidth / kParts) & 0xffff)
+            of_part[part].push_back(queries[first + hits_[h].row]);
+    }
+    work_.bounds += queries.size();
+    for (size_t part = 0; part < kParts; ++part)
+      compare(tile * kTileRows + part * kTileWidth, of_part[part]);
+  }
+}
+
+void NeighborSearch::compare_tile(size_t tile, const Queries& queries) {
+  for (size_t part = 0; part < kTileRows; part += kTileWidth)
+    compare(tile * kTileRows + part, queries);
+}
+
+// Compares queries with the 64 codes from place ``first`` on.
+void NeighborSearch::compare(size_t first, const Queries& queries) {
+  if (first >= index_.size() || queries.empty()) return;
+  work_.compared += queries.size();
+  if (queries.size() <= kFewQueries) return compare_few(first, queries);
+  const Shape& s = index_.shape;
+  index_.isa.near_table(s, entries_.data(), stride_, index_.code(first), 1, columns_.data(),
+                        table_.data());
+  for (size_t from = 0; from < queries.size(); from += kTogether) {
+    const size_t n = std::min(kTogether, queries.size() - from);
+    for (size_t i = 0; i < n; ++i) {
+      std::copy_n(code_of(queries[from + i]), s.M, codes_.data() + i * s.M);
+      limits_[i] = limit_[queries[from + i]];
+    }
+    const size_t count = index_.isa.near_columns(s, table_.data(), codes_.data(), n,
+                                                 limits_.data(), hits_.data());
+    for (size_t h = 0; h < count; ++h)
+      offer(queries[from + hits_[h].row], first, hits_[h].columns);
+  }
+}
+
+void NeighborSearch::compare_few(size_t first, const Queries& queries) {
+  const Shape& s = index_.shape;
+  for (uint32_t query : queries) {
+    uint64_t columns = 0;
+    for (size_t c = 0; c < kTileWidth; ++c) {
+      const uint8_t *a = code_of(query), *b = index_.code(first + c);
+      uint32_t sum = 0;
+      for (size_t m = 0; m < s.M && sum <= limit_[query]; ++m)
+        sum += entries_[(m * s.K + a[m]) * stride_ + b[m]];
+      columns |= uint64_t(std::min(sum, uint32_t(255)) <= limit_[query]) << c;
+    }
+    if (columns) offer(query, first, columns);
+  }
+}
+
+// Gives exact scores to some of 64 codes, and keeps the best.
+void NeighborSearch::offer(size_t query, size_t first, uint64_t columns) {
+  const Shape& s = index_.shape;
+  offered_.clear();
+  for (; columns; columns &= columns - 1) {
+    const size_t place = first + size_t(__builtin_ctzll(columns));
+    if (place < index_.size()) offered_.push_back(uint32_t(place));
+  }
+  if (offered_.empty()) return;
+  for (size_t m = 0; m < s.M; ++m) {
+    const float* c = index_.codebooks.data() + (m * s.K + code_of(query)[m]) * s.d;
+    for (size_t j = 0; j < s.d; ++j) weights_[m * s.d + j] = 2 * c[j];
+  }
+  dots_.resize(offered_.size());
+  index_.isa.rescore(s, index_.codebooks.data(),
+                     {index_.codes.data(), s.M, offered_.data(), offered_.size()},
+                     weights_.data(), scratch_.data(), dots_.data());
+  for (size_t i = 0; i < offered_.size(); ++i) {
+    const uint8_t* code = index_.code(offered_[i]);
+    double squared = 0;
+    for (size_t m = 0; m < s.M; ++m) squared += index_.norms[m * s.K + code[m]];
+    insert(query, {float((dots_[i] + -squared) + bias_[query]), index_.number[offered_[i]]});
+  }
+  work_.scored += offered_.size();
+  set_limit(query);
+}
+
+void NeighborSearch::insert(size_t query, Neighbor neighbor) {
+  Neighbor* const begin = best_.data() + query * k_;
+  Neighbor* end = begin + count_[query];
+  Neighbor* const at = std::lower_bound(begin, end, neighbor);
+  if (at == begin + k_ || (at != end && *at == neighbor)) return;  // it may come again
+  if (count_[query] == k_)
+    --end;
+  else
+    ++count_[query];
+  std::move_backward(at, end, end + 1);
+  *at = neighbor;
+}
+
+}  // namespace raypq
