@@ -177,7 +177,7 @@ def choose(
     scale = rows / max(1, len(sample))
     compared = rows**2 / 2 if compared is None else compared
     best = JoinChoice(join=None, seconds=compared * _SCAN * C.shape[0] / 16, pairs=math.nan)
-    if not native.available() or not _fits(C):
+    if not native.available() or not sums_fit(C):
         return best
     for parts in sorted({min(parts, C.shape[0]) for parts in _PARTS}):
         join = CodeJoin.of(C, metric, threshold, parts=parts)
@@ -187,7 +187,7 @@ def choose(
     return best
 
 
-def _fits(C: NDArray[np.float32]) -> bool:
+def sums_fit(C: NDArray[np.float32]) -> bool:
     """Whether sums of squared distances and products of codes stay within float32."""
     largest = float(np.abs(C).max(initial=0.0))
     return 4 * C.shape[0] * C.shape[2] * largest**2 < 1e38

@@ -13,6 +13,7 @@ namespace {
 
 constexpr size_t kSampled = 256;  // codes by which a direction is chosen
 constexpr int kIterations = 3;    // of the power method
+constexpr size_t kFew = 32;          // codes that are cut along a line between two of them
 constexpr size_t kAccumulators = 8;
 
 uint64_t hash_of(const uint8_t* code, size_t M) {
@@ -44,13 +45,18 @@ size_t half_of(size_t n) {
 
 class Halving {
  public:
-  Halving(const Shape& shape, const float* C, const uint8_t* codes)
-      : shape_(shape), C_(C), codes_(codes), D_(shape.D()), sample_(kSampled * D_), mean_(D_),
+  Halving(const Shape& shape, const float* C, const float* T, const uint8_t* codes)
+      : shape_(shape), C_(C), T_(T), codes_(codes), D_(shape.D()), sample_(kSampled * D_), mean_(D_),
         direction_(D_), next_(D_), by_codeword_(shape.M * shape.K) {}
 
   // Cuts [begin, begin + n) in two; returns the length of the first half.
   size_t cut(uint32_t* begin, size_t n) {
-    const size_t taken = std::min(n, kSampled), half = half_of(n);
+    const size_t half = half_of(n);
+    if (n <= kFew) {
+      cut_few(begin, n, half);
+      return half;
+    }
+    const size_t taken = std::min(n, kSampled);
     for (size_t i = 0; i < taken; ++i) decode(begin[i * n / taken], sample_.data() + i * D_);
     if (!choose_direction(taken)) return half;
     keys_.resize(n);
@@ -75,6 +81,32 @@ class Halving {
   }
 
  private:
+  // The same along the line between two codes that are far apart: S(x, b) − S(x, a) is a projection
+  // on it. Look-ups alone are faster than inner products.
+  void cut_few(uint32_t* begin, size_t n, size_t half) {
+    const uint32_t a = farthest(begin, n, begin[0]), b = farthest(begin, n, a);
+    keys_.resize(n);
+    for (size_t i = 0; i < n; ++i)
+      keys_[i] = {distance(begin[i], b) - distance(begin[i], a), begin[i]};
+    std::nth_element(keys_.begin(), keys_.begin() + ptrdiff_t(half), keys_.end());
+    for (size_t i = 0; i < n; ++i) begin[i] = keys_[i].second;
+  }
+
+  float distance(uint32_t x, uint32_t y) const {
+    const uint8_t *a = codes_ + size_t(x) * shape_.M, *b = codes_ + size_t(y) * shape_.M;
+    float sum = 0;
+    for (size_t m = 0; m < shape_.M; ++m) sum += T_[(m * shape_.K + b[m]) * shape_.K + a[m]];
+    return sum;
+  }
+
+  uint32_t farthest(const uint32_t* rows, size_t n, uint32_t from) const {
+    uint32_t at = from;
+    float most = 0;
+    for (size_t i = 0; i < n; ++i)
+      if (const float d = distance(rows[i], from); d > most) most = d, at = rows[i];
+    return at;
+  }
+
   void decode(uint32_t row, float* out) const {
     const uint8_t* code = codes_ + size_t(row) * shape_.M;
     for (size_t m = 0; m < shape_.M; ++m)
@@ -126,7 +158,7 @@ class Halving {
   }
 
   Shape shape_;
-  const float* C_;
+  const float *C_, *T_;
   const uint8_t* codes_;
   size_t D_;
   std::vector<float> sample_, mean_, direction_, next_, by_codeword_;
@@ -160,12 +192,12 @@ DistinctCodes::DistinctCodes(const uint8_t* B, size_t n, size_t M) : M(M), numbe
   for (size_t i = 0; i < n; ++i) rows[next[number[i]]++] = uint32_t(i);
 }
 
-std::vector<uint32_t> order_by_nearness(const Shape& shape, const float* C, const uint8_t* codes,
-                                        size_t n, size_t threads) {
+std::vector<uint32_t> order_by_nearness(const Shape& shape, const float* C, const float* T,
+                                        const uint8_t* codes, size_t n, size_t threads) {
   std::vector<uint32_t> order(n);
   std::iota(order.begin(), order.end(), uint32_t(0));
   std::vector<Halving> workers;
-  for (size_t i = 0; i < threads; ++i) workers.emplace_back(shape, C, codes);
+  for (size_t i = 0; i < threads; ++i) workers.emplace_back(shape, C, T, codes);
   struct Range {
     size_t begin, length;
   };

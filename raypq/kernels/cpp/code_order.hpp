@@ -21,12 +21,13 @@ struct DistinctCodes {
   size_t size() const { return start.size() - 1; }
 };
 
-// Rows of a block, of a part of a tile, and of a tile: consecutive rows of the order.
-constexpr size_t kBlockRows = 4, kTileRows = kBlockRows * kTileWidth;
+// Consecutive codes of the order: the blocks of one table.
+constexpr size_t kTileRows = kBlockRows * kTileWidth;
 
 // An order of n codes [n, M] of codebooks C [M, K, d]: halves of halves, each cut at the median
-// across the direction in which its decoded codes spread most, so that blocks are of near codes.
-std::vector<uint32_t> order_by_nearness(const Shape& shape, const float* C, const uint8_t* codes,
-                                        size_t n, size_t threads);
+// along the direction in which its decoded codes spread most, so that blocks are of near codes.
+// T: squared distances of codewords [M, K, K].
+std::vector<uint32_t> order_by_nearness(const Shape& shape, const float* C, const float* T,
+                                        const uint8_t* codes, size_t n, size_t threads);
 
 }  // namespace raypq

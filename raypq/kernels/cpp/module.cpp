@@ -222,7 +222,7 @@ nb::tuple join_codes(In<uint8_t, 2> A, nb::object other, In<float, 3> T, In<int6
 
 // The number of distinct codes is at most kMostRows, as that of rows.
 void build_neighbors(NeighborIndex* self, In<uint8_t, 2> B, In<float, 3> C, In<double, 2> norms,
-                     In<double, 3> T, const std::string& isa, size_t threads) {
+                     In<float, 3> T, const std::string& isa, size_t threads) {
   const Shape shape = shape_of(C);
   check_codes(B, shape);
   require(B.shape(0) && B.shape(0) < kMostRows / 2, "N is 0 or too large");

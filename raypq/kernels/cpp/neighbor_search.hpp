@@ -36,15 +36,19 @@ class NeighborSearch {
  private:
   using Queries = std::vector<uint32_t>;
 
-  const uint8_t* code_of(size_t query) const { return index_.code(places_[query]); }
+  const uint8_t* code_of(size_t query) const { return own_.data() + query * index_.shape.M; }
   double bound_of(size_t query) const { return index_.bound_of(best(query)[k_ - 1].score); }
   void set_unit(double unit);
+  double distance(size_t query, size_t place) const;
   double likely_bound() const;
+  size_t near_tiles() const;
+  void compare_own_tiles();
   void compare_near_tiles();
   void add_near_tiles(size_t first, size_t n, std::vector<Queries>& queries_of_tile);
   void compare_blocks(const Queries& queries);
   void compare_tile(size_t tile, const Queries& queries);
   void compare(size_t first, const Queries& queries);
+  uint32_t sum_of(size_t query, size_t place, uint32_t most) const;
   void compare_few(size_t first, const Queries& queries);
   void offer(size_t query, size_t first, uint64_t columns);
   void insert(size_t query, Neighbor neighbor);
@@ -54,14 +58,14 @@ class NeighborSearch {
   const uint32_t* places_;
   size_t n_, k_, stride_;  // stride_: K, rounded up to 16
   NeighborWork work_;
+  std::vector<uint8_t> own_;       // codes of the queries [n, M]
   std::vector<Neighbor> best_;     // [n, k]
   std::vector<uint32_t> count_;    // by query: number of its best so far
   std::vector<double> bias_;       // by query
   std::vector<uint8_t> limit_;     // by query, in units; 255: none
   double unit_ = 0;
   Array<uint8_t> entries_;         // T in units [M][K][stride]
-  Array<uint8_t> table_, columns_;
-  std::vector<uint8_t> codes_, limits_;  // of the queries compared together
+  Array<uint8_t> table_;
   std::vector<NearHit> hits_;
   Array<float> scratch_;
   std::vector<float> weights_;

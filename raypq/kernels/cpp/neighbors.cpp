@@ -48,7 +48,7 @@ NeighborIndex::NeighborIndex(const NeighborSource& source, const uint8_t* B, siz
   for (size_t m = 0; m < M; ++m)
     largest += *std::max_element(norms.begin() + m * K, norms.begin() + (m + 1) * K);
   margin = largest * 1e-9 + 0x1p-140;
-  number = order_by_nearness(shape, source.C, distinct.codes.data(), size(), threads);
+  number = order_by_nearness(shape, source.C, source.T, distinct.codes.data(), size(), threads);
   place.resize(size());
   codes.resize(tiles() * kTileRows * M);
   for (size_t at = 0; at < tiles() * kTileRows; ++at) {

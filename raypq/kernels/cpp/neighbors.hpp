@@ -16,7 +16,7 @@ struct NeighborSource {
   Shape shape;
   const float* C;       // [M, K, d]
   const double* norms;  // ‖c‖² [M, K]
-  const double* T;      // squared distances of codewords [M, K, K], symmetric
+  const float* T;       // squared distances of codewords [M, K, K], symmetric
 };
 
 // What a search did: pairs of a query and 64 blocks whose bounds were compared, pairs of a query
@@ -63,7 +63,8 @@ class NeighborIndex {
   std::vector<uint8_t> codes;    // by place, up to whole tiles: the last one is repeated
   std::vector<uint8_t> centers;  // by tile, up to whole tables: the code of its mean
   Array<float> codebooks;        // padded for decode
-  std::vector<double> norms, T;
+  std::vector<double> norms;
+  std::vector<float> T;
   double margin;                 // of the rounding of scores
   double center_unit;            // of tables of the centers
 
