@@ -35,6 +35,7 @@ class NeighborSearch {
 
  private:
   using Queries = std::vector<uint32_t>;
+  static constexpr size_t kPending = 6;
 
   const uint8_t* code_of(size_t query) const { return own_.data() + query * index_.shape.M; }
   double bound_of(size_t query) const { return index_.bound_of(best(query)[k_ - 1].score); }
@@ -51,6 +52,7 @@ class NeighborSearch {
   uint32_t sum_of(size_t query, size_t place, uint32_t most) const;
   void compare_few(size_t first, const Queries& queries);
   void offer(size_t query, size_t first, uint64_t columns);
+  void score(size_t query);
   void insert(size_t query, Neighbor neighbor);
   void set_limit(size_t query);
 
@@ -61,6 +63,8 @@ class NeighborSearch {
   std::vector<uint8_t> own_;       // codes of the queries [n, M]
   std::vector<Neighbor> best_;     // [n, k]
   std::vector<uint32_t> count_;    // by query: number of its best so far
+  std::vector<uint32_t> pending_;  // [n, kPending] places that have no score yet
+  std::vector<uint8_t> pending_count_;
   std::vector<double> bias_;       // by query
   std::vector<uint8_t> limit_;     // by query, in units; 255: none
   double unit_ = 0;
@@ -69,8 +73,6 @@ class NeighborSearch {
   std::vector<NearHit> hits_;
   Array<float> scratch_;
   std::vector<float> weights_;
-  std::vector<uint32_t> offered_;
-  std::vector<double> dots_;
 };
 
 }  // namespace raypq
