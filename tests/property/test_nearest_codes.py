@@ -73,11 +73,12 @@ def test_the_number_of_threads_and_the_rows_searched_together_do_not_matter() ->
     rng = np.random.default_rng(0)
     C = codebooks(rng, 8, 32, 2, 1.0, rounded=True)
     B = rng.integers(0, 32, (3000, 8), dtype=np.uint8)
+    before = kernels.threads()
     kernels.set_threads(3)
     try:
         score, row, _ = NeighborIndex(B, C).find(np.arange(3000), 7)
     finally:
-        kernels.set_threads(1)
+        kernels.set_threads(before)
     index = NeighborIndex(B, C)
     for part in np.array_split(np.arange(3000), 5):
         again = index.find(part, 7)
