@@ -93,7 +93,8 @@ def test_a_million_equal_codes() -> None:
     B = rng.integers(0, 256, (1_001_000, 8), dtype=np.uint8)
     B[500:-500] = 7
     score, row, work = NeighborIndex(B, C).find(np.arange(400, 900_400), 11)
-    assert (score[100:] == score[100, 0]).all() and (row[100:] == np.arange(500, 511)).all()
+    assert (score[100:] == score[100, 0]).all()
+    assert (row[100:] == np.arange(500, 511)).all()
     assert work.scored < 200_000
     check(B, C, np.array([0, 499, 1_000_999]), 11)
 
@@ -107,6 +108,7 @@ def test_where_an_index_is_of_use() -> None:
     near[changed] = rng.integers(0, 256, int(changed.sum()))
     assert not worthwhile(apart, C, 11)
     assert worthwhile(near, C, 11)
-    assert usable(C) and not usable(C * np.float32(1e19))
+    assert usable(C)
+    assert not usable(C * np.float32(1e19))
     with pytest.raises(ValueError, match="too far apart"):
         NeighborIndex(near, C * np.float32(1e19))
