@@ -68,6 +68,30 @@ class Pairs:
     ) -> None: ...
     def next(self) -> NDArray[np.uint32]: ...
 
+class NeighborIndex:
+    def __init__(
+        self,
+        B: NDArray[np.uint8],
+        C: NDArray[np.float32],
+        norms: NDArray[np.float64],
+        T: NDArray[np.float32],
+        isa: str,
+        threads: int,
+        /,
+    ) -> None: ...
+    def find(
+        self,
+        rows: NDArray[np.uint32],
+        threads: int,
+        scores: NDArray[np.float32],
+        found: NDArray[np.int64],
+        /,
+    ) -> tuple[int, int, int]: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def tiles(self) -> int: ...
+
 class Tables:
     def __init__(
         self,

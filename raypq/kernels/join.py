@@ -199,7 +199,7 @@ def choose(
     scale = rows / max(1, len(sample))
     compared = rows**2 / 2 if compared is None else compared
     best = JoinChoice(join=None, seconds=_seconds_of_scan(compared, len(C)), pairs=math.nan)
-    if not native.available() or not _fits(C):
+    if not native.available() or not sums_fit(C):
         return best
     for parts in sorted({min(parts, C.shape[0]) for parts in _PARTS}):
         join = CodeJoin.of(C, metric, threshold, parts=parts)
@@ -214,7 +214,7 @@ def _seconds_of_scan(compared: float, M: int) -> float:
     return compared * _SCAN * M / 16
 
 
-def _fits(C: NDArray[np.float32]) -> bool:
+def sums_fit(C: NDArray[np.float32]) -> bool:
     """Whether sums of squared distances and products of codes stay within float32."""
     largest = float(np.abs(C).max(initial=0.0))
     return 4 * C.shape[0] * C.shape[2] * largest**2 < 1e38

@@ -205,6 +205,23 @@ def edges_from(n: int, edges: NDArray[np.uint32], roots: NDArray[np.uint32]) -> 
     return _native.reach(n, np.ascontiguousarray(edges), np.ascontiguousarray(roots))
 
 
+def neighbor_index(
+    B: NDArray[np.uint8],
+    C: NDArray[np.float32],
+    T: NDArray[np.float32],
+    *,
+    threads: int = 1,
+    isa: str | None = None,
+) -> _native.NeighborIndex:
+    """The index of ``raypq.kernels.neighbors`` over codes B [n, M] of codebooks C [M, K, d], with
+    the squared distances T [M, K, K] of codewords."""
+    C = np.ascontiguousarray(C, dtype=np.float32)
+    check_codebooks(C)
+    norms = squared_norms(C.reshape(-1, C.shape[2])).reshape(C.shape[:2])
+    B, T = np.ascontiguousarray(B), np.ascontiguousarray(T)
+    return _native.NeighborIndex(B, C, norms, T, _isa_name(isa), threads)
+
+
 def prepare(
     tables: Tables, *, across_rows: bool, threads: int = 1, isa: str | None = None
 ) -> _native.Tables:

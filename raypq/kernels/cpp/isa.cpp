@@ -10,6 +10,7 @@
 #include "exact.inl"
 #include "lut.inl"
 #include "scan.inl"
+#include "near.inl"
 #include "select.inl"
 #include "widen.inl"
 
@@ -37,6 +38,9 @@ const Isa RAYPQ_ISA_OF(RAYPQ_NS) = {
     .moments = RAYPQ_NS::moments,
     .rescore = RAYPQ_NS::rescore,
     .add_parts = RAYPQ_NS::add_parts,
+    .near_columns = RAYPQ_NS::near_columns,
+    .column_sums = RAYPQ_NS::column_sums,
+    .near_table = RAYPQ_NS::near_table,
 };
 
 }  // namespace raypq

@@ -20,6 +20,7 @@ constexpr int kNever = 32767;       // a threshold above every 16-bit sum
 constexpr size_t kChunk = 256;      // most rows of one call of a scan
 constexpr size_t kMostCounted = 128;  // most values of kth_largest
 constexpr size_t kMostRanked = 64;    // most keys for which ranks are faster than a sort
+constexpr size_t kBlockRows = 4;    // codes of a block in the search of neighbours
 constexpr size_t kCodePad = 64;     // floats beyond a codebook that a decode may read
 
 // For functions in headers that every build of isa.cpp includes: always inlined, so that the linker
@@ -50,6 +51,12 @@ struct Hit {
   RAYPQ_SHARED uint32_t sum(size_t column, bool is_wide) const {
     return is_wide ? wide[column] : narrow[index(column, false)];
   }
+};
+
+// A code of the search of neighbours with columns within its limit: bit c is column c.
+struct NearHit {
+  uint64_t columns;
+  uint32_t row;
 };
 
 // An inner product in the canonical order: accumulator a adds the dimensions a, a+8, … in order.
@@ -179,6 +186,21 @@ struct Isa {
   // w point at the first of them, which begins at a dimension of accumulator 0.
   void (*add_parts)(const Shape& parts, const float* C, const PickedRows& rows, const float* w,
                     float* scratch, ExactAccumulators* sums);
+
+  // Codes against a table [M][K][64] of the search of neighbours, whose sums saturate at 255: the
+  // rows with a column whose sum is at most limit[row]. Returns their number; all n hits may be
+  // overwritten.
+  size_t (*near_columns)(const Shape& shape, const uint8_t* table, const PickedRows& rows,
+                         const uint8_t* limit, NearHit* hits);
+
+  // The sums of codes [n, M] by such a table: 64 for each, at out + i·stride.
+  void (*column_sums)(const Shape& shape, const uint8_t* table, const uint8_t* codes, size_t n,
+                      size_t stride, uint8_t* out);
+
+  // Such a table of 64 codes or, for each column, of the least entries of a block of kBlockRows.
+  // entries: [M][K][stride], symmetric; stride is K, rounded up to 16.
+  void (*near_table)(const Shape& shape, const uint8_t* entries, size_t stride,
+                     const uint8_t* codes, bool blocks, uint8_t* out);
 };
 
 extern const Isa isa_baseline;

@@ -12,6 +12,7 @@
 #include "codebook.hpp"
 #include "forest.hpp"
 #include "join.hpp"
+#include "neighbors.hpp"
 #include "scan.hpp"
 
 namespace nb = nanobind;
@@ -288,6 +289,36 @@ nb::object reach(size_t n, In<uint32_t, 2> edges, In<uint32_t, 1> roots) {
   return owned_array(std::move(found));
 }
 
+// The number of distinct codes is at most kMostRows, as that of rows.
+void build_neighbors(NeighborIndex* self, In<uint8_t, 2> B, In<float, 3> C, In<double, 2> norms,
+                     In<float, 3> T, const std::string& isa, size_t threads) {
+  const Shape shape = shape_of(C);
+  check_codes(B, shape);
+  require(B.shape(0) && B.shape(0) < kMostRows / 2, "N is 0 or too large");
+  require(norms.shape(0) == shape.M && norms.shape(1) == shape.K, "norms must be [M, K]");
+  require(T.shape(0) == shape.M && T.shape(1) == shape.K && T.shape(2) == shape.K,
+          "T must be [M, K, K]");
+  nb::gil_scoped_release release;
+  new (self) NeighborIndex({shape, C.data(), norms.data(), T.data()}, B.data(), B.shape(0),
+                           choose_isa(isa), clamp_threads(threads));
+}
+
+// What was done: bounds, comparisons and exact scores.
+nb::tuple find_neighbors(const NeighborIndex& index, In<uint32_t, 1> rows, size_t threads,
+                         Out<float, 2> scores, Out<int64_t, 2> found) {
+  const size_t n = rows.shape(0), k = scores.shape(1), N = index.distinct.number.size();
+  require(scores.shape(0) == n && found.shape(0) == n && found.shape(1) == k,
+          "outputs must be [n, k]");
+  require(k && k <= N, "k must be from 1 to N");
+  for (size_t i = 0; i < n; ++i) require(rows.data()[i] < N, "rows must be below N");
+  NeighborWork work;
+  {
+    nb::gil_scoped_release release;
+    work = index.find(rows.data(), n, k, clamp_threads(threads), scores.data(), found.data());
+  }
+  return nb::make_tuple(work.bounds, work.compared, work.scored);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -305,6 +336,11 @@ NB_MODULE(_native, module) {
       .def("__init__", &start_pairs, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(),
            nb::arg(), nb::arg(), nb::arg(), nb::arg())
       .def("next", &next_pairs);
+  nb::class_<NeighborIndex>(module, "NeighborIndex")
+      .def("__init__", &build_neighbors)
+      .def("find", &find_neighbors)
+      .def_prop_ro("size", &NeighborIndex::size)
+      .def_prop_ro("tiles", &NeighborIndex::tiles);
   nb::class_<Tables>(module, "Tables")
       .def("__init__", &build_tables)
       .def("scan", &scan)

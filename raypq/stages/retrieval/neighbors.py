@@ -2,7 +2,9 @@
 
 Queries are decoded codes (symmetric distance). Every worker holds the codes of the whole store in
 the order of their ids, and does one code file at a time; so an unchanged file of a changed store is
-done again, since its neighbours may have changed.
+done again, since its neighbours may have changed. Squared distances are found by an index
+(``raypq.kernels.neighbors``), where it is the faster; otherwise all pairs are compared, with the
+same results.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raypq import console
 from raypq.config import Metric, NeighborsJob
 from raypq.data import search_results
 from raypq.data.search_results import SearchResults
@@ -25,8 +28,16 @@ from raypq.data.store.snapshot import Snapshot
 from raypq.errors import InputError
 from raypq.execution.executor import Executor
 from raypq.execution.run_record import RunRecord
+from raypq.kernels.neighbors import NeighborIndex, usable, worthwhile
 from raypq.methods.base import Model
-from raypq.stages.retrieval.code_blocks import CodeBlock, by_id, read_block, topk
+from raypq.stages.retrieval.code_blocks import (
+    ROW_BITS,
+    CodeBlock,
+    by_id,
+    read_block,
+    sample_codes,
+    topk,
+)
 from raypq.stages.retrieval.pair_plan import images_of_one_model
 from raypq.stages.stores.code_store import id_type_of, open_store
 from raypq.stages.stores.shard_run import StoreRun
@@ -34,6 +45,9 @@ from raypq.stages.stores.shard_task import ShardTask, stored_shards
 from raypq.stages.stores.work_id import neighbors_work
 
 _QUERIES = 4096  # codes whose tables are scanned at once
+_INDEXED_QUERIES = 1 << 17  # codes that an index searches at once
+_FEW_ROWS = 20_000  # which are scanned
+_SAMPLE_ROWS = 50_000  # codes on which the index is tried
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,6 +56,7 @@ class NeighborsPlan:
 
     Attributes:
         k: neighbours of each image; fewer in a store that has fewer.
+        indexed: whether they are found by an index.
     """
 
     store: str
@@ -50,6 +65,7 @@ class NeighborsPlan:
     metric: Metric
     k: int
     device: str
+    indexed: bool
 
 
 class NeighborsWorker:
@@ -59,6 +75,7 @@ class NeighborsWorker:
         self._plan, self._shards = plan, shards
         self._lock = threading.Lock()
         self._store: CodeBlock | None = None
+        self._index: NeighborIndex | None = None
 
     def find(self, task: ShardTask) -> Receipt:
         """Writes the neighbours of the images of one file."""
@@ -93,14 +110,21 @@ class NeighborsWorker:
             if self._store is None:
                 block = CodeBlock.join([self._read(shard) for shard in self._shards])
                 self._store = block.take(by_id(block.ids))
+                if self._plan.indexed:
+                    self._index = NeighborIndex(self._store.B, self._plan.model.C)
             return self._store
 
     def _batches(self, queries: CodeBlock, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         plan, store = self._plan, self._whole()
-        for start in range(0, len(queries.B), _QUERIES):
-            rows = slice(start, start + _QUERIES)
-            tables = plan.model.tables(plan.model.decode(queries.B[rows]), None, plan.metric)
-            found = topk(store, tables, plan.k + 1, device=plan.device)
+        step = _QUERIES if self._index is None else _INDEXED_QUERIES
+        for start in range(0, len(queries.B), step):
+            rows = slice(start, start + step)
+            if self._index is None:
+                tables = plan.model.tables(plan.model.decode(queries.B[rows]), None, plan.metric)
+                found = topk(store, tables, plan.k + 1, device=plan.device)
+            else:
+                own = rows_of(store, queries.row_ref)[rows]
+                found = results(store, *self._index.find(own, plan.k + 1)[:2])
             nearest = without(found, queries.row_ref[rows])
             yield search_results.record_batch(
                 schema,
@@ -109,6 +133,22 @@ class NeighborsWorker:
                 score=search_results.in_metric(nearest.score, plan.metric),
                 ids=nearest.ids,
             )
+
+
+def rows_of(store: CodeBlock, row_ref: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The rows of a store that hold all rows of one file, whose references ascend."""
+    rows = np.flatnonzero(store.row_ref >> ROW_BITS == row_ref[0] >> ROW_BITS)
+    rows = rows[np.argsort(store.row_ref[rows])]
+    assert np.array_equal(store.row_ref[rows], row_ref), "the file is of the store"
+    return rows
+
+
+def results(
+    store: CodeBlock, score: np.ndarray[Any, Any], row: np.ndarray[Any, Any]
+) -> SearchResults:
+    """Scores and rows [T, k] of a store as search results."""
+    ids = store.ids.take(pa.array(row.reshape(-1)))
+    return SearchResults(score=score, ids=ids, row_ref=store.row_ref[row])
 
 
 def without(found: SearchResults, own: np.ndarray[Any, Any]) -> SearchResults:
@@ -185,11 +225,27 @@ def neighbors(job: NeighborsJob, executor: Executor) -> Snapshot:
 
 def _plan(job: NeighborsJob, version: Snapshot) -> NeighborsPlan:
     model, metric = images_of_one_model(job, version)
+    id_type = id_type_of(job.codes, version)
     return NeighborsPlan(
         store=job.output,
         model=model,
-        id_type=id_type_of(job.codes, version),
+        id_type=id_type,
         metric=metric,
         k=min(job.top_k, version.rows - 1),
         device=job.where.device,
+        indexed=metric == "l2" and _indexed(job, version, model, id_type),
     )
+
+
+def _indexed(job: NeighborsJob, version: Snapshot, model: Model, id_type: pa.DataType) -> bool:
+    """Whether an index of squared distances is faster than a scan. Says if it is not."""
+    if version.rows <= _FEW_ROWS or job.where.device != "cpu" or not usable(model.C):
+        return False
+    shards = stored_shards(job.codes, version)
+    rows = [receipt.rows for receipt in version.shards]
+    models = {model.fingerprint: model}
+    sample = sample_codes(shards, rows, models, id_type, size=_SAMPLE_ROWS)
+    if worthwhile(sample, model.C, job.top_k + 1):
+        return True
+    console.say("neighbours are hardly nearer than other images: all pairs are compared")
+    return False

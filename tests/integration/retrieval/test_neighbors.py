@@ -15,6 +15,7 @@ from raypq.config import ClusterSettings, EncodeJob, NeighborsJob
 from raypq.data import arrays
 from raypq.data.store import snapshot
 from raypq.errors import InputError
+from raypq.kernels import native
 from raypq.methods.pq import PQModel, PQSettings
 from raypq.stages.retrieval import neighbors
 
@@ -34,9 +35,13 @@ def where(workers: int = 1) -> ClusterSettings:
 
 
 def store(root: Path, parts: int, rows: int = N) -> str:
+    return store_of(root, parts, IDS[:rows], X[:rows])
+
+
+def store_of(root: Path, parts: int, ids: list[str], features: np.ndarray[Any, Any]) -> str:
     (root / "features").mkdir(parents=True)
-    table = pa.table({"id": IDS[:rows], "feature": arrays.fixed_list(X[:rows])})
-    for part, some in enumerate(np.array_split(np.arange(rows), parts)):
+    table = pa.table({"id": ids, "feature": arrays.fixed_list(features)})
+    for part, some in enumerate(np.array_split(np.arange(len(ids)), parts)):
         pq.write_table(table.take(some), root / "features" / f"p{part:03d}.parquet")
     MODEL.save(str(root / "model"))
     job = EncodeJob(
@@ -91,3 +96,28 @@ def test_small_stores_and_reruns(tmp_path: Path) -> None:
     assert len(snapshot.versions(str(tmp_path / "graph"))) == 1
     with pytest.raises(InputError, match="two images or more"):
         run(store(tmp_path / "one", 1, rows=1), tmp_path / "none")
+
+
+@pytest.mark.skipif(not native.available(), reason="the index is a native kernel")
+@pytest.mark.parametrize("top_k", [1, 10, 400])
+def test_an_index_finds_what_a_scan_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, top_k: int
+) -> None:
+    rng = np.random.default_rng(top_k)
+    near = rng.standard_normal((80, DX)).astype(np.float32)[rng.integers(0, 80, 4000)]
+    near += 0.3 * rng.standard_normal(near.shape).astype(np.float32)
+    ids = [f"i{i}" for i in rng.permutation(4000)]
+    codes = store_of(tmp_path, 5, ids, near)
+    scanned = run(codes, tmp_path / "scanned", metric="l2", top_k=top_k)
+    monkeypatch.setattr(neighbors, "_FEW_ROWS", 0)
+    monkeypatch.setattr(neighbors, "_INDEXED_QUERIES", 300)
+    monkeypatch.setattr(neighbors, "worthwhile", lambda *_: True)
+    monkeypatch.setattr(neighbors, "topk", None)  # nothing is scanned
+    for workers in (1, 3):
+        assert run(codes, tmp_path / f"{workers}", workers, metric="l2", top_k=top_k) == scanned
+    monkeypatch.undo()
+    monkeypatch.setattr(neighbors, "_FEW_ROWS", 0)
+    monkeypatch.setattr(neighbors, "worthwhile", lambda *_: False)
+    with caplog.at_level("INFO"):
+        assert run(codes, tmp_path / "again", metric="l2", top_k=top_k) == scanned
+    assert "all pairs are compared" in caplog.text

@@ -1,0 +1,135 @@
+#include "neighbors.hpp"
+
+#include <cstring>
+#include <numeric>
+
+#include "neighbor_search.hpp"
+
+namespace raypq {
+
+namespace {
+
+constexpr size_t kMostQueries = 65536;               // that are searched together
+constexpr size_t kBestBytes = size_t(64) << 20;      // for their results
+constexpr size_t kSampledCenters = 64;
+
+// The best rows of a code, from its best codes: those of equal scores by row.
+void expand(const DistinctCodes& distinct, const Neighbor* best, size_t n, size_t k, float* scores,
+            int64_t* rows) {
+  std::vector<uint32_t> tied;
+  size_t filled = 0;
+  for (size_t i = 0, j = 0; i < n && filled < k; i = j) {
+    tied.clear();
+    for (; j < n && best[j].score == best[i].score; ++j) {
+      const uint32_t* first = distinct.rows.data() + distinct.start[best[j].code];
+      const size_t count = distinct.start[best[j].code + 1] - distinct.start[best[j].code];
+      tied.insert(tied.end(), first, first + std::min(count, k - filled));
+    }
+    std::sort(tied.begin(), tied.end());
+    for (size_t t = 0; t < tied.size() && filled < k; ++t, ++filled) {
+      scores[filled] = best[i].score;
+      rows[filled] = tied[t];
+    }
+  }
+}
+
+}  // namespace
+
+NeighborIndex::NeighborIndex(const NeighborSource& source, const uint8_t* B, size_t n,
+                             const Isa& isa, size_t threads)
+    : shape(source.shape), isa(isa), distinct(B, n, source.shape.M),
+      codebooks(shape.M * shape.K * shape.d + kCodePad),
+      norms(source.norms, source.norms + shape.M * shape.K),
+      T(source.T, source.T + shape.M * shape.K * shape.K) {
+  const size_t M = shape.M, K = shape.K;
+  std::fill_n(codebooks.data(), codebooks.size(), 0.0f);
+  std::copy_n(source.C, M * K * shape.d, codebooks.data());
+  double largest = 0;
+  for (size_t m = 0; m < M; ++m)
+    largest += *std::max_element(norms.begin() + m * K, norms.begin() + (m + 1) * K);
+  margin = largest * 1e-9 + 0x1p-140;
+  number = order_by_nearness(shape, source.C, source.T, distinct.codes.data(), size(), threads);
+  place.resize(size());
+  codes.resize(tiles() * kTileRows * M);
+  for (size_t at = 0; at < tiles() * kTileRows; ++at) {
+    const uint32_t u = number[std::min(at, size() - 1)];
+    std::copy_n(distinct.codes.data() + size_t(u) * M, M, codes.data() + at * M);
+    if (at < size()) place[u] = uint32_t(at);
+  }
+  std::vector<uint8_t>().swap(distinct.codes);
+  set_centers(threads);
+}
+
+void NeighborIndex::set_centers(size_t threads) {
+  const auto [M, K, d] = shape;
+  centers.assign((tiles() + kTileWidth - 1) / kTileWidth * kTileWidth * M, 0);
+  parallel(tiles(), threads, [&, M = M, K = K, d = d](size_t, size_t tile) {
+    const size_t first = tile * kTileRows, last = std::min(size(), first + kTileRows);
+    std::vector<double> mean(d);
+    for (size_t m = 0; m < M; ++m) {
+      std::fill(mean.begin(), mean.end(), 0.0);
+      for (size_t at = first; at < last; ++at) {
+        const float* c = codebooks.data() + (m * K + code(at)[m]) * d;
+        for (size_t j = 0; j < d; ++j) mean[j] += c[j];
+      }
+      double least = std::numeric_limits<double>::infinity();
+      for (size_t k = 0; k < K; ++k) {
+        double distance = 0;
+        for (size_t j = 0; j < d; ++j) {
+          const double x = mean[j] / double(last - first) - codebooks[(m * K + k) * d + j];
+          distance += x * x;
+        }
+        if (distance < least) least = distance, centers[tile * M + m] = uint8_t(k);
+      }
+    }
+  });
+  // Twice the mean distance of centers still fits a sum.
+  double sum = 0;
+  size_t count = 0;
+  for (size_t i = 0; i < kSampledCenters; ++i)
+    for (size_t j = 0; j < kSampledCenters; ++j, ++count) {
+      const uint8_t *a = centers.data() + i * tiles() / kSampledCenters * M,
+                    *b = centers.data() + j * tiles() / kSampledCenters * M;
+      for (size_t m = 0; m < M; ++m) sum += T[(m * K + a[m]) * K + b[m]];
+    }
+  center_unit = (sum / double(count) + margin) / 128;
+}
+
+NeighborWork NeighborIndex::find(const uint32_t* rows, size_t n, size_t k, size_t threads,
+                                 float* scores, int64_t* found) const {
+  // The places of the codes of these rows, each once, and the rows of each.
+  std::vector<std::pair<uint32_t, uint32_t>> queries(n);
+  for (size_t i = 0; i < n; ++i) queries[i] = {place[distinct.number[rows[i]]], uint32_t(i)};
+  std::sort(queries.begin(), queries.end());
+  std::vector<uint32_t> places, first;
+  for (size_t i = 0; i < n; ++i)
+    if (!i || queries[i].first != queries[i - 1].first) {
+      places.push_back(queries[i].first);
+      first.push_back(uint32_t(i));
+    }
+  first.push_back(uint32_t(n));
+  const size_t width = std::min(k, size());
+  const size_t most = std::clamp<size_t>(kBestBytes / (width * sizeof(Neighbor)), 256, kMostQueries);
+  const size_t chunk = std::min(most, (places.size() + threads - 1) / threads);
+  const size_t chunks = chunk ? (places.size() + chunk - 1) / chunk : 0;
+  std::vector<NeighborWork> work(chunks);
+  parallel(chunks, threads, [&](size_t, size_t c) {
+    const size_t begin = c * chunk, end = std::min(places.size(), begin + chunk);
+    NeighborSearch search(*this, places.data() + begin, end - begin, width);
+    search.run();
+    for (size_t q = begin; q < end; ++q) {
+      const size_t i = queries[first[q]].second;
+      expand(distinct, search.best(q - begin), width, k, scores + i * k, found + i * k);
+      for (uint32_t other = first[q] + 1; other < first[q + 1]; ++other) {
+        std::copy_n(scores + i * k, k, scores + queries[other].second * k);
+        std::copy_n(found + i * k, k, found + queries[other].second * k);
+      }
+    }
+    work[c] = search.work();
+  });
+  NeighborWork total;
+  for (const NeighborWork& part : work) total.add(part);
+  return total;
+}
+
+}  // namespace raypq
