@@ -61,7 +61,8 @@ def deduplicate(
     prefer = None if job.prefer is None else IdList.read(job.prefer)
     plan = _plan(job, prefer)
     codes = [receipt.sha256 for receipt in plan.version.shards]
-    work = deduplicate_work(plan.settings, codes=codes)
+    originals = plan.pairs.originals or plan.sources or ()
+    work = deduplicate_work(plan.settings, codes=codes, originals=originals)
     if _lists_are_there(job) and (done := unchanged_version("groups", job.output, work)):
         return done
     known = known_groups(job, plan.settings, plan.version)
@@ -101,7 +102,6 @@ def _plan(job: DeduplicateJob, prefer: IdList | None) -> GroupPlan:
         job,
         metric=pairs.metric,
         prefer=None if prefer is None else prefer.work_digest(id_type),
-        originals=pairs.originals or sources or (),
     )
     return GroupPlan(
         pairs=pairs,

@@ -52,11 +52,14 @@ def known_groups(job: DeduplicateJob, settings: str, version: Snapshot) -> Known
             "codes are compared again"
         )
         return None
-    seen = {receipt.shard: receipt.sha256 for receipt in snapshot.read(job.codes, number).shards}
+    seen = {receipt.shard: receipt for receipt in snapshot.read(job.codes, number).shards}
     starts: dict[str, int] = {}
     new, row, new_rows = [], 0, 0
     for index, receipt in enumerate(version.shards):
-        if seen.get(receipt.shard) == receipt.sha256:
+        before = seen.get(receipt.shard)
+        same = before is not None and before.sha256 == receipt.sha256
+        # Where original vectors decide, they may have changed where the codes have not.
+        if same and before and (not job.rerank or before.source.same_file(receipt.source)):
             starts[receipt.shard] = row
         else:
             new.append(index)

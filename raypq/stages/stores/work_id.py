@@ -220,22 +220,20 @@ def deduplicate_settings(
     *,
     metric: Metric,
     prefer: str | None,
-    originals: Sequence[Shard] = (),
 ) -> str:
-    """The digest of everything but the codes that groups of near-duplicates depend on.
-
-    Args:
-        prefer: digest of the ids that are kept. originals: the source of the codes, where it is
-            read; only that it is, since a changed file gives other codes.
-    """
+    """The digest of everything that groups of near-duplicates depend on, but the codes and their
+    source; ``prefer``: that of the ids that are kept."""
     settings = _text(DEDUPLICATE.of(job) | WHERE.of(job.where))
-    text = f"groups2:{metric}:{job.threshold!r}:{prefer}:{bool(originals)}:{settings}"
-    return _id(fingerprint, text)
+    return _id(fingerprint, f"groups2:{metric}:{job.threshold!r}:{prefer}:{settings}")
 
 
-def deduplicate_work(settings: str, *, codes: Iterable[str]) -> str:
-    """The work id of the groups of near-duplicates; ``codes`` as in ``search_work``."""
-    return _id(settings, "\n".join(codes))
+def deduplicate_work(
+    settings: str, *, codes: Iterable[str], originals: Sequence[Shard] = ()
+) -> str:
+    """The work id of the groups of near-duplicates; ``codes`` and ``originals`` as in
+    ``search_work``."""
+    content = hashlib.sha256("\n".join(codes).encode() + _content_of(originals))
+    return _id(settings, content.hexdigest())
 
 
 def _content_of(originals: Sequence[Shard]) -> bytes:

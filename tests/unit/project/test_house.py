@@ -225,6 +225,7 @@ LONG = {  # files that are longer, and why they are one file
     "stages/classification/evaluate.py": "one job: its workers, figures and summary",
     "stages/nightly/reindex.py": "one job: codes, then each store made of them",
     "stages/retrieval/search.py": "one job of several passes",
+    "stages/stores/work_id.py": "one list: the settings of every job",
     "stages/stores/shard_run.py": "one protocol: plan, process, commit",
     "stages/training/gradient.py": "plan and phases of one kind of training",
     "stages/training/trainer.py": "one loop of training, with its checkpoints",
