@@ -1,19 +1,27 @@
-"""Near-duplicates: the join of codes against a scan of all pairs, and against FAISS over cells."""
+"""Near-duplicates: the join of codes against a scan of all pairs, and against FAISS over cells; and
+``raypq deduplicate`` as a whole, the first time and on the next night."""
 
 from __future__ import annotations
 
 import math
+import tempfile
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raypq import kernels
+from raypq import api, kernels
 from raypq.bench import clustered_data
-from raypq.bench.harness import Contender, Goal, Result, faiss_for, rounds
+from raypq.bench.harness import Contender, Goal, Line, Result, faiss_for, rounds
+from raypq.bench.pipeline import write_codes
+from raypq.config import ClusterSettings, DeduplicateJob
 from raypq.kernels.join import CodeJoin, choose
 from raypq.kernels.sdc import SymmetricTables
+from raypq.methods.pq import PQModel, PQSettings
+from raypq.stages.stores import model_store
 
 Codes = NDArray[np.uint8]
 
@@ -26,11 +34,13 @@ _SCANNED = 50_000  # rows whose pairs are scanned, and searched by FAISS; rates 
 _CELLS, _PROBES = 256, 8
 _QUERIES = 512
 _GROWTH = 1.4
+_NEW = 0.01  # of the images are new on the next night
 
 
 def run(threads: int) -> Iterator[Result]:
-    """Three sizes, each ten times the one before; how the time grows is a check of the last."""
-    C, B = _codes(max(SIZES))
+    """Three sizes, each ten times the one before; how the time grows is a check of the last. Then
+    the command on the last, and on a night with some more images."""
+    C, B = _codes(int(max(SIZES) * (1 + _NEW)))
     seconds: list[float] = []
     for N in SIZES:
         result = _case(C, B[:N], threads)
@@ -40,17 +50,18 @@ def run(threads: int) -> Iterator[Result]:
             result.checks["growth"] = f"N^{growth:.2f}"
             result.checks["growth below N^1.4"] = growth < _GROWTH
         yield result
+    yield _commands(C, B[: max(SIZES)], B[max(SIZES) :], threads)
 
 
 def _codes(N: int) -> tuple[NDArray[np.float32], Codes]:
     """Codebooks, and codes of unit vectors around centres, of which 30% are disturbed copies."""
     rng = np.random.default_rng(0)
-    decay = np.linspace(1.0, 0.1, _D, dtype=np.float32)
+    decay = np.exp(-np.linspace(0.0, 8.0, _D)).astype(np.float32)  # few directions matter
     centres = decay * rng.standard_normal((2000, _D), dtype=np.float32)
     rotation = np.linalg.qr(rng.standard_normal((_D, _D)))[0].astype(np.float32)
 
     def block(n: int) -> NDArray[np.float32]:
-        own = decay * rng.standard_normal((n, _D), dtype=np.float32)
+        own = decay / 2 * rng.standard_normal((n, _D), dtype=np.float32)
         x = _unit(centres[rng.integers(len(centres), size=n)] + own)
         copies = np.flatnonzero(rng.random(n) < _COPIES)
         noise = _unit(rng.standard_normal((len(copies), _D), dtype=np.float32))
@@ -101,6 +112,49 @@ def _case(C: NDArray[np.float32], B: Codes, threads: int) -> Result:
     return result.with_goals(
         [Goal(ours="raypq join", peer="raypq scan", at_least=least)] if least else []
     )
+
+
+def _commands(C: NDArray[np.float32], B: Codes, new: Codes, threads: int) -> Result:
+    """``raypq deduplicate`` with both lists, from the start of its workers to the commit."""
+    model = PQModel(settings=PQSettings(M=_M, K=256), tensors={"C": C}, dx=_D)
+    with tempfile.TemporaryDirectory(prefix="raypq-bench-") as folder:
+        store = str(Path(folder, "codes"))
+        write_codes(store, model, B)
+        model_store.save(store, model)
+        job = DeduplicateJob(
+            codes=store,
+            threshold=_THRESHOLD,
+            output=str(Path(folder, "groups")),
+            keep_list=str(Path(folder, "keep.txt")),
+            drop_list=str(Path(folder, "drop.txt")),
+            where=ClusterSettings(cluster="none", workers=threads, threads=1),
+        )
+        first, dropped = _deduplicated(job)
+        write_codes(store, model, new, shards=1)
+        night, _ = _deduplicated(job)
+    return Result(
+        bench="duplicates",
+        case=f"N={len(B):,} M={_M} threshold {_THRESHOLD}, raypq deduplicate with lists",
+        unit="images/s",
+        lines=[
+            Line(name="first run", rate=len(B) / first, seconds=first, ours=True),
+            Line(
+                name=f"night with {len(new):,} new images",
+                rate=len(new) / night,
+                seconds=night,
+                ours=True,
+            ),
+        ],
+        sizes={"N": len(B), "D": _D, "M": _M, "K": 256},
+        checks={"images to drop": dropped},
+    )
+
+
+def _deduplicated(job: DeduplicateJob) -> tuple[float, int]:
+    """Seconds of a run, and the images to drop."""
+    start = time.perf_counter()
+    version = api.deduplicate(job)
+    return time.perf_counter() - start, version.summary["dropped"]
 
 
 def _joined(C: NDArray[np.float32], B: Codes) -> NDArray[np.uint32]:

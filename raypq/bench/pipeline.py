@@ -248,23 +248,25 @@ def _coded(table: ClassTable) -> tuple[PQZSLModel, NDArray[np.uint8]]:
     return PQZSLModel(settings=settings, tensors={"C": C, "P": P, "Q": Q}, dx=16, da=da), B
 
 
-def write_codes(store: str, model: Model, B: NDArray[np.uint8]) -> None:
-    """A code store of ``_SHARDS`` shards, written and committed as ``encode`` does."""
+def write_codes(store: str, model: Model, B: NDArray[np.uint8], *, shards: int = _SHARDS) -> None:
+    """A version of a code store with so many more shards, written and committed as ``encode`` does;
+    ids are the numbers of rows."""
     import pyarrow as pa
 
     schema = codes.schema(
         fingerprint=model.fingerprint, M=model.M, K=model.K, id_type=pa.int64(), label=False
     )
-    receipts = []
-    for index, rows in enumerate(np.array_split(np.arange(len(B)), _SHARDS)):
-        stem = f"part-{index:05d}"
+    receipts = list(snapshot.read(store).shards) if snapshot.versions(store) else []
+    first = sum(receipt.rows for receipt in receipts)
+    for rows in np.array_split(np.arange(len(B)), shards):
+        stem = f"part-{len(receipts):05d}"
         batch = codes.record_batch(
-            schema, ids=pa.array(rows), stored=codes.pack(B[rows], model.K), labels=None
+            schema, ids=pa.array(first + rows), stored=codes.pack(B[rows], model.K), labels=None
         )
         receipts.append(
             shard_writer.write_shard(
                 store,
-                Shard(index=index, uri=stem, stem=stem, size=0, modified=""),
+                Shard(index=len(receipts), uri=stem, stem=stem, size=0, modified=""),
                 model=model.fingerprint,
                 work="bench",
                 schema=schema,
@@ -275,7 +277,7 @@ def write_codes(store: str, model: Model, B: NDArray[np.uint8]) -> None:
     snapshot.commit(
         store,
         kind="codes",
-        run_id="bench",
+        run_id=f"bench-{len(receipts)}",
         expected=[receipt.shard for receipt in receipts],
         receipts=receipts,
     )
