@@ -56,12 +56,12 @@ def run(threads: int) -> Iterator[Result]:
 def _codes(N: int) -> tuple[NDArray[np.float32], Codes]:
     """Codebooks, and codes of unit vectors around centres, of which 30% are disturbed copies."""
     rng = np.random.default_rng(0)
-    decay = np.exp(-np.linspace(0.0, 8.0, _D)).astype(np.float32)  # few directions matter
+    decay = np.exp(-np.linspace(0.0, 8.0, _D, dtype=np.float32))  # few directions matter
     centres = decay * rng.standard_normal((2000, _D), dtype=np.float32)
     rotation = np.linalg.qr(rng.standard_normal((_D, _D)))[0].astype(np.float32)
 
     def block(n: int) -> NDArray[np.float32]:
-        own = decay / 2 * rng.standard_normal((n, _D), dtype=np.float32)
+        own = np.float32(0.5) * decay * rng.standard_normal((n, _D), dtype=np.float32)
         x = _unit(centres[rng.integers(len(centres), size=n)] + own)
         copies = np.flatnonzero(rng.random(n) < _COPIES)
         noise = _unit(rng.standard_normal((len(copies), _D), dtype=np.float32))
@@ -154,7 +154,7 @@ def _deduplicated(job: DeduplicateJob) -> tuple[float, int]:
     """Seconds of a run, and the images to drop."""
     start = time.perf_counter()
     version = api.deduplicate(job)
-    return time.perf_counter() - start, version.summary["dropped"]
+    return time.perf_counter() - start, int(version.summary["dropped"])
 
 
 def _joined(C: NDArray[np.float32], B: Codes) -> NDArray[np.uint32]:

@@ -52,6 +52,7 @@ def test_the_commands_of_raypq_run(home: Any, monkeypatch: pytest.MonkeyPatch) -
     values["where"] = {"cluster": "none", "workers": 1}
     values["classify"][0] |= {"classes": "classes.parquet", "output": "predictions"}
     values["classify"][0]["calibration"] = 0.0  # these models were not tuned
+    values["deduplicate"][0] |= {"output": "groups", "drop_list": "drop.txt"}
     night = Path("nightly.yaml")
     for words in of("raypq"):
         model = "new" if "--rollout" in words else values["model"]
