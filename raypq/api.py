@@ -246,7 +246,7 @@ def search(job: SearchJob) -> Snapshot:
 @_checked
 def duplicates(job: DuplicatesJob) -> Snapshot:
     """Finds near-duplicates among stored images (``raypq duplicates``)."""
-    from raypq.stages.retrieval import near_duplicates as stage
+    from raypq.stages.retrieval.duplicates import near_duplicates as stage
 
     with open_executor(job.where) as executor:
         return stage.near_duplicates(job, executor)
@@ -289,7 +289,7 @@ def evaluate(job: EvaluateJob, where: WorkerSettings | None = None) -> dict[str,
 @_checked
 def deduplicate(job: DeduplicateJob) -> Snapshot:
     """Groups near-duplicates, and says what to keep (``raypq deduplicate``)."""
-    from raypq.stages.retrieval import deduplicate as stage
+    from raypq.stages.retrieval.duplicates import deduplicate as stage
 
     with open_executor(job.where) as executor:
         return stage.deduplicate(job, executor)

@@ -13,8 +13,8 @@ from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError
 from raypq.execution.executor import Executor
 from raypq.methods.base import Model
-from raypq.stages.retrieval.deduplicate import deduplicate
-from raypq.stages.retrieval.pair_plan import check_settings
+from raypq.stages.retrieval.duplicates.deduplicate import deduplicate
+from raypq.stages.retrieval.duplicates.pair_plan import check_settings
 
 
 def job_of(

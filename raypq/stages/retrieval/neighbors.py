@@ -38,7 +38,7 @@ from raypq.stages.retrieval.code_blocks import (
     sample_codes,
     topk,
 )
-from raypq.stages.retrieval.pair_plan import images_of_one_model
+from raypq.stages.retrieval.one_model import images_of_one_model
 from raypq.stages.stores.code_store import id_type_of, open_store
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, stored_shards

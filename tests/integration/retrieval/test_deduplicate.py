@@ -20,7 +20,7 @@ from raypq.kernels import join as code_join
 from raypq.kernels import native
 from raypq.kernels.join import CodeJoin, JoinChoice
 from raypq.methods.pq import PQModel, PQSettings
-from raypq.stages.retrieval import pair_plan
+from raypq.stages.retrieval.duplicates import pair_plan
 
 DX, M, K, N = 12, 4, 16, 400
 RNG = np.random.default_rng(1)

@@ -18,7 +18,7 @@ from raypq.data import arrays
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, InputError, JobError
 from raypq.methods.pq import PQModel, PQSettings
-from raypq.stages.retrieval import group_forest
+from raypq.stages.retrieval.duplicates import group_forest
 
 DX, M, K, N = 12, 4, 16, 300
 RNG = np.random.default_rng(5)

@@ -17,8 +17,8 @@ from raypq.data.store import snapshot
 from raypq.kernels import native
 from raypq.kernels.join import CodeJoin, JoinChoice
 from raypq.methods.pq import PQModel, PQSettings
-from raypq.stages.retrieval import pair_plan
-from raypq.stages.retrieval.group_edges import EdgeWorker
+from raypq.stages.retrieval.duplicates import pair_plan
+from raypq.stages.retrieval.duplicates.group_edges import EdgeWorker
 from raypq.stages.stores import garbage
 
 DX, M, K, N = 12, 4, 16, 600

@@ -23,7 +23,7 @@ from raypq.errors import ConfigError, InputError, JobError, ModelError
 from raypq.kernels import native
 from raypq.kernels.join import CodeJoin, JoinChoice
 from raypq.methods.pq import PQModel, PQSettings
-from raypq.stages.retrieval import pair_plan, pair_search
+from raypq.stages.retrieval.duplicates import pair_plan, pair_search
 
 DX, M, K, N = 12, 4, 16, 260
 Make = Callable[[str, int], str]

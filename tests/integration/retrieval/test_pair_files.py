@@ -19,8 +19,9 @@ from raypq.errors import ConfigError, InputError, JobError
 from raypq.kernels import native
 from raypq.kernels.join import CodeJoin, JoinChoice
 from raypq.methods.pq import PQModel, PQSettings
-from raypq.stages.retrieval import code_blocks, near_duplicates, pair_originals, pair_plan
-from raypq.stages.retrieval.near_duplicates import PairWorker
+from raypq.stages.retrieval import code_blocks
+from raypq.stages.retrieval.duplicates import near_duplicates, pair_originals, pair_plan
+from raypq.stages.retrieval.duplicates.near_duplicates import PairWorker
 from raypq.stages.stores import garbage
 
 DX, M, K, N = 12, 4, 16, 240

@@ -31,7 +31,8 @@ from raypq.execution.local import LocalExecutor
 from raypq.methods.pq import PQModel, PQSettings
 from raypq.stages.classification import classify, evaluate
 from raypq.stages.encoding import encode
-from raypq.stages.retrieval import cluster, near_duplicates, search
+from raypq.stages.retrieval import cluster, search
+from raypq.stages.retrieval.duplicates import near_duplicates
 from raypq.stages.retrieval.evaluate import evaluate as evaluate_retrieval
 from raypq.stages.training import train
 

@@ -39,6 +39,7 @@ FAMILIES = {
     "stages.representation",
     "stages.results",
     "stages.retrieval",
+    "stages.retrieval.duplicates",
     "stages.training",
 }
 ALLOWED: dict[str, set[str]] = {
@@ -75,7 +76,9 @@ ALLOWED: dict[str, set[str]] = {
     "stages": set(),
     **dict.fromkeys(FAMILIES, STAGE),
     "stages.stores": STAGE - {"stages.stores", "kernels", "metrics"},
-    "stages.nightly": STAGE | {"stages.classification", "stages.encoding", "stages.retrieval"},
+    "stages.retrieval.duplicates": STAGE | {"stages.retrieval"},
+    "stages.nightly": STAGE
+    | {"stages.classification", "stages.encoding", "stages.retrieval.duplicates"},
     "api": BASE
     | FAMILIES
     | {

@@ -19,8 +19,8 @@ from raypq import kernels
 from raypq.data.storage import Shard
 from raypq.kernels.sdc import SymmetricTables
 from raypq.stages.retrieval.code_blocks import CodeBlock, read_block
-from raypq.stages.retrieval.pair_originals import Judged, NearPairs, Originals
-from raypq.stages.retrieval.pair_plan import BlockGroups, PairPlan, PairTask
+from raypq.stages.retrieval.duplicates.pair_originals import Judged, NearPairs, Originals
+from raypq.stages.retrieval.duplicates.pair_plan import BlockGroups, PairPlan, PairTask
 
 _ROUNDING = 1e-6  # of the cosine of equal codes
 # Rows of each side that are compared at once: less than 1 GB even if all pairs are within the

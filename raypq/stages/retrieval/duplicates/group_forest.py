@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from raypq.data import intermediate
 from raypq.kernels.forest import Forest, lowest_nodes
-from raypq.stages.retrieval.group_edges import EDGES
+from raypq.stages.retrieval.duplicates.group_edges import EDGES
 
 PART_ROWS = 1 << 20  # images of groups that are ordered at once, at about 200 bytes each
 _STEPS = 10  # thresholds at which images are counted

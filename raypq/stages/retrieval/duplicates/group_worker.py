@@ -11,13 +11,13 @@ import pyarrow as pa
 from raypq.data import duplicate_groups, intermediate
 from raypq.data.storage import Shard
 from raypq.data.store import shard_writer
-from raypq.stages.retrieval import group_forest, group_lists, group_members
-from raypq.stages.retrieval.group_edges import EdgeWorker, Files
-from raypq.stages.retrieval.group_forest import ForestTask, Grown
-from raypq.stages.retrieval.group_lists import CheckTask, Listed, ListTask
-from raypq.stages.retrieval.group_members import DROPPED, GatherTask
-from raypq.stages.retrieval.group_order import Codes, order_of
-from raypq.stages.retrieval.pair_plan import PairPlan
+from raypq.stages.retrieval.duplicates import group_forest, group_lists, group_members
+from raypq.stages.retrieval.duplicates.group_edges import EdgeWorker, Files
+from raypq.stages.retrieval.duplicates.group_forest import ForestTask, Grown
+from raypq.stages.retrieval.duplicates.group_lists import CheckTask, Listed, ListTask
+from raypq.stages.retrieval.duplicates.group_members import DROPPED, GatherTask
+from raypq.stages.retrieval.duplicates.group_order import Codes, order_of
+from raypq.stages.retrieval.duplicates.pair_plan import PairPlan
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -15,14 +15,14 @@ from raypq.data.ids import IdKind
 from raypq.data.storage import Shard
 from raypq.data.store import shard_writer
 from raypq.stages.retrieval.code_blocks import read_block
-from raypq.stages.retrieval.group_edges import EDGES, Files
-from raypq.stages.retrieval.group_forest import MEMBERS, Grown
-from raypq.stages.retrieval.group_order import Members, Order
-from raypq.stages.retrieval.source_column import read_numbers
+from raypq.stages.retrieval.duplicates.group_edges import EDGES, Files
+from raypq.stages.retrieval.duplicates.group_forest import MEMBERS, Grown
+from raypq.stages.retrieval.duplicates.group_order import Members, Order
+from raypq.stages.retrieval.duplicates.source_column import read_numbers
 
 if TYPE_CHECKING:
     from raypq.kernels.sdc import SymmetricTables
-    from raypq.stages.retrieval.pair_plan import PairPlan
+    from raypq.stages.retrieval.duplicates.pair_plan import PairPlan
 
 DROPPED = pa.schema([("row", pa.uint32())])
 

@@ -16,8 +16,8 @@ from raypq.data.store.shard_writer import Receipt, RunCounts, Source
 from raypq.data.store.snapshot import Kind, Snapshot
 from raypq.errors import InputError
 from raypq.execution.executor import WorkerPool, completed
-from raypq.stages.retrieval.pair_plan import PairTask
-from raypq.stages.retrieval.pair_search import PairSearch
+from raypq.stages.retrieval.duplicates.pair_plan import PairTask
+from raypq.stages.retrieval.duplicates.pair_search import PairSearch
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, task_of
 from raypq.stages.stores.work_id import parts_work

@@ -23,15 +23,15 @@ from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, ModelError
 from raypq.execution.executor import Executor, TaskResult, WorkerPool
 from raypq.execution.run_record import RunRecord
-from raypq.stages.retrieval.pair_originals import Judged
-from raypq.stages.retrieval.pair_parts import (
+from raypq.stages.retrieval.duplicates.pair_originals import Judged
+from raypq.stages.retrieval.duplicates.pair_parts import (
     PairPart,
     PairParts,
     find_parts,
     result_tasks,
     unchanged_version,
 )
-from raypq.stages.retrieval.pair_plan import (
+from raypq.stages.retrieval.duplicates.pair_plan import (
     BlockGroups,
     PairPlan,
     PairTask,
@@ -43,7 +43,7 @@ from raypq.stages.retrieval.pair_plan import (
     pair_tasks,
     too_many,
 )
-from raypq.stages.retrieval.pair_search import PairSearch
+from raypq.stages.retrieval.duplicates.pair_search import PairSearch
 from raypq.stages.stores.code_store import id_type_of, open_store
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, stored_shards

@@ -16,7 +16,7 @@ from raypq.data.codes import CodeFile
 from raypq.data.duplicate_ids import hashes
 from raypq.data.id_list import check_lines, write_list
 from raypq.data.storage import Shard
-from raypq.stages.retrieval.group_edges import Files
+from raypq.stages.retrieval.duplicates.group_edges import Files
 
 _ID_ROWS = 1 << 17
 

@@ -18,10 +18,10 @@ from raypq.data.storage import Shard, file_size, join
 from raypq.data.stored import open_stored
 from raypq.kernels.forest import Forest
 from raypq.stages.retrieval.code_blocks import ROW_BITS, CodeBlock, read_block
-from raypq.stages.retrieval.pair_originals import Judged, NearPairs
-from raypq.stages.retrieval.pair_parts import PairPart
-from raypq.stages.retrieval.pair_plan import BlockGroups, PairTask
-from raypq.stages.retrieval.pair_search import PairSearch
+from raypq.stages.retrieval.duplicates.pair_originals import Judged, NearPairs
+from raypq.stages.retrieval.duplicates.pair_parts import PairPart
+from raypq.stages.retrieval.duplicates.pair_plan import BlockGroups, PairTask
+from raypq.stages.retrieval.duplicates.pair_search import PairSearch
 
 Rows = NDArray[np.uint32]  # numbers across the files of a store
 Starts = NDArray[np.int64]  # number of the first row of each file

@@ -24,7 +24,7 @@ from raypq.stages.retrieval.query_vectors import apply_in_fixed_blocks
 from raypq.stages.retrieval.rerank import check_ids, read_rows
 
 if TYPE_CHECKING:
-    from raypq.stages.retrieval.pair_plan import PairPlan
+    from raypq.stages.retrieval.duplicates.pair_plan import PairPlan
 
 _IN_MEMORY = 1 << 29  # bytes of vectors
 _PAIRS = 1 << 15  # that are scored at a time

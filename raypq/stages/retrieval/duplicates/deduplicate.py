@@ -26,13 +26,13 @@ from raypq.execution.executor import Executor
 from raypq.execution.run_record import RunRecord
 from raypq.kernels.join import CodeJoin
 from raypq.stages.retrieval import rerank
-from raypq.stages.retrieval.group_run import GroupPlan, GroupRun
-from raypq.stages.retrieval.group_worker import GroupWorker, Keeping
-from raypq.stages.retrieval.night_edges import KnownGroups, known_groups
-from raypq.stages.retrieval.pair_parts import (
+from raypq.stages.retrieval.duplicates.group_run import GroupPlan, GroupRun
+from raypq.stages.retrieval.duplicates.group_worker import GroupWorker, Keeping
+from raypq.stages.retrieval.duplicates.night_edges import KnownGroups, known_groups
+from raypq.stages.retrieval.duplicates.pair_parts import (
     unchanged_version,
 )
-from raypq.stages.retrieval.pair_plan import (
+from raypq.stages.retrieval.duplicates.pair_plan import (
     choose_join,
     pair_plan,
 )

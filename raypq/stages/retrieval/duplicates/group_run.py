@@ -19,14 +19,19 @@ from raypq.data.store.snapshot import Snapshot
 from raypq.execution.executor import TaskResult, WorkerPool, completed
 from raypq.execution.run_record import RunRecord
 from raypq.stages.retrieval.code_blocks import groups as groups_of
-from raypq.stages.retrieval.group_edges import Files
-from raypq.stages.retrieval.group_forest import ForestTask, Grown
-from raypq.stages.retrieval.group_lists import CheckTask, Listed, ListTask
-from raypq.stages.retrieval.group_members import GatherTask
-from raypq.stages.retrieval.group_worker import Grouped, GroupTask, GroupWorker, Keeping
-from raypq.stages.retrieval.night_edges import KnownGroups, recalled_edges
-from raypq.stages.retrieval.pair_parts import PairParts, find_parts, result_tasks
-from raypq.stages.retrieval.pair_plan import BlockGroups, PairPlan, blocks_of_pairs, pair_tasks
+from raypq.stages.retrieval.duplicates.group_edges import Files
+from raypq.stages.retrieval.duplicates.group_forest import ForestTask, Grown
+from raypq.stages.retrieval.duplicates.group_lists import CheckTask, Listed, ListTask
+from raypq.stages.retrieval.duplicates.group_members import GatherTask
+from raypq.stages.retrieval.duplicates.group_worker import Grouped, GroupTask, GroupWorker, Keeping
+from raypq.stages.retrieval.duplicates.night_edges import KnownGroups, recalled_edges
+from raypq.stages.retrieval.duplicates.pair_parts import PairParts, find_parts, result_tasks
+from raypq.stages.retrieval.duplicates.pair_plan import (
+    BlockGroups,
+    PairPlan,
+    blocks_of_pairs,
+    pair_tasks,
+)
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask
 

@@ -13,7 +13,7 @@ from raypq.data.storage import canonical, join
 from raypq.data.store import snapshot
 from raypq.data.store.snapshot import Snapshot
 from raypq.execution.executor import WorkerPool, completed
-from raypq.stages.retrieval.group_edges import AgainTask, EdgeWorker, Files, RecallTask
+from raypq.stages.retrieval.duplicates.group_edges import AgainTask, EdgeWorker, Files, RecallTask
 
 _MOST_NEW = 0.5  # of the rows; beyond that, all files are compared
 

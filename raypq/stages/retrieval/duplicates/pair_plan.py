@@ -10,19 +10,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import console
-from raypq.config import ClusterJob, Columns, DeduplicateJob, DuplicatesJob, Metric, NeighborsJob
+from raypq.config import Columns, DeduplicateJob, DuplicatesJob, Metric
 from raypq.data.storage import Shard
 from raypq.data.store.snapshot import Snapshot
-from raypq.errors import ConfigError, InputError, ModelError
+from raypq.errors import ConfigError, InputError
 from raypq.kernels.join import CodeJoin, choose
 from raypq.methods.base import Model
 from raypq.stages.retrieval import rerank
 from raypq.stages.retrieval.code_blocks import SAMPLE_SHARDS, groups, sample_codes
+from raypq.stages.retrieval.one_model import images_of_one_model
 from raypq.stages.stores.code_store import (
     id_type_of,
-    metric_of,
-    models_for,
-    warn_of_codes_for_classes,
 )
 from raypq.stages.stores.shard_task import stored_shards
 
@@ -188,34 +186,6 @@ def allowing(plan: PairPlan, job: DuplicatesJob | DeduplicateJob, compared: floa
     most = job.max_pairs if isinstance(job, DuplicatesJob) else None
     most = most or max(_FEW_PAIRS, int(_SHARE * compared))
     return replace(plan, compared=compared, max_pairs=most)
-
-
-def images_of_one_model(
-    job: DuplicatesJob | DeduplicateJob | NeighborsJob | ClusterJob, version: Snapshot
-) -> tuple[Model, Metric]:
-    """The model of a store whose codes are compared with each other, and the metric.
-
-    Raises:
-        ModelError: several models, or one whose codes are of classes.
-    """
-    models = models_for(job.codes, version, job.model)
-    if len(models) > 1:
-        raise ModelError(
-            job.codes,
-            expected="codes of one model, to compare them with each other",
-            found=f"{len(models)} models; encode all of the store with one",
-        )
-    (model,) = models.values()
-    if model.stores_classes:
-        raise ModelError(
-            job.codes,
-            expected="codes of images",
-            found=f"codes of class probabilities ({model.method}), which are as near for two "
-            "images of one class as for duplicates; encode with another model, such as pq or opq, "
-            "or train with codes=parts",
-        )
-    warn_of_codes_for_classes(job.codes, models)
-    return model, metric_of(models, job.metric)
 
 
 def choose_join(

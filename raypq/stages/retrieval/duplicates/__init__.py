@@ -1,0 +1,1 @@
+"""Near-duplicates: pairs of codes, groups of them, and what to keep."""
