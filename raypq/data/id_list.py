@@ -121,7 +121,11 @@ def write_list(uri: str, parts: Iterable[pa.Array]) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
     with atomic_write(uri) as file:
         for ids in parts:
-            lines = "".join(f"{name}\n" for name in ids.to_pylist()).encode()
+            if not len(ids):
+                continue
+            # One text of all ids: the values of an array are one after the other in memory.
+            ended = pc.binary_join_element_wise(ids.cast(pa.string()), "", "\n")
+            lines = bytes(ended.buffers()[2])[: pc.sum(pc.binary_length(ended)).as_py()]
             digest.update(lines)
             size += len(lines)
             file.write(lines)

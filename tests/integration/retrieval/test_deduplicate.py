@@ -184,6 +184,7 @@ def test_ids_that_repeat_are_not_dropped(tmp_path: Path, caplog: pytest.LogCaptu
     keep, drop = (set(Path(path).read_text().split()) for path in lists.values())
     assert not keep & drop
     assert keep | drop == set(map(str, ids))
+    assert len(Path(lists["drop_list"]).read_text().split()) == len(drop)
     assert "ids repeat" in caplog.text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,10 +92,8 @@ def write_lists(
     if task.keep_list is not None:
         lists["keep_list"] = write_list(task.keep_list, _ids(files, ~gone))
     if task.drop_list is not None:
-        dropped = pa.concat_arrays([pa.array([], id_type), *_ids(files, gone)]).unique()
-        repeated = _stay_too(files, gone, dropped)
-        safe = dropped.filter(pc.invert(pc.is_in(dropped, value_set=repeated)))
-        lists["drop_list"] = write_list(task.drop_list, [safe.sort()])
+        repeated, twice = _repeated(files, gone, id_type)
+        lists["drop_list"] = write_list(task.drop_list, _once(_ids(files, gone), repeated, twice))
     if len(preferred):
         has = np.zeros(len(preferred), bool)
         for ids in _ids(files, np.ones(task.rows, bool)):
@@ -116,15 +114,49 @@ def _ids(files: Files, chosen: NDArray[np.bool_]) -> Iterator[pa.Array]:
             row += len(ids)
 
 
-def _stay_too(files: Files, gone: NDArray[np.bool_], dropped: pa.Array) -> pa.Array:
-    """Which ids of dropped rows other rows have, too."""
-    ordered = np.sort(hashes(dropped))
-    found = [dropped[:0]]
-    for ids in _ids(files, ~gone):
+def _repeated(
+    files: Files, gone: NDArray[np.bool_], id_type: pa.DataType
+) -> tuple[pa.Array, pa.Array]:
+    """Which ids of dropped rows other rows have, too; and which several dropped rows have.
+
+    Ids are compared by 8 bytes of hash each, and then those that may be equal by themselves.
+    """
+    parts = [np.empty(0, np.uint64), *(hashes(ids) for ids in _ids(files, gone))]
+    ordered = np.sort(np.concatenate(parts))
+    none = pa.array([], id_type)
+    kept = pa.concat_arrays([none, *_with(_ids(files, ~gone), ordered)]).unique()
+    same = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    dropped = pa.concat_arrays([none, *_with(_ids(files, gone), same)])
+    counts = dropped.value_counts()
+    twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if not len(kept):
+        return none, twice
+    both = [ids.filter(pc.is_in(ids, value_set=kept)) for ids in _ids(files, gone)]
+    return pa.concat_arrays([none, *both]).unique(), twice
+
+
+def _with(parts: Iterable[pa.Array], ordered: NDArray[np.uint64]) -> Iterator[pa.Array]:
+    """The ids whose hash is among these, which are sorted."""
+    if not len(ordered):
+        return
+    for ids in parts:
         of_rows = hashes(ids)
-        at = np.searchsorted(ordered, of_rows)
-        at[at == len(ordered)] = 0
-        if len(ordered) and (likely := ordered[at] == of_rows).any():
-            found.append(ids.filter(pa.array(likely)))
-    some = pa.concat_arrays(found).unique()
-    return some.filter(pc.is_in(some, value_set=dropped))
+        at = np.minimum(np.searchsorted(ordered, of_rows), len(ordered) - 1)
+        yield ids.filter(pa.array(ordered[at] == of_rows))
+
+
+def _once(parts: Iterable[pa.Array], without: pa.Array, twice: pa.Array) -> Iterator[pa.Array]:
+    """The ids but some, and those that occur twice only the first time."""
+    left = twice.filter(pc.invert(pc.is_in(twice, value_set=without)))
+    for ids in parts:
+        ids = ids.filter(pc.invert(pc.is_in(ids, value_set=without)))
+        if len(left):
+            often = pc.is_in(ids, value_set=twice)
+            first = ids.filter(often).unique()
+            first = first.filter(pc.is_in(first, value_set=left))
+            left = left.filter(pc.invert(pc.is_in(left, value_set=first)))
+            yield first
+            ids = ids.filter(pc.invert(often))
+        elif len(twice):
+            ids = ids.filter(pc.invert(pc.is_in(ids, value_set=twice)))
+        yield ids

@@ -41,7 +41,6 @@ from raypq.stages.retrieval.duplicates.pair_plan import (
     choose_join,
     pair_plan,
     pair_tasks,
-    too_many,
 )
 from raypq.stages.retrieval.duplicates.pair_search import PairSearch
 from raypq.stages.stores.code_store import id_type_of, open_store
@@ -269,7 +268,7 @@ def _find(
         plan_of_tasks=plan.plan_of_tasks,
         label="compare",
         most=plan.max_pairs,
-        error=lambda: too_many(plan),
+        error=plan.too_many,
     )
 
 

@@ -54,8 +54,16 @@ class Originals:
         judged: Judged,
     ) -> Iterator[NearPairs]:
         """The pairs whose vectors are within the threshold, too, with the scores of these; counts
-        the others."""
-        pairs = [np.stack([i.to_numpy(), j.to_numpy()], 1).astype(np.uint32) for i, j, _ in found]
+        the others.
+
+        Raises:
+            InputError: more candidates than pairs are allowed.
+        """
+        pairs: list[NDArray[np.uint32]] = []
+        for rows, others, _ in found:
+            pairs.append(np.stack([rows.to_numpy(), others.to_numpy()], 1).astype(np.uint32))
+            if sum(map(len, pairs)) > self._plan.max_pairs:
+                raise self._plan.too_many()
         if not pairs:
             return
         i, j = np.concatenate(pairs).T

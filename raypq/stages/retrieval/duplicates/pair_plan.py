@@ -78,6 +78,21 @@ class PairPlan:
             **reranked,
         }
 
+    def too_many(self, *, expected: float | None = None) -> InputError:
+        """The error where more pairs than allowed are within the threshold.
+
+        Args:
+            expected: how many, by a sample.
+        """
+        found = "more" if expected is None else f"about {expected:.2g} by a sample"
+        equal = "" if self.once else "; of equal codes, raypq deduplicate needs no list of pairs"
+        return InputError(
+            f"threshold {self.threshold:g} ({self.metric})",
+            expected=f"at most {self.max_pairs:,} of the {self.compared:.3g} pairs within it",
+            found=f"{found}. A narrower threshold gives fewer; --max-pairs (max_pairs) of raypq "
+            f"duplicates allows more{equal}",
+        )
+
 
 StoreVersion = tuple[str, Snapshot]  # a code store, and one of its versions
 BlockGroups = Sequence[tuple[Shard, ...]]  # of shards; a task compares two of them
@@ -103,22 +118,6 @@ class PairTask:
         """Its name among the tasks of a plan."""
         second = self.first if self.second is None else self.second
         return f"part-{self.first}-{second}-{self.parts or 0}"
-
-
-def too_many(plan: PairPlan, *, expected: float | None = None) -> InputError:
-    """The error where more pairs than allowed are within the threshold.
-
-    Args:
-        expected: how many, by a sample.
-    """
-    found = "more" if expected is None else f"about {expected:.2g} by a sample"
-    equal = "" if plan.once else "; of equal codes, raypq deduplicate needs no list of pairs"
-    return InputError(
-        f"threshold {plan.threshold:g} ({plan.metric})",
-        expected=f"at most {plan.max_pairs:,} of the {plan.compared:.3g} pairs within it",
-        found=f"{found}. A narrower threshold gives fewer; --max-pairs (max_pairs) of raypq "
-        f"duplicates allows more{equal}",
-    )
 
 
 def pair_plan(job: DuplicatesJob | DeduplicateJob, version: Snapshot) -> PairPlan:
@@ -209,7 +208,7 @@ def choose_join(
     filled = sum(1 for receipt in stores[0][1].shards if receipt.rows)
     least = choice.pairs / max(1.0, filled / SAMPLE_SHARDS)
     if not plan.across and least > _FAR * plan.max_pairs:
-        raise too_many(plan, expected=least)
+        raise plan.too_many(expected=least)
     workers = job.where.workers * job.where.threads
     seconds = choice.seconds / workers
     if choice.join is not None:

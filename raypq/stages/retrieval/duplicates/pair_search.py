@@ -53,6 +53,7 @@ class PairSearch:
         # The next task often compares another group of parts of the same codes.
         held = self._held
         if held is None or held[0] != (task.second, ids):
+            self._held = None  # its memory is free before the next is read
             held = (task.second, ids), self._read(groups[task.second], self.plan.other_type, ids)
             self._held = held
         return first, held[1]
