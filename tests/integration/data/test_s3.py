@@ -22,6 +22,7 @@ from raypq import api
 from raypq.config import (
     ClassifyJob,
     ClusterSettings,
+    DeduplicateJob,
     DuplicatesJob,
     EncodeJob,
     EvaluateJob,
@@ -40,6 +41,7 @@ from raypq.data.storage import (
     list_folders,
     list_names,
     list_shards,
+    open_parquet,
     read_bytes,
     stem_of,
     write_bytes,
@@ -115,6 +117,14 @@ class Path3:
             )
         )  # fmt: skip
 
+    def deduplicate(self, version: int | None = None) -> snapshot.Snapshot:
+        return api.deduplicate(
+            DeduplicateJob(
+                codes=f"{self.made}/codes", version=version, metric="l2", threshold=0.02,
+                output=f"{self.made}/groups", keep_list=f"{self.made}/keep.txt", where=self.where,
+            )
+        )  # fmt: skip
+
     def all(self) -> dict[str, Any]:
         self.train()
         self.encode()
@@ -153,6 +163,33 @@ def test_retrieval_equals_that_on_local_files(world: Any, bucket: str, tmp_path:
         held = list_names(f"{bucket}/made/{store}/data")
         assert not [name for name in held if name.startswith("partial")], "partial answers are gone"
         assert versions.verify(f"{bucket}/made/{store}", sha256=True)["files"] == len(held)
+
+
+def test_groups_night_after_night(world: Any, bucket: str, tmp_path: Path) -> None:
+    there = Path3(upload(world, bucket), f"{bucket}/made")
+    here = Path3(str(world.root), str(tmp_path))
+    groups = []
+    for place in (there, here):
+        place.train()
+        first = place.encode()
+        assert len(first.shards) == 2
+        # The first version has one of the two shards.
+        snapshot.commit(
+            f"{place.made}/codes", kind="codes", run_id="less", expected=[first.shards[0].shard],
+            receipts=first.shards[:1],
+        )  # fmt: skip
+        night = [place.deduplicate(version=2), place.deduplicate(version=1)]
+        assert night[0].summary["rows"] < night[1].summary["rows"]
+        assert night[1].rows
+        (receipt,) = night[1].shards
+        with open_parquet(f"{place.made}/groups/{receipt.path}") as file:
+            table = file.read()
+        groups.append(table.drop_columns(["shard"]))  # a name depends on the place
+        kept = read_bytes(f"{place.made}/keep.txt").split()
+        assert len(kept) == night[1].summary["rows"] - night[1].summary["dropped"]
+    assert groups[0].equals(groups[1])
+    held = list_names(f"{bucket}/made/groups/data")
+    assert not [name for name in held if name.startswith("partial")], "partial answers are gone"
 
 
 def test_versions_resume_and_gc(world: Any, bucket: str) -> None:
@@ -494,7 +531,6 @@ def test_shards_of_a_bucket_are_read_in_few_requests(
     bucket: str, s3: S3Server, tmp_path: Path
 ) -> None:
     """Columns are read in turn; blocks that were read once stay at hand."""
-    from raypq.data.storage import open_parquet
 
     rng = np.random.default_rng(0)
     table = pa.table(

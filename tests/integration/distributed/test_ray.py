@@ -26,8 +26,10 @@ from raypq.config import (
     ClusterJob,
     ClusterSettings,
     Columns,
+    DeduplicateJob,
     DuplicatesJob,
     EncodeJob,
+    NeighborsJob,
     RepackJob,
     SearchJob,
     TrainJob,
@@ -391,7 +393,7 @@ def test_search_and_duplicates_are_the_same_on_ray(tmp_path: Path) -> None:
     rows = pa.table({"id": rng.permutation(600), "feature": arrays.fixed_list(X)})
     queries = {"id": np.arange(20), "feature": arrays.fixed_list(Q)}
     pq.write_table(pa.table(queries), tmp_path / "q.parquet")
-    seen = set()
+    seen, seen_groups = set(), set()
     for parts, where in ((2, ALONE), (200, TWO), (2, TWO.model_copy(update={"workers": 4}))):
         root = tmp_path / f"{parts}-{where.workers}"
         (root / "features").mkdir(parents=True)
@@ -410,9 +412,35 @@ def test_search_and_duplicates_are_the_same_on_ray(tmp_path: Path) -> None:
             queries=[str(tmp_path / "q.parquet")], top_k=30, output=str(root / "found"), **both
         )
         pairs = DuplicatesJob(threshold=1.0, output=str(root / "pairs"), **both)
+        graph = NeighborsJob(top_k=5, output=str(root / "graph"), **both)
         versions = raypq.search(search), raypq.duplicates(pairs)
+        raypq.neighbors(graph)
         clusters = raypq.cluster(ClusterJob(k=20, output=str(root / "clusters"), **both))
         ((centres,),) = clusters.sidecars(str(root / "clusters")).values()
         files = [receipt for version in versions for receipt in version.shards]
         seen.add(tuple(file.sha256 for file in (*files, centres)))
+        seen_groups.add(groups_by_nights(root, both))
     assert len(seen) == 1
+    assert len(seen_groups) == 1
+
+
+def groups_by_nights(root: Path, both: dict[str, Any]) -> tuple[Any, ...]:
+    """Groups of all codes, by a run on the half of the shards and another on all."""
+    codes = str(root / "codes")
+    whole = snapshot.read(codes)
+    some = whole.shards[: -(-len(whole.shards) // 2)]
+    snapshot.commit(
+        codes, kind="codes", run_id="less", expected=[item.shard for item in some], receipts=some
+    )
+    for version in (2, 1):
+        job = DeduplicateJob(
+            threshold=1.0, version=version, output=str(root / "groups"),
+            drop_list=str(root / "drop.txt"), **both,
+        )  # fmt: skip
+        done = raypq.deduplicate(job)
+    (receipt,) = done.shards
+    table = pq.read_table(root / "groups" / receipt.path)
+    same = table.select(["group_id", "id", "size", "kept", "score"]).to_pydict()
+    assert len(table) > 50
+    drop = sorted((root / "drop.txt").read_text().split())
+    return *(tuple(values) for values in same.values()), tuple(drop), str(done.summary["sizes"])
