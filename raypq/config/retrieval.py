@@ -106,11 +106,14 @@ class RetrievalJob(Job):
     where: ClusterSettings = ClusterSettings()
 
 
+_LARGEST = 3.4e38  # float32
 Threshold = Annotated[
     float,
     Field(
+        ge=-_LARGEST,
+        le=_LARGEST,
         description="largest squared distance (l2) or smallest score (cosine, dot) of "
-        "near-duplicates"
+        "near-duplicates",
     ),
 ]
 Rerank = Annotated[

@@ -17,7 +17,9 @@ from raypq.errors import InputError
 _EXPECTED = "a text file of ids, one a line"
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
-_NO_LINE = r"^$|^\s|\s$|[\r\n\v\f\x1c-\x1e\x{85}\x{2028}\x{2029}]"  # as str.splitlines has it
+# Nothing, spaces at either end as str.strip has them, or line breaks as str.splitlines has them.
+_SPACE = r"[\s\pZ\x1c-\x1f\x{85}]"
+_NO_LINE = rf"^$|^{_SPACE}|{_SPACE}$|[\r\n\v\f\x1c-\x1e\x{{85}}\x{{2028}}\x{{2029}}]"
 _SHOWN_CHARACTERS = 200  # of an id in an error
 _SHOWN_IDS = 5  # in a warning
 

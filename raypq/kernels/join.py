@@ -199,7 +199,7 @@ def choose(
     scale = rows / max(1, len(sample))
     compared = rows**2 / 2 if compared is None else compared
     best = JoinChoice(join=None, seconds=_seconds_of_scan(compared, len(C)), pairs=math.nan)
-    if not native.available() or not sums_fit(C):
+    if not usable(C):
         return best
     for parts in sorted({min(parts, C.shape[0]) for parts in _PARTS}):
         join = CodeJoin.of(C, metric, threshold, parts=parts)
@@ -212,6 +212,11 @@ def choose(
 def _seconds_of_scan(compared: float, M: int) -> float:
     """Seconds of one core that compares so many pairs of codes of M parts."""
     return compared * _SCAN * M / 16
+
+
+def usable(C: NDArray[np.float32]) -> bool:
+    """Whether codes of codebooks C [M, K, d] can be joined here."""
+    return native.available() and sums_fit(C)
 
 
 def sums_fit(C: NDArray[np.float32]) -> bool:

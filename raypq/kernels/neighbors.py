@@ -48,7 +48,7 @@ class NeighborIndex:
         """Orders codes B [n, M] of codebooks C [M, K, d]; n is at least 1.
 
         Raises:
-            ValueError: codebooks whose squared distances float32 cannot hold (``usable``).
+            ValueError: codebooks whose squared distances float32 cannot hold (``join.usable``).
         """
         if not sums_fit(C):
             raise ValueError("codewords are too far apart for float32")
@@ -70,11 +70,6 @@ class NeighborIndex:
         bounds, compared, scored = self._native.find(picked, kernels.threads(), score, found)
         work = NeighborWork(bounds=bounds, compared=compared, scored=scored)
         return kernels.check_scores(score), found, work
-
-
-def usable(C: NDArray[np.float32]) -> bool:
-    """Whether there is an index for codes of codebooks C [M, K, d] here."""
-    return native.available() and sums_fit(C)
 
 
 def worthwhile(sample: NDArray[np.uint8], C: NDArray[np.float32], k: int) -> bool:

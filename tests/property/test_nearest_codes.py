@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from raypq import kernels
 from raypq.kernels import native, reference
-from raypq.kernels.neighbors import NeighborIndex, usable, worthwhile
+from raypq.kernels.join import usable
+from raypq.kernels.neighbors import NeighborIndex, worthwhile
 from raypq.kernels.tables import build_tables, decode
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the index is a native kernel")

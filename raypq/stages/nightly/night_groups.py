@@ -7,14 +7,18 @@ from typing import Any
 
 from raypq import console
 from raypq.config import DeduplicateJob, DeduplicationTarget, ReindexJob
+from raypq.data.id_list import IdList
 from raypq.data.store import snapshot
 from raypq.data.store.lease import Lease
 from raypq.data.store.snapshot import Snapshot
+from raypq.data.store.sources import open_sources
 from raypq.errors import ConfigError
 from raypq.execution.executor import Executor
 from raypq.methods.base import Model
 from raypq.stages.retrieval.duplicates.deduplicate import deduplicate
 from raypq.stages.retrieval.duplicates.pair_plan import check_settings
+from raypq.stages.retrieval.duplicates.source_column import check_column
+from raypq.stages.stores.shard_run import StoreRun
 
 
 def job_of(
@@ -41,6 +45,8 @@ def check(job: ReindexJob, section: DeduplicationTarget, model: Model) -> None:
 
     Raises:
         ConfigError: settings that do not go together, or with this model or source.
+        InputError: an output of another kind, a list of preferred ids or a column that cannot be
+            read.
     """
     if (section.rerank or section.keep_by is not None) and not job.features:
         raise ConfigError(
@@ -53,6 +59,13 @@ def check(job: ReindexJob, section: DeduplicationTarget, model: Model) -> None:
             "images of one class as for duplicates; encode with another model, such as pq or opq"
         )
     check_settings(job_of(job, section), section.metric or model.metric)
+    StoreRun.plan(kind="groups", store=section.output, tasks=[])
+    if section.prefer is not None:
+        IdList.read(section.prefer)
+    if section.keep_by is not None:
+        shards = open_sources(job.features, job.columns).shards
+        for shard in shards[:1]:
+            check_column(shard, job.columns, section.keep_by)
 
 
 def update(

@@ -28,7 +28,8 @@ from raypq.data.store.snapshot import Snapshot
 from raypq.errors import InputError
 from raypq.execution.executor import Executor
 from raypq.execution.run_record import RunRecord
-from raypq.kernels.neighbors import NeighborIndex, usable, worthwhile
+from raypq.kernels.join import usable
+from raypq.kernels.neighbors import NeighborIndex, worthwhile
 from raypq.methods.base import Model
 from raypq.stages.retrieval.code_blocks import (
     ROW_BITS,

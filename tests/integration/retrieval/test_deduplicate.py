@@ -199,7 +199,7 @@ def test_text_ids_on_lists(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     )  # fmt: skip
     assert set(odd[:1]) <= set(IdList.read(str(keep)).ids) <= set(ids)
     assert "1 of 2 ids are not in" in caplog.text
-    for number, bad in enumerate(["", " a", "a\u2028b", "a\nb"]):
+    for number, bad in enumerate(["", " a", "a\u2028b", "a\nb", "\u00a0a", "a\u3000", "\x1fz"]):
         codes = store(tmp_path / str(number), 2, [bad, *ids[1:]])
         with pytest.raises((InputError, JobError), match="without line breaks"):
             run(codes, tmp_path / f"g{number}", threshold=0.0, keep_list=str(keep))

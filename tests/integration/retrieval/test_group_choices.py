@@ -39,7 +39,7 @@ def codes(tmp_path_factory: pytest.TempPathFactory) -> str:
     nan = [float("nan") if i == 70 else float(i) for i in range(N)]
     rows = pa.table(
         {"id": IDS, "feature": arrays.fixed_list(X), "width": WIDTH, "holes": holes, "nan": nan,
-         "name": IDS, "same": np.zeros(N, np.float32)}
+         "name": IDS, "long": [2**53 + i for i in range(N)], "same": np.zeros(N, np.float32)}
     )  # fmt: skip
     for part, some in enumerate(np.array_split(np.arange(N), 3)):
         pq.write_table(rows.take(some), root / "features" / f"p{part}.parquet")
@@ -171,6 +171,7 @@ def test_parts_of_whole_groups(codes: str, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"keep": "largest", "keep_by": "long"}, "float64 holds exactly"),
         ({"keep": "largest", "keep_by": "nothing"}, "nothing"),
         ({"keep": "largest", "keep_by": "name"}, "expected numbers"),
         (
@@ -199,11 +200,14 @@ def test_settings_that_do_not_go_together(codes: str, tmp_path: Path) -> None:
         ({"keep": "largest", "features": ["x"]}, "keep_by"),
         ({"features": ["x"]}, "neither of them"),
         ({"keep": "biggest"}, "keep"),
+        ({"metric": "cosine", "threshold": 1.5}, "at most 1"),
+        ({"threshold": 1e39}, "threshold"),
+        ({"threshold": float("nan")}, "threshold"),
         ({"rerank": True}, "features"),
         ({"rerank": True, "linkage": "complete", "features": ["x"]}, "linkage"),
     ):
         with pytest.raises(ConfigError, match=message):
-            run(codes, tmp_path / "out", threshold=1.0, **settings)
+            run(codes, tmp_path / "out", **{"threshold": 1.0, **settings})
 
 
 def test_features_of_other_codes(codes: str, tmp_path: Path) -> None:

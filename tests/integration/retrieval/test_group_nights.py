@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from raypq import api
 from raypq.config import ClusterSettings, DeduplicateJob, EncodeJob
 from raypq.data import arrays
 from raypq.data.store import snapshot
+from raypq.errors import JobError
 from raypq.kernels import native
 from raypq.kernels.join import CodeJoin, JoinChoice
 from raypq.methods.pq import PQModel, PQSettings
 from raypq.stages.retrieval.duplicates import pair_plan
 from raypq.stages.retrieval.duplicates.group_edges import EdgeWorker
+from raypq.stages.retrieval.duplicates.group_worker import GroupWorker
 from raypq.stages.stores import garbage
 
 DX, M, K, N = 12, 4, 16, 600
@@ -30,6 +33,7 @@ X += 0.1 * RNG.standard_normal((N, DX)).astype(np.float32)
 X[100:140] = X[100]  # many equal ones, in several shards
 RNG.shuffle(X)
 SHARDS = 10
+PLAIN: dict[str, Any] = {"compression": "none", "use_dictionary": False}  # any rows, one size
 Night = dict[str, np.ndarray[Any, Any]]  # the rows of each shard
 
 
@@ -51,7 +55,7 @@ def encoded(root: Path, night: Night) -> str:
             not (folder / f"{name}.parquet").exists()
             or pq.read_table(folder / f"{name}.parquet") != table
         ):
-            pq.write_table(table, folder / f"{name}.parquet")
+            pq.write_table(table, folder / f"{name}.parquet", **PLAIN)
     if not (root / "model").exists():
         MODEL.save(str(root / "model"))
     job = EncodeJob(
@@ -169,16 +173,114 @@ def test_other_settings_start_anew(tmp_path: Path) -> None:
         )
 
 
-def test_a_version_of_the_codes_that_is_gone(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
+def test_the_last_version_of_the_codes_is_not_needed(tmp_path: Path) -> None:
     first, more, *_ = nights()
     grouped(encoded(tmp_path, first), tmp_path / "groups")
     codes = encoded(tmp_path, more)
     garbage.collect(codes, keep=1, older_than_days=0, remove=True)
     assert grouped(codes, tmp_path / "groups") == grouped(codes, tmp_path / "fresh")
-    assert "is gone: all codes are compared again" in caplog.text
+
+
+def test_codes_that_were_deleted_and_made_again(tmp_path: Path) -> None:
+    """Other images under the names, and the version, that the groups were made of."""
+    first, _, _, changed, *_ = nights()
+    names = [*first]
+    grouped(encoded(tmp_path, first), tmp_path / "groups")
+    for other in (
+        {name: first[names[-1 - at]] for at, name in enumerate(names)},
+        {name: changed["s9"][at::6] for at, name in enumerate(names)},
+    ):
+        shutil.rmtree(tmp_path / "codes")
+        codes = encoded(tmp_path, other)
+        assert grouped(codes, tmp_path / "groups") == grouped(codes, tmp_path / f"f{len(other)}")
+        shutil.rmtree(tmp_path / f"f{len(other)}")
+
+
+def test_a_killed_night_is_of_its_own_files(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it found serves a rerun, and not another night with as many new files."""
+    first, *_ = nights()
+    whole = first | {"s0": np.arange(60), "s9": np.arange(540, 600)}
+    without = {name: rows for name, rows in whole.items() if name != "s0"}
+    encoded(tmp_path, first)
+    grouped(encoded(tmp_path, first), tmp_path / "groups")
+    encoded(tmp_path, without)
+    codes = encoded(tmp_path, {name: rows for name, rows in whole.items() if name != "s9"})
+    monkeypatch.setattr(GroupWorker, "grow", killed)
+    with pytest.raises(JobError):
+        grouped(codes, tmp_path / "groups")
+    monkeypatch.undo()
+    codes = encoded(tmp_path, without)
+    assert grouped(codes, tmp_path / "groups") == grouped(codes, tmp_path / "fresh")
+    codes = encoded(tmp_path, whole)
+    assert grouped(codes, tmp_path / "groups") == grouped(codes, tmp_path / "fresh2")
+
+
+def killed(*_: Any) -> None:
+    raise RuntimeError("killed")
+
+
+def test_shards_under_other_names(tmp_path: Path) -> None:
+    first, *_ = nights()
+    grouped(encoded(tmp_path, first), tmp_path / "groups")
+    codes = encoded(tmp_path, {f"new-{name}": rows for name, rows in first.items()})
+    assert grouped(codes, tmp_path / "groups") == grouped(codes, tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("part", ["data", "sidecars"])
+@pytest.mark.parametrize("damage", ["gone", "short"])
+def test_groups_that_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str, damage: str
+) -> None:
+    first, more, *_ = nights()
+    grouped(encoded(tmp_path, first), tmp_path / "groups")
+    (path,) = (tmp_path / "groups" / part).iterdir()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-20])
+    codes = encoded(tmp_path, more)
+    assert grouped(codes, tmp_path / "groups") == grouped(codes, tmp_path / "fresh")
+    assert "all codes are compared again" in caplog.text
+
+
+def test_originals_that_changed(tmp_path: Path) -> None:
+    first, *_ = nights()
+    codes = encoded(tmp_path, first)
+    features = tmp_path / "features"
+    settings: dict[str, Any] = {"rerank": True, "features": [str(features)]}
+    job = DeduplicateJob(
+        codes=codes, output=str(tmp_path / "groups"), threshold=1.5, where=where(), **settings
+    )
+    before = api.deduplicate(job)
+    table = pq.read_table(features / "s1.parquet")
+    far = np.arange(1, len(table) + 1, dtype=np.float32)[:, None] * X[first["s1"]]
+    table = table.set_column(1, "feature", arrays.fixed_list(far))
+    pq.write_table(table, features / "s1.parquet", **PLAIN)
+    night = api.deduplicate(job)
+    fresh = api.deduplicate(job.model_copy(update={"output": str(tmp_path / "fresh")}))
+    for name in ("groups", "dropped", "dropped_at"):
+        assert night.summary[name] == fresh.summary[name]
+    assert night.summary["dropped"] < before.summary["dropped"]
+
+
+def test_a_store_that_grows_is_joined_at_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native.available():
+        pytest.skip("the join is a native kernel")
+    first, more, *_ = nights()
+    grouped(encoded(tmp_path, first), tmp_path / "groups")
+    assert snapshot.read(str(tmp_path / "groups")).summary["parts"] is None
+    chosen = CodeJoin.of(C, "l2", 1.5, parts=2)
+    monkeypatch.setattr(pair_plan, "_FEW_ROWS", 400)
+    monkeypatch.setattr(
+        pair_plan, "choose", lambda *_, **__: JoinChoice(join=chosen, seconds=0.0, pairs=0.0)
+    )
+    codes = encoded(tmp_path, more)
+    assert grouped(codes, tmp_path / "groups") == grouped(codes, tmp_path / "fresh")
+    assert snapshot.read(str(tmp_path / "groups")).summary["parts"] == [0, 2, 4]
 
 
 def test_lists_of_a_night(tmp_path: Path) -> None:

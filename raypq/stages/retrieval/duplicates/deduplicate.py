@@ -24,7 +24,7 @@ from raypq.data.store.snapshot import Snapshot
 from raypq.errors import InputError
 from raypq.execution.executor import Executor
 from raypq.execution.run_record import RunRecord
-from raypq.kernels.join import CodeJoin
+from raypq.kernels.join import CodeJoin, usable
 from raypq.stages.retrieval import rerank
 from raypq.stages.retrieval.duplicates.group_run import GroupPlan, GroupRun
 from raypq.stages.retrieval.duplicates.group_worker import GroupWorker, Keeping
@@ -60,12 +60,12 @@ def deduplicate(
     record = RunRecord(job, executor)
     prefer = None if job.prefer is None else IdList.read(job.prefer)
     plan = _plan(job, prefer)
-    codes = [receipt.sha256 for receipt in plan.version.shards]
+    codes = [f"{receipt.shard} {receipt.sha256}" for receipt in plan.version.shards]
     originals = plan.pairs.originals or plan.sources or ()
     work = deduplicate_work(plan.settings, codes=codes, originals=originals)
     if _lists_are_there(job) and (done := unchanged_version("groups", job.output, work)):
         return done
-    known = known_groups(job, plan.settings, plan.version)
+    known = known_groups(job, plan.settings, plan.version, plan.tags)
     plan = replace(plan, pairs=replace(plan.pairs, join=_join(job, plan, known)))
     with (
         runs.active(job.output, "group"),
@@ -115,14 +115,17 @@ def _plan(job: DeduplicateJob, prefer: IdList | None) -> GroupPlan:
 
 def _join(job: DeduplicateJob, plan: GroupPlan, known: KnownGroups | None) -> CodeJoin | None:
     """The join by which edges are found, between all files or those that are new and all."""
-    pairs = plan.pairs
+    pairs, rows = plan.pairs, plan.version.rows
     if known is None:
         return choose_join(job, pairs, [(job.codes, plan.version)])
-    rows = sum(plan.version.shards[index].rows for index in known.new)
-    if known.parts is None:
+    new = sum(plan.version.shards[index].rows for index in known.new)
+    if known.parts is None:  # the store was small, or its images are far apart in few parts
+        compared = replace(pairs, compared=float(new) * rows)
+        return choose_join(job, compared, [(job.codes, plan.version)]) if new else None
+    if not usable(pairs.model.C):
         return None
     join_of = CodeJoin.by(pairs.model.C, pairs.metric, pairs.threshold, first=known.parts)
-    return join_of if join_of.pays(rows, plan.version.rows) else None
+    return join_of if join_of.pays(new, rows) else None
 
 
 def _lists_are_there(job: DeduplicateJob) -> bool:

@@ -59,9 +59,14 @@ class Recalled:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AgainTask:
-    """Rows [n], ascending, that are compared with one another."""
+    """Rows [n], ascending, that are compared with one another.
+
+    Attributes:
+        parts: first part of each group of a join by which they may be.
+    """
 
     rows: Rows
+    parts: tuple[int, ...] | None
 
     @property
     def name(self) -> str:
@@ -119,11 +124,7 @@ class EdgeWorker(PairSearch):
         """Writes the edges between some rows; returns the path."""
         block = self._rows(task.rows, files)
         forest = Forest(len(block.B))
-        join_of = self.plan.join
-        for parts in [None] if join_of is None else range(join_of.groups):
-            part = PairTask(name=task.name, first=0, second=None, parts=parts)
-            found = self.near_pairs(part, block, block, Judged())
-            self._add(forest, found, offset=0)
+        self._add(forest, self.near_within(block, task.parts), offset=0)
         a, b = task.rows[forest.edges].T
         return write_edges(self.plan.store, a, b, forest.weight)
 

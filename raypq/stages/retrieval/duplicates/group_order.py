@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from raypq.kernels.forest import edges_from
 
 Ints = NDArray[np.int64]
-# Whether pairs of codes are within the threshold [n], and weights: the nearer, the lighter [n].
 Codes = NDArray[np.uint8]
-Near = Callable[[Codes, Codes], tuple[NDArray[np.bool_], NDArray[np.float32]]]
+NearRows = tuple[Ints, Ints, NDArray[np.float32]]  # rows of pairs, and weights: lighter is nearer
+Find = Callable[[Codes], Iterable[NearRows]]  # the pairs of codes within the threshold
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +65,7 @@ def order_of(
     preferred: pa.Array,
     *,
     largest: bool,
-    cliques: Near | None,
+    find: Find | None,
     equal_are_near: bool,
 ) -> Order:
     """The order of members.
@@ -74,7 +74,8 @@ def order_of(
         preferred: ids that are kept where a group has one. Otherwise, or of several, it is the one
             with the largest or smallest value, or the smallest id.
         largest: whether the largest value is kept.
-        cliques: given, every two images of a group are within the threshold.
+        find: where every two images of a group are to be within the threshold: how such pairs of
+            codes are found.
         equal_are_near: whether images with one code are.
     """
     m = len(members.row)
@@ -86,10 +87,10 @@ def order_of(
     ]  # fmt: skip
     better = np.empty(m, np.int64)
     better[np.lexsort(keys)] = np.arange(m)
-    if cliques is None:
+    if find is None:
         kept_of = _best(members.root, better)
     else:
-        kept_of = _cliques(members, better, cliques, collapse=equal_are_near)
+        kept_of = _cliques(members, better, find, collapse=equal_are_near)
     size = np.bincount(kept_of, minlength=m)[kept_of]
     kept = kept_of == np.arange(m)
     first = _best(kept_of, rank)
@@ -98,7 +99,7 @@ def order_of(
     position = np.empty(m, np.int64)
     starts = np.flatnonzero(kept[order])
     position[order] = np.arange(len(order)) - np.repeat(starts, size[order][starts])
-    linked, weight = _links(members, kept_of, kept) if cliques is None else (kept_of, None)
+    linked, weight = _links(members, kept_of, kept) if find is None else (kept_of, None)
     return Order(
         rows=order,
         first=first[order],
@@ -135,43 +136,44 @@ def _links(
     return linked, weight
 
 
-def _cliques(members: Members, better: Ints, near: Near, *, collapse: bool) -> Ints:
+def _cliques(members: Members, better: Ints, find: Find, *, collapse: bool) -> Ints:
     """The first member of the group of each, where every two of a group are within the threshold.
 
     Of what is connected, the best member that is in no group yet starts one. The others join in the
-    order of their distance from it, each if it is near to all that have joined. All that is
-    connected is worked on at the same time.
+    order of their distance from it, each if it is near to all that have joined.
     """
     m = len(better)
     leader = np.arange(m)
     if collapse:  # the best member of a code stands for the others
-        _, code = np.unique(
-            np.concatenate([members.root[:, None].astype(">i8").view(np.uint8).reshape(m, 8),
-                            members.B], axis=1), axis=0, return_inverse=True,
-        )  # fmt: skip
+        _, code = np.unique(members.B, axis=0, return_inverse=True)
         leader = _best(code.reshape(-1), better)
     nodes = np.flatnonzero(leader == np.arange(m))
-    nodes = nodes[np.lexsort((better[nodes], members.root[nodes]))]
-    root, B = members.root[nodes], members.B[nodes]
-    of_node = np.full(len(nodes), -1)
-    left = np.arange(len(nodes))
-    while len(left):
-        starts = np.r_[True, np.diff(root[left]) != 0]
-        starter = left[starts][np.cumsum(starts) - 1]
-        of_node[left[starts]] = left[starts]
-        some, start = left[~starts], starter[~starts]
-        within, weight = near(B[start], B[some])
-        some, start, weight = some[within], start[within], weight[within]
-        order = np.lexsort((some, weight, start))
-        some, start = some[order], start[order]
-        while len(some):
-            nearest = np.r_[True, np.diff(start) != 0]
-            of_node[some[nearest]] = start[nearest]
-            joined = some[nearest][np.cumsum(nearest) - 1][~nearest]
-            some, start = some[~nearest], start[~nearest]
-            within, _ = near(B[joined], B[some])
-            some, start = some[within], start[within]
-        left = left[of_node[left] < 0]
+    nodes = nodes[np.argsort(better[nodes])]
+    near = _neighbours(len(nodes), find(members.B[nodes]))
+    first = np.full(len(nodes), -1)
+    for node in range(len(nodes)):
+        if first[node] >= 0:
+            continue
+        group: list[set[int]] = []
+        for other in near(node):
+            if first[other] < 0 and all(other in others for others in group):
+                first[other] = node
+                group.append(set(near(other)))
+        first[node] = node
     place = np.empty(m, np.int64)
-    place[nodes] = nodes[of_node]
+    place[nodes] = nodes[first]
     return place[leader]
+
+
+def _neighbours(n: int, pairs: Iterable[NearRows]) -> Callable[[int], list[int]]:
+    """The near nodes of each of n nodes, nearest first; of equal ones, the lower first."""
+    parts = [(i, j, weight) for i, j, weight in pairs]
+    i, j, weight = (
+        np.concatenate([np.empty(0, kind), *(part[at] for part in parts)])
+        for at, kind in enumerate((np.int64, np.int64, np.float32))
+    )
+    of, other, twice = np.r_[i, j], np.r_[j, i], np.r_[weight, weight]
+    order = np.lexsort((other, twice, of))
+    other = other[order]
+    ends = np.searchsorted(of[order], np.arange(n + 1))
+    return lambda node: other[ends[node] : ends[node + 1]].tolist()

@@ -14,7 +14,7 @@ from raypq.config import DeduplicateJob
 from raypq.data.duplicate_groups import add_sizes
 from raypq.data.id_list import IdList, unknown_ids_message
 from raypq.data.storage import Shard, delete, join
-from raypq.data.store import shard_writer
+from raypq.data.store import shard_writer, sidecars
 from raypq.data.store.snapshot import Snapshot
 from raypq.execution.executor import TaskResult, WorkerPool, completed
 from raypq.execution.run_record import RunRecord
@@ -24,7 +24,13 @@ from raypq.stages.retrieval.duplicates.group_forest import ForestTask, Grown
 from raypq.stages.retrieval.duplicates.group_lists import CheckTask, Listed, ListTask
 from raypq.stages.retrieval.duplicates.group_members import GatherTask
 from raypq.stages.retrieval.duplicates.group_worker import Grouped, GroupTask, GroupWorker, Keeping
-from raypq.stages.retrieval.duplicates.night_edges import KnownGroups, recalled_edges
+from raypq.stages.retrieval.duplicates.night_edges import (
+    FileTag,
+    KnownGroups,
+    recalled_edges,
+    tags_of,
+    write_tags,
+)
 from raypq.stages.retrieval.duplicates.pair_parts import PairParts, find_parts, result_tasks
 from raypq.stages.retrieval.duplicates.pair_plan import (
     BlockGroups,
@@ -54,6 +60,11 @@ class GroupPlan:
     keeping: Keeping
     settings: str
     sources: Sequence[Shard] | None
+
+    @property
+    def tags(self) -> dict[str, FileTag]:
+        """What identifies the content of each code file, by its shard."""
+        return tags_of(self.files, self.pairs.originals)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,7 +170,7 @@ class GroupRun:
             tasks,
             blocks,
             starts,
-            plan_of_tasks=f"{plan.pairs.plan_of_tasks}:{len(known.new) if known else 'all'}",
+            plan_of_tasks=f"{plan.pairs.plan_of_tasks}:{known.digest if known else 'all'}",
             label="connect",
         )
         return recalled, parts
@@ -214,9 +225,9 @@ class GroupRun:
     ) -> dict[str, Any]:
         """The summary of the version."""
         job, plan, join_of = self.job, self.plan, self.plan.pairs.join
-        known, parts = self.known, None if join_of is None else list(join_of.first)
-        if known is not None:
-            parts = None if known.parts is None else list(known.parts)
+        parts = None if join_of is None else list(join_of.first)
+        if parts is None and self.known is not None and self.known.parts is not None:
+            parts = list(self.known.parts)
         return {
             "codes": job.codes,
             "codes_version": plan.version.version,
@@ -234,6 +245,7 @@ class GroupRun:
             **({"dropped_at": grown.dropped_at} if job.linkage == "single" else {}),
             "lists": {} if listed is None else listed.lists,
             "run": self.record.summary(),
+            **sidecars.as_summary(write_tags(job.output, plan.tags)),
         }
 
 

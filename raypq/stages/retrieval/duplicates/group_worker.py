@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +11,17 @@ import pyarrow as pa
 from raypq.data import duplicate_groups, intermediate
 from raypq.data.storage import Shard
 from raypq.data.store import shard_writer
+from raypq.errors import InputError
+from raypq.stages.retrieval.code_blocks import CodeBlock
 from raypq.stages.retrieval.duplicates import group_forest, group_lists, group_members
 from raypq.stages.retrieval.duplicates.group_edges import EdgeWorker, Files
 from raypq.stages.retrieval.duplicates.group_forest import ForestTask, Grown
 from raypq.stages.retrieval.duplicates.group_lists import CheckTask, Listed, ListTask
 from raypq.stages.retrieval.duplicates.group_members import DROPPED, GatherTask
-from raypq.stages.retrieval.duplicates.group_order import Codes, order_of
+from raypq.stages.retrieval.duplicates.group_order import Codes, NearRows, order_of
 from raypq.stages.retrieval.duplicates.pair_plan import PairPlan
+
+_HELD_PAIRS = 50_000_000  # of the images of a part, at 40 bytes each
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +107,7 @@ class GroupWorker(EdgeWorker):
             members,
             keeping.preferred,
             largest=keeping.largest,
-            cliques=self._near if keeping.cliques else None,
+            find=self._near_rows if keeping.cliques else None,
             equal_are_near=self.equal_are_near,
         )
         receipt = group_members.write(
@@ -127,7 +131,28 @@ class GroupWorker(EdgeWorker):
             plan.store, task, files, plan.id_type, self._keeping.preferred
         )
 
-    def _near(self, A: Codes, B: Codes) -> tuple[np.ndarray, np.ndarray]:
-        """Whether pairs of codes are within the threshold, and their weights."""
-        near, score = self.scored(A, B)
-        return near, self.weight(score)
+    def _near_rows(self, B: Codes) -> Iterator[NearRows]:
+        """The pairs of codes [n, M] within the threshold, and their weights.
+
+        Raises:
+            InputError: more than can be held.
+        """
+        block = CodeBlock(
+            fingerprint=self.plan.model.fingerprint,
+            B=B,
+            ids=pa.nulls(len(B)),
+            row_ref=np.arange(len(B)),
+        )
+        total = 0
+        join_of = self.plan.join
+        for i, j, score in self.near_within(block, None if join_of is None else join_of.first):
+            total += len(score)
+            if total > _HELD_PAIRS:
+                raise InputError(
+                    f"threshold {self.plan.threshold:g} ({self.plan.metric})",
+                    expected=f"at most {_HELD_PAIRS:,} pairs of different codes in groups of "
+                    "--linkage complete (linkage)",
+                    found="more; use a narrower threshold, or --linkage single",
+                )
+            rows = (i.to_numpy().astype(np.int64), j.to_numpy().astype(np.int64))
+            yield *rows, self.weight(score)

@@ -132,6 +132,11 @@ def near_duplicates(job: DuplicatesJob, executor: Executor) -> Snapshot:
                 "with itself; leave it out, to find the pairs within it"
             )
         other = open_store(job.against, None)
+        if [item.path for item in other.shards] == [item.path for item in version.shards]:
+            raise ConfigError(
+                f"against: {job.against} has the same files as --codes (codes), {job.codes}; leave "
+                "it out, to find the pairs within it"
+            )
         plan = replace(plan, other_type=_type_of_other(job.against, other, plan), across=True)
         plan = allowing(plan, job, float(version.rows) * other.rows)
         stores.append((job.against, other))

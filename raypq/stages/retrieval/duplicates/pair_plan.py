@@ -159,6 +159,8 @@ def check_settings(job: DuplicatesJob | DeduplicateJob, metric: Metric) -> None:
     """
     if metric == "l2" and job.threshold < 0:
         raise ConfigError(f"threshold: an l2 distance is at least 0, found {job.threshold}")
+    if metric == "cosine" and job.threshold > 1:
+        raise ConfigError(f"threshold: a cosine is at most 1, found {job.threshold:g}")
     by_column = isinstance(job, DeduplicateJob) and job.keep_by is not None
     if isinstance(job, DeduplicateJob):
         if by_column != (job.keep != "first"):

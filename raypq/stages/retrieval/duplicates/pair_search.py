@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.data.storage import Shard
+from raypq.kernels.join import CodeJoin, usable
 from raypq.kernels.sdc import SymmetricTables
 from raypq.stages.retrieval.code_blocks import CodeBlock, read_block
 from raypq.stages.retrieval.duplicates.pair_originals import Judged, NearPairs, Originals
@@ -69,7 +70,10 @@ class PairSearch:
         same = task.second is None
         once = self.plan.once and self.equal_are_near
         if task.parts is not None:
-            found = self._joined(first, second, same=same, parts=task.parts, once=once)
+            assert self.plan.join is not None, "a task of the join"
+            found = self._joined(
+                self.plan.join, first, second, same=same, parts=task.parts, once=once
+            )
         elif not once:
             found = self._scanned(first, second, same=same)
         else:
@@ -77,6 +81,26 @@ class PairSearch:
         if self._originals is None:
             return found
         return self._originals.judge(found, first, second, judged)
+
+    def near_within(self, block: CodeBlock, parts: tuple[int, ...] | None) -> Iterator[NearPairs]:
+        """As ``near_pairs``, within a block that is not of the plan.
+
+        Args:
+            parts: first part of each group of a join, which is used where it pays.
+        """
+        plan, join = self.plan, None
+        if parts is not None and usable(plan.model.C):
+            join = CodeJoin.by(plan.model.C, plan.metric, plan.threshold, first=parts)
+        if join is None or not join.pays(len(block.B), len(block.B)):
+            task = PairTask(name="", first=0, second=None)
+            yield from self.near_pairs(task, block, block, Judged())
+            return
+        once = plan.once and self.equal_are_near
+        for group in range(join.groups):
+            found = self._joined(join, block, block, same=True, parts=group, once=once)
+            if self._originals is not None:
+                found = self._originals.judge(found, block, block, Judged())
+            yield from found
 
     @property
     def equal_are_near(self) -> bool:
@@ -93,12 +117,18 @@ class PairSearch:
         return CodeBlock.join(blocks)
 
     def _joined(
-        self, first: CodeBlock, second: CodeBlock, *, same: bool, parts: int, once: bool
+        self,
+        join: CodeJoin,
+        first: CodeBlock,
+        second: CodeBlock,
+        *,
+        same: bool,
+        parts: int,
+        once: bool,
     ) -> Iterator[NearPairs]:
         """Pairs within the threshold that the join finds by a group of parts."""
-        assert self.plan.join is not None, "a task of the join"
         other = None if same else second.B
-        for rows in self.plan.join.pairs(parts, first.B, other, once=once):
+        for rows in join.pairs(parts, first.B, other, once=once):
             i, j = rows.T
             near, score = self.scored(first.B[i], second.B[j])
             if near.any():
