@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def bench(settings: BenchSettings) -> None:
     """Run raypq and its peers side by side, in one process on the same data.
 
-    NAME is all, classify, ratio, search, encode, train, read, layouts, extract, rates, pipeline or
-    retrieval.
+    NAME is all, classify, ratio, search, encode, train, read, layouts, extract, rates, pipeline,
+    retrieval or duplicates.
 
     \b
     Example:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def export(job: ExportJob) -> None:
     """Write a store in a format that other tools read, one file for each shard.
 
-    STORE is of codes, predictions, features, search results, pairs or groups. (FAISS: raypq
-    export-faiss.)
+    STORE is of codes, predictions, features, search results, pairs, groups or clusters. (FAISS:
+    raypq export-faiss.)
 
     \b
     Example:

@@ -76,6 +76,7 @@ class NeighborsWorker:
         self._plan, self._shards = plan, shards
         self._lock = threading.Lock()
         self._store: CodeBlock | None = None
+        self._failure: InputError | None = None
         self._index: NeighborIndex | None = None
 
     def find(self, task: ShardTask) -> Receipt:
@@ -108,8 +109,14 @@ class NeighborsWorker:
     def _whole(self) -> CodeBlock:
         """The codes of the store, by id, so that ties by row are ties by id."""
         with self._lock:
+            if self._failure is not None:  # a damaged file fails all tasks; it is read once
+                raise self._failure
             if self._store is None:
-                block = CodeBlock.join([self._read(shard) for shard in self._shards])
+                try:
+                    block = CodeBlock.join([self._read(shard) for shard in self._shards])
+                except InputError as error:
+                    self._failure = error
+                    raise
                 self._store = block.take(by_id(block.ids))
                 if self._plan.indexed:
                     self._index = NeighborIndex(self._store.B, self._plan.model.C)

@@ -198,7 +198,7 @@ def test_settings_that_do_not_go_together(codes: str, tmp_path: Path) -> None:
         ({"keep": "largest", "keep_by": "width"}, "features"),
         ({"keep_by": "width", "features": ["x"]}, "keep_by"),
         ({"keep": "largest", "features": ["x"]}, "keep_by"),
-        ({"features": ["x"]}, "neither of them"),
+        ({"features": ["x"]}, "found neither"),
         ({"keep": "biggest"}, "keep"),
         ({"metric": "cosine", "threshold": 1.5}, "at most 1"),
         ({"threshold": 1e39}, "threshold"),

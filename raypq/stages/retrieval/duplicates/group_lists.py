@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,11 @@ from raypq.data.id_list import check_lines, write_list
 from raypq.data.storage import Shard
 from raypq.stages.retrieval.duplicates.group_edges import Files
 
+ListKind = Literal["keep_list", "drop_list", "preferred"]
+
 _ID_ROWS = 1 << 17
+_FIRST_BITS = 24
+_OTHER_BITS = np.uint64(64 - _FIRST_BITS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,35 +39,35 @@ class CheckTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ListTask:
-    """Lists to write.
+    """A list to write, or preferred ids to look for.
 
     Attributes:
-        dropped: paths of the numbers of rows that are dropped.
-        keep_list, drop_list: text files to write.
+        dropped: paths of the numbers of rows that are dropped. uri: of the list.
     """
 
+    kind: ListKind
+    uri: str
     dropped: Sequence[str]
     rows: int
-    keep_list: str | None
-    drop_list: str | None
 
     @property
     def name(self) -> str:
         """Name for errors and logs."""
-        return self.keep_list or self.drop_list or "preferred ids"
+        return self.uri
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Listed:
-    """What was written.
+    """What was written or found.
 
     Attributes:
-        lists: bytes and sha256 of each list, by its field of the job.
+        kind: of the task. written: bytes and sha256 of a list.
         repeated: ids of dropped images that others of the store have, too; they are not on the
             drop list. unknown: preferred ids that the store lacks.
     """
 
-    lists: Mapping[str, Mapping[str, Any]]
+    kind: str
+    written: Mapping[str, Any]
     repeated: pa.Array
     unknown: pa.Array
 
@@ -80,26 +84,26 @@ def check(task: CheckTask) -> None:
             check_lines(file.ids(_ID_ROWS), shard.uri)
 
 
-def write_lists(
+def write(
     store: str, task: ListTask, files: Files, id_type: pa.DataType, preferred: pa.Array
 ) -> Listed:
-    """Writes the lists, and finds which preferred ids the store has."""
+    """Writes a list, or finds which preferred ids the store lacks."""
     gone = np.zeros(task.rows, bool)
     for path in task.dropped:
         gone[intermediate.read(store, path)["row"].to_numpy()] = True
-    lists: dict[str, Mapping[str, Any]] = {}
+    written: Mapping[str, Any] = {}
     repeated = unknown = pa.array([], id_type)
-    if task.keep_list is not None:
-        lists["keep_list"] = write_list(task.keep_list, _ids(files, ~gone))
-    if task.drop_list is not None:
+    if task.kind == "keep_list":
+        written = write_list(task.uri, _ids(files, ~gone))
+    elif task.kind == "drop_list":
         repeated, twice = _repeated(files, gone, id_type)
-        lists["drop_list"] = write_list(task.drop_list, _once(_ids(files, gone), repeated, twice))
-    if len(preferred):
+        written = write_list(task.uri, _once(_ids(files, gone), repeated, twice))
+    else:
         has = np.zeros(len(preferred), bool)
         for ids in _ids(files, np.ones(task.rows, bool)):
             has |= pc.is_in(preferred, value_set=ids).to_numpy(zero_copy_only=False)
         unknown = preferred.filter(pa.array(~has))
-    return Listed(lists=lists, repeated=repeated, unknown=unknown)
+    return Listed(kind=task.kind, written=written, repeated=repeated, unknown=unknown)
 
 
 def _ids(files: Files, chosen: NDArray[np.bool_]) -> Iterator[pa.Array]:
@@ -139,10 +143,13 @@ def _with(parts: Iterable[pa.Array], ordered: NDArray[np.uint64]) -> Iterator[pa
     """The ids whose hash is among these, which are sorted."""
     if not len(ordered):
         return
+    begins = np.zeros(1 << _FIRST_BITS, bool)  # of hashes, which rule most ids out
+    begins[ordered >> _OTHER_BITS] = True
     for ids in parts:
         of_rows = hashes(ids)
-        at = np.minimum(np.searchsorted(ordered, of_rows), len(ordered) - 1)
-        yield ids.filter(pa.array(ordered[at] == of_rows))
+        likely = np.flatnonzero(begins[of_rows >> _OTHER_BITS])
+        at = np.minimum(np.searchsorted(ordered, of_rows[likely]), len(ordered) - 1)
+        yield ids.take(pa.array(likely[ordered[at] == of_rows[likely]]))
 
 
 def _once(parts: Iterable[pa.Array], without: pa.Array, twice: pa.Array) -> Iterator[pa.Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from raypq.execution.run_record import RunRecord
 from raypq.stages.retrieval.code_blocks import groups as groups_of
 from raypq.stages.retrieval.duplicates.group_edges import Files
 from raypq.stages.retrieval.duplicates.group_forest import ForestTask, Grown
-from raypq.stages.retrieval.duplicates.group_lists import CheckTask, Listed, ListTask
+from raypq.stages.retrieval.duplicates.group_lists import CheckTask, Listed, ListKind, ListTask
 from raypq.stages.retrieval.duplicates.group_members import GatherTask
 from raypq.stages.retrieval.duplicates.group_worker import Grouped, GroupTask, GroupWorker, Keeping
 from raypq.stages.retrieval.duplicates.night_edges import (
@@ -41,6 +41,7 @@ from raypq.stages.retrieval.duplicates.pair_plan import (
 from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask
 
+_FEW, _MANY = 1000, 0.1  # images, and the share of them in one group that is worth a warning
 _BLOCK_ROWS = 1 << 22  # of code files whose images are gathered by one task
 
 
@@ -206,22 +207,25 @@ class GroupRun:
         names = [receipt.shard for receipt in self.plan.version.shards]
         return self.pool.map(GroupWorker.group, parts, grown, gathered, names)
 
-    def _write_lists(self, dropped: Sequence[str]) -> Listed | None:
+    def _write_lists(self, dropped: Sequence[str]) -> dict[str, Listed]:
+        """What each list, and the search for preferred ids, has told."""
         job, plan = self.job, self.plan
-        if not (job.keep_list or job.drop_list or len(plan.keeping.preferred)):
-            return None
-        task = ListTask(
-            dropped=dropped,
-            rows=plan.version.rows,
-            keep_list=job.keep_list,
-            drop_list=job.drop_list,
-        )
-        results = self.pool.map(GroupWorker.write_lists, [task], plan.files)
-        (listed,) = completed(results, total=1, label="lists", unit="tasks")
-        return listed
+        wanted: dict[ListKind, str | None] = {
+            "keep_list": job.keep_list,
+            "drop_list": job.drop_list,
+            "preferred": job.prefer,
+        }
+        tasks = [
+            ListTask(kind=kind, uri=uri, dropped=dropped, rows=plan.version.rows)
+            for kind, uri in wanted.items()
+            if uri is not None
+        ]
+        results = self.pool.map(GroupWorker.write_list, tasks, plan.files)
+        listed = completed(results, total=len(tasks), label="lists", unit="lists")
+        return {item.kind: item for item in listed}
 
     def _summary(
-        self, grown: Grown, found: Sequence[Grouped], listed: Listed | None
+        self, grown: Grown, found: Sequence[Grouped], listed: Mapping[str, Listed]
     ) -> dict[str, Any]:
         """The summary of the version."""
         job, plan, join_of = self.job, self.plan, self.plan.pairs.join
@@ -243,7 +247,7 @@ class GroupRun:
             "largest": max(item.largest for item in found),
             "sizes": add_sizes(item.sizes for item in found),
             **({"dropped_at": grown.dropped_at} if job.linkage == "single" else {}),
-            "lists": {} if listed is None else listed.lists,
+            "lists": {kind: item.written for kind, item in listed.items() if item.written},
             "run": self.record.summary(),
             **sidecars.as_summary(write_tags(job.output, plan.tags)),
         }
@@ -253,18 +257,17 @@ def _say(
     job: DeduplicateJob,
     prefer: IdList | None,
     found: Sequence[Grouped],
-    listed: Listed | None,
+    listed: Mapping[str, Listed],
     rows: int,
 ) -> None:
     """Says what was found."""
-    if listed is not None and prefer is not None and len(listed.unknown):
-        total = len(prefer.ids)
-        console.warn(unknown_ids_message(prefer.uri, listed.unknown, total, job.codes))
-    if listed is not None and len(listed.repeated):
+    if prefer is not None and len(unknown := listed["preferred"].unknown):
+        console.warn(unknown_ids_message(prefer.uri, unknown, len(prefer.ids), job.codes))
+    if "drop_list" in listed and len(repeated := listed["drop_list"].repeated):
         console.warn(
-            f"{job.drop_list}: {len(listed.repeated):,} ids of dropped images are left out, since "
-            f"images that are kept have them, too, such as {listed.repeated[0].as_py()!r}: ids "
-            f"repeat in {job.codes} (raypq snapshots verify shows them)"
+            f"{job.drop_list}: {len(repeated):,} ids of dropped images are left out, since images "
+            f"that are kept have them, too, such as {repeated[0].as_py()!r}: ids repeat in "
+            f"{job.codes} (raypq snapshots verify shows them)"
         )
     groups, dropped = (sum(getattr(x, name) for x in found) for name in ("groups", "dropped"))
     console.say(
@@ -272,3 +275,9 @@ def _say(
         f"{max(item.largest for item in found):,}; without {dropped:,} near-duplicates, "
         f"{rows - dropped:,} of {rows:,} images are left"
     )
+    largest = max(item.largest for item in found)
+    if rows > _FEW and largest > _MANY * rows:
+        console.warn(
+            f"one group has {largest:,} of {rows:,} images: look at it (raypq report) before "
+            "images are dropped; a stricter threshold, or --linkage complete (linkage), gives smaller ones"
+        )

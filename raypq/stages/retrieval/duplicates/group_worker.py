@@ -124,12 +124,10 @@ class GroupWorker(EdgeWorker):
             path=intermediate.write(plan.store, pa.table([dropped], schema=DROPPED)),
         )
 
-    def write_lists(self, task: ListTask, files: Files) -> Listed:
-        """See ``group_lists.write_lists``."""
+    def write_list(self, task: ListTask, files: Files) -> Listed:
+        """See ``group_lists.write``."""
         plan = self.plan
-        return group_lists.write_lists(
-            plan.store, task, files, plan.id_type, self._keeping.preferred
-        )
+        return group_lists.write(plan.store, task, files, plan.id_type, self._keeping.preferred)
 
     def _near_rows(self, B: Codes) -> Iterator[NearRows]:
         """The pairs of codes [n, M] within the threshold, and their weights.

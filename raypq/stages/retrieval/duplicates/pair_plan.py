@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypq import console
+from raypq import console, kernels
 from raypq.config import Columns, DeduplicateJob, DuplicatesJob, Metric
+from raypq.data import search_results
 from raypq.data.storage import Shard
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, InputError
@@ -27,6 +28,7 @@ from raypq.stages.stores.shard_task import stored_shards
 _JOINED_ROWS = 1 << 24  # rows of each side of a task of the join, at 100 bytes each
 _SCANNED_ROWS = 1 << 17  # and of the scan
 _SAMPLE_ROWS = 200_000  # codes on which the ways are compared
+_COMPARED, _ASKING = 20_000, 1000  # codes of the sample among which nearest ones are sought
 _FEW_ROWS = 20_000  # which are scanned at once
 _LONG_SECONDS = 600.0  # of a scan that is worth a warning
 _SHARE = 0.05  # of all pairs that may be found, where no number is set
@@ -165,8 +167,8 @@ def check_settings(job: DuplicatesJob | DeduplicateJob, metric: Metric) -> None:
     if isinstance(job, DeduplicateJob):
         if by_column != (job.keep != "first"):
             raise ConfigError(
-                "keep, keep_by: largest or smallest goes with the column that decides, found "
-                f"{job.keep} and {job.keep_by}"
+                "keep: largest or smallest goes with the column that decides (--keep-by, keep_by), "
+                f"found {job.keep} and {job.keep_by or 'no column'}"
             )
         if job.rerank and job.linkage == "complete":
             raise ConfigError(
@@ -177,8 +179,10 @@ def check_settings(job: DuplicatesJob | DeduplicateJob, metric: Metric) -> None:
         raise ConfigError("rerank: pairs of two stores are not judged by their original vectors")
     if (job.rerank or by_column) != (job.features is not None):
         raise ConfigError(
-            "features: the source of the codes goes with rerank or keep_by, which read it, found "
-            f"{'none' if job.features is None else 'neither of them'}"
+            "features: expected the source of the codes, for --rerank (rerank) or --keep-by "
+            "(keep_by), found none; name it by --features (features)"
+            if job.features is None
+            else "features: only --rerank (rerank) and --keep-by (keep_by) read it, found neither"
         )
 
 
@@ -198,9 +202,10 @@ def choose_join(
         InputError: a sample has more pairs than allowed by far.
     """
     total = sum(version.rows for _, version in stores)
+    sample = _sample(plan, stores, total)
+    _say_nearest(plan, sample)
     if total <= _FEW_ROWS:
         return None
-    sample = _sample(plan, stores, total)
     # Of two stores, pairs within each are tried, too: an estimate from above.
     choice = choose(
         sample, total, plan.model.C, plan.metric, plan.threshold,
@@ -223,6 +228,24 @@ def choose_join(
             "cores; a stricter one takes a small part of that"
         )
     return choice.join
+
+
+def _say_nearest(plan: PairPlan, sample: NDArray[np.uint8]) -> None:
+    """Says how near images of a random sample are to one another, as a scale for thresholds."""
+    B = sample[:_COMPARED]
+    if len(B) < 2:
+        return
+    queries = plan.model.tables(plan.model.decode(B[:_ASKING]), None, plan.metric)
+    score, _ = kernels.topk_per_query(B, queries, 2)
+    nearest = np.sort(search_results.in_metric(score[:, 1], plan.metric))
+    if plan.metric != "l2":
+        nearest = nearest[::-1]
+    at = [float(nearest[int(share * (len(nearest) - 1))]) for share in (0.01, 0.1, 0.5)]
+    what = "a squared distance of" if plan.metric == "l2" else f"a {plan.metric} of"
+    console.say(
+        f"of {len(B):,} sampled images, 1% have another at {what} {at[0]:.3g}, 10% at {at[1]:.3g} "
+        f"and half at {at[2]:.3g}; the threshold is {plan.threshold:g}"
+    )
 
 
 def _sample(plan: PairPlan, stores: Sequence[StoreVersion], total: int) -> NDArray[np.uint8]:
