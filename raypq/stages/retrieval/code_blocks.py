@@ -125,6 +125,23 @@ def _joined(ids: Sequence[pa.Array]) -> pa.Array:
     return pa.concat_arrays(ids)
 
 
+def codes_alone(
+    shards: Sequence[Shard], models: Mapping[str, Model], id_type: pa.DataType
+) -> CodeBlock:
+    """The rows of several files of one model, whose ids are not read: all are null."""
+    files = [open_codes(shard, models, id_type) for shard in shards]
+    rows = sum(file.rows for file in files)
+    B = np.empty((rows, files[0].M), np.uint8)
+    row_ref = np.empty(rows, np.int64)
+    start = 0
+    for shard, file in zip(shards, files, strict=True):
+        row_ref[start : start + file.rows] = np.arange(file.rows) | shard.index << ROW_BITS
+        for codes in file.codes(_BATCH_ROWS) if file.rows else ():
+            B[start : start + len(codes)] = codes
+            start += len(codes)
+    return CodeBlock(fingerprint=files[0].fingerprint, B=B, ids=pa.nulls(rows), row_ref=row_ref)
+
+
 def open_codes(shard: Shard, models: Mapping[str, Model], id_type: pa.DataType) -> CodeFile:
     """A code file of a store, checked as ``read_block`` says."""
     file = CodeFile.open(shard.uri, size=shard.size)

@@ -279,5 +279,6 @@ def _say(
     if rows > _FEW and largest > _MANY * rows:
         console.warn(
             f"one group has {largest:,} of {rows:,} images: look at it (raypq report) before "
-            "images are dropped; a stricter threshold, or --linkage complete (linkage), gives smaller ones"
+            "images are dropped; a stricter threshold, or --linkage complete (linkage), gives "
+            "smaller ones"
         )

@@ -9,7 +9,6 @@ nor on the way to the candidates.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ from raypq import kernels
 from raypq.data.storage import Shard
 from raypq.kernels.join import CodeJoin, usable
 from raypq.kernels.sdc import SymmetricTables
-from raypq.stages.retrieval.code_blocks import CodeBlock, read_block
+from raypq.stages.retrieval.code_blocks import CodeBlock, codes_alone, read_block
 from raypq.stages.retrieval.duplicates.pair_originals import Judged, NearPairs, Originals
 from raypq.stages.retrieval.duplicates.pair_plan import BlockGroups, PairPlan, PairTask
 
@@ -110,11 +109,9 @@ class PairSearch:
 
     def _read(self, shards: Sequence[Shard], id_type: pa.DataType, ids: bool) -> CodeBlock:
         models = {self.plan.model.fingerprint: self.plan.model}
-        blocks = []
-        for shard in shards:
-            block = read_block(shard, models, id_type)
-            blocks.append(block if ids else replace(block, ids=pa.nulls(len(block.B))))
-        return CodeBlock.join(blocks)
+        if not ids:
+            return codes_alone(shards, models, id_type)
+        return CodeBlock.join([read_block(shard, models, id_type) for shard in shards])
 
     def _joined(
         self,
