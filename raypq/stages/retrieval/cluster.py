@@ -35,6 +35,7 @@ from raypq.stages.stores.shard_run import StoreRun
 from raypq.stages.stores.shard_task import ShardTask, stored_shards
 from raypq.stages.stores.work_id import cluster_fit, cluster_settings, cluster_work
 
+_MAX_VERSIONS = 16  # of the output that are looked through for centres
 _TASKS = 2  # of a pass, for each worker; every one sends sums of all clusters
 
 Pool = WorkerPool[ClusterWorker]
@@ -114,20 +115,21 @@ def _plan(job: ClusterJob, version: Snapshot, executor: Executor) -> ClusterPlan
 
 
 def _known_centres(job: ClusterJob, settings: str, fit: str) -> Centres | None:
-    """The centres of the last version, where they are to be used again."""
-    if not snapshot.versions(job.output):
-        return None
-    latest = snapshot.read(job.output)
-    centres = Centres.of_version(job.output, latest, settings)
-    if centres is None or centres.about.fit == fit:
+    """The centres of the last version with these settings, where they are to be used again."""
+    for number in reversed(snapshot.versions(job.output)[-_MAX_VERSIONS:]):
+        centres = Centres.of_version(job.output, snapshot.read(job.output, number), settings)
+        if centres is None:  # of other settings, or lost
+            continue
+        if centres.about.fit == fit:
+            return centres
+        if job.refit:
+            return None
+        console.say(
+            f"{job.output}: the centres of version {number} are used again (--refit, refit: true, "
+            "finds new ones)"
+        )
         return centres
-    if job.refit:
-        return None
-    console.say(
-        f"{job.output}: the centres of version {latest.version} are used again (--refit, refit: "
-        "true, finds new ones)"
-    )
-    return centres
+    return None
 
 
 def _find_centres(
@@ -135,7 +137,7 @@ def _find_centres(
 ) -> tuple[Floats, list[float]]:
     """Centres [k, D] by passes over all codes, and the mean error before each pass moved them."""
     tasks = _tasks(job, version, plan.shards)
-    state = FitState.read(job.output, fit)
+    state = FitState.read(job.output, fit, shape=(job.k, plan.rows.model.D))
     if state is None:
         sample = _sample(job, plan, pool, tasks)
         with kernels.native_threads(machine.usable().cpus):  # the workers wait

@@ -120,15 +120,20 @@ class FitState:
     errors: list[float]
 
     @classmethod
-    def read(cls, store: str, fit: str) -> Self | None:
-        """The state of an interrupted fit of this work id."""
+    def read(cls, store: str, fit: str, *, shape: tuple[int, int]) -> Self | None:
+        """The state of an interrupted fit of this work id, with centres [k, D] of this shape."""
         uri = _state(store, fit)
         if not exists(uri):
             return None
         try:
             tensors = load_tensors(read_bytes(uri))
-            return cls(C=tensors["C"], errors=tensors["errors"].tolist())
-        except (SafetensorError, KeyError) as error:
+            C, errors = tensors["C"], tensors["errors"]
+            if C.shape != shape or C.dtype != np.float32 or errors.ndim != 1:
+                raise ValueError(f"centres of shape {C.shape}, expected {shape}")
+            if not (np.isfinite(C).all() and np.isfinite(errors).all()):
+                raise ValueError("NaN or Inf")
+            return cls(C=C, errors=errors.tolist())
+        except (SafetensorError, KeyError, ValueError) as error:
             console.warn(f"{uri}: not a state to go on from, so the fit starts anew: {error}")
             return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import save as save_tensors
 
 from raypq import api
 from raypq.cli import main
@@ -235,6 +237,36 @@ def test_lost_centres_are_found_anew(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "cannot be used again" in caplog.text
     np.testing.assert_array_equal(before, centres(out, second))
     assert second.shards == first.shards
+
+
+def test_centres_of_an_earlier_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    codes, out = store(tmp_path, 4, range(300)), tmp_path / "out"
+    first = run(codes, out)
+    write(tmp_path, "q", np.arange(300, N))
+    encode(tmp_path)
+    second = run(codes, out)
+    ((sidecar,),) = second.sidecars(str(out)).values()
+    (out / sidecar.path).unlink()
+    third = run(codes, out)
+    assert "cannot be used again" in caplog.text
+    np.testing.assert_array_equal(centres(out, first), centres(out, third))
+    assert third.shards == second.shards
+
+
+def test_a_state_of_something_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    codes, out = store(tmp_path, 2), tmp_path / "out"
+    expected = run(codes, tmp_path / "whole")
+    fit = expected.summary["centres"]["fit"]
+    (out / "sidecars").mkdir(parents=True)
+    right = centres(tmp_path / "whole", expected)
+    for C in (np.zeros((3, 4), np.float32), np.full_like(right, np.nan)):
+        state = {"C": C, "errors": np.array([5.0])}
+        (out / "sidecars" / f"fit-{fit}.safetensors").write_bytes(save_tensors(state))
+        version = run(codes, out)
+        assert "not a state to go on from" in caplog.text
+        assert centres(out, version).tobytes() == right.tobytes()
+        shutil.rmtree(out)
+        (out / "sidecars").mkdir(parents=True)
 
 
 def test_a_store_like_any_other(tmp_path: Path) -> None:
