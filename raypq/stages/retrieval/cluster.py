@@ -56,12 +56,13 @@ def cluster(job: ClusterJob, executor: Executor) -> Snapshot:
     model = plan.rows.model.fingerprint
     settings = cluster_settings(model, job, metric=plan.rows.metric)
     fit = cluster_fit(settings, [receipt.sha256 for receipt in version.shards])
-    centres = _known_centres(job, settings, fit)
+    centres, of = _known_centres(job, settings, fit)
     fit = fit if centres is None else centres.about.fit
     work = cluster_work(fit)
     tasks = [ShardTask(shard=shard, model=model, work=work) for shard in plan.shards]
     run = StoreRun.plan(kind="clusters", store=job.output, tasks=tasks)
-    if centres is not None and (finished := run.unchanged_version()):
+    table_is_there = run.latest is not None and run.latest.version == of
+    if table_is_there and (finished := run.unchanged_version()):
         return finished
 
     def process(missing: Sequence[ShardTask]) -> Iterator[TaskResult[Receipt]]:
@@ -114,22 +115,23 @@ def _plan(job: ClusterJob, version: Snapshot, executor: Executor) -> ClusterPlan
     )
 
 
-def _known_centres(job: ClusterJob, settings: str, fit: str) -> Centres | None:
-    """The centres of the last version with these settings, where they are to be used again."""
+def _known_centres(job: ClusterJob, settings: str, fit: str) -> tuple[Centres | None, int | None]:
+    """The centres of the last version with these settings, where they are to be used again, and its
+    number."""
     for number in reversed(snapshot.versions(job.output)[-_MAX_VERSIONS:]):
         centres = Centres.of_version(job.output, snapshot.read(job.output, number), settings)
         if centres is None:  # of other settings, or lost
             continue
         if centres.about.fit == fit:
-            return centres
+            return centres, number
         if job.refit:
-            return None
+            break
         console.say(
             f"{job.output}: the centres of version {number} are used again (--refit, refit: true, "
             "finds new ones)"
         )
-        return centres
-    return None
+        return centres, number
+    return None, None
 
 
 def _find_centres(

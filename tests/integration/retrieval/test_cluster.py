@@ -251,6 +251,7 @@ def test_centres_of_an_earlier_version(tmp_path: Path, caplog: pytest.LogCapture
     assert "cannot be used again" in caplog.text
     np.testing.assert_array_equal(centres(out, first), centres(out, third))
     assert third.shards == second.shards
+    assert third.version == 3  # with a table again
 
 
 def test_a_state_of_something_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
