@@ -18,6 +18,7 @@ from raypq.config import (
     ClassifyJob,
     ClusterJob,
     ClusterSettings,
+    DeduplicateJob,
     DuplicatesJob,
     EncodeJob,
     EvaluateJob,
@@ -32,7 +33,7 @@ from raypq.methods.pq import PQModel, PQSettings
 from raypq.stages.classification import classify, evaluate
 from raypq.stages.encoding import encode
 from raypq.stages.retrieval import cluster, search
-from raypq.stages.retrieval.duplicates import near_duplicates
+from raypq.stages.retrieval.duplicates import deduplicate, near_duplicates
 from raypq.stages.retrieval.evaluate import evaluate as evaluate_retrieval
 from raypq.stages.training import train
 
@@ -122,6 +123,9 @@ def test_tasks_are_small(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     near_duplicates.near_duplicates(
         DuplicatesJob(codes=codes, threshold=1.0, output=str(out / "pairs")), executor
     )
+    deduplicate.deduplicate(
+        DeduplicateJob(codes=codes, threshold=1.0, output=str(out / "groups")), executor
+    )
     cluster.cluster(ClusterJob(codes=codes, k=5, output=str(out / "clusters")), executor)
     evaluate_retrieval(
         RetrievalJob(codes=codes, queries=queries, at=[5], features=features), executor
@@ -158,5 +162,5 @@ def test_tasks_are_small(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not large, large
     assert set(most) >= {
         "ShardTask", "TrainTask", "ScanTask", "RescoreTask", "WriteTask",
-        "PairTask", "JoinTask", "QueryTask", "ExactTask", "CodeFiles",
+        "PairTask", "ResultTask", "GatherTask", "GroupTask", "QueryTask", "ExactTask", "CodeFiles",
     }, most  # fmt: skip

@@ -32,18 +32,13 @@ class GatherTask:
     """A block of files, whose images of groups are read.
 
     Attributes:
-        block: its number. first: the number of its first file.
+        name: for errors and logs. block: its number. first, end: numbers of its files.
     """
 
+    name: str
     block: int
     first: int
-    files: Files
-    sources: Sequence[Shard] | None
-
-    @property
-    def name(self) -> str:
-        """Name for errors and logs."""
-        return self.files[0][0].uri
+    end: int
 
 
 def schema_of(plan: PairPlan) -> pa.Schema:
@@ -61,11 +56,20 @@ def schema_of(plan: PairPlan) -> pa.Schema:
     )
 
 
-def gather(plan: PairPlan, task: GatherTask, grown: Grown, blocks: int, column: str | None) -> str:
+def gather(
+    plan: PairPlan,
+    task: GatherTask,
+    grown: Grown,
+    blocks: int,
+    files: Files,
+    sources: Sequence[Shard] | None,
+    column: str | None,
+) -> str:
     """Writes the images of groups of a block of files, partitioned by part; returns the path.
 
     Args:
-        blocks: number of all blocks. column: of the source, by which one of a group is kept.
+        blocks: number of all blocks. files, sources: all of the store.
+        column: of the source, by which one of a group is kept.
     """
     this = range(task.block, task.block + 1)
     members = intermediate.read_partitions(plan.store, [grown.members], MEMBERS, blocks, this)
@@ -74,8 +78,9 @@ def gather(plan: PairPlan, task: GatherTask, grown: Grown, blocks: int, column: 
     kind: IdKind = "string" if pa.types.is_string(plan.id_type) else "int64"
     schema = schema_of(plan)
     with intermediate.partitioned(plan.store, schema, grown.parts) as out:
-        for number, (shard, start) in enumerate(task.files):
-            end = task.files[number + 1][1] if number + 1 < len(task.files) else np.inf
+        for number in range(task.first, task.end):
+            shard, start = files[number]
+            end = files[number + 1][1] if number + 1 < len(files) else np.inf
             low, high = np.searchsorted(row, [start, end])
             if low == high:
                 continue
@@ -83,14 +88,14 @@ def gather(plan: PairPlan, task: GatherTask, grown: Grown, blocks: int, column: 
             block = read_block(shard, models, plan.id_type)
             ids = block.ids.take(pa.array(at))
             value = pa.nulls(len(at), pa.float64())
-            if column is not None and task.sources is not None:
-                source = task.sources[number]
+            if column is not None and sources is not None:
+                source = sources[number]
                 value = pa.array(read_numbers(source, plan.columns, column, at, ids, kind))
             codes = pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(plan.model.M), len(at), [None, pa.py_buffer(block.B[at].tobytes())]
             )
             part = members.slice(low, high - low)
-            columns = [part["row"], part["root"], np.full(len(at), task.first + number, np.int32)]
+            columns = [part["row"], part["root"], np.full(len(at), number, np.int32)]
             table = pa.table([*columns, at, ids, codes, value], schema=schema)
             out.write(table, part["part"].to_numpy().astype(np.int64))
     return out.path

@@ -185,17 +185,14 @@ class GroupRun:
         return grown
 
     def _gather(self, grown: Grown, blocks: BlockGroups) -> list[str]:
-        files, sources = self.plan.files, self.plan.sources
         tasks = [
             GatherTask(
-                block=number,
-                first=block[0].index,
-                files=[files[shard.index] for shard in block],
-                sources=None if sources is None else [sources[shard.index] for shard in block],
+                name=block[0].uri, block=number, first=block[0].index, end=block[-1].index + 1
             )
             for number, block in enumerate(blocks)
         ]
-        results = self.pool.map(GroupWorker.gather, tasks, grown, len(blocks), ordered=True)
+        shared = grown, len(blocks), self.plan.files, self.plan.sources
+        results = self.pool.map(GroupWorker.gather, tasks, *shared, ordered=True)
         return list(completed(results, total=len(tasks), label="gather", unit="blocks"))
 
     def _group(

@@ -88,9 +88,17 @@ class GroupWorker(EdgeWorker):
         plan = self.plan
         return group_forest.grow(plan.store, task, plan.metric, plan.threshold)
 
-    def gather(self, task: GatherTask, grown: Grown, blocks: int) -> str:
+    def gather(
+        self,
+        task: GatherTask,
+        grown: Grown,
+        blocks: int,
+        files: Files,
+        sources: Sequence[Shard] | None,
+    ) -> str:
         """See ``group_members.gather``."""
-        return group_members.gather(self.plan, task, grown, blocks, self._keeping.column)
+        column = self._keeping.column
+        return group_members.gather(self.plan, task, grown, blocks, files, sources, column)
 
     def group(
         self, task: GroupTask, grown: Grown, paths: Sequence[str], shards: Sequence[str]
@@ -150,7 +158,7 @@ class GroupWorker(EdgeWorker):
                     f"threshold {self.plan.threshold:g} ({self.plan.metric})",
                     expected=f"at most {_HELD_PAIRS:,} pairs of different codes in groups of "
                     "--linkage complete (linkage)",
-                    found="more; use a narrower threshold, or --linkage single",
+                    found="more; use a narrower threshold, or --linkage single (linkage: single)",
                 )
             rows = (i.to_numpy().astype(np.int64), j.to_numpy().astype(np.int64))
             yield *rows, self.weight(score)
