@@ -2,8 +2,8 @@
 
 Centres are found by passes over all codes: workers add up the rows of each cluster, the driver
 moves the centres. Then each code file gets a file with the cluster of each image. A later run
-assigns new code files to the same centres and keeps the files of unchanged ones, until it is told
-to ``refit``.
+assigns new code files to the same centres and keeps the files of unchanged ones, except with
+``refit``.
 """
 
 from __future__ import annotations

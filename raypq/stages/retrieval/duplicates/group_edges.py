@@ -18,7 +18,7 @@ from raypq.data.storage import Shard, file_size, join
 from raypq.data.stored import open_stored
 from raypq.kernels.forest import Forest
 from raypq.stages.retrieval.code_blocks import ROW_BITS, CodeBlock, read_block
-from raypq.stages.retrieval.duplicates.pair_originals import Judged, NearPairs
+from raypq.stages.retrieval.duplicates.pair_originals import LeftOut, NearPairs
 from raypq.stages.retrieval.duplicates.pair_parts import PairPart
 from raypq.stages.retrieval.duplicates.pair_plan import BlockGroups, PairTask
 from raypq.stages.retrieval.duplicates.pair_search import PairSearch
@@ -46,7 +46,7 @@ class RecallTask:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recalled:
-    """What a groups file of the last version tells.
+    """What a groups file of the last version holds for the next one.
 
     Attributes:
         path: of the edges of groups that are whole. rows: of groups that have lost an image [n];
@@ -89,12 +89,12 @@ class EdgeWorker(PairSearch):
         if task.second is not None:
             offset = len(numbers)
             numbers = np.concatenate([numbers, row_numbers(second, starts)])
-        forest, judged = Forest(len(numbers)), Judged()
-        self._add(forest, self.near_pairs(task, first, second, judged), offset=offset)
+        forest, left_out = Forest(len(numbers)), LeftOut()
+        self._add(forest, self.near_pairs(task, first, second, left_out), offset=offset)
         a, b = numbers[forest.edges].T
         path = write_edges(self.plan.store, a, b, forest.weight)
         size = file_size(join(self.plan.store, path))
-        return PairPart(key=task.key, path=path, bytes=size, pairs=len(a), left_out=judged.left_out)
+        return PairPart(key=task.key, path=path, bytes=size, pairs=len(a), left_out=left_out.pairs)
 
     def recall(self, task: RecallTask, starts: Mapping[str, int]) -> Recalled:
         """Writes the edges of the groups of a file whose images are all still there.

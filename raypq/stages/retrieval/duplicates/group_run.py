@@ -141,7 +141,7 @@ class GroupRun:
             pass
 
     def _edges(self) -> tuple[list[str], PairParts]:
-        """Edges that the last version tells, and those that are found."""
+        """Edges that the last version has, and those that are found."""
         plan, known = self.plan, self.known
         starts = np.array([start for _, start in plan.files], np.int64)
         files = [shard for shard, _ in plan.files]
@@ -205,7 +205,7 @@ class GroupRun:
         return self.pool.map(GroupWorker.group, parts, grown, gathered, names)
 
     def _write_lists(self, dropped: Sequence[str]) -> dict[str, Listed]:
-        """What each list, and the search for preferred ids, has told."""
+        """The results of each list, and of the search for preferred ids."""
         job, plan = self.job, self.plan
         wanted: dict[ListKind, str | None] = {
             "keep_list": job.keep_list,

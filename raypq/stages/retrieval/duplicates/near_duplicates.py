@@ -23,7 +23,7 @@ from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, ModelError
 from raypq.execution.executor import Executor, TaskResult, WorkerPool
 from raypq.execution.run_record import RunRecord
-from raypq.stages.retrieval.duplicates.pair_originals import Judged
+from raypq.stages.retrieval.duplicates.pair_originals import LeftOut
 from raypq.stages.retrieval.duplicates.pair_parts import (
     PairPart,
     PairParts,
@@ -75,9 +75,9 @@ class PairWorker(PairSearch):
         """Writes the pairs of two groups, or within one, to an intermediate file."""
         plan = self.plan
         first, second = self.read_sides(task, groups)
-        schema, judged = pairs.schema(plan.id_type, plan.other_type), Judged()
+        schema, left_out = pairs.schema(plan.id_type, plan.other_type), LeftOut()
         with intermediate.partitioned(plan.store, schema, _PARTITIONS) as file:
-            for i, j, score in self.near_pairs(task, first, second, judged):
+            for i, j, score in self.near_pairs(task, first, second, left_out):
                 a = first.ids.take(i).cast(plan.id_type)
                 b = second.ids.take(j).cast(plan.other_type)
                 part = pairs.table(a, b, pa.array(score), within=not plan.across)
@@ -86,7 +86,7 @@ class PairWorker(PairSearch):
                     break
         size = file_size(join(plan.store, file.path))
         return PairPart(
-            key=task.key, path=file.path, bytes=size, pairs=file.rows, left_out=judged.left_out
+            key=task.key, path=file.path, bytes=size, pairs=file.rows, left_out=left_out.pairs
         )
 
     def write(self, task: ResultTask, paths: Sequence[str]) -> shard_writer.Receipt:

@@ -1,4 +1,4 @@
-"""Near pairs judged by their original vectors: candidates come from the codes.
+"""Near pairs confirmed by their original vectors: candidates come from the codes.
 
 A pair is kept if its vectors, as the model sees them, are within the threshold, too. Only row
 groups with candidates are read, each once for a task; vectors beyond a bound are kept on disk.
@@ -34,10 +34,11 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(kw_only=True)
-class Judged:
-    """Counts of a task: pairs that are near by their codes, and not by their original vectors."""
+class LeftOut:
+    """The number of pairs of a task that are near by their codes, and not by their original
+    vectors."""
 
-    left_out: int = 0
+    pairs: int = 0
 
 
 class Originals:
@@ -46,12 +47,12 @@ class Originals:
     def __init__(self, plan: PairPlan) -> None:
         self._plan = plan
 
-    def judge(
+    def confirmed(
         self,
         found: Iterator[NearPairs],
         first: CodeBlock,
         second: CodeBlock,
-        judged: Judged,
+        left_out: LeftOut,
     ) -> Iterator[NearPairs]:
         """The pairs whose vectors are within the threshold, too, with the scores of these; counts
         the others.
@@ -77,7 +78,7 @@ class Originals:
                 u, v = U[np.searchsorted(needed_i, a)], V[np.searchsorted(needed_j, b)]
                 score = self._score(np.asarray(u), np.asarray(v))
                 near = score <= threshold if l2 else score >= threshold
-                judged.left_out += len(a) - int(near.sum())
+                left_out.pairs += len(a) - int(near.sum())
                 if near.any():
                     yield pa.array(a[near]), pa.array(b[near]), score[near]
 

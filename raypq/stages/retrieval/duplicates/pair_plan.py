@@ -176,7 +176,7 @@ def check_settings(job: DuplicatesJob | DeduplicateJob, metric: Metric) -> None:
                 "rerank"
             )
     elif job.rerank and job.against is not None:
-        raise ConfigError("rerank: pairs of two stores are not judged by their original vectors")
+        raise ConfigError("rerank: pairs of two stores are not compared by their original vectors")
     if (job.rerank or by_column) != (job.features is not None):
         raise ConfigError(
             "features: expected the source of the codes, for --rerank (rerank) or --keep-by "

@@ -8,7 +8,8 @@ nor on the way to the candidates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from raypq.data.storage import Shard
 from raypq.kernels.join import CodeJoin, usable
 from raypq.kernels.sdc import SymmetricTables
 from raypq.stages.retrieval.code_blocks import CodeBlock, codes_alone, read_block
-from raypq.stages.retrieval.duplicates.pair_originals import Judged, NearPairs, Originals
+from raypq.stages.retrieval.duplicates.pair_originals import LeftOut, NearPairs, Originals
 from raypq.stages.retrieval.duplicates.pair_plan import BlockGroups, PairPlan, PairTask
 
 _ROUNDING = 1e-6  # of the cosine of equal codes
@@ -59,7 +60,7 @@ class PairSearch:
         return first, held[1]
 
     def near_pairs(
-        self, task: PairTask, first: CodeBlock, second: CodeBlock, judged: Judged
+        self, task: PairTask, first: CodeBlock, second: CodeBlock, left_out: LeftOut
     ) -> Iterator[NearPairs]:
         """Pairs within the threshold: rows of the first and the second block, and their scores.
 
@@ -67,19 +68,9 @@ class PairSearch:
         original vectors, these decide, and give the scores.
         """
         same = task.second is None
-        once = self.plan.once and self.equal_are_near
-        if task.parts is not None:
-            assert self.plan.join is not None, "a task of the join"
-            found = self._joined(
-                self.plan.join, first, second, same=same, parts=task.parts, once=once
-            )
-        elif not once:
-            found = self._scanned(first, second, same=same)
-        else:
-            found = self._scanned_once(first, second, same=same)
-        if self._originals is None:
-            return found
-        return self._originals.judge(found, first, second, judged)
+        if task.parts is None:
+            return self._near(None, (), first, second, left_out, same=same)
+        return self._near(self.plan.join, (task.parts,), first, second, left_out, same=same)
 
     def near_within(self, block: CodeBlock, parts: tuple[int, ...] | None) -> Iterator[NearPairs]:
         """As ``near_pairs``, within a block that is not of the plan.
@@ -87,19 +78,37 @@ class PairSearch:
         Args:
             parts: first part of each group of a join, which is used where it pays.
         """
-        plan, join = self.plan, None
+        plan = self.plan
         if parts is not None and usable(plan.model.C):
             join = CodeJoin.by(plan.model.C, plan.metric, plan.threshold, first=parts)
-        if join is None or not join.pays(len(block.B), len(block.B)):
-            task = PairTask(name="", first=0, second=None)
-            yield from self.near_pairs(task, block, block, Judged())
-            return
-        once = plan.once and self.equal_are_near
-        for group in range(join.groups):
-            found = self._joined(join, block, block, same=True, parts=group, once=once)
-            if self._originals is not None:
-                found = self._originals.judge(found, block, block, Judged())
-            yield from found
+            if join.pays(len(block.B), len(block.B)):
+                return self._near(join, range(join.groups), block, block, LeftOut(), same=True)
+        return self._near(None, (), block, block, LeftOut(), same=True)
+
+    def _near(
+        self,
+        join: CodeJoin | None,
+        groups: Iterable[int],
+        first: CodeBlock,
+        second: CodeBlock,
+        left_out: LeftOut,
+        *,
+        same: bool,
+    ) -> Iterator[NearPairs]:
+        """Pairs by some groups of parts of a join, or by a scan."""
+        once = self.plan.once and self.equal_are_near
+        if join is not None:
+            found: Iterator[NearPairs] = chain.from_iterable(
+                self._joined(join, first, second, same=same, parts=group, once=once)
+                for group in groups
+            )
+        elif not once:
+            found = self._scanned(first, second, same=same)
+        else:
+            found = self._scanned_once(first, second, same=same)
+        if self._originals is None:
+            return found
+        return self._originals.confirmed(found, first, second, left_out)
 
     @property
     def equal_are_near(self) -> bool:
