@@ -384,17 +384,19 @@ def test_a_cluster_that_answers_passes(local_ray: None) -> None:
     check_address(ray.get_runtime_context().gcs_address)
 
 
-def test_search_and_duplicates_are_the_same_on_ray(tmp_path: Path) -> None:
+# The numbers of shards, and the workers that hold them.
+LAYOUTS = ((2, ALONE), (60, TWO), (2, TWO.model_copy(update={"workers": 4})))
+
+
+def coded_layouts(tmp_path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """One set of 600 codes in shards of every layout: its folder, and what its jobs share."""
     rng = np.random.default_rng(6)
     C = np.round(rng.standard_normal((4, 16, 3)) * 2).astype(np.float32) / 2  # ties abound
     model = PQModel(settings=PQSettings(M=4, K=16), tensors={"C": C}, dx=12)
     model.save(str(tmp_path / "model"))
-    X, Q = (rng.standard_normal((n, 12)).astype(np.float32) for n in (600, 20))
+    X = rng.standard_normal((600, 12)).astype(np.float32)
     rows = pa.table({"id": rng.permutation(600), "feature": arrays.fixed_list(X)})
-    queries = {"id": np.arange(20), "feature": arrays.fixed_list(Q)}
-    pq.write_table(pa.table(queries), tmp_path / "q.parquet")
-    seen, seen_groups = set(), set()
-    for parts, where in ((2, ALONE), (200, TWO), (2, TWO.model_copy(update={"workers": 4}))):
+    for parts, where in LAYOUTS:
         root = tmp_path / f"{parts}-{where.workers}"
         (root / "features").mkdir(parents=True)
         for part, some in enumerate(np.array_split(np.arange(600), parts)):
@@ -407,7 +409,15 @@ def test_search_and_duplicates_are_the_same_on_ray(tmp_path: Path) -> None:
                 where=ALONE,
             )
         )
-        both: dict[str, Any] = {"codes": str(root / "codes"), "where": where}
+        yield root, {"codes": str(root / "codes"), "where": where}
+
+
+def test_search_and_duplicates_are_the_same_on_ray(tmp_path: Path) -> None:
+    Q = np.random.default_rng(7).standard_normal((20, 12)).astype(np.float32)
+    queries = {"id": np.arange(20), "feature": arrays.fixed_list(Q)}
+    pq.write_table(pa.table(queries), tmp_path / "q.parquet")
+    seen = set()
+    for root, both in coded_layouts(tmp_path):
         search = SearchJob(
             queries=[str(tmp_path / "q.parquet")], top_k=30, output=str(root / "found"), **both
         )
@@ -419,9 +429,12 @@ def test_search_and_duplicates_are_the_same_on_ray(tmp_path: Path) -> None:
         ((centres,),) = clusters.sidecars(str(root / "clusters")).values()
         files = [receipt for version in versions for receipt in version.shards]
         seen.add(tuple(file.sha256 for file in (*files, centres)))
-        seen_groups.add(groups_by_nights(root, both))
     assert len(seen) == 1
-    assert len(seen_groups) == 1
+
+
+def test_groups_by_nights_are_the_same_on_ray(tmp_path: Path) -> None:
+    seen = {groups_by_nights(root, both) for root, both in coded_layouts(tmp_path)}
+    assert len(seen) == 1
 
 
 def groups_by_nights(root: Path, both: dict[str, Any]) -> tuple[Any, ...]:
