@@ -276,6 +276,8 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
                 for low in range(start, int(end), batch):
                     at = slice(low, min(low + batch, int(end)))
                     part = TrainBatch(X=X[at], y=None if y is None else y[at], row=low)
+                    rows = method.rows_of_pass(state)
+                    part = part if rows is None else part.chosen(rows)
                     stats.merge(method.accumulate(state.for_workers(), part))
                 total.merge(stats)
                 start = int(end)

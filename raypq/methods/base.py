@@ -1,9 +1,8 @@
 """The interface of methods; a method imports it and that of models from here.
 
 A method trains *by reduction* or *by gradient* (``raypq.methods.gradient``). In a reduction the
-state is sent to the shards, each returns float64 statistics, and these are merged in shard order,
-so the model is bit-identical for any number of workers. After training only ``Model``
-(``raypq.methods.model``) is used.
+state is sent to the shards, and their float64 statistics are merged in shard order, so the model is
+bit-identical for any number of workers. After training only ``Model`` is used.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raypq.errors import ConfigError, InputError, NotFittedError
+from raypq.errors import InputError, NotFittedError
 from raypq.methods.model import Array, MethodSettings, Model, Normalise
 
 __all__ = [
@@ -34,7 +33,6 @@ __all__ = [
     "TrainBatch",
     "TrainingSetInfo",
     "check_embeddings",
-    "check_rows",
 ]  # fmt: skip
 
 
@@ -74,14 +72,30 @@ class TrainingSetInfo:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainBatch:
-    """Consecutive rows: X [n, dx] float32, y [n] indices into the L classes (or None).
+    """Rows: X [n, dx] float32, y [n] indices into the L classes (or None).
 
-    ``row`` is the number of the first row in the whole store.
+    Attributes:
+        row: number of the first row in the whole store.
+        rows: numbers of all rows [n], ascending; None: consecutive ones.
     """
 
     X: NDArray[np.float32]
     y: NDArray[np.int32] | None
     row: int
+    rows: NDArray[np.int64] | None = None
+
+    def positions(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions in the batch [m] of those of ``rows`` [k], ascending, that it has."""
+        if self.rows is not None:
+            return np.flatnonzero(np.isin(self.rows, rows, assume_unique=True))
+        low, high = np.searchsorted(rows, [self.row, self.row + len(self.X)])
+        return rows[low:high] - self.row
+
+    def chosen(self, rows: NDArray[np.int64]) -> TrainBatch:
+        """A copy of those of ``rows`` [k], ascending, that the batch has; its own are consecutive."""
+        at = self.positions(rows)
+        y = None if self.y is None else self.y[at]
+        return TrainBatch(X=self.X[at], y=y, row=self.row, rows=at + self.row)
 
 
 Sums = Array | Tensor
@@ -222,7 +236,15 @@ class Method(ABC):
 
 
 class ReductionMethod(Method):
-    """A method that trains by exact map-reduce."""
+    """A method that trains by exact map-reduce, in passes over all rows or a sample."""
+
+    def rows_of_pass(self, state: State) -> NDArray[np.int64] | None:
+        """Numbers of the rows [n], ascending, that the next pass sees; None: all."""
+        return None
+
+    def rows_of_later_passes(self, state: State) -> NDArray[np.int64] | None:
+        """As ``rows_of_pass`` [n], of all passes after it."""
+        return None
 
     @abstractmethod
     def begin(self, dataset_info: TrainingSetInfo) -> State:
@@ -268,16 +290,4 @@ def check_embeddings(A: NDArray[np.float32]) -> None:
     if len(A) > 1 and np.ptp(A.astype(np.float64), axis=0).max() <= 1e-6 * np.abs(A).max():
         raise InputError(
             "class embeddings", expected="classes that differ", found="all of them alike"
-        )
-
-
-def check_rows(dataset_info: TrainingSetInfo, settings: MethodSettings) -> None:
-    """Refuses a training set with fewer rows than codewords.
-
-    Raises:
-        ConfigError: naming both numbers.
-    """
-    if dataset_info.N < settings.K:
-        raise ConfigError(
-            f"K: {settings.K} codewords need at least as many training rows, found {dataset_info.N}"
         )

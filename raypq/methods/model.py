@@ -109,6 +109,8 @@ class Model(ABC):
     """
 
     method: ClassVar[str]
+    legacy_settings: ClassVar[Mapping[str, Any]] = {}
+    """Defaults for settings that older model files lack."""
 
     settings: MethodSettings
     tensors: Mapping[str, Array]
@@ -179,6 +181,8 @@ class Model(ABC):
     ) -> Self:
         """The model in ``files``, with the prototypes that were added to it."""
         content = files.content
+        old = {k: v for k, v in cls.legacy_settings.items() if k not in content["settings"]}
+        settings = settings.model_copy(update=old)
         for key in ("dx", "da"):
             if content[key] is not None or key == "dx":
                 _check_width(key, content[key])

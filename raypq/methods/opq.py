@@ -38,6 +38,12 @@ class OPQSettings(PQSettings):
     """Settings of pq, and of the rotation."""
 
     D: Positive | None = Field(None, description="width after projection; default: dx")
+    rows_per_codeword: int = Field(
+        1024,
+        ge=0,
+        description="train codebooks and rotation on a sample of the rows, so many for each of K "
+        "codewords; 0: on all rows",
+    )
     polish: int = Field(10, ge=0, description="passes for the codebooks alone, rotation fixed")
 
 
@@ -119,12 +125,12 @@ class OPQ(PQ):
     def _next_projection(self, state: State, stats: Stats) -> State:
         if not self._updates_projection(state):
             return state
-        arrays = state.arrays
+        arrays, qx = state.arrays, stats.sums["qx"]
         if "_P0" in arrays:  # a rotation of the axes of scores
-            left, _, right = np.linalg.svd(stats.sums["qx"] @ arrays["_P0"].T)
+            left, _, right = np.linalg.svd(qx @ arrays["_P0"].T)
             P, Q = (left @ right @ arrays[name] for name in ("_P0", "_Q0"))
             return state.with_arrays({"P": P.astype(np.float32), "Q": Q.astype(np.float32)})
-        left, _, right = np.linalg.svd(stats.sums["qx"], full_matrices=False)
+        left, _, right = np.linalg.svd(qx, full_matrices=False)
         P = (left @ right).astype(np.float32, order="C")
         # The codeword sums are those of the old P, so the objective of the new P and codebooks is
         # known only after the next pass.

@@ -24,7 +24,6 @@ from raypq.methods.base import (
     Stats,
     TrainBatch,
     TrainingSetInfo,
-    check_rows,
 )
 from raypq.methods.support import codebooks
 from raypq.methods.support.linear_model import LinearModel
@@ -48,6 +47,12 @@ class PQSettings(MethodSettings):
         1e-4, ge=0, description="stop when the objective falls by less, relatively"
     )
     sample: Positive = Field(16384, description="rows to initialise the codebooks from")
+    rows_per_codeword: int = Field(
+        512,
+        ge=0,
+        description="train the codebooks on a sample of the rows, so many for each of K codewords; "
+        "0: on all rows",
+    )
 
 
 class PQModel(LinearModel):
@@ -63,16 +68,38 @@ class PQ(ReductionMethod):
     settings: PQSettings
 
     def begin(self, dataset_info: TrainingSetInfo) -> State:
-        check_rows(dataset_info, self.settings)
+        _check_rows(dataset_info, self.settings)
         self._check_width(dataset_info)
         rng = np.random.default_rng([self.settings.seed, 0])
-        size = min(max(self.settings.sample, self.settings.K), dataset_info.N)
-        rows = np.sort(rng.choice(dataset_info.N, size, replace=False))
+        size = max(self.settings.sample, self.settings.K)
+        sampled = self._sampled(dataset_info)
+        of = dataset_info.N if sampled is None else sampled
+        n = dataset_info.N if sampled is None else len(sampled)
+        rows = np.sort(rng.choice(of, min(size, n), replace=False))
         phase = "scale" if self.settings.normalise.startswith("zscore") else "sample"
         return State(
             phase=phase,
-            arrays={"rows": rows, "dx": np.array(dataset_info.dx), **self._constants(dataset_info)},
+            arrays={
+                "rows": rows,
+                "dx": np.array(dataset_info.dx),
+                **({} if sampled is None else {"sampled": sampled}),
+                **self._constants(dataset_info),
+            },
         )
+
+    def _sampled(self, dataset_info: TrainingSetInfo) -> NDArray[np.int64] | None:
+        """The rows that the codebooks are trained on, ascending; None: all."""
+        N, n = dataset_info.N, self.settings.rows_per_codeword * self.settings.K
+        if not 0 < n < N:
+            return None
+        rng = np.random.default_rng([self.settings.seed, 5])
+        return np.sort(rng.choice(N, n, replace=False))
+
+    def rows_of_pass(self, state: State) -> NDArray[np.int64] | None:
+        return None if state.phase in ("scale", "sample") else state.arrays.get("sampled")
+
+    def rows_of_later_passes(self, state: State) -> NDArray[np.int64] | None:
+        return None if state.phase == "scale" else state.arrays.get("sampled")
 
     def _check_width(self, dataset_info: TrainingSetInfo) -> None:
         if dataset_info.dx % self.settings.M:
@@ -102,9 +129,7 @@ class PQ(ReductionMethod):
         )
 
     def _accumulate_sample(self, state: State, batch: TrainBatch, X: Rows) -> Stats:
-        rows = state.arrays["rows"]
-        low, high = np.searchsorted(rows, [batch.row, batch.row + len(X)])
-        return Stats(rows={"sample": [X.chosen(rows[low:high] - batch.row)]})
+        return Stats(rows={"sample": [X.chosen(batch.positions(state.arrays["rows"]))]})
 
     def _accumulate_assign(self, state: State, X: Rows) -> Stats:
         U = self._project(state, X)
@@ -204,4 +229,16 @@ class PQ(ReductionMethod):
             dx=int(arrays["dx"]),
             da=int(arrays["Q"].shape[1]) if "Q" in arrays and "image_mean" not in arrays else None,
             record={"history": [dict(entry) for entry in state.history]},
+        )
+
+
+def _check_rows(dataset_info: TrainingSetInfo, settings: PQSettings) -> None:
+    """Refuses a training set with fewer rows than codewords.
+
+    Raises:
+        ConfigError: naming both numbers.
+    """
+    if dataset_info.N < settings.K:
+        raise ConfigError(
+            f"K: {settings.K} codewords need at least as many training rows, found {dataset_info.N}"
         )

@@ -260,7 +260,12 @@ class PQZSL(MomentsPQ):
         if not self._updates_projection(state):
             return state
         data, embedding = moments(state), _parameters(state)
-        return state.with_arrays(_arrays(embedding.step(stats.sums["qx"], data, self.settings)))
+        qx = stats.sums["qx"]
+        if "sampled" in state.arrays:
+            if "G" in stats.sums:
+                state = state.with_arrays({"_sampled_G": stats.sums["G"]})
+            qx = _of_all_rows(qx, float(stats.sums["count"][0].sum()), state)
+        return state.with_arrays(_arrays(embedding.step(qx, data, self.settings)))
 
     def _objective(self, state: State, stats: Stats) -> dict[str, Any]:
         entry = super()._objective(state, stats)
@@ -313,6 +318,12 @@ class PQZSL(MomentsPQ):
             return PQ._accumulate_sample(self, state, batch, X)
         return super().accumulate(state, batch, rows)
 
+    def _accumulate_assign(self, state: State, X: Rows) -> Stats:
+        stats = super()._accumulate_assign(state, X)
+        if "sampled" in state.arrays and state.iteration == 0:
+            stats.sums["G"] = X.gram()
+        return stats
+
     def update(self, state: State, stats: Stats) -> State:
         if state.phase != "axes":
             return super().update(state, stats)
@@ -327,6 +338,16 @@ def _arrays(embedding: Embedding) -> dict[str, Array]:
         "Q": embedding.Q.astype(np.float32, order="C"),
         **{f"_{name}": getattr(embedding, name) for name in "PQZFH"},
     }
+
+
+def _of_all_rows(qx: Matrix, n: float, state: State) -> Matrix:
+    """Σ q(u)xᵀ [D, dx] of all N rows, from that of n of them.
+
+    Only Σ (q − u)xᵀ, which is small, is taken in proportion; Σ u xᵀ = P·XXᵀ is known for all rows.
+    """
+    data, P = moments(state), state.arrays["P"].astype(np.float64)
+    share = float(data.n.sum()) / n
+    return P @ (data.G - share * state.arrays["_sampled_G"]) + share * qx
 
 
 def _parameters(state: State) -> Embedding:

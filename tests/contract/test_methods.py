@@ -286,6 +286,41 @@ def test_any_split_of_the_rows_gives_the_same_model(name, normalise, shards, tra
 
 
 @by_reduction
+@pytest.mark.parametrize("normalise", ["unit", "zscore"])
+def test_codebooks_of_a_sample_hang_on_its_rows_alone(name, normalise, fit, data):
+    """20 rows for each of 16 codewords; the passes that see all rows come first."""
+    method = small(name, normalise=normalise, rows_per_codeword=20)
+    state, seen = begin(method, data), []
+    while not state.done:
+        rows = method.rows_of_pass(state)
+        seen.append(len(data["X"]) if rows is None else len(rows))
+        part = batch(data, 0, N) if rows is None else batch(data, 0, N).chosen(rows)
+        later = method.rows_of_later_passes(state)
+        before, state = state, method.update(state, method.accumulate(state.for_workers(), part))
+        if later is not None and not state.done:
+            np.testing.assert_array_equal(method.rows_of_pass(state), later)
+        assert rows is None or np.isin(before.arrays["rows"], rows).all(), "seeds are of the sample"
+    all_rows = 2 if normalise == "zscore" else 1
+    assert seen == [N] * all_rows + [320] * (len(seen) - all_rows)
+    whole = fit(method, data["X"], y=data["y"], A=data["A"], batch=BATCH)
+    split = fit(method, data["X"], y=data["y"], A=data["A"], batch=BATCH, shards=(50, 100, 450))
+    for key, tensor in whole.tensors.items():
+        np.testing.assert_allclose(split.tensors[key], tensor, rtol=1e-4, atol=1e-5)
+    error = whole.record["history"][-1]["quantization_error"]
+    U = whole.embed(data["X"])
+    q = whole.decode(whole.encode(data["X"]))
+    assert ((U - q) ** 2).sum(axis=1).mean() < 1.5 * error, "other rows are quantized about as well"
+
+
+@by_reduction
+def test_as_many_rows_as_the_sample_would_have(name, data):
+    method = small(name, rows_per_codeword=38)  # 608 rows, of 600
+    assert method.rows_of_later_passes(begin(method, data)) is None
+    method = small(name, rows_per_codeword=0)
+    assert method.rows_of_later_passes(begin(method, data)) is None
+
+
+@by_reduction
 def test_merging_keeps_every_row_and_sum(name, data):
     """Σ over any cut of the rows is the statistic of all of them, in every phase."""
     method = small(name, normalise="zscore")

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -102,6 +103,8 @@ class LinearModel(Model):
     the space of prototypes. Where codes are fitted to classes in feature space: ``Q`` [D, dx] and
     ``image_mean`` [dx] (see ``raypq.methods.support.aligned_space``).
     """
+
+    legacy_settings: ClassVar[Mapping[str, Any]] = {"rows_per_codeword": 0}
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.config import Precision
-from raypq.data.class_prototypes import ClassLayer
-from raypq.data.model_files import ModelFiles
 from raypq.errors import ModelError
 from raypq.kernels import memory
 from raypq.kernels.torch import Codebooks
-from raypq.methods.model import MethodSettings, Model
+from raypq.methods.model import Model
 from raypq.methods.support.network import Network, array_of, autocast, seeded, tensor_of
 from raypq.methods.support.normalisation import check_range, normalise
 
@@ -34,17 +32,6 @@ class NetworkModel(Model):
     Tensors: ``C`` [M, K, d]; ``net.*`` the network's ``state_dict``; ``mean``, ``inverse_std``
     [dx] where features are z-scored.
     """
-
-    legacy_settings: ClassVar[Mapping[str, Any]] = {}
-    """Defaults for settings that older model files lack."""
-
-    @classmethod
-    def from_files(
-        cls, files: ModelFiles, settings: MethodSettings, layer: ClassLayer | None = None
-    ) -> Self:
-        written = files.content["settings"]
-        missing = {key: value for key, value in cls.legacy_settings.items() if key not in written}
-        return super().from_files(files, settings.model_copy(update=missing), layer)
 
     @abstractmethod
     def build_network(self) -> Network:

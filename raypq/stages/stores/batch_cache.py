@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from threading import Lock
 from typing import Generic, TypeVar
 
@@ -18,13 +18,13 @@ class BatchCache(Generic[B]):
 
     def __init__(self, free_bytes: int, size: Callable[[B], int]) -> None:
         self._free_bytes, self._size = free_bytes, size
-        self._cache: dict[str, list[B]] = {}  # by URI
+        self._cache: dict[Hashable, list[B]] = {}
         self._lock = Lock()
 
-    def batches(self, uri: str, read: Callable[[], Iterator[B]]) -> Iterator[B]:
+    def batches(self, shard: Hashable, read: Callable[[], Iterator[B]]) -> Iterator[B]:
         """The batches of a shard, from memory, or read and then kept if they fit."""
-        if uri in self._cache:
-            yield from self._cache[uri]
+        if shard in self._cache:
+            yield from self._cache[shard]
             return
         kept: list[B] = []
         fits = True
@@ -38,9 +38,22 @@ class BatchCache(Generic[B]):
             complete = True
         finally:
             if fits and complete:
-                self._cache[uri] = kept
+                self._cache[shard] = kept
             else:
                 self._reserve(-sum(map(self._size, kept)))
+
+    def get(self, shard: Hashable) -> list[B] | None:
+        """The batches of a shard that is in memory."""
+        return self._cache.get(shard)
+
+    def add(self, shard: Hashable, batches: list[B]) -> None:
+        """Keeps the batches of a shard, if they fit."""
+        if shard not in self._cache and self._reserve(sum(map(self._size, batches))):
+            self._cache[shard] = batches
+
+    def drop(self, shard: Hashable) -> None:
+        """Gives the memory of a shard back."""
+        self._reserve(-sum(map(self._size, self._cache.pop(shard, []))))
 
     def _reserve(self, size: int) -> bool:
         with self._lock:

@@ -7,7 +7,7 @@ mean and variance where features are z-scored, and reads the rows held out for v
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
@@ -33,6 +33,7 @@ from raypq.stages.training.fit_result import FitResult
 from raypq.stages.training.reduction import TrainWorker, cache_of, iterate, measure, run_pass
 from raypq.stages.training.row_stream import RowSource
 from raypq.stages.training.sample import draw
+from raypq.stages.training.shard_groups import grouped
 from raypq.stages.training.temperature import choose_temperature
 from raypq.stages.training.trainer import TrainingSpec, run_rank
 
@@ -328,15 +329,20 @@ def _finish(
         source = spec.unlabelled
     rows = sum(task.rows for task in source.tasks)
     rng = np.random.default_rng([method.settings.seed, 14])
-    starts = [0, *accumulate(task.rows for task in source.tasks)]
     n = min(method.sample_rows, rows, _MAX_SAMPLE_BYTES // (4 * spec.dataset_info.dx))
     chosen = np.sort(rng.choice(rows, n, replace=False))
-    # Rows are numbered anew, without bad shards.
-    tasks = [replace(task, row=start) for task, start in zip(source.tasks, starts, strict=False)]
-    X, y = draw(job, tasks, source.width, source.classes, chosen, executor, record)
+    X, y = draw(
+        job, _numbered(source.tasks), source.width, source.classes, chosen, executor, record
+    )
     with seeded(method.settings.seed, 13):
         network.eval()
         method.finish(network, spec.dataset_info, spec.normalised(X), y)
+
+
+def _numbered(tasks: Sequence[TrainTask]) -> list[TrainTask]:
+    """Tasks whose rows are numbered anew, without those of bad shards."""
+    starts = [0, *accumulate(task.rows for task in tasks)]
+    return [replace(task, row=start) for task, start in zip(tasks, starts, strict=False)]
 
 
 def _follow_up(
@@ -355,7 +361,8 @@ def _follow_up(
     embed = Embedder(network=network.eval(), spec=spec)
     source = spec.labelled
     width = embed(np.zeros((1, plan.dataset_info.dx), np.float32)).shape[1]
-    rows = sum(task.rows for task in source.tasks)
+    rows_of_tasks = [task.rows for task in source.tasks]
+    groups, rows = grouped(_numbered(source.tasks), rows_of_tasks), sum(rows_of_tasks)
     args = (
         follower, source.columns, source.width, source.classes, cache_of(job, executor),
         job.where.device, replace(embed, device=job.where.device),
@@ -371,7 +378,7 @@ def _follow_up(
             follower.begin(replace(plan.dataset_info, N=rows, dx=width)),
             lambda state: run_pass(
                 pool,
-                source.tasks,
+                groups,
                 state,
                 f"{job.method} codebooks {state.phase} {state.iteration}",
             ),

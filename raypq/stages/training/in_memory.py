@@ -51,10 +51,15 @@ def _fit_by_reduction(
 ) -> Model:
     def run_pass(state: State) -> Stats:
         stats = Stats()
-        for row in range(0, len(X), _BATCH):
-            part = slice(row, row + _BATCH)
-            stats.merge(method.accumulate(state, TrainBatch(X=X[part], y=y[part], row=row)))
+        for batch in batches:
+            rows = method.rows_of_pass(state)
+            stats.merge(method.accumulate(state, batch if rows is None else batch.chosen(rows)))
         return stats
+
+    batches = [
+        TrainBatch(X=X[row : row + _BATCH], y=y[row : row + _BATCH], row=row)
+        for row in range(0, len(X), _BATCH)
+    ]
 
     return method.model(iterate(method, method.begin(dataset_info), run_pass))
 

@@ -65,7 +65,7 @@ class LabelledCodes:
     """A version of a code store to learn from.
 
     Attributes:
-        tasks: the shards of ``model``.
+        tasks: the shards of ``model``; rows: of each.
         others: shards of other models, which are left out.
     """
 
@@ -73,6 +73,7 @@ class LabelledCodes:
     classes: TrainingClasses
     version: int
     tasks: Sequence[ShardTask]
+    rows: Sequence[int]
     others: int
     labels: FileLabels | None
 
@@ -102,6 +103,7 @@ class LabelledCodes:
             classes=classes,
             version=version.version,
             tasks=[ShardTask(shard=shard, model=receipt.model) for shard, receipt in mine],
+            rows=[receipt.rows for _, receipt in mine],
             others=len(version.shards) - len(mine),
             labels=FileLabels.open(job, classes, version),
         )

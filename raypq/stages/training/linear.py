@@ -7,7 +7,7 @@ is classified anew by a new head, and its codes stay.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,12 @@ from raypq.stages.stores.shard_task import ShardTask
 from raypq.stages.training.fit_result import Trained
 from raypq.stages.training.labelled_codes import HeadWorker, LabelledCodes, check_counts
 from raypq.stages.training.reduction import cache_of, merged
+from raypq.stages.training.shard_groups import (
+    ShardGroup,
+    accumulate_group,
+    grouped,
+    without,
+)
 
 METHOD = "linear"
 
@@ -41,28 +47,30 @@ class _Passes:
     """
 
     def __init__(
-        self, pool: WorkerPool[HeadWorker], tasks: list[ShardTask], on_bad_shard: str
+        self,
+        pool: WorkerPool[HeadWorker],
+        groups: Sequence[ShardGroup[ShardTask]],
+        on_bad_shard: str,
     ) -> None:
-        self._pool, self._tasks, self._on_bad_shard = pool, tasks, on_bad_shard
+        self._pool, self._groups, self._on_bad_shard = pool, groups, on_bad_shard
         self.failures: list[ShardFailure] = []
         self.count = 0
 
     def run(self, call: Call, *shared: Any) -> Stats:
-        """The sums of one pass, merged in shard order.
+        """The sums of one pass, merged in the order of shards.
 
         Raises:
             JobError: shards failed, unless they are quarantined.
         """
         failures: list[ShardFailure] = []
         stats = merged(
-            self._pool.map(call, self._tasks, *shared, ordered=True),
-            total=len(self._tasks),
+            self._pool.map(accumulate_group, self._groups, call, *shared, ordered=True),
+            self._groups,
             label=f"{METHOD} {self.count}",
             on_bad_shard=self._on_bad_shard,
             failures=failures,
         )
-        bad = {failure.shard for failure in failures}
-        self._tasks = [task for task in self._tasks if task.name not in bad]
+        self._groups = without(self._groups, {failure.shard for failure in failures})
         self.failures += failures
         self.count += 1
         return stats
@@ -92,7 +100,7 @@ def train_head(job: TrainJob, executor: Executor) -> Trained:
         ) as pool,
         run_record.observe(pool),
     ):
-        passes = _Passes(pool, list(data.tasks), job.on_bad_shard)
+        passes = _Passes(pool, grouped(data.tasks, data.rows), job.on_bad_shard)
         moments = passes.run(HeadWorker.moments, settings.loss)
         check_counts(job, data.classes, moments.sums)
         counts = _counts(job, data, moments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,17 @@ from raypq.methods.support.rows import DeviceRows, Parameters
 from raypq.metrics.drift import Gauge
 from raypq.stages.stores.batch_cache import BatchCache
 from raypq.stages.training.dataset import TrainingClasses, TrainTask, training_batches
+from raypq.stages.training.shard_groups import (
+    GroupStats,
+    ShardGroup,
+    accumulate_group,
+    by_shard,
+)
 
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
+_BATCH_ROWS = 4096  # of a batch of sampled rows
 _BASELINE_SHARDS = 16  # training shards that give the baseline of drift
 
 
@@ -60,28 +68,74 @@ class TrainWorker:
             gauge.add_features(batch.X, batch.row - task.row)  # float16 is widened by the model
         return gauge.read()
 
-    def accumulate(self, task: TrainTask, state: State) -> Stats:
-        """The statistics of a shard in one pass."""
+    def accumulate(self, group: ShardGroup[TrainTask], state: State) -> GroupStats | ShardFailure:
+        """The statistics of a group of shards in one pass."""
         assert self._method is not None, "a worker without a method only measures"
-        if self._device != "cpu":
-            return self._accumulate_on_device(self._method, task, state)
-        stats = Stats()
-        for batch in self._batches(task):
-            stats.merge(self._method.accumulate(state, batch))
+        rows = self._method.rows_of_pass(state)
+        if rows is not None:
+            return self._accumulate_samples(group, state, rows)
+        later = self._method.rows_of_later_passes(state)
+        return accumulate_group(self, group, TrainWorker._accumulate_shard, state, later)
+
+    def _accumulate_shard(
+        self, task: TrainTask, state: State, later: NDArray[np.int64] | None
+    ) -> Stats:
+        """The statistics of a shard; the rows that later passes see are kept in memory.
+
+        Raises:
+            InputError: naming the row.
+        """
+        try:
+            if later is None:
+                return self._accumulate(state, self._batches(task))
+            kept: list[TrainBatch] = []
+            stats = self._accumulate(state, self._keeping(task, later, kept))
+        except InputError:
+            if self._device != "cpu":
+                for _ in self._read(task, for_device=False):  # names the row
+                    pass
+            raise
+        self._cache.drop(task.name)
+        self._cache.add((task.name, "sample"), kept)
         return stats
 
-    def _accumulate_on_device(
-        self, method: ReductionMethod, task: TrainTask, state: State
-    ) -> Stats:
-        """As ``accumulate``; an error names the row."""
+    def _keeping(
+        self, task: TrainTask, rows: NDArray[np.int64], kept: list[TrainBatch]
+    ) -> Iterator[TrainBatch]:
+        """The batches of a shard, of which these rows are added to ``kept``."""
+        whole = self._cache.get(task.name)
+        for batch in self._read(task) if whole is None else whole:
+            kept.append(batch.chosen(rows))
+            yield batch
+
+    def _accumulate_samples(
+        self, group: ShardGroup[TrainTask], state: State, rows: NDArray[np.int64]
+    ) -> GroupStats | ShardFailure:
+        """The statistics of the sampled rows of a group, as of one shard."""
         try:
-            return accumulate_on_device(
-                method, state, self._batches(task), self._parameters_of(state)
-            )
-        except InputError:
-            for _ in self._read(task, for_device=False):  # names the row
-                pass
-            raise
+            sampled = [batch for task in group.tasks for batch in self._sample(task, rows)]
+            return GroupStats(stats=self._accumulate(state, iter(joined(sampled, _BATCH_ROWS))))
+        except InputError:  # of which shard?
+            return accumulate_group(self, group, TrainWorker._accumulate_sample, state, rows)
+
+    def _accumulate_sample(self, task: TrainTask, state: State, rows: NDArray[np.int64]) -> Stats:
+        return self._accumulate(state, iter(self._sample(task, rows)))
+
+    def _sample(self, task: TrainTask, rows: NDArray[np.int64]) -> list[TrainBatch]:
+        """The sampled rows of a shard."""
+        key = task.name, "sample"
+        return list(
+            self._cache.batches(key, lambda: (batch.chosen(rows) for batch in self._read(task)))
+        )
+
+    def _accumulate(self, state: State, batches: Iterator[TrainBatch]) -> Stats:
+        assert self._method is not None, "checked before"
+        if self._device != "cpu":
+            return accumulate_on_device(self._method, state, batches, self._parameters_of(state))
+        stats = Stats()
+        for batch in batches:
+            stats.merge(self._method.accumulate(state, batch))
+        return stats
 
     def _parameters_of(self, state: State) -> Parameters:
         """The arrays of the state of this pass on the device."""
@@ -91,10 +145,12 @@ class TrainWorker:
         return resident[1]
 
     def _batches(self, task: TrainTask) -> Iterator[TrainBatch]:
-        for_device = self._device != "cpu" and self._embed is None
-        return self._cache.batches(task.shard.uri, lambda: self._read(task, for_device=for_device))
+        return self._cache.batches(task.name, lambda: self._read(task))
 
-    def _read(self, task: TrainTask, *, for_device: bool) -> Iterator[TrainBatch]:
+    def _read(self, task: TrainTask, *, for_device: bool | None = None) -> Iterator[TrainBatch]:
+        """The rows of a shard; ``for_device`` (None: as the worker computes): unchecked."""
+        if for_device is None:
+            for_device = self._device != "cpu" and self._embed is None
         for batch in training_batches(
             task, self._columns, self._width, self._classes, for_device=for_device
         ):
@@ -138,7 +194,7 @@ def cache_of(job: TrainJob, executor: Executor) -> int:
 
 def run_pass(
     pool: WorkerPool[TrainWorker],
-    tasks: Sequence[TrainTask],
+    groups: Sequence[ShardGroup[TrainTask]],
     state: State,
     label: str,
     *,
@@ -146,31 +202,48 @@ def run_pass(
     failures: list[ShardFailure] | None = None,
 ) -> Stats:
     """One pass of a method, as ``merged``."""
-    results = pool.map(TrainWorker.accumulate, tasks, state.for_workers(), ordered=True)
-    return merged(
-        results, total=len(tasks), label=label, on_bad_shard=on_bad_shard, failures=failures
-    )
+    results = pool.map(TrainWorker.accumulate, groups, state.for_workers(), ordered=True)
+    return merged(results, groups, label=label, on_bad_shard=on_bad_shard, failures=failures)
 
 
 def merged(
-    results: Iterable[TaskResult[Stats]],
+    results: Iterable[TaskResult[GroupStats | ShardFailure]],
+    groups: Sequence[ShardGroup[Any]],
     *,
-    total: int,
     label: str,
     on_bad_shard: str = "fail",
     failures: list[ShardFailure] | None = None,
 ) -> Stats:
-    """The statistics of all good shards, merged in shard order.
+    """The statistics of all good shards, merged in the order of their groups.
 
     Raises:
         JobError: shards failed, unless they are quarantined (``failures``).
     """
     stats = Stats()
     for part in completed(
-        results, total=total, label=label, on_bad_shard=on_bad_shard, failures=failures
+        by_shard(results, groups),
+        total=sum(len(group.tasks) for group in groups),
+        label=label,
+        on_bad_shard=on_bad_shard,
+        failures=failures,
     ):
         stats.merge(part)
     return stats
+
+
+def joined(batches: Sequence[TrainBatch], most: int) -> Iterator[TrainBatch]:
+    """The rows of chosen batches in batches of ``most``."""
+    full = [batch for batch in batches if len(batch.X)]
+    if not full:
+        return
+    X = np.concatenate([batch.X for batch in full])
+    y = None if full[0].y is None else np.concatenate([batch.y for batch in full])
+    rows = np.concatenate([batch.rows for batch in full])
+    for start in range(0, len(X), most):
+        part = slice(start, start + most)
+        yield TrainBatch(
+            X=X[part], y=None if y is None else y[part], row=int(rows[start]), rows=rows[part]
+        )
 
 
 def iterate(

@@ -30,6 +30,7 @@ from raypq.stages.training.job_checks import check_inputs
 from raypq.stages.training.linear import METHOD as LINEAR
 from raypq.stages.training.linear import train_head
 from raypq.stages.training.reduction import TrainWorker, cache_of, iterate, measure, run_pass
+from raypq.stages.training.shard_groups import grouped, without
 from raypq.stages.training.tune import tune
 
 
@@ -148,19 +149,18 @@ def _fit_by_reduction(
     record: RunRecord,
 ) -> FitResult:
     """Trains a method by reduction: passes over the shards until it is done."""
-    tasks = list(plan.tasks)
+    groups = grouped(plan.tasks, [task.rows for task in plan.tasks])
     left_out: list[ShardFailure] = []
     failures = list(plan.failures)  # that no pass has reported
 
     def pass_over_good_shards(state: State) -> Stats:
-        nonlocal tasks, failures
+        nonlocal groups, failures
         label = f"{job.method} {state.phase} {state.iteration}"
         stats = run_pass(
-            pool, tasks, state, label, on_bad_shard=job.on_bad_shard, failures=failures
+            pool, groups, state, label, on_bad_shard=job.on_bad_shard, failures=failures
         )
         left_out.extend(failures)
-        bad = {failure.shard for failure in failures}
-        tasks, failures = [task for task in tasks if task.name not in bad], []
+        groups, failures = without(groups, {failure.shard for failure in failures}), []
         return stats
 
     args = (
@@ -181,6 +181,7 @@ def _fit_by_reduction(
             on_update=lambda state: _log(job.method, state),
         )
         model = method.model(state)
+        tasks = [task for group in groups for task in group.tasks]
         measured = measure(pool, tasks, model)
     images = sum(task.rows for task in tasks)
     return FitResult(model=model, failures=left_out, images=images, measured=measured)

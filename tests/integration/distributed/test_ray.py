@@ -44,6 +44,7 @@ from raypq.methods import registry
 from raypq.methods.base import TrainingSetInfo
 from raypq.methods.pq import PQModel, PQSettings
 from raypq.stages.training.dataset import TrainTask
+from raypq.stages.training.shard_groups import ShardGroup
 from raypq.stages.training.train import TrainWorker, run_pass
 
 pytestmark = pytest.mark.ray
@@ -229,17 +230,18 @@ def two_trainers(folder: Path, cache_bytes: int) -> Iterator[Pass]:
         TrainTask(shard=shard, row=row, rows=rows)
         for shard, row, rows in zip(found.shards, starts, found.rows, strict=False)
     ]
+    groups = [ShardGroup(tasks=(task,)) for task in tasks]
     with RayExecutor(TWO).start_workers(
         TrainWorker, method, Columns(), DX, None, cache_bytes, stage="train"
     ) as pool:
         decoy = replace(tasks[0], shard=replace(tasks[0].shard, uri=f"{folder}-decoy.parquet"))
         while len(pool.ready) < 2:  # or the first one might do all of a pass
-            list(pool.map(TrainWorker.accumulate, [decoy], state))
+            list(pool.map(TrainWorker.accumulate, [ShardGroup(tasks=(decoy,))], state))
 
         def run() -> tuple[list[Any], list[Any]]:
             failures: list[ShardFailure] = []
             stats = run_pass(
-                pool, tasks, state, "pass", on_bad_shard="quarantine", failures=failures
+                pool, groups, state, "pass", on_bad_shard="quarantine", failures=failures
             )
             return [part.tolist() for part in stats.rows.get("sample", [])], failures
 
