@@ -92,7 +92,7 @@ class TrainBatch:
         return rows[low:high] - self.row
 
     def chosen(self, rows: NDArray[np.int64]) -> TrainBatch:
-        """A copy of those of ``rows`` [k], ascending, that the batch has; its own are consecutive."""
+        """A copy of those of ``rows`` [k], ascending, that a batch of consecutive rows has."""
         at = self.positions(rows)
         y = None if self.y is None else self.y[at]
         return TrainBatch(X=self.X[at], y=y, row=self.row, rows=at + self.row)
