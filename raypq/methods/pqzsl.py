@@ -48,11 +48,15 @@ from raypq.methods.support.closed_form import (
     solve_ridge,
     solve_sylvester,
 )
-from raypq.methods.support.linear_model import LinearModel, product, scaled_by_spread
+from raypq.methods.support.linear_model import LinearModel, scaled_by_spread
+from raypq.methods.support.linear_model import product as linear_product
 from raypq.methods.support.normalisation import normalise
+from raypq.methods.support.parallel_algebra import concurrently, product
 from raypq.methods.support.rows import HostRows
 from raypq.methods.support.score_axes import code_width, interpolated_classes, whiten_by_prototypes
 
+# Terms of the objective beside the quantization error.
+_TERMS = ("centre", "decode", "encode", "constraint", "ridge")
 _SHORT = 1e-15  # a length whose square is a normal float32
 
 
@@ -83,6 +87,16 @@ class PQZSLSettings(ClassScaleSettings):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Products:
+    """The products that updates need of Z_s: x = Z_sXᵀ [D, dx], y = Z_sYᵀ [D, L] and z = Z_sZ_sᵀ
+    [D, D]."""
+
+    x: Matrix
+    y: Matrix
+    z: Matrix
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Embedding:
     """Parameters other than codebooks: P [D, dx], Q [D, da], Z [D, L], F [D, dx], H [D, L]."""
 
@@ -100,8 +114,12 @@ class Embedding:
         Z = Z * np.sign(np.diag(R))
         zeros = np.zeros((L, data.G.shape[0]))
         start = cls(P=zeros, Q=np.zeros((L, len(data.A))), Z=Z, F=zeros, H=Z)
-        Q = start.solve_q(data, settings)
-        return replace(start, Q=Q, P=solve_p(Z @ data.S.T, data, settings))
+        products = start.products(data)
+        Q, P = concurrently(
+            lambda: solve_q(products, data, settings),
+            lambda: solve_p(product(Z, data.S.T), data, settings),
+        )
+        return replace(start, Q=Q, P=P)
 
     def balanced(self, data: Moments, M: int) -> Self:
         """The embedding rotated so that its parts are easy to quantize, and padded to D.
@@ -110,48 +128,27 @@ class Embedding:
         principal axes of PX, allocated so that all M parts have equal products of variances, as in
         parametric OPQ. The zero dimensions that pad L to a multiple of M spread over the parts.
         """
-        rotation = balanced_axes(self.P @ data.G @ self.P.T, M)
-        return replace(self, **{name: rotation @ getattr(self, name) for name in "PQZFH"})
+        rotation = balanced_axes(product(product(self.P, data.G), self.P.T), M)
+        return replace(self, **{name: product(rotation, getattr(self, name)) for name in "PQZFH"})
 
-    # The updates need Z_s only in these products, which follow from G, S and n.
-
-    def zs_x(self, data: Moments) -> Matrix:
-        """Z_s Xᵀ [D, dx]."""
-        return self.F @ data.G + self.H @ data.S.T
-
-    def zs_y(self, data: Moments) -> Matrix:
-        """Z_s Yᵀ [D, L]."""
-        return self.F @ data.S + self.H * data.n
-
-    def zs_zs(self, data: Moments) -> Matrix:
-        """Z_s Z_sᵀ [D, D]."""
-        return self.zs_x(data) @ self.F.T + self.zs_y(data) @ self.H.T
-
-    def solve_q(self, data: Moments, settings: PQZSLSettings) -> Matrix:
-        """Eq. 17, the Sylvester equation β Z_sZ_sᵀ Q + λ Q A_sA_sᵀ = (β + λ) Z_sA_sᵀ."""
-        return solve_sylvester(
-            self.zs_zs(data),
-            (data.A * data.n) @ data.A.T,
-            (self.zs_y(data), data.A),
-            settings.beta,
-            settings.lam,
-        )
+    def products(self, data: Moments) -> Products:
+        """The products of Z_s, which follow from G, S and n."""
+        x = product(self.F, data.G) + product(self.H, data.S.T)
+        y = product(self.F, data.S) + self.H * data.n
+        return Products(x=x, y=y, z=product(x, self.F.T) + product(y, self.H.T))
 
     def solve_zs(self, data: Moments, settings: PQZSLSettings) -> tuple[Matrix, Matrix]:
         """Eq. 21 as F and H of Z_s = F·X + H·Y."""
         alpha, beta, lam, gamma = settings.alpha, settings.beta, settings.lam, settings.gamma
         left = (alpha + lam + gamma) * np.eye(len(self.Q)) + beta * self.Q @ self.Q.T
-        F = np.linalg.solve(left, alpha * self.P)
-        H = np.linalg.solve(left, (beta + lam) * self.Q @ data.A + gamma * self.Z)
+        right = (beta + lam) * self.Q @ data.A + gamma * self.Z
+        F, H = concurrently(
+            lambda: np.linalg.solve(left, alpha * self.P), lambda: np.linalg.solve(left, right)
+        )
         return F, H
 
-    def solve_z(self, data: Moments) -> Matrix:
-        """Eq. 22, orthogonal Procrustes: the Z nearest to Z_s on the classes."""
-        left, _, right = np.linalg.svd(self.zs_y(data), full_matrices=False)
-        return left @ right
-
-    def step(self, qx: Matrix, data: Moments, settings: PQZSLSettings) -> Self:
-        """Updates Z_s, Z, Q and P in turn, given Σ q(u)xᵀ [D, dx].
+    def step(self, qx: Matrix, data: Moments, settings: PQZSLSettings) -> tuple[Self, Products]:
+        """Updates Z_s, and by it Z, Q and P, given Σ q(u)xᵀ [D, dx]; and the products of Z_s.
 
         P and the codebooks are both updated from the codes of the pass before, each with the other
         one fixed. The objective decreases nevertheless: P's own term has weight 1 + α, so the gains
@@ -159,22 +156,30 @@ class Embedding:
         """
         F, H = self.solve_zs(data, settings)
         new = replace(self, F=F, H=H)
-        new = replace(new, Z=new.solve_z(data))
-        new = replace(new, Q=new.solve_q(data, settings))
-        target = (qx + settings.alpha * new.zs_x(data)) / (1 + settings.alpha)
-        return replace(new, P=solve_p(target, data, settings))
+        products = new.products(data)
+        target = (qx + settings.alpha * products.x) / (1 + settings.alpha)
+        Z, Q, P = concurrently(
+            lambda: solve_z(products),
+            lambda: solve_q(products, data, settings),
+            lambda: solve_p(target, data, settings),
+        )
+        return replace(new, Z=Z, Q=Q, P=P), products
 
-    def losses(self, data: Moments, settings: PQZSLSettings) -> dict[str, float]:
+    def losses(
+        self, products: Products, data: Moments, settings: PQZSLSettings
+    ) -> dict[str, float]:
         """The weighted terms of the objective other than quantization: those of eq. 15, the relaxed
         constraint of eq. 20, and the ridge of eq. 16 as a penalty."""
-        zs_x, zs_y, zs_zs = self.zs_x(data), self.zs_y(data), self.zs_zs(data)
+        zs_x, zs_y, zs_zs = products.x, products.y, products.z
         zz = float(np.trace(zs_zs))
-        pgp = float(np.sum((self.P @ data.G) * self.P))
-        qa = self.Q @ data.A
+        pgp = float(np.sum(product(self.P, data.G) * self.P))
+        qa = product(self.Q, data.A)
         cross = float(np.sum(zs_y * qa))
         centre = pgp - 2 * float(np.sum(self.P * zs_x)) + zz
         decode = (
-            float(np.sum(data.A**2 * data.n)) - 2 * cross + float(np.sum((zs_zs @ self.Q) * self.Q))
+            float(np.sum(data.A**2 * data.n))
+            - 2 * cross
+            + float(np.sum(product(zs_zs, self.Q) * self.Q))
         )
         encode = float(np.sum(qa**2 * data.n)) - 2 * cross + zz
         constraint = zz - 2 * float(np.sum(zs_y * self.Z)) + float(np.sum(self.Z**2 * data.n))
@@ -187,8 +192,25 @@ class Embedding:
         }
 
 
+def solve_q(products: Products, data: Moments, settings: PQZSLSettings) -> Matrix:
+    """Eq. 17, the Sylvester equation β Z_sZ_sᵀ Q + λ Q A_sA_sᵀ = (β + λ) Z_sA_sᵀ: Q [D, da]."""
+    return solve_sylvester(
+        products.z,
+        (data.A * data.n) @ data.A.T,
+        (products.y, data.A),
+        settings.beta,
+        settings.lam,
+    )
+
+
+def solve_z(products: Products) -> Matrix:
+    """Eq. 22, orthogonal Procrustes: the Z [D, L] nearest to Z_s on the classes."""
+    left, _, right = np.linalg.svd(products.y, full_matrices=False)
+    return left @ right
+
+
 def solve_p(target: Matrix, data: Moments, settings: PQZSLSettings) -> Matrix:
-    """Eq. 16: target (G + ridge·I)⁻¹.
+    """Eq. 16: P = target (G + ridge·I)⁻¹ [D, dx].
 
     Raises:
         ConfigError: G is singular and the ridge is too small.
@@ -216,7 +238,7 @@ class PQZSLModel(PQModel):
             length = np.linalg.norm(V, axis=1, keepdims=True)
             in_range = np.isfinite(length).all() and float(length.min(initial=1.0)) > _SHORT
             V = V / length if in_range else normalise(V, "unit")
-        return product(V, self.tensors["W"]), bias
+        return linear_product(V, self.tensors["W"]), bias
 
 
 class PQZSL(MomentsPQ):
@@ -265,15 +287,20 @@ class PQZSL(MomentsPQ):
             if "G" in stats.sums:
                 state = state.with_arrays({"_sampled_G": stats.sums["G"]})
             qx = _of_all_rows(qx, float(stats.sums["count"][0].sum()), state)
-        return state.with_arrays(_arrays(embedding.step(qx, data, self.settings)))
+        embedding, products = embedding.step(qx, data, self.settings)
+        return state.with_arrays({**_arrays(embedding), **_kept(products)})
 
     def _objective(self, state: State, stats: Stats) -> dict[str, Any]:
         entry = super()._objective(state, stats)
-        data, embedding = moments(state), _parameters(state)
-        terms = embedding.losses(data, self.settings)
-        rows = float(data.n.sum())
         quantization = entry["quantization_error"]
-        terms = {name: value / rows for name, value in terms.items()}
+        if state.iteration > self.settings.iterations:  # the embedding is that of the last entry
+            terms = {name: state.history[-1][name] for name in _TERMS}
+        else:
+            data, embedding = moments(state), _parameters(state)
+            products = _products(state) or embedding.products(data)
+            rows = float(data.n.sum())
+            losses = embedding.losses(products, data, self.settings)
+            terms = {name: losses[name] / rows for name in _TERMS}
         return {**entry, **terms, "objective": quantization + sum(terms.values())}
 
     def _advance(self, state: State) -> State:
@@ -340,6 +367,19 @@ def _arrays(embedding: Embedding) -> dict[str, Array]:
     }
 
 
+def _kept(products: Products) -> dict[str, Array]:
+    """The products in a state."""
+    return {"_zs_x": products.x, "_zs_y": products.y, "_zs_z": products.z}
+
+
+def _products(state: State) -> Products | None:
+    """The products of the embedding in a state; None before its first update."""
+    arrays = state.arrays
+    if "_zs_x" not in arrays:
+        return None
+    return Products(x=arrays["_zs_x"], y=arrays["_zs_y"], z=arrays["_zs_z"])
+
+
 def _of_all_rows(qx: Matrix, n: float, state: State) -> Matrix:
     """Σ q(u)xᵀ [D, dx] of all N rows, from that of n of them.
 
@@ -347,7 +387,7 @@ def _of_all_rows(qx: Matrix, n: float, state: State) -> Matrix:
     """
     data, P = moments(state), state.arrays["P"].astype(np.float64)
     share = float(data.n.sum()) / n
-    return P @ (data.G - share * state.arrays["_sampled_G"]) + share * qx
+    return product(P, data.G - share * state.arrays["_sampled_G"]) + share * qx
 
 
 def _parameters(state: State) -> Embedding:

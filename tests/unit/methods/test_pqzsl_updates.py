@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from raypq.methods.pqzsl import Embedding, PQZSLSettings, solve_p
+from raypq.methods.pqzsl import Embedding, PQZSLSettings, solve_p, solve_q, solve_z
 from raypq.methods.support.closed_form import Moments
 from raypq.methods.support.linear_model import product
 
@@ -72,6 +72,10 @@ def problem(request) -> Problem:
     return Problem(X=X, Y=Y, A=A, R=rng.standard_normal((D, N)), data=data, now=now)
 
 
+def losses(now: Embedding, data: Moments) -> dict[str, float]:
+    return now.losses(now.products(data), data, SETTINGS)
+
+
 def nudges(shape: tuple[int, ...]) -> list[np.ndarray]:
     rng = np.random.default_rng(9)
     return [size * rng.standard_normal(shape) for size in (1e-3, 1e-2, 0.1) for _ in range(10)]
@@ -79,15 +83,16 @@ def nudges(shape: tuple[int, ...]) -> list[np.ndarray]:
 
 def test_products_of_zs_follow_from_the_moments(problem):
     now, zs = problem.now, problem.zs
-    np.testing.assert_allclose(now.zs_x(problem.data), zs @ problem.X.T)
-    np.testing.assert_allclose(now.zs_y(problem.data), zs @ problem.Y.T)
-    np.testing.assert_allclose(now.zs_zs(problem.data), zs @ zs.T)
+    products = now.products(problem.data)
+    np.testing.assert_allclose(products.x, zs @ problem.X.T)
+    np.testing.assert_allclose(products.y, zs @ problem.Y.T)
+    np.testing.assert_allclose(products.z, zs @ zs.T)
 
 
 def test_the_losses_follow_from_the_moments(problem):
     wanted = problem.terms(problem.now, problem.zs)
     del wanted["quantization"]
-    assert problem.now.losses(problem.data, SETTINGS) == pytest.approx(wanted)
+    assert losses(problem.now, problem.data) == pytest.approx(wanted)
 
 
 def test_zs_is_the_minimum(problem):
@@ -101,7 +106,9 @@ def test_zs_is_the_minimum(problem):
 
 def test_q_is_the_minimum(problem):
     """Eq. 17."""
-    now = replace(problem.now, Q=problem.now.solve_q(problem.data, SETTINGS))
+    now = replace(
+        problem.now, Q=solve_q(problem.now.products(problem.data), problem.data, SETTINGS)
+    )
     best = problem.total(now, problem.zs)
     assert best < problem.total(problem.now, problem.zs)
     for step in nudges(now.Q.shape):
@@ -121,7 +128,7 @@ def test_p_is_the_minimum(problem):
 
 def test_z_is_the_minimum_among_orthogonal_ones(problem):
     """Eq. 22."""
-    Z = problem.now.solve_z(problem.data)
+    Z = solve_z(problem.now.products(problem.data))
     np.testing.assert_allclose(Z.T @ Z, np.eye(L), atol=1e-12)
     best = problem.total(replace(problem.now, Z=Z), problem.zs)
     for step in nudges(Z.shape):
@@ -131,7 +138,8 @@ def test_z_is_the_minimum_among_orthogonal_ones(problem):
 
 
 def test_a_step_lowers_the_sum(problem):
-    now = problem.now.step(problem.R @ problem.X.T, problem.data, SETTINGS)
+    now, products = problem.now.step(problem.R @ problem.X.T, problem.data, SETTINGS)
+    np.testing.assert_array_equal(products.x, now.products(problem.data).x)
     after = now.F @ problem.X + now.H @ problem.Y
     best = problem.total(now, after)
     assert best < problem.total(problem.now, problem.zs)
@@ -144,9 +152,7 @@ def test_turning_the_space_changes_nothing_but_the_dimensions(problem):
     start = Embedding.initial(problem.data, SETTINGS, np.random.default_rng(0))
     turned = start.balanced(problem.data, 4)
     assert turned.P.shape == (8, DX)
-    assert turned.losses(problem.data, SETTINGS) == pytest.approx(
-        start.losses(problem.data, SETTINGS)
-    )
+    assert losses(turned, problem.data) == pytest.approx(losses(start, problem.data))
     np.testing.assert_allclose(turned.Z.T @ turned.Z, np.eye(L), atol=1e-9)
 
 
