@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from raypq.errors import InputError
 from raypq.methods.base import Array
 
+# Values of each class from which a sum by class is faster than ``reduceat``; the bits are the same.
+_VALUES_OF_CLASS = 400
 PRODUCT_ROWS = 1024  # rows of a float32 product, before it is added to a float64 sum
 
 
@@ -53,8 +55,11 @@ def outer(A: NDArray[np.float32], X: NDArray[np.float32]) -> NDArray[np.float64]
 def class_sums(X: NDArray[np.float32], y: NDArray[np.int32], L: int) -> NDArray[np.float64]:
     """XYᵀ [dx, L]: the sum of the rows of each class, float64."""
     order = np.argsort(y, kind="stable")
+    S = np.zeros((L, X.shape[1]))
     classes, starts = np.unique(y[order], return_index=True)
-    S = np.zeros((X.shape[1], L))
-    if len(y):
-        S[:, classes] = np.add.reduceat(X[order].astype(np.float64), starts, axis=0).T
-    return S
+    if X.size > _VALUES_OF_CLASS * len(classes):
+        for t, rows in zip(classes, np.split(order, starts[1:]), strict=True):
+            np.sum(X[rows], axis=0, dtype=np.float64, out=S[t])
+    elif len(y):
+        S[classes] = np.add.reduceat(X[order].astype(np.float64), starts, axis=0)
+    return S.T
