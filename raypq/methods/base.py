@@ -77,12 +77,14 @@ class TrainBatch:
     Attributes:
         row: number of the first row in the whole store.
         rows: numbers of all rows [n], ascending; None: consecutive ones.
+        embedded: whether rows are embedded already.
     """
 
     X: NDArray[np.float32]
     y: NDArray[np.int32] | None
     row: int
     rows: NDArray[np.int64] | None = None
+    embedded: bool = False
 
     def positions(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Positions in the batch [m] of those of ``rows`` [k], ascending, that it has."""
@@ -92,10 +94,11 @@ class TrainBatch:
         return rows[low:high] - self.row
 
     def chosen(self, rows: NDArray[np.int64]) -> TrainBatch:
-        """A copy of those of ``rows`` [k], ascending, that a batch of consecutive rows has."""
+        """A copy of those of ``rows`` [k], ascending, that the batch has."""
         at = self.positions(rows)
         y = None if self.y is None else self.y[at]
-        return TrainBatch(X=self.X[at], y=y, row=self.row, rows=at + self.row)
+        numbers = at + self.row if self.rows is None else self.rows[at]
+        return replace(self, X=self.X[at], y=y, rows=numbers)
 
 
 Sums = Array | Tensor
@@ -244,6 +247,10 @@ class ReductionMethod(Method):
 
     def rows_of_later_passes(self, state: State) -> NDArray[np.int64] | None:
         """As ``rows_of_pass`` [n], of all passes after it."""
+        return None
+
+    def embedded(self, state: State, batch: TrainBatch) -> TrainBatch | None:
+        """The batch as later passes see it, if the embedding does not change any more."""
         return None
 
     @abstractmethod

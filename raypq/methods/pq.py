@@ -117,10 +117,20 @@ class PQ(ReductionMethod):
         if state.phase == "scale":
             n = np.array(float(len(rows)))
             return Stats(sums={"n": n, "x": rows.total(), "xx": rows.squares()})
-        X = self._normalised(state, rows)
+        X = rows if batch.embedded else self._normalised(state, rows)
         if state.phase == "sample":
             return self._accumulate_sample(state, batch, X)
-        return self._accumulate_assign(state, X)
+        return self._accumulate_assign(state, X if batch.embedded else self._project(state, X), X)
+
+    def embedded(self, state: State, batch: TrainBatch) -> TrainBatch | None:
+        if not self._embeds_finally(state):
+            return None
+        U = self._project(state, self._normalised(state, HostRows(batch.X)))
+        return replace(batch, X=U.chosen(np.arange(len(U))), embedded=True)
+
+    def _embeds_finally(self, state: State) -> bool:
+        """Whether the projection of this pass is that of the model."""
+        return "P" in state.arrays and not self._updates_projection(state)
 
     def _normalised(self, state: State, rows: Rows) -> Rows:
         arrays = state.arrays
@@ -131,8 +141,8 @@ class PQ(ReductionMethod):
     def _accumulate_sample(self, state: State, batch: TrainBatch, X: Rows) -> Stats:
         return Stats(rows={"sample": [X.chosen(batch.positions(state.arrays["rows"]))]})
 
-    def _accumulate_assign(self, state: State, X: Rows) -> Stats:
-        U = self._project(state, X)
+    def _accumulate_assign(self, state: State, U: Rows, X: Rows) -> Stats:
+        """Statistics of embedded rows U, of rows X."""
         C = state.arrays["C"]
         B = U.codes(C)
         count, total, error = U.codeword_sums(B, C)
@@ -204,6 +214,7 @@ class PQ(ReductionMethod):
             "quantization_error": error / rows,
             "usage_entropy": codebooks.usage_entropy(stats.sums["count"]),
             "empty": int((stats.sums["count"] == 0).sum()),
+            **({"sampled": int(rows)} if "sampled" in state.arrays else {}),
         }
 
     def _next_projection(self, state: State, stats: Stats) -> State:
@@ -216,10 +227,13 @@ class PQ(ReductionMethod):
 
     def converged(self, state: State, name: str) -> bool:
         """Whether the last pass lowered a value of the history by no more than the tolerance."""
-        values = [entry[name] for entry in state.history]
-        return len(values) > 1 and values[-2] - values[-1] <= self.settings.tolerance * abs(
-            values[-2]
-        )
+        if len(state.history) < 2:
+            return False
+        before, last = state.history[-2:]
+        if before.get("sampled") != last.get("sampled"):  # errors of other rows
+            return False
+        fall: float = before[name] - last[name]
+        return fall <= self.settings.tolerance * abs(before[name])
 
     def _build(self, state: State) -> LinearModel:
         arrays = state.arrays

@@ -57,6 +57,9 @@ from raypq.methods.support.score_axes import code_width, interpolated_classes, w
 
 # Terms of the objective beside the quantization error.
 _TERMS = ("centre", "decode", "encode", "constraint", "ridge")
+# One of so many sampled rows is seen by passes that update the embedding, in which codes have a
+# weight of 1 / (1 + α); the others make the codebooks of the final one.
+_JOINT_SHARE = 4
 _SHORT = 1e-15  # a length whose square is a normal float32
 
 
@@ -345,8 +348,19 @@ class PQZSL(MomentsPQ):
             return PQ._accumulate_sample(self, state, batch, X)
         return super().accumulate(state, batch, rows)
 
-    def _accumulate_assign(self, state: State, X: Rows) -> Stats:
-        stats = super()._accumulate_assign(state, X)
+    def _embeds_finally(self, state: State) -> bool:
+        if state.phase == "axes" or (self.settings.axes == "scores" and "W" not in state.arrays):
+            return False
+        return super()._embeds_finally(state)
+
+    def rows_of_pass(self, state: State) -> NDArray[np.int64] | None:
+        rows = super().rows_of_pass(state)
+        if rows is None or not self._updates_projection(state):
+            return rows
+        return rows[::_JOINT_SHARE]
+
+    def _accumulate_assign(self, state: State, U: Rows, X: Rows) -> Stats:
+        stats = super()._accumulate_assign(state, U, X)
         if "sampled" in state.arrays and state.iteration == 0:
             stats.sums["G"] = X.gram()
         return stats

@@ -113,20 +113,37 @@ class TrainWorker:
     ) -> GroupStats | ShardFailure:
         """The statistics of the sampled rows of a group, as of one shard."""
         try:
-            sampled = [batch for task in group.tasks for batch in self._sample(task, rows)]
-            return GroupStats(stats=self._accumulate(state, iter(joined(sampled, _BATCH_ROWS))))
+            sampled = [batch for task in group.tasks for batch in self._sample(task, state)]
+            chosen = [batch.chosen(rows) for batch in sampled]
+            return GroupStats(stats=self._accumulate(state, iter(joined(chosen, _BATCH_ROWS))))
         except InputError:  # of which shard?
             return accumulate_group(self, group, TrainWorker._accumulate_sample, state, rows)
 
     def _accumulate_sample(self, task: TrainTask, state: State, rows: NDArray[np.int64]) -> Stats:
-        return self._accumulate(state, iter(self._sample(task, rows)))
+        chosen = (batch.chosen(rows) for batch in self._sample(task, state))
+        return self._accumulate(state, chosen)
 
-    def _sample(self, task: TrainTask, rows: NDArray[np.int64]) -> list[TrainBatch]:
-        """The sampled rows of a shard."""
+    def _sample(self, task: TrainTask, state: State) -> list[TrainBatch]:
+        """The rows of a shard that this pass or later ones see; embedded where that is final."""
+        if (kept := self._cache.get((task.name, "embedded"))) is not None:
+            return kept
+        assert self._method is not None, "checked before"
+        rows = self._method.rows_of_later_passes(state)
+        assert rows is not None, "there is a sample"
         key = task.name, "sample"
-        return list(
+        batches = list(
             self._cache.batches(key, lambda: (batch.chosen(rows) for batch in self._read(task)))
         )
+        if self._device != "cpu":  # which embeds in no time
+            return batches
+        embedded = [self._method.embedded(state, batch) for batch in batches]
+        final = [batch for batch in embedded if batch is not None]
+        if not final:
+            return batches
+        if self._cache.get(key) is not None:
+            self._cache.drop(key)
+            self._cache.add((task.name, "embedded"), final)
+        return final
 
     def _accumulate(self, state: State, batches: Iterator[TrainBatch]) -> Stats:
         assert self._method is not None, "checked before"
@@ -241,8 +258,12 @@ def joined(batches: Sequence[TrainBatch], most: int) -> Iterator[TrainBatch]:
     rows = np.concatenate([batch.rows for batch in full])
     for start in range(0, len(X), most):
         part = slice(start, start + most)
-        yield TrainBatch(
-            X=X[part], y=None if y is None else y[part], row=int(rows[start]), rows=rows[part]
+        yield replace(
+            full[0],
+            X=X[part],
+            y=None if y is None else y[part],
+            row=int(rows[start]),
+            rows=rows[part],
         )
 
 
