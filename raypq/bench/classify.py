@@ -17,9 +17,9 @@ from raypq.data.classes import ClassTable
 from raypq.kernels import native, reference
 
 T, TOP = 21_841, 10
-_IMAGES, _DENSE = 131_072, 1024
+_IMAGES = 131_072
+_DENSE = 512  # rows of a dense product, whose scores then stay in the cache
 _REPEATS = 3
-_BLOCK = 512  # rows of a dense product, whose scores then stay in the cache
 _CHECK = 256
 
 # By width D and sub-codebooks M: the least ratios to torch fp32, and to the fastest peer.
@@ -152,8 +152,7 @@ def _dense_peers(
 
 
 def _dense(x: torch.Tensor, W: torch.Tensor) -> None:
-    for start in range(0, len(x), _BLOCK):
-        (x[start : start + _BLOCK] @ W.T).topk(TOP)
+    (x @ W.T).topk(TOP)
 
 
 def _goals(lines: list[Line], least: tuple[float | None, float | None]) -> list[Goal]:
