@@ -143,7 +143,7 @@ def serve(name: str, folder: Path, threads: int, size: int) -> None:
         answers.flush()
 
     build, distribution = PEERS[name]
-    U, Q = np.load(folder / "U.npy"), np.load(folder / "Q.npy")
+    U, Q = (np.load(folder / file, allow_pickle=False) for file in ("U.npy", "Q.npy"))
     try:
         search, stored = build(Task(U, Q, threads, size, folder))
         np.save(folder / f"{name}.npy", np.asarray(search()).astype(np.int64))

@@ -150,7 +150,7 @@ def _outcome(process: subprocess.Popen[str], name: str, folder: Path) -> Peer | 
         return lines[-1] if lines else str(error)
     if "error" in about:
         return str(about["error"])
-    return Peer(process, np.load(folder / f"{name}.npy"), about)
+    return Peer(process, np.load(folder / f"{name}.npy", allow_pickle=False), about)
 
 
 def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
