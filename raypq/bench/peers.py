@@ -6,7 +6,6 @@ length 1, so that peers of any metric are asked for the same neighbours.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from raypq.bench import clustered_data, peer_process
 from raypq.bench.harness import REPEATS, Contender, Line, Result, rounds
 from raypq.bench.peer_process import PEERS, TOP
 from raypq.bench.worlds import unit
+from raypq.data.storage import json_text
 
 N, QUERIES, D = 1_000_000, 1024, 128
 BYTES = (16, 32)  # 1 and 2 bits a dimension
@@ -158,7 +158,7 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     line = process.stdout.readline()
     if not line:
         raise RuntimeError(f"a peer's process ended with {process.wait()}")
-    answer: dict[str, Any] = json.loads(line)
+    answer: dict[str, Any] = json_text.parse(line)
     return answer
 
 
