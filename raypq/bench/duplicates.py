@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq import api, kernels
-from raypq.bench import clustered_data
-from raypq.bench.harness import Contender, Goal, Line, Result, faiss_for, rounds
+from raypq.bench import clustered_data, faiss_peer
+from raypq.bench.harness import Contender, Goal, Line, Result, rounds
 from raypq.bench.pipeline import write_codes
 from raypq.config import ClusterSettings, DeduplicateJob
 from raypq.kernels.join import CodeJoin, choose
@@ -93,11 +93,17 @@ def _case(C: NDArray[np.float32], B: Codes, threads: int) -> Result:
         Contender(name="raypq scan", run=lambda: _scanned(C, small), work=n * (n - 1) / 2e9),
     ]
     absent: list[str] = []
-    if faiss := faiss_for("FAISS range search over cells", threads, absent):
+    if faiss := faiss_peer.faiss_for("FAISS range search over cells", threads, absent):
         search = _faiss_search(faiss, kernels.decode(small, C))
         checks[f"recall of FAISS, {_PROBES} of {_CELLS} cells"] = _recall(search(), truth)
         contenders.append(
-            Contender(name="FAISS range search over cells", run=search, work=n * (n - 1) / 2e9)
+            faiss_peer.contender(
+                faiss,
+                name="FAISS range search over cells",
+                run=search,
+                work=n * (n - 1) / 2e9,
+                checks=checks,
+            )
         )
     result = Result(
         bench="duplicates",

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from raypq import kernels
-from raypq.bench import clustered_data
-from raypq.bench.harness import Contender, Goal, Result, faiss_for, rounds
+from raypq.bench import clustered_data, faiss_peer
+from raypq.bench.harness import Contender, Goal, Result, rounds
 from raypq.data.features import batch_rows
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
 from raypq.methods.support.linear_model import LinearModel
@@ -38,11 +38,17 @@ def run(threads: int) -> Iterator[Result]:
     exact, low = coder.encode(X[:_BATCH]), coder.encode(X[:_BATCH], precision="bf16")
     checks: dict[str, object] = {"codes that bf16 changes": float((exact != low).mean())}
     absent: list[str] = []
-    if faiss := faiss_for("FAISS LinearTransform + ProductQuantizer", threads, absent):
+    if faiss := faiss_peer.faiss_for("FAISS LinearTransform + ProductQuantizer", threads, absent):
         part = X[:_PEER_ROWS]
         encode = _faiss_encoder(faiss, coder)
         contenders.append(
-            Contender(name="FAISS LinearTransform + PQ", run=lambda: encode(part), work=len(part))
+            faiss_peer.contender(
+                faiss,
+                name="FAISS LinearTransform + PQ",
+                run=lambda: encode(part),
+                work=len(part),
+                checks=checks,
+            )
         )
         checks["codes equal to FAISS's"] = float((encode(part) == coder.encode(part)).mean())
     result = Result(

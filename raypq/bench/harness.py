@@ -13,9 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from raypq.errors import ConfigError
-from raypq.optional_packages import require
-
 REPEATS = 5
 
 
@@ -60,6 +57,8 @@ class Result:
 
     Attributes:
         sizes: N, T, D, M, K of the case. rates: the rates for ``raypq plan``, if measured.
+        other_load: share of the machine's processor time that other processes took meanwhile; None
+            where it is not known.
     """
 
     bench: str
@@ -71,6 +70,7 @@ class Result:
     checks: dict[str, Any] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
     goals: list[dict[str, Any]] = field(default_factory=list)
+    other_load: float | None = None
 
     def with_goals(self, goals: Sequence[Goal]) -> Result:
         """Adds the ratio of each goal; goals whose peer is absent are left out."""
@@ -88,17 +88,6 @@ class Result:
                     }
                 )
         return self
-
-
-def faiss_for(peer: str, threads: int, absent: list[str]) -> Any:
-    """FAISS with this number of threads; None where it is not installed, and ``peer`` is absent."""
-    try:
-        faiss = require("faiss", extra="bench")
-    except ConfigError:
-        absent.append(f"{peer} (faiss-cpu is not installed)")
-        return None
-    faiss.omp_set_num_threads(threads)
-    return faiss
 
 
 def rounds(contenders: Sequence[Contender], repeats: int = REPEATS) -> list[Line]:
@@ -125,7 +114,8 @@ def rounds(contenders: Sequence[Contender], repeats: int = REPEATS) -> list[Line
 
 
 def processor_seconds() -> float:
-    """Processor seconds of this process and its descendants, Ray's included (Linux).
+    """Processor seconds of this process and its descendants, Ray's and those that have ended
+    included (Linux).
 
     Unlike wall time it hardly depends on other load of the machine.
     """
@@ -137,7 +127,8 @@ def processor_seconds() -> float:
         except OSError:  # it has ended
             continue
         pid = int(entry.parent.name)
-        parent[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+        # Of itself, and of the children that it has waited for.
+        parent[pid], ticks[pid] = int(fields[1]), sum(map(int, fields[11:15]))
     total = 0
     for pid, spent in ticks.items():
         at = pid

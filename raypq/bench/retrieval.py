@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypq import api, kernels
-from raypq.bench import clustered_data
-from raypq.bench.harness import Contender, Goal, Result, faiss_for, processor_seconds, rounds
+from raypq.bench import clustered_data, faiss_peer
+from raypq.bench.harness import Contender, Goal, Result, processor_seconds, rounds
 from raypq.bench.pipeline import Memory, write_codes
 from raypq.config import ClusterSettings, SearchJob
 from raypq.data import arrays
@@ -86,19 +86,22 @@ def _compare(
     where = ClusterSettings(cluster="local", workers=threads, threads=1)
     jobs = _search_jobs(root, Q, where)
     absent: list[str] = []
-    faiss = faiss_for("FAISS IndexPQ", threads, absent)
+    faiss = faiss_peer.faiss_for("FAISS IndexPQ", threads, absent)
     index = _faiss_index(faiss, C, B) if faiss else None
     with ExitStack() as stack:
         executor = _KeptWorkers(stack.enter_context(api.open_executor(where)), stack)
         start = time.perf_counter()
         stage.search(next(jobs), executor)
         first = time.perf_counter() - start
-        contenders = _contenders(lambda: stage.search(next(jobs), executor), index, Q)
+        checks: dict[str, Any] = {}
+        contenders = _contenders(
+            lambda: stage.search(next(jobs), executor), faiss, index, Q, checks
+        )
         lines = rounds(contenders)
         spent = [_processor(contender.run) for contender in contenders]
         with Memory() as memory:  # it looks at all processes, which takes time
             stage.search(next(jobs), executor)
-    checks: dict[str, Any] = {
+    checks |= {
         "seconds, workers standing": lines[0].seconds,
         "seconds, with the start of the workers": first,
         "peak memory of a worker, GB": memory.peak / 1e9,
@@ -144,13 +147,20 @@ def _faiss_index(faiss: Any, C: NDArray[np.float32], B: NDArray[np.uint8]) -> An
 
 
 def _contenders(
-    search: Callable[[], object], index: Any, Q: NDArray[np.float32]
-) -> list[Contender]:
+    search: Callable[[], object], faiss: Any, index: Any, Q: NDArray[np.float32],
+    checks: dict[str, Any],
+) -> list[Contender]:  # fmt: skip
     work = N * len(Q) / 1e9
     contenders = [Contender(name=_OURS, run=search, work=work, ours=True)]
     if index is not None:
         contenders.append(
-            Contender(name="FAISS IndexPQ", run=lambda: index.search(Q, TOP), work=work)
+            faiss_peer.contender(
+                faiss,
+                name="FAISS IndexPQ",
+                run=lambda: index.search(Q, TOP),
+                work=work,
+                checks=checks,
+            )
         )
     return contenders
 

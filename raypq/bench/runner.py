@@ -9,7 +9,9 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from raypq import console, kernels
+from raypq.bench import faiss_peer
 from raypq.bench.harness import Line, Result, machine
+from raypq.bench.other_load import OtherLoad
 from raypq.config import BenchSettings, read_mapping
 from raypq.config.places import Place, Reads
 from raypq.data import result_file
@@ -28,9 +30,14 @@ def run(
     threads: int,
     classes: str | None,
     json_file: str | None,
+    peer_python: str | None = None,
     processor_time: bool = False,
 ) -> bool:
     """Runs benches one after another; True if every goal was reached.
+
+    Args:
+        classes: class table of pipeline and classify. peer_python: the Python in which the peers
+            of search are installed.
 
     Raises:
         ConfigError: the result file would be written over the class table.
@@ -39,7 +46,8 @@ def run(
     written = overlap.written_file("--json", json_file)
     overlap.refuse_places(place for place in (read, written) if place)
     kernels.set_threads(threads)
-    document = machine(threads) | {"clock": "processor" if processor_time else "wall"}
+    clock = {"clock": "processor" if processor_time else "wall"}
+    document = machine(threads) | {"faiss": faiss_peer.runtime_info()} | clock
     built = document["kernels"]
     console.emit_text(
         f"{document['date']}, {document['cpu']}, {threads} threads, "
@@ -47,9 +55,11 @@ def run(
     )
     results: list[dict[str, Any]] = []
     start = time.monotonic()
+    load = OtherLoad()
     reached = True
     for name in names:
-        for result in _results(name, threads, classes, processor_time):
+        for result in _results(name, threads, classes, peer_python, processor_time):
+            result.other_load = load.share()
             kernels.set_threads(threads)
             console.emit_text(f"\n{_table(result)}")
             values = asdict(result)
@@ -70,12 +80,18 @@ def write(path: str, results: list[Result], *, threads: int) -> None:
 
 
 def _results(
-    name: str, threads: int, classes: str | None, processor_time: bool
+    name: str,
+    threads: int,
+    classes: str | None,
+    peer_python: str | None,
+    processor_time: bool,
 ) -> Iterator[Result]:
     bench = importlib.import_module(f"raypq.bench.{name}")
     if name == "rates":
         return bench.run(threads, time.process_time if processor_time else time.perf_counter)
-    return bench.run(threads, classes) if name == "pipeline" else bench.run(threads)
+    if name == "search":
+        return bench.run(threads, peer_python)
+    return bench.run(threads, classes) if name in ("pipeline", "classify") else bench.run(threads)
 
 
 def figure(value: float) -> str:
@@ -129,7 +145,8 @@ def _markdown(result: Result) -> str:
         [line.name, figure(line.rate), _ratio(result, line), goals.get(line.name, "")]
         for line in result.lines
     ]
-    rows += [[f"*{key}*", _check(value), "", ""] for key, value in result.checks.items()]
+    rows += [[f"*{key}*", _check(value), "", ""] for key, value in _measured(result).items()]
+    rows += [[f"*absent: {name}*", "", "", ""] for name in result.absent]
     table = markdown_table(["", result.unit, "raypq is", "goal"], rows)
     return f"**{result.bench}**: {result.case}\n\n{table}"
 
@@ -138,6 +155,13 @@ def _ratio(result: Result, line: Line) -> str:
     """How much faster raypq is than a peer."""
     ours = next((line.rate for line in result.lines if line.ours), None)
     return "" if line.ours or ours is None else f"{ours / line.rate:.2f}×"
+
+
+def _measured(result: Result) -> dict[str, Any]:
+    """The checks, and the load by other processes where it is known."""
+    if result.other_load is None:
+        return result.checks
+    return {**result.checks, "processor time of others": f"{result.other_load:.0%}"}
 
 
 def _check(value: Any) -> str:
@@ -149,7 +173,7 @@ def _table(result: Result) -> str:
     for goal in result.goals:
         mark = "reached" if goal["reached"] else "NOT reached"
         rows.append([f"goal against {goal['peer']}", f"{goal['at_least']:g}×", mark])
-    rows += [[name, _check(value), ""] for name, value in result.checks.items()]
+    rows += [[name, _check(value), ""] for name, value in _measured(result).items()]
     rows += [[f"absent: {name}", "", ""] for name in result.absent]
     head = ["", result.unit, "raypq is"]
     return plain_table(head, rows, title=f"{result.bench}: {result.case}")

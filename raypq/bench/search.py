@@ -1,4 +1,4 @@
-"""Retrieval: 1,024 queries over a million codes, against FAISS at equal bytes."""
+"""Retrieval: 1,024 queries over a million codes, against FAISS and further peers at equal bytes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq import kernels
-from raypq.bench import clustered_data
-from raypq.bench.harness import Contender, Goal, Result, faiss_for, rounds
+from raypq.bench import clustered_data, faiss_peer, peers
+from raypq.bench.harness import Contender, Goal, Result, rounds
 
 N, QUERIES, TOP = 1_000_000, 1024, 10
 _EXACT = 128  # queries for recall and for the check against float ADC
@@ -20,10 +20,15 @@ _GOALS = {16: (30.0, 3.0), 8: (None, 3.0), 50: (None, 1.6)}
 _DIMS = {8: 64, 16: 128, 50: 200}
 
 
-def run(threads: int) -> Iterator[Result]:
-    """M = 16, 8 and 50 bytes an image."""
+def run(threads: int, peer_python: str | None = None) -> Iterator[Result]:
+    """M = 16, 8 and 50 bytes an image; then the peers that have processes of their own.
+
+    Args:
+        peer_python: the Python in which those are installed; None: this one.
+    """
     for M in (16, 8, 50):
         yield _case(M, threads)
+    yield from peers.cases(threads, peer_python)
 
 
 def _case(M: int, threads: int) -> Result:
@@ -36,7 +41,8 @@ def _case(M: int, threads: int) -> Result:
     contenders = [
         Contender(
             name="raypq codes",
-            run=lambda: kernels.topk_per_query(B, tables, TOP),
+            # With the tables of the queries, as FAISS makes its own.
+            run=lambda: kernels.topk_per_query(B, kernels.build_tables(C, Q, None, "l2"), TOP),
             work=N * QUERIES / 1e9,
             ours=True,
         )
@@ -44,11 +50,11 @@ def _case(M: int, threads: int) -> Result:
     score, rows = kernels.topk_per_query(B, tables, TOP)
     truth = _truth(U, Q[:_EXACT])
     checks: dict[str, Any] = {
-        "recall@10 of raypq": _recall(rows[:_EXACT], truth),
+        "recall@10 of raypq": peers.recall(rows[:_EXACT], truth),
         "equals float ADC": _equals_adc(B, Q[:8], C, rows, score),
     }
     absent: list[str] = []
-    if faiss := faiss_for("FAISS IndexPQ and IndexPQFastScan", threads, absent):
+    if faiss := faiss_peer.faiss_for("FAISS IndexPQ and IndexPQFastScan", threads, absent):
         contenders += _faiss(faiss, M, D, U, Q, C, B, truth, checks)
     slow, fast = _GOALS[M]
     result = Result(
@@ -86,19 +92,23 @@ def _faiss(
     fast.train(U[:_TRAIN])
     fast.add(U)
     _, rows = plain.search(Q[:_EXACT], TOP)
-    checks["recall@10 of FAISS IndexPQ"] = _recall(rows, truth)
+    checks["recall@10 of FAISS IndexPQ"] = peers.recall(rows, truth)
     _, rows = fast.search(Q[:_EXACT], TOP)
-    checks["recall@10 of FAISS IndexPQFastScan"] = _recall(rows, truth)
+    checks["recall@10 of FAISS IndexPQFastScan"] = peers.recall(rows, truth)
     return [
-        Contender(
+        faiss_peer.contender(
+            faiss,
             name="FAISS IndexPQ",
             run=lambda: plain.search(Q[:_SLOW], TOP),
             work=len(B) * _SLOW / 1e9,
+            checks=checks,
         ),
-        Contender(
+        faiss_peer.contender(
+            faiss,
             name="FAISS IndexPQFastScan",
             run=lambda: fast.search(Q, TOP),
             work=len(B) * len(Q) / 1e9,
+            checks=checks,
         ),
     ]
 
@@ -111,11 +121,6 @@ def _truth(U: NDArray[np.float32], Q: NDArray[np.float32]) -> NDArray[np.int64]:
     score = torch.from_numpy(Q) @ x.T
     score.mul_(2).sub_((x * x).sum(1))
     return score.topk(TOP).indices.numpy()
-
-
-def _recall(rows: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
-    hits = [len(np.intersect1d(a, b)) for a, b in zip(rows, truth, strict=True)]
-    return float(np.mean(hits)) / TOP
 
 
 def _equals_adc(

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypq import kernels
-from raypq.bench import clustered_data
-from raypq.bench.harness import Contender, Goal, Result, faiss_for, rounds
+from raypq.bench import clustered_data, faiss_peer
+from raypq.bench.harness import Contender, Goal, Result, rounds
 from raypq.execution.local import LocalExecutor
 from raypq.methods import registry
 from raypq.methods.base import ReductionMethod, State, Stats, TrainBatch, TrainingSetInfo
@@ -50,7 +50,8 @@ def run(threads: int) -> Iterator[Result]:
 
     contenders = [Contender(name="raypq pq", run=ours, work=ROWS, ours=True)]
     absent: list[str] = []
-    if faiss := faiss_for("FAISS ProductQuantizer.train", threads, absent):
+    checks: dict[str, object] = {}
+    if faiss := faiss_peer.faiss_for("FAISS ProductQuantizer.train", threads, absent):
 
         def theirs() -> None:
             pq = faiss.ProductQuantizer(D, M, 8)
@@ -59,9 +60,17 @@ def run(threads: int) -> Iterator[Result]:
                 M, K, D // M
             )
 
-        contenders.append(Contender(name="FAISS ProductQuantizer.train", run=theirs, work=ROWS))
+        contenders.append(
+            faiss_peer.contender(
+                faiss,
+                name="FAISS ProductQuantizer.train",
+                run=theirs,
+                work=ROWS,
+                checks=checks,
+            )
+        )
     lines = rounds(contenders, _REPEATS)
-    checks = {f"distortion of {name}": _distortion(X, C) for name, C in codebooks.items()}
+    checks |= {f"distortion of {name}": _distortion(X, C) for name, C in codebooks.items()}
     result = Result(
         bench="train",
         case=f"pq {ROWS:,} × {D}, M={M} K={K}",

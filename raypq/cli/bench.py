@@ -39,5 +39,6 @@ def bench(settings: BenchSettings) -> None:
         threads=1 if settings.processor_time else settings.threads,
         classes=settings.classes,
         json_file=settings.json_file,
+        peer_python=settings.peer_python,
         processor_time=settings.processor_time,
     )

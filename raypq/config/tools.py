@@ -140,7 +140,14 @@ class BenchSettings(Job):
     ]  # fmt: skip
     threads: Threads = Field(2, description="CPU threads of everything that runs")
     classes: InputFile | None = Field(
-        None, description="class table for the pipeline bench; default: generated"
+        None,
+        description="class table: of the pipeline bench (default: generated), and of the world of "
+        "real names in classify, which is left out without it",
+    )
+    peer_python: InputFile | None = Field(
+        None,
+        description="Python in whose environment the further peers of search are installed; "
+        "default: raypq's own",
     )
     json_file: Annotated[NewFile | None, Option(names=("--json",))] = Field(
         None, description="file to write the figures to as well"

@@ -79,7 +79,7 @@ class PlanSettings(Workload):
 
     rates_file: Annotated[InputFile | None, Option(names=("--rates",))] = Field(
         None,
-        description="result file of raypq bench rates; default: this machine's, measured now if "
-        "need be",
+        description="result file of raypq bench rates, or a folder of them, of which the newest "
+        "quiet one counts; default: this machine's newest quiet one, measured now if need be",
     )
     format: Literal["markdown", "json"] = Field("markdown", description="format of the output")

@@ -434,6 +434,21 @@ def test_a_forecast_that_is_too_high_is_detected(path: str) -> None:
         assert (made.rescans - before < 40) == few
 
 
+@pytest.mark.parametrize("path", native.isas())
+def test_what_the_filter_leaves_is_counted(path: str) -> None:
+    rng = np.random.default_rng(14)
+    M, K, T, N, k = 8, 16, 1_000, 700, 10
+    C = rng.standard_normal((M, K, 4)).astype(np.float32)
+    V = rng.standard_normal((T, M * 4)).astype(np.float32)
+    tables = kernels.build_tables(C, V, None, "dot")
+    B = rng.integers(0, K, (N, M)).astype(np.uint8)
+    made = native.prepare(tables, across_rows=False, isa=path)
+    for turn in (1, 2):
+        run(path, "topk_per_code", B, tables, k)
+        assert turn * N * k <= made.exact_scores < turn * N * T / 10
+        assert turn * N * k <= made.candidates < turn * N * T / 10
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_any_float_and_layout(path: str, dtype: Any) -> None:

@@ -44,6 +44,7 @@ class Block {
     if (n > rows_) throw std::length_error("more rows than a block has room for");
     codes_ = codes, n_ = n;
     failed.clear(), observed.clear();
+    candidates = exact_scores = 0;
     start(begin, trend, out);
     const size_t group = std::max<size_t>(1, kTileBytes / t_.tile_bytes());
     size_t due = 1;  // the tile before which cutoffs are raised next
@@ -64,6 +65,8 @@ class Block {
 
   std::vector<uint32_t> failed;  // rows of the last run that have to be scanned again
   std::vector<Observed> observed;
+  // Of the last run: pairs that the scan left, and scores computed exactly.
+  size_t candidates = 0, exact_scores = 0;
 
  private:
   void start(FirstCutoff begin, const Trend& trend, const TopK& out) {
@@ -227,6 +230,7 @@ class Block {
   }
 
   Candidate rescored(size_t row, uint32_t t) {
+    ++exact_scores;
     return scored(row, t, rescore_.one(codes_, uint32_t(row), t));
   }
 
@@ -243,11 +247,13 @@ class Block {
     rescore_.clear();
     for (size_t i = 0; i < n_; ++i) {
       if (i + Candidates::kAhead < n_) list_.prefetch(i + Candidates::kAhead);
+      candidates += list_.count(i);
       picked_[i] = list_.pick(i, pick_raise_);
       const Candidates::Entry* c = list_.begin(i);
       for (const auto* end = c + picked_[i].count; c != end; ++c)
         rescore_.add(uint32_t(i), t_.order[c->slot]);
     }
+    exact_scores += rescore_.size();
     dots_ = rescore_.run(codes_);
   }
 

@@ -49,6 +49,10 @@ class Classification {
     return *blocks_[thread];
   }
 
+  void count(const Block& worker) const {
+    t_.candidates += worker.candidates, t_.exact_scores += worker.exact_scores;
+  }
+
   // Rows of a task out of n: as many as a block has room for, or fewer, so that every thread gets
   // some.
   size_t task_rows(size_t n) const { return std::min(rows_, share(n, blocks_.size())); }
@@ -63,6 +67,7 @@ class Classification {
       const FirstCutoff begin = trend.k ? FirstCutoff::kForecast : FirstCutoff::kNone;
       worker.run(B_ + at * t_.source.shape.M, n, begin, trend,
                  {out_.scores + at * k_, out_.classes + at * k_});
+      count(worker);
       for (uint32_t& row : worker.failed) row += uint32_t(at);
       const std::lock_guard<std::mutex> lock(guard_);
       failed_.insert(failed_.end(), worker.failed.begin(), worker.failed.end());
@@ -93,7 +98,9 @@ class Classification {
         std::copy_n(B_ + row[i] * M, M, codes.data() + i * M);
         std::copy_n(out_.scores + row[i] * k_, k_, scores.data() + i * k_);
       }
-      block(thread).run(codes.data(), n, FirstCutoff::kKnown, {}, {scores.data(), classes.data()});
+      Block& worker = block(thread);
+      worker.run(codes.data(), n, FirstCutoff::kKnown, {}, {scores.data(), classes.data()});
+      count(worker);
       for (size_t i = 0; i < n; ++i) {
         std::copy_n(scores.data() + i * k_, k_, out_.scores + row[i] * k_);
         std::copy_n(classes.data() + i * k_, k_, out_.classes + row[i] * k_);

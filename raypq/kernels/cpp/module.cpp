@@ -347,5 +347,9 @@ NB_MODULE(_native, module) {
       .def("scores", &score_all)
       .def("within", &find_matches)
       .def_prop_ro("rescans", [](const Tables& tables) { return tables.scan->rescans.load(); })
+      .def_prop_ro("candidates",
+                   [](const Tables& tables) { return tables.scan->candidates.load(); })
+      .def_prop_ro("exact_scores",
+                   [](const Tables& tables) { return tables.scan->exact_scores.load(); })
       .def_prop_ro("bytes", [](const Tables& tables) { return tables.scan->bytes(); });
 }

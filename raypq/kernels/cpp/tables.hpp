@@ -82,7 +82,9 @@ class ScanTables {
   std::vector<int32_t> start;
   std::vector<double> tile_base, tile_error, tile_extra;
   int32_t limit;  // a threshold that no sum reaches
-  mutable std::atomic<size_t> rescans{0};  // rows whose forecast or likely cutoff was too high
+  // Of all classifications so far: rows whose forecast or likely cutoff was too high; pairs of a row
+  // and a class that the scans left, and scores computed exactly.
+  mutable std::atomic<size_t> rescans{0}, candidates{0}, exact_scores{0};
   mutable std::mutex guard;  // of trend
   mutable Trend trend;       // of the rows classified last
 

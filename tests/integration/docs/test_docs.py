@@ -46,6 +46,9 @@ NEVER_ON_RAY = {"fewshot", "clusterability"}  # of `evaluate`: rows in memory
 ELSEWHERE = {
     "raypq bench all --classes CLASSES --json FILE": "unit/sizing/test_sizing.py, by its parts",
     "raypq bench all --show FILE": "the generated block below it",
+    "raypq bench search --peer-python peers/bin/python --json FILE": (
+        "tests/unit/bench/test_peers.py, by its parts"
+    ),
     "raypq bench rates --json rates.json": "tests/unit/sizing/test_sizing.py, by its function",
     "raypq plan --images 1000000 --rates rates.json": "the generated blocks below it",
     "raypq embed-classes": "tests/integration/preparation/test_embed_classes.py, by its function",
