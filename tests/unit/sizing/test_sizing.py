@@ -20,6 +20,7 @@ from raypq.cli import main
 from raypq.config import ClassifyJob, ClusterSettings, EncodeJob, SearchJob, TrainJob
 from raypq.data import synthetic
 from raypq.errors import ConfigError
+from raypq.methods import registry
 from raypq.sizing import search as sizing_search
 from raypq.stages.retrieval import code_blocks, query_rounds, search
 
@@ -235,14 +236,34 @@ def test_a_file_without_rates_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_calibration_is_counted_as_it_is_done() -> None:
-    from raypq.sizing import stages
+    from raypq.sizing import training as stages
     from raypq.stages.training import held_out_classes as done
 
     assert stages._CALIBRATED_ROWS == done.MOST_ROWS
     assert stages._FEWEST_CLASSES == done.FEWEST_CLASSES
     assert (stages._UNSEEN_IN_ALL, stages._TRAININGS) == (done._UNSEEN_IN_ALL, done._SPLITS)
+    fitted = registry.find("pqzsl").trial_settings
+    assert fitted["iterations"] + fitted["polish"] == stages._FITTED_PASSES
     assert stages._FITTED == (1 - done.UNSEEN_SHARE) * (1 - done.HELD_OUT_SHARE)
     work = sizing.Workload(images=300_000, classes=300, M=50, train_classes=300, cluster="none")
     few = work.model_copy(update={"method": "opq"})
     with_classes, without = (sizing.plan(each, GIVEN)[0] for each in (work, few))
     assert with_classes.read == without.read + 300_000 * work.feature_bytes
+
+
+def test_training_sees_a_sample_as_the_methods_do() -> None:
+    from raypq.methods import pqzsl
+    from raypq.sizing import training
+
+    for name, rows in training._SAMPLED.items():
+        assert registry.find(name).settings_class.model_fields["rows_per_codeword"].default == rows
+    assert training._JOINT_SHARE["pqzsl"] == pqzsl._JOINT_SHARE
+    work = sizing.Workload(images=1_281_167, classes=1000, M=50, cluster="none")
+    one, ten = (
+        sizing.plan(work.model_copy(update={"images": images, "train_images": images}), GIVEN)[0]
+        for images in (1_000_000, 10_000_000)
+    )
+    assert ten.read == pytest.approx(10 * one.read)
+    assert ten.seconds < 10 * one.seconds
+    in_little_memory = work.model_copy(update={"cache_bytes": 0})
+    assert sizing.plan(in_little_memory, GIVEN)[0].read > 10 * one.read
