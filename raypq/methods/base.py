@@ -11,14 +11,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from raypq.errors import ConfigError, InputError, NotFittedError
 from raypq.methods.model import Array, MethodSettings, Model, Normalise
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "Array",
@@ -84,7 +86,7 @@ class TrainBatch:
     row: int
 
 
-Sums = Array | Tensor
+Sums: TypeAlias = "Array | Tensor"
 """A float64 sum, on the device of its rows."""
 
 
@@ -148,7 +150,7 @@ class Stats:
         for name, value in other.sums.items():
             if name in self.sums:
                 self.sums[name] += value
-            elif isinstance(value, Tensor):
+            elif _on_device(value):
                 self.sums[name] = value.clone()
             else:
                 self.sums[name] = np.array(value)  # a copy: it may be a view of shared memory
@@ -159,10 +161,15 @@ class Stats:
     def on_host(self) -> Stats:
         """The same statistics as arrays."""
         sums = {
-            name: value.cpu().numpy() if isinstance(value, Tensor) else value
+            name: value.cpu().numpy() if _on_device(value) else value
             for name, value in self.sums.items()
         }
         return Stats(sums=sums, rows=self.rows)
+
+
+def _on_device(value: Any) -> TypeGuard[Tensor]:
+    """Whether a sum is a tensor: no array or number, so that torch need not be imported to ask."""
+    return not isinstance(value, np.ndarray | np.generic | float | int)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

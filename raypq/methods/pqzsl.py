@@ -19,11 +19,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch.nn import functional
 
+from raypq import kernels
 from raypq.config import Metric, Positive
 from raypq.errors import ConfigError
 from raypq.methods.base import (
@@ -48,10 +47,10 @@ from raypq.methods.support.closed_form import (
     solve_ridge,
     solve_sylvester,
 )
-from raypq.methods.support.linear_model import LinearModel, product, scaled_by_spread
+from raypq.methods.support.linear_model import LinearModel, scaled_by_spread
+from raypq.methods.support.matrix_product import product
 from raypq.methods.support.normalisation import normalise
 from raypq.methods.support.rows import HostRows
-from raypq.methods.support.score_axes import code_width, interpolated_classes, whiten_by_prototypes
 
 _SHORT = 1e-15  # a length whose square is a normal float32
 
@@ -287,6 +286,16 @@ class PQZSL(MomentsPQ):
 
     def _score_axes(self, state: State) -> dict[str, Array]:
         """P and W along the axes that scores depend on (``support.score_axes``)."""
+        import torch  # here, since it takes seconds to import, and the default axes do without it
+        from torch.nn import functional
+
+        from raypq.methods.support.score_axes import (
+            code_width,
+            interpolated_classes,
+            whiten_by_prototypes,
+        )
+
+        kernels.apply_thread_limit()
         data, embedding = moments(state), _parameters(state)
         A = torch.from_numpy(np.ascontiguousarray(data.A.T))
         V = torch.cat([A, interpolated_classes(A)]) @ torch.from_numpy(embedding.Q.T)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raypq import kernels, machine
 from raypq.config import Columns, TrainJob
-from raypq.data.prefetch import in_flight
 from raypq.data.store.shard_stats import ShardStats
 from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.execution.executor import Executor, TaskResult, WorkerPool, completed
-from raypq.kernels.device import BATCHES_IN_FLIGHT, own_stream, synchronise
 from raypq.methods.base import Model, ReductionMethod, State, Stats, TrainBatch
-from raypq.methods.support.rows import DeviceRows, Parameters
 from raypq.metrics.drift import Gauge
 from raypq.stages.stores.batch_cache import BatchCache
 from raypq.stages.training.dataset import TrainingClasses, TrainTask, training_batches
+
+if TYPE_CHECKING:
+    from raypq.methods.support.device_rows import Parameters
 
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -74,6 +75,8 @@ class TrainWorker:
         self, method: ReductionMethod, task: TrainTask, state: State
     ) -> Stats:
         """As ``accumulate``; an error names the row."""
+        from raypq.stages.training.device_reduction import accumulate_on_device  # torch
+
         try:
             return accumulate_on_device(
                 method, state, self._batches(task), self._parameters_of(state)
@@ -85,6 +88,8 @@ class TrainWorker:
 
     def _parameters_of(self, state: State) -> Parameters:
         """The arrays of the state of this pass on the device."""
+        from raypq.methods.support.device_rows import Parameters  # torch
+
         resident = self._resident
         if resident is None or resident[0] is not state:
             resident = self._resident = state, Parameters(self._device)
@@ -99,24 +104,6 @@ class TrainWorker:
             task, self._columns, self._width, self._classes, for_device=for_device
         ):
             yield replace(batch, X=self._embed(batch.X)) if self._embed else batch
-
-
-def accumulate_on_device(
-    method: ReductionMethod, state: State, batches: Iterator[TrainBatch], parameters: Parameters
-) -> Stats:
-    """The statistics of batches, of which several are in flight on the device of the parameters;
-    they merge in order."""
-    device = parameters.device
-
-    def accumulate(batch: TrainBatch) -> Stats:
-        with own_stream(device):
-            return method.accumulate(state, batch, DeviceRows.of(batch.X, parameters))
-
-    stats = Stats()
-    for part in in_flight(accumulate, batches, BATCHES_IN_FLIGHT):
-        stats.merge(part)
-        synchronise(device)
-    return stats.on_host()
 
 
 def cache_of(job: TrainJob, executor: Executor) -> int:
