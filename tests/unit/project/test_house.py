@@ -110,6 +110,7 @@ ALLOWED: dict[str, set[str]] = {
         "exits",
         "kernels",
         "machine",
+        "optional_packages",
         "quickstart",
         "sizing",
         "stages.stores",
