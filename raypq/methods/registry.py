@@ -39,7 +39,8 @@ class _Methods(Mapping[str, type[Method]]):
     which takes seconds."""
 
     def __getitem__(self, name: str) -> type[Method]:
-        cls: type[Method] = getattr(import_module(f"raypq.methods.{name}"), _CLASSES[name])
+        of_class = _CLASSES[name]
+        cls: type[Method] = getattr(import_module(f"raypq.methods.{name}"), of_class)
         kernels.apply_thread_limit()  # if that was the first import of torch
         return cls
 
