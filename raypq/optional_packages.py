@@ -1,8 +1,11 @@
-"""Packages that raypq needs for a few jobs only; an extra of raypq installs them."""
+"""Packages that raypq needs for a few jobs only, which an extra of raypq installs; and one that
+it never needs."""
 
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 from raypq.errors import ConfigError
@@ -35,6 +38,31 @@ def require(module: str, *, extra: str, purpose: str = "") -> Any:
             f"{subject} cannot be imported ({reason}); where torch and torchvision are of "
             "different builds, install both from one index"
         ) from error
+
+
+def leave_out_pandas() -> None:
+    """Has Arrow do without pandas in this process, which must be raypq's own.
+
+    Arrow looks for series of pandas in whatever it makes an array of, and imports pandas for it
+    where that is installed, which takes half a second. It looks for pandas once: here, and in vain.
+    """
+    if "pandas" in sys.modules:
+        return
+    import pyarrow as pa
+
+    sys.meta_path.insert(0, _Pandas())
+    try:
+        pa.array([])
+    finally:
+        sys.meta_path.pop(0)
+
+
+class _Pandas(MetaPathFinder):
+    """A finder by which pandas is not installed."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError(f"no module named {fullname!r}", name=fullname)
 
 
 def _is_absent(error: ImportError, name: str) -> bool:

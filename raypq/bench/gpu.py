@@ -29,8 +29,8 @@ from raypq.methods import registry
 from raypq.methods.base import ReductionMethod, State, Stats, TrainBatch, TrainingSetInfo
 from raypq.methods.gradient import Batch, GradientMethod
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
-from raypq.methods.support.rows import Parameters
-from raypq.stages.training.reduction import accumulate_on_device
+from raypq.methods.support.device_rows import Parameters
+from raypq.stages.training.device_reduction import accumulate_on_device
 from raypq.stages.training.trainer import begin_phase, train_epoch
 
 Features = NDArray[np.float32]

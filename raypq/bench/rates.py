@@ -33,7 +33,7 @@ from raypq.data.store.sources import open_sources
 from raypq.execution.local import LocalExecutor
 from raypq.methods.pqzsl import PQZSLModel, PQZSLSettings
 from raypq.methods.support import codebooks
-from raypq.methods.support.linear_model import product
+from raypq.methods.support.matrix_product import product
 from raypq.methods.support.normalisation import normalise
 from raypq.methods.support.statistics import gram
 from raypq.sizing import DeviceRates, Rates

@@ -19,6 +19,7 @@ import click
 
 from raypq import console
 from raypq.cli.options import PLACE, Command, Number, verb
+from raypq.optional_packages import leave_out_pandas
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -218,6 +219,7 @@ def job_command(
         def run(**values: Any) -> None:
             command = click.get_current_context().command
             assert isinstance(command, JobCommand)
+            leave_out_pandas()
             job = command.job_of(values)
             function(job, **values)
 

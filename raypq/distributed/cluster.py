@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from raypq.distributed.head import (
     no_token,
     unreachable,
 )
+from raypq.distributed.local_ray import without_unused_processes
 from raypq.distributed.worker_actor import WorkerActor
 from raypq.distributed.worker_pool import RayWorkerPool
 from raypq.errors import ConfigError
@@ -214,7 +215,9 @@ def _init(settings: ClusterSettings) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     folder: str | None = None
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    processes: AbstractContextManager[None] = nullcontext()
     if settings.cluster == "local":
+        processes = without_unused_processes()
         folder = _short_folder()
         options |= {
             "address": "local",
@@ -226,7 +229,8 @@ def _init(settings: ClusterSettings) -> None:
         check_address(settings.cluster)
         options["address"] = settings.cluster
     try:
-        ray.init(**options)
+        with processes:
+            ray.init(**options)
     except Exception as error:  # Ray 2.60 raises plain ``Exception`` too
         if settings.cluster == "local":
             raise _start_error(error, folder) from error

@@ -175,6 +175,7 @@ def _run_rank(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     kernels.set_threads(config["threads"])
     run: Callable[[Rank, Report], None] = ray.get(config["run"])
+    kernels.apply_thread_limit()  # if that was the first import of torch
     try:
         kernels.check_device(config["device"])
         rank = Rank(

@@ -16,6 +16,7 @@ from raypq.errors import ConfigError, RaypqError
 from raypq.execution.executor import Task, run_task
 from raypq.execution.retries import is_transient
 from raypq.io_counters import Reading
+from raypq.optional_packages import leave_out_pandas
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class WorkerActor:
                 )
             if problem := device_problem(self._device):
                 return StartupError(problem, everywhere=True)
+            leave_out_pandas()
             try:
                 kernels.set_threads(self._threads)
                 if self._device == "cuda":

@@ -8,6 +8,7 @@ Shapes: U [N, D], C [M, K, d], B [N, M] uint8, V [T, D]; D = M·d.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from raypq.kernels.tables import (
 
 __all__ = [
     "Tables",
+    "add_rows",
     "apply_thread_limit",
     "build_tables",
     "check_device",
@@ -57,8 +59,17 @@ __all__ = [
     "widen",
 ]
 
+
+class _PerThread(threading.local):
+    """Limits of one thread: ``threads`` of native kernels that it calls, and the one that torch
+    was given in it."""
+
+    threads: int | None = None
+    of_torch: int | None = None
+
+
 _threads: int | None = None  # of the process; None: one for each usable CPU
-_per_thread = threading.local()  # .threads: limit of native kernels called from this thread
+_per_thread = _PerThread()
 
 
 def encode(
@@ -191,6 +202,14 @@ def codeword_sums(
     return reference.codeword_sums(U, B, C)
 
 
+def add_rows(total: NDArray[np.float64], group: NDArray[np.int64], X: NDArray[np.float64]) -> None:
+    """Adds rows X [n, D] to the sums of their groups [n], in order; ``total`` [k, D], in place."""
+    if _use_native("cpu"):
+        native.add_rows(total, group, X, threads=threads())
+    else:
+        reference.add_rows(total, group, X)
+
+
 def kmeans_pp_init(
     U: NDArray[np.floating], first: NDArray[np.int64], draws: NDArray[np.float64]
 ) -> NDArray[np.float32]:
@@ -207,25 +226,32 @@ def kmeans_pp_init(
 
 
 def set_threads(threads: int) -> None:
-    """Limits the CPU threads of this process: of native kernels, NumPy and torch."""
+    """Limits the CPU threads of this process: of native kernels, NumPy and torch.
+
+    Torch is not imported for it: code that imports it late calls ``apply_thread_limit``.
+    """
     global _threads
-    import torch
     from threadpoolctl import threadpool_limits
 
     _threads = threads
-    torch.set_num_threads(threads)
+    _per_thread.of_torch = None
+    apply_thread_limit()
     threadpool_limits(threads)
 
 
 def apply_thread_limit() -> None:
-    """Applies the limit of ``set_threads`` to the calling thread; a thread pool's initialiser.
+    """Applies the limit of ``set_threads`` to torch in the calling thread, if torch is imported and
+    the thread does not have that limit yet; a thread pool's initialiser.
 
-    OpenMP keeps its limit per thread, so a matrix product in a new thread would take all cores.
+    OpenMP keeps its limit per thread, so a matrix product in a new thread would take all cores, and
+    so would one in a thread that is older than the import of torch.
     """
-    if _threads is not None:
-        import torch
+    if _threads is None or "torch" not in sys.modules or _per_thread.of_torch == _threads:
+        return
+    import torch
 
-        torch.set_num_threads(_threads)
+    torch.set_num_threads(_threads)
+    _per_thread.of_torch = _threads
 
 
 @contextmanager
@@ -235,7 +261,7 @@ def native_threads(threads: int) -> Iterator[None]:
     The limits of NumPy and torch stay: the last bits of their products may depend on the number of
     threads, those of native kernels do not.
     """
-    before = getattr(_per_thread, "threads", None)
+    before = _per_thread.threads
     _per_thread.threads = threads
     try:
         yield
@@ -245,9 +271,8 @@ def native_threads(threads: int) -> Iterator[None]:
 
 def threads() -> int:
     """The number of CPU threads that kernels use: the limit that was set, or the usable CPUs."""
-    limit: int | None = getattr(_per_thread, "threads", None)
-    if limit is not None:
-        return limit
+    if _per_thread.threads is not None:
+        return _per_thread.threads
     if _threads is not None:
         return _threads
     return machine.usable().cpus

@@ -24,6 +24,13 @@ def accumulate(
     error: NDArray[np.float64],
     /,
 ) -> None: ...
+def add_rows(
+    X: NDArray[np.float64],
+    group: NDArray[np.int64],
+    threads: int,
+    total: NDArray[np.float64],
+    /,
+) -> None: ...
 def spread(
     U: NDArray[np.float32],
     first: NDArray[np.int64],

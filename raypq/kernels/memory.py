@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from raypq import kernels
+
 _WORKSPACE = 128 << 20  # bytes of one intermediate array on the CPU
 _LARGEST_WORKSPACE = 1 << 30  # and on a GPU, where larger products are no faster
 _KEPT_ON_CPU = 1 << 30  # bytes of copies of tables
@@ -69,6 +71,7 @@ def in_parts(n: int, rows: int, device: str, work: Callable[[slice], None]) -> N
     Raises:
         torch.OutOfMemoryError: there is not enough for a single row.
     """
+    kernels.apply_thread_limit()  # this may be the first use of torch in this thread
     if getattr(_outer, "running", False):
         for start in range(0, n, rows):
             work(slice(start, min(n, start + rows)))

@@ -258,6 +258,18 @@ def codeword_sums(
     return count, total, error
 
 
+def add_rows(
+    total: NDArray[np.float64],
+    group: NDArray[np.int64],
+    X: NDArray[np.float64],
+    *,
+    threads: int = 1,
+) -> None:
+    """Adds rows to the sums of their groups; equal to ``reference.add_rows``."""
+    X, group = np.ascontiguousarray(X), np.ascontiguousarray(group)
+    _native.add_rows(X, group, threads, total)
+
+
 def kmeans_pp_init(
     U: NDArray[np.floating],
     first: NDArray[np.int64],

@@ -134,6 +134,11 @@ def codeword_sums(
     return count, total, error
 
 
+def add_rows(total: NDArray[np.float64], group: NDArray[np.int64], X: NDArray[np.float64]) -> None:
+    """Adds rows X [n, D] to the sums of their groups [n]; ``total`` [k, D], in place."""
+    np.add.at(total, group, X)
+
+
 def kmeans_pp_init(
     U: NDArray[np.floating], first: NDArray[np.int64], draws: NDArray[np.float64]
 ) -> NDArray[np.float32]:

@@ -10,14 +10,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from raypq.errors import InputError, NotFittedError
+from raypq.errors import NotFittedError
 from raypq.methods.model import Array, MethodSettings, Model, Normalise
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "Array",
@@ -32,7 +34,6 @@ __all__ = [
     "Sums",
     "TrainBatch",
     "TrainingSetInfo",
-    "check_embeddings",
 ]  # fmt: skip
 
 
@@ -101,7 +102,7 @@ class TrainBatch:
         return replace(self, X=self.X[at], y=y, rows=numbers)
 
 
-Sums = Array | Tensor
+Sums: TypeAlias = "Array | Tensor"
 """A float64 sum, on the device of its rows."""
 
 
@@ -165,7 +166,7 @@ class Stats:
         for name, value in other.sums.items():
             if name in self.sums:
                 self.sums[name] += value
-            elif isinstance(value, Tensor):
+            elif _on_device(value):
                 self.sums[name] = value.clone()
             else:
                 self.sums[name] = np.array(value)  # a copy: it may be a view of shared memory
@@ -176,10 +177,15 @@ class Stats:
     def on_host(self) -> Stats:
         """The same statistics as arrays."""
         sums = {
-            name: value.cpu().numpy() if isinstance(value, Tensor) else value
+            name: value.cpu().numpy() if _on_device(value) else value
             for name, value in self.sums.items()
         }
         return Stats(sums=sums, rows=self.rows)
+
+
+def _on_device(value: Any) -> TypeGuard[Tensor]:
+    """Whether a sum is a tensor: no array or number, so that torch need not be imported to ask."""
+    return not isinstance(value, np.ndarray | np.generic | float | int)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -286,15 +292,3 @@ class ReductionMethod(Method):
         if state is None or not state.done:
             raise NotFittedError(f"{self.name}: not trained yet; run every pass first")
         return self._build(state)
-
-
-def check_embeddings(A: NDArray[np.float32]) -> None:
-    """Refuses class embeddings [L, da] that are all the same.
-
-    Raises:
-        InputError: they are.
-    """
-    if len(A) > 1 and np.ptp(A.astype(np.float64), axis=0).max() <= 1e-6 * np.abs(A).max():
-        raise InputError(
-            "class embeddings", expected="classes that differ", found="all of them alike"
-        )

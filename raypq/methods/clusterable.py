@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from raypq import kernels
 from raypq.errors import ConfigError
-from raypq.methods.base import ReductionMethod, TrainingSetInfo, check_embeddings
+from raypq.methods.base import ReductionMethod, TrainingSetInfo
 from raypq.methods.gradient import (
     GradientMethod,
     GradientSettings,
@@ -40,6 +40,7 @@ from raypq.methods.support.clusterable_network import (
 )
 from raypq.methods.support.score_axes import code_width, codebook_method, interpolated_classes
 from raypq.methods.support.softmax_classifier import fit_on_axes, fit_softmax
+from raypq.methods.support.statistics import check_embeddings
 
 _AXIS_CLASSES = 128  # interpolated classes used to choose the axes
 _AXIS_SAMPLES = 50  # generated features of each

@@ -25,13 +25,13 @@ from raypq.methods.base import (
     Stats,
     TrainBatch,
     TrainingSetInfo,
-    check_embeddings,
 )
 from raypq.methods.pq import PQ, PQModel, PQSettings
 from raypq.methods.support.aligned_space import score_maps
 from raypq.methods.support.axis_allocation import allocate, fix_signs
 from raypq.methods.support.linear_model import LinearModel
 from raypq.methods.support.normalisation import normalise
+from raypq.methods.support.statistics import check_embeddings
 
 
 class OPQSettings(PQSettings):

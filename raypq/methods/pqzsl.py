@@ -19,11 +19,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch.nn import functional
 
+from raypq import kernels
 from raypq.config import Metric, Positive
 from raypq.errors import ConfigError
 from raypq.methods.base import (
@@ -49,11 +48,10 @@ from raypq.methods.support.closed_form import (
     solve_sylvester,
 )
 from raypq.methods.support.linear_model import LinearModel, scaled_by_spread
-from raypq.methods.support.linear_model import product as linear_product
+from raypq.methods.support.matrix_product import product as float32_product
 from raypq.methods.support.normalisation import normalise
 from raypq.methods.support.parallel_algebra import concurrently, product
 from raypq.methods.support.rows import HostRows
-from raypq.methods.support.score_axes import code_width, interpolated_classes, whiten_by_prototypes
 
 # Terms of the objective beside the quantization error.
 _TERMS = ("centre", "decode", "encode", "constraint", "ridge")
@@ -241,7 +239,7 @@ class PQZSLModel(PQModel):
             length = np.linalg.norm(V, axis=1, keepdims=True)
             in_range = np.isfinite(length).all() and float(length.min(initial=1.0)) > _SHORT
             V = V / length if in_range else normalise(V, "unit")
-        return linear_product(V, self.tensors["W"]), bias
+        return float32_product(V, self.tensors["W"]), bias
 
 
 class PQZSL(MomentsPQ):
@@ -322,6 +320,16 @@ class PQZSL(MomentsPQ):
 
     def _score_axes(self, state: State) -> dict[str, Array]:
         """P and W along the axes that scores depend on (``support.score_axes``)."""
+        import torch  # here, since it takes seconds to import, and the default axes do without it
+        from torch.nn import functional
+
+        from raypq.methods.support.score_axes import (
+            code_width,
+            interpolated_classes,
+            whiten_by_prototypes,
+        )
+
+        kernels.apply_thread_limit()
         data, embedding = moments(state), _parameters(state)
         A = torch.from_numpy(np.ascontiguousarray(data.A.T))
         V = torch.cat([A, interpolated_classes(A)]) @ torch.from_numpy(embedding.Q.T)

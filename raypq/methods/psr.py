@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from raypq.config import Metric, Positive
 from raypq.errors import ConfigError, InputError
-from raypq.methods.base import Normalise, TrainingSetInfo, check_embeddings
+from raypq.methods.base import Normalise, TrainingSetInfo
 from raypq.methods.gradient import (
     Batch,
     GradientMethod,
@@ -40,6 +40,7 @@ from raypq.methods.gradient import (
 )
 from raypq.methods.support.layers import unit
 from raypq.methods.support.score_axes import Axes, code_width, codebook_method, interpolated_classes
+from raypq.methods.support.statistics import check_embeddings
 
 _LEAST_DEVIATION = 1e-32  # of a dimension at least 1e-6 times that, whose inverse fits float32
 

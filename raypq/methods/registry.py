@@ -1,13 +1,15 @@
-"""Methods by name. A new method is a file in this folder and an entry in ``METHODS``."""
+"""Methods by name. A new method is a file in this folder and an entry in ``_CLASSES``."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from pydantic import ValidationError
 
+from raypq import kernels
 from raypq.config.explain import first_problem
 from raypq.config.places import path_of
 from raypq.data.class_prototypes import ClassLayer
@@ -16,20 +18,43 @@ from raypq.data.model_files import ModelFiles
 from raypq.data.storage import join
 from raypq.errors import ConfigError, ModelError
 from raypq.methods.base import Method, Model, ReductionMethod
-from raypq.methods.clusterable import Clusterable
-from raypq.methods.dpq import DPQ
-from raypq.methods.eszsl import ESZSL
-from raypq.methods.gpq import GPQ
-from raypq.methods.opq import OPQ
-from raypq.methods.pq import PQ
-from raypq.methods.pqzsl import PQZSL
-from raypq.methods.psr import PSR
-from raypq.methods.sae import SAE
-from raypq.methods.vq import VQ
 
-METHODS: Mapping[str, type[Method]] = {
-    cls.name: cls for cls in (PQ, OPQ, PQZSL, VQ, DPQ, GPQ, ESZSL, SAE, PSR, Clusterable)
+# The class of each method, in the module of the same name.
+_CLASSES = {
+    "pq": "PQ",
+    "opq": "OPQ",
+    "pqzsl": "PQZSL",
+    "vq": "VQ",
+    "dpq": "DPQ",
+    "gpq": "GPQ",
+    "eszsl": "ESZSL",
+    "sae": "SAE",
+    "psr": "PSR",
+    "clusterable": "Clusterable",
 }
+
+
+class _Methods(Mapping[str, type[Method]]):
+    """The methods; each is imported on first use, since those that train by gradient import torch,
+    which takes seconds."""
+
+    def __getitem__(self, name: str) -> type[Method]:
+        of_class = _CLASSES[name]
+        cls: type[Method] = getattr(import_module(f"raypq.methods.{name}"), of_class)
+        kernels.apply_thread_limit()  # if that was the first import of torch
+        return cls
+
+    def __contains__(self, name: object) -> bool:
+        return name in _CLASSES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_CLASSES)
+
+    def __len__(self) -> int:
+        return len(_CLASSES)
+
+
+METHODS: Mapping[str, type[Method]] = _Methods()
 
 # Keys of model.json.
 _CONTENT = {

@@ -314,6 +314,23 @@ def test_codeword_sums(case: dict[str, Any], threads: int) -> None:
 
 @pytest.mark.skipif(not native.available(), reason="the native kernels are not built")
 @few
+@given(n=st.integers(0, 60), D=st.integers(1, 9), k=st.integers(1, 7), threads=st.integers(1, 5))
+def test_add_rows(n: int, D: int, k: int, threads: int) -> None:
+    """In row order, so the same bits though sums of these rows are rounded."""
+    rng = np.random.default_rng([n, D, k])
+    X, group = rng.standard_normal((n, D)), rng.integers(0, k, n)
+    sums = rng.standard_normal((k, D)), rng.standard_normal((k, D))
+    sums[1][:] = sums[0]
+    native.add_rows(sums[0], group, X, threads=threads)
+    reference.add_rows(sums[1], group, X)
+    np.testing.assert_array_equal(*sums)
+    if n:
+        with pytest.raises(ValueError, match="a group is not below k"):
+            native.add_rows(sums[0], group + k, X)
+
+
+@pytest.mark.skipif(not native.available(), reason="the native kernels are not built")
+@few
 @given(
     case=cases().filter(lambda case: len(case["U"])),
     threads=st.integers(1, 5),

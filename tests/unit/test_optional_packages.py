@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -31,6 +32,22 @@ def names(requirements: list[str]) -> set[str]:
 
 def test_a_package_that_is_there_is_imported() -> None:
     assert require("json.decoder", extra="report") is sys.modules["json.decoder"]
+
+
+def test_arrow_does_without_pandas() -> None:
+    """In a fresh process; pandas itself can be imported afterwards."""
+    code = """
+import sys
+from raypq.optional_packages import leave_out_pandas
+
+leave_out_pandas()
+import pyarrow as pa
+
+assert pa.table({"a": [1], "b": ["x"]}).to_pylist() == [{"a": 1, "b": "x"}]
+assert "pandas" not in sys.modules
+import pandas
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_one_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,20 @@ void codeword_sums(const Shape& s, const float* C, const float* U, const uint8_t
   });
 }
 
+void add_rows(const double* X, const int64_t* group, size_t n, size_t D, size_t threads,
+              double* total) {
+  // A thread owns some columns, so every sum is formed in row order.
+  const size_t tasks = std::min(threads, D);
+  parallel(tasks, threads, [&](size_t, size_t task) {
+    const size_t from = D * task / tasks, to = D * (task + 1) / tasks;
+    for (size_t i = 0; i < n; ++i) {
+      const double* x = X + i * D;
+      double* sum = total + size_t(group[i]) * D;
+      for (size_t j = from; j < to; ++j) sum[j] += x[j];
+    }
+  });
+}
+
 void kmeans_pp_init(const Shape& s, const float* U, size_t n, const int64_t* first,
                     const double* draws, size_t threads, float* C) {
   constexpr size_t kBlock = 512;  // rows whose sums stay in the L1 cache

@@ -1,4 +1,5 @@
-// Codebooks: assignment of vectors to codewords, sums of the assigned vectors, k-means++ seeds.
+// Codebooks: assignment of vectors to codewords, sums of the assigned vectors and of
+// other rows, k-means++ seeds.
 #pragma once
 
 #include "isa.hpp"
@@ -18,6 +19,10 @@ struct CodewordSums {
 // is summed over j in order. The same bits for any number of threads.
 void codeword_sums(const Shape& shape, const float* C, const float* U, const uint8_t* B, size_t n,
                    size_t threads, const CodewordSums& out);
+
+// Adds rows X [n, D] to the sums of their groups, total [·, D], in row order.
+void add_rows(const double* X, const int64_t* group, size_t n, size_t D, size_t threads,
+              double* total);
 
 // k-means++ seeds C [M, K, d] in every sub-space of U [n, M·d]. The first codeword is row first[m];
 // each further one is the row at which the running sum of squared distances to the nearest codeword

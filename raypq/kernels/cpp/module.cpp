@@ -166,6 +166,17 @@ void add_codeword_sums(In<float, 2> U, In<uint8_t, 2> B, In<float, 3> C, size_t 
                 {count.data(), total.data(), error.data()});
 }
 
+void add_rows_of_groups(In<double, 2> X, In<int64_t, 1> group, size_t threads,
+                        Out<double, 2> total) {
+  const size_t n = X.shape(0), D = X.shape(1);
+  require(group.shape(0) == n && total.shape(1) == D, "X must be [n, D], group [n], total [k, D]");
+  for (size_t i = 0; i < n; ++i)
+    require(group.data()[i] >= 0 && size_t(group.data()[i]) < total.shape(0),
+            "a group is not below k");
+  nb::gil_scoped_release release;
+  add_rows(X.data(), group.data(), n, D, clamp_threads(threads), total.data());
+}
+
 void seed_codebooks(In<float, 2> U, In<int64_t, 1> first, In<double, 2> draws, size_t threads,
           Out<float, 3> C) {
   const Shape shape = shape_of(C);
@@ -327,6 +338,7 @@ NB_MODULE(_native, module) {
   module.def("encode", &encode_rows);
   module.def("widen", &widen_values);
   module.def("accumulate", &add_codeword_sums);
+  module.def("add_rows", &add_rows_of_groups);
   module.def("spread", &seed_codebooks);
   module.def("forest", &forest_of);
   module.def("reach", &reach);

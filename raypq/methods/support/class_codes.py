@@ -25,13 +25,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raypq.errors import ConfigError
-from raypq.methods.base import MethodSettings, TrainingSetInfo, check_embeddings
+from raypq.methods.base import MethodSettings, TrainingSetInfo
 from raypq.methods.gradient import Network, NetworkModel
 from raypq.methods.support.backbones import TrunkSettings
 from raypq.methods.support.class_codebooks import ClassCodebooks
 from raypq.methods.support.class_relations import ClassRelations
 from raypq.methods.support.network import array_of
 from raypq.methods.support.network_model import PREFIX
+from raypq.methods.support.statistics import check_embeddings
 
 _BLOCK = 1024  # rows of one step of ``fit``
 

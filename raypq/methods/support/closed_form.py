@@ -25,12 +25,11 @@ from raypq.methods.base import (
     Stats,
     TrainBatch,
     TrainingSetInfo,
-    check_embeddings,
 )
 from raypq.methods.pq import PQ, PQSettings
 from raypq.methods.support.linear_model import LinearModel, class_scaling
 from raypq.methods.support.normalisation import Attributes, normalise
-from raypq.methods.support.statistics import PRODUCT_ROWS, scale
+from raypq.methods.support.statistics import PRODUCT_ROWS, check_embeddings, scale
 
 Matrix = NDArray[Any]  # float64; NumPy's linear algebra is typed loosely
 _FLOOR = 1e-10  # divisors below this share of the largest one count as zero

@@ -17,7 +17,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from raypq import kernels
@@ -84,7 +83,7 @@ class CodeRows:
 
     def add_to(self, sums: Stats, B: NDArray[np.uint8], cluster: NDArray[np.int64]) -> None:
         """Adds rows with codes [n, M], by cluster [n]: their number, sum and squared norms."""
-        total = torch.from_numpy(sums.sums["total"])
+        total = sums.sums["total"]
         unit, square_unit = self._units
         squares, k = norms_of_codes(B, self._norms), len(total)
         scale = None
@@ -104,7 +103,7 @@ class CodeRows:
             if scale is not None:
                 rows *= scale[part, None]
                 rows = _rounded(rows, unit)
-            total.index_add_(0, torch.from_numpy(cluster[part]), torch.from_numpy(rows))
+            kernels.add_rows(total, cluster[part], rows)
 
     def moved(self, centres: Floats, sums: Stats, rng: np.random.Generator) -> tuple[Floats, float]:
         """Centres moved to the means of their rows, empty ones re-seeded as in

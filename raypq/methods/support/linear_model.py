@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from raypq import kernels
 from raypq.config import Metric, Precision
-from raypq.data.features import batch_rows
-from raypq.kernels import check_device, memory
-from raypq.kernels.device import on_device, own_stream
-from raypq.kernels.torch import Codebooks
-from raypq.methods.base import Model, Normalise
-from raypq.methods.support.network import aligned
-from raypq.methods.support.normalisation import (
-    Attributes,
-    check_range,
-    in_range,
-    normalise,
-    normalise_on,
-)
+from raypq.methods.base import Model
+from raypq.methods.support.matrix_product import product
+from raypq.methods.support.normalisation import Attributes, check_range, normalise
 
-# Features are read-only views of Arrow buffers; a product only reads them.
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+if TYPE_CHECKING:
+    from raypq.methods.support.resident_model import ResidentModel
 
 _moving = threading.Lock()  # parameters are copied to a device once
 
@@ -38,22 +27,6 @@ def class_scaling(scheme: Attributes) -> tuple[str, ...]:
     if scheme.startswith("zscore"):
         return ("class_mean", "class_inverse_std")
     return ("class_mean",) if scheme.startswith("centre") else ()
-
-
-def product(
-    X: NDArray[np.float32], P: NDArray[np.float32], precision: Precision = "fp32"
-) -> NDArray[np.float32]:
-    """X Pᵀ [n, b] for X [n, a] and P [b, a], through torch's matrix product.
-
-    Always of row-major, aligned arrays: others are summed in another order, so that embeddings
-    could differ after a model is saved and loaded, or by process.
-    """
-    if not len(X):
-        return np.empty((0, len(P)), np.float32)
-    left, right = torch.from_numpy(aligned(X)), torch.from_numpy(aligned(P))
-    if precision == "bf16":
-        return (left.bfloat16() @ right.bfloat16().T).float().numpy()
-    return (left @ right.T).numpy()
 
 
 def scaled_by_spread(V: NDArray[np.float32], moment: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -66,30 +39,6 @@ def scaled_by_spread(V: NDArray[np.float32], moment: NDArray[np.floating]) -> ND
     wide = V.astype(np.float64)
     spread = np.sqrt(np.maximum(np.einsum("td,td->t", wide @ moment.astype(np.float64), wide), 0.0))
     return (wide / np.where(spread > 0, spread, 1.0)[:, None]).astype(np.float32)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ResidentModel:
-    """The parameters of a linear model on a torch device."""
-
-    scheme: Normalise
-    P: torch.Tensor | None
-    mean: torch.Tensor | None
-    inverse_std: torch.Tensor | None
-    codebooks: Codebooks
-
-    def codes(self, x: torch.Tensor, precision: Precision) -> torch.Tensor:
-        """Codes [n, M], uint8, of features x [n, dx], float32, on the device.
-
-        Raises:
-            InputError: as ``in_range``.
-        """
-        X = normalise_on(x, self.scheme, self.mean, self.inverse_std)
-        U = X
-        if self.P is not None:
-            bf16 = precision == "bf16"
-            U = (X.bfloat16() @ self.P.bfloat16().T).float() if bf16 else X @ self.P.T
-        return self.codebooks.assign(in_range(U, x))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,42 +95,20 @@ class LinearModel(Model):
     ) -> NDArray[np.uint8]:
         if device == "cpu":
             return super().encode(X, precision=precision)
-        check_device(device)
+        kernels.check_device(device)
         X = np.asarray(X)
         X = X if X.dtype == np.float16 and X.shape[1:] == (self.dx,) else self._features(X)
-        resident = self._resident_on(device)
-        codes = np.empty((len(X), self.M), np.uint8)
-        rows = batch_rows(self.dx, for_device=True)  # bounds the memory, however many are given
-
-        def encode(part: slice) -> None:
-            with own_stream(device):
-                x = on_device(X[part], device).float()
-                codes[part] = resident.codes(x, precision).cpu().numpy()
-
-        memory.in_parts(len(X), rows, device, encode)
-        return codes
+        return self._resident_on(device).encode(X, precision)
 
     def _resident_on(self, device: str) -> ResidentModel:
         """The parameters on a device, cached."""
+        from raypq.methods.support.resident_model import ResidentModel  # torch
+
         with _moving:
-            return self._moved_to(device)
-
-    def _moved_to(self, device: str) -> ResidentModel:
-        cache: dict[str, ResidentModel] = self.__dict__.setdefault("_moved", {})
-        if device not in cache:
-
-            def tensor(name: str) -> torch.Tensor | None:
-                value = self.tensors.get(name)
-                return None if value is None else torch.from_numpy(aligned(value)).to(device)
-
-            cache[device] = ResidentModel(
-                scheme=self.settings.normalise,
-                P=tensor("P"),
-                mean=tensor("mean"),
-                inverse_std=tensor("inverse_std"),
-                codebooks=Codebooks.on(device, self.C),
-            )
-        return cache[device]
+            cache: dict[str, ResidentModel] = self.__dict__.setdefault("_moved", {})
+            if device not in cache:
+                cache[device] = ResidentModel.of(self.tensors, self.settings.normalise, device)
+            return cache[device]
 
     def _normalised(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         X = self._features(X)

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raypq.config import Precision
+from raypq.methods.support.matrix_product import aligned
 
 Schedule = Literal["constant", "cosine", "exponential"]
-Scalar = TypeVar("Scalar", bound=np.generic)
-
-_ALIGNMENT = 16  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,16 +112,6 @@ class Network(nn.Module):
 def tensor_of(X: NDArray[Any]) -> Tensor:
     """A tensor of rows [n, a]; copies read-only arrays, of which torch would warn."""
     return torch.from_numpy(np.require(aligned(X), requirements=["W"]))
-
-
-def aligned(X: NDArray[Scalar]) -> NDArray[Scalar]:
-    """X, row-major and at an address that is a multiple of 16; a copy if it is not.
-
-    In torch's products of few rows, the order of a sum depends on both. Arrays that another process
-    sent are at multiples of 8 only.
-    """
-    contiguous = np.ascontiguousarray(X)
-    return contiguous if contiguous.ctypes.data % _ALIGNMENT == 0 else contiguous.copy()
 
 
 def array_of(tensor: Tensor) -> NDArray[Any]:

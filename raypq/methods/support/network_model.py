@@ -39,6 +39,7 @@ class NetworkModel(Model):
 
     def network(self, device: str = "cpu") -> Network:
         """The trained network on a device, ready for inference."""
+        kernels.apply_thread_limit()  # this thread may be older than the import of torch
         cache: dict[str, Network] = self.__dict__.setdefault("_networks", {})
         if device not in cache:
             kernels.check_device(device)

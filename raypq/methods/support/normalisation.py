@@ -1,11 +1,13 @@
-"""Normalisation of features, and the range of their lengths, on the CPU and on a torch device."""
+"""Normalisation of features, and the range of their lengths, on the CPU.
+
+``device_normalisation`` does the same on a torch device.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from raypq.errors import InputError
@@ -13,7 +15,7 @@ from raypq.methods.base import Normalise
 
 Attributes = Literal["none", "unit", "centre-unit", "zscore", "zscore-unit"]
 
-_SMALL = 1e-30  # below it a float32 sum of squares may have lost some to underflow
+SMALL = 1e-30  # below it a float32 sum of squares may have lost some to underflow
 _LONGEST = 1.8e19  # about the largest length whose square float32 can hold
 
 
@@ -41,7 +43,7 @@ def normalise(
     if scheme.endswith("unit"):
         with np.errstate(over="ignore", under="ignore"):
             squares = np.einsum("nd,nd->n", X, X)
-        far = ~((squares > _SMALL) & np.isfinite(squares))
+        far = ~((squares > SMALL) & np.isfinite(squares))
         length: NDArray[np.float32] = np.sqrt(squares)
         length[far] = 1.0
         unit: NDArray[np.float32] = X / length[:, None]
@@ -81,43 +83,4 @@ def check_range(
             found=f"{len(bad)} longer row(s) in a batch, one with a value of {largest:.3g}; scale "
             "the features down, or train with normalise=unit or zscore",
         )
-    return U
-
-
-def normalise_on(
-    X: torch.Tensor,
-    scheme: Normalise,
-    mean: torch.Tensor | None,
-    inverse_std: torch.Tensor | None,
-) -> torch.Tensor:
-    """As ``normalise`` for features X [n, dx] on any torch device."""
-    if scheme.startswith("zscore"):
-        assert mean is not None, "z-scoring needs the mean"
-        assert inverse_std is not None, "z-scoring needs 1/std"
-        scored = (X - mean) * inverse_std
-        far = ~torch.isfinite(scored).all(dim=1)
-        if far.any():
-            scored[far] = ((X[far].double() - mean) * inverse_std).float()
-        X = scored
-    if scheme.endswith("unit"):
-        length = torch.linalg.vector_norm(X, dim=1, dtype=torch.float64)
-        length = torch.where(length > 0, length, 1.0)[:, None]
-        narrow = length.float()
-        unit = X / narrow
-        far = ~((narrow[:, 0] > _SMALL) & torch.isfinite(narrow[:, 0]))
-        if far.any():
-            unit[far] = (X[far].double() / length[far]).float()
-        X = unit
-    return X
-
-
-def in_range(U: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
-    """As ``check_range`` for rows U [n, D], made of features X [n, dx], on any torch device.
-
-    Raises:
-        InputError: the squared length of a row overflows float32, or is NaN.
-    """
-    squares = torch.linalg.vector_norm(U, dim=1, dtype=torch.float64).square()
-    if not (squares <= float(np.finfo(np.float32).max)).all():  # not for NaN, either
-        check_range(U.float().cpu().numpy(), X.cpu().numpy())
     return U

@@ -63,3 +63,15 @@ def class_sums(X: NDArray[np.float32], y: NDArray[np.int32], L: int) -> NDArray[
     elif len(y):
         S[classes] = np.add.reduceat(X[order].astype(np.float64), starts, axis=0)
     return S.T
+
+
+def check_embeddings(A: NDArray[np.float32]) -> None:
+    """Refuses class embeddings [L, da] that are all the same.
+
+    Raises:
+        InputError: they are.
+    """
+    if len(A) > 1 and np.ptp(A.astype(np.float64), axis=0).max() <= 1e-6 * np.abs(A).max():
+        raise InputError(
+            "class embeddings", expected="classes that differ", found="all of them alike"
+        )

@@ -14,7 +14,6 @@ from raypq.config import ClassificationTarget, ClassifyJob
 from raypq.data.classes import ClassTable
 from raypq.data.predictions import Accepted
 from raypq.errors import ConfigError
-from raypq.kernels.softmax import log_sum_exp
 from raypq.kernels.tables import vectors_of
 from raypq.stages.classification.ranking import Rows, TopK
 from raypq.stages.classification.scorers import ClassGroup, ClassScorer
@@ -98,6 +97,8 @@ class Decision:
         class, for codes [n, M] or vectors [n, D]; None where there is no softmax."""
         if self.scale is None or self.kind == "sigmoid":
             return None
+        from raypq.kernels.softmax import log_sum_exp  # here, since it imports torch
+
         # The groups are of one model, so that their codebooks decode alike.
         q, squared = vectors_of(rows, next(iter(groups.values())).tables)
         parts = [

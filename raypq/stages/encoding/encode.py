@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raypq import console
-from raypq.backbones import backbone_of
 from raypq.config import Columns, EncodeJob, ReindexJob
 from raypq.data.duplicate_ids import DuplicateIds, IdFile
 from raypq.data.layouts import open_shard
@@ -72,6 +71,8 @@ def model_of(job: EncodeJob | ReindexJob, shards: Sequence[Shard]) -> Model:
         if model.backbone is not None:  # workers check every shard
             return model
         return model.bound_to(_backbone_of_features(shards, job.columns), where=job.model)
+    from raypq.backbones import backbone_of  # here, since it imports torch
+
     backbone = backbone_of(job)
     if backbone.width != model.dx:
         raise ModelError(

@@ -10,7 +10,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import kernels
-from raypq.backbones import backbone_of
 from raypq.config import EncodeJob
 from raypq.data import codes
 from raypq.data.features import (
@@ -28,7 +27,6 @@ from raypq.data.prefetch import in_flight, prefetch
 from raypq.data.store import shard_writer
 from raypq.data.store.shard_writer import RunCounts, Source
 from raypq.errors import InputError
-from raypq.kernels.device import BATCHES_IN_FLIGHT
 from raypq.methods.base import Model
 from raypq.methods.support.linear_model import LinearModel
 from raypq.metrics.drift import Gauge
@@ -78,6 +76,8 @@ class EncodeWorker:
         self._on_device = self._device != "cpu" and isinstance(model, LinearModel)
         self._backbone = None
         if job.backbone is not None:
+            from raypq.backbones import backbone_of  # here, since it imports torch
+
             self._on_device = False
             self._backbone = backbone_of(job)
             check_equal(model.backbone, self._backbone.info, where=f"{job.backbone}, on this node")
@@ -192,6 +192,8 @@ class EncodeWorker:
 
         if not self._on_device:
             return map(encode, prefetch(batches))
+        from raypq.kernels.device import BATCHES_IN_FLIGHT  # here, since it imports torch
+
         return in_flight(encode, batches, BATCHES_IN_FLIGHT)
 
     def _codes(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raypq import console
 from raypq.data.class_advice import advice
-from raypq.methods.base import Method
-from raypq.methods.gradient import GradientMethod
-from raypq.methods.support.class_codes import ClassCodesSettings
+from raypq.methods.base import Method, ReductionMethod
 from raypq.stages.training.dataset import TrainingPlan
+
+if TYPE_CHECKING:
+    from raypq.methods.support.class_codes import ClassCodesSettings
 
 # Below it k-means fits the training rows rather than the data; FAISS warns at the same number.
 _ROWS_OF_CODEWORD = 39
@@ -30,26 +32,37 @@ def warnings_of(plan: TrainingPlan, method: Method) -> Iterator[str]:
     if method.needs_embeddings and plan.classes is not None:
         table = plan.classes.table
         yield from advice(table, np.arange(len(table)))
-    if rows < _ROWS_OF_CODEWORD * settings.K and not isinstance(method, GradientMethod):
+    if rows < _ROWS_OF_CODEWORD * settings.K and isinstance(method, ReductionMethod):
         yield (
             f"{rows:,} training rows are {rows / settings.K:.0f} for each of {settings.K} "
             "codewords: codes will be worse on other rows than on these. Use at least "
             f"{_ROWS_OF_CODEWORD} rows a codeword, or fewer codewords (--set K=…, settings.K)"
         )
+    if not isinstance(method, ReductionMethod):
+        yield from _of_networks(plan, method)
+
+
+def _of_networks(plan: TrainingPlan, method: Method) -> Iterator[str]:
+    """Warnings on a method that trains by gradient: codes of classes, and few steps."""
+    # Here, since these import torch.
+    from raypq.methods.gradient import GradientMethod
+    from raypq.methods.support.class_codes import ClassCodesSettings
+
+    assert isinstance(method, GradientMethod), "a method trains by reduction or by gradient"
+    rows, settings = plan.dataset_info.N, method.settings
     if isinstance(settings, ClassCodesSettings):
         yield from _of_classes(plan, method, settings)
-    if isinstance(method, GradientMethod):
-        batch = method.settings.batch
-        larger = max(rows - method.settings.validation, plan.dataset_info.unlabelled)
-        epoch_steps = larger // batch
-        epochs = sum(phase.epochs for phase in method.phases(max(1, epoch_steps)))
-        steps = epoch_steps * epochs
-        if steps < _STEPS:
-            yield (
-                f"{steps:,} steps ({epochs} epochs of {larger:,} rows in batches of {batch}) are "
-                f"few to train {method.name}: with {-(-_STEPS // max(1, epoch_steps)):,} epochs "
-                f"there would be {_STEPS:,} (--set epochs=…, settings.epochs)"
-            )
+    batch = settings.batch
+    larger = max(rows - settings.validation, plan.dataset_info.unlabelled)
+    epoch_steps = larger // batch
+    epochs = sum(phase.epochs for phase in method.phases(max(1, epoch_steps)))
+    steps = epoch_steps * epochs
+    if steps < _STEPS:
+        yield (
+            f"{steps:,} steps ({epochs} epochs of {larger:,} rows in batches of {batch}) are "
+            f"few to train {method.name}: with {-(-_STEPS // max(1, epoch_steps)):,} epochs "
+            f"there would be {_STEPS:,} (--set epochs=…, settings.epochs)"
+        )
 
 
 def _of_classes(plan: TrainingPlan, method: Method, settings: ClassCodesSettings) -> Iterator[str]:

@@ -22,9 +22,7 @@ from raypq.execution.run_record import RunRecord
 from raypq.kernels import topk_per_vector
 from raypq.methods import registry
 from raypq.methods.base import Model, TrainingSetInfo
-from raypq.methods.support.class_relations import weights, without
 from raypq.metrics.accuracy import harmonic
-from raypq.stages.training.in_memory import fit_in_memory
 from raypq.stages.training.sample import draw
 
 if TYPE_CHECKING:
@@ -204,6 +202,8 @@ class HeldOutWorker:
         dataset_info = TrainingSetInfo(
             N=len(X), dx=X.shape[1], A=sample.dataset_info.A[chosen], names=names
         )
+        from raypq.stages.training.in_memory import fit_in_memory  # torch
+
         return fit_in_memory(method, dataset_info, X, y)
 
 
@@ -252,6 +252,8 @@ def competition(
     Seen rows are those held out of training, classes y [n]. Unseen ones are the same rows, as if
     their classes had not been trained on, nor those of others: a tenth of the classes at a time.
     """
+    from raypq.methods.support.class_relations import weights, without  # torch
+
     assert info.A is not None, "checked before"
     assert info.A_other is not None, "checked before"
     S, others, L = info.A, info.A_other, info.L

@@ -20,7 +20,7 @@ from raypq.errors import ShardFailure
 from raypq.execution.executor import Executor, WorkerPool
 from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model, Stats
-from raypq.methods.support import lbfgs, linear_head
+from raypq.methods.support import linear_head
 from raypq.methods.support.linear_head import LinearSettings, Weights
 from raypq.stages.stores import model_store
 from raypq.stages.stores.shard_task import ShardTask
@@ -146,6 +146,10 @@ def _fit(
     """The weights of shifted rows; ``history`` is extended by an entry for each pass."""
     if settings.loss == "ridge":
         return linear_head.fit_ridge(moments, settings)
+
+    from raypq.methods.support import lbfgs  # here, since it imports torch
+
+    kernels.apply_thread_limit()
 
     def run_pass(weights: Weights) -> Stats:
         return passes.run(HeadWorker.softmax, weights, True)

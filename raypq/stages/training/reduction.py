@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raypq import kernels, machine
 from raypq.config import Columns, TrainJob
-from raypq.data.prefetch import in_flight
 from raypq.data.store.shard_stats import ShardStats
 from raypq.errors import ConfigError, InputError, ShardFailure
 from raypq.execution.executor import Executor, TaskResult, WorkerPool, completed
-from raypq.kernels.device import BATCHES_IN_FLIGHT, own_stream, synchronise
 from raypq.methods.base import Model, ReductionMethod, State, Stats, TrainBatch
-from raypq.methods.support.rows import DeviceRows, Parameters
 from raypq.metrics.drift import Gauge
 from raypq.stages.stores.batch_cache import BatchCache
 from raypq.stages.training.dataset import TrainingClasses, TrainTask, training_batches
@@ -27,6 +24,9 @@ from raypq.stages.training.shard_groups import (
     accumulate_group,
     by_shard,
 )
+
+if TYPE_CHECKING:
+    from raypq.methods.support.device_rows import Parameters
 
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -148,6 +148,8 @@ class TrainWorker:
     def _accumulate(self, state: State, batches: Iterator[TrainBatch]) -> Stats:
         assert self._method is not None, "checked before"
         if self._device != "cpu":
+            from raypq.stages.training.device_reduction import accumulate_on_device  # torch
+
             return accumulate_on_device(self._method, state, batches, self._parameters_of(state))
         stats = Stats()
         for batch in batches:
@@ -156,6 +158,8 @@ class TrainWorker:
 
     def _parameters_of(self, state: State) -> Parameters:
         """The arrays of the state of this pass on the device."""
+        from raypq.methods.support.device_rows import Parameters  # torch
+
         resident = self._resident
         if resident is None or resident[0] is not state:
             resident = self._resident = state, Parameters(self._device)
@@ -172,24 +176,6 @@ class TrainWorker:
             task, self._columns, self._width, self._classes, for_device=for_device
         ):
             yield replace(batch, X=self._embed(batch.X)) if self._embed else batch
-
-
-def accumulate_on_device(
-    method: ReductionMethod, state: State, batches: Iterator[TrainBatch], parameters: Parameters
-) -> Stats:
-    """The statistics of batches, of which several are in flight on the device of the parameters;
-    they merge in order."""
-    device = parameters.device
-
-    def accumulate(batch: TrainBatch) -> Stats:
-        with own_stream(device):
-            return method.accumulate(state, batch, DeviceRows.of(batch.X, parameters))
-
-    stats = Stats()
-    for part in in_flight(accumulate, batches, BATCHES_IN_FLIGHT):
-        stats.merge(part)
-        synchronise(device)
-    return stats.on_host()
 
 
 def cache_of(job: TrainJob, executor: Executor) -> int:

@@ -17,15 +17,13 @@ from raypq.errors import ShardFailure
 from raypq.execution.executor import Executor
 from raypq.execution.run_record import RunRecord
 from raypq.methods import registry
-from raypq.methods.base import Model, ReductionMethod, State, Stats, TrainingSetInfo
-from raypq.methods.gradient import GradientMethod
+from raypq.methods.base import Method, Model, ReductionMethod, State, Stats, TrainingSetInfo
 from raypq.methods.support.linear_head import LinearSettings
 from raypq.metrics.drift import baseline_of
 from raypq.stages.training.calibrate import calibrate
 from raypq.stages.training.dataset import TrainingPlan
 from raypq.stages.training.expectations import warn_of
 from raypq.stages.training.fit_result import FitResult, Trained
-from raypq.stages.training.gradient import fit_gradient
 from raypq.stages.training.job_checks import check_inputs
 from raypq.stages.training.linear import METHOD as LINEAR
 from raypq.stages.training.linear import train_head
@@ -86,11 +84,7 @@ def _train_method(job: TrainJob, executor: Executor) -> Trained:
     tuned = tune(job, plan, executor, run_record) if job.tune else None
     if tuned:
         method = registry.create(job.method, tuned.settings)
-    if isinstance(method, ReductionMethod):
-        fitted = _fit_by_reduction(job, method, plan, executor, run_record)
-    else:
-        assert isinstance(method, GradientMethod), "a method trains by reduction or by gradient"
-        fitted = fit_gradient(job, method, plan, executor, run_record)
+    fitted = _fit(job, method, plan, executor, run_record)
     model, images = fitted.model, fitted.images
     quarantined = [str(failure) for failure in fitted.failures]
     run_record.lap("finish")
@@ -139,6 +133,20 @@ def _with_classes(model: Model, dataset_info: TrainingSetInfo) -> Model:
         ids = (*ids, *dataset_info.other_names)
         E = np.concatenate([E, dataset_info.A_other])
     return model.with_classes(ids, E)
+
+
+def _fit(
+    job: TrainJob, method: Method, plan: TrainingPlan, executor: Executor, record: RunRecord
+) -> FitResult:
+    """Trains a method of either kind."""
+    if isinstance(method, ReductionMethod):
+        return _fit_by_reduction(job, method, plan, executor, record)
+    # Here, since these import torch.
+    from raypq.methods.gradient import GradientMethod
+    from raypq.stages.training.gradient import fit_gradient
+
+    assert isinstance(method, GradientMethod), "a method trains by reduction or by gradient"
+    return fit_gradient(job, method, plan, executor, record)
 
 
 def _fit_by_reduction(

@@ -105,3 +105,31 @@ def test_an_object_store_larger_than_memory(home: Any) -> None:
 def test_too_little_memory_for_its_processes(home: Any) -> None:
     """Ray gives up with a bare Exception."""
     told(encode(home, memory=3 << 30, RAY_raylet_start_wait_time_s="10"))
+
+
+def test_it_starts_no_process_that_jobs_do_not_use(short: Path) -> None:
+    """A new Ray may start them in another way: then this test fails, and jobs start later."""
+    code = """
+from pathlib import Path
+
+from raypq.config import ClusterSettings
+from raypq.distributed.cluster import connect
+
+with connect(ClusterSettings(cluster="local", workers=1)):
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            print(path.read_text().replace(chr(0), " "))
+        except OSError:  # it has ended
+            pass
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RAY_TMPDIR": str(short)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    own = "\n".join(line for line in done.stdout.splitlines() if str(short) in line)
+    assert "raylet" in own
+    for name in ("dashboard/dashboard.py", "autoscaler/", "log_monitor.py"):
+        assert name not in own

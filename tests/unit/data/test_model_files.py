@@ -154,6 +154,12 @@ def test_an_unknown_method(files, tmp_path):
         registry.load(str(tmp_path / "m"))
 
 
+@pytest.mark.parametrize("name", registry.METHODS)
+def test_a_method_has_the_name_that_the_registry_gives_it(name):
+    cls = registry.find(name)
+    assert (cls.name, cls.model_class.method) == (name, name)
+
+
 def test_the_registry_names_its_methods():
     with pytest.raises(ConfigError, match="'nearest'; expected one of clusterable, dpq, eszsl"):
         registry.find("nearest")

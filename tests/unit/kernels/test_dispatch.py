@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -133,3 +135,35 @@ def test_native_threads_limits_the_calling_thread_only() -> None:
             assert kernels.threads() == 1
         assert kernels.threads() == before + 3
     assert kernels.threads() == before
+
+
+def test_threads_that_are_older_than_the_import_of_torch_have_the_limit() -> None:
+    """In a fresh process, where torch is imported by the first product."""
+    code = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import numpy as np
+
+from raypq import kernels
+from raypq.methods.support.matrix_product import product
+
+meet = Barrier(2)
+
+def multiply(_):
+    meet.wait()
+    product(np.ones((4, 8), np.float32), np.ones((2, 8), np.float32))
+    return sys.modules["torch"].get_num_threads()
+
+kernels.set_threads(1)
+with ThreadPoolExecutor(2, "test", kernels.apply_thread_limit) as pool:
+    list(pool.map(lambda _: meet.wait(), range(2)))
+    assert "torch" not in sys.modules
+    assert list(pool.map(multiply, range(2))) == [1, 1]
+kernels.apply_thread_limit()
+assert sys.modules["torch"].get_num_threads() == 1
+kernels.set_threads(2)
+assert sys.modules["torch"].get_num_threads() == 2
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from raypq.errors import InputError
 from raypq.methods.base import Array, Normalise, Rows, Sums
-from raypq.methods.support.rows import DeviceRows, HostRows, Parameters
+from raypq.methods.support.device_rows import DeviceRows, Parameters
+from raypq.methods.support.rows import HostRows
 
 N, DX, L, M, K = 5000, 24, 7, 4, 16
 SCHEMES: list[Normalise] = ["none", "unit", "zscore", "zscore-unit"]
