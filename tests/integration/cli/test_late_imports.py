@@ -36,6 +36,8 @@ MODELS = (
     f"train opq --features train --output opq {SMALL} --set polish=1",
 )
 # In this order: each command may read what those before it wrote.
+ROOT = Path(__file__).parents[3]
+RATES = ROOT / "raypq" / "bench" / "results" / "2026-11-21-zen4-2-cores-rates.json"
 COMMANDS = (
     f"train pq --features train --output again {SMALL}",
     "train vq --features train --output vq --set K=16 --set iterations=2",
@@ -58,7 +60,7 @@ COMMANDS = (
     "snapshots verify codes",
     "snapshots diff predictions 1 1",
     "snapshots gc codes",
-    "plan --images 1000000",
+    f"plan --images 1000000 --rates {RATES}",
 )
 WITHOUT_WORKERS = {"snapshots", "plan", "predictions"}
 
