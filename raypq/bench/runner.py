@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from raypq import console, kernels
+from raypq.bench import many_classes
 from raypq.bench.harness import Line, Result, machine
 from raypq.config import BenchSettings, read_mapping
 from raypq.config.places import Place, Reads
@@ -28,6 +29,7 @@ def run(
     threads: int,
     classes: str | None,
     json_file: str | None,
+    children: int | None = None,
     processor_time: bool = False,
 ) -> bool:
     """Runs benches one after another; True if every goal was reached.
@@ -49,7 +51,7 @@ def run(
     start = time.monotonic()
     reached = True
     for name in names:
-        for result in _results(name, threads, classes, processor_time):
+        for result in _results(name, threads, classes, children, processor_time):
             kernels.set_threads(threads)
             console.emit_text(f"\n{_table(result)}")
             values = asdict(result)
@@ -70,8 +72,10 @@ def write(path: str, results: list[Result], *, threads: int) -> None:
 
 
 def _results(
-    name: str, threads: int, classes: str | None, processor_time: bool
+    name: str, threads: int, classes: str | None, children: int | None, processor_time: bool
 ) -> Iterator[Result]:
+    if children:
+        return many_classes.run(threads, classes, children)
     bench = importlib.import_module(f"raypq.bench.{name}")
     if name == "rates":
         return bench.run(threads, time.process_time if processor_time else time.perf_counter)

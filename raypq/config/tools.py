@@ -140,7 +140,13 @@ class BenchSettings(Job):
     ]  # fmt: skip
     threads: Threads = Field(2, description="CPU threads of everything that runs")
     classes: InputFile | None = Field(
-        None, description="class table for the pipeline bench; default: generated"
+        None,
+        description="class table for the pipeline bench, default: generated; and for --children",
+    )
+    children: Positive | None = Field(
+        None,
+        description="classify only: instead, so many classes around those of the class table, "
+        "whose tables do not fit in memory",
     )
     json_file: Annotated[NewFile | None, Option(names=("--json",))] = Field(
         None, description="file to write the figures to as well"

@@ -25,8 +25,8 @@ _CENTRES = 256  # and whose nearest ones are found at once
 _NEAREST = 3  # of them that are considered
 _JOINS = 6  # rounds in which each cluster may be joined with one
 _SCATTERED = 8  # least rows of a cluster whose scatter counts
-# Two clusters are far apart if joining them adds more to the sum of squared distances than this many
-# times the scatter of a row (its squared distance from a centre), and this many times for each row
+# Two clusters are far apart if joining them adds more to the sum of squared distances than so many
+# times the scatter of a row (its squared distance from a centre), and so many times for each row
 # of the smaller one: halves of a cluster differ so much by chance.
 _APART, _BY_CHANCE = 2.0, 0.3
 
@@ -37,11 +37,10 @@ def leaves(X: NDArray[np.float32], *, threads: int, seed: int) -> list[Rows]:
     """Clusters of the rows X [T, p], by their radius."""
     rng = np.random.default_rng(seed)
     coarse = min(_MOST_CENTRES, -(-len(X) // _COARSE))
-    groups = [
-        _small(X, rows, rng, threads) for rows in _split(X, np.arange(len(X)), coarse, rng, threads)
-    ]
-    scatter = _scatter(X, [rows for group in groups for rows in group])
-    clusters = _joined(X, _halved(X, sum(groups, []), scatter), scatter)
+    parts = _split(X, np.arange(len(X)), coarse, rng, threads)
+    small = [cluster for rows in parts for cluster in _small(X, rows, rng, threads)]
+    scatter = _scatter(X, small)
+    clusters = _joined(X, _halved(X, small, scatter), scatter)
     # Those of a tile share the largest of their radii, so they should be alike.
     radius = np.concatenate([_Points(X, part).radius() for part in _batches(clusters)])
     return [clusters[at] for at in np.argsort(radius, kind="stable")]
@@ -137,7 +136,8 @@ def _near(
     C, n = torch.from_numpy(centre), torch.from_numpy(size).float()
     squared = C.square().sum(1)
     pairs, costs = [], []
-    for rows in torch.arange(len(C)).split(_CENTRES):
+    for start in range(0, len(C), _CENTRES):
+        rows = torch.arange(start, min(len(C), start + _CENTRES))
         total, fewer = n[rows, None] + n, torch.minimum(n[rows, None], n)
         cost = (squared[rows, None] - 2 * C[rows] @ C.T + squared).clamp_(min=0)
         cost *= n[rows, None] * n / total

@@ -30,7 +30,7 @@ class RowFile:
 
     def write(self, first: int, X: NDArray[np.float32]) -> None:
         """Writes rows from number ``first`` on."""
-        data, at = memoryview(np.ascontiguousarray(X)).cast("B"), first * 4 * self._D
+        data, at = np.ascontiguousarray(X).reshape(-1).view(np.uint8).data, first * 4 * self._D
         while data:
             done = os.pwrite(self._file.fileno(), data, at)
             data, at = data[done:], at + done
@@ -42,7 +42,7 @@ class RowFile:
             EOFError: they were not written.
         """
         X = np.empty((end - first, self._D), np.float32)
-        data, at = memoryview(X).cast("B") if X.size else memoryview(b""), first * 4 * self._D
+        data, at = X.reshape(-1).view(np.uint8).data, first * 4 * self._D
         while data:
             done = os.preadv(self._file.fileno(), [data], at)
             if not done:

@@ -25,11 +25,26 @@ from raypq.data.storage import join
 from raypq.data.store.shard_writer import Receipt
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, ModelError
+from raypq.kernels.stored_tables import StoredTables
 from raypq.methods import registry
 from raypq.methods.base import Model
 from raypq.stages.classification.calibration import gamma_of
+from raypq.stages.classification.class_groups import (
+    WHOLE_BYTES,
+    ClassGroup,
+    StoredGroup,
+    bytes_of,
+)
 from raypq.stages.classification.untrained import warn_of_untrained
 from raypq.stages.stores import model_store
+
+Group = ClassGroup | StoredGroup
+_PART = 32_768  # classes whose prototypes are made at once
+
+
+def in_parts(chosen: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Classes in parts of a fixed size; at least one part."""
+    return np.split(chosen, range(_PART, len(chosen), _PART))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,9 +86,23 @@ class Candidates:
     def prototypes(self, model: Model, chosen: NDArray[np.int64]) -> Prototypes:
         """The prototypes of some classes of the table, ascending.
 
+        Those of many classes are made in parts of a fixed size: the last bits of a product may
+        depend on its shape, and shall not depend on whether all classes are held at once.
+
         Raises:
             ModelError: the classes do not fit the model.
         """
+        several = self.table.prototypes is not None and not model.classes_by_id
+        parts = [chosen] if several else in_parts(chosen)
+        made = [self._prototypes(model, part) for part in parts]
+        if len(made) == 1:
+            return made[0]
+        return Prototypes(
+            V=np.concatenate([part.V for part in made]),
+            bias=np.concatenate([part.bias for part in made]),
+        )
+
+    def _prototypes(self, model: Model, chosen: NDArray[np.int64]) -> Prototypes:
         table, owner = self.table, None
         if table.prototypes is not None and not model.classes_by_id:
             several = table.prototypes.of(chosen)
@@ -81,7 +110,7 @@ class Candidates:
             owner = several.owner
         else:
             ids = table.ids.take(pa.array(chosen)).to_pylist()
-            E = table.E if model.classes_by_id else table.embeddings
+            E = table.E if model.classes_by_id or table.E is not None else table.embeddings
             V, bias = model.prototypes_of(ids, None if E is None else E[chosen])
         if table.bias is not None:
             bias = bias + (table.bias[chosen] if owner is None else table.bias[chosen][owner])
@@ -121,23 +150,6 @@ class Prototypes:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ClassGroup:
-    """Lookup tables of a group of candidates.
-
-    Attributes:
-        owner: as of ``Prototypes``.
-    """
-
-    tables: kernels.Tables
-    owner: NDArray[np.int64] | None = None
-
-    @property
-    def T(self) -> int:
-        """Number of classes."""
-        return self.tables.T if self.owner is None else int(self.owner[-1]) + 1
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class ClassScorer:
     """A model with the metric and the calibration of its scores.
 
@@ -149,15 +161,36 @@ class ClassScorer:
     metric: Metric
     calibration: float
 
-    def groups(self, candidates: Candidates) -> dict[str, ClassGroup]:
-        """The groups of candidates with their lookup tables."""
-        groups = {}
+    def groups(self, candidates: Candidates, rows: int = 0) -> dict[str, Group]:
+        """The groups of candidates with their lookup tables.
+
+        Args:
+            rows: codes that they will be scanned with, as far as it is known.
+        """
+        groups: dict[str, Group] = {}
         for name, chosen in candidates.groups.items():
-            made = candidates.prototypes(self.model, chosen)
-            bias = made.bias - self.calibration if name == "seen" else made.bias
-            tables = self.model.tables(made.V, bias, self.metric)
-            groups[name] = ClassGroup(tables=tables, owner=made.owner)
+            if self.stored(candidates):
+                parts = (self._tables(candidates, name, part) for part in in_parts(chosen))
+                groups[name] = StoredGroup(StoredTables.write(tables for tables, _ in parts), rows)
+            else:
+                tables, owner = self._tables(candidates, name, chosen)
+                groups[name] = ClassGroup(tables=tables, owner=owner)
         return groups
+
+    def _tables(
+        self, candidates: Candidates, group: str, chosen: NDArray[np.int64]
+    ) -> tuple[kernels.Tables, NDArray[np.int64] | None]:
+        made = candidates.prototypes(self.model, chosen)
+        bias = made.bias - self.calibration if group == "seen" else made.bias
+        return self.model.tables(made.V, bias, self.metric), made.owner
+
+    def stored(self, candidates: Candidates) -> bool:
+        """Whether the tables of all candidates are too large for memory, so that they are in
+        files."""
+        model, several = self.model, candidates.table.prototypes is not None
+        if several and not model.classes_by_id:
+            return False
+        return bytes_of(model.M, model.K, model.D, len(candidates.chosen)) > WHOLE_BYTES
 
     @property
     def settings(self) -> str:
