@@ -14,6 +14,10 @@ from raypq.sizing.workload import Workload
 _SEED_SAMPLE, _SEED_ROUNDS, _SEED_ROWS = 16_384, 10, 16  # as raypq/methods seeds its codebooks
 _MOVING, _POLISH = 10, 10  # passes that update the embedding too, and passes of the codebooks alone
 _LLOYD = 25  # passes of plain pq
+# As raypq/stages/classification/class_groups.py has them: bytes of tables that are held at once, of
+# those of a part of the classes, and codes for which these are made; a test compares them.
+_WHOLE_BYTES, _PART_BYTES, _PART_ROWS = 1 << 30, 400 << 20, 262_144
+_CLASS_BYTES, _FILE_RATE = 300, 1e9  # of id, name and counts; bytes a second of a temporary file
 # As raypq/stages/training/held_out_classes.py has them: rows of the sample, fewest classes, classes
 # that are unseen in one training or another, fewest and most trainings, rows that each fits.
 _CALIBRATED_ROWS, _FEWEST_CLASSES, _UNSEEN_IN_ALL, _TRAININGS = 50_000, 8, 60, (3, 8)
@@ -141,7 +145,14 @@ def _classify(work: Workload, rates: Rates) -> Stage:
     host = rates.classify_image * work.top_k / 10 + (0.0 if on_gpu else scan)
     # Tables of bytes, the weights that exact scores are formed from, and blocks of codes.
     tables = work.M * work.K * T + 2 * 4 * T * work.D
-    block = 65_536 * (work.M + 48 * work.top_k)
+    rows = 65_536
+    if tables > _WHOLE_BYTES:  # in parts: the weights are in a file, and read for many codes
+        tables, rows = _PART_BYTES + _CLASS_BYTES * T, _PART_ROWS
+        passes = math.ceil(work.images / min(_PART_ROWS, work.shard_images))
+        making = 2 * work.D * work.K * T / device.projection + 4 * work.D * T / _FILE_RATE
+        scan += passes * making / work.images
+        host += 0.0 if on_gpu else passes * making / work.images
+    block = rows * (work.M + 48 * work.top_k)
     stored = bytes_per_code(work.M, work.K) + rates.code_bytes
     return stage("classify", work, _wall(work, rates, host, scan if on_gpu else 0.0),
                   read=work.images * stored, written=work.images * work.top_k
