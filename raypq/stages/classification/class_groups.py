@@ -44,7 +44,7 @@ class ClassGroup:
     """Lookup tables of a group of candidates.
 
     Attributes:
-        owner: as of ``scorers.Prototypes``.
+        owner: as of ``candidates.Prototypes``.
     """
 
     tables: kernels.Tables

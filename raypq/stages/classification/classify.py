@@ -33,11 +33,11 @@ from raypq.methods.base import Model
 from raypq.metrics.accuracy import ClassCounts
 from raypq.stages.classification import counts
 from raypq.stages.classification.calibration import say_calibration
+from raypq.stages.classification.candidates import Candidates
 from raypq.stages.classification.class_groups import STORED_CODE_ROWS, Rows, TopK
 from raypq.stages.classification.decisions import Decision, check_decision
 from raypq.stages.classification.ranking import rank
 from raypq.stages.classification.scorers import (
-    Candidates,
     ClassScorer,
     Group,
     build_scorers,
@@ -378,6 +378,8 @@ def execute(
         rule = id_rule(plan.run, job.columns)
     total = ClassCounts.empty(len(table))
     settings = _settings(job, plan)
+    code_rows = plan.code_rows // max(1, executor.n_workers)
+    of_worker = plan.scorers, plan.candidates, job, rule, code_rows
 
     def on_result(result: tuple[shard_writer.Receipt, ClassCounts]) -> shard_writer.Receipt:
         receipt, class_counts = result
@@ -403,15 +405,7 @@ def execute(
         return stems
 
     with (
-        executor.start_workers(
-            ClassifyWorker,
-            plan.scorers,
-            plan.candidates,
-            job,
-            rule,
-            plan.code_rows // max(1, executor.n_workers),
-            stage="classify",
-        ) as pool,
+        executor.start_workers(ClassifyWorker, *of_worker, stage="classify") as pool,
         record.observe(pool),
     ):
 

@@ -219,6 +219,7 @@ LONG = {  # files that are longer, and why they are one file
     "distributed/cluster.py": "one executor: its start, its pools, its training",
     "distributed/worker_pool.py": "one supervised map",
     "kernels/__init__.py": "a function for each kernel",
+    "kernels/native.py": "a function for each compiled kernel",
     "quickstart.py": "the steps of one command",
     "methods/dpq.py": "one method of a paper",
     "methods/gpq.py": "one method of a paper",
