@@ -23,6 +23,7 @@ from raypq.kernels.tables import Tables, merge_topk
 TopK = tuple[NDArray[np.float32], NDArray[np.int64]]
 _CENTRES = 8192  # leaves whose centres are scanned at once
 _ENOUGH = 2  # times k classes that the first leaves of a code should have
+_MORE = 4  # times as many leaves where they have fewer than k
 
 
 @dataclass(kw_only=True)
@@ -86,27 +87,37 @@ class _Search:
 
     def floors(self) -> NDArray[np.float32]:
         """The k-th best score of each code among the classes of its first leaves."""
-        leaf = self._first_leaves()
-        row = np.repeat(np.arange(len(leaf), dtype=np.uint32), leaf.shape[1])
-        order = np.argsort(leaf.reshape(-1), kind="stable")
-        begin = np.searchsorted(leaf.reshape(-1)[order], np.arange(len(self._leaves) + 1))
-        rows = row[order]
-        best, none = self.empty(), np.full(len(leaf), -np.inf, np.float32)
+        leaves = self._leaves
+        count = int(np.ceil(_ENOUGH * self._k * len(leaves) / leaves.tables.T))
+        floor, rows = np.full(len(self._B), -np.inf, np.float32), np.arange(len(self._B))
+        while len(rows):
+            count = min(len(leaves), count)
+            floor[rows] = self._among(rows, count)
+            # Leaves that are smaller than others may hold fewer than k classes.
+            rows = rows[np.isneginf(floor[rows])] if count < len(leaves) else rows[:0]
+            count *= _MORE
+        return floor
+
+    def _among(self, rows: NDArray[np.int64], count: int) -> NDArray[np.float32]:
+        """The k-th best score of some codes among the classes of so many leaves."""
+        leaf = self._first_leaves(rows, count).reshape(-1)
+        order = np.argsort(leaf, kind="stable")
+        begin = np.searchsorted(leaf[order], np.arange(len(self._leaves) + 1))
+        wanted = np.repeat(rows.astype(np.uint32), count)[order]
+        best, none = self.empty(), np.full(len(self._B), -np.inf, np.float32)
         for block in self._leaves.blocks():
             at = begin[block.start : block.stop + 1]
-            pairs = (at - at[0]).astype(np.uint32), rows[at[0] : at[-1]]
+            pairs = (at - at[0]).astype(np.uint32), wanted[at[0] : at[-1]]
             self.scan(block, pairs, none, best)
-        return np.ascontiguousarray(best[0][:, -1])
+        return best[0][rows, -1]
 
-    def _first_leaves(self) -> NDArray[np.int64]:
-        """The leaves of each code with the best centres [n, j]."""
-        leaves, size = self._leaves, self._leaves.tables.T / len(self._leaves)
-        count = min(len(leaves), 1 + int(np.ceil(_ENOUGH * self._k / size)))
+    def _first_leaves(self, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """The leaves of some codes with the best centres [n, count]."""
         best: TopK | None = None
-        for start in range(0, len(leaves), _CENTRES):
+        for start in range(0, len(self._leaves), _CENTRES):
             centres = self._centres(slice(start, start + _CENTRES))
             score, leaf = native.topk_per_code(
-                self._B, centres, count, threads=self._threads, isa=self._isa
+                self._B[rows], centres, count, threads=self._threads, isa=self._isa
             )
             part = score, leaf + start
             best = part if best is None else merge_topk([best, part], count)

@@ -169,7 +169,7 @@ def _costs(found: Leaves, left: NDArray[np.float64], rows: int, M: int) -> tuple
     wanted = left * rows
     each = np.minimum(wanted * size * exact, table + wanted * lookups)
     bounds = len(found) / width * (table + lookups * rows)
-    floors = 2 * rows * width * exact
+    floors = rows * width * exact
     return full, float(each.sum()) + bounds + floors
 
 
