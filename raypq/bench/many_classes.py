@@ -25,7 +25,7 @@ from raypq.stages.classification.class_groups import StoredGroup
 
 D, M, TOP = 1000, 50, 10
 NOISE = 0.2  # length of a child's noise, of embeddings of length 1
-_IMAGE_NOISE = 0.7  # the same of an image's, around its class
+_IMAGE_NOISE = 0.7  # length of an image's noise, around its class
 _CODES = 131_072
 _ROWS = 8192
 

@@ -126,6 +126,7 @@ class Prototypes:
 
 
 def several_prototypes(model: Model, table: ClassTable) -> ModelError:
+    """The error of a class table with several prototypes of a class, for a model that takes one."""
     return ModelError(
         table.uri,
         expected=f"one embedding of each class, since {model.method} makes prototypes of all "
