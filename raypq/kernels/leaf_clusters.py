@@ -22,7 +22,7 @@ _ROUNDS = 6
 _ROWS = 8192  # rows that are assigned at once
 _BATCH = 512  # clusters that are examined at once
 _CENTRES = 256  # and whose nearest ones are found at once
-_NEAREST = 3  # of them that are considered
+_NEAREST = 8  # of them that are considered
 _JOINS = 6  # rounds in which each cluster may be joined with one
 _SCATTERED = 8  # least rows of a cluster whose scatter counts
 # Two clusters are far apart if joining them adds more to the sum of squared distances than so many
@@ -134,21 +134,24 @@ def _near(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs of clusters that may be joined, first those that add least to the squared distances."""
     C, n = torch.from_numpy(centre), torch.from_numpy(size).float()
-    squared = C.square().sum(1)
-    pairs, costs = [], []
-    for start in range(0, len(C), _CENTRES):
-        rows = torch.arange(start, min(len(C), start + _CENTRES))
-        total, fewer = n[rows, None] + n, torch.minimum(n[rows, None], n)
-        cost = (squared[rows, None] - 2 * C[rows] @ C.T + squared).clamp_(min=0)
-        cost *= n[rows, None] * n / total
-        cost[(total > WIDTH) | (cost > scatter * (_APART + _BY_CHANCE * fewer))] = torch.inf
-        cost[torch.arange(len(rows)), rows] = torch.inf
-        least, at = cost.topk(min(_NEAREST, len(C)), dim=1, largest=False)
-        pairs.append(torch.stack([rows[:, None].expand_as(at), at], 2).reshape(-1, 2))
-        costs.append(least.reshape(-1))
-    cost, pair = torch.cat(costs), torch.cat(pairs)
-    order = torch.argsort(cost, stable=True)[: int(cost.isfinite().sum())]
-    return pair[order, 0].numpy(), pair[order, 1].numpy()
+    squared, columns = C.square().sum(1), C.T.contiguous()
+    first, second, costs = [], [], []
+    small = torch.arange(len(C))[n <= WIDTH // 2]  # one of two that are joined is
+    for start in range(0, len(small), _CENTRES):
+        rows = small[start : start + _CENTRES]
+        distance = torch.addmm(squared, C[rows], columns, alpha=-2)
+        distance[torch.arange(len(rows)), rows] = torch.inf
+        distance, at = distance.topk(min(_NEAREST, len(C)), dim=1, largest=False)
+        total, fewer = n[rows, None] + n[at], torch.minimum(n[rows, None], n[at])
+        cost = (distance + squared[rows, None]).clamp_(min=0) * (n[rows, None] * n[at] / total)
+        near = (total <= WIDTH) & (cost <= scatter * (_APART + _BY_CHANCE * fewer))
+        first.append(rows[:, None].expand_as(at)[near])
+        second.append(at[near])
+        costs.append(cost[near])
+    if not costs:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    order = torch.argsort(torch.cat(costs), stable=True)
+    return torch.cat(first)[order].numpy(), torch.cat(second)[order].numpy()
 
 
 class _Points:
