@@ -53,15 +53,22 @@ class Children:
         """All prototypes."""
         return (self.block(number) for number in range(-(-self.T // _ROWS)))
 
-    def images(self, n: int) -> NDArray[np.float32]:
-        """Images around the classes of some blocks [n, D]."""
+    def codes(self, n: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Codebooks [M, K, d], and codes [n, M] of images around the classes of some blocks."""
         rng = np.random.default_rng(2)
         count = -(-self.T // _ROWS)
         blocks = np.unique(np.linspace(0, count - 1, 8).astype(np.int64))
         V = np.concatenate([self.block(int(number)) for number in blocks])
-        U = V[rng.integers(len(V), size=n)]
-        U += np.float32(_IMAGE_NOISE / np.sqrt(D)) * rng.standard_normal(U.shape, dtype=np.float32)
-        return U
+
+        def images() -> NDArray[np.float32]:
+            U = V[rng.integers(len(V), size=_ROWS)]
+            noise = rng.standard_normal(U.shape, dtype=np.float32)
+            return U + np.float32(_IMAGE_NOISE / np.sqrt(D)) * noise
+
+        C = clustered_data.quantizer(images(), M, 256)
+        # In parts, so that the peak of memory is not that of the images.
+        parts = [kernels.encode(images(), C) for _ in range(0, n, _ROWS)]
+        return C, np.concatenate(parts)[:n]
 
 
 def run(threads: int, classes: str | None, T: int) -> Iterator[Result]:
@@ -75,7 +82,7 @@ def run(threads: int, classes: str | None, T: int) -> Iterator[Result]:
     if not native.available():
         raise ConfigError(f"children: {native.missing_reason()}")
     children = Children(ClassTable.open(classes).embeddings, T)
-    C, B = clustered_data.quantized(children.images(_CODES), M)
+    C, B = children.codes(_CODES)
     tables = (kernels.build_tables(C, V, None, "cosine") for V in children.blocks())
     stored = StoredTables.write(tables)
     start = time.perf_counter()
