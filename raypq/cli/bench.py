@@ -34,10 +34,13 @@ def bench(settings: BenchSettings) -> None:
         raise click.UsageError("--goals goes with --show")
     if settings.processor_time and settings.name != "rates":
         raise click.UsageError("--processor-time is for bench rates")
+    if settings.children and settings.name != "classify":
+        raise click.UsageError("--children is for bench classify")
     runner.run(
         list(runner.NAMES) if settings.name == "all" else [settings.name],
         threads=1 if settings.processor_time else settings.threads,
         classes=settings.classes,
+        children=settings.children,
         json_file=settings.json_file,
         peer_python=settings.peer_python,
         processor_time=settings.processor_time,

@@ -142,12 +142,17 @@ class BenchSettings(Job):
     classes: InputFile | None = Field(
         None,
         description="class table: of the pipeline bench (default: generated), and of the world of "
-        "real names in classify, which is left out without it",
+        "real names in classify, which is left out without it; and for --children",
     )
     peer_python: InputFile | None = Field(
         None,
         description="Python in whose environment the further peers of search are installed; "
         "default: raypq's own",
+    )
+    children: Positive | None = Field(
+        None,
+        description="classify only: instead, so many classes around those of the class table, "
+        "whose tables do not fit in memory",
     )
     json_file: Annotated[NewFile | None, Option(names=("--json",))] = Field(
         None, description="file to write the figures to as well"

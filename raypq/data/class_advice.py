@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,18 +10,24 @@ from numpy.typing import NDArray
 from raypq.data.classes import ClassTable
 
 _SHOWN = 3
+_ROWS = 8192  # embeddings that are read at once
 
 
 def alike(table: ClassTable, chosen: NDArray[np.int64]) -> list[list[int]]:
     """Groups of classes with equal embeddings, each of two or more indices of ``chosen``, in table
     order."""
-    groups: dict[bytes, list[int]] = defaultdict(list)
     if table.E is None or table.prototypes is not None:
         return []
-    for t in chosen.tolist():
-        row = np.ascontiguousarray(table.E[t] + 0.0)  # -0 equals 0
-        groups[hashlib.blake2b(row.tobytes(), digest_size=16).digest()].append(t)
-    return [group for group in groups.values() if len(group) > 1]
+    # Numbers, for a list of each of a million classes would take more memory than their vectors.
+    digests = np.empty((len(chosen), 2), np.uint64)
+    for start in range(0, len(chosen), _ROWS):
+        E = np.ascontiguousarray(table.E[chosen[start : start + _ROWS]] + 0.0)  # -0 equals 0
+        every = b"".join(hashlib.blake2b(row, digest_size=16).digest() for row in E)
+        digests[start : start + len(E)] = np.frombuffer(every, np.uint64).reshape(-1, 2)
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: equal ones in table order
+    ends = np.flatnonzero((np.diff(digests[order], axis=0) != 0).any(axis=1)) + 1
+    groups = [group for group in np.split(chosen[order], ends) if len(group) > 1]
+    return sorted(group.tolist() for group in groups)
 
 
 def advice(table: ClassTable, chosen: NDArray[np.int64]) -> list[str]:
@@ -43,7 +48,7 @@ def advice(table: ClassTable, chosen: NDArray[np.int64]) -> list[str]:
             "can be predicted. Describe them by more than a name that they share (embed-classes "
             "--template, template, or several names a class)"
         )
-    zero = [] if table.E is None else [t for t in chosen.tolist() if not table.E[t].any()]
+    zero = _zero(table, chosen)
     if zero:
         shown = ", ".join(repr(table.ids[t].as_py()) for t in zero[:_SHOWN])
         found.append(
@@ -57,3 +62,11 @@ def advice(table: ClassTable, chosen: NDArray[np.int64]) -> list[str]:
             f"({len(table.excluded):,} have none), so no unseen class can be predicted"
         )
     return found
+
+
+def _zero(table: ClassTable, chosen: NDArray[np.int64]) -> list[int]:
+    """The classes whose embedding is zero."""
+    if table.E is None:
+        return []
+    parts = np.split(chosen, range(_ROWS, len(chosen), _ROWS))
+    return [int(t) for part in parts for t in part[~table.E[part].any(axis=1)]]

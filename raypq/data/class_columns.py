@@ -60,6 +60,20 @@ def embeddings(table: pa.Table, uri: str, ids: pa.StringArray) -> NDArray[np.flo
     return arrays.finite_float32(raw, where=where, ids=ids)
 
 
+def check_width(E: NDArray[np.float32], width: int, uri: str) -> None:
+    """Refuses embeddings of another width than those before.
+
+    Raises:
+        InputError: they are.
+    """
+    if E.shape[1] != width:
+        raise InputError(
+            f"{uri}, column 'embedding'",
+            expected=f"{width} values, as in the rows before",
+            found=str(E.shape[1]),
+        )
+
+
 def _width(field: pa.Field, column: pa.Array, uri: str) -> int | None:
     """Values of an embedding stored as bytes: from the field's metadata, or from its size.
 

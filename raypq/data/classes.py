@@ -23,7 +23,8 @@ from raypq.data.class_list import (
 )
 from raypq.data.layouts import arrow_types
 from raypq.data.network_info import EncoderInfo, Logits
-from raypq.data.storage import exists, open_parquet, read_named
+from raypq.data.storage import digest, exists, file_size, open_parquet, read_named
+from raypq.data.stored_rows import StoredRows
 from raypq.data.unknown_classes import short
 from raypq.errors import ConfigError, InputError
 
@@ -43,6 +44,8 @@ _OTHERS = (
     *_HOPS,
 )  # columns that are read
 
+STREAMED_BYTES = 256 << 20  # of a file whose embeddings are not held in memory
+
 # For the error of a label that a class table lacks.
 UNKNOWN_REMEDY = "add the class to the table, or take it out of this file"
 
@@ -55,7 +58,8 @@ class ClassTable:
         digest: sha256 of the file.
         ids: class_id of each class; unique.
         names: readable names (the class_id where the file has none).
-        E: class embeddings [T, da], float32, or None without the column.
+        E: class embeddings [T, da], float32, in a file where they are large; None without the
+            column.
         prototypes: several embeddings of each class, or None without the column.
         bias: added to the scores of each class, float64 [T], or None without the column.
         encoder: the network that made the embeddings, if the file names it.
@@ -70,7 +74,7 @@ class ClassTable:
     digest: str
     ids: pa.StringArray
     names: list[str]
-    E: NDArray[np.float32] | None
+    E: NDArray[np.float32] | StoredRows | None
     seen: NDArray[np.bool_] | None
     image_count: NDArray[np.int64] | None
     hops: dict[str, NDArray[np.bool_]]
@@ -85,14 +89,14 @@ class ClassTable:
 
     @property
     def embeddings(self) -> NDArray[np.float32]:
-        """E [T, da].
+        """E [T, da], in memory.
 
         Raises:
             InputError: the table has no embeddings.
         """
         if self.E is None:
             raise InputError(self.uri, expected="a column 'embedding'", found="none")
-        return self.E
+        return self.E if isinstance(self.E, np.ndarray) else self.E[:]
 
     def find(self, labels: pa.StringArray) -> tuple[NDArray[np.int32], pa.StringArray]:
         """Class index of each label [n], and the labels that the table lacks.
@@ -249,33 +253,36 @@ class ClassTable:
         Raises:
             InputError: no ``class_id`` column, duplicate class_ids, unreadable embeddings.
         """
-        # Read once, so that the digest is of the same content.
-        content = read_named(uri, expected="a Parquet file")
+        # Read once, so that the digest is of the same content; large ones in batches.
+        large = _is_large(uri)
+        content = None if large else read_named(uri, expected="a Parquet file")
         with open_parquet(uri, content=content) as file:
-            table = file.read(columns=["class_id", *filter(file.has, _OTHERS)])
+            columns = [name for name in _OTHERS if file.has(name)]
+            stored = large and "embedding" in columns
+            if stored:
+                columns.remove("embedding")
+            table = file.read(columns=["class_id", *columns])
             table = table.cast(arrow_types.without_views(table.schema))
-        ids = class_ids(table, uri)
-        counts = pc.value_counts(ids)
-        repeated = [item["values"].as_py() for item in counts if item["counts"].as_py() > 1]
-        if repeated:
-            raise InputError(
-                uri,
-                expected="unique class_ids",
-                found=f"{len(repeated)} repeated, such as {repeated[0]!r}",
-            )
-        encoder = logits = None
-        if "embedding" in table.column_names:
-            where = f"{uri}, column 'embedding'"
-            encoder = EncoderInfo.of(table.schema.field("embedding"), where=where)
-            logits = Logits.of(table.schema.field("embedding"), where=where)
-        table, ids, excluded = _with_embeddings(table, ids, uri)
+            ids = class_ids(table, uri)
+            _refuse_repeated(ids, uri)
+            E: NDArray[np.float32] | StoredRows | None = None
+            valid, encoder, logits = None, None, None
+            if file.has("embedding"):
+                field, where = file.schema_arrow.field("embedding"), f"{uri}, column 'embedding'"
+                encoder, logits = EncoderInfo.of(field, where=where), Logits.of(field, where=where)
+                if stored:
+                    E, valid = StoredRows.read(file, uri, ids)
+                else:
+                    valid = pc.is_valid(arrays.whole(table.column("embedding")))
+        table, ids, excluded = _with_embeddings(table, ids, valid, uri)
+        E = class_columns.embeddings(table, uri, ids) if E is None else E
         return cls(
             uri=uri,
             excluded=excluded,
-            digest=hashlib.sha256(content).hexdigest(),
+            digest=digest(uri) if content is None else hashlib.sha256(content).hexdigest(),
             ids=ids,
             names=class_columns.names(table, uri, ids),
-            E=(E := class_columns.embeddings(table, uri, ids)),
+            E=E,
             prototypes=class_columns.prototypes(table, uri, ids, None if E is None else E.shape[1]),
             bias=class_columns.bias(table, uri),
             encoder=encoder,
@@ -287,6 +294,24 @@ class ClassTable:
                 for name in _HOPS
                 if (flags := class_columns.flags(table, name, uri)) is not None
             },
+        )
+
+
+def _is_large(uri: str) -> bool:
+    try:
+        return file_size(uri) > STREAMED_BYTES
+    except OSError:  # the error of ``read_named`` says more
+        return False
+
+
+def _refuse_repeated(ids: pa.StringArray, uri: str) -> None:
+    counts = pc.value_counts(ids)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    if len(repeated):
+        raise InputError(
+            uri,
+            expected="unique class_ids",
+            found=f"{len(repeated)} repeated, such as {repeated[0].as_py()!r}",
         )
 
 
@@ -303,13 +328,16 @@ def _is_named(spec: str) -> bool:
 
 
 def _with_embeddings(
-    table: pa.Table, ids: pa.StringArray, uri: str
+    table: pa.Table, ids: pa.StringArray, valid: pa.BooleanArray | None, uri: str
 ) -> tuple[pa.Table, pa.StringArray, tuple[str, ...]]:
-    """The classes that have an embedding, and the class_ids of those whose embedding is null."""
-    if "embedding" not in table.column_names or not table.column("embedding").null_count:
+    """The classes that have an embedding, and the class_ids of those whose embedding is null.
+
+    Args:
+        valid: whether it is there [T]; None without the column.
+    """
+    if valid is None or pc.all(valid, min_count=0).as_py():
         return table, ids, ()
-    has_embedding = pc.is_valid(arrays.whole(table.column("embedding")))
-    excluded = tuple(ids.filter(pc.invert(has_embedding)).to_pylist())
+    excluded = tuple(ids.filter(pc.invert(valid)).to_pylist())
     if len(excluded) == len(ids):
         raise InputError(
             f"{uri}, column 'embedding'", expected="class embeddings", found="nulls only"
@@ -319,4 +347,4 @@ def _with_embeddings(
         f"{uri}: {len(excluded)} classes have no embedding and are left out ({shown}); "
         "raypq infer-semantics estimates embeddings from images"
     )
-    return table.filter(has_embedding), ids.filter(has_embedding), excluded
+    return table.filter(valid), ids.filter(valid), excluded

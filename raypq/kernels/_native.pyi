@@ -58,6 +58,41 @@ def forest(
 def reach(
     n: int, edges: NDArray[np.uint32], roots: NDArray[np.uint32], /
 ) -> NDArray[np.uint32]: ...
+def leaf_pairs(
+    C: NDArray[np.float32],
+    centre: NDArray[np.float32],
+    bias: NDArray[np.float64],
+    radius: NDArray[np.float64],
+    norms: NDArray[np.float64],
+    metric: str,
+    B: NDArray[np.uint8],
+    squared: NDArray[np.float64],
+    floor: NDArray[np.float32],
+    weight: float,
+    largest_bias: float,
+    isa: str,
+    threads: int,
+    /,
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]: ...
+def scan_leaves(
+    C: NDArray[np.float32],
+    W: NDArray[np.float32],
+    bias: NDArray[np.float64],
+    norms: NDArray[np.float64],
+    metric: str,
+    first: NDArray[np.uint32],
+    number: NDArray[np.int64],
+    begin: NDArray[np.uint32],
+    rows: NDArray[np.uint32],
+    B: NDArray[np.uint8],
+    squared: NDArray[np.float64],
+    floor: NDArray[np.float32],
+    isa: str,
+    threads: int,
+    scores: NDArray[np.float32],
+    best: NDArray[np.int64],
+    /,
+) -> int: ...
 
 class Pairs:
     def __init__(

@@ -222,6 +222,56 @@ def neighbor_index(
     return _native.NeighborIndex(B, C, norms, T, _isa_name(isa), threads)
 
 
+def leaf_pairs(
+    B: NDArray[np.uint8],
+    squared: NDArray[np.float64],
+    floor: NDArray[np.float32],
+    centres: Tables,
+    radius: NDArray[np.float64],
+    magnitudes: tuple[float, float],
+    *,
+    threads: int = 1,
+    isa: str | None = None,
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """The rows that may have a class of at least ``floor`` [n] in each leaf, by leaf, and where the
+    rows of each leaf begin [L + 1] (``cpp/leaves.hpp``).
+
+    Args:
+        squared: ‖q‖² of codes B [n, M]. magnitudes: max ‖w‖ and max |bias| of the classes.
+    """
+    begin, rows = _native.leaf_pairs(
+        centres.C, centres.W, centres.bias, radius, centres.norms, centres.metric,
+        np.ascontiguousarray(B), squared, floor, *magnitudes, _isa_name(isa), threads,
+    )  # fmt: skip
+    return begin, rows
+
+
+def scan_leaves(
+    B: NDArray[np.uint8],
+    squared: NDArray[np.float64],
+    floor: NDArray[np.float32],
+    tables: Tables,
+    leaves: tuple[NDArray[np.uint32], NDArray[np.int64]],
+    pairs: tuple[NDArray[np.uint32], NDArray[np.uint32]],
+    best: tuple[NDArray[np.float32], NDArray[np.int64]],
+    *,
+    threads: int = 1,
+    isa: str | None = None,
+) -> int:
+    """Adds the classes of leaves to the k best of their rows, and returns how many were scored
+    exactly. Classes below ``floor`` [n] are left out.
+
+    Args:
+        leaves: where each leaf begins in ``tables`` [L + 1], and the number of each class [T].
+        pairs: as of ``leaf_pairs``. best: scores and classes [n, k], −∞ and −1 where there are
+            fewer; changed.
+    """
+    return _native.scan_leaves(
+        tables.C, np.ascontiguousarray(tables.W), tables.bias, tables.norms, tables.metric, *leaves,
+        *pairs, np.ascontiguousarray(B), squared, floor, _isa_name(isa), threads, *best,
+    )  # fmt: skip
+
+
 def prepare(
     tables: Tables, *, across_rows: bool, threads: int = 1, isa: str | None = None
 ) -> _native.Tables:

@@ -12,6 +12,11 @@ from raypq.sizing.stage import Stage, batches, embedding, opening, reading, stag
 from raypq.sizing.training import train
 from raypq.sizing.workload import Workload
 
+# As raypq/stages/classification/class_groups.py has them: bytes of tables that are held at once, of
+# those of a part of the classes, and codes for which these are made; a test compares them.
+_WHOLE_BYTES, _PART_BYTES, _PART_ROWS = 1 << 30, 400 << 20, 262_144
+_CLASS_BYTES, _FILE_RATE = 300, 1e9  # of id, name and counts; bytes a second of a temporary file
+
 
 def plan(work: Workload, rates: Rates) -> list[Stage]:
     """Train, encode and classify, one after the other; and search, if there are queries.
@@ -56,7 +61,14 @@ def _classify(work: Workload, rates: Rates) -> Stage:
     host = rates.classify_image * work.top_k / 10 + (0.0 if on_gpu else scan)
     # Tables of bytes, the weights that exact scores are formed from, and blocks of codes.
     tables = work.M * work.K * T + 2 * 4 * T * work.D
-    block = 65_536 * (work.M + 48 * work.top_k)
+    rows = 65_536
+    if tables > _WHOLE_BYTES:  # in parts: the weights are in a file, and read for many codes
+        tables, rows = _PART_BYTES + _CLASS_BYTES * T, _PART_ROWS
+        passes = math.ceil(work.images / min(_PART_ROWS, work.shard_images))
+        making = 2 * work.D * work.K * T / device.projection + 4 * work.D * T / _FILE_RATE
+        scan += passes * making / work.images
+        host += 0.0 if on_gpu else passes * making / work.images
+    block = rows * (work.M + 48 * work.top_k)
     stored = bytes_per_code(work.M, work.K) + rates.code_bytes
     return stage("classify", work, _wall(work, rates, host, scan if on_gpu else 0.0),
                   read=work.images * stored, written=work.images * work.top_k

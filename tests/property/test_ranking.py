@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from raypq import kernels
 from raypq.kernels.softmax import log_sum_exp
+from raypq.stages.classification.class_groups import ClassGroup
 from raypq.stages.classification.ranking import topk
-from raypq.stages.classification.scorers import ClassGroup
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -12,6 +12,7 @@
 #include "codebook.hpp"
 #include "forest.hpp"
 #include "join.hpp"
+#include "leaves.hpp"
 #include "neighbors.hpp"
 #include "scan.hpp"
 
@@ -53,6 +54,10 @@ void check_codes(const In<uint8_t, 2>& B, const Shape& shape) {
   require(!B.shape(0) || most < shape.K, "B holds a code that is not below K");
 }
 
+Metric metric_of(const std::string& name) {
+  return name == "l2" ? Metric::kL2 : name == "cosine" ? Metric::kCosine : Metric::kDot;
+}
+
 // The tables, and the arrays that they point to.
 struct Tables {
   In<float, 3> C;
@@ -69,10 +74,8 @@ void build_tables(Tables* self, In<float, 3> C, In<float, 2> W, In<double, 1> bi
   require(W.shape(1) == shape.D() && bias.shape(0) == W.shape(0), "W must be [T, D], bias [T]");
   require(W.shape(0) < kMostClasses, "T is too large");
   require(norms.shape(0) == shape.M && norms.shape(1) == shape.K, "norms must be [M, K]");
-  const Metric kind = metric == "l2"       ? Metric::kL2
-                      : metric == "cosine" ? Metric::kCosine
-                                           : Metric::kDot;
-  const Source source{shape, W.shape(0), kind, C.data(), W.data(), bias.data(), norms.data()};
+  const Source source{shape,    W.shape(0),  metric_of(metric), C.data(),
+                      W.data(), bias.data(), norms.data()};
   new (self) Tables{C, W, bias, norms, nullptr};
   nb::gil_scoped_release release;
   self->scan =
@@ -330,6 +333,74 @@ nb::tuple find_neighbors(const NeighborIndex& index, In<uint32_t, 1> rows, size_
   return nb::make_tuple(work.bounds, work.compared, work.scored);
 }
 
+void check_leaf_rows(const In<uint8_t, 2>& B, const In<double, 1>& squared,
+                     const In<float, 1>& floor, const Shape& shape) {
+  check_codes(B, shape);
+  require(B.shape(0) < kMostRows, "N is too large");
+  require(squared.shape(0) == B.shape(0) && floor.shape(0) == B.shape(0),
+          "squared and floor must be [n]");
+}
+
+Source leaf_source(const In<float, 3>& C, const In<float, 2>& W, const In<double, 1>& bias,
+                   const In<double, 2>& norms, const std::string& metric) {
+  const Shape shape = shape_of(C);
+  require(W.shape(1) == shape.D() && bias.shape(0) == W.shape(0), "W must be [T, D], bias [T]");
+  require(W.shape(0) < kMostClasses, "T is too large");
+  require(norms.shape(0) == shape.M && norms.shape(1) == shape.K, "norms must be [M, K]");
+  return {shape, W.shape(0), metric_of(metric), C.data(), W.data(), bias.data(), norms.data()};
+}
+
+// Begin of each leaf's rows [L + 1], and the rows.
+nb::tuple pairs_of_leaves(In<float, 3> C, In<float, 2> centre, In<double, 1> bias,
+                          In<double, 1> radius, In<double, 2> norms, const std::string& metric,
+                          In<uint8_t, 2> B, In<double, 1> squared, In<float, 1> floor,
+                          double weight, double largest_bias, const std::string& isa,
+                          size_t threads) {
+  Source source = leaf_source(C, centre, bias, norms, metric);
+  require(radius.shape(0) == source.T, "radius must be [L]");
+  source.radius = radius.data();
+  check_leaf_rows(B, squared, floor, source.shape);
+  LeafPairs pairs;
+  {
+    nb::gil_scoped_release release;
+    threads = clamp_threads(threads);
+    const ScanTables bounds(source, false, choose_isa(isa), threads, true);
+    pairs = leaf_pairs(bounds, {B.data(), squared.data(), floor.data(), B.shape(0)},
+                       {weight, largest_bias}, threads);
+  }
+  return nb::make_tuple(owned_array(std::move(pairs.begin)), owned_array(std::move(pairs.rows)));
+}
+
+size_t classes_of_leaves(In<float, 3> C, In<float, 2> W, In<double, 1> bias, In<double, 2> norms,
+                         const std::string& metric, In<uint32_t, 1> first, In<int64_t, 1> number,
+                         In<uint32_t, 1> begin, In<uint32_t, 1> rows, In<uint8_t, 2> B,
+                         In<double, 1> squared, In<float, 1> floor, const std::string& isa,
+                         size_t threads, Out<float, 2> scores, Out<int64_t, 2> best) {
+  const Source source = leaf_source(C, W, bias, norms, metric);
+  check_leaf_rows(B, squared, floor, source.shape);
+  const size_t leaves = first.shape(0) - 1;
+  require(first.shape(0) && begin.shape(0) == leaves + 1 && number.shape(0) == source.T,
+          "first and begin must be [L + 1], number [T]");
+  require(first.data()[0] == 0 && first.data()[leaves] == source.T && begin.data()[0] == 0 &&
+              begin.data()[leaves] == rows.shape(0),
+          "first must end with T, begin with the number of rows");
+  for (size_t i = 0; i < leaves; ++i) {
+    const uint32_t *f = first.data() + i, *b = begin.data() + i;
+    require(f[1] > f[0] && f[1] - f[0] <= kTileWidth && b[1] >= b[0], "a leaf has 1 to 64 classes");
+  }
+  for (size_t i = 0; i < rows.shape(0); ++i)
+    require(rows.data()[i] < B.shape(0), "rows must be below n");
+  require(scores.shape(0) == B.shape(0) && best.shape(0) == B.shape(0) && scores.shape(1) &&
+              scores.shape(1) == best.shape(1),
+          "outputs must be [n, k]");
+  nb::gil_scoped_release release;
+  const LeafPairs pairs{{begin.data(), begin.data() + leaves + 1},
+                        {rows.data(), rows.data() + rows.shape(0)}};
+  return scan_leaves({source, first.data(), number.data(), leaves}, pairs,
+                     {B.data(), squared.data(), floor.data(), B.shape(0)}, choose_isa(isa),
+                     scores.shape(1), clamp_threads(threads), scores.data(), best.data());
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -342,6 +413,8 @@ NB_MODULE(_native, module) {
   module.def("spread", &seed_codebooks);
   module.def("forest", &forest_of);
   module.def("reach", &reach);
+  module.def("leaf_pairs", &pairs_of_leaves);
+  module.def("scan_leaves", &classes_of_leaves);
   module.def("count_pairs", &count_join, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
   nb::class_<PairStream>(module, "Pairs")

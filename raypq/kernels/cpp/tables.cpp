@@ -58,7 +58,8 @@ struct ScanTables::ScaledCodebooks {
   const double* longest;  // max_k ‖c_mk‖ [M]
 };
 
-ScanTables::ScanTables(const Source& given, bool across, const Isa& chosen, size_t threads)
+ScanTables::ScanTables(const Source& given, bool across, const Isa& chosen, size_t threads,
+                       bool keep_order)
     : source(given), isa(chosen), across_rows(across) {
   const Shape& s = source.shape;
   const size_t entries = s.M * s.K, padded = tiles() * kTileWidth;
@@ -91,7 +92,7 @@ ScanTables::ScanTables(const Source& given, bool across, const Isa& chosen, size
   // Fine entries make a scan a tenth slower and leave a third to a half fewer candidates: better
   // where every row has its own threshold.
   top = !across_rows && s.M <= kFine ? kFinest : kCoarse;
-  sort_classes();
+  sort_classes(keep_order);
   base.resize(padded), unit.resize(padded), error.resize(padded), extra.resize(padded);
   start.resize(padded);
   tile_base.resize(tiles()), tile_error.resize(tiles()), tile_extra.resize(tiles());
@@ -132,7 +133,7 @@ double ScanTables::fit_float32(int units) const {
 // Orders the classes so that those of a tile are similar, because they share a unit and a bound of
 // the bias: by bias where it is separate (cosine), then by the largest norm of a part, which gives
 // the range of a table. The largest come first, because they raise cutoffs early.
-void ScanTables::sort_classes() {
+void ScanTables::sort_classes(bool keep_order) {
   const Shape& s = source.shape;
   std::vector<std::pair<double, double>> key(source.T);
   for (size_t t = 0; t < source.T; ++t) {
@@ -147,7 +148,7 @@ void ScanTables::sort_classes() {
   }
   order.resize(source.T);
   std::iota(order.begin(), order.end(), 0);
-  if (across_rows) return;
+  if (across_rows || keep_order) return;
   std::stable_sort(order.begin(), order.end(),
                    [&](uint32_t x, uint32_t y) { return key[x] > key[y]; });
 }
@@ -191,6 +192,11 @@ void ScanTables::build(size_t tile, const ScaledCodebooks& scaled, const Scratch
     if (slot >= tile * kTileWidth + width(tile)) continue;
     const double bias = source.bias[order[slot]] * (down * refit);
     (cosine || across_rows ? extra : base)[slot] += std::clamp(bias, -0x1p120, 0x1p120);
+    if (source.radius) {
+      const double radius = source.radius[order[slot]] * (down * refit);
+      // Nothing is excluded by a bound that may overflow.
+      extra[slot] += radius < 0x1p120 ? radius : std::numeric_limits<double>::infinity();
+    }
   }
   isa.quantise(s, lut, inverse, top, data_.data() + tile * tile_bytes());
 }
@@ -220,11 +226,15 @@ void ScanTables::set_starts(size_t tile) {
 RowTerms row_terms(const Source& source, const uint8_t* code) {
   double squared = 0;
   for (size_t m = 0; m < source.shape.M; ++m) squared += source.norms[m * source.shape.K + code[m]];
-  if (source.metric == Metric::kCosine) {
+  return row_terms(source.metric, squared);
+}
+
+RowTerms row_terms(Metric metric, double squared) {
+  if (metric == Metric::kCosine) {
     const double length = std::sqrt(squared);
     return {squared, length > 0 ? 1.0 / length : 0.0, 0.0, length};
   }
-  return {squared, 1.0, source.metric == Metric::kL2 ? -squared : 0.0, 1.0};
+  return {squared, 1.0, metric == Metric::kL2 ? -squared : 0.0, 1.0};
 }
 
 }  // namespace raypq

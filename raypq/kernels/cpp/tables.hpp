@@ -30,6 +30,7 @@ struct Source {
   const float* W;       // [T, D]
   const double* bias;   // [T]
   const double* norms;  // [M, K]
+  const double* radius = nullptr;  // [T]: added to a score, times ‖q‖ (leaves.hpp); or null
 };
 
 // A linear model of a row's k-th best score from the mean and the deviation of some of its scores,
@@ -43,8 +44,9 @@ class ScanTables {
  public:
   // across_rows: for top-k over rows, where the offset of a row counts: for l2 the tables then
   // include −‖c‖². Otherwise for top-k over classes, where the columns of a tile share their unit,
-  // so that a row has one threshold for all of them.
-  ScanTables(const Source& source, bool across_rows, const Isa& isa, size_t threads);
+  // so that a row has one threshold for all of them. keep_order: classes stay in their tiles.
+  ScanTables(const Source& source, bool across_rows, const Isa& isa, size_t threads,
+             bool keep_order = false);
 
   size_t tiles() const { return (source.T + kTileWidth - 1) / kTileWidth; }
   size_t tile_bytes() const { return source.shape.M * source.shape.K * kTileWidth; }
@@ -75,7 +77,8 @@ class ScanTables {
   double largest_bias;    // max_t |bias_t|
   Array<float> codebooks;       // padded for decode
   std::vector<uint32_t> order;  // by slot: the class
-  // By slot. extra is the bias if a row's factor multiplies it (cosine), or across rows.
+  // By slot. extra is the bias if a row's factor multiplies it (cosine), or across rows; and the
+  // radius, where there is one, which ‖q‖ multiplies.
   std::vector<double> base, unit, error, extra;
   // By slot: what a sum begins with. By tile: the base that a start of 0 stands for, the largest
   // error and the largest extra.
@@ -93,7 +96,7 @@ class ScanTables {
   struct Scratch;
   struct ScaledCodebooks;
   double fit_float32(int units) const;
-  void sort_classes();
+  void sort_classes(bool keep_order);
   void build(size_t tile, const ScaledCodebooks& scaled, const Scratch& scratch);
   void set_starts(size_t tile);
   double refit = 1;  // multiplies ``down`` once the tables are built, see fit_float32
@@ -107,5 +110,6 @@ struct RowTerms {
 };
 
 RowTerms row_terms(const Source& source, const uint8_t* code);
+RowTerms row_terms(Metric metric, double squared);
 
 }  // namespace raypq

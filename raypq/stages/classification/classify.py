@@ -33,12 +33,13 @@ from raypq.methods.base import Model
 from raypq.metrics.accuracy import ClassCounts
 from raypq.stages.classification import counts
 from raypq.stages.classification.calibration import say_calibration
+from raypq.stages.classification.candidates import Candidates
+from raypq.stages.classification.class_groups import STORED_CODE_ROWS, Rows, TopK
 from raypq.stages.classification.decisions import Decision, check_decision
-from raypq.stages.classification.ranking import Rows, TopK, rank
+from raypq.stages.classification.ranking import rank
 from raypq.stages.classification.scorers import (
-    Candidates,
-    ClassGroup,
     ClassScorer,
+    Group,
     build_scorers,
     summary_of_models,
 )
@@ -97,6 +98,7 @@ class ClassifyWorker:
     Args:
         scorers: class scorers by the fingerprint of their model.
         rule: the type that ids of features must have.
+        code_rows: codes that a worker will classify, as far as it is known.
     """
 
     def __init__(
@@ -105,17 +107,19 @@ class ClassifyWorker:
         candidates: Candidates,
         job: ClassifyJob,
         rule: IdRule | None = None,
+        code_rows: int = 0,
     ) -> None:
         self._scorers, self._candidates, self._job = scorers, candidates, job
-        self._rule = rule
+        self._rule, self._code_rows = rule, code_rows
         self._decision = Decision.of(job, candidates.table)
-        self._built: dict[str, dict[str, ClassGroup]] = {}
+        self._built: dict[str, dict[str, Group]] = {}
         self._lock = Lock()
 
-    def _groups(self, model: str) -> dict[str, ClassGroup]:
+    def _groups(self, model: str) -> dict[str, Group]:
         with self._lock:  # threads share the worker and its tables
             if model not in self._built:
-                self._built[model] = self._scorers[model].groups(self._candidates)
+                scorer = self._scorers[model]
+                self._built[model] = scorer.groups(self._candidates, self._code_rows)
             return self._built[model]
 
     def classify(self, task: ShardTask) -> Classified:
@@ -146,7 +150,9 @@ class ClassifyWorker:
         if self._job.codes is not None:
             file = CodeFile.open(task.shard.uri, size=task.shard.size)
             check_model(file, {task.model: model})
-            scored = (self._scored(task, b.ids, b.labels, b.B) for b in file.batches(_CODE_ROWS))
+            stored = self._scorers[task.model].stored(self._candidates)
+            batches = file.batches(STORED_CODE_ROWS if stored else _CODE_ROWS)
+            scored = (self._scored(task, b.ids, b.labels, b.B) for b in batches)
             yield _Rows(id_type=file.id_type, label=file.label, batches=scored)
             return
         rule = self._rule
@@ -258,11 +264,16 @@ class ClassifyWorker:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyPlan:
-    """Scorers, candidates and tasks of a job, before any shard is opened."""
+    """Scorers, candidates and tasks of a job, before any shard is opened.
+
+    Attributes:
+        code_rows: codes of the shards that need work.
+    """
 
     scorers: Mapping[str, ClassScorer]
     candidates: Candidates
     run: StoreRun
+    code_rows: int
 
     @classmethod
     def make(cls, job: ClassifyJob, *, nightly_model: Model | None = None) -> ClassifyPlan:
@@ -311,7 +322,9 @@ class ClassifyPlan:
         run = StoreRun.plan(
             kind="predictions", store=job.output, tasks=tasks, on_bad_shard=job.on_bad_shard
         )
-        return cls(scorers=scorers, candidates=candidates, run=run)
+        pending = {receipt.shard: receipt.rows for receipt in (codes.shards if codes else ())}
+        code_rows = sum(rows for stem, rows in pending.items() if stem not in run.kept)
+        return cls(scorers=scorers, candidates=candidates, run=run, code_rows=code_rows)
 
 
 def classify(job: ClassifyJob, executor: Executor) -> Snapshot:
@@ -365,6 +378,8 @@ def execute(
         rule = id_rule(plan.run, job.columns)
     total = ClassCounts.empty(len(table))
     settings = _settings(job, plan)
+    code_rows = plan.code_rows // max(1, executor.n_workers)
+    of_worker = plan.scorers, plan.candidates, job, rule, code_rows
 
     def on_result(result: tuple[shard_writer.Receipt, ClassCounts]) -> shard_writer.Receipt:
         receipt, class_counts = result
@@ -390,9 +405,7 @@ def execute(
         return stems
 
     with (
-        executor.start_workers(
-            ClassifyWorker, plan.scorers, plan.candidates, job, rule, stage="classify"
-        ) as pool,
+        executor.start_workers(ClassifyWorker, *of_worker, stage="classify") as pool,
         record.observe(pool),
     ):
 

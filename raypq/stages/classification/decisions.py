@@ -15,8 +15,8 @@ from raypq.data.classes import ClassTable
 from raypq.data.predictions import Accepted
 from raypq.errors import ConfigError
 from raypq.kernels.tables import vectors_of
-from raypq.stages.classification.ranking import Rows, TopK
-from raypq.stages.classification.scorers import ClassGroup, ClassScorer
+from raypq.stages.classification.class_groups import Rows, TopK
+from raypq.stages.classification.scorers import ClassScorer, Group
 
 _MORE = 4  # times as many classes are found for images of which all are accepted
 
@@ -90,7 +90,7 @@ class Decision:
     def log_sums(
         self,
         rows: Rows,
-        groups: Mapping[str, ClassGroup],
+        groups: Mapping[str, Group],
         device: str,
     ) -> NDArray[np.float64] | None:
         """The normaliser [n] of a softmax over all candidates, relative to the logit of the best
@@ -100,10 +100,11 @@ class Decision:
         from raypq.kernels.softmax import log_sum_exp  # here, since it imports torch
 
         # The groups are of one model, so that their codebooks decode alike.
-        q, squared = vectors_of(rows, next(iter(groups.values())).tables)
+        q, squared = vectors_of(rows, next(iter(groups.values())).like)
         parts = [
-            log_sum_exp(q, squared, group.tables, self.scale, owner=group.owner, device=device)
+            log_sum_exp(q, squared, tables, self.scale, owner=owner, device=device)
             for group in groups.values()
+            for _, tables, owner in group.parts()
         ]
         best = np.max([top for top, _ in parts], axis=0)
         sums = [total + self.scale * (top - best) for top, total in parts]

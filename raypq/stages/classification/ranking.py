@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raypq import kernels
-from raypq.stages.classification.scorers import ClassGroup
+from raypq.stages.classification.class_groups import ClassGroup, Rows, TopK
+from raypq.stages.classification.scorers import Group
 
-Rows = NDArray[Any]  # codes [n, M], uint8, or uncompressed vectors [n, D], float32
-TopK = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and classes, both [n, k]
 _MORE = 4  # times as many are found for rows that need more
 
 
 def rank(
     rows: Rows,
-    groups: Mapping[str, ClassGroup],
+    groups: Mapping[str, Group],
     k: int,
     device: str,
 ) -> dict[str, TopK]:
@@ -27,24 +25,24 @@ def rank(
     Of codes, for the smaller group only classes that may be among the top k of both are found, and
     always its best one.
     """
-    names = sorted(groups, key=lambda name: -groups[name].T)
-    if rows.dtype != np.uint8 or any(group.owner is not None for group in groups.values()):
+    whole = [group for group in groups.values() if isinstance(group, ClassGroup)]
+    one_each = len(whole) == len(groups) and all(group.owner is None for group in whole)
+    if rows.dtype != np.uint8 or not one_each:
         return {name: topk(rows, group, k, device) for name, group in groups.items()}
+    tables = {name: group.tables for name, group in zip(groups, whole, strict=True)}
+    names = sorted(groups, key=lambda name: -groups[name].T)
     largest = topk(rows, groups[names[0]], k, device)
     best = {names[0]: largest}
     for name in names[1:]:
         threshold = largest[0][:, -1] if largest[0].shape[1] == k else None
-        best[name] = best_above(rows, groups[name].tables, k, threshold, device)
+        best[name] = best_above(rows, tables[name], k, threshold, device)
     return {name: best[name] for name in groups}
 
 
-def topk(rows: Rows, group: ClassGroup, k: int, device: str) -> TopK:
+def topk(rows: Rows, group: Group, k: int, device: str) -> TopK:
     """The top k classes of a group, ties to the lower class; a class with several prototypes has
     the score of its best one."""
-    if group.owner is None:
-        find = kernels.topk_per_code if rows.dtype == np.uint8 else kernels.topk_per_vector
-        return find(rows, group.tables, k, device=device)
-    return kernels.topk_of_classes(rows, group.tables, group.owner, k, device=device)
+    return group.topk(rows, k, device)
 
 
 def best_above(

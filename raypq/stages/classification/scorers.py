@@ -10,131 +10,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypq import kernels
-from raypq.config import ClassificationTarget, ClassifyJob, Metric
-from raypq.data.class_list import ClassSelection
-from raypq.data.classes import ClassTable
+from raypq.config import ClassifyJob, Metric
 from raypq.data.storage import join
 from raypq.data.store.shard_writer import Receipt
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, ModelError
+from raypq.kernels.stored_tables import StoredTables
 from raypq.methods import registry
 from raypq.methods.base import Model
 from raypq.stages.classification.calibration import gamma_of
+from raypq.stages.classification.candidates import Candidates, in_parts, several_prototypes
+from raypq.stages.classification.class_groups import (
+    WHOLE_BYTES,
+    ClassGroup,
+    StoredGroup,
+    bytes_of,
+)
 from raypq.stages.classification.untrained import warn_of_untrained
 from raypq.stages.stores import model_store
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Candidates:
-    """The classes that predictions choose from.
-
-    Attributes:
-        selection: the rows that the job selects, and names that the table lacks.
-    """
-
-    table: ClassTable
-    selection: ClassSelection
-
-    @classmethod
-    def of(cls, job: ClassificationTarget, table: ClassTable) -> Candidates:
-        """The candidates of a job.
-
-        Raises:
-            ConfigError: an unknown split.
-            InputError: no class is selected, or ``unknown_labels`` is ``refuse`` and the table
-                lacks one.
-        """
-        selection = table.selection(job.candidates)
-        if job.unknown_labels == "refuse":
-            selection.refuse()
-        return cls(table=table, selection=selection)
-
-    @property
-    def chosen(self) -> NDArray[np.int64]:
-        """Rows of the class table, ascending."""
-        return self.selection.index
-
-    @property
-    def ids(self) -> list[str]:
-        """Their class_ids."""
-        ids: list[str] = self.table.ids.take(pa.array(self.chosen)).to_pylist()
-        return ids
-
-    def prototypes(self, model: Model, chosen: NDArray[np.int64]) -> Prototypes:
-        """The prototypes of some classes of the table, ascending.
-
-        Raises:
-            ModelError: the classes do not fit the model.
-        """
-        table, owner = self.table, None
-        if table.prototypes is not None and not model.classes_by_id:
-            several = table.prototypes.of(chosen)
-            V, bias = self._several(model, several.E)
-            owner = several.owner
-        else:
-            ids = table.ids.take(pa.array(chosen)).to_pylist()
-            E = table.E if model.classes_by_id else table.embeddings
-            V, bias = model.prototypes_of(ids, None if E is None else E[chosen])
-        if table.bias is not None:
-            bias = bias + (table.bias[chosen] if owner is None else table.bias[chosen][owner])
-        return Prototypes(V=V, bias=bias, owner=owner)
-
-    def _several(
-        self, model: Model, E: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        if model.joint_classes:
-            raise _several_prototypes(model, self.table)
-        return model.prototypes(E)
-
-    @cached_property
-    def groups(self) -> dict[str, NDArray[np.int64]]:
-        """Rows of seen and of unseen candidates; one group ``all`` where the table does not say."""
-        seen = self.table.seen
-        if seen is None:
-            return {"all": self.chosen}
-        parts = {
-            "seen": self.chosen[seen[self.chosen]],
-            "unseen": self.chosen[~seen[self.chosen]],
-        }
-        return {name: part for name, part in parts.items() if len(part)}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Prototypes:
-    """Prototypes V [p, D] with bias [p] of t classes.
-
-    Attributes:
-        owner: class of each prototype [p], ascending; None where each class has one.
-    """
-
-    V: NDArray[np.float32]
-    bias: NDArray[np.float64]
-    owner: NDArray[np.int64] | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ClassGroup:
-    """Lookup tables of a group of candidates.
-
-    Attributes:
-        owner: as of ``Prototypes``.
-    """
-
-    tables: kernels.Tables
-    owner: NDArray[np.int64] | None = None
-
-    @property
-    def T(self) -> int:
-        """Number of classes."""
-        return self.tables.T if self.owner is None else int(self.owner[-1]) + 1
+Group = ClassGroup | StoredGroup
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -149,15 +50,36 @@ class ClassScorer:
     metric: Metric
     calibration: float
 
-    def groups(self, candidates: Candidates) -> dict[str, ClassGroup]:
-        """The groups of candidates with their lookup tables."""
-        groups = {}
+    def groups(self, candidates: Candidates, rows: int = 0) -> dict[str, Group]:
+        """The groups of candidates with their lookup tables.
+
+        Args:
+            rows: codes that they will be scanned with, as far as it is known.
+        """
+        groups: dict[str, Group] = {}
         for name, chosen in candidates.groups.items():
-            made = candidates.prototypes(self.model, chosen)
-            bias = made.bias - self.calibration if name == "seen" else made.bias
-            tables = self.model.tables(made.V, bias, self.metric)
-            groups[name] = ClassGroup(tables=tables, owner=made.owner)
+            if self.stored(candidates):
+                parts = (self._tables(candidates, name, part) for part in in_parts(chosen))
+                groups[name] = StoredGroup(StoredTables.write(tables for tables, _ in parts), rows)
+            else:
+                tables, owner = self._tables(candidates, name, chosen)
+                groups[name] = ClassGroup(tables=tables, owner=owner)
         return groups
+
+    def _tables(
+        self, candidates: Candidates, group: str, chosen: NDArray[np.int64]
+    ) -> tuple[kernels.Tables, NDArray[np.int64] | None]:
+        made = candidates.prototypes(self.model, chosen)
+        bias = made.bias - self.calibration if group == "seen" else made.bias
+        return self.model.tables(made.V, bias, self.metric), made.owner
+
+    def stored(self, candidates: Candidates) -> bool:
+        """Whether the tables of all candidates are too large for memory, so that they are in
+        files."""
+        model, several = self.model, candidates.table.prototypes is not None
+        if several and not model.classes_by_id:
+            return False
+        return bytes_of(model.M, model.K, model.D, len(candidates.chosen)) > WHOLE_BYTES
 
     @property
     def settings(self) -> str:
@@ -253,22 +175,13 @@ def _with_table(model: Model, candidates: Candidates) -> Model:
     if not model.needs_embeddings(candidates.ids):
         return model.with_record(model.record, None)  # no other classes compete
     if table.prototypes is not None:
-        raise _several_prototypes(model, table)
+        raise several_prototypes(model, table)
     if model.classes_by_id and table.E is None:
         return model  # what it lacks is named where its prototypes are made
     ids = table.ids.to_pylist()
     if model.layer is not None and model.layer.find(ids, table.embeddings) is not None:
         return model
     return model.with_classes(ids, table.embeddings)
-
-
-def _several_prototypes(model: Model, table: ClassTable) -> ModelError:
-    return ModelError(
-        table.uri,
-        expected=f"one embedding of each class, since {model.method} makes prototypes of all "
-        "classes together",
-        found="several (the column 'prototypes'); embed the classes with prototypes: mean",
-    )
 
 
 def summary_of_models(

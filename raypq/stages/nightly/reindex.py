@@ -27,6 +27,7 @@ from raypq.execution.run_record import RunRecord
 from raypq.methods.base import Model
 from raypq.metrics.drift import Drifted, detect_drift, known_baseline, reason_not_judged
 from raypq.stages.classification import classify, scorers, unknown_labels
+from raypq.stages.classification.candidates import Candidates
 from raypq.stages.encoding import encode
 from raypq.stages.nightly import dry_run, image_counts, night_groups
 from raypq.stages.nightly.source_diff import ReindexPlan, diff_source, encode_job, list_source
@@ -168,7 +169,7 @@ def _check(job: ReindexJob, section: ClassificationTarget, model: Model) -> None
         InputError: a class table that cannot be read, or does not fit the model.
     """
     table = ClassTable.open(section.classes)
-    candidates = scorers.Candidates.of(section, table)
+    candidates = Candidates.of(section, table)
     task = ClassifyJob(model=job.model, features=job.source, **section.model_dump())
     scorers.build_scorers(task, None, candidates, nightly_model=model)
 

@@ -15,10 +15,12 @@ import pytest
 
 from raypq import api
 from raypq.config import EvaluateJob
+from raypq.data import classes
 from raypq.data.store import snapshot
 from raypq.errors import ConfigError, ModelError
 from raypq.methods import registry
 from raypq.stages.classification import scorers
+from raypq.stages.classification.candidates import Candidates
 
 
 def rows_of(store: str, version: snapshot.Snapshot) -> dict[str, pa.Table]:
@@ -108,15 +110,27 @@ def test_a_store_without_its_model_says_what_to_do(home: Any) -> None:
     assert home.classify(model=home("old")).rows == 600
 
 
+def test_tables_in_files_give_the_same_predictions(
+    home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.mix([1, 4])
+    wanted = rows_of(home("predictions"), home.classify())
+    monkeypatch.setattr(scorers, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(classes, "STREAMED_BYTES", 0)
+    found = rows_of(home("in-files"), home.classify("in-files"))
+    assert found.keys() == wanted.keys()
+    assert all(rows.equals(wanted[shard]) for shard, rows in found.items())
+
+
 def test_tables_are_built_once_for_each_model_that_occurs(
     home: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: Counter[str] = Counter()
     tables = scorers.ClassScorer.groups
 
-    def counted(judge: scorers.ClassScorer, candidates: scorers.Candidates) -> Any:
+    def counted(judge: scorers.ClassScorer, candidates: Candidates, rows: int) -> Any:
         built[judge.model.fingerprint] += 1
-        return tables(judge, candidates)
+        return tables(judge, candidates, rows)
 
     monkeypatch.setattr(scorers.ClassScorer, "groups", counted)
     home.mix([1, 4])

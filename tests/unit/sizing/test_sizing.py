@@ -22,6 +22,8 @@ from raypq.data import synthetic
 from raypq.errors import ConfigError
 from raypq.methods import registry
 from raypq.sizing import search as sizing_search
+from raypq.sizing import stages as sizing_stages
+from raypq.stages.classification import class_groups
 from raypq.stages.retrieval import code_blocks, query_rounds, search
 
 IMAGES, DX, T, M = 30_000, 256, 1000, 20
@@ -189,6 +191,27 @@ def test_a_search_is_planned_as_it_is_done() -> None:
     assert (sizing_search.BLOCK_ROWS, sizing_search.FAN) == (code_blocks.GROUP_ROWS, search._FAN_IN)
     for k in (1, 10, 100, 1000, 100_000):
         assert sizing_search.round_size(k) == query_rounds.round_size(k)
+
+
+def test_many_classes_are_planned_in_parts() -> None:
+    found = (
+        sizing_stages._WHOLE_BYTES,
+        sizing_stages._PART_BYTES,
+        sizing_stages._PART_ROWS,
+    )
+    assert found == (
+        class_groups.WHOLE_BYTES,
+        class_groups.PART_BYTES,
+        class_groups.STORED_CODE_ROWS,
+    )
+    work = sizing.Workload(
+        images=10_000_000, classes=1_000_000, train_classes=1000, workers=8, cluster="none"
+    )
+    many = sizing.plan(work, GIVEN)[2]
+    assert many.memory < 2e9
+    fewer = sizing.plan(work.model_copy(update={"classes": 50_000}), GIVEN)[2]
+    assert fewer.memory > 1e9
+    assert many.seconds > 15 * fewer.seconds
 
 
 def test_a_gpu_needs_rates_of_one() -> None:

@@ -1,0 +1,83 @@
+"""Class embeddings of a large table, in a temporary file of this process."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypq.data import class_columns
+from raypq.data.storage import open_parquet
+from raypq.data.storage.parquet import CheckedFile, stream
+from raypq.kernels.stored_tables import RowFile
+
+_BATCH = 8192  # rows that are decoded at once
+_SPREAD = 8  # times as many rows may be read as are wanted, before they are read one by one
+
+
+class StoredRows:
+    """Embeddings [T, da], float32, in a file; rows are read where they are indexed.
+
+    A copy in another process reads them from the class table again.
+    """
+
+    def __init__(self, uri: str, rows: RowFile, shape: tuple[int, int]) -> None:
+        self.uri, self.shape = uri, shape
+        self._rows = rows
+
+    @classmethod
+    def read(cls, file: CheckedFile, uri: str, ids: pa.StringArray) -> tuple[Self, pa.BooleanArray]:
+        """The embeddings of a table that are not null, and which rows have one [T].
+
+        Raises:
+            InputError: as ``class_columns.embeddings``.
+        """
+        field, valid, first = file.schema_arrow.field("embedding"), [], 0
+        rows: RowFile | None = None
+        at, width = 0, 0
+        for batch in stream(file, _BATCH, ["embedding"]):
+            column = batch.column("embedding")
+            valid.append(column.is_valid())
+            of = ids.slice(at, len(column)).filter(valid[-1])
+            table = pa.Table.from_arrays([column.filter(valid[-1])], schema=pa.schema([field]))
+            at += len(column)
+            E = class_columns.embeddings(table, uri, of)
+            if E is None or not len(E):
+                continue
+            if rows is None:
+                rows, width = RowFile(E.shape[1]), E.shape[1]
+            class_columns.check_width(E, width, uri)
+            rows.write(first, E)
+            first += len(E)
+        mask = pa.chunked_array(valid, pa.bool_()).combine_chunks()
+        return cls(uri, rows or RowFile(0), (first, width)), mask
+
+    @classmethod
+    def of_table(cls, uri: str) -> Self:
+        """The embeddings of a class table."""
+        with open_parquet(uri) as file:
+            ids = pa.nulls(file.metadata.num_rows, pa.string())
+            return cls.read(file, uri, ids)[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).of_table, (self.uri,)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """One row [da], or several."""
+        if isinstance(index, slice):
+            first, end, step = index.indices(len(self))
+            return self._rows.read(first, max(first, end))[::step]
+        if np.ndim(index) == 0:
+            return self._rows.read(int(index), int(index) + 1)[0]
+        at = np.asarray(index)
+        if not len(at):
+            return np.empty((0, self.shape[1]), np.float32)
+        first, end = int(at.min()), int(at.max()) + 1
+        if end - first <= _SPREAD * len(at):
+            return self._rows.read(first, end)[at - first]
+        return np.stack([self._rows.read(int(t), int(t) + 1)[0] for t in at])
