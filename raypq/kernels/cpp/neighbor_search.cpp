@@ -37,7 +37,7 @@ NearEntries::NearEntries(const NeighborIndex& index, double unit)
 
 NeighborSearch::Scratch::Scratch(const NeighborSearch& search)
     : table(std::max(search.index_.shape.M * search.index_.shape.K * kTileWidth, kHugePage)),
-      hits(kTogether), parts(kBlockRows), decoded(score_floats(search.index_.shape)),
+      hits(kTogether), parts(kBlockRows), columns(kTileWidth), decoded(score_floats(search.index_.shape)),
       weights(search.index_.shape.D()) {}
 
 NeighborSearch::NeighborSearch(const NeighborIndex& index, std::vector<uint32_t> places, size_t k)
@@ -52,11 +52,11 @@ NeighborSearch::NeighborSearch(const NeighborIndex& index, std::vector<uint32_t>
 
 void NeighborSearch::run(size_t threads) {
   if (!n_) return;
-  compare_near_tiles(threads);
-  if (near_tiles() == index_.tiles()) return;
   std::vector<Scratch> scratch;
   for (size_t i = 0; i < threads; ++i) scratch.emplace_back(*this);
-  Queries left(n_), some;
+  find_first(scratch);
+  Queries left, some;
+  if (near_tiles() < index_.tiles()) left.resize(n_);
   std::iota(left.begin(), left.end(), uint32_t(0));
   bool both = n_ == index_.size();
   while (!left.empty()) {
@@ -83,7 +83,7 @@ void NeighborSearch::set_limit(size_t query, double unit) {
 
 // A bound that most queries find in the tiles next to them.
 double NeighborSearch::likely_bound() const {
-  std::vector<double> bounds, distances;
+  std::vector<float> bounds, distances;
   for (size_t i = 0; i < std::min(n_, kSampled); ++i) {
     const size_t query = i * n_ / std::min(n_, kSampled);
     const size_t tile = places_[query] / kTileRows * kTileRows;
@@ -97,7 +97,7 @@ double NeighborSearch::likely_bound() const {
   }
   const size_t at = bounds.size() * 9 / 10;
   std::nth_element(bounds.begin(), bounds.begin() + ptrdiff_t(at), bounds.end());
-  return bounds[at] + index_.margin;
+  return double(bounds[at]) + index_.margin;
 }
 
 // Enough tiles for k codes.
@@ -106,28 +106,34 @@ size_t NeighborSearch::near_tiles() const {
   return std::min(index_.tiles(), std::max(some, 2 + k_ / kTileRows));
 }
 
-void NeighborSearch::compare_near_tiles(size_t threads) {
+// Compares queries with their own tile, and then with the nearest ones.
+void NeighborSearch::find_first(std::vector<Scratch>& scratch) {
   const NearEntries entries(index_, likely_bound() / kUnits), centers(index_, index_.center_unit);
-  const size_t chunk = std::min(kFirstQueries, (n_ + threads - 1) / threads);
-  const size_t chunks = (n_ + chunk - 1) / chunk, tiles = index_.tiles();
-  std::vector<NeighborWork> work(chunks);
-  parallel(chunks, threads, [&](size_t, size_t c) {
-    Scratch scratch(*this);
-    const size_t begin = c * chunk, end = std::min(n_, begin + chunk);
-    for (size_t q = begin, next; q < end; q = next) {
-      next = q + 1;
-      while (next < end && places_[next] / kTileRows == places_[q] / kTileRows) ++next;
-      compare_own_tile(q, next - q, entries, scratch);
-    }
-    std::vector<Queries> queries_of_tile(tiles);
-    for (size_t q = begin; q < end; q += kTogether)
-      add_near_tiles(q, std::min(kTogether, end - q), centers, queries_of_tile, scratch);
-    for (size_t tile = 0; tile < tiles; ++tile)
-      for (size_t part = 0; part < kTileRows; part += kTileWidth)
-        compare(tile * kTileRows + part, queries_of_tile[tile], {entries, false, true}, scratch);
-    work[c] = scratch.work;
+  std::vector<size_t> first;  // queries of each tile that has some
+  for (size_t q = 0; q < n_; ++q)
+    if (!q || places_[q] / kTileRows != places_[q - 1] / kTileRows) first.push_back(q);
+  first.push_back(n_);
+  parallel(first.size() - 1, scratch.size(), [&](size_t thread, size_t i) {
+    compare_own_tile(first[i], first[i + 1] - first[i], entries, scratch[thread]);
   });
-  for (const NeighborWork& part : work) work_.add(part);
+  const size_t most = std::min(kFirstQueries, (n_ + scratch.size() - 1) / scratch.size());
+  const size_t chunks = (n_ + most - 1) / most;
+  parallel(chunks, scratch.size(), [&](size_t thread, size_t c) {
+    Queries queries;  // of all tiles, so that many are compared with one table
+    for (size_t q = c; q < n_; q += chunks) queries.push_back(uint32_t(q));
+    compare_near_tiles(queries, entries, centers, scratch[thread]);
+  });
+}
+
+void NeighborSearch::compare_near_tiles(const Queries& queries, const NearEntries& entries,
+                                        const NearEntries& centers, Scratch& scratch) {
+  std::vector<Queries> queries_of_tile(index_.tiles());
+  for (size_t i = 0; i < queries.size(); i += kTogether)
+    add_near_tiles(queries.data() + i, std::min(kTogether, queries.size() - i), centers,
+                   queries_of_tile, scratch);
+  for (size_t tile = 0; tile < index_.tiles(); ++tile)
+    for (size_t part = 0; part < kTileRows; part += kTileWidth)
+      compare(tile * kTileRows + part, queries_of_tile[tile], {entries, false, true}, scratch);
 }
 
 // Compares n queries of one tile with this tile, from whose sums a limit follows.
@@ -135,6 +141,7 @@ void NeighborSearch::compare_own_tile(size_t first, size_t n, const NearEntries&
                                       Scratch& scratch) {
   const size_t tile = places_[first] / kTileRows * kTileRows;
   const size_t codes = std::min(index_.size() - tile, kTileRows);
+  const Comparison by{entries, false, true};
   scratch.sums.resize(n * kTileRows);
   for (size_t part = 0; part < codes; part += kTileWidth) {
     index_.isa.near_table(index_.shape, entries.values.data(), entries.stride,
@@ -143,41 +150,40 @@ void NeighborSearch::compare_own_tile(size_t first, size_t n, const NearEntries&
                            scratch.sums.data() + part);
     scratch.work.compared += n;
   }
-  std::vector<uint8_t> sorted;
   for (size_t i = 0; i < n; ++i) {
     const uint8_t* sums = scratch.sums.data() + i * kTileRows;
-    uint32_t limit = kNoLimit;
-    if (codes >= k_) {
-      sorted.assign(sums, sums + codes);
-      std::nth_element(sorted.begin(), sorted.begin() + ptrdiff_t(k_ - 1), sorted.end());
-      limit = sorted[k_ - 1] + uint32_t(index_.shape.M);  // entries were rounded down
-    }
-    for (size_t part = 0; part < codes; part += kTileWidth) {
-      uint64_t columns = 0;
-      for (size_t c = 0; c < kTileWidth && part + c < codes; ++c)
-        columns |= uint64_t(sums[part + c] <= limit) << c;
-      offer(first + i, tile + part, columns, {entries, false, true}, scratch);
-    }
+    uint32_t count[256] = {};
+    for (size_t c = 0; c < codes; ++c) ++count[sums[c]];
+    uint32_t nearest = 0;  // sum of the k-th
+    for (size_t n = count[0]; n < std::min(k_, codes); n += count[nearest]) ++nearest;
+    const size_t query = first + i;
+    auto offer_one = [&](size_t place) {
+      offer(query, {distance(query, place), uint32_t(place)}, by, scratch);
+    };
+    for (size_t c = 0; c < codes; ++c)
+      if (sums[c] <= nearest) offer_one(tile + c);
+    for (size_t c = 0; c < codes; ++c)
+      if (sums[c] > nearest && sums[c] <= limit_[query]) offer_one(tile + c);
   }
 }
 
-// Adds queries [first, first + n) to those of the tiles whose centers are nearest to them, but for
-// their own.
-void NeighborSearch::add_near_tiles(size_t first, size_t n, const NearEntries& centers,
+// Adds n queries to those of the tiles whose centers are nearest to them, but for their own.
+void NeighborSearch::add_near_tiles(const uint32_t* queries, size_t n, const NearEntries& centers,
                                     std::vector<Queries>& queries_of_tile,
                                     Scratch& scratch) const {
   const size_t M = index_.shape.M, tiles = index_.tiles();
   const size_t wanted = near_tiles();
   const size_t width = (tiles + kTileWidth - 1) / kTileWidth * kTileWidth;
-  scratch.sums.resize(n * width);
+  scratch.sums.resize(n * width), scratch.codes.resize(n * M);
+  for (size_t i = 0; i < n; ++i) std::copy_n(code_of(queries[i]), M, scratch.codes.data() + i * M);
   for (size_t c = 0; c < width; c += kTileWidth) {
     index_.isa.near_table(index_.shape, centers.values.data(), centers.stride,
                           index_.centers.data() + c * M, false, scratch.table.data());
-    index_.isa.column_sums(index_.shape, scratch.table.data(), code_of(first), n, width,
+    index_.isa.column_sums(index_.shape, scratch.table.data(), scratch.codes.data(), n, width,
                            scratch.sums.data() + c);
   }
   for (size_t i = 0; i < n; ++i) {
-    const size_t own = places_[first + i] / kTileRows;
+    const size_t own = places_[queries[i]] / kTileRows;
     const uint8_t* sum = scratch.sums.data() + i * width;
     size_t count[256] = {}, below = 0, most = 0;
     for (size_t tile = 0; tile < tiles; ++tile) ++count[sum[tile]];
@@ -186,7 +192,7 @@ void NeighborSearch::add_near_tiles(size_t first, size_t n, const NearEntries& c
     for (size_t tile = 0; tile < tiles; ++tile) {
       if (sum[tile] > most || (sum[tile] == most && !at_most)) continue;
       if (sum[tile] == most) --at_most;
-      if (tile != own) queries_of_tile[tile].push_back(uint32_t(first + i));
+      if (tile != own) queries_of_tile[tile].push_back(queries[i]);
     }
   }
 }
@@ -234,13 +240,19 @@ void NeighborSearch::compare_tile(size_t tile, const Queries& queries, Compariso
                           std::min(kTogether, queries.size() - from)};
     const size_t count = index_.isa.near_columns(index_.shape, scratch.table.data(), rows,
                                                  limit_.data(), column_limit, scratch.hits.data());
-    for (size_t h = 0; h < count; ++h)
-      for (size_t part = 0; part < scratch.parts.size(); ++part)
-        if (scratch.hits[h].columns >> (part * kBlocks) & ((1 << kBlocks) - 1))
-          scratch.parts[part].push_back(scratch.hits[h].row);
+    for (size_t part = 0; part < kBlockRows; ++part) {
+      Queries& some = scratch.parts[part];
+      size_t end = some.size();
+      some.resize(end + count);
+      for (size_t h = 0; h < count; ++h) {  // as moves, not jumps: which are near is unpredictable
+        some[end] = scratch.hits[h].row;
+        end += (scratch.hits[h].columns >> (part * kBlocks) & ((1 << kBlocks) - 1)) != 0;
+      }
+      some.resize(end);
+    }
   }
   scratch.work.bounds += queries.size() - first;
-  for (size_t part = 0; part < scratch.parts.size(); ++part)
+  for (size_t part = 0; part < kBlockRows; ++part)
     compare(tile * kTileRows + part * kTileWidth, scratch.parts[part], by, scratch);
 }
 
@@ -261,8 +273,10 @@ void NeighborSearch::compare(size_t first, const Queries& queries, Comparison by
     const size_t count = index_.isa.near_columns(index_.shape, scratch.table.data(), rows,
                                                  limit_.data(), column_limit, scratch.hits.data());
     for (size_t h = 0; h < count; ++h)
-      offer(scratch.hits[h].row, first, scratch.hits[h].columns, by, scratch);
+      for (uint64_t columns = scratch.hits[h].columns; columns; columns &= columns - 1)
+        scratch.columns[size_t(__builtin_ctzll(columns))].push_back(scratch.hits[h].row);
   }
+  offer_columns(first, by, scratch);
 }
 
 void NeighborSearch::compare_few(size_t first, const Queries& queries, const uint8_t* column_limit,
@@ -271,39 +285,57 @@ void NeighborSearch::compare_few(size_t first, const Queries& queries, const uin
   const size_t n = std::min(kTileWidth, index_.size() - first);
   for (uint32_t query : queries) {
     const uint8_t* a = code_of(query);
-    uint64_t columns = 0;
     for (size_t c = 0; c < n; ++c) {
       const uint8_t* b = index_.code(first + c);
       const uint32_t limit = std::max(limit_[query], column_limit[c]);
       uint32_t sum = 0;
       for (size_t m = 0; m < M && sum <= limit; ++m)
         sum += by.entries.values[(m * K + a[m]) * by.entries.stride + b[m]];
-      columns |= uint64_t(std::min(sum, kNoLimit) <= limit) << c;
+      if (std::min(sum, kNoLimit) <= limit) scratch.columns[c].push_back(query);
     }
-    offer(query, first, columns, by, scratch);
   }
+  offer_columns(first, by, scratch);
 }
 
-double NeighborSearch::distance(size_t query, size_t place) const {
+float NeighborSearch::distance(size_t query, size_t place) const {
   const auto [M, K, d] = index_.shape;
   const uint8_t *a = code_of(query), *b = index_.code(place);
-  double sum = 0;
-  for (size_t m = 0; m < M; ++m) sum += index_.T[(m * K + a[m]) * K + b[m]];
-  return sum;
+  const float* T = index_.T.data();
+  double sums[4] = {};  // of which one does not wait for another
+  size_t m = 0;
+  for (; m + 4 <= M; m += 4)
+    for (size_t i = 0; i < 4; ++i) sums[i] += T[((m + i) * K + b[m + i]) * K + a[m + i]];
+  for (; m < M; ++m) sums[0] += T[(m * K + b[m]) * K + a[m]];
+  return float((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// Takes those of 64 codes that may be among the best of a query; and, where codes are queries, too,
-// the query for them.
-void NeighborSearch::offer(size_t query, size_t first, uint64_t columns, Comparison by,
-                           Scratch& scratch) {
-  for (; columns; columns &= columns - 1) {
-    const size_t place = first + size_t(__builtin_ctzll(columns));
-    if (place >= index_.size()) break;
-    const float found = float(distance(query, place));
-    if (found <= pools_.bound(query)) add(query, {found, uint32_t(place)}, scratch);
-    if (by.both && found <= pools_.bound(place)) add(place, {found, uint32_t(query)}, scratch);
+// Offers what was found of 64 codes: code by code, so that their lines of T stay in the cache. All
+// distances come first: a jump on one of them would make the next one wait for it.
+void NeighborSearch::offer_columns(size_t first, Comparison by, Scratch& scratch) {
+  for (size_t c = 0; c < kTileWidth; ++c) {
+    Queries& queries = scratch.columns[c];
+    const uint32_t place = uint32_t(first + c);
+    if (place < index_.size()) {
+      scratch.distances.resize(queries.size());
+      for (size_t i = 0; i < queries.size(); ++i)
+        scratch.distances[i] = distance(queries[i], place);
+      for (size_t i = 0; i < queries.size(); ++i)
+        offer(queries[i], {scratch.distances[i], place}, by, scratch);
+    }
+    queries.clear();
   }
-  if (by.alone) set_limit(query, by.entries.unit);
+}
+
+// Takes a code if it may be among the best of a query; and, where codes are queries, too, the query
+// for the code.
+void NeighborSearch::offer(size_t query, NearCode code, Comparison by, Scratch& scratch) {
+  ++scratch.work.scored;
+  if (code.distance <= pools_.bound(query)) {
+    add(query, code, scratch);
+    if (by.alone) set_limit(query, by.entries.unit);
+  }
+  if (by.both && code.distance <= pools_.bound(code.place))
+    add(code.place, {code.distance, uint32_t(query)}, scratch);
 }
 
 void NeighborSearch::add(size_t query, NearCode code, Scratch& scratch) {
@@ -340,7 +372,6 @@ void NeighborSearch::score(size_t query, const NearCode* codes, size_t n, Scratc
     scratch.best[i] = {float((scratch.dots[i] + -squared) + (0.0 - own)),
                        index_.number[codes[i].place]};
   }
-  scratch.work.scored += n;
 }
 
 }  // namespace raypq

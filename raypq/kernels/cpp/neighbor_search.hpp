@@ -61,8 +61,10 @@ class NeighborSearch {
 
     Array<uint8_t> table;
     std::vector<NearHit> hits;
-    std::vector<uint8_t> sums;
-    std::vector<Queries> parts;  // of a tile: queries to be compared with 64 codes
+    std::vector<uint8_t> sums, codes;
+    std::vector<Queries> parts;    // of a tile: queries to be compared with 64 codes
+    std::vector<Queries> columns;  // of 64 codes: queries that may be near
+    std::vector<float> distances;
     Array<float> decoded;
     std::vector<float> weights;
     std::vector<uint32_t> places;
@@ -80,19 +82,22 @@ class NeighborSearch {
 
   const uint8_t* code_of(size_t query) const { return codes_ + query * index_.shape.M; }
   void set_limit(size_t query, double unit);
-  double distance(size_t query, size_t place) const;
+  float distance(size_t query, size_t place) const;
   double likely_bound() const;
   size_t near_tiles() const;
-  void compare_near_tiles(size_t threads);
+  void find_first(std::vector<Scratch>& scratch);
   void compare_own_tile(size_t first, size_t n, const NearEntries& entries, Scratch& scratch);
-  void add_near_tiles(size_t first, size_t n, const NearEntries& centers,
+  void compare_near_tiles(const Queries& queries, const NearEntries& entries,
+                          const NearEntries& centers, Scratch& scratch);
+  void add_near_tiles(const uint32_t* queries, size_t n, const NearEntries& centers,
                       std::vector<Queries>& queries_of_tile, Scratch& scratch) const;
   void compare_blocks(const Queries& queries, bool both, std::vector<Scratch>& scratch);
   void compare_tile(size_t tile, const Queries& queries, Comparison by, Scratch& scratch);
   void compare(size_t first, const Queries& queries, Comparison by, Scratch& scratch);
   void compare_few(size_t first, const Queries& queries, const uint8_t* column_limit,
                    Comparison by, Scratch& scratch);
-  void offer(size_t query, size_t first, uint64_t columns, Comparison by, Scratch& scratch);
+  void offer_columns(size_t first, Comparison by, Scratch& scratch);
+  void offer(size_t query, NearCode code, Comparison by, Scratch& scratch);
   void add(size_t query, NearCode code, Scratch& scratch);
   void score(size_t query, const NearCode* codes, size_t n, Scratch& scratch) const;
 

@@ -39,8 +39,9 @@ NeighborIndex::NeighborIndex(const NeighborSource& source, const uint8_t* B, siz
     : shape(source.shape), isa(isa), distinct(B, n, source.shape.M),
       codebooks(shape.M * shape.K * shape.d + kCodePad),
       norms(source.norms, source.norms + shape.M * shape.K),
-      T(source.T, source.T + shape.M * shape.K * shape.K) {
+      T(shape.M * shape.K * shape.K) {
   const size_t M = shape.M, K = shape.K;
+  std::copy_n(source.T, T.size(), T.data());
   std::fill_n(codebooks.data(), codebooks.size(), 0.0f);
   std::copy_n(source.C, M * K * shape.d, codebooks.data());
   double largest = 0;

@@ -72,7 +72,7 @@ class NeighborIndex {
   std::vector<uint8_t> centers;  // by tile, up to whole tables: the code of its mean
   Array<float> codebooks;        // padded for decode
   std::vector<double> norms;
-  std::vector<float> T;
+  Array<float> T;
   double margin;                 // of the rounding of scores
   double center_unit;            // of tables of the centers
 
