@@ -145,6 +145,11 @@ class Executor(Protocol):
         """Workers of a pool."""
 
     @property
+    def processes(self) -> int:
+        """Processes of a pool. Workers in the same process are one object, called by as many
+        threads."""
+
+    @property
     def worker_memory(self) -> int:
         """Bytes that a worker may use; 0 where unknown."""
 

@@ -23,7 +23,7 @@ struct NeighborSource {
 class NeighborSearch;
 
 // What a search did: pairs of a query and 64 blocks whose bounds were compared, pairs of a query
-// and 64 codes that were, and exact scores.
+// and 64 codes that were, and distances.
 struct NeighborWork {
   uint64_t bounds = 0, compared = 0, scored = 0;
   void add(const NeighborWork& other) {
