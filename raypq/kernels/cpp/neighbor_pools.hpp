@@ -37,6 +37,7 @@ class NeighborPools {
   // No code farther than this is among the k best; infinite until k codes were added.
   float bound(size_t query) const { return bound_[query].load(std::memory_order_relaxed); }
   const NearCode* begin(size_t query) const { return codes_.data() + query * room_; }
+  void prefetch(size_t query) const { __builtin_prefetch(&bound_[query]); }
   size_t count(size_t query) const { return count_[query]; }
 
   // Adds a code, which may come again. Where more codes than there is room for have about the k-th

@@ -11,13 +11,14 @@ namespace {
 constexpr uint32_t kNoLimit = 255;    // no sum is greater
 // Tiles that a query is compared with first: this part of all, between these numbers.
 constexpr size_t kNearPart = 16, kFewestNear = 4, kMostNear = 64;
-constexpr size_t kFirstQueries = 65536;  // whose near tiles are known at a time
+constexpr size_t kFirstQueries = size_t(1) << 18;  // whose near tiles are known at a time
 constexpr size_t kTogether = 1024;    // queries compared with one table at a time
 constexpr size_t kFewQueries = 24;    // for which no table of 64 codes is made
 constexpr size_t kHugePage = size_t(2) << 20;  // a table in small pages is half as fast
 constexpr double kUnits = 250;        // of the largest limit
 constexpr size_t kSampled = 64;       // queries by which the first unit is chosen
 constexpr double kSpread = 1.25;      // largest limit of queries compared together / their median
+constexpr size_t kAhead = 8;          // queries
 constexpr size_t kRounds = 32;        // limits are set anew after each
 
 }  // namespace
@@ -317,8 +318,12 @@ void NeighborSearch::offer_columns(size_t first, Comparison by, Scratch& scratch
     const uint32_t place = uint32_t(first + c);
     if (place < index_.size()) {
       scratch.distances.resize(queries.size());
-      for (size_t i = 0; i < queries.size(); ++i)
+      for (size_t i = 0; i < queries.size(); ++i) {
+        const uint32_t later = queries[std::min(i + kAhead, queries.size() - 1)];
+        __builtin_prefetch(code_of(later));
+        pools_.prefetch(later);
         scratch.distances[i] = distance(queries[i], place);
+      }
       for (size_t i = 0; i < queries.size(); ++i)
         offer(queries[i], {scratch.distances[i], place}, by, scratch);
     }
