@@ -10,7 +10,7 @@ namespace {
 
 constexpr uint32_t kNoLimit = 255;    // no sum is greater
 // Tiles that a query is compared with first: this part of all, between these numbers.
-constexpr size_t kNearPart = 16, kFewestNear = 4, kMostNear = 64;
+constexpr size_t kNearPart = 16, kFewestNear = 4, kMostNear = 16;
 constexpr size_t kFirstQueries = size_t(1) << 18;  // whose near tiles are known at a time
 constexpr size_t kTogether = 1024;    // queries compared with one table at a time
 constexpr size_t kFewQueries = 24;    // for which no table of 64 codes is made
