@@ -8,15 +8,8 @@ namespace raypq {
 
 namespace {
 
-constexpr uint32_t kNoLimit = 255;    // no sum is greater
-// Tiles that a query is compared with first: this part of all, between these numbers.
-constexpr size_t kNearPart = 16, kFewestNear = 4, kMostNear = 16;
-constexpr size_t kFirstQueries = size_t(1) << 18;  // whose near tiles are known at a time
-constexpr size_t kTogether = 1024;    // queries compared with one table at a time
 constexpr size_t kFewQueries = 24;    // for which no table of 64 codes is made
 constexpr size_t kHugePage = size_t(2) << 20;  // a table in small pages is half as fast
-constexpr double kUnits = 250;        // of the largest limit
-constexpr size_t kSampled = 64;       // queries by which the first unit is chosen
 constexpr double kSpread = 1.25;      // largest limit of queries compared together / their median
 constexpr size_t kAhead = 8;          // queries
 constexpr size_t kRounds = 32;        // limits are set anew after each
@@ -38,7 +31,8 @@ NearEntries::NearEntries(const NeighborIndex& index, double unit)
 
 NeighborSearch::Scratch::Scratch(const NeighborSearch& search)
     : table(std::max(search.index_.shape.M * search.index_.shape.K * kTileWidth, kHugePage)),
-      hits(kTogether), parts(kBlockRows), columns(kTileWidth), decoded(score_floats(search.index_.shape)),
+      hits(kQueriesTogether), parts(kBlockRows), columns(kTileWidth),
+      decoded(score_floats(search.index_.shape)),
       weights(search.index_.shape.D()) {}
 
 NeighborSearch::NeighborSearch(const NeighborIndex& index, std::vector<uint32_t> places, size_t k)
@@ -82,122 +76,6 @@ void NeighborSearch::set_limit(size_t query, double unit) {
   limit_[query] = x < kNoLimit ? uint8_t(x) : kNoLimit;
 }
 
-// A bound that most queries find in the tiles next to them.
-double NeighborSearch::likely_bound() const {
-  std::vector<float> bounds, distances;
-  for (size_t i = 0; i < std::min(n_, kSampled); ++i) {
-    const size_t query = i * n_ / std::min(n_, kSampled);
-    const size_t tile = places_[query] / kTileRows * kTileRows;
-    const size_t last = std::min(index_.size(), tile + std::max(kTileRows, 2 * k_));
-    const size_t first = std::min(tile, last - std::min(last, 2 * k_));
-    distances.clear();
-    for (size_t at = first; at < last; ++at) distances.push_back(distance(query, at));
-    const size_t kth = std::min(k_, distances.size()) - 1;
-    std::nth_element(distances.begin(), distances.begin() + ptrdiff_t(kth), distances.end());
-    bounds.push_back(distances[kth]);
-  }
-  const size_t at = bounds.size() * 9 / 10;
-  std::nth_element(bounds.begin(), bounds.begin() + ptrdiff_t(at), bounds.end());
-  return double(bounds[at]) + index_.margin;
-}
-
-// Enough tiles for k codes.
-size_t NeighborSearch::near_tiles() const {
-  const size_t some = std::clamp(index_.tiles() / kNearPart, kFewestNear, kMostNear);
-  return std::min(index_.tiles(), std::max(some, 2 + k_ / kTileRows));
-}
-
-// Compares queries with their own tile, and then with the nearest ones.
-void NeighborSearch::find_first(std::vector<Scratch>& scratch) {
-  const NearEntries entries(index_, likely_bound() / kUnits), centers(index_, index_.center_unit);
-  std::vector<size_t> first;  // queries of each tile that has some
-  for (size_t q = 0; q < n_; ++q)
-    if (!q || places_[q] / kTileRows != places_[q - 1] / kTileRows) first.push_back(q);
-  first.push_back(n_);
-  parallel(first.size() - 1, scratch.size(), [&](size_t thread, size_t i) {
-    compare_own_tile(first[i], first[i + 1] - first[i], entries, scratch[thread]);
-  });
-  const size_t most = std::min(kFirstQueries, (n_ + scratch.size() - 1) / scratch.size());
-  const size_t chunks = (n_ + most - 1) / most;
-  parallel(chunks, scratch.size(), [&](size_t thread, size_t c) {
-    Queries queries;  // of all tiles, so that many are compared with one table
-    for (size_t q = c; q < n_; q += chunks) queries.push_back(uint32_t(q));
-    compare_near_tiles(queries, entries, centers, scratch[thread]);
-  });
-}
-
-void NeighborSearch::compare_near_tiles(const Queries& queries, const NearEntries& entries,
-                                        const NearEntries& centers, Scratch& scratch) {
-  std::vector<Queries> queries_of_tile(index_.tiles());
-  for (size_t i = 0; i < queries.size(); i += kTogether)
-    add_near_tiles(queries.data() + i, std::min(kTogether, queries.size() - i), centers,
-                   queries_of_tile, scratch);
-  for (size_t tile = 0; tile < index_.tiles(); ++tile)
-    for (size_t part = 0; part < kTileRows; part += kTileWidth)
-      compare(tile * kTileRows + part, queries_of_tile[tile], {entries, false, true}, scratch);
-}
-
-// Compares n queries of one tile with this tile, from whose sums a limit follows.
-void NeighborSearch::compare_own_tile(size_t first, size_t n, const NearEntries& entries,
-                                      Scratch& scratch) {
-  const size_t tile = places_[first] / kTileRows * kTileRows;
-  const size_t codes = std::min(index_.size() - tile, kTileRows);
-  const Comparison by{entries, false, true};
-  scratch.sums.resize(n * kTileRows);
-  for (size_t part = 0; part < codes; part += kTileWidth) {
-    index_.isa.near_table(index_.shape, entries.values.data(), entries.stride,
-                          index_.code(tile + part), false, scratch.table.data());
-    index_.isa.column_sums(index_.shape, scratch.table.data(), code_of(first), n, kTileRows,
-                           scratch.sums.data() + part);
-    scratch.work.compared += n;
-  }
-  for (size_t i = 0; i < n; ++i) {
-    const uint8_t* sums = scratch.sums.data() + i * kTileRows;
-    uint32_t count[256] = {};
-    for (size_t c = 0; c < codes; ++c) ++count[sums[c]];
-    uint32_t nearest = 0;  // sum of the k-th
-    for (size_t n = count[0]; n < std::min(k_, codes); n += count[nearest]) ++nearest;
-    const size_t query = first + i;
-    auto offer_one = [&](size_t place) {
-      offer(query, {distance(query, place), uint32_t(place)}, by, scratch);
-    };
-    for (size_t c = 0; c < codes; ++c)
-      if (sums[c] <= nearest) offer_one(tile + c);
-    for (size_t c = 0; c < codes; ++c)
-      if (sums[c] > nearest && sums[c] <= limit_[query]) offer_one(tile + c);
-  }
-}
-
-// Adds n queries to those of the tiles whose centers are nearest to them, but for their own.
-void NeighborSearch::add_near_tiles(const uint32_t* queries, size_t n, const NearEntries& centers,
-                                    std::vector<Queries>& queries_of_tile,
-                                    Scratch& scratch) const {
-  const size_t M = index_.shape.M, tiles = index_.tiles();
-  const size_t wanted = near_tiles();
-  const size_t width = (tiles + kTileWidth - 1) / kTileWidth * kTileWidth;
-  scratch.sums.resize(n * width), scratch.codes.resize(n * M);
-  for (size_t i = 0; i < n; ++i) std::copy_n(code_of(queries[i]), M, scratch.codes.data() + i * M);
-  for (size_t c = 0; c < width; c += kTileWidth) {
-    index_.isa.near_table(index_.shape, centers.values.data(), centers.stride,
-                          index_.centers.data() + c * M, false, scratch.table.data());
-    index_.isa.column_sums(index_.shape, scratch.table.data(), scratch.codes.data(), n, width,
-                           scratch.sums.data() + c);
-  }
-  for (size_t i = 0; i < n; ++i) {
-    const size_t own = places_[queries[i]] / kTileRows;
-    const uint8_t* sum = scratch.sums.data() + i * width;
-    size_t count[256] = {}, below = 0, most = 0;
-    for (size_t tile = 0; tile < tiles; ++tile) ++count[sum[tile]];
-    while (below + count[most] < wanted) below += count[most++];
-    size_t at_most = wanted - below;  // tiles whose sum is ``most``
-    for (size_t tile = 0; tile < tiles; ++tile) {
-      if (sum[tile] > most || (sum[tile] == most && !at_most)) continue;
-      if (sum[tile] == most) --at_most;
-      if (tile != own) queries_of_tile[tile].push_back(queries[i]);
-    }
-  }
-}
-
 // Compares queries with all blocks, and with the codes of those within their limit. both: compares
 // all queries, which are all codes, with the blocks of the tiles before theirs; the limits of those
 // that are not among ``queries`` are 0.
@@ -215,8 +93,9 @@ void NeighborSearch::compare_blocks(const Queries& queries, bool both,
   for (size_t round = 0; round < kRounds; ++round) {
     for (uint32_t q : queries) set_limit(q, entries.unit);
     const size_t tiles = (index_.tiles() + kRounds - 1 - round) / kRounds;
+    const Comparison by{entries, both, false};
     parallel(tiles, scratch.size(), [&](size_t thread, size_t i) {
-      compare_tile(round + i * kRounds, both ? all : queries, {entries, both, false}, scratch[thread]);
+      compare_tile(round + i * kRounds, both ? all : queries, by, scratch[thread]);
     });
   }
 }
@@ -236,9 +115,9 @@ void NeighborSearch::compare_tile(size_t tile, const Queries& queries, Compariso
   index_.isa.near_table(index_.shape, by.entries.values.data(), by.entries.stride,
                         index_.code(tile * kTileRows), true, scratch.table.data());
   for (Queries& part : scratch.parts) part.clear();
-  for (size_t from = first; from < queries.size(); from += kTogether) {
+  for (size_t from = first; from < queries.size(); from += kQueriesTogether) {
     const PickedRows rows{codes_, index_.shape.M, queries.data() + from,
-                          std::min(kTogether, queries.size() - from)};
+                          std::min(kQueriesTogether, queries.size() - from)};
     const size_t count = index_.isa.near_columns(index_.shape, scratch.table.data(), rows,
                                                  limit_.data(), column_limit, scratch.hits.data());
     for (size_t part = 0; part < kBlockRows; ++part) {
@@ -268,9 +147,9 @@ void NeighborSearch::compare(size_t first, const Queries& queries, Comparison by
     return compare_few(first, queries, column_limit, by, scratch);
   index_.isa.near_table(index_.shape, by.entries.values.data(), by.entries.stride,
                         index_.code(first), false, scratch.table.data());
-  for (size_t from = 0; from < queries.size(); from += kTogether) {
+  for (size_t from = 0; from < queries.size(); from += kQueriesTogether) {
     const PickedRows rows{codes_, index_.shape.M, queries.data() + from,
-                          std::min(kTogether, queries.size() - from)};
+                          std::min(kQueriesTogether, queries.size() - from)};
     const size_t count = index_.isa.near_columns(index_.shape, scratch.table.data(), rows,
                                                  limit_.data(), column_limit, scratch.hits.data());
     for (size_t h = 0; h < count; ++h)
@@ -368,7 +247,8 @@ void NeighborSearch::score(size_t query, const NearCode* codes, size_t n, Scratc
   }
   scratch.places.resize(n), scratch.dots.resize(n), scratch.best.resize(n);
   for (size_t i = 0; i < n; ++i) scratch.places[i] = codes[i].place;
-  index_.isa.rescore(s, index_.codebooks.data(), {index_.codes.data(), s.M, scratch.places.data(), n},
+  const PickedRows rows{index_.codes.data(), s.M, scratch.places.data(), n};
+  index_.isa.rescore(s, index_.codebooks.data(), rows,
                      scratch.weights.data(), scratch.decoded.data(), scratch.dots.data());
   for (size_t i = 0; i < n; ++i) {
     const uint8_t* code = index_.code(codes[i].place);

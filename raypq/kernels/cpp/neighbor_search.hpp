@@ -10,6 +10,10 @@
 
 namespace raypq {
 
+constexpr uint32_t kNoLimit = 255;        // no sum is greater
+constexpr double kUnits = 250;            // of the largest limit
+constexpr size_t kQueriesTogether = 1024;  // compared with one table at a time
+
 struct Neighbor {
   float score;  // negative squared distance
   uint32_t code;

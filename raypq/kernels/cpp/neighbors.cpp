@@ -136,8 +136,8 @@ NeighborWork NeighborIndex::find(const uint32_t* rows, size_t n, size_t k, size_
   NeighborWork work;
   for (size_t begin = 0; begin < places.size(); begin += chunk) {
     const size_t end = std::min(places.size(), begin + chunk);
-    NeighborSearch search(*this, {places.begin() + ptrdiff_t(begin), places.begin() + ptrdiff_t(end)},
-                          width);
+    NeighborSearch search(
+        *this, {places.begin() + ptrdiff_t(begin), places.begin() + ptrdiff_t(end)}, width);
     search.run(threads);
     std::vector<uint32_t> some(end - begin);
     std::iota(some.begin(), some.end(), uint32_t(0));
