@@ -4,8 +4,9 @@ all pairs.
 S(a, b) = Σ_m T[m, a_m, b_m] with the squared distances T of codewords. Near codes are put into
 blocks of four. For a code and a block, the sum of the least T of each part is a lower bound of S;
 most blocks are beyond the k-th distance by it. That distance is first bounded by the codes of the
-nearest cells. Sums are of 8 bits, rounded down, and 64 of them are made at once. What remains gets
-the score that ``kernels.topk_per_query`` gives it, bit for bit. Equal codes are searched once.
+nearest cells. Sums are of 8 bits, rounded down, and 64 of them are made at once. What remains is
+ranked by S; those that rounding leaves among the k best get the score that
+``kernels.topk_per_query`` gives them, bit for bit. Equal codes are searched once.
 """
 
 from __future__ import annotations
