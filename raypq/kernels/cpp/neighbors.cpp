@@ -15,19 +15,20 @@ constexpr size_t kSampledCenters = 64;
 // The best rows of a code, from its best codes: those of equal scores by row.
 void expand(const DistinctCodes& distinct, const Neighbor* best, size_t n, size_t k, float* scores,
             int64_t* rows) {
-  std::vector<uint32_t> tied;
+  std::vector<std::pair<uint32_t, float>> tied;  // with their scores: 0 and −0 are equal
   size_t filled = 0;
   for (size_t i = 0, j = 0; i < n && filled < k; i = j) {
     tied.clear();
     for (; j < n && best[j].score == best[i].score; ++j) {
       const uint32_t* first = distinct.rows.data() + distinct.start[best[j].code];
       const size_t count = distinct.start[best[j].code + 1] - distinct.start[best[j].code];
-      tied.insert(tied.end(), first, first + std::min(count, k - filled));
+      for (size_t r = 0; r < std::min(count, k - filled); ++r)
+        tied.emplace_back(first[r], best[j].score);
     }
     std::sort(tied.begin(), tied.end());
     for (size_t t = 0; t < tied.size() && filled < k; ++t, ++filled) {
-      scores[filled] = best[i].score;
-      rows[filled] = tied[t];
+      scores[filled] = tied[t].second;
+      rows[filled] = tied[t].first;
     }
   }
 }
