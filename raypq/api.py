@@ -137,6 +137,10 @@ class _LazyExecutor:
         return self._opened
 
     @property
+    def processes(self) -> int:
+        return self._executor().processes
+
+    @property
     def worker_memory(self) -> int:
         return self._executor().worker_memory
 

@@ -44,7 +44,7 @@ class _KeptWorkers:
     """An executor whose workers, once started, stay for the jobs that follow; all of one kind."""
 
     def __init__(self, executor: Executor, stack: ExitStack) -> None:
-        self.n_workers = executor.n_workers
+        self.n_workers, self.processes = executor.n_workers, executor.processes
         self._executor, self._stack = executor, stack
         self._pool: WorkerPool[Any] | None = None
 

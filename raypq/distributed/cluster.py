@@ -49,7 +49,7 @@ class RayExecutor:
     """Starts pools of Ray actors."""
 
     def __init__(self, settings: ClusterSettings) -> None:
-        self.n_workers = settings.workers
+        self.n_workers = self.processes = settings.workers
         self._settings = settings
 
     @contextmanager

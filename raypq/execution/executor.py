@@ -57,13 +57,11 @@ class PoolStats:
 
     Attributes:
         stage: name of the work.
-        started: ``time.monotonic()`` when the pool was requested. ready: when its first worker was
-            ready.
-        workers: most workers that were ready at once.
+        started, ready: ``time.monotonic()`` of the request, and of the first ready worker.
+        workers, deaths: most workers that were ready at once; workers that died.
         seconds: spent in tasks, over all workers.
         images, bytes: read by the workers (``raypq.io_counters``).
         tasks, failed, retries: tasks that finished, that failed for good, and further attempts.
-        deaths: workers that died.
     """
 
     stage: str
@@ -97,8 +95,7 @@ class WorkerPool(Protocol[W_co]):
 
         Args:
             shared: sent to each worker once, not with every task.
-            ordered: results come in task order; ``OrderedWindow`` limits how far tasks run ahead
-                of a slow one.
+            ordered: results come in task order, with tasks ahead within ``OrderedWindow``.
         """
 
 
@@ -143,6 +140,10 @@ class Executor(Protocol):
     @property
     def n_workers(self) -> int:
         """Workers of a pool."""
+
+    @property
+    def processes(self) -> int:
+        """Processes of a pool; workers in the same one are one object, called by its threads."""
 
     @property
     def worker_memory(self) -> int:

@@ -34,6 +34,8 @@ W = TypeVar("W")
 class LocalExecutor:
     """Threads of this process; each computes with ``threads`` CPU threads of its own."""
 
+    processes = 1
+
     def __init__(self, n_workers: int = 1, threads: int = 1, memory: int = 0) -> None:
         self.n_workers = n_workers
         self._threads, self._memory = threads, memory

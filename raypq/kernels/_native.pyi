@@ -121,6 +121,7 @@ class NeighborIndex:
         threads: int,
         /,
     ) -> None: ...
+    def search_all(self, k: int, threads: int, /) -> tuple[int, int, int]: ...
     def find(
         self,
         rows: NDArray[np.uint32],

@@ -20,12 +20,16 @@ few = settings(max_examples=80, deadline=None, derandomize=True)
 
 
 def check(B: Any, C: Any, rows: Any, k: int, isa: str | None = None) -> None:
-    """Compares with the reference."""
+    """Compares with the reference, before and after a search for all rows."""
     tables = build_tables(C, decode(B[rows], C), None, "l2")
     score, row = reference.topk_per_query(B, tables, k)
-    found_score, found_row, _ = NeighborIndex(B, C, isa=isa).find(rows, k)
-    np.testing.assert_array_equal(found_score.view(np.uint32), score.view(np.uint32))
-    np.testing.assert_array_equal(found_row, row)
+    index = NeighborIndex(B, C, isa=isa)
+    for for_all in (False, True):
+        if for_all:
+            index.search_all(k)
+        found_score, found_row, _ = index.find(rows, k)
+        np.testing.assert_array_equal(found_score.view(np.uint32), score.view(np.uint32))
+        np.testing.assert_array_equal(found_row, row)
 
 
 def codebooks(rng: Any, M: int, K: int, d: int, scale: float, rounded: bool) -> Any:
@@ -74,17 +78,42 @@ def test_the_number_of_threads_and_the_rows_searched_together_do_not_matter() ->
     rng = np.random.default_rng(0)
     C = codebooks(rng, 8, 32, 2, 1.0, rounded=True)
     B = rng.integers(0, 32, (3000, 8), dtype=np.uint8)
-    before = kernels.threads()
-    kernels.set_threads(3)
-    try:
-        score, row, _ = NeighborIndex(B, C).find(np.arange(3000), 7)
-    finally:
-        kernels.set_threads(before)
+    index, of_all = NeighborIndex(B, C), NeighborIndex(B, C)
+    with kernels.native_threads(3):
+        score, row, _ = index.find(np.arange(3000), 7)
+        work = of_all.search_all(7)
+    assert of_all.search_all(7) == work  # by one thread
+    again = of_all.find(np.arange(3000), 7)
+    np.testing.assert_array_equal(again[0], score)
+    np.testing.assert_array_equal(again[1], row)
     index = NeighborIndex(B, C)
     for part in np.array_split(np.arange(3000), 5):
         again = index.find(part, 7)
         np.testing.assert_array_equal(again[0], score[part])
         np.testing.assert_array_equal(again[1], row[part])
+
+
+def test_many_codes_at_the_same_distance() -> None:
+    """More than are kept by distance: the scores and the rows decide."""
+    rng = np.random.default_rng(3)
+    C = np.repeat(np.round(rng.standard_normal((6, 5, 2))), 8, axis=1).astype(np.float32)
+    B = rng.integers(0, 40, (20_000, 6), dtype=np.uint8)
+    for k in (1, 11, 40):
+        check(B, C, np.arange(0, 20_000, 400), k)
+
+
+def test_a_search_for_all_compares_about_half() -> None:
+    rng = np.random.default_rng(4)
+    C = codebooks(rng, 16, 256, 4, 1.0, rounded=False)
+    X = rng.standard_normal((60, 64)).astype(np.float32)[rng.integers(0, 60, 30_000)]
+    X += 0.5 * rng.standard_normal(X.shape).astype(np.float32)
+    index = NeighborIndex(kernels.encode(X, C), C)
+    half = np.arange(0, 30_000, 2)
+    score, row, work = index.find(half, 11)
+    assert index.search_all(11).bounds < 1.2 * work.bounds
+    found = index.find(half, 11)
+    np.testing.assert_array_equal(found[0], score)
+    np.testing.assert_array_equal(found[1], row)
 
 
 def test_a_million_equal_codes() -> None:

@@ -188,10 +188,10 @@ struct Isa {
                     float* scratch, ExactAccumulators* sums);
 
   // Codes against a table [M][K][64] of the search of neighbours, whose sums saturate at 255: the
-  // rows with a column whose sum is at most limit[row]. Returns their number; all n hits may be
-  // overwritten.
+  // rows with a column whose sum is at most limit[row] or column_limit[column]. Returns their
+  // number; all n hits may be overwritten.
   size_t (*near_columns)(const Shape& shape, const uint8_t* table, const PickedRows& rows,
-                         const uint8_t* limit, NearHit* hits);
+                         const uint8_t* limit, const uint8_t* column_limit, NearHit* hits);
 
   // The sums of codes [n, M] by such a table: 64 for each, at out + i·stride.
   void (*column_sums)(const Shape& shape, const uint8_t* table, const uint8_t* codes, size_t n,

@@ -317,7 +317,21 @@ void build_neighbors(NeighborIndex* self, In<uint8_t, 2> B, In<float, 3> C, In<d
                            choose_isa(isa), clamp_threads(threads));
 }
 
-// What was done: bounds, comparisons and exact scores.
+// What was done: bounds, comparisons and distances.
+nb::tuple work_of(const NeighborWork& work) {
+  return nb::make_tuple(work.bounds, work.compared, work.scored);
+}
+
+nb::tuple search_all_neighbors(NeighborIndex& index, size_t k, size_t threads) {
+  require(k && k <= index.distinct.number.size(), "k must be from 1 to N");
+  NeighborWork work;
+  {
+    nb::gil_scoped_release release;
+    work = index.search_all(k, clamp_threads(threads));
+  }
+  return work_of(work);
+}
+
 nb::tuple find_neighbors(const NeighborIndex& index, In<uint32_t, 1> rows, size_t threads,
                          Out<float, 2> scores, Out<int64_t, 2> found) {
   const size_t n = rows.shape(0), k = scores.shape(1), N = index.distinct.number.size();
@@ -330,7 +344,7 @@ nb::tuple find_neighbors(const NeighborIndex& index, In<uint32_t, 1> rows, size_
     nb::gil_scoped_release release;
     work = index.find(rows.data(), n, k, clamp_threads(threads), scores.data(), found.data());
   }
-  return nb::make_tuple(work.bounds, work.compared, work.scored);
+  return work_of(work);
 }
 
 void check_leaf_rows(const In<uint8_t, 2>& B, const In<double, 1>& squared,
@@ -423,6 +437,7 @@ NB_MODULE(_native, module) {
       .def("next", &next_pairs);
   nb::class_<NeighborIndex>(module, "NeighborIndex")
       .def("__init__", &build_neighbors)
+      .def("search_all", &search_all_neighbors)
       .def("find", &find_neighbors)
       .def_prop_ro("size", &NeighborIndex::size)
       .def_prop_ro("tiles", &NeighborIndex::tiles);

@@ -54,17 +54,21 @@ __attribute__((always_inline)) inline NearSums near_sums(const Shape& shape, con
 template <size_t kK>
 inline size_t columns_within(
     const Shape& shape, const uint8_t* table, const PickedRows& picked, const uint8_t* limit,
-    NearHit* hits) {
+    const uint8_t* column_limit, NearHit* hits) {
   constexpr size_t kAhead = 16;
   const auto [codes, stride, rows, n] = picked;
+  U8 columns_most[kParts];
+  memcpy(columns_most, column_limit, sizeof columns_most);
   size_t count = 0;
   for (size_t i = 0; i < n; ++i) {
     if (i + kAhead < n) __builtin_prefetch(codes + size_t(rows[i + kAhead]) * stride);
     const NearSums sums = near_sums<kK>(shape, table, codes + size_t(rows[i]) * stride);
-    U8 most = limit[rows[i]] - U8{};
+    const U8 own = limit[rows[i]] - U8{};
     uint64_t columns = 0;
-    for (size_t p = 0; p < kParts; ++p)
+    for (size_t p = 0; p < kParts; ++p) {
+      const U8 most = own > columns_most[p] ? own : columns_most[p];
       columns |= at_most(sums.part[p], most) << (p * kBytes % 64);
+    }
     hits[count] = {columns, rows[i]};
     count += columns != 0;
   }
@@ -72,9 +76,9 @@ inline size_t columns_within(
 }
 
 size_t near_columns(const Shape& shape, const uint8_t* table, const PickedRows& rows,
-                    const uint8_t* limit, NearHit* hits) {
+                    const uint8_t* limit, const uint8_t* column_limit, NearHit* hits) {
   auto scan = shape.K == 256 ? columns_within<256> : columns_within<0>;
-  return scan(shape, table, rows, limit, hits);
+  return scan(shape, table, rows, limit, column_limit, hits);
 }
 
 void column_sums(const Shape& shape, const uint8_t* table, const uint8_t* codes, size_t n,

@@ -9,26 +9,26 @@ namespace raypq {
 
 namespace {
 
-constexpr size_t kMostQueries = 65536;               // that are searched together
-constexpr size_t kBestBytes = size_t(64) << 20;      // for their results
+constexpr size_t kBestBytes = size_t(64) << 20;  // for codes near the queries of one search
 constexpr size_t kSampledCenters = 64;
 
 // The best rows of a code, from its best codes: those of equal scores by row.
 void expand(const DistinctCodes& distinct, const Neighbor* best, size_t n, size_t k, float* scores,
             int64_t* rows) {
-  std::vector<uint32_t> tied;
+  std::vector<std::pair<uint32_t, float>> tied;  // with their scores: 0 and −0 are equal
   size_t filled = 0;
   for (size_t i = 0, j = 0; i < n && filled < k; i = j) {
     tied.clear();
     for (; j < n && best[j].score == best[i].score; ++j) {
       const uint32_t* first = distinct.rows.data() + distinct.start[best[j].code];
       const size_t count = distinct.start[best[j].code + 1] - distinct.start[best[j].code];
-      tied.insert(tied.end(), first, first + std::min(count, k - filled));
+      for (size_t r = 0; r < std::min(count, k - filled); ++r)
+        tied.emplace_back(first[r], best[j].score);
     }
     std::sort(tied.begin(), tied.end());
     for (size_t t = 0; t < tied.size() && filled < k; ++t, ++filled) {
-      scores[filled] = best[i].score;
-      rows[filled] = tied[t];
+      scores[filled] = tied[t].second;
+      rows[filled] = tied[t].first;
     }
   }
 }
@@ -40,8 +40,9 @@ NeighborIndex::NeighborIndex(const NeighborSource& source, const uint8_t* B, siz
     : shape(source.shape), isa(isa), distinct(B, n, source.shape.M),
       codebooks(shape.M * shape.K * shape.d + kCodePad),
       norms(source.norms, source.norms + shape.M * shape.K),
-      T(source.T, source.T + shape.M * shape.K * shape.K) {
+      T(shape.M * shape.K * shape.K) {
   const size_t M = shape.M, K = shape.K;
+  std::copy_n(source.T, T.size(), T.data());
   std::fill_n(codebooks.data(), codebooks.size(), 0.0f);
   std::copy_n(source.C, M * K * shape.d, codebooks.data());
   double largest = 0;
@@ -95,6 +96,17 @@ void NeighborIndex::set_centers(size_t threads) {
   center_unit = (sum / double(count) + margin) / 128;
 }
 
+NeighborIndex::~NeighborIndex() = default;
+
+NeighborWork NeighborIndex::search_all(size_t k, size_t threads) {
+  std::vector<uint32_t> places(size());
+  std::iota(places.begin(), places.end(), uint32_t(0));
+  auto search = std::make_unique<NeighborSearch>(*this, std::move(places), std::min(k, size()));
+  search->run(threads);
+  all_ = std::move(search);
+  return all_->work();
+}
+
 NeighborWork NeighborIndex::find(const uint32_t* rows, size_t n, size_t k, size_t threads,
                                  float* scores, int64_t* found) const {
   // The places of the codes of these rows, each once, and the rows of each.
@@ -109,27 +121,32 @@ NeighborWork NeighborIndex::find(const uint32_t* rows, size_t n, size_t k, size_
     }
   first.push_back(uint32_t(n));
   const size_t width = std::min(k, size());
-  const size_t most = std::clamp<size_t>(kBestBytes / (width * sizeof(Neighbor)), 256, kMostQueries);
-  const size_t chunk = std::min(most, (places.size() + threads - 1) / threads);
-  const size_t chunks = chunk ? (places.size() + chunk - 1) / chunk : 0;
-  std::vector<NeighborWork> work(chunks);
-  parallel(chunks, threads, [&](size_t, size_t c) {
-    const size_t begin = c * chunk, end = std::min(places.size(), begin + chunk);
-    NeighborSearch search(*this, places.data() + begin, end - begin, width);
-    search.run();
-    for (size_t q = begin; q < end; ++q) {
-      const size_t i = queries[first[q]].second;
-      expand(distinct, search.best(q - begin), width, k, scores + i * k, found + i * k);
-      for (uint32_t other = first[q] + 1; other < first[q + 1]; ++other) {
-        std::copy_n(scores + i * k, k, scores + queries[other].second * k);
-        std::copy_n(found + i * k, k, found + queries[other].second * k);
-      }
+  auto take = [&](size_t q, const Neighbor* best) {
+    const size_t i = queries[first[q]].second;
+    expand(distinct, best, width, k, scores + i * k, found + i * k);
+    for (uint32_t other = first[q] + 1; other < first[q + 1]; ++other) {
+      std::copy_n(scores + i * k, k, scores + queries[other].second * k);
+      std::copy_n(found + i * k, k, found + queries[other].second * k);
     }
-    work[c] = search.work();
-  });
-  NeighborWork total;
-  for (const NeighborWork& part : work) total.add(part);
-  return total;
+  };
+  if (all_ && all_->k() == width) {
+    all_->best(places.data(), places.size(), take);
+    return {};
+  }
+  const size_t chunk = std::max<size_t>(256, kBestBytes / NeighborPools::bytes(1, width));
+  NeighborWork work;
+  for (size_t begin = 0; begin < places.size(); begin += chunk) {
+    const size_t end = std::min(places.size(), begin + chunk);
+    NeighborSearch search(
+        *this, {places.begin() + ptrdiff_t(begin), places.begin() + ptrdiff_t(end)}, width);
+    search.run(threads);
+    std::vector<uint32_t> some(end - begin);
+    std::iota(some.begin(), some.end(), uint32_t(0));
+    search.best(some.data(), some.size(),
+                [&](size_t q, const Neighbor* best) { take(begin + q, best); });
+    work.add(search.work());
+  }
+  return work;
 }
 
 }  // namespace raypq

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "code_order.hpp"
@@ -19,8 +20,10 @@ struct NeighborSource {
   const float* T;       // squared distances of codewords [M, K, K], symmetric
 };
 
+class NeighborSearch;
+
 // What a search did: pairs of a query and 64 blocks whose bounds were compared, pairs of a query
-// and 64 codes that were, and exact scores.
+// and 64 codes that were, and distances.
 struct NeighborWork {
   uint64_t bounds = 0, compared = 0, scored = 0;
   void add(const NeighborWork& other) {
@@ -40,6 +43,11 @@ class NeighborIndex {
   // codes [n, M].
   NeighborIndex(const NeighborSource& source, const uint8_t* codes, size_t n, const Isa& isa,
                 size_t threads);
+  ~NeighborIndex();
+
+  // Searches for all codes, at about half the cost of as many searches for some of them; ``find``
+  // for the same k then only looks up.
+  NeighborWork search_all(size_t k, size_t threads);
 
   // The k best rows of n rows of the codes, k at most their number: scores (negative squared
   // distances) and rows [n, k], best first, ties to the lower row. Each row is among its own.
@@ -64,12 +72,14 @@ class NeighborIndex {
   std::vector<uint8_t> centers;  // by tile, up to whole tables: the code of its mean
   Array<float> codebooks;        // padded for decode
   std::vector<double> norms;
-  std::vector<float> T;
+  Array<float> T;
   double margin;                 // of the rounding of scores
   double center_unit;            // of tables of the centers
 
  private:
   void set_centers(size_t threads);
+
+  std::unique_ptr<const NeighborSearch> all_;
 };
 
 }  // namespace raypq

@@ -4,20 +4,21 @@ Queries are decoded codes (symmetric distance). Every worker holds the codes of 
 the order of their ids, and does one code file at a time; so an unchanged file of a changed store is
 done again, since its neighbours may have changed. Squared distances are found by an index
 (``raypq.kernels.neighbors``), where it is the faster; otherwise all pairs are compared, with the
-same results.
+same results. Where all workers are in one process, the index is searched for all images before the
+first file.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raypq import console
+from raypq import console, kernels
 from raypq.config import Metric, NeighborsJob
 from raypq.data import search_results
 from raypq.data.search_results import SearchResults
@@ -47,6 +48,7 @@ from raypq.stages.stores.work_id import neighbors_work
 
 _QUERIES = 4096  # codes whose tables are scanned at once
 _INDEXED_QUERIES = 1 << 17  # codes that an index searches at once
+_MOST = 0.6  # of the images: a search for all costs less than one for so many
 _FEW_ROWS = 20_000  # which are scanned
 _SAMPLE_ROWS = 50_000  # codes on which the index is tried
 
@@ -58,6 +60,8 @@ class NeighborsPlan:
     Attributes:
         k: neighbours of each image; fewer in a store that has fewer.
         indexed: whether they are found by an index.
+        whole: whether it is searched for all images at once.
+        threads_together: threads of a worker's process that wait for the same search.
     """
 
     store: str
@@ -67,6 +71,8 @@ class NeighborsPlan:
     k: int
     device: str
     indexed: bool
+    whole: bool = False
+    threads_together: int = 1
 
 
 class NeighborsWorker:
@@ -119,8 +125,15 @@ class NeighborsWorker:
                     raise
                 self._store = block.take(by_id(block.ids))
                 if self._plan.indexed:
-                    self._index = NeighborIndex(self._store.B, self._plan.model.C)
+                    with kernels.native_threads(kernels.threads() * self._plan.threads_together):
+                        self._index = self._indexed(self._store)
             return self._store
+
+    def _indexed(self, store: CodeBlock) -> NeighborIndex:
+        index = NeighborIndex(store.B, self._plan.model.C)
+        if self._plan.whole:
+            index.search_all(self._plan.k + 1)
+        return index
 
     def _batches(self, queries: CodeBlock, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         plan, store = self._plan, self._whole()
@@ -198,6 +211,11 @@ def neighbors(job: NeighborsJob, executor: Executor) -> Snapshot:
     run = StoreRun.plan(kind="search", store=job.output, tasks=tasks, on_bad_shard="fail")
     if finished := run.unchanged_version():
         return finished
+    plan = replace(
+        plan,
+        whole=executor.processes == 1 and _are_most(run.missing, version),
+        threads_together=executor.n_workers // executor.processes,
+    )
 
     def summarise(_: Sequence[Receipt]) -> dict[str, Any]:
         record.end_of_work("neighbors")
@@ -243,6 +261,13 @@ def _plan(job: NeighborsJob, version: Snapshot) -> NeighborsPlan:
         device=job.where.device,
         indexed=metric == "l2" and _indexed(job, version, model, id_type),
     )
+
+
+def _are_most(tasks: Sequence[ShardTask], version: Snapshot) -> bool:
+    """Whether a search for all images costs less than one for those of these files."""
+    wanted = {task.shard.stem for task in tasks}
+    rows = sum(receipt.rows for receipt in version.shards if receipt.shard in wanted)
+    return rows > _MOST * version.rows
 
 
 def _indexed(job: NeighborsJob, version: Snapshot, model: Model, id_type: pa.DataType) -> bool:

@@ -115,6 +115,8 @@ def test_an_index_finds_what_a_scan_finds(
     monkeypatch.setattr(neighbors, "topk", None)  # nothing is scanned
     for workers in (1, 3):
         assert run(codes, tmp_path / f"{workers}", workers, metric="l2", top_k=top_k) == scanned
+    monkeypatch.setattr(neighbors, "_MOST", 1.0)  # not for all images at once
+    assert run(codes, tmp_path / "each", 2, metric="l2", top_k=top_k) == scanned
     monkeypatch.undo()
     monkeypatch.setattr(neighbors, "_FEW_ROWS", 0)
     monkeypatch.setattr(neighbors, "worthwhile", lambda *_: False)
