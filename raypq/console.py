@@ -156,6 +156,9 @@ class Progress:
     def done(self, images: int = 0) -> None:
         """Counts a finished shard of so many images."""
 
+    def failed(self) -> None:
+        """Counts a shard that failed."""
+
     def reading(self, images: int) -> None:
         """Shows the images that were read so far, those of unfinished shards too."""
 
@@ -210,7 +213,15 @@ class _Lines(Progress):
     def __init__(self, total: int, label: str, unit: str) -> None:
         self._total, self._label, self._unit = total, label, unit
         self._start = self._last = time.monotonic()
-        self._shards = self._images = self._read = 0
+        self._shards = self._failed = self._images = self._read = 0
+
+    def failed(self) -> None:
+        self._failed += 1
+        self.done()
+
+    def _counts(self) -> str:
+        failed = f", {self._failed} failed" if self._failed else ""
+        return f"{self._label}: {self._shards}/{self._total} {self._unit}{failed}"
 
     def reading(self, images: int) -> None:
         now = time.monotonic()
@@ -218,9 +229,9 @@ class _Lines(Progress):
             return
         self._last, self._read, spent = now, images, now - self._start
         say(
-            f"{self._label}: {self._shards}/{self._total} {self._unit}, {images:,} images read, "
-            f"{images / spent:,.0f} images/s",
+            f"{self._counts()}, {images:,} images read, {images / spent:,.0f} images/s",
             shards=self._shards,
+            failed=self._failed,
             total=self._total,
             images_read=images,
             seconds=spent,
@@ -238,8 +249,9 @@ class _Lines(Progress):
         rate = f", {self._images / spent:,.0f} images/s" if self._images else ""
         tail = f"{spent / self._shards * left:.0f} s left" if left else f"{spent:.1f} s"
         say(
-            f"{self._label}: {self._shards}/{self._total} {self._unit}{rate}, {tail}",
+            f"{self._counts()}{rate}, {tail}",
             shards=self._shards,
+            failed=self._failed,
             total=self._total,
             images=self._images,
             seconds=spent,
@@ -260,7 +272,13 @@ class _Bar(Progress):
             console=Console(stderr=True),
         )
         self._task = self._bar.add_task(label, total=total, rate="")
-        self._start, self._images = time.monotonic(), 0
+        self._start, self._label = time.monotonic(), label
+        self._images = self._failed = 0
+
+    def failed(self) -> None:
+        self._failed += 1
+        self._bar.update(self._task, description=f"{self._label}, {self._failed} failed")
+        self.done()
 
     def __enter__(self) -> Self:
         self._bar.start()

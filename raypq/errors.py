@@ -174,21 +174,25 @@ class ShardFailure:
 
 
 class JobError(RaypqError):
-    """Some shards failed; all others are finished.
+    """Some shards failed; all others are finished, unless so many failed alike that they were not
+    tried.
 
     Attributes:
         failures: the failed shards. done: number of shards that this run finished. kept: number of
-            shards that needed no work.
+            shards that needed no work. left: number of shards that were not tried.
     """
 
-    def __init__(self, failures: Sequence[ShardFailure], done: int, kept: int = 0) -> None:
-        super().__init__(failures, done, kept)
-        self.failures, self.done, self.kept = list(failures), done, kept
+    def __init__(
+        self, failures: Sequence[ShardFailure], done: int, kept: int = 0, left: int = 0
+    ) -> None:
+        super().__init__(failures, done, kept, left)
+        self.failures, self.done, self.kept, self.left = list(failures), done, kept, left
 
     def __str__(self) -> str:
         lines = "\n".join(f"  {failure}" for failure in self.failures)
         kept = f", {self.kept} kept as they were" if self.kept else ""
-        return f"{len(self.failures)} shard(s) failed, {self.done} finished{kept}:\n{lines}"
+        left = f", {self.left} not tried since so many fail alike" if self.left else ""
+        return f"{len(self.failures)} shard(s) failed, {self.done} finished{kept}{left}:\n{lines}"
 
 
 def _rebuild_input_error(

@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple, Unpack
 
 from raypq import console, io_counters
-from raypq.errors import InputError, JobError, RaypqError, ShardFailure, message_of
+from raypq.errors import InputError, RaypqError, ShardFailure, message_of
+from raypq.execution.failures import FailureWatch, raise_failures
 from raypq.execution.retries import is_transient
 
 MAX_TRIES = 3  # attempts at a task that kills its worker, or whose error is transient
@@ -196,7 +197,8 @@ def completed(
     kept: int = 0,
     images: Callable[[R], int] = lambda _: 0,
 ) -> Iterator[R]:
-    """The values of a pass as they arrive, with progress; failures are raised at its end.
+    """The values of a pass as they arrive, with progress; failures are logged, and raised at its
+    end.
 
     Args:
         total: number of tasks. label, unit: of the progress line.
@@ -205,38 +207,28 @@ def completed(
         images: number of images of a value, for the progress line.
 
     Raises:
-        JobError: naming every shard that failed, unless all are bad input to be quarantined.
+        JobError: naming the shards that failed, unless all are bad input to be quarantined; at once
+            where so many fail alike that the others would, too.
     """
     failures = [] if failures is None else failures
-    done = 0
+    watch = FailureWatch(total, quarantine=on_bad_shard == "quarantine")
+    for failure in failures:
+        watch.failed(failure)
+    before, done, left = len(failures), 0, 0
     with console.progress(total, label, unit=unit, read=io_counters.images_from_now()) as progress:
         for result in results:
             if result.failure:
                 failures.append(result.failure)
-                progress.done()
+                progress.failed()
+                if watch.failed(result.failure):
+                    left = total - done - (len(failures) - before)
+                    break
                 continue
             done += 1
+            watch.succeeded()
             yield result.value
             progress.done(images(result.value))
-    raise_or_quarantine(failures, done, on_bad_shard, kept=kept)
-
-
-def raise_or_quarantine(
-    failures: Sequence[ShardFailure], done: int, on_bad_shard: str, *, kept: int = 0
-) -> None:
-    """Raises the failures of a pass, or warns of them where bad shards are quarantined.
-
-    Args:
-        done: number of shards that the pass finished. kept: of shards that need no work.
-
-    Raises:
-        JobError: naming every shard that failed.
-    """
-    fatal = [item for item in failures if on_bad_shard == "fail" or not item.bad_input]
-    if fatal or (failures and not done + kept):
-        raise JobError(failures, done, kept)
-    for failure in failures:
-        console.warn(f"quarantined {failure}", shard=failure.shard)
+    raise_failures(failures, done, on_bad_shard, kept=kept, left=left)
 
 
 class OrderedWindow:

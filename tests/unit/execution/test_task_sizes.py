@@ -157,10 +157,10 @@ def test_tasks_are_small(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     most = {name: max(sizes) for name, sizes in executor.sizes.items()}
     # Queries travel once, with the task that ranks or writes theirs.
     own = {"QueryTask": 9 * 4 * D, "WriteTask": 700 * 20, "ScanTask": SHARDS * 300}
-    own |= {"RescoreTask": 8 * 300}
+    own |= {"RescoreTask": 8 * 300, "ShardGroup": SHARDS * 700}
     large = {name: size for name, size in most.items() if size > MOST + own.get(name, 0)}
     assert not large, large
     assert set(most) >= {
-        "ShardTask", "TrainTask", "ScanTask", "RescoreTask", "WriteTask",
+        "ShardTask", "ShardGroup", "ScanTask", "RescoreTask", "WriteTask",
         "PairTask", "ResultTask", "GatherTask", "GroupTask", "QueryTask", "ExactTask", "CodeFiles",
     }, most  # fmt: skip

@@ -1,0 +1,84 @@
+"""Failures of a pass: told as they happen, and a stop where going on is of no use."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from raypq import console
+from raypq.errors import JobError, ShardFailure
+
+_TOLD = 10  # failures of a pass that are logged one by one; all of them end its error
+_ALIKE = 20  # failures of one kind in a row, or of a share of all shards, that end a pass
+_SHARE = 0.2
+# What differs between the messages of one kind: places, quoted values, numbers.
+_PARTICULARS = re.compile(r"\S*/\S*|'[^']*'|\"[^\"]*\"|\w*\d\w*")
+
+
+class FailureWatch:
+    """Watches the failures of one pass.
+
+    An expired token or a full disk fails every shard in the same way. Then the pass is stopped, and
+    the others are not tried.
+
+    Args:
+        total: shards of the pass. quarantine: whether bad input is left out, and the pass goes on.
+    """
+
+    def __init__(self, total: int, *, quarantine: bool) -> None:
+        self._total, self._quarantine = total, quarantine
+        self._told = self._in_a_row = 0
+        self._kinds: Counter[str] = Counter()
+        self._last = ""
+
+    def succeeded(self) -> None:
+        """Records that a shard is finished."""
+        self._in_a_row = 0
+
+    def failed(self, failure: ShardFailure) -> bool:
+        """Records and logs a failure.
+
+        Returns:
+            Whether the pass is to be stopped.
+        """
+        if self._quarantine and failure.bad_input:
+            console.warn(f"quarantined {failure}", shard=failure.shard)
+            return False
+        self._told += 1
+        if self._told <= _TOLD:
+            more = "; further failures are counted" if self._told == _TOLD else ""
+            console.warn(f"failed: {failure}{more}", shard=failure.shard)
+        kind = kind_of(failure)
+        self._in_a_row = self._in_a_row + 1 if kind == self._last else 1
+        self._last = kind
+        self._kinds[kind] += 1
+        count = self._kinds[kind]
+        return self._in_a_row >= _ALIKE or (count >= _ALIKE and count > _SHARE * self._total)
+
+
+def kind_of(failure: ShardFailure) -> str:
+    """The reason without what is particular to a shard."""
+    return _PARTICULARS.sub("…", failure.reason.replace(failure.shard, ""))
+
+
+def raise_failures(
+    failures: Sequence[ShardFailure],
+    done: int,
+    on_bad_shard: str,
+    *,
+    kept: int = 0,
+    left: int = 0,
+) -> None:
+    """Raises the failures of a pass, unless all are of bad input that is quarantined.
+
+    Args:
+        done: number of shards that the pass finished. kept: of shards that need no work. left: of
+            shards that were not tried.
+
+    Raises:
+        JobError: naming the shards that failed.
+    """
+    fatal = [item for item in failures if on_bad_shard == "fail" or not item.bad_input]
+    if fatal or (failures and not done + kept):
+        raise JobError(failures, done, kept, left)
