@@ -20,6 +20,7 @@ from raypq import api, console, exits
 from raypq.cli import main
 from raypq.config import EncodeJob
 from raypq.errors import InputError, JobError, ShardFailure
+from raypq.kernels import native
 
 
 def verbs(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -293,3 +294,13 @@ def test_with_json_lines_text_for_people_is_json_too(monkeypatch: pytest.MonkeyP
     found = CliRunner().invoke(main, infer)
     assert found.stderr == "bird: sparrow\n"
     assert CliRunner().invoke(main, ["demo"]).stdout == "two\nlines\n"
+
+
+def test_doctor_fails_without_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that an image without them is not built."""
+    assert CliRunner().invoke(main, ["doctor"]).exit_code == 0
+    monkeypatch.setattr(native, "_native", None)
+    done = CliRunner().invoke(main, ["doctor"])
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["kernels"] == "torch"
+    assert "no native kernels" in done.stderr
