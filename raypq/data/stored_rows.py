@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Self
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from raypq.data import class_columns
 from raypq.data.storage import open_parquet
 from raypq.data.storage.parquet import CheckedFile, stream
+from raypq.errors import InputError
 from raypq.kernels.stored_tables import RowFile
 
 _BATCH = 8192  # rows that are decoded at once
@@ -21,10 +23,13 @@ class StoredRows:
     """Embeddings [T, da], float32, in a file; rows are read where they are indexed.
 
     A copy in another process reads them from the class table again.
+
+    Attributes:
+        digest: sha256 of the embeddings.
     """
 
-    def __init__(self, uri: str, rows: RowFile, shape: tuple[int, int]) -> None:
-        self.uri, self.shape = uri, shape
+    def __init__(self, uri: str, rows: RowFile, shape: tuple[int, int], digest: str) -> None:
+        self.uri, self.shape, self.digest = uri, shape, digest
         self._rows = rows
 
     @classmethod
@@ -36,7 +41,7 @@ class StoredRows:
         """
         field, valid, first = file.schema_arrow.field("embedding"), [], 0
         rows: RowFile | None = None
-        at, width = 0, 0
+        at, width, content = 0, 0, hashlib.sha256()
         for batch in stream(file, _BATCH, ["embedding"]):
             column = batch.column("embedding")
             valid.append(column.is_valid())
@@ -50,19 +55,31 @@ class StoredRows:
                 rows, width = RowFile(E.shape[1]), E.shape[1]
             class_columns.check_width(E, width, uri)
             rows.write(first, E)
+            content.update(np.ascontiguousarray(E))
             first += len(E)
         mask = pa.chunked_array(valid, pa.bool_()).combine_chunks()
-        return cls(uri, rows or RowFile(0), (first, width)), mask
+        return cls(uri, rows or RowFile(0), (first, width), content.hexdigest()), mask
 
     @classmethod
-    def of_table(cls, uri: str) -> Self:
-        """The embeddings of a class table."""
+    def of_table(cls, uri: str, digest: str) -> Self:
+        """The embeddings of a class table, which have this digest.
+
+        Raises:
+            InputError: the table has others by now.
+        """
         with open_parquet(uri) as file:
             ids = pa.nulls(file.metadata.num_rows, pa.string())
-            return cls.read(file, uri, ids)[0]
+            read = cls.read(file, uri, ids)[0]
+        if read.digest != digest:
+            raise InputError(
+                uri,
+                expected="the class embeddings that the job began with",
+                found="others; leave the table as it is until the job ends",
+            )
+        return read
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).of_table, (self.uri,)
+        return type(self).of_table, (self.uri, self.digest)
 
     def __len__(self) -> int:
         return self.shape[0]
