@@ -214,9 +214,7 @@ def neighbors(job: NeighborsJob, executor: Executor) -> Snapshot:
         return finished
     plan = replace(
         plan,
-        whole=executor.processes == 1
-        and _are_most(run.missing, version)
-        and fits(version.rows, plan.k, executor),
+        whole=_are_most(run.missing, version) and fits(version.rows, plan.k, executor),
         threads_together=executor.n_workers // executor.processes,
     )
 
@@ -267,8 +265,11 @@ def _plan(job: NeighborsJob, version: Snapshot) -> NeighborsPlan:
 
 
 def fits(rows: int, k: int, executor: Executor) -> bool:
-    """Whether the results of a search for all images fit the memory of the one process."""
+    """Whether the results of a search for all images fit the memory of a process, if all workers
+    are in one."""
     memory = executor.worker_memory
+    if executor.processes != 1:
+        return False
     return not memory or bytes_of_all(rows, k + 1) <= _SHARE * memory
 
 
