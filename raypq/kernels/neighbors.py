@@ -80,6 +80,11 @@ class NeighborIndex:
         return kernels.check_scores(score), found, work
 
 
+def bytes_of_all(rows: int, k: int) -> int:
+    """Bytes that a search for all of so many rows holds (``cpp/neighbor_pools.hpp``)."""
+    return rows * (8 * (k + max(k // 2, 5)) + 8)
+
+
 def worthwhile(sample: NDArray[np.uint8], C: NDArray[np.float32], k: int) -> bool:
     """Whether the bounds leave enough out, by a random sample [n, M] of a store; they leave more
     out of the whole store, where neighbours are nearer."""

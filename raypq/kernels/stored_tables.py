@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from raypq.errors import WriteError
 from raypq.kernels.tables import Tables
 
 
@@ -29,10 +30,18 @@ class RowFile:
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
 
     def write(self, first: int, X: NDArray[np.float32]) -> None:
-        """Writes rows from number ``first`` on."""
+        """Writes rows from number ``first`` on.
+
+        Raises:
+            WriteError: naming the folder of the file.
+        """
         data, at = np.ascontiguousarray(X).reshape(-1).view(np.uint8).data, first * 4 * self._D
         while data:
-            done = os.pwrite(self._file.fileno(), data, at)
+            try:
+                done = os.pwrite(self._file.fileno(), data, at)
+            except OSError as error:
+                folder = f"a temporary file in {tempfile.gettempdir()} (TMPDIR sets the folder)"
+                raise WriteError.of(error, folder) from error
             data, at = data[done:], at + done
 
     def read(self, first: int, end: int) -> NDArray[np.float32]:

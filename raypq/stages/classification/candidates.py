@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from raypq.config import ClassificationTarget
 from raypq.data.class_list import ClassSelection
 from raypq.data.classes import ClassTable
-from raypq.errors import ModelError
+from raypq.errors import InputError, ModelError
 from raypq.methods.base import Model
 
 _PART = 32_768  # classes whose prototypes are made at once
@@ -66,11 +66,18 @@ class Candidates:
         depend on its shape, and shall not depend on whether all classes are held at once.
 
         Raises:
+            InputError: naming the table: prototypes beyond the range of float32.
             ModelError: the classes do not fit the model.
         """
         several = self.table.prototypes is not None and not model.classes_by_id
         parts = [chosen] if several else in_parts(chosen)
-        made = [self._prototypes(model, part) for part in parts]
+        try:
+            made = [self._prototypes(model, part) for part in parts]
+        except ModelError:
+            raise
+        except InputError as error:
+            where = f"{self.table.uri}, prototypes of its classes"
+            raise InputError(where, expected=error.expected, found=error.found) from None
         if len(made) == 1:
             return made[0]
         return Prototypes(

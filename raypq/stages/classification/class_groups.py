@@ -27,7 +27,8 @@ TopK = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and classes, both
 
 WHOLE_BYTES = 1 << 30  # of tables and weights that a worker holds for a group
 PART_BYTES = 400 << 20  # of those of a part
-STORED_CODE_ROWS = 262_144  # codes for which the tables of each part are made
+STORED_CODE_ROWS = 262_144  # codes for which the tables of each part are made, at most
+_RESULT_BYTES = 256 << 20  # of their results
 # Nanoseconds of a thread, on a processor of 2023: for a multiplication and addition of a table, a
 # lookup, one of an exact product, and to find the leaf of a class.
 _TABLE, _LOOKUP, _EXACT, _LEAF = 0.035, 0.02, 0.15, 50_000.0
@@ -37,6 +38,15 @@ _SAMPLE = 512  # codes
 def bytes_of(M: int, K: int, D: int, T: int) -> int:
     """Bytes of the tables of T classes, of their weights and of their prototypes."""
     return T * (M * K + 2 * 4 * D)
+
+
+def stored_code_rows(k: int, D: int) -> int:
+    """Codes for which the tables of each part are made.
+
+    Args:
+        k: classes of each. D: width of the vectors that they are decoded to; 0 where they are not.
+    """
+    return max(1, min(STORED_CODE_ROWS, _RESULT_BYTES // (12 * k + 4 * D)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

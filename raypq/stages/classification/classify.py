@@ -34,7 +34,7 @@ from raypq.metrics.accuracy import ClassCounts
 from raypq.stages.classification import counts
 from raypq.stages.classification.calibration import say_calibration
 from raypq.stages.classification.candidates import Candidates
-from raypq.stages.classification.class_groups import STORED_CODE_ROWS, Rows, TopK
+from raypq.stages.classification.class_groups import Rows, TopK, stored_code_rows
 from raypq.stages.classification.decisions import Decision, check_decision
 from raypq.stages.classification.ranking import rank
 from raypq.stages.classification.scorers import (
@@ -61,18 +61,23 @@ class _Scored:
 
     Attributes:
         rows: codes [n, M], or embedded images [n, D] where nothing is compressed.
+        log_sum: as of ``Decision.log_sums``.
     """
 
     ids: pa.Array
     labels: pa.StringArray | None
     rows: Rows
     best: dict[str, TopK]
+    log_sum: NDArray[np.float64] | None
 
     def part(self, rows: slice) -> _Scored:
         """Some of its images."""
         best = {name: (score[rows], at[rows]) for name, (score, at) in self.best.items()}
         labels = None if self.labels is None else self.labels[rows]
-        return _Scored(ids=self.ids[rows], labels=labels, rows=self.rows[rows], best=best)
+        log_sum = None if self.log_sum is None else self.log_sum[rows]
+        return _Scored(
+            ids=self.ids[rows], labels=labels, rows=self.rows[rows], best=best, log_sum=log_sum
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +155,7 @@ class ClassifyWorker:
         if self._job.codes is not None:
             file = CodeFile.open(task.shard.uri, size=task.shard.size)
             check_model(file, {task.model: model})
-            stored = self._scorers[task.model].stored(self._candidates)
-            batches = file.batches(STORED_CODE_ROWS if stored else _CODE_ROWS)
+            batches = file.batches(self._code_rows_at_once(self._scorers[task.model]))
             scored = (self._scored(task, b.ids, b.labels, b.B) for b in batches)
             yield _Rows(id_type=file.id_type, label=file.label, batches=scored)
             return
@@ -165,6 +169,13 @@ class ClassifyWorker:
             ids = receipt_kind(reader.id_column, rule) if rule else None
             yield _Rows(id_type=reader.id_type, label=reader.label, batches=scored, ids=ids)
 
+    def _code_rows_at_once(self, scorer: ClassScorer) -> int:
+        if not scorer.stored(self._candidates):
+            return _CODE_ROWS
+        decoded = self._decision is not None and self._decision.has_softmax
+        k = min(self._job.top_k, len(self._candidates.chosen))
+        return stored_code_rows(k, scorer.model.D if decoded else 0)
+
     def _scored(
         self,
         task: ShardTask,
@@ -172,8 +183,11 @@ class ClassifyWorker:
         labels: pa.StringArray | None,
         rows: Rows,
     ) -> _Scored:
-        best = self._rank(task, rows, self._job.top_k)
-        return _Scored(ids=ids, labels=labels, rows=rows, best=best)
+        best, log_sum = self._rank(task, rows, self._job.top_k), None
+        if self._decision is not None:  # of all rows at once, since classes may be in a file
+            device = self._job.where.device
+            log_sum = self._decision.log_sums(rows, self._groups(task.model), device)
+        return _Scored(ids=ids, labels=labels, rows=rows, best=best, log_sum=log_sum)
 
     def _rank(self, task: ShardTask, rows: Rows, k: int) -> dict[str, TopK]:
         """The top k of each group, as indices into the class table."""
@@ -181,21 +195,21 @@ class ClassifyWorker:
         chosen = self._candidates.groups
         return {name: (score, chosen[name][at]) for name, (score, at) in best.items()}
 
-    def _decided(self, task: ShardTask, rows: NDArray[Any], best: TopK) -> dict[str, Any]:
+    def _decided(self, task: ShardTask, scored: _Scored, best: TopK) -> dict[str, Any]:
         """The probabilities and accepted classes that the job asks for."""
-        decision, groups = self._decision, self._groups(task.model)
+        decision = self._decision
         if decision is None:
             return {}
 
         def deeper(left: NDArray[np.int64], depth: int) -> TopK:
-            return kernels.merge_topk([*self._rank(task, rows[left], depth).values()], depth)
+            return kernels.merge_topk([*self._rank(task, scored.rows[left], depth).values()], depth)
 
-        log_sum = decision.log_sums(rows, groups, self._job.where.device)
+        log_sum = scored.log_sum
         decided: dict[str, Any] = {}
         if decision.scale is not None:
             decided["probability"] = decision.values(best[0], log_sum)
         if decision.threshold is not None:
-            T = sum(group.T for group in groups.values())
+            T = sum(group.T for group in self._groups(task.model).values())
             decided["accepted"] = decision.accepted(best, log_sum, T, deeper)
         return decided
 
@@ -225,7 +239,7 @@ class ClassifyWorker:
                 y=y,
                 best=best,
                 unknown_labels=unknown,
-                **self._decided(task, scored.rows, (score, classes)),
+                **self._decided(task, scored, (score, classes)),
             )
             class_counts.add(batch)
             row += n

@@ -87,6 +87,11 @@ class Decision:
                 "its own, so its scores are not the cosines of the encoder; name a number"
             )
 
+    @property
+    def has_softmax(self) -> bool:
+        """Whether probabilities are those of a softmax over all candidates."""
+        return self.scale is not None and self.kind != "sigmoid"
+
     def log_sums(
         self,
         rows: Rows,
@@ -95,7 +100,7 @@ class Decision:
     ) -> NDArray[np.float64] | None:
         """The normaliser [n] of a softmax over all candidates, relative to the logit of the best
         class, for codes [n, M] or vectors [n, D]; None where there is no softmax."""
-        if self.scale is None or self.kind == "sigmoid":
+        if self.scale is None or not self.has_softmax:
             return None
         from raypq.kernels.softmax import log_sum_exp  # here, since it imports torch
 

@@ -20,7 +20,7 @@ from raypq.config import ClassifyJob, Metric
 from raypq.data.storage import join
 from raypq.data.store.shard_writer import Receipt
 from raypq.data.store.snapshot import Snapshot
-from raypq.errors import ConfigError, ModelError
+from raypq.errors import ConfigError, InputError, ModelError, RaypqError
 from raypq.kernels.stored_tables import StoredTables
 from raypq.methods import registry
 from raypq.methods.base import Model
@@ -69,7 +69,10 @@ class ClassScorer:
     def _tables(
         self, candidates: Candidates, group: str, chosen: NDArray[np.int64]
     ) -> tuple[kernels.Tables, NDArray[np.int64] | None]:
-        made = candidates.prototypes(self.model, chosen)
+        try:
+            made = candidates.prototypes(self.model, chosen)
+        except InputError as error:  # of the classes, so that no shard is at fault
+            raise RaypqError(str(error)) from None
         bias = made.bias - self.calibration if group == "seen" else made.bias
         return self.model.tables(made.V, bias, self.metric), made.owner
 
@@ -148,8 +151,10 @@ def build_scorers(
         warn_of_untrained(job, model, table, candidates.chosen, paths[name])
         try:
             model = _with_table(model, candidates)
-            # Raises before any work starts where the classes do not fit the model.
-            candidates.prototypes(model, candidates.chosen[: None if model.classes_by_id else 1])
+            # Raises before any work starts where the classes do not fit the model; of many, the
+            # first ones.
+            chosen = candidates.chosen
+            candidates.prototypes(model, chosen if model.classes_by_id else in_parts(chosen)[0])
         except ModelError as error:
             raise error.inside(table.uri) from None
         scorers[name] = ClassScorer(

@@ -30,7 +30,7 @@ from raypq.errors import InputError
 from raypq.execution.executor import Executor
 from raypq.execution.run_record import RunRecord
 from raypq.kernels.join import usable
-from raypq.kernels.neighbors import NeighborIndex, worthwhile
+from raypq.kernels.neighbors import NeighborIndex, bytes_of_all, worthwhile
 from raypq.methods.base import Model
 from raypq.stages.retrieval.code_blocks import (
     ROW_BITS,
@@ -49,6 +49,7 @@ from raypq.stages.stores.work_id import neighbors_work
 _QUERIES = 4096  # codes whose tables are scanned at once
 _INDEXED_QUERIES = 1 << 17  # codes that an index searches at once
 _MOST = 0.6  # of the images: a search for all costs less than one for so many
+_SHARE = 0.5  # of a process's memory, for the results of a search for all images
 _FEW_ROWS = 20_000  # which are scanned
 _SAMPLE_ROWS = 50_000  # codes on which the index is tried
 
@@ -213,7 +214,7 @@ def neighbors(job: NeighborsJob, executor: Executor) -> Snapshot:
         return finished
     plan = replace(
         plan,
-        whole=executor.processes == 1 and _are_most(run.missing, version),
+        whole=_are_most(run.missing, version) and fits(version.rows, plan.k, executor),
         threads_together=executor.n_workers // executor.processes,
     )
 
@@ -261,6 +262,15 @@ def _plan(job: NeighborsJob, version: Snapshot) -> NeighborsPlan:
         device=job.where.device,
         indexed=metric == "l2" and _indexed(job, version, model, id_type),
     )
+
+
+def fits(rows: int, k: int, executor: Executor) -> bool:
+    """Whether the results of a search for all images fit the memory of a process, if all workers
+    are in one."""
+    memory = executor.worker_memory
+    if executor.processes != 1:
+        return False
+    return not memory or bytes_of_all(rows, k + 1) <= _SHARE * memory
 
 
 def _are_most(tasks: Sequence[ShardTask], version: Snapshot) -> bool:

@@ -51,6 +51,15 @@ class BatchCache(Generic[B]):
         if shard not in self._cache and self._reserve(sum(map(self._size, batches))):
             self._cache[shard] = batches
 
+    def replace(self, shard: Hashable, by: Hashable, batches: list[B]) -> None:
+        """Keeps batches in the place of those of a shard; where they do not fit, these stay."""
+        kept = self._cache.get(shard)
+        if kept is None:
+            return
+        if self._reserve(sum(map(self._size, batches)) - sum(map(self._size, kept))):
+            del self._cache[shard]
+            self._cache[by] = batches
+
     def drop(self, shard: Hashable) -> None:
         """Gives the memory of a shard back."""
         self._reserve(-sum(map(self._size, self._cache.pop(shard, []))))

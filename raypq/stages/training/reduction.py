@@ -140,9 +140,7 @@ class TrainWorker:
         final = [batch for batch in embedded if batch is not None]
         if not final:
             return batches
-        if self._cache.get(key) is not None:
-            self._cache.drop(key)
-            self._cache.add((task.name, "embedded"), final)
+        self._cache.replace(key, (task.name, "embedded"), final)
         return final
 
     def _accumulate(self, state: State, batches: Iterator[TrainBatch]) -> Stats:

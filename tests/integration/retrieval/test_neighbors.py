@@ -15,6 +15,7 @@ from raypq.config import ClusterSettings, EncodeJob, NeighborsJob
 from raypq.data import arrays
 from raypq.data.store import snapshot
 from raypq.errors import InputError
+from raypq.execution.local import LocalExecutor
 from raypq.kernels import native
 from raypq.methods.pq import PQModel, PQSettings
 from raypq.stages.retrieval import neighbors
@@ -96,6 +97,13 @@ def test_small_stores_and_reruns(tmp_path: Path) -> None:
     assert len(snapshot.versions(str(tmp_path / "graph"))) == 1
     with pytest.raises(InputError, match="two images or more"):
         run(store(tmp_path / "one", 1, rows=1), tmp_path / "none")
+
+
+def test_all_images_are_searched_at_once_where_the_results_fit_memory() -> None:
+    executor = LocalExecutor(memory=1 << 30)
+    rows = (1 << 30) // (12 * 101)
+    assert neighbors.fits(rows // 3, 100, executor)
+    assert not neighbors.fits(rows, 100, executor)
 
 
 @pytest.mark.skipif(not native.available(), reason="the index is a native kernel")

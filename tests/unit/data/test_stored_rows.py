@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 
 import numpy as np
@@ -13,7 +15,8 @@ from raypq.data import classes
 from raypq.data.class_advice import advice
 from raypq.data.classes import ClassTable
 from raypq.data.stored_rows import StoredRows
-from raypq.errors import InputError
+from raypq.errors import InputError, WriteError
+from raypq.kernels.stored_tables import RowFile
 
 
 def write(path, E, kind, *, null=()):
@@ -61,3 +64,24 @@ def test_what_is_no_vector_is_refused_in_a_large_table_too(tmp_path, monkeypatch
     uri = write(tmp_path / "classes.parquet", E, pa.list_(pa.float32()))
     with pytest.raises(InputError, match=r"id 'c2'.*finite"):
         ClassTable.open(uri)
+
+
+def test_a_table_that_changes_during_a_job_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(classes, "STREAMED_BYTES", 0)
+    E = np.ones((3, 2), np.float32)
+    uri = write(tmp_path / "classes.parquet", E, pa.list_(pa.float32()))
+    pickled = pickle.dumps(ClassTable.open(uri))
+    E[1, 1] = 2
+    write(tmp_path / "classes.parquet", E, pa.list_(pa.float32()))
+    table = pickle.loads(pickled)
+    with pytest.raises(InputError, match=r"classes\.parquet.*that the job began with"):
+        table.embeddings  # noqa: B018
+
+
+def test_a_full_disk_is_named(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(WriteError, match=r"temporary file in .*TMPDIR.*No space left"):
+        RowFile(3).write(0, np.ones((2, 3), np.float32))
