@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from raypq import console, kernels
-from raypq.bench import faiss_peer, many_classes
+from raypq.bench import faiss_peer, many_classes, whole_training
 from raypq.bench.harness import Line, Result, machine
 from raypq.bench.other_load import OtherLoad
 from raypq.config import BenchSettings, read_mapping
@@ -32,6 +32,7 @@ def run(
     json_file: str | None,
     peer_python: str | None = None,
     children: int | None = None,
+    rows: int | None = None,
     processor_time: bool = False,
 ) -> bool:
     """Runs benches one after another; True if every goal was reached.
@@ -59,7 +60,7 @@ def run(
     load = OtherLoad()
     reached = True
     for name in names:
-        for result in _results(name, threads, classes, peer_python, children, processor_time):
+        for result in _results(name, threads, classes, peer_python, children, rows, processor_time):
             result.other_load = load.share()
             kernels.set_threads(threads)
             console.emit_text(f"\n{_table(result)}")
@@ -86,10 +87,13 @@ def _results(
     classes: str | None,
     peer_python: str | None,
     children: int | None,
+    rows: int | None,
     processor_time: bool,
 ) -> Iterator[Result]:
     if children:
         return many_classes.run(threads, classes, children)
+    if rows:
+        return whole_training.run(threads, rows)
     bench = importlib.import_module(f"raypq.bench.{name}")
     if name == "rates":
         return bench.run(threads, time.process_time if processor_time else time.perf_counter)

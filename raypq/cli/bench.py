@@ -36,11 +36,14 @@ def bench(settings: BenchSettings) -> None:
         raise click.UsageError("--processor-time is for bench rates")
     if settings.children and settings.name != "classify":
         raise click.UsageError("--children is for bench classify")
+    if settings.rows and settings.name != "train":
+        raise click.UsageError("--rows is for bench train")
     runner.run(
         list(runner.NAMES) if settings.name == "all" else [settings.name],
         threads=1 if settings.processor_time else settings.threads,
         classes=settings.classes,
         children=settings.children,
+        rows=settings.rows,
         json_file=settings.json_file,
         peer_python=settings.peer_python,
         processor_time=settings.processor_time,

@@ -154,6 +154,11 @@ class BenchSettings(Job):
         description="classify only: instead, so many classes around those of the class table, "
         "whose tables do not fit in memory",
     )
+    rows: Positive | None = Field(
+        None,
+        description="train only: instead, the commands train and encode over so many generated "
+        "rows of 2,048 float16; ImageNet has 1,281,167, of 5.3 GB",
+    )
     json_file: Annotated[NewFile | None, Option(names=("--json",))] = Field(
         None, description="file to write the figures to as well"
     )
