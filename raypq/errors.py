@@ -179,19 +179,21 @@ class JobError(RaypqError):
 
     Attributes:
         failures: the failed shards. done: number of shards that this run finished. kept: number of
-            shards that needed no work. left: number of shards that were not tried.
+            shards that needed no work. not_tried: number of the other
+            shards.
     """
 
     def __init__(
-        self, failures: Sequence[ShardFailure], done: int, kept: int = 0, left: int = 0
+        self, failures: Sequence[ShardFailure], done: int, kept: int = 0, not_tried: int = 0
     ) -> None:
-        super().__init__(failures, done, kept, left)
-        self.failures, self.done, self.kept, self.left = list(failures), done, kept, left
+        super().__init__(failures, done, kept, not_tried)
+        self.failures, self.done = list(failures), done
+        self.kept, self.not_tried = kept, not_tried
 
     def __str__(self) -> str:
         lines = "\n".join(f"  {failure}" for failure in self.failures)
         kept = f", {self.kept} kept as they were" if self.kept else ""
-        left = f", {self.left} not tried since so many fail alike" if self.left else ""
+        left = f", {self.not_tried} not tried since so many fail alike" if self.not_tried else ""
         return f"{len(self.failures)} shard(s) failed, {self.done} finished{kept}{left}:\n{lines}"
 
 

@@ -253,8 +253,10 @@ class ClassTable:
         Raises:
             InputError: no ``class_id`` column, duplicate class_ids, unreadable embeddings.
         """
-        # Read once, so that the digest is of the same content; large ones in batches.
+        # A small one is read once, so that the digest is of the same content; a large one in
+        # batches, with its digest before and after.
         large = _is_large(uri)
+        before = digest(uri) if large else ""
         content = None if large else read_named(uri, expected="a Parquet file")
         with open_parquet(uri, content=content) as file:
             columns = [name for name in _OTHERS if file.has(name)]
@@ -276,10 +278,15 @@ class ClassTable:
                     valid = pc.is_valid(arrays.whole(table.column("embedding")))
         table, ids, excluded = _with_embeddings(table, ids, valid, uri)
         E = class_columns.embeddings(table, uri, ids) if E is None else E
+        after = digest(uri) if content is None else hashlib.sha256(content).hexdigest()
+        if large and after != before:
+            raise InputError(
+                uri, expected="a file that stays as it is", found="another content after reading it"
+            )
         return cls(
             uri=uri,
             excluded=excluded,
-            digest=digest(uri) if content is None else hashlib.sha256(content).hexdigest(),
+            digest=after,
             ids=ids,
             names=class_columns.names(table, uri, ids),
             E=E,

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ray._private.node import Node
-
 # Ray 2.60 starts the dashboard, without its pages, whatever ``include_dashboard`` says, and waits
 # for it: with the autoscaler and the forwarder of logs, that is half of the time of a start.
 _UNUSED = ("start_api_server", "start_monitor", "start_log_monitor")
@@ -17,6 +15,11 @@ _UNUSED = ("start_api_server", "start_monitor", "start_log_monitor")
 def without_unused_processes() -> Iterator[None]:
     """Context in which ``ray.init`` starts no dashboard, autoscaler or forwarder of logs. In a Ray
     that starts them in another way, it starts them."""
+    try:
+        from ray._private.node import Node
+    except ImportError:
+        yield
+        return
     methods = {name: vars(Node)[name] for name in _UNUSED if name in vars(Node)}
     for name in methods:
         setattr(Node, name, _nothing)

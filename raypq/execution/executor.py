@@ -214,21 +214,24 @@ def completed(
     watch = FailureWatch(total, quarantine=on_bad_shard == "quarantine")
     for failure in failures:
         watch.failed(failure)
-    before, done, left = len(failures), 0, 0
+    before, done, not_tried = len(failures), 0, 0
     with console.progress(total, label, unit=unit, read=io_counters.images_from_now()) as progress:
         for result in results:
             if result.failure:
                 failures.append(result.failure)
-                progress.failed()
+                if on_bad_shard == "quarantine" and result.failure.bad_input:
+                    progress.done()
+                else:
+                    progress.failed()
                 if watch.failed(result.failure):
-                    left = total - done - (len(failures) - before)
+                    not_tried = total - done - (len(failures) - before)
                     break
                 continue
             done += 1
             watch.succeeded()
             yield result.value
             progress.done(images(result.value))
-    raise_failures(failures, done, on_bad_shard, kept=kept, left=left)
+    raise_failures(failures, done, on_bad_shard, kept=kept, not_tried=not_tried)
 
 
 class OrderedWindow:

@@ -1,4 +1,4 @@
-"""Failures of a pass: told as they happen, and a stop where going on is of no use."""
+"""Failures of a pass: logged as they occur; a pass whose shards fail alike is stopped."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from raypq import console
 from raypq.errors import JobError, ShardFailure
 
-_TOLD = 10  # failures of a pass that are logged one by one; all of them end its error
-_ALIKE = 20  # failures of one kind in a row, or of a share of all shards, that end a pass
-_SHARE = 0.2
+_MAX_LOGGED = 10  # failures of a pass; its error names all of them
+# So many failures alike in a row, or so many and more than this share of all shards, end a pass.
+_ALIKE, _SHARE = 20, 0.2
 # What differs between the messages of one kind: places, quoted values, numbers.
 _PARTICULARS = re.compile(r"\S*/\S*|'[^']*'|\"[^\"]*\"|\w*\d\w*")
 
@@ -28,7 +28,7 @@ class FailureWatch:
 
     def __init__(self, total: int, *, quarantine: bool) -> None:
         self._total, self._quarantine = total, quarantine
-        self._told = self._in_a_row = 0
+        self._logged = self._in_a_row = 0
         self._kinds: Counter[str] = Counter()
         self._last = ""
 
@@ -45,9 +45,9 @@ class FailureWatch:
         if self._quarantine and failure.bad_input:
             console.warn(f"quarantined {failure}", shard=failure.shard)
             return False
-        self._told += 1
-        if self._told <= _TOLD:
-            more = "; further failures are counted" if self._told == _TOLD else ""
+        self._logged += 1
+        if self._logged <= _MAX_LOGGED:
+            more = "; further failures are counted" if self._logged == _MAX_LOGGED else ""
             console.warn(f"failed: {failure}{more}", shard=failure.shard)
         kind = kind_of(failure)
         self._in_a_row = self._in_a_row + 1 if kind == self._last else 1
@@ -68,17 +68,17 @@ def raise_failures(
     on_bad_shard: str,
     *,
     kept: int = 0,
-    left: int = 0,
+    not_tried: int = 0,
 ) -> None:
     """Raises the failures of a pass, unless all are of bad input that is quarantined.
 
     Args:
-        done: number of shards that the pass finished. kept: of shards that need no work. left: of
-            shards that were not tried.
+        done: number of shards that the pass finished. kept: of shards that need no work.
+        not_tried: of the other shards.
 
     Raises:
         JobError: naming the shards that failed.
     """
     fatal = [item for item in failures if on_bad_shard == "fail" or not item.bad_input]
     if fatal or (failures and not done + kept):
-        raise JobError(failures, done, kept, left)
+        raise JobError(failures, done, kept, not_tried)

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raypq.kernels import native
-from raypq.kernels.leaves import Leaves
 from raypq.kernels.tables import Tables, merge_topk
+
+if TYPE_CHECKING:
+    from raypq.kernels.leaves import Leaves
 
 TopK = tuple[NDArray[np.float32], NDArray[np.int64]]
 _CENTRES = 8192  # leaves whose centres are scanned at once

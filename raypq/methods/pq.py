@@ -188,7 +188,7 @@ class PQ(ReductionMethod):
         if n < self.settings.K:  # some shards were quarantined
             raise ConfigError(
                 f"K: {self.settings.K} codewords need at least as many training rows, found {n} "
-                "in the shards that could be read"
+                "sampled ones in the shards that could be read (rows_per_codeword)"
             )
         return np.concatenate(parts)
 

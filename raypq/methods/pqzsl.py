@@ -55,8 +55,8 @@ from raypq.methods.support.rows import HostRows
 
 # Terms of the objective beside the quantization error.
 _TERMS = ("centre", "decode", "encode", "constraint", "ridge")
-# One of so many sampled rows is seen by passes that update the embedding, in which codes have a
-# weight of 1 / (1 + α); the others make the codebooks of the final one.
+# Passes that update the embedding see one of so many sampled rows: codes weigh 1 / (1 + α) there.
+# Passes of the codebooks alone see all of them.
 _JOINT_SHARE = 4
 _SHORT = 1e-15  # a length whose square is a normal float32
 
@@ -312,9 +312,8 @@ class PQZSL(MomentsPQ):
         if "W" not in state.arrays:  # the embedding is final: change axes and re-seed the codebooks
             rotated = after.with_arrays(self._score_axes(state), phase="axes")
             return replace(rotated, iteration=iterations)
-        if (
-            state.iteration == iterations and polish > 1
-        ):  # the first error on these axes: cannot converge yet
+        # The first error on these axes: cannot converge yet.
+        if state.iteration == iterations and polish > 1:
             return replace(after, phase="assign")
         return after
 

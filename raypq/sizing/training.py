@@ -11,8 +11,10 @@ from raypq.sizing.stage import Stage, batches, embedding, opening, reading, stag
 from raypq.sizing.workload import Workload
 
 _SEED_SAMPLE, _SEED_ROUNDS, _SEED_ROWS = 16_384, 10, 16  # as raypq/methods seeds its codebooks
-_MOVING, _POLISH = 10, 10  # passes that update the embedding too, and passes of the codebooks alone
-_LLOYD = 25  # passes of plain pq
+# Passes that update the embedding too, and passes of the codebooks alone, at most.
+_MOVING = {"pq": 0, "opq": 25, "pqzsl": 10}
+_POLISH = {"pq": 25, "opq": 10, "pqzsl": 10}
+_MOST_GROUPS, _GROUP_ROWS = 256, 16_384  # as raypq/stages/training/shard_groups.py has them
 # Rows of the sample for each codeword, and the share that passes see which update the embedding.
 _SAMPLED = {"pq": 512, "opq": 1024, "pqzsl": 512}
 _JOINT_SHARE = {"pq": 1, "opq": 1, "pqzsl": 4}
@@ -46,7 +48,7 @@ class _Passes:
         images = work.train_images or work.images
         sampled = min(images, _SAMPLED[work.method] * work.K)
         share = 1 if sampled == images else _JOINT_SHARE[work.method]
-        n_moving, n_polish = (0, _LLOYD) if work.method == "pq" else (_MOVING, _POLISH)
+        n_moving, n_polish = _MOVING[work.method], _POLISH[work.method]
         return cls(
             all=images, moving=sampled // share, n_moving=n_moving, polish=sampled,
             n_polish=n_polish,
@@ -65,7 +67,8 @@ def train(work: Workload, rates: Rates) -> Stage:
     """
     passes, D, dx = _Passes.of(work), work.D, work.dims
     shards = math.ceil(passes.all / work.shard_images)
-    busy = min(work.workers, shards)
+    # One worker processes a group of shards.
+    busy = min(work.workers, shards, _MOST_GROUPS, math.ceil(passes.all / _GROUP_ROWS))
     kept = passes.polish * 4 * dx
     reads = 1 if kept <= work.workers * work.cache_bytes else 1 + passes.n_moving + passes.n_polish
     read = passes.all * reading(work, rates) * reads

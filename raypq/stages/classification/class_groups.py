@@ -12,15 +12,17 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raypq import console, kernels
-from raypq.kernels import leaves, native, pruned
-from raypq.kernels.leaves import Leaves
+from raypq.kernels import native, pruned
 from raypq.kernels.stored_tables import StoredTables
+
+if TYPE_CHECKING:
+    from raypq.kernels.leaves import Leaves
 
 Rows = NDArray[Any]  # codes [n, M], uint8, or uncompressed vectors [n, D], float32
 TopK = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and classes, both [n, k]
@@ -148,7 +150,10 @@ class StoredGroup:
                 "codes it does not pay to look for classes that can be left out"
             )
             return
+        from raypq.kernels import leaves  # here, since it imports torch
+
         start = time.monotonic()
+        kernels.apply_thread_limit()
         found = leaves.build(self._stored, threads=kernels.threads())
         sample = B[np.linspace(0, len(B) - 1, min(len(B), _SAMPLE)).astype(np.int64)]
         left = pruned.pairs_left(sample, found, k, threads=kernels.threads()) / len(sample)
@@ -172,6 +177,8 @@ class StoredGroup:
 def _costs(found: Leaves, left: NDArray[np.float64], rows: int, M: int) -> tuple[float, float]:
     """Nanoseconds of a scan of all classes for some codes, and of one of the leaves that they want:
     ``left`` is the share of codes that want each leaf [L]."""
+    from raypq.kernels import leaves  # as above
+
     like, D, size = found.tables.like, found.tables.D, np.diff(found.first)
     K, width = like.C.shape[1], leaves.GROUP
     table, lookups, exact = _TABLE * K * D * width, _LOOKUP * M * width, _EXACT * D

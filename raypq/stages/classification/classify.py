@@ -349,7 +349,7 @@ def classify(job: ClassifyJob, executor: Executor) -> Snapshot:
 
     Raises:
         ConfigError: neither or both of codes and features, an unknown split.
-        JobError: some shards could not be classified; all others are finished.
+        JobError: some shards could not be classified; as ``completed``.
     """
     record = RunRecord(job, executor)
     plan = ClassifyPlan.make(job)
@@ -383,7 +383,7 @@ def execute(
     """Classifies the missing shards of a plan and commits its version.
 
     Raises:
-        JobError: some shards could not be classified; all others are finished.
+        JobError: some shards could not be classified; as ``completed``.
     """
     table = plan.candidates.table
     rule = None

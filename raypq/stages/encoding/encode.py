@@ -37,7 +37,7 @@ def encode(job: EncodeJob, executor: Executor) -> Snapshot:
         ConflictError: with ``append``, another run committed meanwhile.
         InputError: with ``append``, the store lacks a file of its last version.
         ModelError: the model cannot be read.
-        JobError: some shards could not be encoded; all others are finished.
+        JobError: some shards could not be encoded; as ``completed``.
     """
     record = RunRecord(job, executor)
     shards = open_sources(job.source, job.columns, job.source_kind).shards
@@ -118,7 +118,7 @@ def execute(
 
     Raises:
         InputError: no shard has the label column that the user named.
-        JobError: some shards could not be encoded; all others are finished.
+        JobError: some shards could not be encoded; as ``completed``.
     """
     work = encode_work(model.fingerprint, job)
     check_label_column([task.shard for task in run.tasks if task.work == work], job.columns)

@@ -58,7 +58,7 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
     Raises:
         ConflictError: another run holds one of the stores, or committed to it meanwhile.
         InputError: the source is empty, or lost too many shards.
-        JobError: some shards failed; all others are finished.
+        JobError: some shards failed; as ``completed``.
         DriftError: with ``fail_on_drift``, after all commits: new shards drifted.
         QuarantineError: with ``fail_on_quarantined``, after all commits: shards are left out.
     """

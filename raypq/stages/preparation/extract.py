@@ -129,7 +129,7 @@ def extract(job: ExtractJob, executor: Executor) -> Snapshot:
     Raises:
         ConfigError: an unknown backbone, or other files in the output folder.
         InputError: no shard has the label column that the user named.
-        JobError: some shards could not be read; all others are finished.
+        JobError: some shards could not be read; as ``completed``.
     """
     record = RunRecord(job, executor)
     _refuse_plain_files(job.output)

@@ -49,17 +49,16 @@ def _fit_by_reduction(
     X: NDArray[np.float32],
     y: NDArray[np.int32],
 ) -> Model:
-    def run_pass(state: State) -> Stats:
-        stats = Stats()
-        for batch in batches:
-            rows = method.rows_of_pass(state)
-            stats.merge(method.accumulate(state, batch if rows is None else batch.chosen(rows)))
-        return stats
-
     batches = [
         TrainBatch(X=X[row : row + _BATCH], y=y[row : row + _BATCH], row=row)
         for row in range(0, len(X), _BATCH)
     ]
+
+    def run_pass(state: State) -> Stats:
+        stats, rows = Stats(), method.rows_of_pass(state)
+        for batch in batches:
+            stats.merge(method.accumulate(state, batch if rows is None else batch.chosen(rows)))
+        return stats
 
     return method.model(iterate(method, method.begin(dataset_info), run_pass))
 

@@ -116,7 +116,7 @@ class TrainWorker:
             sampled = [batch for task in group.tasks for batch in self._sample(task, state)]
             chosen = [batch.chosen(rows) for batch in sampled]
             return GroupStats(stats=self._accumulate(state, iter(joined(chosen, _BATCH_ROWS))))
-        except InputError:  # of which shard?
+        except Exception:  # shard by shard, so that the failure names its shard
             return accumulate_group(self, group, TrainWorker._accumulate_sample, state, rows)
 
     def _accumulate_sample(self, task: TrainTask, state: State, rows: NDArray[np.int64]) -> Stats:
@@ -134,7 +134,7 @@ class TrainWorker:
         batches = list(
             self._cache.batches(key, lambda: (batch.chosen(rows) for batch in self._read(task)))
         )
-        if self._device != "cpu":  # which embeds in no time
+        if self._device != "cpu":  # embedding there costs less than a second copy in memory
             return batches
         embedded = [self._method.embedded(state, batch) for batch in batches]
         final = [batch for batch in embedded if batch is not None]

@@ -75,26 +75,25 @@ def accumulate_group(
     """The statistics ``call(worker, task, *shared)`` of a group, merged in order; in a worker.
 
     Returns:
-        A failure of the whole group where a shard fails otherwise than by bad input: it is tried
-        again, or ends the pass.
+        A failure where that of a shard is transient, so that the group is tried again.
     """
     stats, failures = Stats(), []
     for task in group.tasks:
         value = run_task(call, worker, task, *shared)
         if not isinstance(value, ShardFailure):
             stats.merge(value)
-        elif value.bad_input:
-            failures.append(value)
-        else:
+        elif value.transient:  # the whole group is tried again
             return value
+        else:
+            failures.append(value)
     return GroupStats(stats=stats, failures=failures)
 
 
 def by_shard(
     results: Iterable[TaskResult[GroupStats | ShardFailure]], groups: Sequence[ShardGroup[Any]]
 ) -> Iterator[TaskResult[Stats]]:
-    """One result for each shard: each failure, and once for each group the sums of its other
-    shards, of which the rest have none."""
+    """One result for each failed shard, and one for each good one: the first of a group carries the
+    sums of the group, the others are empty. A group that failed gives one result."""
     for result in results:
         index, value = result.index, result.failure or result.value
         if isinstance(value, ShardFailure):

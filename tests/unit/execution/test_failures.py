@@ -37,7 +37,7 @@ def test_shards_that_fail_alike_end_the_pass() -> None:
         run(*map(failure, range(TOTAL)))
     error = raised.value
     assert len(error.failures) == 20
-    assert (error.done, error.left) == (0, 180)
+    assert (error.done, error.not_tried) == (0, 180)
     assert "20 shard(s) failed, 0 finished, 180 not tried since so many fail alike:" in str(error)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
@@ -45,7 +45,7 @@ def test_shards_that_fail_alike_end_the_pass() -> None:
 def test_a_token_that_expires_on_the_way_ends_the_pass() -> None:
     with pytest.raises(JobError) as raised:
         run(*[None] * 100, *map(failure, range(100)))
-    assert (raised.value.done, raised.value.left) == (100, 80)
+    assert (raised.value.done, raised.value.not_tried) == (100, 80)
 
 
 def test_one_kind_among_others_ends_the_pass() -> None:
@@ -53,7 +53,7 @@ def test_one_kind_among_others_ends_the_pass() -> None:
     alternating = [failure(number) if number % 3 == 0 else None for number in range(TOTAL)]
     with pytest.raises(JobError) as raised:
         run(*alternating)
-    assert 0 < raised.value.left < 100
+    assert 0 < raised.value.not_tried < 100
 
 
 def test_shards_that_fail_unlike_do_not_end_it() -> None:
@@ -61,13 +61,13 @@ def test_shards_that_fail_unlike_do_not_end_it() -> None:
     unlike = [failure(number, reasons[number % 4]) for number in range(40)]
     with pytest.raises(JobError) as raised:
         run(*unlike, *[None] * 160)
-    assert (raised.value.done, raised.value.left) == (160, 0)
+    assert (raised.value.done, raised.value.not_tried) == (160, 0)
 
 
 def test_a_few_that_fail_alike_do_not_end_it() -> None:
     with pytest.raises(JobError) as raised:
         run(*map(failure, range(19)), *[None] * 181)
-    assert (raised.value.done, raised.value.left) == (181, 0)
+    assert (raised.value.done, raised.value.not_tried) == (181, 0)
 
 
 def test_bad_input_that_is_quarantined_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:

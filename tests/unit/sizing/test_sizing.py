@@ -277,10 +277,17 @@ def test_the_calibration_is_counted_as_it_is_done() -> None:
 def test_training_sees_a_sample_as_the_methods_do() -> None:
     from raypq.methods import pqzsl
     from raypq.sizing import training
+    from raypq.stages.training import shard_groups
 
     for name, rows in training._SAMPLED.items():
         assert registry.find(name).settings_class.model_fields["rows_per_codeword"].default == rows
+        fields = registry.find(name).settings_class.model_fields
+        polish = fields["iterations"].default if name == "pq" else fields["polish"].default
+        assert training._POLISH[name] == polish
+        assert training._MOVING[name] == (0 if name == "pq" else fields["iterations"].default)
     assert training._JOINT_SHARE["pqzsl"] == pqzsl._JOINT_SHARE
+    groups = training._MOST_GROUPS, training._GROUP_ROWS
+    assert groups == (shard_groups.MOST_GROUPS, shard_groups._FEWEST_ROWS)
     work = sizing.Workload(images=1_281_167, classes=1000, M=50, cluster="none")
     one, ten = (
         sizing.plan(work.model_copy(update={"images": images, "train_images": images}), GIVEN)[0]
