@@ -123,7 +123,7 @@ def test_an_error_that_may_pass_fails_the_group_and_names_the_shard() -> None:
 def test_every_other_error_is_that_of_its_shard() -> None:
     group = ShardGroup(tasks=tasks(5))
     bad = InputError("s1", expected="a number", found="NaN")
-    worker = Worker(s1=bad, s2=FileNotFoundError("gone"), s4=ValueError("odd"))
+    worker = Worker(s1=bad, s2=KeyError("gone"), s4=ValueError("odd"))
     found = accumulate_group(worker, group, Worker.call, 1.0)
     assert isinstance(found, GroupStats)
     assert [(item.shard, item.bad_input) for item in found.failures] == [
