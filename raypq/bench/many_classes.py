@@ -88,7 +88,7 @@ def run(threads: int, classes: str | None, T: int) -> Iterator[Result]:
     start = time.perf_counter()
     found = leaves.build(stored, threads=threads)
     seconds = time.perf_counter() - start
-    group, work = StoredGroup(stored, rows=0), pruned.PruningWork()
+    group, work = StoredGroup(stored, rows=len(B)), pruned.PruningWork()
     answers: dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
 
     def some() -> None:
@@ -96,7 +96,7 @@ def run(threads: int, classes: str | None, T: int) -> Iterator[Result]:
         answers["some"] = pruned.topk_per_code(B, found, TOP, threads=threads, work=work)
 
     def every() -> None:
-        answers["all"] = group.topk(B, TOP, "cpu")
+        answers["all"] = group.scan(B, TOP, "cpu")
 
     contenders = [
         Contender(name="raypq, leaves that may hold one", run=some, work=len(B), ours=True),

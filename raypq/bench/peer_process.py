@@ -50,7 +50,7 @@ class Task:
         return bits
 
 
-# Gives the rows [n, 10] of the answers; and bytes of a stored vector, where the peer tells.
+# Gives the rows [n, 10] of the answers; and bytes of a stored vector, where the peer states them.
 Built = tuple[Callable[[], Any], float | None]
 
 

@@ -219,7 +219,7 @@ def completed(
         for result in results:
             if result.failure:
                 failures.append(result.failure)
-                if on_bad_shard == "quarantine" and result.failure.bad_input:
+                if watch.quarantines(result.failure):
                     progress.done()
                 else:
                     progress.failed()

@@ -32,6 +32,10 @@ class FailureWatch:
         self._kinds: Counter[str] = Counter()
         self._last = ""
 
+    def quarantines(self, failure: ShardFailure) -> bool:
+        """Whether the pass goes on without this shard."""
+        return self._quarantine and failure.bad_input
+
     def succeeded(self) -> None:
         """Records that a shard is finished."""
         self._in_a_row = 0
@@ -42,7 +46,7 @@ class FailureWatch:
         Returns:
             Whether the pass is to be stopped.
         """
-        if self._quarantine and failure.bad_input:
+        if self.quarantines(failure):
             console.warn(f"quarantined {failure}", shard=failure.shard)
             return False
         self._logged += 1

@@ -89,14 +89,19 @@ class TrainBatch:
 
     def positions(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Positions in the batch [m] of those of ``rows`` [k], ascending, that it has."""
-        if self.rows is not None:
-            return np.flatnonzero(np.isin(self.rows, rows, assume_unique=True))
-        low, high = np.searchsorted(rows, [self.row, self.row + len(self.X)])
-        return rows[low:high] - self.row
+        if self.rows is None:
+            low, high = np.searchsorted(rows, [self.row, self.row + len(self.X)])
+            return rows[low:high] - self.row
+        if not len(self.rows):
+            return np.empty(0, np.int64)
+        low, high = np.searchsorted(rows, [self.rows[0], self.rows[-1] + 1])
+        return np.flatnonzero(np.isin(self.rows, rows[low:high], assume_unique=True))
 
     def chosen(self, rows: NDArray[np.int64]) -> TrainBatch:
-        """A copy of those of ``rows`` [k], ascending, that the batch has."""
+        """Those of ``rows`` [k], ascending, that the batch has; a copy, unless it has no others."""
         at = self.positions(rows)
+        if self.rows is not None and len(at) == len(self.rows):
+            return self
         y = None if self.y is None else self.y[at]
         numbers = at + self.row if self.rows is None else self.rows[at]
         return replace(self, X=self.X[at], y=y, rows=numbers)

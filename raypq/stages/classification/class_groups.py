@@ -123,9 +123,10 @@ class StoredGroup:
             if self._leaves is not None:
                 best = pruned.topk_per_code(rows, self._leaves, k, threads=kernels.threads())
                 return kernels.check_scores(best[0]), best[1]
-        return self._scan(rows, k, device)
+        return self.scan(rows, k, device)
 
-    def _scan(self, rows: Rows, k: int, device: str) -> TopK:
+    def scan(self, rows: Rows, k: int, device: str) -> TopK:
+        """As ``topk``, by a scan of all classes."""
         k = min(k, self.T)
         score = np.full((len(rows), k), -np.inf, np.float32)
         classes = np.full((len(rows), k), -1, np.int64)
@@ -156,12 +157,12 @@ class StoredGroup:
         kernels.apply_thread_limit()
         found = leaves.build(self._stored, threads=kernels.threads())
         sample = B[np.linspace(0, len(B) - 1, min(len(B), _SAMPLE)).astype(np.int64)]
-        left = pruned.pairs_left(sample, found, k, threads=kernels.threads()) / len(sample)
-        full, some = _costs(found, left, min(self._rows, STORED_CODE_ROWS), B.shape[1])
+        share = pruned.pairs_left(sample, found, k, threads=kernels.threads()) / len(sample)
+        full, some = _costs(found, share, min(self._rows, STORED_CODE_ROWS), B.shape[1])
         taken = some < full
         console.say(
             f"{self.T:,} classes in {len(found):,} leaves ({time.monotonic() - start:.0f} s): "
-            f"{left.mean():.1%} of the leaves may hold a best class of a code, so that a scan of "
+            f"{share.mean():.1%} of the leaves may hold a best class of a code, so that a scan of "
             f"these takes {some / full:.0%} of the time of a scan of all; "
             + ("they are scanned" if taken else "all are scanned")
         )
@@ -174,16 +175,16 @@ class StoredGroup:
         return self._leaves
 
 
-def _costs(found: Leaves, left: NDArray[np.float64], rows: int, M: int) -> tuple[float, float]:
+def _costs(found: Leaves, share: NDArray[np.float64], rows: int, M: int) -> tuple[float, float]:
     """Nanoseconds of a scan of all classes for some codes, and of one of the leaves that they want:
-    ``left`` is the share of codes that want each leaf [L]."""
+    ``share`` is that of the codes that want each leaf [L]."""
     from raypq.kernels import leaves  # as above
 
     like, D, size = found.tables.like, found.tables.D, np.diff(found.first)
     K, width = like.C.shape[1], leaves.GROUP
     table, lookups, exact = _TABLE * K * D * width, _LOOKUP * M * width, _EXACT * D
     full = found.tables.T / width * (table + lookups * rows)
-    wanted = left * rows
+    wanted = share * rows
     each = np.minimum(wanted * size * exact, table + wanted * lookups)
     bounds = len(found) / width * (table + lookups * rows)
     floors = rows * width * exact

@@ -72,14 +72,14 @@ def test_a_folder_without_rates_is_an_error(tmp_path: Path) -> None:
         rates_lookup.find(str(tmp_path))
 
 
-@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux alone tells")
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux has this file")
 def test_processes_that_have_ended_are_not_others() -> None:
     before = processor_seconds()
     subprocess.run([sys.executable, "-c", SPIN], check=True)
     assert processor_seconds() - before > 0.25
 
 
-@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux alone tells")
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux has this file")
 def test_other_processes_are_seen() -> None:
     load, start = OtherLoad(), time.perf_counter()
     # Not a child for long: its own parent has ended.

@@ -1,4 +1,4 @@
-"""Failures of a pass: told at once, counted in its progress, and a stop where all fail alike."""
+"""Failures of a pass: logged at once, counted in its progress, and a stop where all fail alike."""
 
 from __future__ import annotations
 
