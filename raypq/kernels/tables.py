@@ -27,6 +27,7 @@ from raypq.errors import InputError
 
 ACCUMULATORS = 8  # partial sums of an inner product
 _NORM_ROWS = 1024  # rows of one block of squared_norms
+_LOW = (1 << 32) - 1  # the half of a key that holds an index
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -184,7 +185,42 @@ def merge_topk(
 
     Exact if every part holds its own k best, so blocks of a store can be searched one by one.
     """
+    if parts and all(_has_keys(*part) for part in parts):
+        return _merge_by_keys(parts, k)
     score = np.concatenate([part[0] for part in parts], axis=1)
     index = np.concatenate([part[1] for part in parts], axis=1)
     order = np.lexsort((index, -score), axis=1)[:, :k]
     return np.take_along_axis(score, order, 1), np.take_along_axis(index, order, 1)
+
+
+def _has_keys(score: NDArray[np.float32], index: NDArray[np.int64]) -> bool:
+    """Whether ``_merge_by_keys`` orders these as numbers are: no NaN, no −0.0, which equals 0.0,
+    and indices of 32 bits."""
+    if score.dtype != np.float32 or index.dtype != np.int64:
+        return False
+    inside = not index.size or (int(index.min()) >= 0 and int(index.max()) <= _LOW)
+    special = np.isnan(score) | ((score == 0) & np.signbit(score))
+    return inside and not special.any()
+
+
+def _merge_by_keys(
+    parts: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """As ``merge_topk``, several times faster: by one integer for each score and index, whose order
+    is that of the ranking."""
+    ends = np.cumsum([score.shape[1] for score, _ in parts])
+    key = np.empty((len(parts[0][0]), ends[-1]), np.int64)
+    for end, (score, index) in zip(ends, parts, strict=True):
+        part = key[:, end - score.shape[1] : end]
+        part[:] = ~_ordered(score.view(np.int32))  # the best first
+        part <<= 32
+        part |= index
+    key.sort(axis=1)
+    best = key[:, :k]
+    bits = _ordered(~(best >> 32).astype(np.int32))
+    return bits.view(np.float32), best & _LOW
+
+
+def _ordered(bits: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The bits of float32 values as integers of the same order; its own inverse."""
+    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
