@@ -64,11 +64,15 @@ def prefetch(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, Non
 
 
 def in_flight(
-    call: Callable[[Item], Result], items: Iterator[Item], depth: int
+    call: Callable[[Item], Result], items: Iterator[Item], depth: int, *, waiting: int = 0
 ) -> Generator[Result, None, None]:
     """Yields ``call(item)`` in the order of the items, of which ``depth`` are computed at a time.
 
     The items are produced by a thread of their own. An error is raised in place of its result.
+
+    Args:
+        waiting: further items that wait for a free thread, so that none is idle while the consumer
+            has a result.
     """
     running: deque[Future[Result]] = deque()
     ahead = prefetch(items)
@@ -76,7 +80,7 @@ def in_flight(
         try:
             for item in ahead:
                 running.append(threads.submit(call, item))
-                if len(running) == depth:
+                if len(running) == depth + waiting:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()

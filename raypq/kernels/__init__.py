@@ -50,6 +50,7 @@ __all__ = [
     "scores",
     "set_threads",
     "share_gpu",
+    "thread_limit",
     "threads",
     "topk_of_classes",
     "topk_per_code",
@@ -61,10 +62,11 @@ __all__ = [
 
 
 class _PerThread(threading.local):
-    """Limits of one thread: ``threads`` of native kernels that it calls, and the one that torch
-    was given in it."""
+    """Limits of one thread: ``threads`` of native kernels that it calls, those of torch where they
+    are other than the process's, and the limit that torch was given in it."""
 
     threads: int | None = None
+    torch_threads: int | None = None
     of_torch: int | None = None
 
 
@@ -246,12 +248,13 @@ def apply_thread_limit() -> None:
     OpenMP keeps its limit per thread, so a matrix product in a new thread would take all cores, and
     so would one in a thread that is older than the import of torch.
     """
-    if _threads is None or "torch" not in sys.modules or _per_thread.of_torch == _threads:
+    limit = _per_thread.torch_threads or _threads
+    if limit is None or "torch" not in sys.modules or _per_thread.of_torch == limit:
         return
     import torch
 
-    torch.set_num_threads(_threads)
-    _per_thread.of_torch = _threads
+    torch.set_num_threads(limit)
+    _per_thread.of_torch = limit
 
 
 @contextmanager
@@ -267,6 +270,22 @@ def native_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         _per_thread.threads = before
+
+
+@contextmanager
+def thread_limit(threads: int) -> Iterator[None]:
+    """Context with another limit for native kernels and torch where this thread calls them.
+
+    The last bits of torch's products of a few rows may depend on the number of threads.
+    """
+    with native_threads(threads):
+        _per_thread.torch_threads = threads
+        apply_thread_limit()
+        try:
+            yield
+        finally:
+            _per_thread.torch_threads = None
+            apply_thread_limit()
 
 
 def threads() -> int:

@@ -26,7 +26,8 @@ from raypq.config import Metric
 from raypq.errors import InputError
 
 ACCUMULATORS = 8  # partial sums of an inner product
-_NORM_ROWS = 1024  # rows of one block of squared_norms
+# Rows of one block of squared_norms, and values where rows are short.
+_NORM_ROWS, _NORM_VALUES = 1024, 1 << 17
 _LOW = (1 << 32) - 1  # the half of a key that holds an index
 
 
@@ -84,10 +85,11 @@ def norms_of_codes(B: NDArray[np.uint8], norms: NDArray[np.float64]) -> NDArray[
 def squared_norms(X: NDArray[np.float32]) -> NDArray[np.float64]:
     """‖x_i‖² of vectors [n, D], summed over the dimensions in order, float64 [n]."""
     total = np.zeros(len(X))
-    for first in range(0, len(X), _NORM_ROWS):
-        part = total[first : first + _NORM_ROWS]
+    rows = max(_NORM_ROWS, _NORM_VALUES // max(1, X.shape[1]))
+    for first in range(0, len(X), rows):
+        part = total[first : first + rows]
         # Columns of a large array are strided over many pages; a transposed block fits the cache.
-        for column in np.ascontiguousarray(X[first : first + _NORM_ROWS].T):
+        for column in np.ascontiguousarray(X[first : first + rows].T):
             wide = column.astype(np.float64)
             part += wide * wide
     return total

@@ -34,6 +34,9 @@ from raypq.stages.stores import known_rows
 from raypq.stages.stores.known_rows import KnownRows
 from raypq.stages.stores.shard_task import ShardTask
 
+# The bits of a product of fewer rows may depend on the number of threads.
+_FEW_ROWS = 64
+
 
 @dataclass(kw_only=True)
 class PrecisionCheck:
@@ -182,7 +185,8 @@ class EncodeWorker:
     def _encoded(
         self, batches: Iterator[FeatureBatch], precision: PrecisionCheck
     ) -> Iterator[tuple[FeatureBatch, NDArray[np.float32], NDArray[np.uint8]]]:
-        """The batches with their features and codes; on a device with several in flight."""
+        """The batches with their features and codes; several in flight on a device, and where the
+        worker has several threads."""
 
         def encode(
             batch: FeatureBatch,
@@ -190,11 +194,23 @@ class EncodeWorker:
             X = self._backbone.features_of(batch) if self._backbone else batch.X
             return batch, X, self._codes(X, precision, check=not batch.row)
 
-        if not self._on_device:
-            return map(encode, prefetch(batches))
-        from raypq.kernels.device import BATCHES_IN_FLIGHT  # here, since it imports torch
+        def encode_by_one_thread(
+            batch: FeatureBatch,
+        ) -> tuple[FeatureBatch, NDArray[np.float32], NDArray[np.uint8]]:
+            if len(batch) < _FEW_ROWS:
+                return encode(batch)
+            with kernels.thread_limit(1):
+                return encode(batch)
 
-        return in_flight(encode, batches, BATCHES_IN_FLIGHT)
+        if self._on_device:
+            from raypq.kernels.device import BATCHES_IN_FLIGHT  # here, since it imports torch
+
+            return in_flight(encode, batches, BATCHES_IN_FLIGHT)
+        threads = kernels.threads()
+        if threads > 1 and self._backbone is None and isinstance(self._model, LinearModel):
+            # Threads that share a batch wait for each other, and for the one that reads.
+            return in_flight(encode_by_one_thread, batches, threads, waiting=1)
+        return map(encode, prefetch(batches))
 
     def _codes(
         self, X: NDArray[np.float32], precision: PrecisionCheck, *, check: bool
