@@ -13,6 +13,13 @@ _MAX_LINES = 20  # of a message, so that the first of a thousand bad shards stay
 _INTERRUPTED = 130
 
 
+def code_of(error: BaseException) -> int:
+    """The exit code of a process that ends with an error."""
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED
+    return error.exit_code if isinstance(error, RaypqError) else 1
+
+
 @contextmanager
 def handle_errors(*, debug: bool, reraise: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """Ends the process with a message and an exit code instead of a traceback.

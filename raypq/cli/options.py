@@ -6,11 +6,14 @@ import json
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from raypq import console, exits
+
+if TYPE_CHECKING:
+    from raypq.config import Job
 
 Command = Callable[..., Any]
 _OF_CLICK = (click.ClickException, click.exceptions.Exit, click.Abort)
@@ -78,19 +81,11 @@ def verb(command: Command) -> Command:
     return run
 
 
-def version_summary(version: Any, store: str) -> dict[str, Any]:
-    """The result of a command that wrote a version."""
-    from raypq.stages.stores.quarantine import reason_of
+def show_result(job: Job, returned: Any) -> None:
+    """Prints the result of a job by what its function returned."""
+    from raypq.monitoring.results import result_of
 
-    return {
-        "store": store,
-        "version": version.version,
-        "images": version.rows,
-        "shards": len(version.shards),
-        "bytes": sum(receipt.bytes for receipt in version.shards),
-        "quarantined": [reason_of(item) for item in version.quarantined],
-        "seconds": version.summary["seconds"],
-    }
+    show(result_of(job, returned))
 
 
 def show(result: dict[str, Any]) -> None:
