@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class RaypqError(Exception):
@@ -164,6 +165,10 @@ class ShardFailure:
     tries: int = 1
     bad_input: bool = True
     transient: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """The failure as plain values."""
+        return {"shard": self.shard, "reason": self.reason, "tries": self.tries}
 
     def __str__(self) -> str:
         tries = f" (after {self.tries} tries)" if self.tries > 1 else ""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from raypq import console
-from raypq.errors import RaypqError, message_of
+from raypq.errors import JobError, RaypqError, message_of
 
 _MAX_LINES = 20  # of a message, so that the first of a thousand bad shards stays on the screen
 _INTERRUPTED = 130
@@ -25,7 +27,7 @@ def handle_errors(*, debug: bool, reraise: tuple[type[BaseException], ...] = ())
     """Ends the process with a message and an exit code instead of a traceback.
 
     Args:
-        debug: raise errors, for a traceback.
+        debug: raise errors, for a traceback, which is in the line where lines are JSON.
         reraise: errors that the caller reports.
     """
     try:
@@ -37,22 +39,20 @@ def handle_errors(*, debug: bool, reraise: tuple[type[BaseException], ...] = ())
     except KeyboardInterrupt:
         console.fail("interrupted; finished shards are kept, run it again to go on")
         sys.exit(_INTERRUPTED)
-    except RaypqError as error:
-        if debug:
-            raise
-        console.fail(_shortened(str(error)), kind=type(error).__name__)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if debug:
-            raise
-        console.fail(_shortened(message_of(error)), kind=type(error).__name__)
-        sys.exit(1)
     except Exception as error:
-        if debug:
+        if debug and not console.structured():
             raise
-        text = f"unexpected {type(error).__name__}: {error}\n(--debug shows where)"
-        console.fail(_shortened(text), kind=type(error).__name__)
-        sys.exit(1)
+        fields: dict[str, Any] = {"traceback": traceback.format_exc()} if debug else {}
+        if isinstance(error, JobError):
+            fields["failed"] = [item.as_dict() for item in error.failures]
+        console.fail(_shortened(_text(error)), kind=type(error).__name__, **fields)
+        sys.exit(code_of(error))
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, RaypqError | OSError):
+        return message_of(error)
+    return f"unexpected {type(error).__name__}: {error}\n(--debug shows where)"
 
 
 def _shortened(text: str) -> str:

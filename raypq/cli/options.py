@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from raypq import console, exits
+from raypq import console, exits, json_lines
 
 if TYPE_CHECKING:
     from raypq.config import Job
@@ -74,9 +75,16 @@ def verb(command: Command) -> Command:
     @click.option("--debug", is_flag=True, help="Tracebacks and debug lines.")
     @wraps(command)
     def run(*args: Any, quiet: bool, log_json: bool, debug: bool, **kwargs: Any) -> None:
-        console.set_up(quiet=quiet, as_json=log_json, debug=debug)
-        with exits.handle_errors(debug=debug, reraise=_OF_CLICK):
-            command(*args, **kwargs)
+        with json_lines.wrapped(active=log_json) as streams:
+            console.set_up(quiet=quiet, as_json=log_json, debug=debug, streams=streams)
+            try:
+                with exits.handle_errors(debug=debug, reraise=_OF_CLICK):
+                    command(*args, **kwargs)
+            except click.ClickException as error:
+                if not log_json:
+                    raise
+                console.fail(error.format_message(), kind=type(error).__name__)
+                sys.exit(error.exit_code)
 
     return run
 

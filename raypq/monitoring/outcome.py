@@ -84,8 +84,8 @@ class Outcome:
                 }
                 for label, counts in self.passes.items()
             },
-            "failed": [_failure(item) for item in self.failures],
-            "quarantined": [_failure(item) for item in self.quarantined],
+            "failed": [item.as_dict() for item in self.failures],
+            "quarantined": [item.as_dict() for item in self.quarantined],
         }
 
     def value(self) -> Any:
@@ -116,7 +116,3 @@ def of_run(job: Job, call: Callable[[], Any]) -> Outcome:
         error=error,
         passes=passes,
     )
-
-
-def _failure(failure: ShardFailure) -> dict[str, Any]:
-    return {"shard": failure.shard, "reason": failure.reason, "tries": failure.tries}
