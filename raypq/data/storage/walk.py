@@ -18,7 +18,13 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from raypq.data.storage.objects import below, children, is_missing_bucket, missing_bucket_error
+from raypq.data.storage.objects import (
+    below,
+    children,
+    is_missing_bucket,
+    missing_bucket_error,
+    named_error,
+)
 from raypq.data.storage.tags import version_tag
 from raypq.errors import InputError
 
@@ -253,7 +259,7 @@ class RemoteWalk(Walk):
                 return None
             folder = Entry(path=path, real=path, folder=True)
             if next(self.below(folder), None) is None:
-                raise _unreadable(self.uri, error) from None
+                raise _unreadable(self.uri, named_error(error, self.uri)) from None
             return folder
 
     def children(self, path: str) -> Iterable[Entry]:
