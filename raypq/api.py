@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from raypq import console, exits, json_lines, kernels, machine
+from raypq import console, exits, heartbeat, json_lines, kernels, machine
 from raypq.config import (
     AddClassesJob,
     ClassifyJob,
@@ -431,7 +431,7 @@ def run_job(cls: type[J], verb: Callable[[J], object], argv: list[str] | None = 
     quiet, as_json, debug = options.quiet, options.log_json, options.debug
     with json_lines.wrapped(active=as_json) as streams:
         console.set_up(quiet=quiet, as_json=as_json, debug=debug, streams=streams)
-        with exits.handle_errors(debug=debug):
+        with exits.handle_errors(debug=debug), heartbeat.watched():
             job = cls.parse(read_mapping(options.config), origin=options.config)
             overlap.refuse(job, config=overlap.read_file("--config", options.config))
             ended = outcome.of_run(job, lambda: verb(job))

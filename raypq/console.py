@@ -177,6 +177,10 @@ class Progress:
     def reading(self, images: int) -> None:
         """Shows the images that were read so far, those of unfinished shards too."""
 
+    def text(self) -> str:
+        """The shards so far; empty where they are on the screen."""
+        return ""
+
 
 @contextmanager
 def progress(
@@ -234,7 +238,7 @@ class _Lines(Progress):
         self._failed += 1
         self.done()
 
-    def _counts(self) -> str:
+    def text(self) -> str:
         failed = f", {self._failed} failed" if self._failed else ""
         return f"{self._label}: {self._shards}/{self._total} {self._unit}{failed}"
 
@@ -244,7 +248,7 @@ class _Lines(Progress):
             return
         self._last, self._read, spent = now, images, now - self._start
         say(
-            f"{self._counts()}, {images:,} images read, {images / spent:,.0f} images/s",
+            f"{self.text()}, {images:,} images read, {images / spent:,.0f} images/s",
             shards=self._shards,
             failed=self._failed,
             total=self._total,
@@ -264,7 +268,7 @@ class _Lines(Progress):
         rate = f", {self._images / spent:,.0f} images/s" if self._images else ""
         tail = f"{spent / self._shards * left:.0f} s left" if left else f"{spent:.1f} s"
         say(
-            f"{self._counts()}{rate}, {tail}",
+            f"{self.text()}{rate}, {tail}",
             shards=self._shards,
             failed=self._failed,
             total=self._total,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raypq import console, exits, json_lines
+from raypq import console, exits, heartbeat, json_lines
 
 if TYPE_CHECKING:
     from raypq.config import Job
@@ -78,7 +78,7 @@ def verb(command: Command) -> Command:
         with json_lines.wrapped(active=log_json) as streams:
             console.set_up(quiet=quiet, as_json=log_json, debug=debug, streams=streams)
             try:
-                with exits.handle_errors(debug=debug, reraise=_OF_CLICK):
+                with exits.handle_errors(debug=debug, reraise=_OF_CLICK), heartbeat.watched():
                     command(*args, **kwargs)
             except click.ClickException as error:
                 if not log_json:

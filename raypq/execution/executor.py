@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple, Unpack
 
-from raypq import console, io_counters
+from raypq import console, heartbeat, io_counters
 from raypq.errors import InputError, RaypqError, ShardFailure, message_of
 from raypq.execution import pass_counts
 from raypq.execution.failures import FailureWatch, raise_failures
@@ -217,7 +217,10 @@ def completed(
     for failure in failures:
         watch.failed(failure)
     before, done, not_tried = len(failures), 0, 0
-    with console.progress(total, label, unit=unit, read=io_counters.images_from_now()) as progress:
+    with (
+        console.progress(total, label, unit=unit, read=io_counters.images_from_now()) as progress,
+        heartbeat.phase(progress.text),
+    ):
         for result in results:
             if result.failure:
                 failures.append(result.failure)

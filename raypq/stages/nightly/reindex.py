@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
-from raypq import console
+from raypq import console, heartbeat
 from raypq.config import ClassificationTarget, ClassifyJob, ReindexJob
 from raypq.data.classes import ClassTable
 from raypq.data.storage import Shard
@@ -67,7 +67,8 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
     stores += [target.output for target in job.deduplicate]
     if len(set(stores)) < len(stores):
         raise ConfigError(f"each store needs a path of its own, found {', '.join(sorted(stores))}")
-    shards = list_source(job)
+    with heartbeat.phase("listing the source"):
+        shards = list_source(job)
     model = model_store.completed(job.codes, encode.model_of(job, shards))
     for section in job.classify:
         _check(job, section, model)
@@ -81,7 +82,8 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
             for store in sorted(stores)
         }
         record = RunRecord(job, executor)
-        plan = diff_source(job, model, shards)
+        with heartbeat.phase("comparing the source with the last version"):
+            plan = diff_source(job, model, shards)
         codes = _encode(job, model, plan, executor, record, leases)
         predictions = [
             _classify(job, section, model, codes, executor, leases) for section in job.classify
@@ -93,8 +95,9 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
 
 
 def _dry_run(job: ReindexJob, model: Model, shards: Sequence[Shard]) -> dict[str, Any]:
-    plan = diff_source(job, model, shards)
-    forecast = dry_run.forecast(job, plan)
+    with heartbeat.phase("comparing the source with the last version"):
+        plan = diff_source(job, model, shards)
+        forecast = dry_run.forecast(job, plan)
     sections = []
     for section in job.classify:
         images = forecast.images

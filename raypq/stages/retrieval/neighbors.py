@@ -217,6 +217,11 @@ def neighbors(job: NeighborsJob, executor: Executor) -> Snapshot:
         whole=_are_most(run.missing, version) and fits(version.rows, plan.k, executor),
         threads_together=executor.n_workers // executor.processes,
     )
+    if plan.whole:
+        console.say(
+            f"comparing {version.rows:,} images with one another at once: no file is finished "
+            "before all of them are"
+        )
 
     def summarise(_: Sequence[Receipt]) -> dict[str, Any]:
         record.end_of_work("neighbors")

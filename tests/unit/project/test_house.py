@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3] / "raypq"
 
 # What each folder may import of raypq beside itself. Folders are guarded, not only top-level
 # packages: ``stages.nightly`` alone knows other families of stages; all may use ``stages.stores``.
-BASE = {"errors", "console", "config", "optional_packages"}
+BASE = {"errors", "console", "config", "heartbeat", "optional_packages"}
 STAGE = BASE | {
     "backbones",
     "data",
@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "io_counters": set(),
     "console": {"errors"},
     "exits": {"console", "errors"},
+    "heartbeat": {"console"},
     "json_lines": {"console"},
     "optional_packages": {"errors"},
     "text_tables": set(),
@@ -91,6 +92,7 @@ ALLOWED: dict[str, set[str]] = {
         "distributed",
         "execution",
         "exits",
+        "heartbeat",
         "json_lines",
         "kernels",
         "machine",
@@ -113,6 +115,7 @@ ALLOWED: dict[str, set[str]] = {
         "data.store",
         "demo",
         "exits",
+        "heartbeat",
         "json_lines",
         "kernels",
         "machine",
@@ -225,7 +228,6 @@ LONG = {  # files that are longer, and why they are one file
     "data/store/id_index_files.py": "two file formats of one index",
     "data/store/lease.py": "one protocol",
     "data/store/snapshot.py": "the format of a version, and its commit",
-    "distributed/cluster.py": "one executor: its start, its pools, its training",
     "distributed/worker_pool.py": "one supervised map",
     "kernels/__init__.py": "a function for each kernel",
     "kernels/native.py": "a function for each compiled kernel",
