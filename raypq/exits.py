@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from raypq import console
 from raypq.errors import JobError, RaypqError, message_of
 
 _MAX_LINES = 20  # of a message, so that the first of a thousand bad shards stays on the screen
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), as by ``kill``, Kubernetes or ``ray job stop``."""
 
 
 def code_of(error: BaseException) -> int:
     """The exit code of a process that ends with an error."""
+    if isinstance(error, Terminated):
+        return _TERMINATED
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED
     return error.exit_code if isinstance(error, RaypqError) else 1
@@ -31,11 +40,15 @@ def handle_errors(*, debug: bool, reraise: tuple[type[BaseException], ...] = ())
         reraise: errors that the caller reports.
     """
     try:
-        yield
+        with _terminable():
+            yield
     except reraise:
         raise
     except console.OutputClosedError:  # as after ``| head``: no error
         sys.exit(0)
+    except Terminated:
+        console.fail("terminated (SIGTERM); finished shards are kept, run it again to go on")
+        _leave(_TERMINATED)
     except KeyboardInterrupt:
         console.fail("interrupted; finished shards are kept, run it again to go on")
         sys.exit(_INTERRUPTED)
@@ -47,6 +60,36 @@ def handle_errors(*, debug: bool, reraise: tuple[type[BaseException], ...] = ())
             fields["failed"] = [item.as_dict() for item in error.failures]
         console.fail(_shortened(_text(error)), kind=type(error).__name__, **fields)
         sys.exit(code_of(error))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Turns the first SIGTERM into ``Terminated`` within the context, so that what is held is given
+    back; the second one ends the process at once."""
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process. Threads that compute are not waited for: whoever sends SIGTERM kills soon
+    after it."""
+    busy = [one for one in threading.enumerate() if one.name.startswith("raypq")]
+    if not any(not one.daemon for one in busy):
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def _text(error: Exception) -> str:

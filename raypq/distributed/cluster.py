@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import metadata
@@ -184,12 +186,21 @@ def _init(settings: ClusterSettings) -> None:
         options["address"] = settings.cluster
     beginning = "starting Ray" if settings.cluster == "local" else "connecting to Ray"
     try:
-        with processes, heartbeat.phase(beginning):
+        with processes, heartbeat.phase(beginning), _own_sigterm():
             ray.init(**options)
     except Exception as error:  # Ray 2.60 raises plain ``Exception`` too
         if settings.cluster == "local":
             raise _start_error(error, folder) from error
         raise _connect_error(settings.cluster, error) from error
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps this process's handler of SIGTERM, which ``ray.init`` replaces."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _version_mismatch(address: str, versions: re.Match[str]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -76,11 +75,7 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
         night_groups.check(job, target, model)
     if job.dry_run:
         return _dry_run(job, model, shards)
-    with ExitStack() as stack:
-        leases = {
-            store: stack.enter_context(lease.held(store, seconds=job.lease_seconds))
-            for store in sorted(stores)
-        }
+    with lease.held_all(stores, seconds=job.lease_seconds) as leases:
         record = RunRecord(job, executor)
         with heartbeat.phase("comparing the source with the last version"):
             plan = diff_source(job, model, shards)
