@@ -77,6 +77,10 @@ def _terminable() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    except SystemExit as error:  # of Ray's own handler, which it has while it starts
+        if error.code == signal.SIGTERM:
+            raise Terminated from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 

@@ -66,7 +66,8 @@ def warn_of_room(workers: int, needed: Mapping[str, float]) -> None:
         console.warn(
             f"asked for {workers} workers, but the cluster has room for {room}: each needs "
             f"{described(needed)}; the run goes on with those. Ask for fewer or smaller ones "
-            "(--workers, --threads, --memory-per-worker), or add nodes",
+            "(--workers, --threads, --memory-per-worker; workers, threads, memory_per_worker in a "
+            "config), or add nodes",
             workers=room,
         )
 

@@ -224,10 +224,7 @@ def completed(
         for result in results:
             if result.failure:
                 failures.append(result.failure)
-                if watch.quarantines(result.failure):
-                    progress.done()
-                else:
-                    progress.failed()
+                (progress.done if watch.quarantines(result.failure) else progress.failed)()
                 if watch.failed(result.failure):
                     not_tried = total - done - (len(failures) - before)
                     counts.not_tried += not_tried

@@ -14,8 +14,8 @@ _CREDENTIALS = (
 )
 _REGION = "set AWS_DEFAULT_REGION to the region of the bucket, and check AWS_ENDPOINT_URL"
 _LATER = (
-    "wait until the server has recovered; fewer --workers ask for less at once, and "
-    "RAYPQ_STORAGE_ATTEMPTS sets the tries of a request"
+    "wait until the server has recovered; fewer --workers (workers in a config) ask for less at "
+    "once, and RAYPQ_STORAGE_ATTEMPTS sets the tries of a request"
 )
 _RIGHTS = (
     "grant these credentials list, read and write on the bucket, or check which ones are used "

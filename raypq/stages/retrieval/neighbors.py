@@ -212,16 +212,7 @@ def neighbors(job: NeighborsJob, executor: Executor) -> Snapshot:
     run = StoreRun.plan(kind="search", store=job.output, tasks=tasks, on_bad_shard="fail")
     if finished := run.unchanged_version():
         return finished
-    plan = replace(
-        plan,
-        whole=_are_most(run.missing, version) and fits(version.rows, plan.k, executor),
-        threads_together=executor.n_workers // executor.processes,
-    )
-    if plan.whole:
-        console.say(
-            f"comparing {version.rows:,} images with one another at once: no file is finished "
-            "before all of them are"
-        )
+    plan = _for_run(plan, run, version, executor)
 
     def summarise(_: Sequence[Receipt]) -> dict[str, Any]:
         record.end_of_work("neighbors")
@@ -253,6 +244,20 @@ def neighbors(job: NeighborsJob, executor: Executor) -> Snapshot:
             on_result=on_result,
             summarise=summarise,
         )
+
+
+def _for_run(
+    plan: NeighborsPlan, run: StoreRun, version: Snapshot, executor: Executor
+) -> NeighborsPlan:
+    """The plan with what depends on the files that are missing, and on the workers."""
+    whole = _are_most(run.missing, version) and fits(version.rows, plan.k, executor)
+    if whole:
+        console.say(
+            f"comparing {version.rows:,} images with one another at once: no file is finished "
+            "before all of them are"
+        )
+    together = executor.n_workers // executor.processes
+    return replace(plan, whole=whole, threads_together=together)
 
 
 def _plan(job: NeighborsJob, version: Snapshot) -> NeighborsPlan:

@@ -15,17 +15,32 @@ import yaml
 
 from raypq.data.store import lease, snapshot
 
-# One shard of the source takes very long to encode.
-SCRIPT = """
+# Says when the work has begun, which then takes very long.
+WITHOUT_RAY = """
 import sys, time
+from pathlib import Path
 from raypq.stages.encoding import encode_worker
+begun = Path(sys.argv.pop(1))
 encode = encode_worker.EncodeWorker.encode
 def slow(self, task, *more):
-    print("encoding", flush=True)
+    begun.touch()
     if "2" in task.name.rpartition("/")[2]:
         time.sleep(600)
     return encode(self, task, *more)
 encode_worker.EncodeWorker.encode = slow
+from raypq.cli import main
+main(sys.argv[1:])
+"""
+ON_RAY = """
+import sys, time
+from pathlib import Path
+from raypq.distributed import worker_pool
+begun = Path(sys.argv.pop(1))
+def slow(self):
+    begun.touch()
+    time.sleep(600)
+    yield
+worker_pool._Pass.results = slow
 from raypq.cli import main
 main(sys.argv[1:])
 """
@@ -42,17 +57,14 @@ def test_sigterm_gives_the_leases_back(home: Any, tmp_path: Path, cluster: str) 
         "monitoring": {"result_file": home("result.json")},
     }  # fmt: skip
     config.write_text(yaml.safe_dump(values))
-    if cluster == "none":
-        command = [sys.executable, "-c", SCRIPT]
-    else:  # workers have the code as it is: the signal comes while Ray starts or works
-        command = [sys.executable, "-m", "raypq"]
+    script, begun = WITHOUT_RAY if cluster == "none" else ON_RAY, tmp_path / "begun"
+    command = [sys.executable, "-c", script, str(begun)]
     command += ["reindex", "--config", str(config), "--log-json"]
     night = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
-    while lease.current(home("predictions")) is None and time.monotonic() < end:
+    while not begun.exists() and time.monotonic() < end:
         time.sleep(0.05)
-    if cluster == "none":
-        time.sleep(1.0)  # the shard is at work
+    time.sleep(1.0)  # the shard is at work
     night.send_signal(signal.SIGTERM)
     _, told = night.communicate(timeout=60)
     lines = [json.loads(line) for line in told.splitlines()]
