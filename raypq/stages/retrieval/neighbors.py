@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypq import console, kernels
+from raypq import console, heartbeat, kernels
 from raypq.config import Metric, NeighborsJob
 from raypq.data import search_results
 from raypq.data.search_results import SearchResults
@@ -133,7 +133,9 @@ class NeighborsWorker:
     def _indexed(self, store: CodeBlock) -> NeighborIndex:
         index = NeighborIndex(store.B, self._plan.model.C)
         if self._plan.whole:
-            index.search_all(self._plan.k + 1)
+            name = f"comparing {len(store.B):,} images with one another"
+            with heartbeat.phase(lambda: f"{name}, {index.searched:.0%}"):
+                index.search_all(self._plan.k + 1)
         return index
 
     def _batches(self, queries: CodeBlock, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -212,7 +214,11 @@ def neighbors(job: NeighborsJob, executor: Executor) -> Snapshot:
     run = StoreRun.plan(kind="search", store=job.output, tasks=tasks, on_bad_shard="fail")
     if finished := run.unchanged_version():
         return finished
-    plan = _for_run(plan, run, version, executor)
+    plan = replace(
+        plan,
+        whole=_are_most(run.missing, version) and fits(version.rows, plan.k, executor),
+        threads_together=executor.n_workers // executor.processes,
+    )
 
     def summarise(_: Sequence[Receipt]) -> dict[str, Any]:
         record.end_of_work("neighbors")
@@ -244,20 +250,6 @@ def neighbors(job: NeighborsJob, executor: Executor) -> Snapshot:
             on_result=on_result,
             summarise=summarise,
         )
-
-
-def _for_run(
-    plan: NeighborsPlan, run: StoreRun, version: Snapshot, executor: Executor
-) -> NeighborsPlan:
-    """The plan with what depends on the files that are missing, and on the workers."""
-    whole = _are_most(run.missing, version) and fits(version.rows, plan.k, executor)
-    if whole:
-        console.say(
-            f"comparing {version.rows:,} images with one another at once: no file is finished "
-            "before all of them are"
-        )
-    together = executor.n_workers // executor.processes
-    return replace(plan, whole=whole, threads_together=together)
 
 
 def _plan(job: NeighborsJob, version: Snapshot) -> NeighborsPlan:

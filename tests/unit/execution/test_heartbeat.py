@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
+import numpy as np
 import pytest
 
 from raypq import console, heartbeat
 from raypq.execution.executor import TaskResult, completed
+from raypq.kernels.neighbors import NeighborIndex
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +49,18 @@ def test_a_pass_tells_its_shards(caplog: pytest.LogCaptureFixture) -> None:
         assert list(completed(results(), total=2, label="encode")) == [0, 1]  # type: ignore[arg-type]
         assert caplog.messages[0] == "encode: 1/2 shards, for 0 s so far"
     assert heartbeat._phases == []
+
+
+def test_a_search_for_all_neighbours_tells_its_share() -> None:
+    rng = np.random.default_rng(0)
+    B = rng.integers(0, 16, (60_000, 8)).astype(np.uint8)
+    index = NeighborIndex(B, rng.standard_normal((8, 16, 4)).astype(np.float32))
+    shares = {index.searched}
+    thread = threading.Thread(target=index.search_all, args=(11,))
+    thread.start()
+    while thread.is_alive():
+        shares.add(index.searched)
+        time.sleep(0.001)
+    assert {0.0, 1.0} <= shares | {index.searched}
+    assert all(0 <= share <= 1 for share in shares)
+    assert len(shares) > 4
