@@ -131,7 +131,8 @@ class NeighborsWorker:
             return self._store
 
     def _indexed(self, store: CodeBlock) -> NeighborIndex:
-        index = NeighborIndex(store.B, self._plan.model.C)
+        with heartbeat.phase(f"ordering {len(store.B):,} images by nearness"):
+            index = NeighborIndex(store.B, self._plan.model.C)
         if self._plan.whole:
             name = f"comparing {len(store.B):,} images with one another"
             with heartbeat.phase(lambda: f"{name}, {index.searched:.0%}"):
