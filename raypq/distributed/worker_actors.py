@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,19 +88,21 @@ class WorkerActors:
         worker.assigned.clear()
         self._ping(worker)
 
-    def replace_dead(self, worker: Worker, reason: str, shard: str | None) -> None:
+    def replace_dead(self, worker: Worker, reason: str, shards: Sequence[str]) -> None:
         """Replaces a worker that is dead, or that can no longer be reached.
 
         Args:
-            shard: the task that it was doing, for the warning.
+            shards: its tasks without a reply, for the warning. It was doing the first of them, or a
+                later one if replies were lost with it.
         """
         self.ready.remove(worker)
         self._metrics.worker_died()
         ray.kill(worker.actor)  # an unreachable one would hold its CPUs for ever
-        doing = f", at work on {shard}" if shard else ", without work"
+        doing = f", at work on {shards[0]}" if shards else ", without work"
+        more = f" or one of the next {len(shards) - 1}" if len(shards) > 1 else ""
         console.warn(
-            f"a worker died ({worker.place}{doing}): {reason}; starting another",
-            **({"shard": shard} if shard else {}),
+            f"a worker died ({worker.place}{doing}{more}): {reason}; starting another",
+            **({"shard": shards[0]} if shards else {}),
         )
         self._start_missing()
 

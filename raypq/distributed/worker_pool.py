@@ -306,8 +306,8 @@ class _Pass:
                 continue
             worker.assigned.remove(index)
         lost = list(worker.assigned)
-        shard = self._tasks[lost[0]].name if lost else None
-        self._actors.replace_dead(worker, reason_of(error), shard)
+        shards = [self._tasks[index].name for index in lost]
+        self._actors.replace_dead(worker, reason_of(error), shards)
         for index in lost[1:]:
             heapq.heappush(self._retry_queue, index)
         for index in worker.cached_tasks:

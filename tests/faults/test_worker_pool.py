@@ -106,14 +106,14 @@ def test_a_dead_worker_is_named_with_its_node_and_shard(
     executor: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with executor.start_workers(Diary, tmp_path, stage="test") as pool:
-        outcomes = list(pool.map(Diary.run, jobs(3, job1="poison")))
-    (process, *others) = calls(tmp_path)["job1"]
+        outcomes = list(pool.map(Diary.run, jobs(1, job0="poison")))
+    (process, *others) = calls(tmp_path)["job0"]
     died = [text for text in caplog.messages if "a worker died" in text]
     assert len(died) == 1 + len(others) == 3, caplog.text
     assert f"process {process} on node {socket.gethostname()}" in died[0]
-    assert "at work on job1" in died[0]
+    assert "at work on job0)" in died[0]
     _, failed = sort(outcomes)
-    assert f"its worker died (process {others[-1]} on node" in failed[1].reason
+    assert f"its worker died (process {others[-1]} on node" in failed[0].reason
 
 
 def test_room_for_fewer_workers_is_a_warning(
