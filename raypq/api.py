@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from raypq import console, exits, kernels, machine
+from raypq import console, exits, heartbeat, json_lines, kernels, machine
 from raypq.config import (
     AddClassesJob,
     ClassifyJob,
@@ -30,6 +30,8 @@ from raypq.config import (
     ImportXlsa17Job,
     InferSemanticsJob,
     Job,
+    MonitoredJob,
+    MonitoringSettings,
     NeighborsJob,
     PredictionsSettings,
     ReindexJob,
@@ -51,6 +53,7 @@ from raypq.errors import InputError
 from raypq.execution.devices import with_known_device
 from raypq.execution.executor import Executor, SpmdJob, WorkerPool
 from raypq.execution.local import LocalExecutor
+from raypq.monitoring import delivery, outcome
 from raypq.stages.training.fit_result import Trained
 
 J = TypeVar("J", bound=Job)
@@ -62,10 +65,9 @@ W = TypeVar("W")
 
 def _checked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Decorator: refuses a job whose outputs lie among its inputs, before any work; errors of a
-    place that the job names have its key."""
+    place that the job names have its key; and delivers the outcome as the job asks."""
 
-    @wraps(verb)
-    def run(job: S, *args: P.args, **more: P.kwargs) -> R:
+    def checked(job: S, *args: P.args, **more: P.kwargs) -> R:
         overlap.refuse(job)
         job = with_places(job, _for_workers) if _on_ray(job) else job
         job = _with_known_device(job)
@@ -74,6 +76,14 @@ def _checked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
         except InputError as error:
             error.field = error.field or _field_of(job, error.location)
             raise
+
+    @wraps(verb)
+    def run(job: S, *args: P.args, **more: P.kwargs) -> R:
+        if not isinstance(job, MonitoredJob) or job.monitoring == MonitoringSettings():
+            return checked(job, *args, **more)
+        ended = outcome.of_run(job, lambda: checked(job, *args, **more))
+        delivery.deliver(ended)
+        return cast(R, ended.value())
 
     return cast(Callable[Concatenate[S, P], R], run)
 
@@ -409,7 +419,8 @@ def import_xlsa17(job: ImportXlsa17Job) -> dict[str, Any]:
 def run_job(cls: type[J], verb: Callable[[J], object], argv: list[str] | None = None) -> None:
     """The body of an entry point in jobs/: reads ``--config FILE`` and runs the verb.
 
-    Ends the process with the error's exit code, its message on stderr.
+    The outcome is one line of JSON on stdout. Ends the process with the error's exit code, its
+    message on stderr.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True, help="YAML file, such as those in jobs/configs")
@@ -417,8 +428,12 @@ def run_job(cls: type[J], verb: Callable[[J], object], argv: list[str] | None = 
     parser.add_argument("--log-json", action="store_true", help="one JSON object a log line")
     parser.add_argument("--debug", action="store_true", help="tracebacks and debug lines")
     options = parser.parse_args(argv)
-    console.set_up(quiet=options.quiet, as_json=options.log_json, debug=options.debug)
-    with exits.handle_errors(debug=options.debug):
-        job = cls.parse(read_mapping(options.config), origin=options.config)
-        overlap.refuse(job, config=overlap.read_file("--config", options.config))
-        verb(job)
+    quiet, as_json, debug = options.quiet, options.log_json, options.debug
+    with json_lines.wrapped(active=as_json) as streams:
+        console.set_up(quiet=quiet, as_json=as_json, debug=debug, streams=streams)
+        with exits.handle_errors(debug=debug), heartbeat.watched():
+            job = cls.parse(read_mapping(options.config), origin=options.config)
+            overlap.refuse(job, config=overlap.read_file("--config", options.config))
+            ended = outcome.of_run(job, lambda: verb(job))
+            console.emit(ended.line())
+            ended.value()

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import IO, Any, Self
 
 _LINE_SECONDS = 10.0  # between progress lines without a terminal
 _BAR_SECONDS = 1.0  # between counts of images on a terminal
@@ -30,6 +30,7 @@ _ASCII = {
 }  # fmt: skip
 
 log = logging.getLogger("raypq")
+_results: IO[str] | None = None  # the stream of results, where it is not ``sys.stdout``
 
 
 class OutputClosedError(BrokenPipeError):
@@ -70,14 +71,15 @@ def emit(text: str) -> None:
         OutputClosedError: the reader has closed it.
         OSError: it cannot be written, for example to a full disk.
     """
+    out = _results or sys.stdout
     try:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+        out.write(f"{text}\n")
+        out.flush()
     except BrokenPipeError as error:
-        _discard_stdout()
+        _discard(out)
         raise OutputClosedError(*error.args) from None
     except OSError as error:
-        _discard_stdout()
+        _discard(out)
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), "<stdout>") from None
 
 
@@ -91,12 +93,12 @@ def note(text: str) -> None:
     sys.stderr.write(f"{json.dumps({'text': text}) if structured() else text}\n")
 
 
-def _discard_stdout() -> None:
-    """Redirects stdout to the null device, so that flushing it at exit raises no error."""
+def _discard(stream: IO[str]) -> None:
+    """Redirects a stream to the null device, so that flushing it at exit raises no error."""
     null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(null, sys.stdout.fileno())
-    except (OSError, ValueError):  # stdout is no file
+        os.dup2(null, stream.fileno())
+    except (OSError, ValueError):  # it is no file
         pass
     finally:
         os.close(null)
@@ -109,10 +111,23 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def set_up(*, quiet: bool = False, as_json: bool = False, debug: bool = False) -> None:
-    """Directs raypq's log to stderr; called by the command line only."""
-    open_streams()
-    handler = logging.StreamHandler(sys.stderr)
+def set_up(
+    *,
+    quiet: bool = False,
+    as_json: bool = False,
+    debug: bool = False,
+    streams: tuple[IO[str], IO[str]] | None = None,
+) -> None:
+    """Directs raypq's log to stderr; called by the command line only.
+
+    Args:
+        streams: for results and for the log, instead of stdout and stderr, which are open.
+    """
+    global _results
+    if streams is None:
+        open_streams()
+    _results, lines = streams or (None, sys.stderr)
+    handler = logging.StreamHandler(lines)
     handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(message)s"))
     log.handlers = [handler]
     log.propagate = False
@@ -161,6 +176,10 @@ class Progress:
 
     def reading(self, images: int) -> None:
         """Shows the images that were read so far, those of unfinished shards too."""
+
+    def text(self) -> str:
+        """The shards so far; empty where they are on the screen."""
+        return ""
 
 
 @contextmanager
@@ -219,7 +238,7 @@ class _Lines(Progress):
         self._failed += 1
         self.done()
 
-    def _counts(self) -> str:
+    def text(self) -> str:
         failed = f", {self._failed} failed" if self._failed else ""
         return f"{self._label}: {self._shards}/{self._total} {self._unit}{failed}"
 
@@ -229,7 +248,7 @@ class _Lines(Progress):
             return
         self._last, self._read, spent = now, images, now - self._start
         say(
-            f"{self._counts()}, {images:,} images read, {images / spent:,.0f} images/s",
+            f"{self.text()}, {images:,} images read, {images / spent:,.0f} images/s",
             shards=self._shards,
             failed=self._failed,
             total=self._total,
@@ -249,7 +268,7 @@ class _Lines(Progress):
         rate = f", {self._images / spent:,.0f} images/s" if self._images else ""
         tail = f"{spent / self._shards * left:.0f} s left" if left else f"{spent:.1f} s"
         say(
-            f"{self._counts()}{rate}, {tail}",
+            f"{self.text()}{rate}, {tail}",
             shards=self._shards,
             failed=self._failed,
             total=self._total,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class RaypqError(Exception):
@@ -117,14 +118,23 @@ class WriteError(OSError):
 
     An ``OSError`` with number, text and file name, so it is retried as its number says
     (``raypq.execution.retries``), and never counts as bad input.
+
+    Attributes:
+        has_remedy: its text says what to do.
     """
+
+    has_remedy = False
 
     @classmethod
     def of(cls, error: OSError, uri: str) -> WriteError:
         """The error of writing ``uri`` that another error stands for."""
-        return cls(error.errno, error.strerror or str(error) or type(error).__name__, uri)
+        made = cls(error.errno, error.strerror or str(error) or type(error).__name__, uri)
+        made.has_remedy = getattr(error, "has_remedy", False)
+        return made
 
     def __str__(self) -> str:
+        if self.has_remedy:
+            return f"cannot write {self.filename}: {self.strerror}, then run it again"
         remedy = _WRITE_REMEDIES.get(self.errno or 0, "see whether its disk or server is at work")
         return f"cannot write {self.filename}: {self.strerror}; {remedy}, then run it again"
 
@@ -164,6 +174,10 @@ class ShardFailure:
     tries: int = 1
     bad_input: bool = True
     transient: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """The failure as plain values."""
+        return {"shard": self.shard, "reason": self.reason, "tries": self.tries}
 
     def __str__(self) -> str:
         tries = f" (after {self.tries} tries)" if self.tries > 1 else ""

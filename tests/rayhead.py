@@ -26,6 +26,7 @@ class RayHead:
 
     address: str
     dashboard: str
+    metrics: str
     environment: dict[str, str]
 
 
@@ -59,6 +60,7 @@ def ray_head(cpus: int = 2, extra: dict[str, str] | None = None) -> Iterator[Ray
     head = RayHead(
         address=f"127.0.0.1:{port}",
         dashboard=f"http://127.0.0.1:{dashboard}",
+        metrics=f"http://127.0.0.1:{metrics}/metrics",
         environment=environment,
     )
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # sockets: a short path

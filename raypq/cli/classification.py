@@ -9,7 +9,7 @@ import click
 from raypq import console
 from raypq.cli import result_tables
 from raypq.cli.job_command import job_command
-from raypq.cli.options import show, version_summary
+from raypq.cli.options import show, show_result
 
 if TYPE_CHECKING:
     from raypq.config import AddClassesJob, ClassifyJob, EvaluateJob, InferSemanticsJob
@@ -26,10 +26,7 @@ def classify(job: ClassifyJob) -> None:
     """
     from raypq import api
 
-    version = api.classify(job)
-    result = version.summary["result"]
-    few = {key: result[key] for key in ("accuracy", "unknown_labels") if key in result}
-    show(version_summary(version, job.output) | few)
+    show_result(job, api.classify(job))
 
 
 @click.group()

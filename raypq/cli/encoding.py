@@ -5,20 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raypq.cli.job_command import job_command
-from raypq.cli.options import show, version_summary
+from raypq.cli.options import show_result
 
 if TYPE_CHECKING:
     from raypq.config import EncodeJob
-
-# Entries of a version's summary that its result has.
-_SHOWN = (
-    "backbone",
-    "codes_changed_by_precision",
-    "dropped",
-    "duplicate_ids",
-    "images_left_out",
-    "images_unchanged",
-)
 
 
 @job_command("raypq.config:EncodeJob")
@@ -35,6 +25,4 @@ def encode(job: EncodeJob) -> None:
     """
     from raypq import api
 
-    version = api.encode(job)
-    changed = {key: version.summary[key] for key in _SHOWN if key in version.summary}
-    show(version_summary(version, job.output) | changed)
+    show_result(job, api.encode(job))

@@ -35,6 +35,7 @@ _TITLES = {  # of sections, in the help
     "columns": "Columns and images (section columns of a config file)",
     "where": "Workers (section where of a config file)",
     "drift": "Limits of drift (section drift of a config file)",
+    "monitoring": "Result and metrics (section monitoring of a config file)",
 }
 _COMMON = {"--config", "--quiet", "--log-json", "--debug", "--help"}
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from raypq import console, exits
+from raypq import console, exits, heartbeat, json_lines
+
+if TYPE_CHECKING:
+    from raypq.config import Job
 
 Command = Callable[..., Any]
 _OF_CLICK = (click.ClickException, click.exceptions.Exit, click.Abort)
@@ -71,26 +75,25 @@ def verb(command: Command) -> Command:
     @click.option("--debug", is_flag=True, help="Tracebacks and debug lines.")
     @wraps(command)
     def run(*args: Any, quiet: bool, log_json: bool, debug: bool, **kwargs: Any) -> None:
-        console.set_up(quiet=quiet, as_json=log_json, debug=debug)
-        with exits.handle_errors(debug=debug, reraise=_OF_CLICK):
-            command(*args, **kwargs)
+        with json_lines.wrapped(active=log_json) as streams:
+            console.set_up(quiet=quiet, as_json=log_json, debug=debug, streams=streams)
+            try:
+                with exits.handle_errors(debug=debug, reraise=_OF_CLICK), heartbeat.watched():
+                    command(*args, **kwargs)
+            except click.ClickException as error:
+                if not log_json:
+                    raise
+                console.fail(error.format_message(), kind=type(error).__name__)
+                sys.exit(error.exit_code)
 
     return run
 
 
-def version_summary(version: Any, store: str) -> dict[str, Any]:
-    """The result of a command that wrote a version."""
-    from raypq.stages.stores.quarantine import reason_of
+def show_result(job: Job, returned: Any) -> None:
+    """Prints the result of a job by what its function returned."""
+    from raypq.monitoring.results import result_of
 
-    return {
-        "store": store,
-        "version": version.version,
-        "images": version.rows,
-        "shards": len(version.shards),
-        "bytes": sum(receipt.bytes for receipt in version.shards),
-        "quarantined": [reason_of(item) for item in version.quarantined],
-        "seconds": version.summary["seconds"],
-    }
+    show(result_of(job, returned))
 
 
 def show(result: dict[str, Any]) -> None:

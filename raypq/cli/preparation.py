@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raypq.cli.job_command import job_command
-from raypq.cli.options import show, version_summary
+from raypq.cli.options import show, show_result
 
 if TYPE_CHECKING:
     from raypq.config import EmbedClassesJob, ExtractJob, ImportXlsa17Job, RepackJob, SplitJob
-
-# Entries of a version's summary that the result of ``extract`` has.
-_EXTRACTED = ("backbone", "dx", "dtype", "dropped", "images_left_out", "images_unchanged")
 
 
 @job_command("raypq.config:ExtractJob")
@@ -30,9 +27,7 @@ def extract(job: ExtractJob) -> None:
     """
     from raypq import api
 
-    version = api.extract(job)
-    changed = {key: version.summary[key] for key in _EXTRACTED if key in version.summary}
-    show(version_summary(version, job.output) | changed)
+    show_result(job, api.extract(job))
 
 
 @job_command("raypq.config:EmbedClassesJob", "embed-classes")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from raypq.cli import result_tables
 from raypq.cli.classification import evaluate
 from raypq.cli.job_command import job_command
-from raypq.cli.options import show, version_summary
+from raypq.cli.options import show, show_result
 
 if TYPE_CHECKING:
     from raypq.config import (
@@ -32,10 +32,7 @@ def search(job: SearchJob) -> None:
     """
     from raypq import api
 
-    version = api.search(job)
-    result = version_summary(version, job.output)
-    result["queries"] = result.pop("images")
-    show(result | {"refused": version.summary["refused"]})
+    show_result(job, api.search(job))
 
 
 @job_command("raypq.config:DuplicatesJob")
@@ -48,10 +45,7 @@ def duplicates(job: DuplicatesJob) -> None:
     """
     from raypq import api
 
-    version = api.duplicates(job)
-    result = version_summary(version, job.output)
-    result["pairs"] = result.pop("images")
-    show(result)
+    show_result(job, api.duplicates(job))
 
 
 @job_command("raypq.config:DeduplicateJob")
@@ -64,11 +58,7 @@ def deduplicate(job: DeduplicateJob) -> None:
     """
     from raypq import api
 
-    version = api.deduplicate(job)
-    result = version_summary(version, job.output)
-    result["grouped"] = result.pop("images")
-    numbers = ("groups", "dropped", "largest")
-    show(result | {name: version.summary[name] for name in numbers if name in version.summary})
+    show_result(job, api.deduplicate(job))
 
 
 @job_command("raypq.config:NeighborsJob")
@@ -81,7 +71,7 @@ def neighbors(job: NeighborsJob) -> None:
     """
     from raypq import api
 
-    show(version_summary(api.neighbors(job), job.output))
+    show_result(job, api.neighbors(job))
 
 
 @job_command("raypq.config:ClusterJob")
@@ -94,10 +84,7 @@ def cluster(job: ClusterJob) -> None:
     """
     from raypq import api
 
-    version = api.cluster(job)
-    numbers = ("k", "empty", "largest", "mean_score")
-    result = version_summary(version, job.output)
-    show(result | {name: version.summary[name] for name in numbers})
+    show_result(job, api.cluster(job))
 
 
 @job_command("raypq.config:ExportFaissJob", "export-faiss")

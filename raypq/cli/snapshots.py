@@ -9,7 +9,7 @@ import click
 
 from raypq import console
 from raypq.cli.job_command import job_command
-from raypq.cli.options import show, version_summary
+from raypq.cli.options import show
 
 if TYPE_CHECKING:
     from raypq.config import (
@@ -93,6 +93,7 @@ def snapshots_restore(settings: RestoreSettings) -> None:
     Example:
       raypq snapshots restore codes 1
     """
+    from raypq.monitoring.results import version_summary
     from raypq.stages.stores import versions
 
     restored = versions.restore(settings.store, settings.version)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raypq import console
 from raypq.cli.job_command import JobCommand, job_command
-from raypq.cli.options import show
+from raypq.cli.options import show_result
 
 if TYPE_CHECKING:
     from raypq.config import AblationJob, TrainJob
@@ -50,7 +50,7 @@ def train(job: TrainJob) -> None:
     """
     from raypq import api
 
-    show(api.train(job).summary)
+    show_result(job, api.train(job))
 
 
 @job_command("raypq.config:AblationJob")

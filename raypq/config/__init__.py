@@ -20,8 +20,10 @@ from raypq.config.job import (
     CpuJob,
     ImageColumns,
     Job,
+    MonitoredJob,
     WorkerSettings,
 )
+from raypq.config.monitoring import MonitoringSettings
 from raypq.config.nightly import DriftLimits, ReindexJob
 from raypq.config.preparation import (
     EmbedClassesJob,
@@ -101,6 +103,8 @@ __all__ = [
     "Job",
     "ListSettings",
     "Metric",
+    "MonitoredJob",
+    "MonitoringSettings",
     "NeighborsJob",
     "NetworkPrecision",
     "NetworkSettings",

@@ -6,7 +6,15 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, OnBadShard, Overwrite, Version
+from raypq.config.job import (
+    ClusterSettings,
+    Columns,
+    CpuJob,
+    MonitoredJob,
+    OnBadShard,
+    Overwrite,
+    Version,
+)
 from raypq.config.places import (
     InputFile,
     ModelFolder,
@@ -98,7 +106,7 @@ class ClassificationTarget(UserSettings):
         return self
 
 
-class ClassifyJob(Job, ClassificationTarget):
+class ClassifyJob(MonitoredJob, ClassificationTarget):
     """``raypq classify``: from codes, or exactly from features (no compression)."""
 
     verb: ClassVar[str] = "raypq classify"
@@ -135,7 +143,7 @@ class EvaluateJob(CpuJob):
     unknown_labels: UnknownLabels = "report"
 
 
-class AddClassesJob(Job):
+class AddClassesJob(MonitoredJob):
     """``raypq add-classes``."""
 
     verb: ClassVar[str] = "raypq add-classes"

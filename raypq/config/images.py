@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from raypq.config.job import Job
+from raypq.config.job import (
+    MonitoredJob,
+)
 from raypq.config.option import Option
 from raypq.config.places import InputFile, MaybePaths, Reads, Uri
 from raypq.config.settings import Positive, UserSettings
@@ -92,7 +94,7 @@ def with_image_column(values: Any) -> Any:
     return {**values, "columns": {"feature": _IMAGE, **columns}}
 
 
-class ImageSource(Job):
+class ImageSource(MonitoredJob):
     """A job whose source is features, or images and the network that makes features of them."""
 
     if TYPE_CHECKING:  # fields of the jobs, which list them in the order of their help

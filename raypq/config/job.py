@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from raypq.config.monitoring import MonitoringSettings
 from raypq.config.option import Option
 from raypq.config.settings import MAX_SECONDS, Positive, Threads, UserSettings, Workers
 from raypq.machine import usable
@@ -129,7 +130,13 @@ class Job(UserSettings):
     verb: ClassVar[str] = ""
 
 
-class CpuJob(Job):
+class MonitoredJob(Job):
+    """A job with a result, which can be written to a file, and be reported as metrics."""
+
+    monitoring: MonitoringSettings = MonitoringSettings()
+
+
+class CpuJob(MonitoredJob):
     """A job whose workers use CPUs alone."""
 
     where: WorkerSettings = WorkerSettings()

@@ -8,7 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from raypq.config.images import BACKBONE, Images, NetworkSettings, with_image_column
-from raypq.config.job import ClusterSettings, Columns, CpuJob, Job, OnBadShard, Seed
+from raypq.config.job import (
+    ClusterSettings,
+    Columns,
+    CpuJob,
+    MonitoredJob,
+    OnBadShard,
+    Seed,
+)
 from raypq.config.option import Option
 from raypq.config.places import (
     InputFile,
@@ -40,7 +47,7 @@ class RepackJob(CpuJob):
     columns: Columns = Columns()
 
 
-class ExtractJob(Job):
+class ExtractJob(MonitoredJob):
     """``raypq extract``."""
 
     verb: ClassVar[str] = "raypq extract"
@@ -82,7 +89,7 @@ def _hold_a_name(value: list[str]) -> list[str]:
 Templates = Annotated[list[Text], Field(min_length=1), AfterValidator(_hold_a_name)]
 
 
-class EmbedClassesJob(Job):
+class EmbedClassesJob(MonitoredJob):
     """``raypq embed-classes``."""
 
     verb: ClassVar[str] = "raypq embed-classes"
@@ -150,7 +157,7 @@ class SplitJob(CpuJob):
     columns: Columns = Columns()
 
 
-class ImportXlsa17Job(Job):
+class ImportXlsa17Job(MonitoredJob):
     """``raypq import-xlsa17``."""
 
     verb: ClassVar[str] = "raypq import-xlsa17"

@@ -6,7 +6,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from raypq.config.job import Columns, Job, Seed
+from raypq.config.job import (
+    Columns,
+    MonitoredJob,
+    Seed,
+)
 from raypq.config.places import InputFile, ModelFolder, Paths, Split
 from raypq.config.settings import Positive
 
@@ -17,7 +21,7 @@ def _space(given: dict[str, Any]) -> Space:
     return "raw" if given.get("model") is None else "mapped"
 
 
-class ProbeJob(Job):
+class ProbeJob(MonitoredJob):
     """Labelled rows, and the space to evaluate them in; runs in this process."""
 
     features: Paths = Field(description="labelled feature store; may be repeated")

@@ -9,7 +9,7 @@ from pydantic import Field
 from raypq.config.job import (
     ClusterSettings,
     Columns,
-    Job,
+    MonitoredJob,
     OnBadShard,
     Overwrite,
     Seed,
@@ -47,7 +47,7 @@ QueryDistance = Annotated[
 ]
 
 
-class SearchJob(Job):
+class SearchJob(MonitoredJob):
     """``raypq search``: queries are features, or (SDC only) ids of stored codes."""
 
     verb: ClassVar[str] = "raypq search"
@@ -83,7 +83,7 @@ class SearchJob(Job):
     where: ClusterSettings = ClusterSettings()
 
 
-class RetrievalJob(Job):
+class RetrievalJob(MonitoredJob):
     """``raypq evaluate retrieval``."""
 
     verb: ClassVar[str] = "raypq evaluate retrieval"
@@ -125,7 +125,7 @@ Rerank = Annotated[
 ]
 
 
-class DuplicatesJob(Job):
+class DuplicatesJob(MonitoredJob):
     """``raypq duplicates``."""
 
     verb: ClassVar[str] = "raypq duplicates"
@@ -185,7 +185,7 @@ class DeduplicationTarget(UserSettings):
     )
 
 
-class DeduplicateJob(Job, DeduplicationTarget):
+class DeduplicateJob(MonitoredJob, DeduplicationTarget):
     """``raypq deduplicate``."""
 
     verb: ClassVar[str] = "raypq deduplicate"
@@ -201,7 +201,7 @@ class DeduplicateJob(Job, DeduplicationTarget):
     where: ClusterSettings = ClusterSettings()
 
 
-class NeighborsJob(Job):
+class NeighborsJob(MonitoredJob):
     """``raypq neighbors``."""
 
     verb: ClassVar[str] = "raypq neighbors"
@@ -215,7 +215,7 @@ class NeighborsJob(Job):
     where: ClusterSettings = ClusterSettings()
 
 
-class ClusterJob(Job):
+class ClusterJob(MonitoredJob):
     """``raypq cluster``."""
 
     verb: ClassVar[str] = "raypq cluster"
@@ -238,7 +238,7 @@ class ClusterJob(Job):
     where: ClusterSettings = ClusterSettings()
 
 
-class ExportFaissJob(Job):
+class ExportFaissJob(MonitoredJob):
     """``raypq export-faiss``."""
 
     verb: ClassVar[str] = "raypq export-faiss"
@@ -250,7 +250,7 @@ class ExportFaissJob(Job):
     output: Annotated[Uri, Writes("index")] = Field(description="index file to write")
 
 
-class ImportFaissJob(Job):
+class ImportFaissJob(MonitoredJob):
     """``raypq import-faiss``."""
 
     verb: ClassVar[str] = "raypq import-faiss"

@@ -6,7 +6,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from raypq.config.job import ClusterSettings, Columns, Job, OnBadShard, Overwrite, Version
+from raypq.config.job import (
+    ClusterSettings,
+    Columns,
+    Job,
+    MonitoredJob,
+    OnBadShard,
+    Overwrite,
+    Version,
+)
 from raypq.config.option import Option
 from raypq.config.places import (
     InputFile,
@@ -23,7 +31,7 @@ from raypq.config.settings import Positive
 _GIB = 2**30
 
 
-class TrainJob(Job):
+class TrainJob(MonitoredJob):
     """``raypq train``."""
 
     verb: ClassVar[str] = "raypq train"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import metadata
 from typing import Any, TypeVar
@@ -14,7 +16,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import AuthenticationError
 
-from raypq import console, machine
+from raypq import console, heartbeat, machine
 from raypq.config import ClusterSettings
 from raypq.distributed.errors import ClusterError, described, reason_of
 from raypq.distributed.head import (
@@ -24,6 +26,7 @@ from raypq.distributed.head import (
     unreachable,
 )
 from raypq.distributed.local_ray import without_unused_processes
+from raypq.distributed.resources import check_resources, nodes_that_fit, warn_of_room
 from raypq.distributed.worker_actor import WorkerActor
 from raypq.distributed.worker_pool import RayWorkerPool
 from raypq.errors import ConfigError
@@ -65,6 +68,7 @@ class RayExecutor:
         resources = check_resources(settings)
         if memory := self._memory(cache):
             resources["memory"] = memory
+        warn_of_room(settings.workers, resources)
         actor = ray.remote(
             num_cpus=settings.threads,
             num_gpus=settings.gpus_per_worker,
@@ -115,7 +119,7 @@ class RayExecutor:
         settings = self._settings
         if settings.memory_per_worker is not None:
             return int(settings.memory_per_worker * machine.GIB)
-        nodes = [node for node in _nodes() if _fits(node, _worker_resources(settings))]
+        nodes = nodes_that_fit(settings)
         if not nodes or any(not node.get("memory") for node in nodes):
             return 0  # node groups of an autoscaler need not state their memory
         share = min(
@@ -138,54 +142,6 @@ class RayExecutor:
                 "workers and cache_bytes in a config)"
             )
         return min(needed, available)
-
-
-def _worker_resources(settings: ClusterSettings) -> dict[str, float]:
-    """The resources of a worker that the settings name."""
-    resources = {"CPU": float(settings.threads), "GPU": settings.gpus_per_worker}
-    if settings.memory_per_worker is not None:
-        resources["memory"] = settings.memory_per_worker * machine.GIB
-    return {name: count for name, count in resources.items() if count}
-
-
-def _fits(node: Mapping[str, float], resources: Mapping[str, float]) -> bool:
-    return all(node.get(name, 0.0) >= count for name, count in resources.items())
-
-
-def check_resources(settings: ClusterSettings) -> dict[str, float]:
-    """The resources of a worker, which some node has or an autoscaler may add.
-
-    Raises:
-        ClusterError: no node has them; names what is needed and what the nodes have.
-    """
-    needed = _worker_resources(settings)
-    nodes = _nodes()
-    if any(_fits(node, needed) for node in nodes):
-        return needed
-    names = {"CPU": 0, "GPU": 0, **needed}
-    available = "; ".join(
-        sorted({described({name: node.get(name, 0.0) for name in names}) for node in nodes})
-    )
-    raise ClusterError(
-        f"a worker needs {described(needed)}, but no node has that; the nodes have: {available}. "
-        "Ask for less (--threads, --gpus-per-worker, --memory-per-worker; in a config threads, "
-        "gpus_per_worker, memory_per_worker below where), or add nodes that have it"
-    )
-
-
-def _nodes() -> list[dict[str, float]]:
-    """Resources of every live node, and of every node group of an autoscaler."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]] + _node_groups()
-
-
-def _node_groups() -> list[dict[str, float]]:
-    """Resources of a node of each group that the cluster's autoscaler may add.
-
-    Ray 2.60 has no public call for this. Only autoscaler v2, KubeRay's default, states them.
-    """
-    config = ray._private.state.state.get_cluster_config()
-    groups = config.node_group_configs if config else []
-    return [dict(group.resources) for group in groups if group.max_count]
 
 
 @contextmanager
@@ -228,13 +184,23 @@ def _init(settings: ClusterSettings) -> None:
     else:
         check_address(settings.cluster)
         options["address"] = settings.cluster
+    beginning = "starting Ray" if settings.cluster == "local" else "connecting to Ray"
     try:
-        with processes:
+        with processes, heartbeat.phase(beginning), _own_sigterm():
             ray.init(**options)
     except Exception as error:  # Ray 2.60 raises plain ``Exception`` too
         if settings.cluster == "local":
             raise _start_error(error, folder) from error
         raise _connect_error(settings.cluster, error) from error
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps this process's handler of SIGTERM, which ``ray.init`` replaces."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _version_mismatch(address: str, versions: re.Match[str]) -> str:

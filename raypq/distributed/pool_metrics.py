@@ -3,16 +3,24 @@
 The driver reports them, not the workers: it sees every task, and it can still be scraped after a
 worker died or was stopped. Ray prepends ``ray_`` to each name and appends ``_total`` to counters:
 ``ray_raypq_images_total{stage="encode"}``.
+
+The series of a driver end with the agent of its node, not with the driver (Ray 2.60). Every counter
+starts at 0 with its pool, so that ``increase`` sees its first step, too.
 """
 
 from __future__ import annotations
+
+import sys
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from raypq.execution.executor import PoolStats
 from raypq.io_counters import Reading
 
-_BUCKETS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]  # seconds of a shard
+# Seconds of a shard. Ray's ``_sum`` adds the middle of the bucket of each value, which is far off
+# where buckets are coarse; ``worker_seconds`` is exact.
+_BUCKETS = [0.01 * 2**power for power in range(18)]
+_ZERO = sys.float_info.min  # Ray's counters refuse 0
 _TAGS = ("stage",)
 
 
@@ -24,13 +32,16 @@ class PoolMetrics:
         tags = {"stage": stats.stage}
 
         def counter(name: str, description: str) -> Counter:
-            return Counter(f"raypq_{name}", description, _TAGS).set_default_tags(tags)
+            made = Counter(f"raypq_{name}", description, _TAGS).set_default_tags(tags)
+            made.inc(_ZERO)
+            return made
 
         def gauge(name: str, description: str) -> Gauge:
             return Gauge(f"raypq_{name}", description, _TAGS).set_default_tags(tags)
 
         self._images = counter("images", "Images read, from features or codes.")
         self._bytes = counter("bytes_read", "Bytes of Parquet read.")
+        self._busy = counter("worker_seconds", "Seconds that workers spent in tasks.")
         self._failed = counter("shards_failed", "Shards that failed.")
         self._retries = counter("retries", "Tasks that were retried.")
         self._deaths = counter("worker_deaths", "Workers that died.")
@@ -47,6 +58,7 @@ class PoolMetrics:
         stats.images += read.images
         stats.bytes += read.bytes
         self._seconds.observe(seconds)
+        self._busy.inc(max(seconds, _ZERO))
         if read.images:  # Ray's counters refuse increments of zero
             self._images.inc(read.images)
         if read.bytes:

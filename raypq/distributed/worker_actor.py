@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -34,6 +35,17 @@ class StartupError:
 
 
 @dataclass(frozen=True)
+class Started:
+    """Where a worker runs."""
+
+    node: str
+    process: int
+
+    def __str__(self) -> str:
+        return f"process {self.process} on node {self.node}"
+
+
+@dataclass(frozen=True)
 class TaskReply:
     """The value of one call, its seconds, and the images and bytes that it read."""
 
@@ -54,7 +66,7 @@ class WorkerActor:
         self._shared_key: bytes | None = None
         self._shared: tuple[Any, ...] = ()
 
-    def ping(self) -> StartupError | None:
+    def ping(self) -> Started | StartupError:
         """Makes the worker. Errors are returned: of a raised one, Ray reports only a dead actor."""
         if self._worker is None:
             if (installed := metadata.version("raypq")) != self._version:
@@ -77,7 +89,7 @@ class WorkerActor:
                 reason = f"{type(error).__name__}: {error}"
                 return StartupError(reason, permanent=not is_transient(error))
             self._args = ()
-        return None
+        return Started(f"{socket.gethostname()} ({ray.util.get_node_ip_address()})", os.getpid())
 
     def call(self, function: Callable[..., Any], task: Task, shared: list[Any]) -> TaskReply:
         """Calls ``function(worker, task, *shared)``.

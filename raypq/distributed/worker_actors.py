@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +18,11 @@ from ray.exceptions import RayError
 from raypq import console
 from raypq.distributed.errors import ClusterError, described, reason_of
 from raypq.distributed.pool_metrics import PoolMetrics
-from raypq.distributed.worker_actor import StartupError
+from raypq.distributed.worker_actor import Started, StartupError
 from raypq.execution.executor import MAX_TRIES
 
 _NO_WORKER_WARNING = 15.0  # seconds until a warning that no worker has started
-_FEW_WORKERS_WARNING = 60.0  # seconds until a warning that some workers have not started
+_FEW_WORKERS_WARNING = 15.0  # seconds until a warning that some workers have not started
 _MAX_PAUSE = 8.0  # seconds before the next start where every worker died at its start
 
 
@@ -31,12 +31,14 @@ class Worker:
     """One actor, as the driver sees it.
 
     Attributes:
+        place: where it runs, for messages.
         assigned: tasks sent to it, in the order in which it does them.
         cached_tasks: tasks of this pass, not assigned yet, that it did in an earlier one, and whose
             data it may have cached.
     """
 
     actor: Any
+    place: str = "not known"
     assigned: deque[int] = field(default_factory=deque)
     cached_tasks: deque[int] = field(default_factory=deque)
 
@@ -86,12 +88,22 @@ class WorkerActors:
         worker.assigned.clear()
         self._ping(worker)
 
-    def replace_dead(self, worker: Worker, reason: str) -> None:
-        """Replaces a worker that is dead, or that can no longer be reached."""
+    def replace_dead(self, worker: Worker, reason: str, shards: Sequence[str]) -> None:
+        """Replaces a worker that is dead, or that can no longer be reached.
+
+        Args:
+            shards: its tasks without a reply, for the warning. It was doing the first of them, or a
+                later one if replies were lost with it.
+        """
         self.ready.remove(worker)
         self._metrics.worker_died()
         ray.kill(worker.actor)  # an unreachable one would hold its CPUs for ever
-        console.warn(f"a worker died: {reason}; starting another")
+        doing = f", at work on {shards[0]}" if shards else ", without work"
+        more = f" or one of the next {len(shards) - 1}" if len(shards) > 1 else ""
+        console.warn(
+            f"a worker died ({worker.place}{doing}{more}): {reason}; starting another",
+            **({"shard": shards[0]} if shards else {}),
+        )
         self._start_missing()
 
     def on_ready(self, ref: Any) -> None:
@@ -103,13 +115,14 @@ class WorkerActors:
         worker = self.starting.pop(ref)
         died = False
         try:
-            error: StartupError | None = ray.get(ref)
+            answer: Started | StartupError = ray.get(ref)
         except RayError as lost:
-            error, died = StartupError(reason_of(lost)), True
-        if error is not None:
+            answer, died = StartupError(reason_of(lost)), True
+        if isinstance(answer, StartupError):
             ray.kill(worker.actor)
-            self._start_failed(error, died=died)
+            self._start_failed(answer, died=died)
             return
+        worker.place = str(answer)
         self._failed_starts = 0
         self.ready.append(worker)
         if self._metrics.stats.ready is None:

@@ -305,8 +305,9 @@ class _Pass:
             except RayError:
                 continue
             worker.assigned.remove(index)
-        self._actors.replace_dead(worker, reason_of(error))
         lost = list(worker.assigned)
+        shards = [self._tasks[index].name for index in lost]
+        self._actors.replace_dead(worker, reason_of(error), shards)
         for index in lost[1:]:
             heapq.heappush(self._retry_queue, index)
         for index in worker.cached_tasks:
@@ -317,7 +318,7 @@ class _Pass:
             yield from self._finish(worker, index, value)
         if lost:
             failure = self._failure(lost[0], error, transient=True)
-            reason = f"its worker died: {failure.reason}"
+            reason = f"its worker died ({worker.place}): {failure.reason}"
             yield from self._failed(lost[0], replace(failure, reason=reason))
 
 

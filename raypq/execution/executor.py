@@ -14,8 +14,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple, Unpack
 
-from raypq import console, io_counters
+from raypq import console, heartbeat, io_counters
 from raypq.errors import InputError, RaypqError, ShardFailure, message_of
+from raypq.execution import pass_counts
 from raypq.execution.failures import FailureWatch, raise_failures
 from raypq.execution.retries import is_transient
 
@@ -211,26 +212,29 @@ def completed(
             where so many fail alike that the others would, too.
     """
     failures = [] if failures is None else failures
-    watch = FailureWatch(total, quarantine=on_bad_shard == "quarantine")
+    counts = pass_counts.of(label)
+    watch = FailureWatch(total, quarantine=on_bad_shard == "quarantine", counts=counts)
     for failure in failures:
         watch.failed(failure)
     before, done, not_tried = len(failures), 0, 0
-    with console.progress(total, label, unit=unit, read=io_counters.images_from_now()) as progress:
+    with (
+        console.progress(total, label, unit=unit, read=io_counters.images_from_now()) as progress,
+        heartbeat.phase(progress.text),
+    ):
         for result in results:
             if result.failure:
                 failures.append(result.failure)
-                if watch.quarantines(result.failure):
-                    progress.done()
-                else:
-                    progress.failed()
+                (progress.done if watch.quarantines(result.failure) else progress.failed)()
                 if watch.failed(result.failure):
                     not_tried = total - done - (len(failures) - before)
+                    counts.not_tried += not_tried
                     break
                 continue
             done += 1
-            watch.succeeded()
+            number = images(result.value)
+            watch.succeeded(number)
             yield result.value
-            progress.done(images(result.value))
+            progress.done(number)
     raise_failures(failures, done, on_bad_shard, kept=kept, not_tried=not_tried)
 
 

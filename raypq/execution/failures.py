@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from raypq import console
 from raypq.errors import JobError, ShardFailure
+from raypq.execution.pass_counts import PassCounts
 
 _MAX_LOGGED = 10  # failures of a pass; its error names all of them
 # So many failures alike in a row, or so many and more than this share of all shards, end a pass.
@@ -24,10 +25,12 @@ class FailureWatch:
 
     Args:
         total: shards of the pass. quarantine: whether bad input is left out, and the pass goes on.
+        counts: updated.
     """
 
-    def __init__(self, total: int, *, quarantine: bool) -> None:
+    def __init__(self, total: int, *, quarantine: bool, counts: PassCounts | None = None) -> None:
         self._total, self._quarantine = total, quarantine
+        self._counts = counts or PassCounts()
         self._logged = self._in_a_row = 0
         self._kinds: Counter[str] = Counter()
         self._last = ""
@@ -36,9 +39,11 @@ class FailureWatch:
         """Whether the pass goes on without this shard."""
         return self._quarantine and failure.bad_input
 
-    def succeeded(self) -> None:
-        """Records that a shard is finished."""
+    def succeeded(self, images: int = 0) -> None:
+        """Records that a shard of so many images is finished."""
         self._in_a_row = 0
+        self._counts.done += 1
+        self._counts.images += images
 
     def failed(self, failure: ShardFailure) -> bool:
         """Records and logs a failure.
@@ -48,7 +53,9 @@ class FailureWatch:
         """
         if self.quarantines(failure):
             console.warn(f"quarantined {failure}", shard=failure.shard)
+            self._counts.quarantined.append(failure)
             return False
+        self._counts.failed.append(failure)
         self._logged += 1
         if self._logged <= _MAX_LOGGED:
             more = "; further failures are counted" if self._logged == _MAX_LOGGED else ""

@@ -52,10 +52,17 @@ class LocalExecutor:
         """Makes one worker, which all threads share."""
         kernels.set_threads(self._threads)
         stats = PoolStats(stage=stage, started=time.monotonic(), workers=self.n_workers)
-        with ThreadPoolExecutor(self.n_workers, "raypq", kernels.apply_thread_limit) as threads:
+        threads = ThreadPoolExecutor(self.n_workers, "raypq", kernels.apply_thread_limit)
+        interrupted = False
+        try:
             worker = make(*args)
             stats.ready = time.monotonic()
             yield LocalWorkerPool(threads, worker, stats)
+        except KeyboardInterrupt:  # leases are given back before the shards at work are finished
+            interrupted = True
+            raise
+        finally:
+            threads.shutdown(wait=not interrupted, cancel_futures=interrupted)
 
     def run_spmd(self, job: SpmdJob) -> None:
         """Runs the function in this process, as the only rank, with the threads of all workers."""

@@ -57,6 +57,11 @@ class NeighborIndex:
         self._rows = len(B)
         self._native = native.neighbor_index(B, C, T, threads=kernels.threads(), isa=isa)
 
+    @property
+    def searched(self) -> float:
+        """The share of the blocks that ``search_all`` has compared, for other threads."""
+        return self._native.searched
+
     def search_all(self, k: int) -> NeighborWork:
         """Searches for all rows, of which ``find`` for the same k then only looks up the results:
         at about half of the cost, since the neighbours of both codes of a pair are found at once.

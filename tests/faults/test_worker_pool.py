@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -99,6 +100,34 @@ def sort(outcomes: list[TaskResult]) -> tuple[set[int], dict[int, Any]]:
     assert set(count.values()) <= {1}, "an outcome twice"
     failed = {outcome.index: outcome.failure for outcome in outcomes if outcome.failure}
     return set(count) - set(failed), failed
+
+
+def test_a_dead_worker_is_named_with_its_node_and_shard(
+    executor: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with executor.start_workers(Diary, tmp_path, stage="test") as pool:
+        outcomes = list(pool.map(Diary.run, jobs(1, job0="poison")))
+    (process, *others) = calls(tmp_path)["job0"]
+    died = [text for text in caplog.messages if "a worker died" in text]
+    assert len(died) == 1 + len(others) == 3, caplog.text
+    assert f"process {process} on node {socket.gethostname()}" in died[0]
+    assert "at work on job0)" in died[0]
+    _, failed = sort(outcomes)
+    assert f"its worker died (process {others[-1]} on node" in failed[0].reason
+
+
+def test_room_for_fewer_workers_is_a_warning(
+    executor: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    from raypq.distributed.cluster import RayExecutor
+
+    with RayExecutor(WHERE.model_copy(update={"workers": 8})).start_workers(dict, stage="test"):
+        pass
+    assert "asked for 8 workers, but the cluster has room for 2" in caplog.text
+    caplog.clear()
+    with executor.start_workers(dict, stage="test"):
+        pass
+    assert caplog.text == ""
 
 
 def test_a_killed_worker_loses_nothing_and_repeats_nothing_finished(

@@ -13,10 +13,13 @@ from typing import IO, Any
 from fsspec import AbstractFileSystem
 from fsspec.spec import AbstractBufferedFile
 
+from raypq.data.storage import answers
 from raypq.errors import InputError
 
 _FLAT = frozenset({"s3", "gs", "gcs", "abfs", "az"})  # one listing holds all below a prefix
 _MAX_DEPTH = 100  # nested folders
+# Of errors that s3fs makes without one.
+_NUMBERS = ((PermissionError, errno.EACCES), (FileNotFoundError, errno.ENOENT))
 _MAX_PUT = 5 << 30  # bytes; S3's limit for an upload in one request
 
 
@@ -27,7 +30,8 @@ def has_folders(fs: AbstractFileSystem) -> bool:
 
 @contextmanager
 def server_errors(uri: str) -> Iterator[None]:
-    """Turns errors of a server, and of the connection to it, into ``OSError`` that name the URI.
+    """Turns errors of a server, and of the connection to it, into ``OSError`` that name the URI,
+    and that say what to do where that is known.
 
     botocore's own errors (no connection, no credentials) are no ``OSError``, and many that s3fs
     makes from a server's response do not name the object.
@@ -35,17 +39,28 @@ def server_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None or uri in str(error):
+        named = named_error(error, uri)
+        if named is error:
             raise
-        number, text = error.errno or errno.EIO, error.strerror or str(error)
-        named = type(error)(number, text or type(error).__name__, uri)
         raise named from (error.__cause__ or error)
     except Exception as error:
         from botocore.exceptions import BotoCoreError
 
         if not isinstance(error, BotoCoreError):
             raise
-        raise ConnectionError(errno.EIO, str(error), uri) from error
+        raise answers.no_answer(error, uri) from error
+
+
+def named_error(error: OSError, uri: str) -> OSError:
+    """An error with the URI, and with what to do where the server's response is known; the error
+    itself where it has a name."""
+    if not hasattr(error, "has_remedy") and (known := answers.explained(_response(error), uri)):
+        return known
+    if error.filename is not None or uri in str(error):
+        return error
+    default = next((number for kind, number in _NUMBERS if isinstance(error, kind)), errno.EIO)
+    text = error.strerror or str(error) or type(error).__name__
+    return type(error)(error.errno or default, text, uri)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from raypq import io_counters
 from raypq.data.storage.footer import Chunk, Footer, FooterError, parse
-from raypq.data.storage.objects import server_errors
+from raypq.data.storage.objects import server_errors, status_of
 from raypq.data.storage.operations import file_size
 from raypq.data.storage.place import filesystem, is_local, local_path
 from raypq.data.storage.settings import StorageSettings
@@ -371,10 +371,13 @@ def _is_io_failure(error: BaseException) -> bool:
     """Whether an error is of the storage, rather than of the file's content.
 
     Arrow reports content that it cannot decode as a plain OSError without a number; a lost
-    connection is a subclass, a full or failing disk has a number.
+    connection is a subclass, a full or failing disk has a number, and an error of a server has its
+    response.
     """
     if not isinstance(error, OSError):
         return False
+    if status_of(error) is not None:
+        return True
     from_arrow = type(error) is OSError and error.filename is None
     return not (from_arrow and error.errno in (None, errno.EINVAL))
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from raypq.data.storage.objects import below, children, is_missing_bucket, missing_bucket_error
+from raypq.data.storage import objects
 from raypq.data.storage.tags import version_tag
 from raypq.errors import InputError
 
@@ -243,8 +243,8 @@ class RemoteWalk(Walk):
         try:
             return self._entry(self.fs.info(path))
         except (FileNotFoundError, NotADirectoryError) as error:
-            if is_missing_bucket(self.fs, path, error):
-                raise missing_bucket_error(self.uri) from None
+            if objects.is_missing_bucket(self.fs, path, error):
+                raise objects.missing_bucket_error(self.uri) from None
             return None
         except PermissionError as error:
             # Rights may cover a prefix, but neither an object of the prefix's name nor a pattern.
@@ -253,15 +253,15 @@ class RemoteWalk(Walk):
                 return None
             folder = Entry(path=path, real=path, folder=True)
             if next(self.below(folder), None) is None:
-                raise _unreadable(self.uri, error) from None
+                raise _unreadable(self.uri, objects.named_error(error, self.uri)) from None
             return folder
 
     def children(self, path: str) -> Iterable[Entry]:
-        return [self._entry(info) for info in children(self.fs, path)]
+        return [self._entry(info) for info in objects.children(self.fs, path)]
 
     def below(self, folder: Entry) -> Iterator[Entry]:
         root = folder.path.rstrip("/")
-        for info in below(self.fs, folder.path, skip=hidden):
+        for info in objects.below(self.fs, folder.path, skip=hidden):
             entry = self._entry(info)
             if not any(hidden(part) for part in entry.path[len(root) :].split("/") if part):
                 yield entry

@@ -8,8 +8,9 @@ if the name is taken, so that one contender gets a term.
 
 No clock of another machine is trusted. A contender that finds the lease held watches it: a new
 heartbeat shows that the holder is active; if there is none for the holder's expiry time, by the
-contender's own monotonic clock, the holder is gone and the next term is free. A holder that only
-slept finds the higher term in ``check``, just before a commit, and gives up.
+contender's own monotonic clock, the holder is gone and the next term is free. A lease that stood
+still for long by the storage's clock is taken over at once. A holder that only slept finds the
+higher term in ``check``, just before a commit, and gives up.
 
 Old files are removed to keep the folder short, never to hand over the lease; the highest always
 stays, so that no term is used twice.
@@ -22,8 +23,8 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Event, Thread
@@ -33,13 +34,23 @@ from pydantic import ConfigDict, Field, ValidationError
 from raypq import console
 from raypq.config import Settings
 from raypq.config.settings import MAX_SECONDS
-from raypq.data.storage import create, delete, join, json_text, list_files, list_names, read_bytes
+from raypq.data.storage import (
+    create,
+    delete,
+    join,
+    json_text,
+    list_files,
+    list_names,
+    read_bytes,
+    storage_time,
+)
 from raypq.errors import ConflictError
 
 FOLDER = "lease"
 SECONDS = 60.0  # default expiry: without a heartbeat for so long, a holder counts as gone
 _BEATS = 4  # heartbeats in that time: three may be lost
 _POLLS = 40  # of a contender in that time
+_STILL = 2.0  # times the expiry without a heartbeat, after which nobody need be watched
 _NAME = re.compile(r"([0-9]{12})-([0-9]{8}|end)\.json")
 _MAX_TERM = 10**12 - 1  # that a name can hold
 
@@ -104,9 +115,10 @@ class Lease:
         Raises:
             ConflictError: another run holds it and is active.
         """
-        last = self._latest()
-        if last and not last.released:
-            last = self._watch(last)
+        take_all([self])
+
+    def _claim(self, last: _Beat | None) -> None:
+        """Takes the term after the last one, whose holder has released it or is gone."""
         self.term = last.term + 1 if last else 1
         if self.term > _MAX_TERM:
             raise ConflictError(
@@ -146,30 +158,45 @@ class Lease:
         if last is None or last.term != self.term or last.released:
             raise self._refusal(last, "took the lease over")
 
-    def release(self) -> None:
-        """Ends the lease, so that the next run need not wait for its expiry."""
+    def release(self) -> bool:
+        """Ends the lease, so that the next run need not wait for its expiry; whether it worked."""
         with suppress(OSError):
-            self._create("end")
+            return self._create("end")
+        return False
 
-    def _watch(self, last: _Beat) -> _Beat:
-        """Waits for the holder's next heartbeat; returns the last one of a holder that is gone."""
-        holder = self._holder(last)
-        expiry = holder.seconds if holder else self.seconds
-        console.say(
-            f"{self.store} is held by {_name(holder)}; waiting up to {expiry:g} s for a sign of "
-            "life"
+    def give_back(self) -> None:
+        """Ends the lease where this run holds it, as after an interrupt, and says so."""
+        released = False
+        with suppress(OSError):
+            last = self._latest()
+            holder = self._holder(last) if last and not last.released else None
+            if holder is None or holder.nonce != self.holder.nonce:
+                return
+            released = self.release()
+        if released:
+            console.say(f"{self.store}: the lease is given back")
+        else:
+            console.warn(
+                f"{self.store}: the lease could not be given back; it ends {self.seconds:g} s "
+                "after its last heartbeat"
+            )
+
+    def _stands_still(self, last: _Beat) -> bool:
+        """Whether the last heartbeat is far older than its expiry, by the storage's own clock.
+
+        Then there is nothing to watch. A holder that was suspended for so long finds the higher
+        term before it commits.
+        """
+        known = current(self.store)
+        if known is None:
+            return False
+        silent = storage_time(join(self.store, FOLDER)) - known.last_beat
+        if silent <= _STILL * known.seconds:
+            return False
+        console.warn(
+            f"{self.store}: {known.who} sent no heartbeat for {silent:,.0f} s; taking over at once"
         )
-        end = self.now() + expiry
-        while self.now() < end:
-            self.sleep(expiry / _POLLS)
-            latest = self._latest()
-            if latest is None or latest == last:
-                continue
-            if latest.released:
-                return latest
-            raise self._refusal(latest, "is at work")
-        console.warn(f"{self.store}: {_name(holder)} sent no heartbeat; taking over")
-        return last
+        return True
 
     def _refusal(self, last: _Beat | None, reason: str) -> ConflictError:
         holder = None
@@ -223,6 +250,71 @@ class Lease:
         return join(self.store, FOLDER, f"{term:012d}-{beat}.json")
 
 
+class _Watched:
+    """The lease of another holder that is watched for a sign of life.
+
+    Attributes:
+        last: its last heartbeat. seconds: until its holder counts as gone.
+    """
+
+    def __init__(self, lease: Lease, last: _Beat) -> None:
+        self._lease, self.last = lease, last
+        self._holder = lease._holder(last)
+        self.seconds = self._holder.seconds if self._holder else lease.seconds
+        self._end = lease.now() + self.seconds
+        console.say(
+            f"{lease.store} is held by {_name(self._holder)}; waiting up to {self.seconds:g} s for "
+            "a sign of life"
+        )
+
+    def is_over(self) -> bool:
+        """Looks again: whether the holder has released the lease, or is gone.
+
+        Raises:
+            ConflictError: it is active.
+        """
+        lease = self._lease
+        latest = lease._latest()
+        if latest is not None and latest != self.last:
+            if not latest.released:
+                raise lease._refusal(latest, "is at work")
+            self.last = latest
+            return True
+        if lease.now() < self._end:
+            return False
+        console.warn(f"{lease.store}: {_name(self._holder)} sent no heartbeat; taking over")
+        return True
+
+
+def take_all(leases: Sequence[Lease]) -> None:
+    """Takes several leases. Those of other holders are watched together, so that those of a crashed
+    run take the time of one.
+
+    Raises:
+        ConflictError: another run holds one of them and is active; then none is taken.
+    """
+    last = {lease.store: lease._latest() for lease in leases}
+    watched = {
+        lease.store: _Watched(lease, beat)
+        for lease in leases
+        if (beat := last[lease.store]) and not beat.released and not lease._stands_still(beat)
+    }
+    while watched:
+        leases[0].sleep(min(item.seconds for item in watched.values()) / _POLLS)
+        for store, item in list(watched.items()):
+            if item.is_over():
+                last[store] = watched.pop(store).last
+    taken: list[Lease] = []
+    try:
+        for lease in leases:
+            lease._claim(last[lease.store])
+            taken.append(lease)
+    except BaseException:
+        for lease in taken:
+            lease.give_back()
+        raise
+
+
 @dataclass(frozen=True, kw_only=True)
 class CurrentLease:
     """A lease that has not been released; times are by the storage's clock.
@@ -262,17 +354,45 @@ def held(store: str, *, seconds: float = SECONDS) -> Iterator[Lease]:
     Raises:
         ConflictError: another run holds it and is active.
     """
-    lease = Lease(store=store, seconds=seconds)
-    lease.take()
+    with held_all([store], seconds=seconds) as leases:
+        yield leases[store]
+
+
+@contextmanager
+def held_all(stores: Iterable[str], *, seconds: float = SECONDS) -> Iterator[dict[str, Lease]]:
+    """Holds the leases on several stores within the context, by store.
+
+    Raises:
+        ConflictError: another run holds one of them and is active.
+    """
+    leases = {store: Lease(store=store, seconds=seconds) for store in sorted(stores)}
+    finished = False
+    try:
+        take_all(list(leases.values()))
+        with ExitStack() as stack:
+            for lease in leases.values():
+                stack.enter_context(_kept_alive(lease))
+            yield leases
+        finished = True
+    finally:
+        for lease in leases.values():
+            if finished:
+                lease.release()
+            else:
+                lease.give_back()
+
+
+@contextmanager
+def _kept_alive(lease: Lease) -> Iterator[None]:
+    """Heartbeats from a thread within the context."""
     done = Event()
     thread = Thread(target=_keep_alive, args=(lease, done), name="raypq-lease", daemon=True)
     thread.start()
     try:
-        yield lease
+        yield
     finally:
         done.set()
         thread.join()
-        lease.release()
 
 
 def _keep_alive(lease: Lease, done: Event) -> None:

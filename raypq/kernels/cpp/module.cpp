@@ -438,6 +438,7 @@ NB_MODULE(_native, module) {
   nb::class_<NeighborIndex>(module, "NeighborIndex")
       .def("__init__", &build_neighbors)
       .def("search_all", &search_all_neighbors)
+      .def_prop_ro("searched", [](const NeighborIndex& index) { return index.searched.load(); })
       .def("find", &find_neighbors)
       .def_prop_ro("size", &NeighborIndex::size)
       .def_prop_ro("tiles", &NeighborIndex::tiles);

@@ -97,6 +97,7 @@ void NeighborSearch::compare_blocks(const Queries& queries, bool both,
     parallel(tiles, scratch.size(), [&](size_t thread, size_t i) {
       compare_tile(round + i * kRounds, both ? all : queries, by, scratch[thread]);
     });
+    if (both) index_.searched = float(round + 1) / kRounds;
   }
 }
 

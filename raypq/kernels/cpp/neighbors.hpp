@@ -2,6 +2,7 @@
 // all pairs.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -75,6 +76,7 @@ class NeighborIndex {
   Array<float> T;
   double margin;                 // of the rounding of scores
   double center_unit;            // of tables of the centers
+  mutable std::atomic<float> searched{0};  // share of a search for all; read by other threads
 
  private:
   void set_centers(size_t threads);

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
-from raypq import console
+from raypq import console, heartbeat
 from raypq.config import ClassificationTarget, ClassifyJob, ReindexJob
 from raypq.data.classes import ClassTable
 from raypq.data.storage import Shard
@@ -67,7 +66,8 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
     stores += [target.output for target in job.deduplicate]
     if len(set(stores)) < len(stores):
         raise ConfigError(f"each store needs a path of its own, found {', '.join(sorted(stores))}")
-    shards = list_source(job)
+    with heartbeat.phase("listing the source"):
+        shards = list_source(job)
     model = model_store.completed(job.codes, encode.model_of(job, shards))
     for section in job.classify:
         _check(job, section, model)
@@ -75,13 +75,10 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
         night_groups.check(job, target, model)
     if job.dry_run:
         return _dry_run(job, model, shards)
-    with ExitStack() as stack:
-        leases = {
-            store: stack.enter_context(lease.held(store, seconds=job.lease_seconds))
-            for store in sorted(stores)
-        }
+    with lease.held_all(stores, seconds=job.lease_seconds) as leases:
         record = RunRecord(job, executor)
-        plan = diff_source(job, model, shards)
+        with heartbeat.phase("comparing the source with the last version"):
+            plan = diff_source(job, model, shards)
         codes = _encode(job, model, plan, executor, record, leases)
         predictions = [
             _classify(job, section, model, codes, executor, leases) for section in job.classify
@@ -93,8 +90,9 @@ def reindex(job: ReindexJob, executor: Executor) -> dict[str, Any]:
 
 
 def _dry_run(job: ReindexJob, model: Model, shards: Sequence[Shard]) -> dict[str, Any]:
-    plan = diff_source(job, model, shards)
-    forecast = dry_run.forecast(job, plan)
+    with heartbeat.phase("comparing the source with the last version"):
+        plan = diff_source(job, model, shards)
+        forecast = dry_run.forecast(job, plan)
     sections = []
     for section in job.classify:
         images = forecast.images

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypq import console, kernels
+from raypq import console, heartbeat, kernels
 from raypq.config import Metric, NeighborsJob
 from raypq.data import search_results
 from raypq.data.search_results import SearchResults
@@ -131,9 +131,12 @@ class NeighborsWorker:
             return self._store
 
     def _indexed(self, store: CodeBlock) -> NeighborIndex:
-        index = NeighborIndex(store.B, self._plan.model.C)
+        with heartbeat.phase(f"ordering {len(store.B):,} images by nearness"):
+            index = NeighborIndex(store.B, self._plan.model.C)
         if self._plan.whole:
-            index.search_all(self._plan.k + 1)
+            name = f"comparing {len(store.B):,} images with one another"
+            with heartbeat.phase(lambda: f"{name}, {index.searched:.0%}"):
+                index.search_all(self._plan.k + 1)
         return index
 
     def _batches(self, queries: CodeBlock, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

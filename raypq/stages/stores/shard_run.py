@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raypq import console
+from raypq import console, heartbeat
 from raypq.data.storage import canonical, check_create, join
 from raypq.data.store import runs, snapshot
 from raypq.data.store.journal import Journal, still_there
@@ -90,6 +90,19 @@ class StoreRun:
         Raises:
             InputError: the store is of another kind, or lacks a file that is to be kept.
         """
+        with heartbeat.phase(f"{store}: reading the last version and what is finished"):
+            return cls._planned(kind, store, tasks, on_bad_shard, append=append)
+
+    @classmethod
+    def _planned(
+        cls,
+        kind: snapshot.Kind,
+        store: str,
+        tasks: Sequence[ShardTask],
+        on_bad_shard: str,
+        *,
+        append: bool,
+    ) -> StoreRun:
         latest = snapshot.read(store) if snapshot.versions(store) else None
         if latest and latest.kind != kind:
             raise InputError(store, expected=f"a store of {kind}", found=f"one of {latest.kind}")
@@ -216,7 +229,10 @@ class StoreRun:
             ConflictError: a file that the version would name is gone.
         """
         check_create(join(self.store, snapshot.FOLDER))  # fails now and not after hours of work
-        with runs.active(self.store, _VERBS[self.kind][0]):
+        with (
+            runs.active(self.store, _VERBS[self.kind][0]),
+            heartbeat.phase(f"{self.store}: preparing and committing a version"),
+        ):
             on_start()
             run = self._without_removed()
             return run._execute(process, on_bad_shard, on_result, summarise, reprocess(run))

@@ -92,23 +92,35 @@ WHERE = Fields(
 ENCODE = Fields(
     always=("precision", "columns"),
     apart=frozenset({"model", "where", "backbone", "network"}),  # the model's fingerprint has them
-    none=frozenset({"features", "images", "output", "duplicate_ids", "append", "on_bad_shard"}),
+    none=frozenset(
+        {"features", "images", "output", "duplicate_ids", "append", "on_bad_shard", "monitoring"}
+    ),
 )
 EXTRACT = Fields(
     always=("dtype", "columns"),
     apart=frozenset({"where", "backbone", "network"}),  # the backbone's fingerprint has them
-    none=frozenset({"images", "output", "on_bad_shard"}),
+    none=frozenset({"images", "output", "on_bad_shard", "monitoring"}),
 )
 CLASSIFY = Fields(
     always=("candidates", "top_k", "columns"),
     later=frozenset({"logit_scale", "logit_bias", "probability", "threshold"}),
     apart=frozenset({"model", "classes", "metric", "calibration", "no_calibration", "where"}),
-    none=frozenset({"codes", "version", "features", "output", "on_bad_shard", "unknown_labels"}),
+    none=frozenset(
+        {
+            "codes",
+            "version",
+            "features",
+            "output",
+            "on_bad_shard",
+            "unknown_labels",
+            "monitoring",
+        }
+    ),
 )
 SEARCH = Fields(
     always=("top_k", "distance", "filter", "rerank", "features", "columns"),
     apart=frozenset({"model", "codes", "version", "metric", "ids", "query_ids", "where"}),
-    none=frozenset({"queries", "output", "on_bad_shard"}),
+    none=frozenset({"queries", "output", "on_bad_shard", "monitoring"}),
 )
 DUPLICATES = Fields(
     always=(),
@@ -116,7 +128,9 @@ DUPLICATES = Fields(
     apart=frozenset(
         {"model", "codes", "version", "metric", "threshold", "against", "features", "where"}
     ),
-    none=frozenset({"max_pairs", "output", "on_bad_shard"}),  # more pairs are an error, not cut off
+    none=frozenset(  # more pairs than max_pairs are an error, not cut off
+        {"max_pairs", "output", "on_bad_shard", "monitoring"}
+    ),
 )
 
 DEDUPLICATE = Fields(
@@ -125,19 +139,23 @@ DEDUPLICATE = Fields(
     apart=frozenset(
         {"model", "codes", "version", "metric", "threshold", "prefer", "features", "where"}
     ),
-    none=frozenset({"output", "keep_list", "drop_list"}),  # lists are compared by themselves
+    none=frozenset(  # lists are compared by themselves
+        {"output", "keep_list", "drop_list", "monitoring"}
+    ),
 )
 
 NEIGHBORS = Fields(
     always=("top_k",),
     apart=frozenset({"model", "codes", "version", "metric", "where"}),
-    none=frozenset({"output"}),
+    none=frozenset({"output", "monitoring"}),
 )
 
 CLUSTER = Fields(
     always=("k", "iterations", "seed"),
     apart=frozenset({"model", "codes", "version", "metric", "where"}),
-    none=frozenset({"output", "refit"}),  # which centres are meant is in the id of their fit
+    none=frozenset(  # which centres are meant is in the id of their fit
+        {"output", "refit", "monitoring"}
+    ),
 )
 
 

@@ -109,7 +109,7 @@ def test_nodes_that_the_autoscaler_may_add_count() -> None:
     import ray
     from ray.core.generated import autoscaler_pb2
 
-    from raypq.distributed.cluster import ClusterError, check_resources
+    from raypq.distributed.resources import ClusterError, check_resources
 
     settings = ONE.model_copy(update={"gpus_per_worker": 1.0})
     gcs = ray._private.worker.global_worker.gcs_client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,9 @@ def trained(place: Path, output: Path) -> None:
     api.train(job)
 
 
-def test_a_job_runs_on_the_cluster(submit: Submit, place: Path, tmp_path: Path) -> None:
+def test_a_job_runs_on_the_cluster(
+    head: RayHead, submit: Submit, place: Path, tmp_path: Path
+) -> None:
     """``encode``, on the nodes' own raypq, with structured log lines."""
     trained(place, tmp_path)
     said = submit("encode", configs(place, tmp_path)["encode"])
@@ -128,7 +131,22 @@ def test_a_job_runs_on_the_cluster(submit: Submit, place: Path, tmp_path: Path) 
     assert version.rows == 600
     assert version.summary["run"]["settings"]["where"]["cluster"] == "auto"
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-    assert any("encoded 600 images" in line["message"] for line in lines), said
+    assert any("encoded 600 images" in line.get("message", "") for line in lines), said
+    assert lines[-1]["status"] == "done"
+    assert lines[-1]["result"]["images"] == 600
+    told = metrics(head)
+    assert told["ray_raypq_shards_failed_total"] < 0.5  # it is there, at 0
+    assert told["ray_raypq_shard_seconds_count"] == 3
+    assert told["ray_raypq_worker_seconds_total"] > 0
+    assert told["ray_raypq_images_total"] == 600
+
+
+def metrics(head: RayHead) -> dict[str, float]:
+    """The values of raypq's metrics of the stage ``encode`` that the head offers."""
+    with urllib.request.urlopen(head.metrics, timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    found = [line for line in lines if line.startswith("ray_raypq") and 'stage="encode"' in line]
+    return {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in found}
 
 
 @pytest.mark.slow

@@ -11,10 +11,11 @@ import yaml
 from click.testing import CliRunner
 
 from raypq import api
-from raypq.cli import main, options
+from raypq.cli import main
 from raypq.config import ReindexJob
 from raypq.data.store import snapshot
 from raypq.errors import JobError, QuarantineError
+from raypq.monitoring.results import version_summary
 from raypq.stages.stores import quarantine, versions
 
 
@@ -171,6 +172,6 @@ def test_a_summary_that_says_nothing_of_use(home: Any, noted: Any) -> None:
 def test_a_quarantined_shard_is_named_once_in_the_result(home: Any) -> None:
     home.shard(1).write_bytes(b"no Parquet")
     version = home.encode(on_bad_shard="quarantine")
-    (line,) = options.version_summary(version, home("codes"))["quarantined"]
+    (line,) = version_summary(version, home("codes"))["quarantined"]
     assert line.count(str(home.shard(1))) == 1
     assert "cut off or damaged" in line

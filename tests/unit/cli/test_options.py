@@ -327,7 +327,7 @@ def read_by(verb: str) -> set[str]:
     sources = [file.read_text("utf-8") for file in files]
     name = API.get(verb, re.sub("[ -]", "_", verb))
     if function := vars(api).get(name):
-        sources.append(inspect.getsource(function))
+        sources += [inspect.getsource(function), inspect.getsource(api._checked)]
     return set().union(*map(attributes, sources))
 
 

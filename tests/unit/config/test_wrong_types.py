@@ -16,7 +16,7 @@ from raypq.config.images import ImageSource
 from raypq.errors import ConfigError
 from raypq.methods import registry
 
-BASES = ("Job", "CpuJob")
+BASES = ("Job", "CpuJob", "MonitoredJob")
 CLASSES: list[type[UserSettings]] = [
     *(value for name, value in vars(config).items() if name.endswith("Job") and name not in BASES),
     config.ClassificationTarget, config.Columns, config.ClusterSettings, config.WorkerSettings,

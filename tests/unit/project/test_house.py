@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3] / "raypq"
 
 # What each folder may import of raypq beside itself. Folders are guarded, not only top-level
 # packages: ``stages.nightly`` alone knows other families of stages; all may use ``stages.stores``.
-BASE = {"errors", "console", "config", "optional_packages"}
+BASE = {"errors", "console", "config", "heartbeat", "optional_packages"}
 STAGE = BASE | {
     "backbones",
     "data",
@@ -49,6 +49,8 @@ ALLOWED: dict[str, set[str]] = {
     "io_counters": set(),
     "console": {"errors"},
     "exits": {"console", "errors"},
+    "heartbeat": {"console"},
+    "json_lines": {"console"},
     "optional_packages": {"errors"},
     "text_tables": set(),
     "config": {"errors", "machine"},
@@ -73,6 +75,8 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": BASE | {"data", "data.store", "methods"},
     "execution": BASE | {"kernels", "io_counters", "machine"},
     "distributed": BASE | {"execution", "kernels", "data.storage", "io_counters", "machine"},
+    "monitoring": BASE
+    | {"data", "data.storage", "data.store", "execution", "exits", "stages.stores"},
     "stages": set(),
     **dict.fromkeys(FAMILIES, STAGE),
     "stages.stores": STAGE - {"stages.stores", "kernels", "metrics"},
@@ -88,8 +92,11 @@ ALLOWED: dict[str, set[str]] = {
         "distributed",
         "execution",
         "exits",
+        "heartbeat",
+        "json_lines",
         "kernels",
         "machine",
+        "monitoring",
         "reporting",
     },
     "sizing": {"data", "config", "errors"},
@@ -108,8 +115,11 @@ ALLOWED: dict[str, set[str]] = {
         "data.store",
         "demo",
         "exits",
+        "heartbeat",
+        "json_lines",
         "kernels",
         "machine",
+        "monitoring",
         "optional_packages",
         "quickstart",
         "sizing",
@@ -209,6 +219,7 @@ LONG = {  # files that are longer, and why they are one file
     "bench/rates.py": "a measurement for each rate of a plan",
     "cli/job_command.py": "one translation of fields to options and back",
     "config/reading.py": "a YAML reader with places in the file for every error",
+    "console.py": "everything that a run prints: results, log lines, progress",
     "data/classes.py": "the class table: reading, checks, splits of classes",
     "data/duplicate_ids.py": "one external sort and its merge",
     "data/filter_language.py": "tokens, grammar and evaluation of one small language",
@@ -217,7 +228,6 @@ LONG = {  # files that are longer, and why they are one file
     "data/store/id_index_files.py": "two file formats of one index",
     "data/store/lease.py": "one protocol",
     "data/store/snapshot.py": "the format of a version, and its commit",
-    "distributed/cluster.py": "one executor: its start, its pools, its training",
     "distributed/worker_pool.py": "one supervised map",
     "kernels/__init__.py": "a function for each kernel",
     "kernels/native.py": "a function for each compiled kernel",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from lossy import LossyFileSystem, emptied
 
 from raypq.data.storage import Storage, create, join, list_names, use_storage
-from raypq.data.store.lease import Lease, held
+from raypq.data.store.lease import Lease, held, held_all, take_all
 from raypq.errors import ConflictError
 
 
@@ -128,8 +130,8 @@ def test_of_those_who_race_one_wins(tmp_path: Path) -> None:
 
     def attempt(_: int) -> bool:
         one = lease(store)
-        watch = one._watch
-        one._watch = lambda last: (watch(last), start.wait())[0]
+        claim = one._claim
+        one._claim = lambda last: (start.wait(), claim(last))[1]
         try:
             one.take()
         except ConflictError:
@@ -238,3 +240,61 @@ def test_a_mark_that_cannot_be_read_is_not_taken_for_one_that_is_gone(
         late.take()
     assert late.term == 0
     assert list_names(join(store, "lease")) == ["000000000001-00000000.json"]
+
+
+def test_the_leases_of_a_crashed_run_take_the_time_of_one(tmp_path: Path) -> None:
+    stores = [str(tmp_path / name) for name in "abcd"]
+    for store in stores:
+        lease(store).take()
+    released, clock = lease(stores[0]), Clock()
+    released.term = 1
+    released.release()
+    start = clock.time
+    mine = [lease(store, clock) for store in stores]
+    take_all(mine)
+    assert 60 <= clock.time - start < 65
+    assert [one.term for one in mine] == [2, 2, 2, 2]
+
+
+def test_of_several_leases_all_or_none_are_taken(tmp_path: Path) -> None:
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    active = lease(b)
+    active.take()
+    with pytest.raises(ConflictError, match="is at work"):
+        take_all([lease(a, clock := Clock(active.beat)), lease(b, clock)])
+    assert list_names(join(a, "lease")) == []
+    other = lease(b)
+
+    def first() -> None:  # another run takes it while it is watched
+        other.term = 1
+        other._create("00000005")
+
+    with pytest.raises(ConflictError):
+        take_all([lease(a, clock := Clock(first)), lease(b, clock)])
+    assert list_names(join(a, "lease")) == []
+
+
+def test_a_lease_that_stood_still_for_long_is_taken_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = str(tmp_path)
+    lease(store).take()
+    (beat,) = (tmp_path / "lease").iterdir()
+    old = time.time() - 3 * 3600
+    os.utime(beat, (old, old))
+    clock = Clock()
+    lease(store, clock).take()
+    assert clock.time == 1000.0
+    assert "sent no heartbeat for 10,800 s; taking over at once" in caplog.text
+    assert list_names(join(store, "lease")) == ["000000000002-00000000.json"]
+
+
+def test_a_lease_that_ends_by_an_error_is_given_back_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stores = [str(tmp_path / name) for name in "ab"]
+    with caplog.at_level("INFO", "raypq"), pytest.raises(KeyboardInterrupt), held_all(stores):
+        raise KeyboardInterrupt
+    assert sorted(caplog.messages) == [f"{store}: the lease is given back" for store in stores]
+    with held_all(stores):
+        assert len(caplog.messages) == 2, "nobody waits"

@@ -26,7 +26,7 @@ from raypq.errors import ConfigError, RaypqError
 JOBS: dict[str, type[UserSettings]] = {
     name: value
     for name, value in vars(config).items()
-    if name.endswith("Job") and name not in ("Job", "CpuJob", "ProbeJob")
+    if name.endswith("Job") and name not in ("Job", "CpuJob", "MonitoredJob", "ProbeJob")
 }
 
 
