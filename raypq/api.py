@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from raypq import console, exits, kernels, machine
 from raypq.config import (
@@ -52,6 +52,9 @@ from raypq.execution.devices import with_known_device
 from raypq.execution.executor import Executor, SpmdJob, WorkerPool
 from raypq.execution.local import LocalExecutor
 from raypq.stages.training.fit_result import Trained
+
+if TYPE_CHECKING:
+    from raypq.checks import Finding
 
 J = TypeVar("J", bound=Job)
 S = TypeVar("S", bound=Settings)
@@ -157,6 +160,13 @@ class _LazyExecutor:
 def _lazy_executor(where: WorkerSettings) -> Iterator[Executor]:
     with ExitStack() as stack:
         yield _LazyExecutor(where, stack)
+
+
+def check(job: Job) -> list[Finding]:
+    """Checks what a job needs, without running it (``raypq doctor --config``)."""
+    from raypq import checks
+
+    return checks.check_job(_with_known_device(job))
 
 
 @_checked

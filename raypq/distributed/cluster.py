@@ -115,7 +115,7 @@ class RayExecutor:
         settings = self._settings
         if settings.memory_per_worker is not None:
             return int(settings.memory_per_worker * machine.GIB)
-        nodes = [node for node in _nodes() if _fits(node, _worker_resources(settings))]
+        nodes = [node for node in _nodes() if _fits(node, worker_resources(settings))]
         if not nodes or any(not node.get("memory") for node in nodes):
             return 0  # node groups of an autoscaler need not state their memory
         share = min(
@@ -140,7 +140,7 @@ class RayExecutor:
         return min(needed, available)
 
 
-def _worker_resources(settings: ClusterSettings) -> dict[str, float]:
+def worker_resources(settings: ClusterSettings) -> dict[str, float]:
     """The resources of a worker that the settings name."""
     resources = {"CPU": float(settings.threads), "GPU": settings.gpus_per_worker}
     if settings.memory_per_worker is not None:
@@ -158,7 +158,7 @@ def check_resources(settings: ClusterSettings) -> dict[str, float]:
     Raises:
         ClusterError: no node has them; names what is needed and what the nodes have.
     """
-    needed = _worker_resources(settings)
+    needed = worker_resources(settings)
     nodes = _nodes()
     if any(_fits(node, needed) for node in nodes):
         return needed
@@ -175,17 +175,19 @@ def check_resources(settings: ClusterSettings) -> dict[str, float]:
 
 def _nodes() -> list[dict[str, float]]:
     """Resources of every live node, and of every node group of an autoscaler."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]] + _node_groups()
+    live = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [*live, *(resources for resources, _ in node_groups())]
 
 
-def _node_groups() -> list[dict[str, float]]:
-    """Resources of a node of each group that the cluster's autoscaler may add.
+def node_groups() -> list[tuple[dict[str, float], int]]:
+    """Resources of a node of each group that the cluster's autoscaler may add, and the largest
+    number of such nodes.
 
     Ray 2.60 has no public call for this. Only autoscaler v2, KubeRay's default, states them.
     """
     config = ray._private.state.state.get_cluster_config()
     groups = config.node_group_configs if config else []
-    return [dict(group.resources) for group in groups if group.max_count]
+    return [(dict(group.resources), group.max_count) for group in groups if group.max_count]
 
 
 @contextmanager

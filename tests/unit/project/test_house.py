@@ -79,9 +79,13 @@ ALLOWED: dict[str, set[str]] = {
     "stages.retrieval.duplicates": STAGE | {"stages.retrieval"},
     "stages.nightly": STAGE
     | {"stages.classification", "stages.encoding", "stages.retrieval.duplicates"},
+    "checks": BASE
+    | {"backbones", "data", "data.layouts", "data.storage", "data.store", "distributed"}
+    | {"kernels", "machine", "methods"},
     "api": BASE
     | FAMILIES
     | {
+        "checks",
         "data",
         "data.storage",
         "data.store",
@@ -102,11 +106,13 @@ ALLOWED: dict[str, set[str]] = {
         "_version",
         "api",
         "bench",
+        "checks",
         "config",
         "console",
         "data",
         "data.store",
         "demo",
+        "errors",
         "exits",
         "kernels",
         "machine",
