@@ -42,6 +42,9 @@ def check_nodes(
         report = inspect(ClusterSettings.of(where), wanted)
         local = where.cluster == "local"
         findings += [_reached(report, subject, local=local), _room(report, where)]
+        if report.authenticated and report.open_file:
+            found = f"others than its owner can read {report.open_file}"
+            findings.append(warn("token", found, f"chmod 600 {report.open_file}"))
         findings += [finding for node in report.nodes for finding in _node(node, report)]
         if not local:
             findings += _local_places([*inputs.files, *folders])

@@ -20,6 +20,7 @@ from raypq.distributed.errors import ClusterError, described, reason_of
 from raypq.distributed.head import (
     authentication_restored,
     check_address,
+    new_token_private,
     no_token,
     unreachable,
 )
@@ -231,7 +232,7 @@ def _init(settings: ClusterSettings) -> None:
         check_address(settings.cluster)
         options["address"] = settings.cluster
     try:
-        with processes:
+        with processes, new_token_private():
             ray.init(**options)
     except Exception as error:  # Ray 2.60 raises plain ``Exception`` too
         if settings.cluster == "local":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from raypq.config import ClusterSettings
 from raypq.data.storage.rights import Refusal, missing_rights, unreadable
 from raypq.distributed.cluster import connect, node_groups, worker_resources
 from raypq.distributed.errors import reason_of
+from raypq.distributed.head import token_file
 from raypq.distributed.worker_actor import device_problem
 
 _SECONDS = 90.0  # for all nodes to answer
@@ -57,6 +59,7 @@ class ClusterReport:
         ray, python, raypq: versions of this client. authenticated: by a token.
         nodes: that are up. room: workers that fit on them; addable: on nodes that an autoscaler may
             add. worker_memory: bytes that Ray reserves for a worker; 0 where it is not known.
+        open_file: of the token, if others than its owner can read it; else empty.
     """
 
     ray: str
@@ -67,6 +70,7 @@ class ClusterReport:
     room: int
     addable: int
     worker_memory: int
+    open_file: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,15 @@ def inspect(settings: ClusterSettings, wanted: Wanted) -> ClusterReport:
             room=sum(_fitting(node["Resources"], needed) for node in nodes),
             addable=sum(count * _fitting(node, needed) for node, count in node_groups()),
             worker_memory=executor.worker_memory,
+            open_file=_open_file(),
         )
+
+
+def _open_file() -> str:
+    file = token_file()
+    if "RAY_AUTH_TOKEN" in os.environ or not file.exists() or not file.stat().st_mode & 0o077:
+        return ""
+    return str(file)
 
 
 def _fitting(node: dict[str, float], needed: dict[str, float]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,9 +101,17 @@ def test_a_token_that_is_wrong_and_a_head_that_is_not_there(
     assert "cannot reach the Ray cluster" in found.found
 
 
-def test_a_local_ray_is_started_for_it(home: Any) -> None:
+def test_a_local_ray_is_started_for_it(
+    home: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     found = findings(home, "local", workers=1)
+    token = tmp_path / ".ray" / "auth_token"  # which Ray makes
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert "token" not in found
     assert not [finding for finding in found.values() if finding.level == "fail"]
+    token.chmod(0o644)
+    assert findings(home, "local", workers=1)["token"].remedy == f"chmod 600 {token}"
     python = ".".join(map(str, sys.version_info[:3]))
     assert f"Python {python}, 1 node(s)" in found["cluster: local"].found
     assert found["workers"].found == "1 asked, room for 1 on nodes that are up"

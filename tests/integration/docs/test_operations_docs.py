@@ -40,7 +40,7 @@ def of(program: str) -> list[list[str]]:
 
 
 def test_no_command_escapes() -> None:
-    known = {"raypq", "ray", "kubectl", "docker", "cp", "export"}
+    known = {"raypq", "ray", "kubectl", "docker", "cp", "export", "chmod"}
     assert {words[0] for words in commands(*PAGES)} == known
     assert len(of("raypq")) >= 11
 
@@ -91,6 +91,10 @@ def test_the_files_of_the_other_commands_are_there() -> None:
     for words in of("kubectl") + of("docker") + of("cp"):
         named = [word.partition("=")[2] or word for word in words[1:]]
         for name in named:
+            if name.startswith(
+                ("cronjob/", "job/")
+            ):  # objects of cluster/kubernetes/base/jobs.yaml
+                continue
             if ("/" in name or "." in name) and ":" not in name and name != ".":
                 assert (ROOT / name).exists() or name in MADE_ON_THE_WAY, (words, name)
 
