@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from raypq._version import code_digest
 from raypq.checks.finding import Finding, errors, fail, ok, warn
 from raypq.checks.inputs import Inputs
 from raypq.checks.outputs import REMEDIES
@@ -98,6 +99,9 @@ def _problems(node: NodeReport, report: ClusterReport, subject: str) -> Iterator
             f"raypq {node.raypq} on Python {node.python}, here {report.raypq} on {report.python}"
         )
         yield fail(subject, found, _ONE_VERSION)
+    elif node.code != code_digest():
+        found = f"raypq {node.raypq}, as here, but built from other code"
+        yield warn(subject, found, "build the image and install here from one commit")
     if node.native_missing:
         yield fail(subject, node.native_missing, "build its image where a C++ compiler is")
     if node.device_problem:

@@ -8,13 +8,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib import metadata
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import AuthenticationError
 
 from raypq import console, machine
+from raypq._version import __version__
 from raypq.config import ClusterSettings
 from raypq.distributed.errors import ClusterError, described, reason_of
 from raypq.distributed.head import (
@@ -34,7 +34,6 @@ __all__ = ["ClusterError", "RayExecutor", "connect"]
 
 W = TypeVar("W")
 
-_VERSION = metadata.version("raypq")
 _MEMORY_FRACTION = 0.95  # of a node's reported memory: what Ray can reserve may be a little less
 # Most bytes of Ray's folder: the path of a socket may have 107, and Ray appends
 # ray/session_<date>_<time>_<µs>_<pid>/sockets/plasma_store.0.
@@ -76,7 +75,7 @@ class RayExecutor:
         # Models and class tables go to the object store once, not once for each worker.
         refs = [ray.put(arg) for arg in args]
         pool: RayWorkerPool[W] = RayWorkerPool(
-            lambda: actor.remote(_VERSION, settings.threads, settings.device, make, *refs),
+            lambda: actor.remote(__version__, settings.threads, settings.device, make, *refs),
             settings.workers,
             stage,
             start_timeout=settings.start_timeout,

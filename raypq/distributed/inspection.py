@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,6 +15,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypq import kernels
+from raypq._version import __version__, code_digest
 from raypq.config import ClusterSettings
 from raypq.data.storage.rights import Refusal, missing_rights, unreadable
 from raypq.distributed.cluster import connect, node_groups, worker_resources
@@ -33,7 +33,8 @@ class NodeReport:
     Attributes:
         name: host name or address. resources: that Ray knows of it.
         problem: why it could not be asked; the other values are empty then.
-        raypq, python: versions. native_missing: why it has no native kernels.
+        raypq, python: versions. code: digest of raypq's code. native_missing: why it has no native
+            kernels.
         device_problem: why a worker cannot use the device there.
         missing: modules that cannot be imported. unreadable: error by URI.
         refused: missing rights by folder.
@@ -44,6 +45,7 @@ class NodeReport:
     problem: str = ""
     raypq: str = ""
     python: str = ""
+    code: str = ""
     native_missing: str = ""
     device_problem: str = ""
     missing: tuple[str, ...] = ()
@@ -94,7 +96,7 @@ def inspect(settings: ClusterSettings, wanted: Wanted) -> ClusterReport:
         return ClusterReport(
             ray=ray.__version__,
             python=platform.python_version(),
-            raypq=metadata.version("raypq"),
+            raypq=__version__,
             authenticated=is_token_auth_enabled(),
             nodes=_ask(nodes, settings.device, wanted),
             room=sum(_fitting(node["Resources"], needed) for node in nodes),
@@ -148,8 +150,9 @@ def _look(name: str, resources: dict[str, float], device: str, wanted: Wanted) -
     return NodeReport(
         name=name,
         resources=resources,
-        raypq=metadata.version("raypq"),
+        raypq=__version__,
         python=platform.python_version(),
+        code=code_digest(),
         native_missing=str(kernels.runtime_info()["native_missing"] or ""),
         device_problem=device_problem(device) or "",
         missing=tuple(module for module in wanted.modules if not find_spec(module)),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rayhead import RayHead, ray_head
 
-from raypq.checks import Finding, check_job
+from raypq.checks import Finding, check_job, nodes
 from raypq.config import EncodeJob
 from raypq.distributed import inspection
 
@@ -82,12 +82,23 @@ def test_a_node_that_lacks_a_package_a_file_or_a_right(home: Any, client: RayHea
 def test_a_node_with_another_raypq(
     home: Any, client: RayHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspection.metadata, "version", lambda name: "9.9")
+    monkeypatch.setattr(inspection, "__version__", "9.9")
     found = findings(home, client.address)
     (node,) = [finding for subject, finding in found.items() if subject.startswith("node ")]
     assert node.level == "fail"
     assert "here 9.9" in node.found
     assert "one version everywhere" in node.remedy
+    monkeypatch.undo()
+
+
+def test_a_node_with_other_code_of_the_same_version(
+    home: Any, client: RayHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "code_digest", lambda: "other")
+    found = findings(home, client.address)
+    (node,) = [finding for subject, finding in found.items() if subject.startswith("node ")]
+    assert node.level == "warn"
+    assert "built from other code" in node.found
 
 
 def test_a_token_that_is_wrong_and_a_head_that_is_not_there(

@@ -1,4 +1,4 @@
-"""Every command of docs/operations.md and docs/nightly.md is run, or is at least a valid one.
+"""Every command of the pages of operations is run, or is at least a valid one.
 
 raypq's own are run in the order of the pages. Ray's are parsed by Ray's own command line; those
 that submit jobs are run by ``test_cluster.py``. Of the others the files that they name must exist.
@@ -21,8 +21,8 @@ from raypq.cli import main
 from raypq.data.store import snapshot
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = ("nightly.md", "operations.md")
-BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = ("nightly.md", "operations.md", "upgrading.md")
+BLOCK = re.compile(r"^ *```\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 MADE_ON_THE_WAY = {"nightly.yaml", "s3.env"}
 
 

@@ -71,8 +71,9 @@ ALLOWED: dict[str, set[str]] = {
     "backbones": BASE
     | {"data", "data.layouts", "data.storage", "kernels", "methods", "methods.support"},
     "metrics": BASE | {"data", "data.store", "methods"},
-    "execution": BASE | {"kernels", "io_counters", "machine"},
-    "distributed": BASE | {"execution", "kernels", "data.storage", "io_counters", "machine"},
+    "execution": BASE | {"_version", "kernels", "io_counters", "machine"},
+    "distributed": BASE
+    | {"_version", "execution", "kernels", "data.storage", "io_counters", "machine"},
     "stages": set(),
     **dict.fromkeys(FAMILIES, STAGE),
     "stages.stores": STAGE - {"stages.stores", "kernels", "metrics"},
@@ -80,7 +81,7 @@ ALLOWED: dict[str, set[str]] = {
     "stages.nightly": STAGE
     | {"stages.classification", "stages.encoding", "stages.retrieval.duplicates"},
     "checks": BASE
-    | {"backbones", "data", "data.layouts", "data.storage", "data.store", "distributed"}
+    | {"_version", "backbones", "data", "data.layouts", "data.storage", "data.store", "distributed"}
     | {"kernels", "machine", "methods"},
     "api": BASE
     | FAMILIES
