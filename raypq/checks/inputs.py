@@ -93,12 +93,13 @@ def _shards(job: Job, place: Place, subject: str, inputs: Inputs) -> Finding:
         inputs.bytes += total
         inputs.width = inputs.width or (found.width if place.field != "images" else 0)
     if found.failures:
-        return fail(
-            subject,
+        text = (
             f"{len(shards)} shards, of {len(sample)} tried {len(found.failures)} cannot be used: "
-            f"{found.failures[0]}",
-            "correct them, or leave them out (on_bad_shard: quarantine)",
+            f"{found.failures[0]}"
         )
+        if getattr(job, "on_bad_shard", "fail") == "quarantine":
+            return warn(subject, text, "correct them; as the config stands, they are left out")
+        return fail(subject, text, "correct them, or leave them out (on_bad_shard: quarantine)")
     about = "" if len(sample) == len(shards) else "about "
     return ok(subject, f"{len(shards)} shards, {about}{images:,} images, {total / 1e9:.3g} GB")
 

@@ -48,5 +48,6 @@ def _check_workers(
         found, memory = check_nodes(where, inputs, folders)
         findings += found
     if where.memory_per_worker is not None:
-        memory = int(where.memory_per_worker * machine.GIB)
+        processes = where.workers if where.cluster == "none" else 1  # all share that of one
+        memory = int(where.memory_per_worker * machine.GIB) * processes
     return [*findings, check_memory(job, inputs, memory)]

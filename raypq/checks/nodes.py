@@ -39,6 +39,11 @@ def check_nodes(
     findings: list[Finding] = []
     wanted = Wanted(tuple(inputs.files), tuple(folders), tuple(sorted(inputs.packages)))
     remedy = "see docs/operations.md, Troubleshooting"
+    if where.cluster == "auto":
+        remedy = (
+            "auto is for jobs on a cluster: check it there, by ray job submit … -- raypq doctor "
+            "--config FILE, or name the cluster's address"
+        )
     with errors(subject, remedy, findings):
         report = inspect(ClusterSettings.of(where), wanted)
         local = where.cluster == "local"

@@ -112,6 +112,13 @@ def test_a_token_that_is_wrong_and_a_head_that_is_not_there(
     assert "cannot reach the Ray cluster" in found.found
 
 
+def test_auto_is_checked_on_the_cluster(home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    found = findings(home, "auto")["cluster: auto"]
+    assert found.level == "fail"
+    assert "ray job submit" in found.remedy
+
+
 def test_a_local_ray_is_started_for_it(
     home: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -93,6 +93,8 @@ def test_features_of_another_width_and_bad_shards_are_found(home: Any, night: Ni
     (bad,) = levels(night()).values()
     assert "of 6 tried 1 cannot be used" in bad.found
     assert str(path) in bad.found
+    (bad,) = levels(night(on_bad_shard="quarantine"), "warn").values()
+    assert "they are left out" in bad.remedy
 
 
 def test_features_that_the_model_does_not_take(
