@@ -92,6 +92,29 @@ def test_manifests_are_valid_and_in_one_namespace(name: str) -> None:
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
+@pytest.mark.parametrize("parts", [{"gpu"}, {"s3"}, {"gpu", "s3"}, {"cpu", "gpu", "s3"}])
+def test_parts_can_be_left_out(parts: set[str], tmp_path: Path) -> None:
+    shutil.copytree(CLUSTER, tmp_path / "cluster")
+    shutil.copytree(ROOT / "jobs" / "configs", tmp_path / "jobs" / "configs")
+    edited = tmp_path / "cluster" / "kubernetes" / "kustomization.yaml"
+    values = yaml.safe_load(edited.read_text(encoding="utf-8"))
+    values["components"] = [name for name in values["components"] if name not in parts]
+    values["namespace"] = "other"
+    edited.write_text(yaml.safe_dump(values), encoding="utf-8")
+    command = ["kubectl", "kustomize", str(edited.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    every = list(yaml.safe_load_all(done.stdout))
+    for document in every:
+        check(document)
+        own = document["metadata"]
+        assert "other" in (own.get("namespace"), own["name"])
+    (cluster,) = [document for document in every if document["kind"] == "RayCluster"]
+    groups = {group["groupName"]: group for group in cluster["spec"]["workerGroupSpecs"]}
+    assert groups.keys() == {"cpu", "gpu"} - parts
+    for pod in pods(cluster):
+        assert ("envFrom" in pod["containers"][0]) == ("s3" not in parts)
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
