@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from raypq import console, exits, heartbeat, json_lines, kernels, machine
 from raypq.config import (
@@ -55,6 +55,9 @@ from raypq.execution.executor import Executor, SpmdJob, WorkerPool
 from raypq.execution.local import LocalExecutor
 from raypq.monitoring import delivery, outcome
 from raypq.stages.training.fit_result import Trained
+
+if TYPE_CHECKING:
+    from raypq.checks import Finding
 
 J = TypeVar("J", bound=Job)
 S = TypeVar("S", bound=Settings)
@@ -167,6 +170,13 @@ class _LazyExecutor:
 def _lazy_executor(where: WorkerSettings) -> Iterator[Executor]:
     with ExitStack() as stack:
         yield _LazyExecutor(where, stack)
+
+
+def check(job: Job) -> list[Finding]:
+    """Checks what a job needs, without running it (``raypq doctor --config``)."""
+    from raypq import checks
+
+    return checks.check_job(_with_known_device(job))
 
 
 @_checked

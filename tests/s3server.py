@@ -21,7 +21,7 @@ _SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>slower<
 class S3Server:
     """``lose``: share of conditional puts that are done and then not answered (the connection is
     cut). ``throttle``: share of requests that are answered 503 SlowDown and not done. ``refused``:
-    status and code by a part of the URL that a request is refused for."""
+    status and code by a part of ``METHOD URL`` that a request is refused for."""
 
     def __init__(self, lose: float = 0.0, throttle: float = 0.0, seed: int = 0) -> None:
         from moto.server import DomainDispatcherApplication, create_backend_app
@@ -71,7 +71,7 @@ class S3Server:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start("503 Slow Down", [("Content-Type", "application/xml")])
             return [_SLOW_DOWN]
-        url = f"{environ['PATH_INFO']}?{unquote(query)}"
+        url = f"{method} {environ['PATH_INFO']}?{unquote(query)}"
         for part, (status, code) in self.refused.items():
             if part in url:
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))

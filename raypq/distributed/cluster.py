@@ -10,18 +10,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib import metadata
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import AuthenticationError
 
 from raypq import console, heartbeat, machine
+from raypq._version import __version__
 from raypq.config import ClusterSettings
 from raypq.distributed.errors import ClusterError, described, reason_of
 from raypq.distributed.head import (
     authentication_restored,
     check_address,
+    new_token_private,
     no_token,
     unreachable,
 )
@@ -36,7 +37,6 @@ __all__ = ["ClusterError", "RayExecutor", "connect"]
 
 W = TypeVar("W")
 
-_VERSION = metadata.version("raypq")
 _MEMORY_FRACTION = 0.95  # of a node's reported memory: what Ray can reserve may be a little less
 # Most bytes of Ray's folder: the path of a socket may have 107, and Ray appends
 # ray/session_<date>_<time>_<µs>_<pid>/sockets/plasma_store.0.
@@ -79,7 +79,7 @@ class RayExecutor:
         # Models and class tables go to the object store once, not once for each worker.
         refs = [ray.put(arg) for arg in args]
         pool: RayWorkerPool[W] = RayWorkerPool(
-            lambda: actor.remote(_VERSION, settings.threads, settings.device, make, *refs),
+            lambda: actor.remote(__version__, settings.threads, settings.device, make, *refs),
             settings.workers,
             stage,
             start_timeout=settings.start_timeout,
@@ -186,7 +186,7 @@ def _init(settings: ClusterSettings) -> None:
         options["address"] = settings.cluster
     beginning = "starting Ray" if settings.cluster == "local" else "connecting to Ray"
     try:
-        with processes, heartbeat.phase(beginning), _own_sigterm():
+        with processes, heartbeat.phase(beginning), _own_sigterm(), new_token_private():
             ray.init(**options)
     except Exception as error:  # Ray 2.60 raises plain ``Exception`` too
         if settings.cluster == "local":

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 from ray._private import services
@@ -39,6 +40,22 @@ def authentication_restored() -> Iterator[None]:
         yield
     finally:
         _set_mode(before)
+
+
+def token_file() -> Path:
+    """The file that Ray reads the token from, and makes one in where a local Ray has none."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+@contextmanager
+def new_token_private() -> Iterator[None]:
+    """Makes a token that Ray writes within the context readable to its owner alone: Ray 2.60 leaves
+    it readable to all."""
+    file = token_file()
+    existed = file.exists()
+    yield
+    if not existed and file.exists():
+        file.chmod(0o600)
 
 
 def check_address(address: str) -> None:

@@ -11,7 +11,7 @@ from raypq.config import ClusterSettings
 from raypq.distributed.errors import ClusterError, described
 
 
-def _worker_resources(settings: ClusterSettings) -> dict[str, float]:
+def worker_resources(settings: ClusterSettings) -> dict[str, float]:
     """The resources of a worker that the settings name."""
     resources = {"CPU": float(settings.threads), "GPU": settings.gpus_per_worker}
     if settings.memory_per_worker is not None:
@@ -29,7 +29,7 @@ def check_resources(settings: ClusterSettings) -> dict[str, float]:
     Raises:
         ClusterError: no node has them; names what is needed and what the nodes have.
     """
-    needed = _worker_resources(settings)
+    needed = worker_resources(settings)
     nodes = _nodes()
     if any(_fits(node, needed) for node in nodes):
         return needed
@@ -46,7 +46,7 @@ def check_resources(settings: ClusterSettings) -> dict[str, float]:
 
 def nodes_that_fit(settings: ClusterSettings) -> list[dict[str, float]]:
     """Resources of the nodes that have room for a worker, and of node groups of an autoscaler."""
-    return [node for node in _nodes() if _fits(node, _worker_resources(settings))]
+    return [node for node in _nodes() if _fits(node, worker_resources(settings))]
 
 
 def warn_of_room(workers: int, needed: Mapping[str, float]) -> None:
@@ -55,7 +55,7 @@ def warn_of_room(workers: int, needed: Mapping[str, float]) -> None:
     Args:
         needed: resources of a worker.
     """
-    if _node_groups():  # an autoscaler may add nodes
+    if node_groups():  # an autoscaler may add nodes
         return
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(
@@ -74,14 +74,16 @@ def warn_of_room(workers: int, needed: Mapping[str, float]) -> None:
 
 def _nodes() -> list[dict[str, float]]:
     """Resources of every live node, and of every node group of an autoscaler."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]] + _node_groups()
+    live = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [*live, *(resources for resources, _ in node_groups())]
 
 
-def _node_groups() -> list[dict[str, float]]:
-    """Resources of a node of each group that the cluster's autoscaler may add.
+def node_groups() -> list[tuple[dict[str, float], int]]:
+    """Resources of a node of each group that the cluster's autoscaler may add, and the largest
+    number of such nodes.
 
     Ray 2.60 has no public call for this. Only autoscaler v2, KubeRay's default, states them.
     """
     config = ray._private.state.state.get_cluster_config()
     groups = config.node_group_configs if config else []
-    return [dict(group.resources) for group in groups if group.max_count]
+    return [(dict(group.resources), group.max_count) for group in groups if group.max_count]

@@ -7,12 +7,12 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import ray
 
 from raypq import io_counters, kernels
+from raypq._version import __version__
 from raypq.errors import ConfigError, RaypqError
 from raypq.execution.executor import Task, run_task
 from raypq.execution.retries import is_transient
@@ -69,10 +69,10 @@ class WorkerActor:
     def ping(self) -> Started | StartupError:
         """Makes the worker. Errors are returned: of a raised one, Ray reports only a dead actor."""
         if self._worker is None:
-            if (installed := metadata.version("raypq")) != self._version:
+            if __version__ != self._version:
                 return StartupError(
                     f"the driver runs raypq {self._version}, but the workers have raypq "
-                    f"{installed}; install one version everywhere (an image, or setup_commands)",
+                    f"{__version__}; install one version everywhere (an image, or setup_commands)",
                     everywhere=True,
                 )
             if problem := device_problem(self._device):

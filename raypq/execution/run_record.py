@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+from raypq._version import __version__
 from raypq.config import Settings
 from raypq.execution.executor import Executor, PoolStats, WorkerPool
 
 _MAX_POINTS = 200  # of the timeline; when it is full, every second one is dropped
-_LIBRARIES = ("raypq", "ray", "torch", "numpy", "pyarrow")
+_LIBRARIES = ("ray", "torch", "numpy", "pyarrow")
 
 
 class RunRecord:
@@ -123,6 +124,7 @@ class _ObservedPool:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
+    yield "raypq", __version__
     for name in _LIBRARIES:
         try:
             yield name, metadata.version(name)

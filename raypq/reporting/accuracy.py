@@ -33,7 +33,7 @@ def headline(findings: Findings) -> list[tuple[str, str]]:
         best = max(candidates, key=lambda item: _figure(item, "H") or _hit(item) or 0.0)
         scores.append((title_of(best), "best by H" if _figure(best, "H") else "best"))
         if (width := image_bytes(best.content, findings.models)) is not None:
-            scores.append((f"{width:,.0f} bytes", "an image"))
+            scores.append((f"{width:,.0f} bytes", "of an image, without its id"))
         known = [
             4 * findings.models[name].content["model"]["dx"] / width
             for name in best.content.get("models", {})
@@ -63,29 +63,41 @@ def _hit(item: Named) -> float | None:
 
 
 def overview(findings: Findings) -> tuple[list[Table], list[Chart]]:
-    """One row per evaluation."""
+    """One row per evaluation, and one of its calibration."""
     rows: list[list[Any]] = []
+    calibrated: list[list[Any]] = []
     for item in _sorted(findings):
         content = item.content
-        fit = content.get("calibrated", {})
         rows.append(
             [
                 title_of(item), content.get("candidates"), content.get("split"),
                 count(content["images"]), count(image_bytes(content, findings.models)),
                 *(share(content.get(key)) for _, key in _FIGURES),
-                share(content.get("uncalibrated", content).get("H")),
-                share(fit.get("best_H")), share(fit.get("H")), share(fit.get("ausuc")),
                 *(share(content["top1"].get(f"hit@{k}")) for k in (1, 5, 10)),
                 item.name,
             ]
         )  # fmt: skip
+        if fit := content.get("calibrated"):
+            calibrated.append(
+                [
+                    title_of(item), share(content.get("uncalibrated", content).get("H")),
+                    share(fit.get("best_H")), share(fit.get("H")), share(fit.get("ausuc")),
+                    item.name,
+                ]
+            )  # fmt: skip
     if not rows:
         return [], []
-    head = ["", "candidates", "evaluated", "images", "bytes an image",
-            *(name for name, _ in _FIGURES), "H without γ", "H at the best γ", "H at the model's γ",
-            "area under the curve", "hit@1", "hit@5", "hit@10", "file"]  # fmt: skip
-    note = "The best γ is chosen on the evaluated images: a bound, not a result."
-    return [Table(title="Evaluations", head=head, rows=rows, words=(0, 1, 2, 16), note=note)], []
+    head = ["", "candidates", "evaluated", "images", "bytes of a code or features",
+            *(name for name, _ in _FIGURES), "hit@1", "hit@5", "hit@10", "file"]  # fmt: skip
+    tables = [Table(title="Evaluations", head=head, rows=rows, words=(0, 1, 2, 12))]
+    if calibrated:
+        head = ["", "H without γ", "H at the best γ", "H at the model's γ", "area under the curve",
+                "file"]  # fmt: skip
+        note = "The best γ is chosen on the evaluated images: a bound, not a result."
+        tables.append(
+            Table(title="Calibration", head=head, rows=calibrated, words=(0, 5), note=note)
+        )
+    return tables, []
 
 
 def _sorted(findings: Findings) -> list[Named]:
@@ -128,7 +140,13 @@ def quantization(findings: Findings) -> tuple[list[Table], list[Chart]]:
             x="bytes an image", log_x=True,
         )
     )  # fmt: skip
-    head = ["", "M", "bytes an image", "quantization loss", *(label for label, _ in keys)]
+    head = [
+        "",
+        "M",
+        "bytes of a code or features",
+        "quantization loss",
+        *(label for label, _ in keys),
+    ]
     rows = [
         [
             point["title"], point["M"], count(point["bytes"]), share(point["loss"]),

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raypq.data.codes import bytes_per_code
-from raypq.reporting import accuracy, picture_chapters, retrieval, runs
+from raypq.reporting import accuracy, cards, health, nights, picture_chapters, retrieval, runs
 from raypq.reporting.charts import Chart
 from raypq.reporting.findings import Findings, shorten
 from raypq.reporting.picture_chapters import Parts, PictureSource
 from raypq.reporting.pictures import Gallery
-from raypq.reporting.tables import Table, count, moment, size
+from raypq.reporting.tables import Table, count, moment, share, size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,20 @@ _CHAPTERS: Sequence[tuple[str, str, str, Callable[[Findings], Parts], str]] = (
         "Trained models and stored data.",
         lambda findings: ([*_models(findings), *_stores(findings)], ()),
         "raypq train, raypq encode",
+    ),
+    (
+        "health",
+        "Health of the latest runs",
+        "Whether anything needs a look.",
+        health.chapter,
+        "a store",
+    ),
+    (
+        "nights",
+        "Nights over time",
+        "What each night added, changed, removed and left out, and the roll-out of a new model.",
+        nights.chapter,
+        "raypq reindex",
     ),
     (
         "accuracy",
@@ -128,7 +142,7 @@ _CHAPTERS: Sequence[tuple[str, str, str, Callable[[Findings], Parts], str]] = (
     (
         "throughput",
         "Throughput",
-        "When the files of each store's latest run were finished.",
+        "Rates of each store's latest run, without the start of its workers.",
         runs.throughput,
         "a store",
     ),
@@ -163,7 +177,7 @@ def write(findings: Findings, pictures: PictureSource | None = None) -> Report:
     sources += [("images", place) for place in (pictures.images if pictures else ())]
     short = shorten([place for _, place in [*sources, *findings.unused]])
     return Report(
-        headline=accuracy.headline(findings),
+        headline=[*accuracy.headline(findings), *cards.cards(findings)],
         chapters=chapters,
         absent=absent,
         sources=[(kind, short[place]) for kind, place in sources],
@@ -181,14 +195,22 @@ def _models(findings: Findings) -> list[Table]:
         rows.append(
             [
                 f"{summary['method']} {fingerprint[:8]}", summary["M"], summary["K"], summary["D"],
-                summary["dx"], summary["metric"], settings.get("normalise", ""),
-                count(record.get("images")), width, f"{4 * summary['dx'] / width:,.0f}×",
-                record.get("calibration"), settings.get("seed"), short[item.place],
+                summary["dx"], summary["metric"], count(record.get("images")), width,
+                f"{4 * summary['dx'] / width:,.0f}×", share(record.get("calibration")),
+                settings.get("seed"), short[item.place],
             ]
         )  # fmt: skip
-    head = ["model", "M", "K", "D", "dx", "metric", "normalised", "trained on images",
-            "bytes an image", "smaller by", "γ", "seed", "place"]  # fmt: skip
-    return [Table(title="Models", head=head, rows=rows, words=(0, 5, 6, 12))] if rows else []
+    head = ["model", "M", "K", "D", "dx", "metric", "trained on images", "bytes of a code",
+            "smaller by", "γ", "seed", "place"]  # fmt: skip
+    note = (
+        "Bytes of a code: one for each of the M sub-codebooks, half of one where K ≤ 16. Smaller "
+        "by: than dx values of float32."
+    )
+    return (
+        [Table(title="Models", head=head, rows=rows, words=(0, 5, 11), wraps=(11,), note=note)]
+        if rows
+        else []
+    )
 
 
 def _stores(findings: Findings) -> list[Table]:
@@ -206,6 +228,12 @@ def _stores(findings: Findings) -> list[Table]:
                 ", ".join(models), len(latest.quarantined),
             ]
         )  # fmt: skip
-    head = ["store", "of", "version", "made (UTC)", "images", "shards", "bytes", "bytes an image",
-            "models", "left out"]  # fmt: skip
-    return [Table(title="Stores", head=head, rows=rows, words=(0, 1, 3, 8))] if rows else []
+    head = ["store", "of", "version", "made (UTC)", "images", "shards", "bytes",
+            "bytes of an image", "models", "left out"]  # fmt: skip
+    note = (
+        "Bytes of an image: of its row in the files, compressed: a code with its id and label, or "
+        "the ids and scores of its results. Left out: shards."
+    )
+    return (
+        [Table(title="Stores", head=head, rows=rows, words=(0, 1, 3, 8), note=note)] if rows else []
+    )

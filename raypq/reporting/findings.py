@@ -167,8 +167,11 @@ def _add(findings: Findings, kind: str, uri: str) -> None:
     elif kind == "model":
         content = _read(join(uri, "model.json"))
         if isinstance(content.get("model"), dict) and "fingerprint" in content:
-            named = Named(place=uri, content=content)
-            findings.models.setdefault(str(content["fingerprint"]), named)
+            named, name = Named(place=uri, content=content), str(content["fingerprint"])
+            known = findings.models.get(name)
+            # A store keeps copies of its models, under long names.
+            if known is None or len(uri) < len(known.place):
+                findings.models[name] = named
         else:
             findings.unused.append((uri, "not a model of raypq"))
     else:

@@ -108,4 +108,6 @@ def _versions(stores: Sequence[Store], short: Mapping[str, str]) -> list[Table]:
     head = ["store", "version", "made (UTC)", "metric", "linkage", "threshold", "images stored",
             "groups", "images in groups", "largest group", "images to drop",
             "share of the store"]  # fmt: skip
-    return [Table(title="Versions", head=head, rows=rows, words=(0, 2, 3, 4))] if rows else []
+    return (
+        [Table(title="Groups by version", head=head, rows=rows, words=(0, 2, 3, 4))] if rows else []
+    )

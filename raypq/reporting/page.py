@@ -9,7 +9,7 @@ from pathlib import Path
 from raypq._version import __version__
 from raypq.data.storage import write_bytes
 from raypq.optional_packages import require
-from raypq.reporting import chapters
+from raypq.reporting import chapters, tables
 from raypq.reporting.findings import gather
 from raypq.reporting.picture_chapters import PictureSource
 
@@ -43,6 +43,7 @@ def make(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["head_width"] = tables.head_width
     text = environment.get_template("page.html.j2").render(
         title=title,
         report=report,

@@ -49,8 +49,7 @@ class PictureChapter:
     Attributes:
         note: how many pictures are not shown, and why; stores that are not shown.
         filled_by: what fills the chapter.
-        figures: its tables and charts; where it has some, it is also made without images, and
-            shows ids.
+        figures: its tables and charts. as_ids: it is also made without images, and shows ids.
     """
 
     id: str
@@ -60,6 +59,7 @@ class PictureChapter:
     galleries: Sequence[Gallery] = ()
     note: str = ""
     figures: Callable[[Findings], Parts] | None = None
+    as_ids: bool = False
 
 
 _Make = Callable[[Store, Context], Gallery]
@@ -79,9 +79,10 @@ _CHAPTERS: Sequence[tuple[str, _Make, PictureChapter]] = (
         search_pictures.gallery,
         PictureChapter(
             id="queries",
-            title="Search results in pictures",
+            title="Search results",
             lead="Some queries, each with its best results, best first.",
             filled_by="raypq search",
+            as_ids=True,
         ),
     ),
     (
@@ -89,9 +90,10 @@ _CHAPTERS: Sequence[tuple[str, _Make, PictureChapter]] = (
         pair_pictures.gallery,
         PictureChapter(
             id="duplicates",
-            title="Near-duplicates in pictures",
+            title="Near-duplicates",
             lead="Groups of images that pairs within the threshold connect.",
             filled_by="raypq duplicates",
+            as_ids=True,
         ),
     ),
     (
@@ -104,6 +106,7 @@ _CHAPTERS: Sequence[tuple[str, _Make, PictureChapter]] = (
             "farthest from the kept one are no duplicates of it.",
             filled_by="raypq deduplicate",
             figures=groups.figures,
+            as_ids=True,
         ),
     ),
 )
@@ -115,14 +118,14 @@ def _of_one(store: Store) -> bool:
 
 
 def make(findings: Findings, source: PictureSource | None) -> list[PictureChapter]:
-    """Every chapter with pictures, or without images those that have figures; chapters without a
-    store have no galleries.
+    """Every chapter with pictures, or without images those that show ids; chapters without a store
+    have no galleries.
 
     Raises:
         InputError: no store with pictures; images that cannot be listed, or none of whose ids is in
             a store; a class table that cannot be read.
     """
-    made = [entry for entry in _CHAPTERS if source or entry[2].figures]
+    made = [entry for entry in _CHAPTERS if source or entry[2].as_ids]
     stores = {
         kind: [store for store in findings.stores if store.kind == kind and _of_one(store)]
         for kind, *_ in made

@@ -11,6 +11,8 @@ from raypq.reporting.charts import Chart
 from raypq.reporting.findings import Findings, Named
 from raypq.reporting.tables import Table, count, share
 
+_AT_R = ("map", "precision", "recall", "1-recall")
+_AT = re.compile(r"(map|precision|recall|1-recall)@(\d+)")
 _KINDS = (
     ("precision", "Precision", "Share of rows of the query's label among the first R."),
     (
@@ -31,25 +33,43 @@ def chapter(findings: Findings) -> tuple[list[Table], list[Chart]]:
     if not findings.retrievals:
         return [], []
     rows: list[list[Any]] = []
-    names = [key for item in findings.retrievals for key in item.content if _is_metric(key)]
-    metrics = list(dict.fromkeys(names))
+    at: list[list[Any]] = []
     for item in findings.retrievals:
         content = item.content
         rows.append(
             [
                 item.name, content.get("metric"), content.get("distance"), count(content["rows"]),
-                count(content["queries"]), *(share(content.get(key)) for key in metrics),
+                count(content["queries"]), count(content.get("queries_in_store")),
+                share(content.get("map")),
             ]
         )  # fmt: skip
-    head = ["", "metric", "distance", "rows", "queries", *metrics]
+        depths = {int(match[2]) for key in content if (match := _AT.fullmatch(key))}
+        at += [
+            [item.name, R, *(share(content.get(f"{kind}@{R}")) for kind in _AT_R)]
+            for R in sorted(depths)
+        ]
+    head = ["", "metric", "distance", "rows", "queries", "of these stored", "mAP"]
     drawn = [chart for kind in _KINDS if (chart := _over_depth(findings, *kind))]
     if chart := _precision_recall(findings):
         drawn.append(chart)
-    return [Table(title="Rankings", head=head, rows=rows, words=(0, 1, 2))], drawn
+    warning = _finding_themselves(findings)
+    table = Table(title="Rankings", head=head, rows=rows, words=(0, 1, 2), warning=warning)
+    tables = [table]
+    if at:
+        tables.append(Table(title="The first R", head=["", "R", *_AT_R], rows=at))
+    return tables, drawn
 
 
-def _is_metric(key: str) -> bool:
-    return key == "map" or bool(re.fullmatch(r"(map|precision|recall|1-recall)@\d+", key))
+def _finding_themselves(findings: Findings) -> str:
+    """A warning of evaluations whose queries are in the store."""
+    names = [item.name for item in findings.retrievals if item.content.get("queries_in_store")]
+    if not names:
+        return ""
+    return (
+        f"Queries of {', '.join(names)} are stored themselves: each finds itself first, so every "
+        "figure is better than it is for new images. Leave them out of the queries, or encode a "
+        "store without them."
+    )
 
 
 def _at(content: Mapping[str, Any], kind: str) -> tuple[list[float], list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from raypq.errors import InputError
 from raypq.reporting import charts
 from raypq.reporting.charts import Chart
 from raypq.reporting.findings import Findings, Store, shorten
-from raypq.reporting.tables import Table, count, moment, share
+from raypq.reporting.health import work_seconds
+from raypq.reporting.tables import DASH, Table, count, moment, share
 
 _SAMPLE_ROWS = 131_072  # codes of a model that are counted
 _DENSE = "torch fp32"
@@ -185,7 +187,9 @@ def drift(findings: Findings) -> tuple[list[Table], list[Chart]]:
         )
     head = ["store", "version", "made (UTC)", "new shards", "images", "relative error",
             "feature norm", "entropy, bits", "called drifted"]  # fmt: skip
-    return ([Table(title="Versions", head=head, rows=rows, words=(0, 2))] if rows else []), drawn
+    return (
+        [Table(title="New shards by version", head=head, rows=rows, words=(0, 2))] if rows else []
+    ), drawn
 
 
 def _versions(store: Store) -> tuple[list[tuple[float, float]], list[list[Any]]]:
@@ -234,23 +238,26 @@ def throughput(findings: Findings) -> tuple[list[Table], list[Chart]]:
             for receipt in fresh
             if (name := receipt.path.removeprefix("data/")) in files
         )
-        worked = {
-            key: snapshot_summary.number(store.place, store.latest, "worked", key, least=0) or 0.0
-            for key in ("shards", "images", "seconds")
-        }
-        if worked["seconds"]:
-            rate = worked["images"] / worked["seconds"]
+        number = partial(snapshot_summary.number, store.place, store.latest, least=0)
+        images, shards = number("worked", "images"), number("worked", "shards")
+        seconds = work_seconds(store)
+        if images and seconds:
+            times = (number("run", "seconds", name) for name in ("plan", "start"))
             rows.append(
-                [short[store.place], store.kind, count(int(worked["shards"])),
-                 count(int(worked["images"])), f"{worked['seconds']:.1f} s", count(rate)]
+                [short[store.place], store.kind, count(shards), count(images),
+                 *(DASH if time is None else f"{time:.1f} s" for time in times),
+                 f"{seconds:.1f} s", count(images / seconds)]
             )  # fmt: skip
-        if len(done) > 1 and worked["seconds"]:
-            start = done[-1][0] - worked["seconds"]
+        if len(done) > 1 and seconds:
+            start = done[-1][0] - seconds
             xs = [0.0, *(max(0.0, at - start) for at, _ in done)]
             ys = [0.0, *np.cumsum([float(n) for _, n in done])]
             series[short[store.place]] = (xs, ys)
-    head = ["store", "of", "shards", "images", "time", "images/s"]
-    tables = [Table(title="Latest runs", head=head, rows=rows, words=(0, 1))] if rows else []
+    head = ["store", "of", "shards", "images or rows", "plan", "start of workers", "work",
+            "images/s of the work"]  # fmt: skip
+    note = "Plan: listings, the model, what is finished. Start: Ray, until a worker is ready."
+    table = Table(title="Rates of the latest runs", head=head, rows=rows, words=(0, 1), note=note)
+    tables = [table] if rows else []
     if not series:
         return tables, []
     longest = sorted(series, key=lambda name: -series[name][0][-1])[: charts.MAX_SERIES]
@@ -258,7 +265,7 @@ def throughput(findings: Findings) -> tuple[list[Table], list[Chart]]:
     chart = charts.lines(
         "throughput", "Images done over time",
         "Each point is a finished shard, at the time that its file was written, since the "
-        f"start of the run. At most the {charts.MAX_SERIES} longest runs are drawn.",
+        f"workers were ready. At most the {charts.MAX_SERIES} longest runs are drawn.",
         series, x="seconds", y="images done", from_zero=True,
     )  # fmt: skip
     return tables, [chart]

@@ -77,7 +77,10 @@ def _row(query: Query, origins: dict[str, str], distance: str) -> Row:
     want = Wanted(query.id, query.origin or origins.get(query.id))
     results = zip(query.results.cast(pa.string()).to_pylist(), query.scores, strict=True)
     pictures = [
-        Picture(want=Wanted(name, origins.get(name)), note=f"{distance}{score:.3g}")
+        Picture(
+            want=Wanted(name, origins.get(name)),
+            note=f"{distance}{score:.3g}" + (", the query itself" if name == query.id else ""),
+        )
         for name, score in results
     ]
     return Row(

@@ -83,6 +83,7 @@ def configs(place: Path, output: Path) -> dict[str, dict[str, Any]]:
                 "output": str(output / "predictions"),
                 "calibration": 0.0,
             },
+            "deduplicate": {"metric": "l2", "threshold": 0.05, "output": str(output / "groups")},
         },
     }
     found = {}

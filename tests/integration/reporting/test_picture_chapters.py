@@ -371,7 +371,7 @@ def test_groups_without_images_are_ids(place, tmp_path):
     assert parts[0] == parts[1]
     assert all("jpeg" not in item and not item["absent"] for item in shown)
     assert "With --images, the page shows the images of these ids." in text
-    assert "<h3>Versions</h3>" in text
+    assert "<h3>Groups by version</h3>" in text
     assert "With --images" not in report(root, COLUMNS, ["groups"])
 
 

@@ -17,13 +17,18 @@ from raypq import api
 from raypq.cli import main
 from raypq.config import (
     ClassifyJob,
+    ClusterJob,
     ClusterSettings,
     DeduplicateJob,
+    DuplicatesJob,
     EncodeJob,
     EvaluateJob,
+    ReindexJob,
     RetrievalJob,
+    SearchJob,
     TrainJob,
 )
+from raypq.data.store import snapshot
 from raypq.errors import InputError
 from raypq.reporting import retrieval
 from raypq.reporting.findings import gather
@@ -60,9 +65,32 @@ def results(world: Any, alone: ClusterSettings, tmp_path_factory: pytest.TempPat
     groups = DeduplicateJob(codes=str(root / "codes-4"), metric="cosine", threshold=0.99,
                             output=str(root / "groups"), where=alone)  # fmt: skip
     api.deduplicate(groups)
+    found = {"codes": str(root / "codes-4"), "where": alone}
+    api.search(SearchJob(queries=[str(later)], output=str(root / "found"), top_k=5, **found))
+    pairs = {"metric": "cosine", "threshold": 0.99, "output": str(root / "pairs")}
+    api.duplicates(DuplicatesJob(**pairs, **found))
+    api.cluster(ClusterJob(k=4, metric="l2", output=str(root / "clusters"), **found))
+    _nights(root, str(root / "model-4"), alone)
     _write(root / "bench.json", BENCH)
     _write(root / "other.json", {"a": 1})
     return root
+
+
+def _nights(root: Path, model: str, where: ClusterSettings) -> None:
+    """A night, a night with a damaged shard, and one that rolls out another model."""
+    source = root / "source"
+    shutil.copytree(root / "features", source)
+
+    def night(model: str, **more: Any) -> None:
+        codes = str(root / "night")
+        job = ReindexJob(model=model, features=[str(source)], codes=codes, where=where, **more)
+        api.reindex(job)
+
+    night(model)
+    (source / "part-1.parquet").write_bytes(b"damaged")
+    night(model, on_bad_shard="quarantine")
+    shutil.copy(root / "features" / "part-1.parquet", source / "part-2.parquet")
+    night(str(root / "model-2"), on_bad_shard="quarantine", rollout=0.5)
 
 
 def _judge(root: Path, name: str, classes: str, where: ClusterSettings, **source: Any) -> None:
@@ -101,8 +129,9 @@ def test_every_chapter_is_filled(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     found = re.findall(r'<section id="([a-z]+)"', text)
     assert found == [
-        "settings", "accuracy", "quantization", "speed", "classes", "codewords", "retrieval",
-        "training", "drift", "throughput", "groups", "sources",
+        "settings", "health", "nights", "accuracy", "quantization", "speed", "classes",
+        "codewords", "retrieval", "training", "drift", "throughput", "queries", "duplicates",
+        "groups", "sources",
     ]  # fmt: skip
     assert "Chapters without findings" not in text
 
@@ -140,6 +169,58 @@ def test_confusions_add_up(results: Path) -> None:
     assert all(one["class_id"] != one["answer_id"] for one in told["confusions"])
     counts = [one["images"] for one in told["confusions"]]
     assert counts == sorted(counts, reverse=True)
+
+
+def test_every_kind_of_store_has_cards(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    cards = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", text))
+    assert cards["images in codes"] == "120"
+    assert cards["images classified"] == "120"
+    assert cards["queries × results"] == "60 × 5"
+    assert cards["clusters"] == "4"
+    assert {"pairs of near-duplicates", "groups of near-duplicates", "images to drop"} <= {*cards}
+
+
+def rows_of(page: Path, table: str) -> list[list[str]]:
+    """The cells of a table, by its title."""
+    text = page.read_text(encoding="utf-8")
+    body = text.split(f"<h3>{table}</h3>")[1].split("<tbody>")[1].split("</tbody>")[0]
+    return [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in body.split("</tr>")[:-1]]
+
+
+def test_nights_are_told_one_by_one(page: Path) -> None:
+    nights = [row for row in rows_of(page, "Nights") if row[0] == "night"]
+    assert [row[1] for row in nights] == ["1", "2", "3"]
+    assert [row[3] for row in nights] == ["120", "0", "60"]  # new images
+    assert [row[9] for row in nights] == ["0", "1", "1"]  # shards left out
+    assert nights[0][10] == "100%"
+    assert nights[2][10] in ("50%", "100%")
+
+
+def test_shards_that_are_left_out_are_named(page: Path, results: Path) -> None:
+    (left,) = [row for row in rows_of(page, "Shards that are left out") if row[0] == "night"]
+    assert left[1] == str(results / "source" / "part-1.parquet")
+    assert left[2]
+    assert "Parquet" in left[3]
+    states = {row[0]: row[1] for row in rows_of(page, "Latest runs")}
+    assert "1 shard(s) left out" in states["night"]
+    assert states["codes-4"] == "nothing to look at"
+
+
+def test_queries_that_find_themselves_are_warned_of(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "Queries of retrieval are stored themselves" in text
+    (row,) = rows_of(page, "Rankings")
+    assert row[4:6] == ["60", "60"]
+    assert "the query itself" in text  # of search results
+
+
+def test_rates_are_without_the_start_of_workers(page: Path, results: Path) -> None:
+    run = snapshot.read(str(results / "codes-4")).summary["run"]["seconds"]
+    (row,) = [row for row in rows_of(page, "Rates of the latest runs") if row[0] == "codes-4"]
+    rate = float(row[7].replace(",", ""))
+    assert rate == pytest.approx(60 / run["encode"], rel=0.05)
+    assert row[5] == f"{run['start']:.1f} s"
 
 
 def test_an_unknown_file_is_named(page: Path) -> None:
@@ -240,6 +321,17 @@ def test_in_a_browser(browser: Any, page: Path, width: int, scheme: str) -> None
         " getComputedStyle(document.body).backgroundColor]"
     )
     assert _contrast(ink, ground) > 4.5
+    tables = ask(
+        "[...document.querySelectorAll('.wide')].map(box => [box.getAttribute('aria-label'),"
+        " box.scrollWidth, box.clientWidth,"
+        " Math.max(...[...box.querySelectorAll('th')].map(th => th.offsetHeight)),"
+        " getComputedStyle(box).backgroundAttachment])"
+    )
+    for title, whole, visible, head, shade in tables:
+        assert head < 60, f"{title}: a head of more than two lines"
+        assert "local" in shade  # the sign that a table goes on
+        assert "scroll" in shade
+        assert width < 1280 or whole <= visible, f"{title} is cut off"
     outside = ask(
         "[...document.querySelectorAll('figure svg')].flatMap(svg => {"
         " const box = svg.getBoundingClientRect();"

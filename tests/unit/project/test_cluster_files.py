@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
+from pod_security import containers, violations
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
@@ -21,12 +24,27 @@ ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = ROOT / "cluster"
 SCHEMAS = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
 KUBERNETES = "1.34.0"
-MANIFESTS = sorted(path.name for path in CLUSTER.glob("*.yaml") if path.name != "aws.yaml")
+BUILDS = ("kubernetes", "kubernetes/ephemeral")
 STAGES = ("train", "encode", "classify", "search", "reindex")
+
+pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here")
+
+
+@cache
+def _built(name: str) -> str:
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(CLUSTER / name)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def documents(name: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((CLUSTER / name).read_text(encoding="utf-8")))
+    return list(yaml.safe_load_all(_built(name)))
+
+
+def of_kind(kind: str, name: str = "kubernetes") -> list[dict[str, Any]]:
+    return [document for document in documents(name) if document["kind"] == kind]
 
 
 @cache
@@ -64,10 +82,37 @@ def check(document: dict[str, Any]) -> None:
     Draft202012Validator(schema, registry=registry).validate(document)
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
-def test_manifests_are_valid(name: str) -> None:
+@pytest.mark.parametrize("name", BUILDS)
+def test_manifests_are_valid_and_in_one_namespace(name: str) -> None:
     for document in documents(name):
         check(document)
+        if document["kind"] != "Namespace":
+            assert document["metadata"]["namespace"] == "raypq"
+    (namespace,) = of_kind("Namespace", name)
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.parametrize("parts", [{"gpu"}, {"s3"}, {"gpu", "s3"}, {"cpu", "gpu", "s3"}])
+def test_parts_can_be_left_out(parts: set[str], tmp_path: Path) -> None:
+    shutil.copytree(CLUSTER, tmp_path / "cluster")
+    shutil.copytree(ROOT / "jobs" / "configs", tmp_path / "jobs" / "configs")
+    edited = tmp_path / "cluster" / "kubernetes" / "kustomization.yaml"
+    values = yaml.safe_load(edited.read_text(encoding="utf-8"))
+    values["components"] = [name for name in values["components"] if name not in parts]
+    values["namespace"] = "other"
+    edited.write_text(yaml.safe_dump(values), encoding="utf-8")
+    command = ["kubectl", "kustomize", str(edited.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    every = list(yaml.safe_load_all(done.stdout))
+    for document in every:
+        check(document)
+        own = document["metadata"]
+        assert "other" in (own.get("namespace"), own["name"])
+    (cluster,) = [document for document in every if document["kind"] == "RayCluster"]
+    groups = {group["groupName"]: group for group in cluster["spec"]["workerGroupSpecs"]}
+    assert groups.keys() == {"cpu", "gpu"} - parts
+    for pod in pods(cluster):
+        assert ("envFrom" in pod["containers"][0]) == ("s3" not in parts)
 
 
 @pytest.mark.parametrize(
@@ -82,138 +127,191 @@ def test_manifests_are_valid(name: str) -> None:
     ],
 )
 def test_the_schema_refuses_what_kuberay_would(path: tuple[Any, ...], value: Any) -> None:
-    document = copy.deepcopy(documents("raycluster.yaml")[0])
+    document = copy.deepcopy(of_kind("RayCluster")[0])
     place: Any = document
     for step in path[:-1]:
-        place = place[step]
+        place = place.setdefault(step, {}) if isinstance(step, str) else place[step]
     place[path[-1]] = value
     with pytest.raises(ValidationError):
         check(document)
 
 
 def test_a_cron_job_without_a_schedule_is_refused() -> None:
-    document = documents("nightly-raycronjob.yaml")[0]
+    document = copy.deepcopy(of_kind("RayCronJob", "kubernetes/ephemeral")[0])
     check(document)
     del document["spec"]["schedule"]
     with pytest.raises(ValidationError):
         check(document)
 
 
+def pods(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The ``spec`` of every pod that a document leads to."""
+    if isinstance(document, dict):
+        if "containers" in document:
+            yield document
+        for value in document.values():
+            yield from pods(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from pods(value)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_every_pod_is_admitted_to_a_restricted_namespace(name: str) -> None:
+    every = [pod for document in documents(name) for pod in pods(document)]
+    assert len(every) == {"kubernetes": 9, "kubernetes/ephemeral": 3}[name]
+    for pod in every:
+        assert violations(pod) == []
+        for container in containers(pod):
+            # Beyond the standard: nothing of the image can be changed, and /tmp is there to write.
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}
+            assert container["resources"]["limits"]["memory"]
+        assert pod["nodeSelector"]["kubernetes.io/arch"] == "amd64"
+    for cluster in of_kind("RayCluster", name):  # a container that KubeRay adds to the head
+        context = cluster["spec"]["autoscalerOptions"]["securityContext"]
+        (head, *_) = pods(cluster)
+        sidecar = {"name": "autoscaler", "securityContext": context}
+        assert violations({**head, "containers": [sidecar]}) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("hostNetwork",), True, "hostNetwork"),
+        (("securityContext", "seccompProfile"), {"type": "Unconfined"}, "seccompProfile"),
+        (("securityContext", "runAsNonRoot"), False, "runAsNonRoot"),
+        (("securityContext", "runAsUser"), 0, "runAsUser"),
+        (("volumes",), [{"name": "host", "hostPath": {"path": "/"}}], "volume host of hostPath"),
+        (("containers", 0, "securityContext", "capabilities"), {}, "are not dropped"),
+        (
+            ("containers", 0, "securityContext", "allowPrivilegeEscalation"),
+            True,
+            "allowPrivilegeEscalation",
+        ),
+        (("containers", 0, "securityContext", "privileged"), True, "privileged"),
+        (("containers", 0, "ports"), [{"containerPort": 80, "hostPort": 80}], "hostPort"),
+        (("initContainers",), [{"name": "more"}], "more: allowPrivilegeEscalation"),
+    ],
+)
+def test_the_rules_find_what_is_not_allowed(path: tuple[Any, ...], value: Any, said: str) -> None:
+    pod: Any = copy.deepcopy(next(pods(of_kind("RayCluster")[0])))
+    place = pod
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    assert any(said in violation for violation in violations(pod))
+
+
+def cron_jobs() -> dict[str, dict[str, Any]]:
+    return {job["metadata"]["name"]: job["spec"] for job in of_kind("CronJob")}
+
+
 def test_every_stage_has_a_job_that_is_there() -> None:
-    for stage in STAGES:
-        (document,) = documents(f"rayjob-{stage}.yaml")
-        words = document["spec"]["entrypoint"].split()
-        assert (ROOT / "jobs" / f"{stage}.py").exists()
-        assert words[:2] == ["python", f"/home/ray/jobs/{stage}.py"]
-        assert words[words.index("--config") + 1] == f"/etc/raypq/{stage}.yaml"
-        assert (ROOT / "jobs" / "configs" / f"{stage}.yaml").exists()
-        cluster = documents("raycluster.yaml")[0]["metadata"]["name"]
-        assert document["spec"]["clusterSelector"] == {"ray.io/cluster": cluster}
+    (configs,) = of_kind("ConfigMap")
+    assert configs["data"].keys() == {f"{stage}.yaml" for stage in STAGES}
+    jobs = cron_jobs()
+    assert jobs.keys() == {f"raypq-{name}" for name in (*STAGES, "doctor")}
+    cluster, head = of_kind("RayCluster")[0]["metadata"]["name"], "http://raypq-head-svc:8265"
+    assert head == f"http://{cluster}-head-svc:8265"  # the service that KubeRay makes
+    for name, job in jobs.items():
+        (pod,) = pods(job)
+        (container,) = pod["containers"]
+        assert container["command"] == ["ray", "job", "submit", "--address", head, "--"]
+        words = container["args"]
+        stage = name.removeprefix("raypq-")
+        if stage == "doctor":
+            assert words[:2] == ["raypq", "doctor"]
+        else:
+            assert words[:2] == ["python", f"/home/ray/jobs/{stage}.py"]
+            assert (ROOT / "jobs" / f"{stage}.py").exists()
+            assert words[words.index("--config") + 1] == f"/etc/raypq/{stage}.yaml"
+        (secret,) = container["env"]  # the token, by reference
+        assert secret["valueFrom"]["secretKeyRef"] == {"name": cluster, "key": "auth_token"}
 
 
-def test_the_nightly_cron_job_creates_the_reindex_job() -> None:
-    cron = documents("nightly-cronjob.yaml")[-1]
-    (container,) = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    assert container["command"][-1] == "/nightly/rayjob-reindex.yaml"
-    assert cron["spec"]["concurrencyPolicy"] == "Forbid"
-    (nightly,) = documents("nightly-raycronjob.yaml")
-    assert nightly["spec"]["schedule"] == cron["spec"]["schedule"]
+def test_jobs_end_and_are_removed_and_none_runs_twice() -> None:
+    for name, job in cron_jobs().items():
+        assert job["concurrencyPolicy"] == "Forbid"
+        assert job["suspend"] is (name != "raypq-reindex")
+        assert job["successfulJobsHistoryLimit"] <= 7
+        assert job["failedJobsHistoryLimit"] <= 7
+        spec = job["jobTemplate"]["spec"]
+        assert spec["ttlSecondsAfterFinished"]
+        assert spec["activeDeadlineSeconds"]
+    (nightly,) = of_kind("RayCronJob", "kubernetes/ephemeral")
+    assert nightly["spec"]["schedule"] == cron_jobs()["raypq-reindex"]["schedule"]
+    assert nightly["spec"]["jobTemplate"]["ttlSecondsAfterFinished"]
 
 
 def clusters() -> Iterator[tuple[str, dict[str, Any]]]:
-    for name in MANIFESTS:
-        for document in documents(name):
-            spec = document.get("spec", {})
-            spec = spec.get("jobTemplate", spec) if document["kind"] == "RayCronJob" else spec
-            spec = spec.get("rayClusterSpec", spec)
-            if "headGroupSpec" in spec:
-                yield name, spec
-
-
-def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
-    return [group["template"]["spec"] for group in groups]
+    yield "permanent", of_kind("RayCluster")[0]["spec"]
+    nightly = of_kind("RayCronJob", "kubernetes/ephemeral")[0]
+    yield "ephemeral", nightly["spec"]["jobTemplate"]["rayClusterSpec"]
 
 
 def test_clusters_are_closed() -> None:
-    found = list(clusters())
-    assert len(found) == 2
-    for name, spec in found:
+    for name, spec in clusters():
         assert spec["authOptions"]["mode"] == "token", name
         head = spec["headGroupSpec"]
         assert head["serviceType"] == "ClusterIP", name
         assert not head.get("enableIngress"), name
         for pod in pods(spec):
-            assert pod["securityContext"]["runAsNonRoot"] is True
-            assert not pod.get("hostNetwork")
             for container in pod["containers"]:
-                assert container["securityContext"]["allowPrivilegeEscalation"] is False
                 # Secrets by reference; a pod whose secret is missing does not start.
                 assert not container.get("env")
                 for source in container["envFrom"]:
                     assert "optional" not in source["secretRef"]
-                assert container["resources"]["limits"]["memory"]
+
+
+def test_workers_of_the_configs_fit_on_the_pods() -> None:
+    """Ray offers 70% of a pod's memory to workers, of which a worker has its share by CPUs."""
+    for name, spec in clusters():
+        group = spec["workerGroupSpecs"][0]
+        (pod,) = pods(group)
+        limits = pod["containers"][0]["resources"]["limits"]
+        assert limits == pod["containers"][0]["resources"]["requests"]
+        cpus, memory = int(limits["cpu"]), int(limits["memory"].removesuffix("Gi")) << 30
+        for path in sorted((ROOT / "jobs" / "configs").glob("*.yaml")):
+            if name == "ephemeral" and path.stem != "reindex":
+                continue
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            where = values["where"]
+            per_pod = cpus // where["threads"]
+            assert where["workers"] <= per_pod * group["maxReplicas"], (name, path.name)
+            share = 0.7 * memory / per_pod
+            assert values.get("cache_bytes", 0) + (1 << 30) <= share, (name, path.name)
+
+
+def test_gpu_workers_go_where_gpus_are() -> None:
+    group = of_kind("RayCluster")[0]["spec"]["workerGroupSpecs"][1]
+    (pod,) = pods(group)
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert pod["nodeSelector"]["nvidia.com/gpu.present"] == "true"
+    assert "nvidia.com/gpu" in {toleration["key"] for toleration in pod["tolerations"]}
+    assert pod["containers"][0]["image"].endswith("-gpu")
 
 
 def test_what_no_file_may_hold() -> None:
-    for path in [*filter(Path.is_file, CLUSTER.rglob("*")), *(ROOT / "jobs" / "configs").iterdir()]:
+    files = [path for path in CLUSTER.rglob("*") if path.is_file()]
+    for path in [*files, *(ROOT / "jobs" / "configs").iterdir()]:
         text = path.read_text(encoding="utf-8")
         for bad in ("AKIA", "PRIVATE KEY", "0.0.0.0", "password", "privileged: true", ":latest"):
             assert bad not in text, f"{path.name} has {bad}"
 
 
-def test_one_version_of_ray_everywhere() -> None:
+def test_one_version_of_ray_and_one_of_raypq_everywhere() -> None:
     pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned
     for name, spec in clusters():
         assert spec["rayVersion"] == pinned[1], name
     docker = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
     assert set(re.findall(r"rayproject/ray:([\d.]+)", docker)) == {pinned[1]}
-
-
-def test_the_image_is_built_from_what_is_there() -> None:
-    docker = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
-    lines = docker.replace("\\\n", " ").splitlines()
-    sent = {
-        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"
-    }
-    copied = {
-        word
-        for line in lines
-        if line.startswith("COPY") and "--from" not in line
-        for word in line.split()[1:-1]
-        if not word.startswith("--")
-    }
-    assert copied == sent
-    for name in copied:
-        assert (ROOT / name).exists(), name
-    assert [line for line in lines if line.startswith("USER")][-1] == "USER ray"
-    assert "ENV RAY_AUTH_MODE=token" in lines
-    assert not [line for line in lines if line.startswith(("EXPOSE", "ADD", "CMD", "ENTRYPOINT"))]
-
-
-@pytest.mark.ray
-def test_the_file_of_ray_up_is_valid_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.autoscaler._private.util import fillout_defaults, validate_config
-
-    text = (CLUSTER / "aws.yaml").read_text(encoding="utf-8")
-    config = yaml.safe_load(text)
-    # The schema that ships with Ray, and Ray's own checks.
-    validate_config(fillout_defaults(copy.deepcopy(config)))
-    with pytest.raises(ValidationError):
-        validate_config(fillout_defaults({**copy.deepcopy(config), "max_worker": 3}))
-    kinds = config["available_node_types"]
-    assert set(kinds) == {"head", "cpu", "gpu"}
-    for name, kind in kinds.items():
-        spot = kind["node_config"].get("InstanceMarketOptions", {}).get("MarketType") == "spot"
-        assert spot == (name != "head")
-        assert kind["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
-    (rule,) = config["provider"]["security_group"]["IpPermissions"]
-    assert rule["FromPort"] == rule["ToPort"] == 22
-    (head,) = (line for line in config["head_start_ray_commands"] if "start" in line)
-    assert "--dashboard-host=127.0.0.1" in head
-    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
-        (start,) = (line for line in config[commands] if "ray start" in line)
-        assert "RAY_AUTH_MODE=token" in start
-        assert config["file_mounts"].keys() == {"/home/ray/.ray/auth_token"}
-        assert "RAY_AUTH_TOKEN_PATH=/home/ray/.ray/auth_token" in start
+    version = re.search(r'"(.*)"\n', (ROOT / "raypq" / "_version.py").read_text().partition("=")[2])
+    assert version
+    texts = [_built(name) for name in BUILDS]
+    texts += [
+        path.read_text() for path in (CLUSTER / "aws" / "cluster.yaml", CLUSTER / "Dockerfile")
+    ]
+    for text in texts:
+        assert set(re.findall(r"/raypq:([\d.]+)", text)) == {version[1]}

@@ -73,8 +73,9 @@ ALLOWED: dict[str, set[str]] = {
     "backbones": BASE
     | {"data", "data.layouts", "data.storage", "kernels", "methods", "methods.support"},
     "metrics": BASE | {"data", "data.store", "methods"},
-    "execution": BASE | {"kernels", "io_counters", "machine"},
-    "distributed": BASE | {"execution", "kernels", "data.storage", "io_counters", "machine"},
+    "execution": BASE | {"_version", "kernels", "io_counters", "machine"},
+    "distributed": BASE
+    | {"_version", "execution", "kernels", "data.storage", "io_counters", "machine"},
     "monitoring": BASE
     | {"data", "data.storage", "data.store", "execution", "exits", "stages.stores"},
     "stages": set(),
@@ -83,9 +84,13 @@ ALLOWED: dict[str, set[str]] = {
     "stages.retrieval.duplicates": STAGE | {"stages.retrieval"},
     "stages.nightly": STAGE
     | {"stages.classification", "stages.encoding", "stages.retrieval.duplicates"},
+    "checks": BASE
+    | {"_version", "backbones", "data", "data.layouts", "data.storage", "data.store", "distributed"}
+    | {"kernels", "machine", "methods"},
     "api": BASE
     | FAMILIES
     | {
+        "checks",
         "data",
         "data.storage",
         "data.store",
@@ -109,11 +114,13 @@ ALLOWED: dict[str, set[str]] = {
         "_version",
         "api",
         "bench",
+        "checks",
         "config",
         "console",
         "data",
         "data.store",
         "demo",
+        "errors",
         "exits",
         "heartbeat",
         "json_lines",

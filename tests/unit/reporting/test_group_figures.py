@@ -60,7 +60,7 @@ def test_versions():
     older = {key: SUMMARY[key] for key in ("metric", "threshold", "rows", "groups", "dropped")}
     tables, _ = figures(store("a", older, {"members": 5}, SUMMARY | {"linkage": "complete"}))
     made = "2026-01-02 03:04:05"
-    assert tables["Versions"] == [
+    assert tables["Groups by version"] == [
         ["/s/a", 1, made, "l2", "single", 0.1, "1,000", "137", "0", "–", "163", "16.30%"],
         ["/s/a", 2, made, None, "single", None, "–", "–", "0", "–", "–", "–"],
         ["/s/a", 3, made, "l2", "complete", 0.1, "1,000", "137", "0", "20", "163", "16.30%"],
@@ -80,7 +80,7 @@ def test_older_versions_have_no_charts(lacks):
     assert len(drawn) == 1
     assert ("Images to drop, by threshold" in tables) == (lacks == "sizes")
     tables, drawn = figures(store("a", SUMMARY | {"sizes": [], "dropped_at": []}))
-    assert (drawn, list(tables)) == ([], ["Versions"])
+    assert (drawn, list(tables)) == ([], ["Groups by version"])
     assert figures() == ({}, [])
 
 
