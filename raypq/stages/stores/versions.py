@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from raypq import console
 from raypq.config.places import path_of
 from raypq.data import stored
@@ -78,7 +82,7 @@ def restore(store: str | os.PathLike[str], version: int) -> Snapshot:
             kind=old.kind,
             run_id=old.run_id,
             expected=[
-                *(receipt.shard for receipt in old.shards),
+                *old.shards.column("shard").to_pylist(),
                 *(item.shard for item in old.quarantined),
             ],
             receipts=old.shards,
@@ -135,7 +139,7 @@ def _needed_models(store: str, version: Snapshot) -> list[str]:
     # Stores that an early raypq, or another tool, wrote without models have neither of the two.
     if version.kind != "codes" or not (stored_models or "fingerprint" in version.summary):
         return []
-    return [join(store, MODELS, name) for name in sorted({item.model for item in version.shards})]
+    return [join(store, MODELS, name) for name in version.shards.totals.models]
 
 
 def _model_fault(folder: str) -> InputError | None:
@@ -160,17 +164,18 @@ def diff(store: str | os.PathLike[str], old: int, new: int | None = None) -> dic
     """
     store = path_of(store)
     before, after = snapshot.read(store, old), snapshot.read(store, new)
-    old_paths, new_paths = (
-        {receipt.shard: receipt.path for receipt in version.shards} for version in (before, after)
-    )
-    common = old_paths.keys() & new_paths.keys()
-    changed = sorted(stem for stem in common if old_paths[stem] != new_paths[stem])
+    stems, paths = before.shards.columns("shard", "path")
+    new_stems, new_paths = after.shards.columns("shard", "path")
+    rows = before.shards.find(new_stems)
+    common = pa.array(np.flatnonzero(rows >= 0))
+    other = pc.not_equal(new_paths.take(common), paths.take(pa.array(rows[rows >= 0])))
+    changed = new_stems.take(common).filter(other)
     return {
         "old": before.version,
         "new": after.version,
-        "added": sorted(new_paths.keys() - old_paths.keys()),
-        "removed": sorted(old_paths.keys() - new_paths.keys()),
-        "changed": changed,
+        "added": new_stems.filter(pa.array(rows < 0)).to_pylist(),
+        "removed": stems.filter(pc.invert(pc.is_in(stems, value_set=new_stems))).to_pylist(),
+        "changed": changed.to_pylist(),
         "kept": len(common) - len(changed),
         "images": {"old": before.rows, "new": after.rows},
         "quarantined": _quarantined_diff(before, after),
@@ -196,6 +201,6 @@ def _summary(version: Snapshot) -> dict[str, Any]:
         "shards": len(version.shards),
         "quarantined": len(version.quarantined),
         **({"left_out": quarantine.summary(version)} if version.quarantined else {}),
-        "bytes": sum(receipt.bytes for receipt in version.shards),
-        "models": sorted({receipt.model[:12] for receipt in version.shards}),
+        "bytes": version.shards.totals.bytes,
+        "models": sorted({model[:12] for model in version.shards.totals.models}),
     }

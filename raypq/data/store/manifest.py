@@ -1,0 +1,343 @@
+"""Manifest files: the receipts of many shards as columns of a Parquet file.
+
+``manifests/<32 hex digits>.parquet`` is sorted by shard, written once, and shared by versions. Each
+row is the receipt of a shard, or says that the shard is removed. A version names several manifests:
+of the rows of a shard that in the last of them counts (``raypq.data.store.manifest_tree``).
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field, field_validator
+
+from raypq.config import Settings
+from raypq.data import format_version
+from raypq.data.storage import atomic_write, digest, join, list_files, open_parquet, sync_folder
+from raypq.data.store import names
+from raypq.data.store.names import Id, Stem
+from raypq.data.store.shard_stats import ShardStats, Spread
+from raypq.data.store.shard_writer import FOLDER as DATA
+from raypq.data.store.shard_writer import Count, HashingFile, Receipt, Source
+from raypq.errors import DamagedError, InputError
+
+FOLDER = "manifests"
+ROW_GROUP = 10_000  # rows; the least that a search for a range of shards reads
+_FORMAT = "1"
+_PATH = re.compile(rf"{FOLDER}/[0-9a-f]{{32}}\.parquet")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_TEXT, _COUNT, _DIGEST = pa.large_string(), pa.int64(), pa.binary(32)
+_SPREAD = pa.struct([(name, pa.float64()) for name in Spread.model_fields])
+_STATS = pa.struct(
+    [
+        ("rows", _COUNT),
+        ("error", _SPREAD),
+        ("norm", _SPREAD),
+        ("coded", _COUNT),
+        ("entropy", pa.float64()),
+    ]
+)
+# Columns of receipts, and which of them a receipt may lack. Beside them ``removed`` is stored.
+COLUMNS: Mapping[str, pa.DataType] = {
+    "shard": _TEXT,
+    "path": _TEXT,
+    "bytes": _COUNT,
+    "rows": _COUNT,
+    "sha256": _DIGEST,
+    "model": _TEXT,
+    "work": _TEXT,
+    "source_uri": _TEXT,
+    "source_size": _COUNT,
+    "source_modified": _TEXT,
+    "source_sha256": _DIGEST,
+    "ids": _TEXT,
+    "stats": _STATS,
+}
+_OPTIONAL = ("source_sha256", "ids", "stats")
+_REMOVED = pa.field("removed", pa.bool_(), nullable=False)
+_SCHEMA = pa.schema(
+    [
+        pa.field("shard", _TEXT, nullable=False),
+        _REMOVED,
+        *(pa.field(name, kind) for name, kind in COLUMNS.items() if name != "shard"),
+    ],
+    metadata={"raypq.format": _FORMAT},
+)
+_SORTED = ("shard", "path", "source_uri")  # texts that share their beginnings with their neighbours
+_FEW = ("model", "work", "ids")  # texts that repeat
+_OPTIONS: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": list(_FEW),
+    "column_encoding": dict.fromkeys(_SORTED, "DELTA_BYTE_ARRAY")
+    | dict.fromkeys(("bytes", "rows", "source_size"), "DELTA_BINARY_PACKED"),
+    "write_page_checksum": True,
+    "row_group_size": ROW_GROUP,
+}
+
+
+class Manifest(Settings):
+    """A manifest file as a version names it.
+
+    Attributes:
+        bytes, sha256: of the file.
+        shards, removed: its rows, of shards and of removed ones.
+        rows, data_bytes: sums over its shards.
+        first, last: the first and last shard, removed ones included.
+        models: fingerprints of the models of its shards.
+    """
+
+    path: str
+    bytes: Count
+    sha256: str
+    shards: Count
+    removed: Count
+    rows: Count
+    data_bytes: Count
+    first: Stem
+    last: Stem
+    models: tuple[Id, ...]
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        if not _PATH.fullmatch(value):
+            raise ValueError(f"expected a name {FOLDER}/<32 hex digits>.parquet, found {value!r}")
+        return value
+
+    @property
+    def entries(self) -> int:
+        """Its rows."""
+        return self.shards + self.removed
+
+
+class Totals(Settings):
+    """Sums over the shards of a version, so that it can be listed without its manifests."""
+
+    shards: Count
+    rows: Count
+    bytes: Count
+    models: tuple[Id, ...] = Field(default=())
+
+
+def _sha256_bytes(value: str | None) -> bytes | None:
+    if value is None:
+        return None
+    if not _SHA256.fullmatch(value):
+        raise ValueError(f"expected a sha256 of 64 hex digits, found {value!r}")
+    return bytes.fromhex(value)
+
+
+def _stats_values(receipt: Receipt) -> dict[str, Any] | None:
+    return None if receipt.stats is None else receipt.stats.model_dump()
+
+
+_GETTERS: Mapping[str, Callable[[Receipt], Any]] = {
+    **{name: attrgetter(name) for name in COLUMNS if not name.startswith("source_")},
+    **{
+        name: attrgetter(name.replace("_", ".", 1)) for name in COLUMNS if name.startswith("source")
+    },
+    "sha256": lambda receipt: _sha256_bytes(receipt.sha256),
+    "source_sha256": lambda receipt: _sha256_bytes(receipt.source.sha256),
+    "stats": _stats_values,
+}
+
+
+def column_of(receipts: Iterable[Receipt], name: str) -> pa.Array:
+    """One of ``COLUMNS`` of receipts.
+
+    Raises:
+        ValueError: a sha256 that is none.
+    """
+    get = _GETTERS[name]
+    return pa.array([get(receipt) for receipt in receipts], COLUMNS[name])
+
+
+def receipts_of(columns: pa.Table) -> Iterator[Receipt]:
+    """The receipts of rows with all ``COLUMNS``, which were checked when they were read."""
+    for row in columns.to_pylist():
+        stats, source_sha256 = row["stats"], row["source_sha256"]
+        yield Receipt.model_construct(
+            shard=row["shard"],
+            path=row["path"],
+            bytes=row["bytes"],
+            rows=row["rows"],
+            sha256=row["sha256"].hex(),
+            model=row["model"],
+            work=row["work"],
+            source=Source.model_construct(
+                uri=row["source_uri"],
+                size=row["source_size"],
+                modified=row["source_modified"],
+                sha256=None if source_sha256 is None else source_sha256.hex(),
+            ),
+            stats=None if stats is None else _stats(stats),
+            ids=row["ids"],
+            counts=None,
+        )
+
+
+def _stats(values: dict[str, Any]) -> ShardStats:
+    spreads = {name: Spread.model_construct(**values[name]) for name in ("error", "norm")}
+    return ShardStats.model_construct(**{**values, **spreads})
+
+
+def write(store: str, shards: pa.Table, removed: pa.Array) -> Manifest:
+    """Writes a manifest; a version may name it when this returns.
+
+    Args:
+        shards: rows with all ``COLUMNS``. removed: names of removed shards.
+    """
+    stems = pa.concat_arrays([*shards.column("shard").chunks, removed.cast(_TEXT)])
+    gone = pa.nulls(len(removed))
+    table = pa.table(
+        {
+            "shard": stems,
+            "removed": pa.array([False] * len(shards) + [True] * len(removed), pa.bool_()),
+            **{
+                name: pa.chunked_array([*shards.column(name).chunks, gone.cast(kind)], kind)
+                for name, kind in COLUMNS.items()
+                if name != "shard"
+            },
+        },
+        schema=_SCHEMA,
+    )
+    table = table.take(pc.sort_indices(stems))
+    path = f"{FOLDER}/{uuid.uuid4().hex}.parquet"
+    with atomic_write(join(store, path)) as file:
+        sink = HashingFile(file)
+        pq.write_table(table, sink, **_OPTIONS)
+    sync_folder(join(store, FOLDER))
+    stems = table.column("shard")
+    return Manifest(
+        path=path,
+        bytes=sink.bytes,
+        sha256=sink.digest.hexdigest(),
+        shards=len(shards),
+        removed=len(removed),
+        rows=pc.sum(shards.column("rows"), min_count=0).as_py(),
+        data_bytes=pc.sum(shards.column("bytes"), min_count=0).as_py(),
+        first=stems[0].as_py(),
+        last=stems[-1].as_py(),
+        models=tuple(sorted(pc.unique(shards.column("model")).to_pylist())),
+    )
+
+
+def read(store: str, manifest: Manifest, columns: Iterable[str]) -> pa.Table:
+    """Columns of a manifest, and ``removed``; checked, so that no name leads out of the store.
+
+    Raises:
+        InputError: the file is missing, damaged, of a newer format, or its values cannot be.
+    """
+    uri = join(store, manifest.path)
+    wanted = dict.fromkeys([*columns, "removed"])
+    with open_parquet(uri, size=manifest.bytes) as file:
+        metadata = file.metadata.metadata
+        format_version.refuse_file(metadata, uri, what="manifest", known=_FORMAT)
+        for name in wanted:
+            if file.field(name).type != _SCHEMA.field(name).type:
+                raise InputError(
+                    f"{uri}, column '{name}'",
+                    expected=str(_SCHEMA.field(name).type),
+                    found=str(file.field(name).type),
+                )
+        table = file.read(list(wanted)).combine_chunks()
+    if len(table) != manifest.entries:
+        raise DamagedError(uri, expected=f"{manifest.entries} rows", found=str(len(table)))
+    live = table.filter(pc.invert(table.column("removed")))
+    for name in wanted:
+        values = table.column(name) if name in ("shard", "removed") else live.column(name)
+        if fault := _fault(name, values):
+            raise InputError(f"{uri}, column '{name}'", expected=fault[0], found=fault[1])
+    return table
+
+
+def _fault(name: str, values: pa.ChunkedArray) -> tuple[str, str] | None:
+    """What is expected of a column's values and what was found; None where they are right."""
+    if values.null_count and name not in _OPTIONAL:
+        return "a value for each shard", "none"
+    if name == "shard" and not pc.all(pc.less(values[:-1], values[1:])).as_py() and len(values) > 1:
+        return "each shard once, in order", "another order"
+    if name in ("bytes", "rows") and len(values) and pc.min(values).as_py() < 0:
+        return "numbers from 0 on", str(pc.min(values))
+    if name in ("model", "work", "shard", "path", "ids"):
+        return _name_fault(name, values)
+    return None
+
+
+_SAFE = {  # texts that need no further check
+    "shard": r"^[A-Za-z0-9][A-Za-z0-9_.=,+-]*$",
+    "path": rf"^{DATA}/[A-Za-z0-9][A-Za-z0-9_.=,+-]*$",
+}
+
+
+def _name_fault(name: str, values: pa.ChunkedArray) -> tuple[str, str] | None:
+    if name in _SAFE:
+        safe = pc.match_substring_regex(values, _SAFE[name])
+        unknown = values.filter(pc.invert(safe)).to_pylist()
+    else:
+        unknown = pc.unique(values).to_pylist()
+    for value in unknown:
+        try:
+            _CHECKS[name](value)
+        except ValueError as error:
+            return "a name that stays inside the store", str(error)
+    return None
+
+
+def _check_path(value: str) -> None:
+    names.check_path(value)
+    folder, _, stem = value.partition("/")
+    if folder != DATA or "/" in stem:
+        raise ValueError(f"expected paths {DATA}/<name>, found {value!r}")
+
+
+def _check_ids(value: str | None) -> None:
+    if value not in (None, "int64", "string"):
+        raise ValueError(f"expected int64 or string, found {value!r}")
+
+
+_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "shard": names.check_stem,
+    "path": _check_path,
+    "model": names.check_id,
+    "work": names.check_id,
+    "ids": _check_ids,
+}
+
+
+def contradiction(
+    store: str, manifests: Sequence[Manifest], expected: int, found: int
+) -> DamagedError:
+    """The error of manifests that together have another number of shards than their version."""
+    files = ", ".join(item.path for item in manifests)
+    return DamagedError(
+        f"{store}, {files}", expected=f"{expected} shards, as the version says", found=str(found)
+    )
+
+
+def damaged(
+    store: str, manifests: Sequence[Manifest], *, sha256: bool = False
+) -> Iterator[InputError]:
+    """An error for each manifest that is missing or of another size.
+
+    Args:
+        sha256: check the content, too.
+    """
+    files = list_files(join(store, FOLDER)) if manifests else {}
+    for manifest in manifests:
+        uri = join(store, manifest.path)
+        listed = files.get(manifest.path.removeprefix(f"{FOLDER}/"))
+        if listed is None:
+            yield DamagedError(uri, expected="a manifest of the version", found="no such file")
+        elif listed.size != manifest.bytes:
+            yield DamagedError(uri, expected=f"{manifest.bytes} bytes", found=f"{listed.size}")
+        elif sha256 and (content := digest(uri)) != manifest.sha256:
+            yield DamagedError(uri, expected=f"sha256 {manifest.sha256}", found=content)
