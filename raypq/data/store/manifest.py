@@ -10,22 +10,31 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field, field_validator
+from pydantic import Field, TypeAdapter, field_validator
 
 from raypq.config import Settings
 from raypq.data import format_version
-from raypq.data.storage import atomic_write, digest, join, list_files, open_parquet, sync_folder
+from raypq.data.storage import (
+    CheckedFile,
+    atomic_write,
+    digest,
+    join,
+    list_files,
+    open_parquet,
+    sync_folder,
+)
 from raypq.data.store import names
 from raypq.data.store.names import Id, Stem
-from raypq.data.store.shard_stats import ShardStats, Spread
+from raypq.data.store.shard_stats import Spread
 from raypq.data.store.shard_writer import FOLDER as DATA
-from raypq.data.store.shard_writer import Count, HashingFile, Receipt, Source
+from raypq.data.store.shard_writer import Count, HashingFile, Receipt
 from raypq.errors import DamagedError, InputError
 
 FOLDER = "manifests"
@@ -127,6 +136,9 @@ class Totals(Settings):
     models: tuple[Id, ...] = Field(default=())
 
 
+_RECEIPTS = TypeAdapter(list[Receipt])
+
+
 def _sha256_bytes(value: str | None) -> bytes | None:
     if value is None:
         return None
@@ -160,33 +172,16 @@ def column_of(receipts: Iterable[Receipt], name: str) -> pa.Array:
     return pa.array([get(receipt) for receipt in receipts], COLUMNS[name])
 
 
-def receipts_of(columns: pa.Table) -> Iterator[Receipt]:
-    """The receipts of rows with all ``COLUMNS``, which were checked when they were read."""
-    for row in columns.to_pylist():
-        stats, source_sha256 = row["stats"], row["source_sha256"]
-        yield Receipt.model_construct(
-            shard=row["shard"],
-            path=row["path"],
-            bytes=row["bytes"],
-            rows=row["rows"],
-            sha256=row["sha256"].hex(),
-            model=row["model"],
-            work=row["work"],
-            source=Source.model_construct(
-                uri=row["source_uri"],
-                size=row["source_size"],
-                modified=row["source_modified"],
-                sha256=None if source_sha256 is None else source_sha256.hex(),
-            ),
-            stats=None if stats is None else _stats(stats),
-            ids=row["ids"],
-            counts=None,
-        )
-
-
-def _stats(values: dict[str, Any]) -> ShardStats:
-    spreads = {name: Spread.model_construct(**values[name]) for name in ("error", "norm")}
-    return ShardStats.model_construct(**{**values, **spreads})
+def receipts_of(columns: pa.Table) -> list[Receipt]:
+    """The receipts of rows with all ``COLUMNS``."""
+    names = ("uri", "size", "modified", "sha256")
+    rows = columns.to_pylist()
+    for row in rows:
+        row["source"] = {name: row.pop(f"source_{name}") for name in names}
+        row["sha256"] = row["sha256"].hex()
+        if (sha256 := row["source"]["sha256"]) is not None:
+            row["source"]["sha256"] = sha256.hex()
+    return _RECEIPTS.validate_python(rows)
 
 
 def write(store: str, shards: pa.Table, removed: pa.Array) -> Manifest:
@@ -236,40 +231,77 @@ def read(store: str, manifest: Manifest, columns: Iterable[str]) -> pa.Table:
     Raises:
         InputError: the file is missing, damaged, of a newer format, or its values cannot be.
     """
+    wanted = list(dict.fromkeys([*columns, "removed"]))
+    with _opened(store, manifest, wanted) as file:
+        table = file.read(wanted).combine_chunks()
+    _check(join(store, manifest.path), table)
+    return table
+
+
+def find(store: str, manifest: Manifest, shards: pa.Array, columns: Iterable[str]) -> pa.Table:
+    """As ``read``, the rows of some shards; reads the other columns only where there are any."""
+    wanted = list(dict.fromkeys(["shard", *columns, "removed"]))
+    found: list[pa.RecordBatch] = []
+    with _opened(store, manifest, wanted) as file:
+        for group in range(file.num_row_groups):
+            (names,) = file.iter_batches(ROW_GROUP, [group], ["shard"])
+            if pc.any(pc.is_in(names.column("shard"), value_set=shards)).as_py():
+                found += file.iter_batches(ROW_GROUP, [group], wanted)
+        schema = pa.schema([file.field(name) for name in wanted])
+    table = pa.Table.from_batches(found, schema)
+    table = table.filter(pc.is_in(table.column("shard"), value_set=shards)).combine_chunks()
+    _check(join(store, manifest.path), table)
+    return table
+
+
+@contextmanager
+def _opened(store: str, manifest: Manifest, columns: Sequence[str]) -> Iterator[CheckedFile]:
     uri = join(store, manifest.path)
-    wanted = dict.fromkeys([*columns, "removed"])
     with open_parquet(uri, size=manifest.bytes) as file:
         metadata = file.metadata.metadata
         format_version.refuse_file(metadata, uri, what="manifest", known=_FORMAT)
-        for name in wanted:
-            if file.field(name).type != _SCHEMA.field(name).type:
+        for name in columns:
+            kind = _SCHEMA.field(name).type
+            if file.field(name).type != kind:
                 raise InputError(
-                    f"{uri}, column '{name}'",
-                    expected=str(_SCHEMA.field(name).type),
-                    found=str(file.field(name).type),
+                    f"{uri}, column '{name}'", expected=str(kind), found=str(file.field(name).type)
                 )
-        table = file.read(list(wanted)).combine_chunks()
-    if len(table) != manifest.entries:
-        raise DamagedError(uri, expected=f"{manifest.entries} rows", found=str(len(table)))
-    live = table.filter(pc.invert(table.column("removed")))
-    for name in wanted:
+        if file.footer.rows != manifest.entries:
+            raise DamagedError(
+                uri, expected=f"{manifest.entries} rows", found=f"{file.footer.rows} rows"
+            )
+        yield file
+
+
+def _check(uri: str, table: pa.Table) -> None:
+    """Checks the values of columns; those of removed shards are nulls.
+
+    Raises:
+        InputError: naming the column.
+    """
+    removed = table.column("removed")
+    live = table.filter(pc.invert(removed)) if pc.any(removed).as_py() else table
+    for name in table.column_names:
         values = table.column(name) if name in ("shard", "removed") else live.column(name)
         if fault := _fault(name, values):
             raise InputError(f"{uri}, column '{name}'", expected=fault[0], found=fault[1])
-    return table
 
 
 def _fault(name: str, values: pa.ChunkedArray) -> tuple[str, str] | None:
     """What is expected of a column's values and what was found; None where they are right."""
     if values.null_count and name not in _OPTIONAL:
         return "a value for each shard", "none"
-    if name == "shard" and not pc.all(pc.less(values[:-1], values[1:])).as_py() and len(values) > 1:
+    if name == "shard" and len(values) and not _is_ascending(values):
         return "each shard once, in order", "another order"
     if name in ("bytes", "rows") and len(values) and pc.min(values).as_py() < 0:
         return "numbers from 0 on", str(pc.min(values))
     if name in ("model", "work", "shard", "path", "ids"):
         return _name_fault(name, values)
     return None
+
+
+def _is_ascending(values: pa.ChunkedArray) -> bool:
+    return bool(pc.all(pc.less(values[:-1], values[1:]), min_count=0).as_py())
 
 
 _SAFE = {  # texts that need no further check

@@ -9,6 +9,7 @@ share manifests, and a version that restores an earlier one names the manifests 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -105,6 +106,55 @@ def _unequal(one: pa.Array, other: pa.Array) -> NDArray[np.bool_]:
             unequal = unequal | _unequal(*parts)
         return unequal
     return unequal | np.asarray(pc.fill_null(pc.not_equal(one, other), False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangedShards:
+    """The shards in which two versions differ, by name."""
+
+    added: list[str]
+    removed: list[str]
+    changed: list[str]
+
+
+def changed_shards(store: str, old: Receipts, new: Receipts) -> ChangedShards:
+    """The shards that have other files in two versions, or a file in one of them only.
+
+    Of manifests that both name, only rows of shards that others name, too, are read.
+    """
+    count = 0
+    while old.manifests[count : count + 1] == new.manifests[count : count + 1] != ():
+        count += 1
+    if count:
+        own = [*old.manifests[count:], *new.manifests[count:]]
+        names = [manifest.read(store, item, ["shard"]).column("shard") for item in own]
+        wanted = pa.chunked_array([chunk for name in names for chunk in name.chunks], _NONE.type)
+        before, after = (_paths_of(store, item, wanted.combine_chunks()) for item in (old, new))
+    else:
+        before, after = (
+            dict(
+                zip(*(column.to_pylist() for column in item.columns("shard", "path")), strict=True)
+            )
+            for item in (old, new)
+        )
+    return ChangedShards(
+        added=sorted(after.keys() - before.keys()),
+        removed=sorted(before.keys() - after.keys()),
+        changed=sorted(
+            shard for shard in after.keys() & before.keys() if after[shard] != before[shard]
+        ),
+    )
+
+
+def _paths_of(store: str, receipts: Receipts, shards: pa.Array) -> dict[str, str]:
+    """The path of the file of each of these shards; those that are not there are absent."""
+    found: dict[str, str] = {}
+    for item in receipts.manifests:
+        rows = manifest.find(store, item, shards, ["path"])
+        found |= dict(
+            zip(rows.column("shard").to_pylist(), rows.column("path").to_pylist(), strict=True)
+        )
+    return {shard: path for shard, path in found.items() if path is not None}
 
 
 def paths(store: str, versions: Iterable[Receipts]) -> set[str]:

@@ -85,7 +85,7 @@ class Receipts(Sequence[Receipt]):
         if isinstance(index, slice):
             return tuple(self._made(np.arange(len(self))[index]))
         position = range(len(self))[index]  # raises IndexError
-        return next(self._made(np.array([position])))
+        return self._made(np.array([position]))[0]
 
     def __iter__(self) -> Iterator[Receipt]:
         if self._items is not None:
@@ -159,7 +159,7 @@ class Receipts(Sequence[Receipt]):
         positions = pc.index_in(shards, value_set=self.column("shard"))
         return pc.fill_null(positions, -1).to_numpy(zero_copy_only=False).astype(np.int64)
 
-    def _made(self, rows: NDArray[np.int64]) -> Iterator[Receipt]:
+    def _made(self, rows: NDArray[np.int64]) -> list[Receipt]:
         columns = self.columns(*COLUMNS)
         taken = [column.take(pa.array(rows)) for column in columns]
         return manifest.receipts_of(pa.table(taken, [*COLUMNS]))
@@ -279,4 +279,6 @@ def rows_that_count(tables: Sequence[pa.Table]) -> pa.Array:
 
 def _joined(columns: Sequence[pa.ChunkedArray], kind: pa.DataType) -> pa.Array:
     chunks = [chunk for column in columns for chunk in column.chunks]
+    if len(chunks) == 1:
+        return chunks[0]
     return pa.concat_arrays(chunks) if chunks else pa.array([], kind)

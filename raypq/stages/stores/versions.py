@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from raypq import console
 from raypq.config.places import path_of
 from raypq.data import stored
 from raypq.data.model_files import FOLDER as MODELS
 from raypq.data.model_files import ModelFiles
 from raypq.data.storage import join, list_folders
-from raypq.data.store import lease, runs, sidecars, snapshot
+from raypq.data.store import lease, manifest_tree, runs, sidecars, snapshot
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConflictError, InputError, ModelError
 from raypq.stages.stores import quarantine
@@ -164,19 +160,14 @@ def diff(store: str | os.PathLike[str], old: int, new: int | None = None) -> dic
     """
     store = path_of(store)
     before, after = snapshot.read(store, old), snapshot.read(store, new)
-    stems, paths = before.shards.columns("shard", "path")
-    new_stems, new_paths = after.shards.columns("shard", "path")
-    rows = before.shards.find(new_stems)
-    common = pa.array(np.flatnonzero(rows >= 0))
-    other = pc.not_equal(new_paths.take(common), paths.take(pa.array(rows[rows >= 0])))
-    changed = new_stems.take(common).filter(other)
+    shards = manifest_tree.changed_shards(store, before.shards, after.shards)
     return {
         "old": before.version,
         "new": after.version,
-        "added": new_stems.filter(pa.array(rows < 0)).to_pylist(),
-        "removed": stems.filter(pc.invert(pc.is_in(stems, value_set=new_stems))).to_pylist(),
-        "changed": changed.to_pylist(),
-        "kept": len(common) - len(changed),
+        "added": shards.added,
+        "removed": shards.removed,
+        "changed": shards.changed,
+        "kept": len(after.shards) - len(shards.added) - len(shards.changed),
         "images": {"old": before.rows, "new": after.rows},
         "quarantined": _quarantined_diff(before, after),
     }
