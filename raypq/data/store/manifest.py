@@ -30,10 +30,9 @@ from raypq.data.storage import (
     open_parquet,
     sync_folder,
 )
-from raypq.data.store import names
+from raypq.data.store.manifest_checks import check_values
 from raypq.data.store.names import Id, Stem
 from raypq.data.store.shard_stats import Spread
-from raypq.data.store.shard_writer import FOLDER as DATA
 from raypq.data.store.shard_writer import Count, HashingFile, Receipt
 from raypq.errors import DamagedError, InputError
 
@@ -54,7 +53,7 @@ _STATS = pa.struct(
         ("entropy", pa.float64()),
     ]
 )
-# Columns of receipts, and which of them a receipt may lack. Beside them ``removed`` is stored.
+# Columns of receipts; beside them ``removed`` is stored.
 COLUMNS: Mapping[str, pa.DataType] = {
     "shard": _TEXT,
     "path": _TEXT,
@@ -70,7 +69,6 @@ COLUMNS: Mapping[str, pa.DataType] = {
     "ids": _TEXT,
     "stats": _STATS,
 }
-_OPTIONAL = ("source_sha256", "ids", "stats")
 _REMOVED = pa.field("removed", pa.bool_(), nullable=False)
 _SCHEMA = pa.schema(
     [
@@ -234,7 +232,7 @@ def read(store: str, manifest: Manifest, columns: Iterable[str]) -> pa.Table:
     wanted = list(dict.fromkeys([*columns, "removed"]))
     with _opened(store, manifest, wanted) as file:
         table = file.read(wanted).combine_chunks()
-    _check(join(store, manifest.path), table)
+    check_values(join(store, manifest.path), table)
     return table
 
 
@@ -250,7 +248,7 @@ def find(store: str, manifest: Manifest, shards: pa.Array, columns: Iterable[str
         schema = pa.schema([file.field(name) for name in wanted])
     table = pa.Table.from_batches(found, schema)
     table = table.filter(pc.is_in(table.column("shard"), value_set=shards)).combine_chunks()
-    _check(join(store, manifest.path), table)
+    check_values(join(store, manifest.path), table)
     return table
 
 
@@ -271,78 +269,6 @@ def _opened(store: str, manifest: Manifest, columns: Sequence[str]) -> Iterator[
                 uri, expected=f"{manifest.entries} rows", found=f"{file.footer.rows} rows"
             )
         yield file
-
-
-def _check(uri: str, table: pa.Table) -> None:
-    """Checks the values of columns; those of removed shards are nulls.
-
-    Raises:
-        InputError: naming the column.
-    """
-    removed = table.column("removed")
-    live = table.filter(pc.invert(removed)) if pc.any(removed).as_py() else table
-    for name in table.column_names:
-        values = table.column(name) if name in ("shard", "removed") else live.column(name)
-        if fault := _fault(name, values):
-            raise InputError(f"{uri}, column '{name}'", expected=fault[0], found=fault[1])
-
-
-def _fault(name: str, values: pa.ChunkedArray) -> tuple[str, str] | None:
-    """What is expected of a column's values and what was found; None where they are right."""
-    if values.null_count and name not in _OPTIONAL:
-        return "a value for each shard", "none"
-    if name == "shard" and len(values) and not _is_ascending(values):
-        return "each shard once, in order", "another order"
-    if name in ("bytes", "rows") and len(values) and pc.min(values).as_py() < 0:
-        return "numbers from 0 on", str(pc.min(values))
-    if name in ("model", "work", "shard", "path", "ids"):
-        return _name_fault(name, values)
-    return None
-
-
-def _is_ascending(values: pa.ChunkedArray) -> bool:
-    return bool(pc.all(pc.less(values[:-1], values[1:]), min_count=0).as_py())
-
-
-_SAFE = {  # texts that need no further check
-    "shard": r"^[A-Za-z0-9][A-Za-z0-9_.=,+-]*$",
-    "path": rf"^{DATA}/[A-Za-z0-9][A-Za-z0-9_.=,+-]*$",
-}
-
-
-def _name_fault(name: str, values: pa.ChunkedArray) -> tuple[str, str] | None:
-    if name in _SAFE:
-        safe = pc.match_substring_regex(values, _SAFE[name])
-        unknown = values.filter(pc.invert(safe)).to_pylist()
-    else:
-        unknown = pc.unique(values).to_pylist()
-    for value in unknown:
-        try:
-            _CHECKS[name](value)
-        except ValueError as error:
-            return "a name that stays inside the store", str(error)
-    return None
-
-
-def _check_path(value: str) -> None:
-    names.check_path(value)
-    folder, _, stem = value.partition("/")
-    if folder != DATA or "/" in stem:
-        raise ValueError(f"expected paths {DATA}/<name>, found {value!r}")
-
-
-def _check_ids(value: str | None) -> None:
-    if value not in (None, "int64", "string"):
-        raise ValueError(f"expected int64 or string, found {value!r}")
-
-
-_CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "shard": names.check_stem,
-    "path": _check_path,
-    "model": names.check_id,
-    "work": names.check_id,
-    "ids": _check_ids,
-}
 
 
 def contradiction(

@@ -458,15 +458,7 @@ def commit(
     sync_folder(join(store, "data"))  # the files must survive a power cut before the version exists
     shards = _with_manifests(store, receipts)
     for attempt in range(_TRIES):
-        known = versions(store)
-        version = known[-1] + 1 if known else 1
-        if version > _MAX_VERSION:
-            raise ConflictError(f"{_uri(store, known[-1])}: no run made this version; remove it")
-        if expected_parent is not None and version != expected_parent + 1:
-            raise ConflictError(
-                f"{store}: version {version - 1} was committed by another run while this one "
-                f"started from version {expected_parent}; run it again (finished shards are kept)"
-            )
+        parent, version = _next_version(store, expected_parent)
         for error in manifest.damaged(store, shards.manifests):
             raise ConflictError(f"{error}; nothing was committed, run it again")
         if pre_commit_check is not None:
@@ -475,7 +467,7 @@ def commit(
             format=2 if shards.manifests else 1,
             kind=kind,
             version=version,
-            parent=known[-1] if known else None,
+            parent=parent,
             nonce=nonce,
             run_id=run_id,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -487,6 +479,24 @@ def commit(
             return snapshot
         time.sleep(random.uniform(0, _PAUSE * min(2**attempt, 32)))  # noqa: S311 - no secret
     raise ConflictError(f"{store}: {_TRIES} version numbers in a row were taken by other writers")
+
+
+def _next_version(store: str, expected_parent: int | None) -> tuple[int | None, int]:
+    """The latest version, if there is one, and the number of the next.
+
+    Raises:
+        ConflictError: the latest version is not ``expected_parent``, or no number follows it.
+    """
+    known = versions(store)
+    version = known[-1] + 1 if known else 1
+    if version > _MAX_VERSION:
+        raise ConflictError(f"{_uri(store, known[-1])}: no run made this version; remove it")
+    if expected_parent is not None and version != expected_parent + 1:
+        raise ConflictError(
+            f"{store}: version {version - 1} was committed by another run while this one "
+            f"started from version {expected_parent}; run it again (finished shards are kept)"
+        )
+    return known[-1] if known else None, version
 
 
 def _with_manifests(store: str, receipts: Receipts) -> Receipts:
