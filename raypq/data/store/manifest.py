@@ -271,16 +271,6 @@ def _opened(store: str, manifest: Manifest, columns: Sequence[str]) -> Iterator[
         yield file
 
 
-def contradiction(
-    store: str, manifests: Sequence[Manifest], expected: int, found: int
-) -> DamagedError:
-    """The error of manifests that together have another number of shards than their version."""
-    files = ", ".join(item.path for item in manifests)
-    return DamagedError(
-        f"{store}, {files}", expected=f"{expected} shards, as the version says", found=str(found)
-    )
-
-
 def damaged(
     store: str, manifests: Sequence[Manifest], *, sha256: bool = False
 ) -> Iterator[InputError]:

@@ -19,8 +19,10 @@ from pydantic_core import CoreSchema, core_schema
 from raypq.data.store import manifest
 from raypq.data.store.manifest import COLUMNS, Manifest, Totals
 from raypq.data.store.shard_writer import Receipt
+from raypq.errors import DamagedError
 
 _BATCH = 4096  # receipts that are made at once
+_VALUES = 1 << 16  # of a column that are converted at once
 
 
 class _Columns(Protocol):
@@ -144,6 +146,12 @@ class Receipts(Sequence[Receipt]):
             self._known |= self._columns.read(missing)
         return [self._known[name] for name in names]
 
+    def values(self, name: str) -> Iterator[Any]:
+        """The values of a column as Python objects, some at a time."""
+        column = self.column(name)
+        for start in range(0, len(column), _VALUES):
+            yield from column.slice(start, _VALUES).to_pylist()
+
     def read(self, names: Sequence[str] = tuple(COLUMNS)) -> dict[str, pa.Array]:
         """As ``columns``, by name; they are not kept, since each is needed once."""
         known = {name: self._known[name] for name in names if name in self._known}
@@ -250,7 +258,12 @@ class _Stored:
             columns[name] = column if self._rows is None else column.take(self._rows)
         found = len(columns[names[0]])
         if self._shards is not None and found != self._shards:
-            raise manifest.contradiction(self._store, self._manifests, self._shards, found)
+            files = ", ".join(item.path for item in self._manifests)
+            raise DamagedError(
+                f"{self._store}, {files}",
+                expected=f"{self._shards} shards, as the version says",
+                found=str(found),
+            )
         return columns
 
 

@@ -16,11 +16,10 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
@@ -58,7 +57,6 @@ IDS = "ids"  # key of a summary
 _NAME = re.compile(r"([0-9]{20})\.json")
 _SECTIONS = ("drift", "night", "result", "rollout", "run", "worked")  # keys of a summary
 _MAX_VERSION = 10**20 - 1  # that a name can hold
-_BATCH = 1 << 16  # values of a column that are converted at once
 _TRIES = 64  # version numbers that other writers may take before us; each is their progress
 _PAUSE = 0.005  # seconds; random back-off of racing writers, up to 32 times as long
 
@@ -362,11 +360,12 @@ def damaged(store: str, snapshot: Snapshot, *, sha256: bool = False) -> list[Inp
     if errors:
         return errors
     try:
-        columns = receipts.columns("path", "bytes")
+        receipts.columns("path", "bytes")
     except InputError as error:
         return [error]
     files = list_files(join(store, "data"))
-    for number, (path, size) in enumerate(zip(*map(_values, columns), strict=True)):
+    named = zip(receipts.values("path"), receipts.values("bytes"), strict=True)
+    for number, (path, size) in enumerate(named):
         listed = files.get(path.removeprefix("data/"))
         if sha256 or listed is None or listed.size != size:
             receipt = receipts[number]
@@ -376,12 +375,6 @@ def damaged(store: str, snapshot: Snapshot, *, sha256: bool = False) -> list[Inp
             except InputError as error:
                 errors.append(error)
     return errors
-
-
-def _values(column: pa.Array) -> Iterator[Any]:
-    """The values of a column, some at a time."""
-    for start in range(0, len(column), _BATCH):
-        yield from column.slice(start, _BATCH).to_pylist()
 
 
 def _check_size(uri: str, receipt: Receipt, listed: Listed | None) -> None:
