@@ -148,9 +148,12 @@ class Receipts(Sequence[Receipt]):
 
     def values(self, name: str) -> Iterator[Any]:
         """The values of a column as Python objects, some at a time."""
-        column = self.column(name)
-        for start in range(0, len(column), _VALUES):
-            yield from column.slice(start, _VALUES).to_pylist()
+        return values_of(self.column(name))
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Path and bytes of each file; the columns are not kept."""
+        columns = self.read(["path", "bytes"])
+        return zip(*map(values_of, columns.values()), strict=True)
 
     def read(self, names: Sequence[str] = tuple(COLUMNS)) -> dict[str, pa.Array]:
         """As ``columns``, by name; they are not kept, since each is needed once."""
@@ -189,6 +192,12 @@ class Receipts(Sequence[Receipt]):
                 serialize, info_arg=True
             ),
         )
+
+
+def values_of(column: pa.Array) -> Iterator[Any]:
+    """The values of a column as Python objects, some at a time."""
+    for start in range(0, len(column), _VALUES):
+        yield from column.slice(start, _VALUES).to_pylist()
 
 
 class _OfItems:

@@ -360,11 +360,10 @@ def damaged(store: str, snapshot: Snapshot, *, sha256: bool = False) -> list[Inp
     if errors:
         return errors
     try:
-        receipts.columns("path", "bytes")
+        named = receipts.files()
     except InputError as error:
         return [error]
     files = list_files(join(store, "data"))
-    named = zip(receipts.values("path"), receipts.values("bytes"), strict=True)
     for number, (path, size) in enumerate(named):
         listed = files.get(path.removeprefix("data/"))
         if sha256 or listed is None or listed.size != size:

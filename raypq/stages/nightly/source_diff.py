@@ -99,6 +99,7 @@ def diff_source(job: ReindexJob, model: Model, listed: Sequence[Shard]) -> Reind
     """
     latest = _latest(job)
     held = latest.shards if latest else Receipts.of(())
+    intact = _are_intact(job.codes, held)  # first, while little else is in memory
     quarantined = {item.shard: item for item in latest.quarantined} if latest else {}
     shards = with_known_stems(listed, known_stems(listed, latest))
     stems = pa.array((shard.stem for shard in shards), COLUMNS["shard"])
@@ -111,7 +112,7 @@ def diff_source(job: ReindexJob, model: Model, listed: Sequence[Shard]) -> Reind
     refuse_vanished_shards(job, latest, plan.removed)
     refuse_vanished_images(job, latest, shards)
     rows = held.find(stems)
-    is_intact = _are_intact(job.codes, held)[rows] & (rows >= 0)
+    is_intact = intact[rows] & (rows >= 0)
     is_kept = is_intact & _are_same(held, rows, shards, work)
     plan.kept.add(shards[number] for number in np.flatnonzero(is_kept).tolist())
     others = np.flatnonzero(~is_kept)
@@ -146,8 +147,7 @@ def _removed(held: Receipts, stems: pa.Array, shards: Sequence[Shard]) -> list[R
 
 def _are_intact(store: str, held: Receipts) -> NDArray[np.bool_]:
     """Which receipts have their files [len(held) + 1]; the last entry stands for no receipt."""
-    files = zip(held.values("path"), held.values("bytes"), strict=True)
-    present = are_present(store, files) if len(held) else []
+    present = are_present(store, held.files()) if len(held) else []
     return np.array([*present, False], np.bool_)
 
 

@@ -151,7 +151,8 @@ def known_stems(
     rows = len(sources) - 1 - backwards.drop_null().to_numpy()
     names = latest.shards.select(rows.astype(np.int64)).values("shard")
     for number, name in zip(found.tolist(), names, strict=True):
-        stems[number] = name
+        own = shards[number].stem  # most are equal, and one text of each is enough
+        stems[number] = own if name == own else name
     return stems
 
 
