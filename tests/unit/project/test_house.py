@@ -216,6 +216,7 @@ LONG = {  # files that are longer, and why they are one file
     "data/storage/parquet.py": "one reader and the checks of what it opens",
     "data/store/id_index_files.py": "two file formats of one index",
     "data/store/lease.py": "one protocol",
+    "data/store/receipts.py": "one sequence, and where its columns come from",
     "data/store/snapshot.py": "the format of a version, and its commit",
     "distributed/cluster.py": "one executor: its start, its pools, its training",
     "distributed/worker_pool.py": "one supervised map",
