@@ -167,6 +167,7 @@ def night(root: Path, new: int = 0) -> dict[str, Any]:
         "nothing_to_do": done["nothing_to_do"],
         "shards": done["shards"],
         "seconds": round(time.monotonic() - START, 1),
+        "cpu_seconds": round(time.process_time(), 1),
         "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }
 

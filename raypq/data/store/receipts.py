@@ -21,6 +21,7 @@ from raypq.data.store.manifest import COLUMNS, Manifest, Totals
 from raypq.data.store.shard_writer import Receipt
 from raypq.errors import DamagedError
 
+_OBJECTS = 10_000  # receipts that are kept as objects, of up to 6 KB, once they are asked for
 _BATCH = 4096  # receipts that are made at once
 _VALUES = 1 << 16  # of a column that are converted at once
 
@@ -82,16 +83,16 @@ class Receipts(Sequence[Receipt]):
     @overload
     def __getitem__(self, index: slice) -> tuple[Receipt, ...]: ...
     def __getitem__(self, index: int | slice) -> Receipt | tuple[Receipt, ...]:
-        if self._items is not None:
-            return self._items[index]
+        if (items := self._objects()) is not None:
+            return items[index]
         if isinstance(index, slice):
             return tuple(self._made(np.arange(len(self))[index]))
         position = range(len(self))[index]  # raises IndexError
         return self._made(np.array([position]))[0]
 
     def __iter__(self) -> Iterator[Receipt]:
-        if self._items is not None:
-            yield from self._items
+        if (items := self._objects()) is not None:
+            yield from items
             return
         for start in range(0, len(self), _BATCH):
             yield from self._made(np.arange(start, min(start + _BATCH, len(self))))
@@ -169,6 +170,12 @@ class Receipts(Sequence[Receipt]):
         """The number of the receipt of each shard [n]; −1 for one that is not here."""
         positions = pc.index_in(shards, value_set=self.column("shard"))
         return pc.fill_null(positions, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def _objects(self) -> tuple[Receipt, ...] | None:
+        """All receipts, if they are few enough to be kept as objects."""
+        if self._items is None and len(self) <= _OBJECTS:
+            self._items = tuple(self._made(np.arange(len(self))))
+        return self._items
 
     def _made(self, rows: NDArray[np.int64]) -> list[Receipt]:
         columns = self.columns(*COLUMNS)

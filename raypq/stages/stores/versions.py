@@ -11,12 +11,16 @@ from raypq.data import stored
 from raypq.data.model_files import FOLDER as MODELS
 from raypq.data.model_files import ModelFiles
 from raypq.data.storage import join, list_folders
-from raypq.data.store import lease, manifest_tree, runs, sidecars, snapshot
+from raypq.data.store import lease, manifest, manifest_tree, runs, sidecars, snapshot
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConflictError, InputError, ModelError
 from raypq.stages.stores import quarantine
 
 _SIDECAR_REMEDY = "delete a sidecar: the next version makes it anew"
+_MANIFEST_REMEDY = (
+    "copy a manifest back from a backup, or restore a version that does not name it, as its "
+    "snapshot in snapshots/ says"
+)
 _MODEL_REMEDY = "copy the model that raypq encode was given to the folder of a model"
 
 
@@ -111,8 +115,11 @@ def verify(
     store = path_of(store)
     checked = snapshot.read(store, version)
     models = _needed_models(store, checked)
+    errors = snapshot.damaged(store, checked, sha256=sha256)
+    of_manifests = [error for error in errors if f"/{manifest.FOLDER}/" in error.location]
     faults = {
-        stored.remedy(checked.kind): snapshot.damaged(store, checked, sha256=sha256),
+        stored.remedy(checked.kind): [error for error in errors if error not in of_manifests],
+        _MANIFEST_REMEDY: of_manifests,
         _SIDECAR_REMEDY: list(sidecars.damaged(store, checked.sidecars(store), sha256=sha256)),
         _MODEL_REMEDY: [fault for folder in models if (fault := _model_fault(folder))],
     }

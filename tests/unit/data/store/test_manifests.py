@@ -15,6 +15,7 @@ import pytest
 
 from raypq.data.storage import Storage, use_storage
 from raypq.data.store import manifest, manifest_tree, runs, snapshot
+from raypq.data.store import receipts as receipts_module
 from raypq.data.store.manifest import COLUMNS
 from raypq.data.store.receipts import Receipts
 from raypq.data.store.shard_stats import ShardStats, Spread
@@ -72,7 +73,13 @@ def files(store: str) -> list[str]:
 NAMES = ["möwen & co--part 0", "a", "bb", "b", "date=2026-01-01", "日本語", "Z", "a.b"]
 
 
-def test_receipts_come_back_as_they_were(store: str) -> None:
+@pytest.mark.parametrize("objects", [0, 10_000])
+def test_receipts_come_back_as_they_were(
+    store: str, objects: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that are too many to be kept as objects."""
+    monkeypatch.setattr(receipts_module, "_OBJECTS", objects)
+    monkeypatch.setattr(receipts_module, "_BATCH", 3)
     made = commit(store, [receipt(name, i) for i, name in enumerate(NAMES)])
     version = snapshot.read(store)
     wanted = tuple(sorted((receipt(name, i) for i, name in enumerate(NAMES)),
@@ -304,6 +311,8 @@ def test_a_damaged_manifest_is_named_and_the_next_version_does_without(
         place.write_text(place.read_text().replace('"shards": 1000', '"shards": 999'))
     with pytest.raises(InputError, match=path.name):
         snapshot.verify_content(store, snapshot.read(store))
+    with pytest.raises(InputError, match="copy a manifest back from a backup"):
+        versions.verify(store, sha256=True)
     if damage != "flipped":  # in a column that it does not read
         with pytest.raises(InputError, match=path.name):
             garbage.collect(store)
