@@ -42,16 +42,10 @@ _FORMAT = "1"
 _PATH = re.compile(rf"{FOLDER}/[0-9a-f]{{32}}\.parquet")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-_TEXT, _COUNT, _DIGEST = pa.large_string(), pa.int64(), pa.binary(32)
-_SPREAD = pa.struct([(name, pa.float64()) for name in Spread.model_fields])
+_TEXT, _COUNT, _REAL, _DIGEST = pa.large_string(), pa.int64(), pa.float64(), pa.binary(32)
+_SPREAD = pa.struct([(name, _REAL) for name in Spread.model_fields])
 _STATS = pa.struct(
-    [
-        ("rows", _COUNT),
-        ("error", _SPREAD),
-        ("norm", _SPREAD),
-        ("coded", _COUNT),
-        ("entropy", pa.float64()),
-    ]
+    [("rows", _COUNT), ("error", _SPREAD), ("norm", _SPREAD), ("coded", _COUNT), ("entropy", _REAL)]
 )
 # Columns of receipts; beside them ``removed`` is stored.
 COLUMNS: Mapping[str, pa.DataType] = {
@@ -237,11 +231,14 @@ def read(store: str, manifest: Manifest, columns: Iterable[str]) -> pa.Table:
 
 
 def find(store: str, manifest: Manifest, shards: pa.Array, columns: Iterable[str]) -> pa.Table:
-    """As ``read``, the rows of some shards; reads the other columns only where there are any."""
+    """As ``read``, the rows of some shards; reads only row groups that may hold them, and their
+    other columns only where there are any."""
     wanted = list(dict.fromkeys(["shard", *columns, "removed"]))
     found: list[pa.RecordBatch] = []
     with _opened(store, manifest, wanted) as file:
         for group in range(file.num_row_groups):
+            if not _may_hold(file.metadata.row_group(group).column(0).statistics, shards):
+                continue
             (names,) = file.iter_batches(ROW_GROUP, [group], ["shard"])
             if pc.any(pc.is_in(names.column("shard"), value_set=shards)).as_py():
                 found += file.iter_batches(ROW_GROUP, [group], wanted)
@@ -250,6 +247,15 @@ def find(store: str, manifest: Manifest, shards: pa.Array, columns: Iterable[str
     table = table.filter(pc.is_in(table.column("shard"), value_set=shards)).combine_chunks()
     check_values(join(store, manifest.path), table)
     return table
+
+
+def _may_hold(bounds: Any, shards: pa.Array) -> bool:
+    """Whether some shards may lie between the first and the last of a row group."""
+    if bounds is None or not bounds.has_min_max:
+        return True
+    low, high = pa.scalar(bounds.min, _TEXT), pa.scalar(bounds.max, _TEXT)
+    inside = pc.and_(pc.greater_equal(shards, low), pc.less_equal(shards, high))
+    return bool(pc.any(inside).as_py())
 
 
 @contextmanager

@@ -394,3 +394,23 @@ def test_a_selection_has_the_rows_that_were_chosen(store: str) -> None:
     assert rows[1] == -1
     chosen: Sequence[Receipt] = shards.select(rows[rows >= 0])
     assert [item.shard for item in chosen] == ["bb", "Z"]
+
+
+def test_a_search_for_shards_reads_the_row_groups_that_may_hold_them(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(manifest._OPTIONS, "row_group_size", 50)
+    made = commit(store, [receipt(f"s{i:04d}", i) for i in range(1000)])
+    (item,) = made.shards.manifests
+    read: list[int] = []
+    whole = manifest.CheckedFile.iter_batches
+
+    def counted(self: Any, rows: int, groups: Any, columns: Any) -> Any:
+        read.extend(groups)
+        return whole(self, rows, groups, columns)
+
+    monkeypatch.setattr(manifest.CheckedFile, "iter_batches", counted)
+    wanted = pa.array(["s0049", "s0050", "s0060x", "t", "s0720"], COLUMNS["shard"])
+    found = manifest.find(store, item, wanted, ["path"])
+    assert found.column("shard").to_pylist() == ["s0049", "s0050", "s0720"]
+    assert sorted(set(read)) == [0, 1, 14]
