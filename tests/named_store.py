@@ -44,6 +44,7 @@ def job_of(root: Path) -> ReindexJob:
         {
             "model": str(root / "model"), "features": [str(root / "features")],
             "codes": str(root / "codes"), "where": where,
+            "duplicate_ids": "ignore",  # of files that are only named
         }
     )  # fmt: skip
 

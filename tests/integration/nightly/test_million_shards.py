@@ -34,6 +34,12 @@ def test_nights_over_shards_that_are_only_named(tmp_path: Path) -> None:
     assert idle["nothing_to_do"]
     assert idle["shards"]["kept"] == 3000
     assert snapshot.versions(store) == [1]
+    some = night(tmp_path, "5")
+    assert (some["shards"]["new"], some["shards"]["kept"]) == (5, 3000)
+    version = snapshot.read(store)
+    assert [(item.shards, item.removed) for item in version.shards.manifests] == [(3000, 0), (5, 0)]
+    assert night(tmp_path, "5")["nothing_to_do"]
+    assert snapshot.versions(store) == [1, 2]
 
 
 @pytest.mark.slow
