@@ -243,8 +243,8 @@ def _drift(
     Args:
         receipts: of the new version. Those that an interrupted run finished are not judged yet.
     """
-    before = plan.latest.shards if plan.latest else ()
-    old = {receipt.path for receipt in before}
+    before = plan.latest.shards if plan.latest else Receipts.of(())
+    old = set(before.values("path"))
     measured = [
         (receipt.shard, receipt.stats)
         for receipt in receipts
