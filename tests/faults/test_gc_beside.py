@@ -21,7 +21,7 @@ import pyarrow as pa
 import pytest
 
 from raypq.data.storage import Listed, Shard, Storage, filesystem, join, list_names, use_storage
-from raypq.data.store import journal, runs, shard_writer, snapshot
+from raypq.data.store import journal, manifest_tree, runs, shard_writer, snapshot
 from raypq.errors import ConflictError, InputError
 from raypq.execution.local import LocalExecutor
 from raypq.stages.stores import garbage, versions
@@ -216,6 +216,16 @@ def together(one: Callable[[], None], other: Callable[[], None], turns: Turns) -
             thread.join()
     if errors:
         raise errors[0]
+
+
+@pytest.fixture(autouse=True, params=["inline", "manifests"])
+def _receipts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions hold their receipts; or manifests do, of which small changes add one and larger ones
+    replace all."""
+    if request.param == "manifests":
+        monkeypatch.setattr(snapshot, "MOST_INLINE", 0)
+        monkeypatch.setattr(manifest_tree, "_SMALL", 0)
+        monkeypatch.setattr(manifest_tree, "_SMALLER", 1)
 
 
 @pytest.fixture(autouse=True)

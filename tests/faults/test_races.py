@@ -12,15 +12,17 @@ import fsspec
 from s3server import S3Server, reachable
 
 from raypq.data.store import snapshot
+from raypq.stages.stores import garbage
 
 COMMITTER = Path(__file__).with_name("committer.py")
 
 
-def race(store: str, writers: int, commits: int) -> dict[int, str]:
-    """Runs the writers and reads all the while; gives each version's run as its writer was told."""
+def race(store: str, writers: int, commits: int, *more: str) -> dict[int, list[str]]:
+    """Runs the writers and reads all the while; gives each version's run and shards as its writer
+    was told. With ``grow``, a gc is at work all the while, too."""
     processes = [
         subprocess.Popen(
-            [sys.executable, str(COMMITTER), store, f"writer{writer}", str(commits)],
+            [sys.executable, str(COMMITTER), store, f"writer{writer}", str(commits), *more],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -33,22 +35,29 @@ def race(store: str, writers: int, commits: int) -> dict[int, str]:
             assert known == list(range(1, known[-1] + 1)), "a reader saw a gap"
             assert known[-1] >= seen, "a version went away"
             seen = known[-1]
-            assert snapshot.read(store).version >= seen
+            latest = snapshot.read(store)
+            assert latest.version >= seen
+            assert len([*latest.shards]) == len(latest.shards)
+            if more:
+                garbage.collect(store, older_than_days=-1, remove=True)
         time.sleep(0.02)
-    told: list[tuple[int, str]] = []
+    told: list[list[str]] = []
     for process in processes:
         out, errors = process.communicate()
         assert process.returncode == 0, errors[-2000:]
-        told += [(int(line.split()[0]), line.split()[1]) for line in out.splitlines()]
-    assert len({version for version, _ in told}) == len(told), "two writers hold one version"
-    return dict(told)
+        told += [line.split() for line in out.splitlines()]
+    assert len({version for version, *_ in told}) == len(told), "two writers hold one version"
+    return {int(version): held for version, *held in told}
 
 
-def check(store: str, told: dict[int, str], runs: int) -> None:
+def check(store: str, told: dict[int, list[str]], runs: int) -> None:
     assert snapshot.versions(store) == list(range(1, runs + 1))
     found = {version: snapshot.read(store, version) for version in range(1, runs + 1)}
-    assert {version: one.run_id for version, one in found.items()} == told
-    assert set(Counter(told.values()).values()) == {1}, "a run is there twice"
+    assert told == {
+        version: [one.run_id, ",".join(item.shard for item in one.shards)]
+        for version, one in found.items()
+    }
+    assert set(Counter(run for run, _ in told.values()).values()) == {1}, "a run is there twice"
     assert [one.parent for one in found.values()] == [None, *range(1, runs)]
 
 
@@ -56,6 +65,21 @@ def test_six_writers_of_fifteen_versions_on_local_files(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     check(store, race(store, writers=6, commits=15), 90)
     assert not [path for path in Path(store, "snapshots").iterdir() if path.suffix != ".json"]
+
+
+def test_four_writers_that_share_manifests_beside_gc(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    check(store, race(store, 4, 12, "grow"), 48)
+    named = {
+        item.path
+        for number in range(1, 49)
+        for item in snapshot.read(store, number).shards.manifests
+    }
+    garbage.collect(store, older_than_days=-1, remove=True)
+    files = {f"manifests/{path.name}" for path in Path(store, "manifests").iterdir()}
+    assert files == named
+    last = snapshot.read(store).shards
+    assert len(named) > len(last.manifests), "some were written anew as one"
 
 
 def test_four_writers_of_eight_versions_on_s3_that_loses_answers() -> None:

@@ -23,7 +23,7 @@ _CHUNK = 8 << 20  # bytes read at once
 _CLOCK_TRIES = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Listed:
     """A file in a listing: size in bytes, and time of the last write (seconds since 1970)."""
 

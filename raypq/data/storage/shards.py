@@ -35,7 +35,7 @@ _NAME_CHARACTERS, _FOLDER_CHARACTERS = 40, 24  # of the file's and its folder's 
 _DIGITS = 16  # of the URI's hash in a stem
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
     """One input file of a store, or a part of a folder of images: its location and version.
 

@@ -13,12 +13,12 @@ from raypq.config.places import Place, is_library_model
 from raypq.data import model_files
 from raypq.data.storage.shards import SUFFIXES
 from raypq.data.storage.walk import hidden
-from raypq.data.store import journal, lease, runs, sidecars, snapshot
+from raypq.data.store import journal, lease, manifest, runs, sidecars, snapshot
 from raypq.data.store.location import Location, local_name, real_path
 
 STORE_FOLDERS = (
     "data",
-    *(part.FOLDER for part in (snapshot, journal, lease, runs, sidecars, model_files)),
+    *(part.FOLDER for part in (snapshot, manifest, journal, lease, runs, sidecars, model_files)),
 )
 MODEL_FILES = ("model.json", "model.safetensors", "classes.json", "classes.safetensors")
 _CHECKPOINTS = "training"  # below a model, until it is saved

@@ -223,12 +223,18 @@ def still_there(store: str, receipts: Iterable[Receipt]) -> list[Receipt]:
     receipts = list(receipts)
     if not receipts:
         return []
+    files = [(receipt.path, receipt.bytes) for receipt in receipts]
+    present = are_present(store, files)
+    return [receipt for receipt, is_there in zip(receipts, present, strict=True) if is_there]
+
+
+def are_present(store: str, files: Iterable[tuple[str, int]]) -> list[bool]:
+    """As ``still_there``, for paths and sizes of files."""
     removed = runs.removed_by_gc(store)
-    files = list_files(join(store, "data"))
+    listing = list_files(join(store, "data"))
     return [
-        receipt
-        for receipt in receipts
-        if (listed := files.get(receipt.path.removeprefix("data/")))
-        and listed.size == receipt.bytes
-        and receipt.path not in removed
+        (listed := listing.get(path.removeprefix("data/"))) is not None
+        and listed.size == size
+        and path not in removed
+        for path, size in files
     ]

@@ -20,7 +20,7 @@ from raypq.data.store.shard_stats import ShardStats
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]  # of rows or bytes
-_UNKNOWN = "None"  # in early stores: the tag of a file whose tag was not read
+UNKNOWN_TAG = "None"  # in early stores: the tag of a file whose tag was not read
 FOLDER = "data"  # of a store: its files
 ROW_GROUP = 1 << 17  # rows; large enough to compress, small enough to hold
 
@@ -49,7 +49,10 @@ class Source(Settings):
         Where the tag is a sha256 (as of files of a raypq store), the URI may differ. An empty tag
         means that the work id covers the content.
         """
-        if self.modified == _UNKNOWN or (self.size, self.modified) != (other.size, other.modified):
+        if self.modified == UNKNOWN_TAG or (self.size, self.modified) != (
+            other.size,
+            other.modified,
+        ):
             return False
         by_content = not self.modified or _SHA256.fullmatch(self.modified)
         same = self.uri == other.uri or canonical(self.uri) == canonical(other.uri)

@@ -3,6 +3,9 @@
 A store is a folder with ``data/`` (files that are written once and never changed) and
 ``snapshots/<20 digits>.json`` (the list of the files of a version). A version exists from the
 moment its JSON file does, which is created in one step that fails if the number is taken.
+
+A version of up to ``MOST_INLINE`` shards lists their receipts itself (format 1, which early raypq
+versions read). A larger one names manifests, which hold them (format 2).
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
+from raypq import console
 from raypq.config import Settings
 from raypq.config.explain import first_problem, shown
 from raypq.data import format_version, stored
@@ -37,13 +42,16 @@ from raypq.data.storage import (
     read_bytes,
     sync_folder,
 )
-from raypq.data.store import sidecars
+from raypq.data.store import manifest, manifest_tree, runs, shard_writer, sidecars
+from raypq.data.store.manifest import Manifest, Totals
 from raypq.data.store.names import Id, Stem
+from raypq.data.store.receipts import Receipts
 from raypq.data.store.shard_writer import Receipt, Source
 from raypq.data.store.sidecars import Sidecars
 from raypq.errors import ConflictError, DamagedError, IncompleteError, InputError
 
-FORMAT: Literal[1] = 1
+FORMAT = 2  # the newest
+MOST_INLINE = 256  # shards whose receipts a version holds itself
 FOLDER = "snapshots"
 IDS = "ids"  # key of a summary
 _NAME = re.compile(r"([0-9]{20})\.json")
@@ -69,29 +77,53 @@ class Quarantined(Settings):
     work: Id | None = None
 
 
-class Snapshot(Settings):
-    """One version of a store."""
+class _Version(Settings):
+    """What both formats of a version have."""
 
-    format: Literal[1] = FORMAT
     kind: Kind
     version: int
     parent: int | None
     nonce: str
     run_id: str
     created: str
-    shards: tuple[Receipt, ...]
     quarantined: tuple[Quarantined, ...] = ()
     summary: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Inline(_Version):
+    """A document of format 1."""
+
+    format: Literal[1] = 1
+    shards: tuple[Receipt, ...]
+
+
+class _Named(_Version):
+    """A document of format 2."""
+
+    format: Literal[2]
+    manifests: tuple[Manifest, ...]
+    totals: Totals
+
+
+class Snapshot(_Version):
+    """One version of a store."""
+
+    format: Literal[1, 2] = 1
+    shards: Receipts
 
     @property
     def rows(self) -> int:
         """Rows in all shards."""
-        return sum(receipt.rows for receipt in self.shards)
+        return Receipts.of(self.shards).rows
 
     def files(self, store: str) -> set[str]:
-        """Paths below the store of all files of the version, shards and sidecars."""
+        """Paths below the store of all files of the version: shards, manifests and sidecars."""
+        return {*self.shards.column("path").to_pylist(), *self.other_files(store)}
+
+    def other_files(self, store: str) -> set[str]:
+        """Paths below the store of the version's manifests and sidecars."""
         sidecar_paths = (item.path for items in self.sidecars(store).values() for item in items)
-        return {*(receipt.path for receipt in self.shards), *sidecar_paths}
+        return {*(item.path for item in self.shards.manifests), *sidecar_paths}
 
     def sidecars(self, store: str) -> Sidecars:
         """The sidecars that the version names, by kind.
@@ -142,16 +174,29 @@ def read(store: str, version: int | None = None) -> Snapshot:
     try:
         document = json_text.parse(content)
         _check_format(uri, document)
-        snapshot = Snapshot.model_validate(_with_ids(document))
+        snapshot = _parsed(store, document)
     except (ValidationError, TypeError, ValueError) as error:
         raise InputError(
-            uri, expected=f"a snapshot of format {FORMAT}", found=_reason(error)
+            uri, expected=f"a snapshot of format 1 or {FORMAT}", found=_reason(error)
         ) from None
     if snapshot.version != number:
         raise InputError(uri, expected=f"version {number}", found=f"version {snapshot.version}")
     _check_summary(uri, snapshot)
     _check_shards(store, uri, snapshot)
     return snapshot
+
+
+def _parsed(store: str, document: Any) -> Snapshot:
+    if isinstance(document, dict) and document.get("format") == FORMAT:
+        named = _Named.model_validate(document)
+        shards = Receipts.stored(store, named.manifests, named.totals)
+        return Snapshot(**_fields(named, without={"manifests", "totals"}), shards=shards)
+    inline = _Inline.model_validate(_with_ids(document))
+    return Snapshot(**_fields(inline, without={"shards"}), shards=Receipts.of(inline.shards))
+
+
+def _fields(document: _Version, *, without: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in document if name not in without}
 
 
 def _check_format(uri: str, document: Any) -> None:
@@ -182,18 +227,28 @@ def _check_summary(uri: str, snapshot: Snapshot) -> None:
 
 
 def _check_shards(store: str, uri: str, snapshot: Snapshot) -> None:
-    """Checks that shards and files are distinct, and paths inside the store, links resolved."""
-    for noun, items in (
-        ("shard", [receipt.shard for receipt in snapshot.shards]),
-        ("file", [receipt.path for receipt in snapshot.shards]),
-    ):
+    """Checks that shards and files are distinct, and paths inside the store, links resolved.
+
+    The shards of manifests are checked when these are read.
+    """
+    paths = snapshot.other_files(store)
+    if snapshot.shards.manifests:
+        listed = {"file": [item.path for item in snapshot.shards.manifests]}
+        paths.add(f"{shard_writer.FOLDER}/")
+    else:
+        listed = {
+            "shard": [receipt.shard for receipt in snapshot.shards],
+            "file": [receipt.path for receipt in snapshot.shards],
+        }
+        paths.update(listed["file"])
+    for noun, items in listed.items():
         repeated = [item for item, count in Counter(items).items() if count > 1]
         if repeated:
             raise InputError(
                 uri, expected=f"each {noun} once", found=f"'{repeated[0]}' more than once"
             )
     folders: dict[str, str] = {}
-    for path in snapshot.files(store):
+    for path in paths:
         folders.setdefault(path.rpartition("/")[0], path)
     if is_local(store):
         root = local_path(store).resolve()
@@ -211,21 +266,34 @@ def _check_shards(store: str, uri: str, snapshot: Snapshot) -> None:
 # later addition too, stay in its journal.
 
 
-def _ids_section(receipts: Sequence[Receipt]) -> dict[str, Any]:
-    kinds = {receipt.ids for receipt in receipts} - {None}
+def _ids_section(receipts: Receipts) -> dict[str, Any]:
+    kinds = {kind for kind in pc.unique(receipts.column("ids")).to_pylist() if kind is not None}
     if len(kinds) != 1:
         return {}
-    unknown = [receipt.shard for receipt in receipts if receipt.ids is None]
-    return {IDS: {"type": kinds.pop(), **({"unknown": unknown} if unknown else {})}}
+    section: dict[str, Any] = {"type": kinds.pop()}
+    if not receipts.manifests and (unknown := [item.shard for item in receipts if not item.ids]):
+        section["unknown"] = unknown
+    return {IDS: section}
 
 
 def _serialized(snapshot: Snapshot) -> bytes:
-    document = snapshot.model_dump(mode="json")
-    for receipt in document["shards"]:
-        del receipt["counts"]
-        if receipt["ids"] is None or IDS in snapshot.summary:
-            del receipt["ids"]
+    document = snapshot.model_dump(mode="json", exclude={"format", "shards"})
+    receipts: dict[str, Any] = {}
+    if snapshot.shards.manifests:
+        receipts["manifests"] = [item.model_dump(mode="json") for item in snapshot.shards.manifests]
+        receipts["totals"] = snapshot.shards.totals.model_dump(mode="json")
+    else:
+        receipts["shards"] = [
+            _entry(receipt, with_ids=IDS not in snapshot.summary) for receipt in snapshot.shards
+        ]
+    document = {"format": snapshot.format, **document, **receipts}
+    document["summary"] = document.pop("summary")  # last, since it may be long
     return json.dumps(document, indent=1, ensure_ascii=False).encode()
+
+
+def _entry(receipt: Receipt, *, with_ids: bool) -> dict[str, Any]:
+    without = {"counts"} if with_ids and receipt.ids else {"counts", "ids"}
+    return receipt.model_dump(mode="json", exclude=without)
 
 
 def _with_ids(document: Any) -> Any:
@@ -248,7 +316,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         if unknown := format_version.unknown_key(error):
             return unknown
-        return first_problem(Snapshot, error)
+        return first_problem(_Inline if error.title == _Inline.__name__ else _Named, error)
     return str(error).splitlines()[0]
 
 
@@ -287,16 +355,24 @@ def damaged(store: str, snapshot: Snapshot, *, sha256: bool = False) -> list[Inp
     Args:
         sha256: check the sha256 and the number of rows, too.
     """
+    receipts = Receipts.of(snapshot.shards)
+    errors = list(manifest.damaged(store, receipts.manifests, sha256=sha256))
+    if errors:
+        return errors
+    try:
+        named = receipts.files()
+    except InputError as error:
+        return [error]
     files = list_files(join(store, "data"))
-    errors: list[InputError] = []
-    for receipt in snapshot.shards:
-        listed = files.get(receipt.path.removeprefix("data/"))
-        try:
-            _check_size(join(store, receipt.path), receipt, listed)
-            if sha256:
-                _check_content(join(store, receipt.path), receipt, snapshot.version)
-        except InputError as error:
-            errors.append(error)
+    for number, (path, size) in enumerate(named):
+        listed = files.get(path.removeprefix("data/"))
+        if sha256 or listed is None or listed.size != size:
+            receipt = receipts[number]
+            try:
+                _check_size(join(store, path), receipt, listed)
+                _check_content(join(store, path), receipt, snapshot.version)
+            except InputError as error:
+                errors.append(error)
     return errors
 
 
@@ -364,29 +440,26 @@ def commit(
         ConflictError: other writers took every number that was tried, or the latest version is not
             ``expected_parent``.
     """
-    finished = [receipt.shard for receipt in receipts] + [item.shard for item in quarantined]
-    _check_complete(store, finished, expected)
-    without_counts = (receipt.model_copy(update={"counts": None}) for receipt in receipts)
-    shards = tuple(sorted(without_counts, key=lambda receipt: receipt.shard))
+    if not isinstance(receipts, Receipts):
+        without_counts = (item.model_copy(update={"counts": None}) for item in receipts)
+        receipts = Receipts.of(sorted(without_counts, key=lambda receipt: receipt.shard))
+    stems = receipts.column("shard").to_pylist()
+    _check_complete(store, [*stems, *(item.shard for item in quarantined)], expected)
     summary = {key: value for key, value in (summary or {}).items() if key != IDS}
     nonce = uuid.uuid4().hex
     sync_folder(join(store, "data"))  # the files must survive a power cut before the version exists
+    shards = _with_manifests(store, receipts)
     for attempt in range(_TRIES):
-        known = versions(store)
-        version = known[-1] + 1 if known else 1
-        if version > _MAX_VERSION:
-            raise ConflictError(f"{_uri(store, known[-1])}: no run made this version; remove it")
-        if expected_parent is not None and version != expected_parent + 1:
-            raise ConflictError(
-                f"{store}: version {version - 1} was committed by another run while this one "
-                f"started from version {expected_parent}; run it again (finished shards are kept)"
-            )
+        parent, version = _next_version(store, expected_parent)
+        for error in manifest.damaged(store, shards.manifests):
+            raise ConflictError(f"{error}; nothing was committed, run it again")
         if pre_commit_check is not None:
             pre_commit_check()
         snapshot = Snapshot(
+            format=2 if shards.manifests else 1,
             kind=kind,
             version=version,
-            parent=known[-1] if known else None,
+            parent=parent,
             nonce=nonce,
             run_id=run_id,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -398,3 +471,51 @@ def commit(
             return snapshot
         time.sleep(random.uniform(0, _PAUSE * min(2**attempt, 32)))  # noqa: S311 - no secret
     raise ConflictError(f"{store}: {_TRIES} version numbers in a row were taken by other writers")
+
+
+def _next_version(store: str, expected_parent: int | None) -> tuple[int | None, int]:
+    """The latest version, if there is one, and the number of the next.
+
+    Raises:
+        ConflictError: the latest version is not ``expected_parent``, or no number follows it.
+    """
+    known = versions(store)
+    version = known[-1] + 1 if known else 1
+    if version > _MAX_VERSION:
+        raise ConflictError(f"{_uri(store, known[-1])}: no run made this version; remove it")
+    if expected_parent is not None and version != expected_parent + 1:
+        raise ConflictError(
+            f"{store}: version {version - 1} was committed by another run while this one "
+            f"started from version {expected_parent}; run it again (finished shards are kept)"
+        )
+    return known[-1] if known else None, version
+
+
+def _with_manifests(store: str, receipts: Receipts) -> Receipts:
+    """The receipts with the manifests that a version of them names, which are written.
+
+    Manifests of the last version, or of one that is restored, stay as they are. Those that a gc
+    lists count as removed.
+    """
+    if len(receipts) <= MOST_INLINE:
+        return receipts.in_manifests(())
+    before = receipts.manifests or _last_manifests(store)
+    removed = runs.removed_by_gc(store) if before else frozenset[str]()
+    usable = not any(item.path in removed for item in before) and not any(
+        manifest.damaged(store, before)
+    )
+    if usable and before:
+        try:
+            return receipts.in_manifests(manifest_tree.write(store, receipts, before))
+        except InputError as error:
+            console.warn(f"all manifests of {store} are written anew: {error}")
+    return receipts.in_manifests(manifest_tree.write(store, receipts, ()))
+
+
+def _last_manifests(store: str) -> tuple[Manifest, ...]:
+    if not versions(store):
+        return ()
+    try:
+        return read(store).shards.manifests
+    except InputError:  # the next version does not need it
+        return ()

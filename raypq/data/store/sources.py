@@ -45,7 +45,10 @@ def list_sources(uris: Sequence[str], kind: SourceKind = "features") -> list[Sha
             ", ".join(uris), expected=f"at least one shard of {kind}", found="an empty store"
         )
     shards.sort(key=lambda shard: shard.uri)
-    return [replace(shard, index=index) for index, shard in enumerate(shards)]
+    return [
+        shard if shard.index == index else replace(shard, index=index)
+        for index, shard in enumerate(shards)
+    ]
 
 
 def _real(store: str) -> str:

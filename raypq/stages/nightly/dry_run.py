@@ -9,6 +9,7 @@ from typing import Any
 from raypq.config import Columns, ReindexJob
 from raypq.data.storage import join
 from raypq.data.store import snapshot, snapshot_summary
+from raypq.data.store.receipts import Receipts
 from raypq.data.survey import count_rows
 from raypq.stages.nightly.source_diff import ReindexPlan
 from raypq.stages.nightly.vanished import ids_of
@@ -130,12 +131,12 @@ def _images_to_encode(plan: ReindexPlan, others: Sequence[ShardTask], columns: C
     Args:
         others: new and changed shards.
     """
-    before = plan.latest.shards if plan.latest else ()
-    rows = {receipt.shard: receipt.rows for receipt in before}
+    before = plan.latest.shards if plan.latest else Receipts.of(())
+    rows = dict(zip(before.values("shard"), before.values("rows"), strict=True))
     known = [*plan.migrating, *plan.mtime_changed, *plan.output_missing]
     counted = sum(rows[task.shard.stem] for task in known)
     unknown = [task.shard for task in others]
-    size = sum(receipt.source.size for receipt in before)
+    size = sum(before.values("source_size"))
     if size and (total := sum(rows.values())):
         return counted + round(sum(shard.size for shard in unknown) * total / size)
     return counted + count_rows(unknown, columns)
@@ -143,7 +144,8 @@ def _images_to_encode(plan: ReindexPlan, others: Sequence[ShardTask], columns: C
 
 def _rows_of(plan: ReindexPlan, tasks: Sequence[ShardTask]) -> int:
     """Images of shards that the last version holds."""
-    rows = {receipt.shard: receipt.rows for receipt in (plan.latest.shards if plan.latest else ())}
+    before = plan.latest.shards if plan.latest else Receipts.of(())
+    rows = dict(zip(before.values("shard"), before.values("rows"), strict=True))
     return sum(rows[task.shard.stem] for task in tasks)
 
 

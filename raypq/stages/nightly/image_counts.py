@@ -9,6 +9,7 @@ from itertools import chain
 from raypq.config import EncodeJob
 from raypq.data.layouts import open_shard
 from raypq.data.storage import join
+from raypq.data.store.receipts import Receipts
 from raypq.data.store.shard_writer import Receipt, RunCounts
 from raypq.errors import RaypqError
 from raypq.stages.nightly.source_diff import ReindexPlan
@@ -60,12 +61,13 @@ def of_night(
     Args:
         tasks: all shards of the run. receipts: of the new version.
     """
-    before = {item.shard: item for item in plan.latest.shards} if plan.latest else {}
-    paths = {item.path for item in before.values()}
+    last = Receipts.of(plan.latest.shards if plan.latest else ())
+    before = dict(zip(last.values("shard"), last.values("rows"), strict=True))
+    paths = set(last.values("path"))
     same = {task.shard.stem for task in (*plan.output_missing, *plan.migrating)}
     kept = changed = again = fresh = left_out = known_left_out = 0
     for item in receipts:
-        held = before[item.shard].rows if item.shard in before else 0
+        held = before.get(item.shard, 0)
         counts = item.counts or RunCounts()
         left_out += counts.left_out
         if item.path in paths:

@@ -18,6 +18,7 @@ from raypq.data.classes import ClassTable
 from raypq.data.storage import Shard
 from raypq.data.store import lease
 from raypq.data.store.lease import Lease
+from raypq.data.store.receipts import Receipts
 from raypq.data.store.shard_writer import Receipt
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConfigError, DriftError
@@ -102,7 +103,13 @@ def _dry_run(job: ReindexJob, model: Model, shards: Sequence[Shard]) -> dict[str
             )
             unread = {task.shard.stem for task in (*plan.kept, *plan.pending)}
             missing = {task.shard.stem for task in classify_plan.run.missing} & unread
-            images += sum(item.rows for item in plan.latest.shards if item.shard in missing)
+            images += sum(
+                rows
+                for shard, rows in zip(
+                    *map(plan.latest.shards.values, ("shard", "rows")), strict=True
+                )
+                if shard in missing
+            )
         sections.append({"store": section.output, "images": images})
     groups = [target.output for target in job.deduplicate]
     return {"dry_run": True, **dry_run.report(job, plan, forecast, sections, groups)}
@@ -122,7 +129,7 @@ def _encode(
         console.say(
             f"no new, changed or removed shards: {job.codes} version {plan.latest.version} stays"
         )
-        if model.fingerprint in {receipt.model for receipt in plan.latest.shards}:
+        if model.fingerprint in plan.latest.shards.totals.models:
             model_store.save(job.codes, model)  # it may have been tuned since
         return plan.latest
     console.say(
@@ -222,7 +229,7 @@ def _log_names(plan: ReindexPlan) -> None:
 def _rollout(plan: ReindexPlan, receipts: Sequence[Receipt]) -> dict[str, Any]:
     """How many shards of a version are under the job's model and settings, by their receipts."""
     total = len(receipts)
-    done = sum(receipt.work == plan.work for receipt in receipts)
+    done = sum(work == plan.work for work in Receipts.of(receipts).values("work"))
     return {"done": done, "of": total, "share": round(done / total, 4) if total else 1.0}
 
 
@@ -234,8 +241,8 @@ def _drift(
     Args:
         receipts: of the new version. Those that an interrupted run finished are not judged yet.
     """
-    before = plan.latest.shards if plan.latest else ()
-    old = {receipt.path for receipt in before}
+    before = plan.latest.shards if plan.latest else Receipts.of(())
+    old = set(before.values("path"))
     measured = [
         (receipt.shard, receipt.stats)
         for receipt in receipts

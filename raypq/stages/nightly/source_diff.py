@@ -7,11 +7,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
 from raypq.config import EncodeJob, ReindexJob
 from raypq.data.storage import Shard
 from raypq.data.store import snapshot
-from raypq.data.store.journal import still_there
-from raypq.data.store.shard_writer import Receipt, Source
+from raypq.data.store.journal import are_present
+from raypq.data.store.manifest import COLUMNS
+from raypq.data.store.receipts import Receipts
+from raypq.data.store.shard_writer import UNKNOWN_TAG, Receipt, Source
 from raypq.data.store.snapshot import Quarantined, Snapshot
 from raypq.data.store.sources import list_sources
 from raypq.errors import EmptySourceError, InputError, MissingSourceError
@@ -19,7 +26,7 @@ from raypq.methods.base import Model
 from raypq.stages.nightly.vanished import refuse_vanished_images, refuse_vanished_shards
 from raypq.stages.stores import quarantine
 from raypq.stages.stores.shard_run import StoreRun
-from raypq.stages.stores.shard_task import ShardTask, stems_by_uri, with_known_stems
+from raypq.stages.stores.shard_task import KeptTasks, ShardTask, known_stems, with_known_stems
 from raypq.stages.stores.source_index import SourceIndex
 from raypq.stages.stores.work_id import encode_work
 
@@ -50,7 +57,7 @@ class ReindexPlan:
     mtime_changed: list[ShardTask]
     migrating: list[ShardTask]
     pending: list[ShardTask]
-    kept: list[ShardTask]
+    kept: KeptTasks
     removed: list[Receipt]
     quarantined: list[Quarantined]
 
@@ -91,31 +98,33 @@ def diff_source(job: ReindexJob, model: Model, listed: Sequence[Shard]) -> Reind
         InputError: the source lost more shards, or images, than ``max_removed`` allows.
     """
     latest = _latest(job)
-    receipts = {receipt.shard: receipt for receipt in latest.shards} if latest else {}
+    held = latest.shards if latest else Receipts.of(())
+    intact = _are_intact(job.codes, held)  # first, while little else is in memory
     quarantined = {item.shard: item for item in latest.quarantined} if latest else {}
-    shards = with_known_stems(listed, stems_by_uri(latest))
-    stems = {shard.stem for shard in shards}
-    given = SourceIndex(shard.uri for shard in shards)
+    shards = with_known_stems(listed, known_stems(listed, latest))
+    stems = pa.array((shard.stem for shard in shards), COLUMNS["shard"])
     work = encode_work(model.fingerprint, encode_job(job))
     plan = ReindexPlan(
         latest=latest, work=work, new=[], changed=[], output_missing=[], mtime_changed=[],
-        migrating=[], pending=[], kept=[], quarantined=[],
-        removed=[
-            item
-            for stem, item in receipts.items()
-            if stem not in stems and not given.overlapping(item.source.uri)
-        ],
+        migrating=[], pending=[], quarantined=[], removed=_removed(held, stems, shards),
+        kept=KeptTasks([], model=model.fingerprint, work=work),
     )  # fmt: skip
     refuse_vanished_shards(job, latest, plan.removed)
     refuse_vanished_images(job, latest, shards)
-    intact = {receipt.shard for receipt in still_there(job.codes, receipts.values())}
+    rows = held.find(stems)
+    is_intact = intact[rows] & (rows >= 0)
+    is_kept = is_intact & _are_same(held, rows, shards, work)
+    plan.kept.add(shards[number] for number in np.flatnonzero(is_kept).tolist())
+    others = np.flatnonzero(~is_kept)
+    receipts = iter(held.select(rows[others][rows[others] >= 0]))
     outdated = []
-    for shard in shards:
+    for number in others.tolist():
+        shard = shards[number]
         task = ShardTask(shard=shard, model=model.fingerprint, work=work)
-        receipt = receipts.get(shard.stem)
+        receipt = next(receipts) if rows[number] >= 0 else None
         if receipt is None:
             _add_unknown(plan, quarantined.get(shard.stem), task, retry=job.on_bad_shard == "fail")
-        elif shard.stem not in intact:
+        elif not is_intact[number]:
             plan.output_missing.append(task)
         elif not _may_be_equal(receipt, shard, by_content=job.compare == "content"):
             plan.changed.append(task)
@@ -125,6 +134,44 @@ def diff_source(job: ReindexJob, model: Model, listed: Sequence[Shard]) -> Reind
             _add_unmigrated(plan, receipt, task)
     _migrate(plan, outdated, math.ceil(job.rollout * len(shards)))
     return plan
+
+
+def _removed(held: Receipts, stems: pa.Array, shards: Sequence[Shard]) -> list[Receipt]:
+    """The receipts of shards that the source lacks, also as parts of other shards."""
+    rows = np.flatnonzero(~np.asarray(pc.is_in(held.column("shard"), value_set=stems)))
+    if not len(rows):
+        return []
+    given = SourceIndex(shard.uri for shard in shards)
+    return [item for item in held.select(rows) if not given.overlapping(item.source.uri)]
+
+
+def _are_intact(store: str, held: Receipts) -> NDArray[np.bool_]:
+    """Which receipts have their files [len(held) + 1]; the last entry stands for no receipt."""
+    present = are_present(store, held.files()) if len(held) else []
+    return np.array([*present, False], np.bool_)
+
+
+def _are_same(
+    held: Receipts, rows: NDArray[np.int64], shards: Sequence[Shard], work: str
+) -> NDArray[np.bool_]:
+    """Which shards have the work, and by URI, size and tag the file, of their receipts; others may
+    be equal, too.
+
+    Args:
+        rows: the receipt of each shard; −1 for none.
+    """
+    if not len(held):
+        return np.zeros(len(shards), np.bool_)
+    at = pa.array(np.maximum(rows, 0))
+    given = {
+        "source_size": (shard.size for shard in shards),
+        "source_uri": (shard.uri for shard in shards),
+        "source_modified": (shard.modified for shard in shards),
+    }
+    same = (rows >= 0) & np.asarray(pc.equal(held.column("work").take(at), work))
+    for name, values in given.items():
+        same &= np.asarray(pc.equal(pa.array(values, COLUMNS[name]), held.column(name).take(at)))
+    return same & np.asarray(pc.not_equal(held.column("source_modified").take(at), UNKNOWN_TAG))
 
 
 def encode_job(job: ReindexJob) -> EncodeJob:
@@ -229,7 +276,7 @@ def _add_unmigrated(plan: ReindexPlan, receipt: Receipt, task: ShardTask) -> Non
         # Its content decides; if that is another, it is encoded under the job's model.
         plan.mtime_changed.append(replace(task, previous=receipt))
     elif receipt.work == plan.work:
-        plan.kept.append(task)
+        plan.kept.add([task.shard])
     else:
         plan.pending.append(replace(task, model=receipt.model, work=receipt.work))
 

@@ -7,12 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypq import console
 from raypq.config import ReindexJob
 from raypq.data.codes import CodeFile
-from raypq.data.layouts import lance
+from raypq.data.layouts import image_folder, lance
 from raypq.data.layouts.image_folder import Part
 from raypq.data.storage import Shard, join
 from raypq.data.store.shard_writer import Receipt
@@ -53,9 +55,9 @@ def refuse_vanished_shards(
 def _rearranged(job: ReindexJob, latest: Snapshot, removed: Sequence[Receipt]) -> set[str]:
     """The Lance datasets that lost fragments, but no more rows than they may."""
     rows: dict[str, int] = defaultdict(int)
-    for receipt in latest.shards:
-        if root := lance.root_of(receipt.source.uri):
-            rows[root] += receipt.rows
+    for uri, count in zip(*map(latest.shards.values, ("source_uri", "rows")), strict=True):
+        if root := lance.root_of(uri):
+            rows[root] += count
     found = set()
     for root in {lance.root_of(receipt.source.uri) for receipt in removed} - {None}:
         assert root is not None, "left out"
@@ -78,10 +80,14 @@ def refuse_vanished_images(
     """
     if latest is None:
         return
+    is_part = pc.ends_with(latest.shards.column("source_uri"), image_folder.SUFFIX)
+    parts = latest.shards.select(np.flatnonzero(np.asarray(is_part)))
+    if not len(parts):
+        return
     states = {(shard.uri, shard.modified) for shard in shards}
     changed = [
         receipt
-        for receipt in latest.shards
+        for receipt in parts
         if Part.of(receipt.source.uri)
         and (receipt.source.uri, receipt.source.modified) not in states
     ]

@@ -61,7 +61,7 @@ def models_for(codes: str, version: Snapshot, model: str | None) -> dict[str, Mo
     Raises:
         ModelError: a model is missing, or ``model`` is given and another made some of the codes.
     """
-    fingerprints = {receipt.model for receipt in version.shards}
+    fingerprints = set(version.shards.totals.models)
     if model is None:
         models = model_store.load(codes, fingerprints)
     else:

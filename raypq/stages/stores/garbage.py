@@ -22,7 +22,15 @@ from raypq.data.storage import (
     local_path,
     storage_time,
 )
-from raypq.data.store import journal, lease, runs, sidecars, snapshot
+from raypq.data.store import (
+    journal,
+    lease,
+    manifest,
+    manifest_tree,
+    runs,
+    sidecars,
+    snapshot,
+)
 from raypq.errors import ConfigError, InputError, WriteError
 
 _DAY = 86_400.0
@@ -53,8 +61,8 @@ def collect(
     older_than_days: float = 7.0,
     remove: bool = False,
 ) -> Garbage:
-    """Finds, and with ``remove`` deletes, old files that no retained version needs: data, sidecars,
-    journals, models, and temporary files of crashed runs.
+    """Finds, and with ``remove`` deletes, old files that no retained version needs: data,
+    manifests, sidecars, journals, models, and temporary files of crashed runs.
 
     Young files are retained, since they may belong to a run at work. While runs are known to be at
     work, nothing is removed that one of them may need (``raypq.data.store.runs``). Versions are
@@ -202,11 +210,13 @@ def _unneeded(store: str, keep: int | None, older_than_days: float, *, now: floa
         if live or any(listed.written >= cutoff for listed in files.values())
     }
     snapshots = [snapshot.read(store, version) for version in retained]
-    needed = {path for version in snapshots for path in version.files(store)}
+    needed = manifest_tree.paths(store, (version.shards for version in snapshots))
+    needed.update(path for version in snapshots for path in version.other_files(store))
     needed |= journal.files_named(store, sorted(in_use))
-    models = {receipt.model for version in snapshots for receipt in version.shards}
+    models = {model for version in snapshots for model in version.shards.totals.models}
     folders = {
         "data": list_files(join(store, "data")),
+        manifest.FOLDER: list_files(join(store, manifest.FOLDER)),
         sidecars.FOLDER: list_files(join(store, sidecars.FOLDER)),
         **{f"{journal.FOLDER}/{work}": journals[work] for work in journals if work not in in_use},
         **({} if live or in_use else _unneeded_models(store, models, cutoff)),

@@ -24,8 +24,8 @@ from raypq.execution.executor import R, TaskResult, completed
 from raypq.stages.stores import quarantine
 from raypq.stages.stores.shard_task import (
     ShardTask,
+    known_stems,
     receipts_of_others,
-    stems_by_uri,
     task_of,
     with_earlier,
     with_known_stems,
@@ -109,11 +109,10 @@ class StoreRun:
         if latest and append:
             tasks = [*tasks, *_appended(store, latest, tasks)]
         journals = {work: Journal(store, work) for work in sorted({task.work for task in tasks})}
-        receipts = list(latest.shards) if latest else []
-        for journal in journals.values():
-            receipts += journal.read()
-        stems = stems_by_uri(latest, receipts)
-        shards = with_known_stems([task.shard for task in tasks], stems)
+        journaled = [receipt for journal in journals.values() for receipt in journal.read()]
+        receipts = [*(latest.shards if latest else ()), *journaled]
+        shards = [task.shard for task in tasks]
+        shards = with_known_stems(shards, known_stems(shards, latest, journaled))
         tasks = [replace(task, shard=shard) for task, shard in zip(tasks, shards, strict=True)]
         quarantined: list[Quarantined] = []
         if latest and append:

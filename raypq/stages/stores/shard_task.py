@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypq.data.storage import Shard, canonical, join
 from raypq.data.store.shard_writer import Receipt
@@ -71,7 +76,7 @@ def with_earlier(
     Args:
         receipts: those of the last version, and of journals.
     """
-    of_version = {receipt.path for receipt in latest.shards} if latest else set()
+    of_version = set(latest.shards.values("path")) if latest else set()
     by_uri: dict[str, list[Receipt]] = defaultdict(list)
     for receipt in receipts:
         by_uri[canonical(receipt.source.uri)].append(receipt)
@@ -94,28 +99,77 @@ def task_of(receipt: Receipt) -> ShardTask:
     return ShardTask(shard=shard, model=receipt.model, work=receipt.work)
 
 
-def stems_by_uri(latest: Snapshot | None, receipts: Iterable[Receipt] = ()) -> dict[str, str]:
-    """The stem that a store uses for each canonical source URI.
+class KeptTasks(Sequence[ShardTask]):
+    """Tasks of shards that are kept under one model and work, made when they are asked for."""
+
+    def __init__(self, shards: list[Shard], *, model: str, work: str) -> None:
+        self._shards, self._model, self._work = shards, model, work
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    @overload
+    def __getitem__(self, index: int) -> ShardTask: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ShardTask]: ...
+    def __getitem__(self, index: int | slice) -> ShardTask | list[ShardTask]:
+        if isinstance(index, slice):
+            return [self._task(shard) for shard in self._shards[index]]
+        return self._task(self._shards[index])
+
+    def _task(self, shard: Shard) -> ShardTask:
+        return ShardTask(shard=shard, model=self._model, work=self._work)
+
+    def add(self, shards: Iterable[Shard]) -> None:
+        """Adds the tasks of shards."""
+        self._shards.extend(shards)
+
+
+def known_stems(
+    shards: Sequence[Shard], latest: Snapshot | None, receipts: Iterable[Receipt] = ()
+) -> list[str | None]:
+    """The stem that a store uses for the source of each shard; None for a source that it lacks.
 
     Early stores named shards by their paths below the deepest folder common to all files. Shards
     of these stores keep their names.
+
+    Args:
+        receipts: of journals.
     """
-    stems = {canonical(receipt.source.uri): receipt.shard for receipt in receipts}
+    others = {canonical(receipt.source.uri): receipt.shard for receipt in receipts}
     if latest:
-        stems |= {canonical(item.uri): item.shard for item in latest.quarantined}
-        stems |= {canonical(receipt.source.uri): receipt.shard for receipt in latest.shards}
+        others |= {canonical(item.uri): item.shard for item in latest.quarantined}
+    stems: list[str | None] = [others.get(canonical(shard.uri)) for shard in shards]
+    if latest is None or not len(latest.shards):
+        return stems
+    text = pa.large_string()
+    sources = pa.array(map(canonical, latest.shards.values("source_uri")), text)
+    uris = pa.array((canonical(shard.uri) for shard in shards), text)
+    # Of several shards of one source the last one counts.
+    backwards = pc.index_in(uris, value_set=sources.take(pa.array(range(len(sources))[::-1])))
+    found = np.flatnonzero(np.asarray(pc.is_valid(backwards)))
+    rows = len(sources) - 1 - backwards.drop_null().to_numpy()
+    names = latest.shards.select(rows.astype(np.int64)).values("shard")
+    for number, name in zip(found.tolist(), names, strict=True):
+        own = shards[number].stem  # most are equal, and one text of each is enough
+        stems[number] = own if name == own else name
     return stems
 
 
-def with_known_stems(shards: Sequence[Shard], stems: Mapping[str, str]) -> list[Shard]:
+def with_known_stems(shards: Sequence[Shard], stems: Sequence[str | None]) -> list[Shard]:
     """The shards with the stems that a store uses for them; new shards keep their own."""
-    named = [replace(shard, stem=stems.get(canonical(shard.uri), shard.stem)) for shard in shards]
+    named = [
+        shard if stem in (None, shard.stem) else replace(shard, stem=stem)
+        for shard, stem in zip(shards, stems, strict=True)
+    ]
+    if len({shard.stem for shard in named}) == len(named):
+        return named
     count = Counter(shard.stem for shard in named)
     return [
         shard
-        if count[shard.stem] == 1 or canonical(shard.uri) in stems
+        if count[shard.stem] == 1 or stem is not None
         else replace(shard, stem=f"{shard.stem}-{_hash(shard.uri)}")  # an early name is equal
-        for shard in named
+        for shard, stem in zip(named, stems, strict=True)
     ]
 
 

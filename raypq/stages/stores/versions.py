@@ -11,12 +11,16 @@ from raypq.data import stored
 from raypq.data.model_files import FOLDER as MODELS
 from raypq.data.model_files import ModelFiles
 from raypq.data.storage import join, list_folders
-from raypq.data.store import lease, runs, sidecars, snapshot
+from raypq.data.store import lease, manifest, manifest_tree, runs, sidecars, snapshot
 from raypq.data.store.snapshot import Snapshot
 from raypq.errors import ConflictError, InputError, ModelError
 from raypq.stages.stores import quarantine
 
 _SIDECAR_REMEDY = "delete a sidecar: the next version makes it anew"
+_MANIFEST_REMEDY = (
+    "copy a manifest back from a backup, or restore a version that does not name it, as its "
+    "snapshot in snapshots/ says"
+)
 _MODEL_REMEDY = "copy the model that raypq encode was given to the folder of a model"
 
 
@@ -78,7 +82,7 @@ def restore(store: str | os.PathLike[str], version: int) -> Snapshot:
             kind=old.kind,
             run_id=old.run_id,
             expected=[
-                *(receipt.shard for receipt in old.shards),
+                *old.shards.column("shard").to_pylist(),
                 *(item.shard for item in old.quarantined),
             ],
             receipts=old.shards,
@@ -111,8 +115,11 @@ def verify(
     store = path_of(store)
     checked = snapshot.read(store, version)
     models = _needed_models(store, checked)
+    errors = snapshot.damaged(store, checked, sha256=sha256)
+    of_manifests = [error for error in errors if f"/{manifest.FOLDER}/" in error.location]
     faults = {
-        stored.remedy(checked.kind): snapshot.damaged(store, checked, sha256=sha256),
+        stored.remedy(checked.kind): [error for error in errors if error not in of_manifests],
+        _MANIFEST_REMEDY: of_manifests,
         _SIDECAR_REMEDY: list(sidecars.damaged(store, checked.sidecars(store), sha256=sha256)),
         _MODEL_REMEDY: [fault for folder in models if (fault := _model_fault(folder))],
     }
@@ -135,7 +142,7 @@ def _needed_models(store: str, version: Snapshot) -> list[str]:
     # Stores that an early raypq, or another tool, wrote without models have neither of the two.
     if version.kind != "codes" or not (stored_models or "fingerprint" in version.summary):
         return []
-    return [join(store, MODELS, name) for name in sorted({item.model for item in version.shards})]
+    return [join(store, MODELS, name) for name in version.shards.totals.models]
 
 
 def _model_fault(folder: str) -> InputError | None:
@@ -160,18 +167,14 @@ def diff(store: str | os.PathLike[str], old: int, new: int | None = None) -> dic
     """
     store = path_of(store)
     before, after = snapshot.read(store, old), snapshot.read(store, new)
-    old_paths, new_paths = (
-        {receipt.shard: receipt.path for receipt in version.shards} for version in (before, after)
-    )
-    common = old_paths.keys() & new_paths.keys()
-    changed = sorted(stem for stem in common if old_paths[stem] != new_paths[stem])
+    shards = manifest_tree.changed_shards(store, before.shards, after.shards)
     return {
         "old": before.version,
         "new": after.version,
-        "added": sorted(new_paths.keys() - old_paths.keys()),
-        "removed": sorted(old_paths.keys() - new_paths.keys()),
-        "changed": changed,
-        "kept": len(common) - len(changed),
+        "added": shards.added,
+        "removed": shards.removed,
+        "changed": shards.changed,
+        "kept": len(after.shards) - len(shards.added) - len(shards.changed),
         "images": {"old": before.rows, "new": after.rows},
         "quarantined": _quarantined_diff(before, after),
     }
@@ -196,6 +199,6 @@ def _summary(version: Snapshot) -> dict[str, Any]:
         "shards": len(version.shards),
         "quarantined": len(version.quarantined),
         **({"left_out": quarantine.summary(version)} if version.quarantined else {}),
-        "bytes": sum(receipt.bytes for receipt in version.shards),
-        "models": sorted({receipt.model[:12] for receipt in version.shards}),
+        "bytes": version.shards.totals.bytes,
+        "models": sorted({model[:12] for model in version.shards.totals.models}),
     }

@@ -26,6 +26,7 @@ from raypq import api
 from raypq.cli import main
 from raypq.config import ClusterSettings
 from raypq.data import synthetic
+from raypq.data.store import manifest_tree, snapshot
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
@@ -159,6 +160,39 @@ def test_a_packed_code_reads_as_the_page_says(place: Path) -> None:
     source = pq.read_table(place / "features" / "all" / "part-00000.parquet")
     X = np.stack(source["feature"].to_numpy())
     assert (registry.load("packed").encode(X) == told["B"]).all()
+
+
+def test_a_large_version_reads_as_the_page_says(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shards are in two manifests, of which the second replaces a shard and removes one."""
+    if not (place / "codes").exists():
+        _run(ROOT / "README.md")
+    shutil.copytree(place / "codes", place / "large-codes")
+    monkeypatch.setattr(snapshot, "MOST_INLINE", 0)
+    monkeypatch.setattr(manifest_tree, "_SMALL", 0)
+    monkeypatch.setattr(manifest_tree, "_SMALLER", 1)
+    first, *others = snapshot.read("large-codes").shards
+    extra = [first.model_copy(update={"shard": f"z{i}", "path": f"data/z{i}"}) for i in range(9)]
+    for receipts in (
+        [first, *others, *extra],
+        [first.model_copy(update={"work": "again"}), *others, *extra[1:]],
+    ):
+        made = snapshot.commit(
+            "large-codes", kind="codes", run_id="r",
+            expected=[item.shard for item in receipts], receipts=receipts,
+        )  # fmt: skip
+    assert [item.removed for item in made.shards.manifests] == [0, 1]
+    told: dict[str, Any] = {}
+    block = _blocks(DOCS / "formats.md", "python")[0]
+    exec(compile(block.replace('"codes"', '"large-codes"'), "formats.md", "exec"), told)
+    rows = told["shards_of"](told["version"])
+    for row, receipt in zip(rows, made.shards, strict=True):
+        assert row["sha256"].hex() == receipt.sha256
+        assert row["stats"] == (receipt.stats and receipt.stats.model_dump())
+        plain = ("shard", "path", "bytes", "rows", "model", "work", "ids")
+        assert all(row[name] == getattr(receipt, name) for name in plain)
+    assert told["B"].shape == (200, 15)
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)

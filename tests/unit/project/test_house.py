@@ -234,6 +234,7 @@ LONG = {  # files that are longer, and why they are one file
     "data/storage/parquet.py": "one reader and the checks of what it opens",
     "data/store/id_index_files.py": "two file formats of one index",
     "data/store/lease.py": "one protocol",
+    "data/store/receipts.py": "one sequence, and where its columns come from",
     "data/store/snapshot.py": "the format of a version, and its commit",
     "distributed/worker_pool.py": "one supervised map",
     "kernels/__init__.py": "a function for each kernel",

@@ -18,7 +18,7 @@ from raypq.data import (
     predictions,
     search_results,
 )
-from raypq.data.store import id_index_files, snapshot
+from raypq.data.store import id_index_files, manifest, snapshot
 from raypq.stages.classification import counts
 from raypq.stages.stores import work_id
 from raypq.stages.training import checkpoint
@@ -28,6 +28,7 @@ PAGE = (ROOT / "docs" / "upgrading.md").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 FORMATS = {
     "version of a store": snapshot.FORMAT,
+    "manifest of a version": manifest._FORMAT,
     "model": model_files.FORMAT,
     "codes": codes._FORMAT,
     "predictions": predictions._FORMAT,

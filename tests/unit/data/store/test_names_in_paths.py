@@ -81,7 +81,7 @@ def test_a_number_that_no_name_can_follow(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"format": 2}, "format"),
+        ({"format": 3}, "format"),
         ({"compression": "zstd"}, "compression"),
         ({"shards.0": {"encrypted": True}}, "shards.0.encrypted"),
         ({"quarantined.0": {"tries": 3}}, "quarantined.0.tries"),

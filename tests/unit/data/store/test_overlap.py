@@ -458,7 +458,17 @@ def test_every_function_takes_a_path(tmp_path: Path) -> None:
                 call(wrong)
 
 
-OWN = ["snapshots", "data", "journal", "runs", "lease", "sidecars", "models", "data/deep"]
+OWN = [
+    "snapshots",
+    "data",
+    "manifests",
+    "journal",
+    "runs",
+    "lease",
+    "sidecars",
+    "models",
+    "data/deep",
+]
 
 
 def store_at(root: str) -> None:

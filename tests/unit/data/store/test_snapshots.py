@@ -175,7 +175,7 @@ def test_paths_stay_inside_the_store(store, path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"format": 2}, "'format'"),
+        ({"format": 3}, "'format'"),
         ({"kind": "else"}, "'kind'"),
         ({"version": 7}, "expected version 1, found version 7"),
         ({"version": "x"}, "'version'"),

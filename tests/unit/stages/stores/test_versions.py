@@ -215,7 +215,9 @@ def test_a_store_that_a_night_is_at_work_on_is_not_restored(store: Path) -> None
     assert snapshot.versions(str(store)) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("folder", ["journal/w", "models/f", "sidecars", "runs", "lease"])
+@pytest.mark.parametrize(
+    "folder", ["journal/w", "models/f", "sidecars", "manifests", "runs", "lease"]
+)
 def test_gc_does_not_follow_a_link_out_of_the_store(
     tmp_path: Path, store: Path, folder: str
 ) -> None:
