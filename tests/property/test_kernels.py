@@ -377,6 +377,22 @@ def test_many_rows(path: str, metric: Metric) -> None:
         same(run(path, "topk_per_query", B, tables, k), reference.topk_per_query(B, tables, k))
 
 
+# Tiles of M·K·64 bytes, of which a part at a time fits caches of 0.5, 1 and 2 MB; the sums of 4,096
+# rows are carried from part to part.
+@pytest.mark.parametrize("path", native.isas())
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("M", "K"), [(23, 256), (50, 256), (64, 256), (101, 250), (128, 256)])
+def test_tiles_larger_than_the_cache(path: str, metric: Metric, M: int, K: int) -> None:
+    rng = np.random.default_rng(M)
+    C = rng.standard_normal((M, K, 1)).astype(np.float32)
+    V = rng.standard_normal((130, M)).astype(np.float32)
+    B = rng.integers(0, K, (8_300, M)).astype(np.uint8)
+    tables = kernels.build_tables(C, V, None, metric)
+    for k in (1, 10):
+        same(run(path, "topk_per_code", B, tables, k), reference.topk_per_code(B, tables, k))
+        same(run(path, "topk_per_query", B, tables, k), reference.topk_per_query(B, tables, k))
+
+
 @pytest.mark.parametrize("path", native.isas())
 @pytest.mark.parametrize("M", [64, 128, 129, 1024])
 def test_sums_cannot_overflow(path: str, M: int) -> None:
@@ -400,7 +416,7 @@ def test_a_cutoff_above_the_kth_best_score_is_detected(path: str) -> None:
     rng = np.random.default_rng(7)
     M, K, T = 60, 256, 640
     C = np.repeat(np.linspace(0, 1, K, dtype=np.float32)[None, :, None], M, axis=0)
-    C[:, 1] = 100.52 / 255
+    C[:, 1] = 60.52 / 127  # 121.52 / 255: tables have 127 or 255 units
     V = (1 - 1e-5 * rng.random((T, M))).astype(np.float32)
     B = np.ones((50, M), np.uint8)
     tables = kernels.build_tables(C, V, None, "dot")

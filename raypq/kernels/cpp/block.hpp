@@ -10,6 +10,7 @@
 #include "rescore.hpp"
 #include "scan.hpp"
 #include "shortlist.hpp"
+#include "tile_parts.hpp"
 
 namespace raypq {
 
@@ -34,7 +35,7 @@ class Block {
   Block(const ScanTables& tables, size_t rows, size_t k)
       : t_(tables), rows_(rows), k_(k), list_(tables.isa, rows, k, tables.source.T),
         forecast_(tables, rows), rescore_(tables), terms_(rows), factor_(rows), picked_(rows),
-        hits_{Array<Hit>(kHits), Array<Hit>(kHits)} {
+        hits_{Array<Hit>(kHits), Array<Hit>(kHits)}, parts_(tables) {
     for (double x : t_.extra) biased_ |= x != 0;
   }
 
@@ -46,7 +47,7 @@ class Block {
     failed.clear(), observed.clear();
     candidates = exact_scores = 0;
     start(begin, trend, out);
-    const size_t group = std::max<size_t>(1, kTileBytes / t_.tile_bytes());
+    const size_t group = std::max<size_t>(1, tile_cache() / t_.tile_bytes());
     size_t due = 1;  // the tile before which cutoffs are raised next
     for (size_t tile = 0, last; tile < t_.tiles(); tile = last) {
       const bool rising = begin == FirstCutoff::kNone, raise = rising && tile >= due;
@@ -112,21 +113,23 @@ class Block {
   // Scans tiles [tile, last), chunk by chunk of rows. raise: raises cutoffs before; all: every row
   // hits in every column of the tile.
   void scan(size_t tile, size_t last, bool raise, bool all) {
-    const Shape& shape = t_.source.shape;
-    if (n_ > shape.K)  // fewer rows may not need every line
-      touch(t_.table(tile), (last - tile) * t_.tile_bytes());
-    for (size_t first = 0; first < n_; first += kChunk) {
-      const size_t n = std::min(kChunk, n_ - first);
-      if (raise) list_.sweep(first, first + n);
-      for (size_t i = tile; i < last;) i += scan_chunk(i, last, first, n, all);
+    const size_t M = t_.source.shape.M, run = parts_.run(n_);
+    for (size_t begin = 0; begin < n_; begin += run) {
+      const size_t end = std::min(n_, begin + run);
+      for (size_t i = last; i-- > tile;) parts_.begin(i, codes_ + begin * M, end - begin);
+      for (size_t first = begin; first < end; first += kChunk) {
+        const size_t n = std::min(kChunk, end - first);
+        if (raise) list_.sweep(first, first + n);
+        for (size_t i = tile; i < last;)
+          i += scan_chunk(i, last, first, parts_.rows(first - begin, n), all);
+      }
     }
   }
 
   // Scans one tile, or two if a pair fits the cache; returns how many.
-  size_t scan_chunk(size_t tile, size_t last, size_t first, size_t n, bool all) {
-    const Shape& shape = t_.source.shape;
-    const size_t count = tile + 1 < last && 2 * t_.tile_bytes() <= kPairBytes ? 2 : 1;
-    const uint8_t* codes = codes_ + first * shape.M;
+  size_t scan_chunk(size_t tile, size_t last, size_t first, const ScanRows& rows, bool all) {
+    const size_t M = t_.source.shape.M, n = rows.n;
+    const size_t count = tile + 1 < last && 2 * t_.tile_bytes() <= tile_cache() / 5 * 3 ? 2 : 1;
     int32_t threshold[2][kChunk];
     for (size_t i = 0; i < count; ++i) {
       const ThresholdTerms terms{t_.tile_extra[tile + i],
@@ -138,11 +141,11 @@ class Block {
     size_t n_hits[2];
     if (count == 2) {
       const int32_t* const both[2] = {threshold[0], threshold[1]};
-      t_.isa.scan_two(t_.tile(tile), codes, n, both, hits, n_hits);
+      t_.isa.scan_two(t_.tile(tile), rows, both, hits, n_hits);
     } else {
-      n_hits[0] = t_.isa.scan_rows(t_.tile(tile), codes, n, threshold[0], hits[0]);
+      n_hits[0] = t_.isa.scan_rows(parts_.last(tile), rows, threshold[0], hits[0]);
     }
-    if (all && t_.width(0) == kTileWidth && list_.fits(first, kTileWidth) && shape.M <= kNarrow)
+    if (all && t_.width(0) == kTileWidth && list_.fits(first, kTileWidth) && M <= kNarrow)
       add_all(first, hits[0], n_hits[0]);
     else
       for (size_t i = 0; i < count; ++i) add_hits(tile + i, first, hits[i], n_hits[i]);
@@ -311,8 +314,6 @@ class Block {
     best_.swap(ranked_);
   }
 
-  // Bytes of tiles that stay in the L2 cache together, and of a pair that is scanned at once.
-  static constexpr size_t kTileBytes = size_t(640) << 10, kPairBytes = size_t(384) << 10;
   static constexpr size_t kAhead = 8;  // hits between the prefetch of a list's end and its use
   static constexpr size_t kHits = kChunk + kAhead;  // of a tile and a chunk, and padding for kAhead
 
@@ -330,6 +331,7 @@ class Block {
   std::vector<Candidates::Picked> picked_;
   const double* dots_ = nullptr;
   Array<Hit> hits_[2];  // of one tile each
+  TileParts parts_;
   std::vector<Candidate> best_, ranked_;
 };
 

@@ -22,12 +22,27 @@ inline void prefetch(const Shape& shape, const float* C, const uint8_t* code) {
       __builtin_prefetch(C + (m * shape.K + code[m]) * shape.d + j);
 }
 
-inline Double8 widen(const float* x) {
-#if defined(__AVX512F__)  // GCC compiles the portable form to two conversions and moves
-  return (Double8)_mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(x));
+inline F64 widen(const float* x) {
+// GCC compiles the portable form to conversions of halves, and moves.
+#if defined(__AVX512F__)
+  return (F64)_mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(x));
+#elif defined(__AVX2__)
+  return (F64)_mm256_cvtps_pd(_mm_loadu_ps(x));
 #else
-  return __builtin_convertvector(*reinterpret_cast<const Float8*>(x), Double8);
+  return __builtin_convertvector(*reinterpret_cast<const HalfF32u*>(x), F64);
 #endif
+}
+
+inline Double8 widen_eight(const float* x) {
+  Double8 result;
+  for (size_t p = 0; p < 8 / kDoubles; ++p) result.part[p] = widen(x + p * kDoubles);
+  return result;
+}
+
+// sum += q·x, of eight dimensions.
+__attribute__((always_inline)) inline void add_products(Double8& sum, const float* q,
+                                                        const Double8& x) {
+  for (size_t p = 0; p < 8 / kDoubles; ++p) sum.part[p] += widen(q + p * kDoubles) * x.part[p];
 }
 
 // Adds ⟨q_r, w⟩ of kRows rows; several rows hide the latency of the additions.
@@ -37,15 +52,16 @@ inline void dots(const float* q, size_t stride, const float* w, size_t D, Double
   for (size_t r = 0; r < kRows; ++r) sum[r] = sums[r];
   const size_t whole = D & ~size_t(7);
   for (size_t j = 0; j < whole; j += 8) {
-    Double8 x = widen(w + j);
-    for (size_t r = 0; r < kRows; ++r) sum[r] += widen(q + r * stride + j) * x;
+    const Double8 x = widen_eight(w + j);
+    for (size_t r = 0; r < kRows; ++r) add_products(sum[r], q + r * stride + j, x);
   }
   if (whole < D) {
     float tail[8] = {}, part[8] = {};
     memcpy(tail, w + whole, (D - whole) * sizeof(float));
+    const Double8 x = widen_eight(tail);
     for (size_t r = 0; r < kRows; ++r) {
       memcpy(part, q + r * stride + whole, (D - whole) * sizeof(float));
-      sum[r] += widen(part) * widen(tail);
+      add_products(sum[r], part, x);
     }
   }
   for (size_t r = 0; r < kRows; ++r) sums[r] = sum[r];
@@ -61,10 +77,9 @@ inline void pad_weights(const Shape& shape, const float* w, double* out) {
   const size_t d = shape.d, whole = d & ~size_t(7);
   for (size_t m = 0; m < shape.M; ++m, w += d) {
     const size_t front = m * d % 8, length = (front + d + 7) & ~size_t(7);
-    *reinterpret_cast<Double8*>(out) = Double8{};
-    *reinterpret_cast<Double8*>(out + length - 8) = Double8{};
-    for (size_t j = 0; j < whole; j += 8)
-      *reinterpret_cast<Double8u*>(out + front + j) = widen(w + j);
+    for (size_t j = 0; j < 8; ++j) out[j] = out[length - 8 + j] = 0.0;
+    for (size_t j = 0; j < whole; j += kDoubles)
+      *reinterpret_cast<F64u*>(out + front + j) = widen(w + j);
     for (size_t j = whole; j < d; ++j) out[front + j] = w[j];
     out += length;
   }
@@ -81,8 +96,8 @@ inline void part_dots(const Shape& shape, const float* C, const uint8_t* const* 
     for (size_t r = 0; r < kRows; ++r) c[r] = C + size_t(codes[r][m]) * d - front;
     const size_t length = (front + d + 7) & ~size_t(7);
     for (size_t j = 0; j < length; j += 8) {
-      Double8 x = *reinterpret_cast<const Double8*>(w + j);
-      for (size_t r = 0; r < kRows; ++r) sum[r] += widen(c[r] + j) * x;
+      const Double8 x = *reinterpret_cast<const Double8*>(w + j);
+      for (size_t r = 0; r < kRows; ++r) add_products(sum[r], c[r] + j, x);
     }
     w += length;
     front = (front + d) % 8;

@@ -103,8 +103,8 @@ class Forecast {
     for (size_t c = 0; c < kTileWidth; ++c) offset[Hit::index(c, wide)] = float(start[c]);
     for (size_t first = 0; first < n; first += kChunk) {
       const size_t rows = std::min(kChunk, n - first);
-      t_.isa.scan_rows(t_.tile(tile), codes + first * shape.M, rows, threshold_.data(),
-                       hits_.data());
+      t_.isa.scan_rows(t_.tile(tile), {codes + first * shape.M, rows, shape.M},
+                       threshold_.data(), hits_.data());
       t_.isa.moments(hits_.data(), rows, wide, offset, mean, variance);
       for (size_t i = 0; i < rows; ++i) {
         mean_[first + i] +=

@@ -24,6 +24,7 @@ namespace raypq {
 const Isa RAYPQ_ISA_OF(RAYPQ_NS) = {
     .name = RAYPQ_NAME(RAYPQ_NS),
     .codeword_tile = RAYPQ_NS::kCodewords,
+    .most_fine = RAYPQ_NS::kParts == 1 ? kFine : kFineInParts,
     .encode = RAYPQ_NS::encode,
     .widen = RAYPQ_NS::widen,
     .lut = RAYPQ_NS::lut,
@@ -31,6 +32,7 @@ const Isa RAYPQ_ISA_OF(RAYPQ_NS) = {
     .thresholds = RAYPQ_NS::thresholds,
     .scan_rows = RAYPQ_NS::scan_rows,
     .scan_columns = RAYPQ_NS::scan_columns,
+    .add_rows = RAYPQ_NS::add_rows,
     .scan_two = RAYPQ_NS::scan_two,
     .kth_largest = RAYPQ_NS::kth_largest,
     .near_kth = RAYPQ_NS::near_kth,

@@ -15,6 +15,7 @@ constexpr int kCoarse = 127;        // largest table entry whose double still fi
 constexpr int kFinest = 255;        // largest table entry where lines are widened one by one
 constexpr size_t kNarrow = 128;     // most sub-codebooks with 16-bit sums: 128·127 + kRoom < 2^15
 constexpr size_t kFine = 64;        // the same with entries up to kFinest: 64·255 + kRoom < 2^15
+constexpr size_t kFineInParts = 24;  // less, measured, where lines take several registers
 constexpr int kRoom = 16383;        // largest start value of a 16-bit sum
 constexpr int kNever = 32767;       // a threshold above every 16-bit sum
 constexpr size_t kChunk = 256;      // most rows of one call of a scan
@@ -112,6 +113,19 @@ struct Tile {
   const int32_t* start;  // [64]: what the sum of each column begins with; unused by scan_columns
 };
 
+// The sums of a row over some sub-codebooks, in the form of the instruction set.
+struct alignas(64) RowSums {
+  uint16_t values[kTileWidth];
+};
+
+// Rows of a scan: n codes, ``stride`` bytes apart. before [n]: their sums over the sub-codebooks
+// that precede the tile's, or null.
+struct ScanRows {
+  const uint8_t* codes;
+  size_t n, stride;
+  const RowSums* before = nullptr;
+};
+
 // Converts cutoffs of one tile to thresholds: (cutoff[i] − factor[i]·extra − base)·inverse, rounded
 // down, within [0, limit].
 struct ThresholdTerms {
@@ -130,6 +144,9 @@ struct PickedRows {
 struct Isa {
   const char* name;
   size_t codeword_tile;
+  // Most sub-codebooks with entries up to kFinest: they leave fewer candidates, but are widened one
+  // by one, which costs more where a line takes several registers.
+  size_t most_fine;
 
   // B [n, M] of U [n, D]; exact (see encode.inl). scratch: encode_floats of kRowBlock rows,
   // aligned.
@@ -150,18 +167,22 @@ struct Isa {
   void (*thresholds)(const double* cutoff, const double* factor, size_t n,
                      const ThresholdTerms& terms, int32_t* out);
 
-  // Rows of codes [n, M], n ≤ kChunk, against one tile: the rows with a column whose sum reaches
+  // Rows, n ≤ kChunk, against one tile: the rows with a column whose sum reaches
   // threshold[row] (scan_rows) or threshold[column] (scan_columns). Returns the number of hits;
   // hits[count, n) may be overwritten, too.
-  size_t (*scan_rows)(const Tile& tile, const uint8_t* codes, size_t n, const int32_t* threshold,
+  size_t (*scan_rows)(const Tile& tile, const ScanRows& rows, const int32_t* threshold,
                       Hit* hits);
-  size_t (*scan_columns)(const Tile& tile, const uint8_t* codes, size_t n,
-                         const int32_t* threshold, Hit* hits);
+  size_t (*scan_columns)(const Tile& tile, const ScanRows& rows, const int32_t* threshold,
+                         Hit* hits);
+
+  // Adds a tile's entries to the sums before: what a scan of the sub-codebooks that follow takes.
+  // Up to kNarrow sub-codebooks in all; sums may be rows.before.
+  void (*add_rows)(const Tile& tile, const ScanRows& rows, RowSums* sums);
 
   // scan_rows of ``tile`` and the one that follows it, with thresholds, hits and counts of each.
   // Faster with few sub-codebooks: a code is read once, and more loads are in flight.
-  void (*scan_two)(const Tile& tile, const uint8_t* codes, size_t n,
-                   const int32_t* const* thresholds, Hit* const* hits, size_t* count);
+  void (*scan_two)(const Tile& tile, const ScanRows& rows, const int32_t* const* thresholds,
+                   Hit* const* hits, size_t* count);
 
   // The k-th largest of n finite values, k ≤ n ≤ kMostCounted, by counting, which has no
   // unpredictable branches. May read up to a multiple of 32 values.

@@ -88,7 +88,7 @@ class LeafScan {
     }
     isa_.thresholds(cutoff, factor, n, terms_of(tables, tile), threshold);
     const size_t count =
-        isa_.scan_rows(tables.tile(tile), codes_.data(), n, threshold, hits_.data());
+        isa_.scan_rows(tables.tile(tile), {codes_.data(), n, M}, threshold, hits_.data());
     for (size_t h = 0; h < count; ++h)
       for (uint64_t left = hits_[h].columns & first_columns(width(leaf)); left; left &= left - 1)
         of_column_[size_t(__builtin_ctzll(left))].push_back(row[hits_[h].row]);
@@ -188,8 +188,8 @@ LeafPairs leaf_pairs(const ScanTables& bounds, const LeafRows& rows, const Magni
       }
       for (size_t tile = 0; tile < bounds.tiles(); ++tile) {
         bounds.isa.thresholds(cutoff, length, n, terms_of(bounds, tile), threshold);
-        const size_t count = bounds.isa.scan_rows(bounds.tile(tile), rows.codes + at * M, n,
-                                                  threshold, hits.data());
+        const size_t count = bounds.isa.scan_rows(
+            bounds.tile(tile), {rows.codes + at * M, n, M}, threshold, hits.data());
         const uint64_t real = first_columns(bounds.width(tile));
         for (size_t h = 0; h < count; ++h)
           for (uint64_t left = hits[h].columns & real; left; left &= left - 1) {

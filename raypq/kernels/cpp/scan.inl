@@ -42,12 +42,12 @@ __attribute__((always_inline)) inline void add_pair(Sums* sums, const uint8_t* f
       add(sums[t], p, line(first + t * apart, p) + line(second + t * apart, p));
 }
 
-// Adds the lines of a row's M codes. Eight lines in a step: the end of a loop of M steps would be
+// Adds the lines of a row's M codes, several in a step: the end of a loop of M steps would be
 // mispredicted too often, and delay the loads of the next row.
 template <bool kPairs, size_t kTiles = 1>
 __attribute__((always_inline)) inline void gather(Sums* sums, const uint8_t* table, size_t step,
                                                   size_t apart, const uint8_t* code, size_t M) {
-  constexpr size_t kStep = 8 / kTiles;
+  constexpr size_t kStep = (kParts == 1 ? 8 : 4) / kTiles;  // more would not fit the registers
   auto at = [&](size_t m, size_t j) { return table + j * step + size_t(code[m + j]) * kTileWidth; };
   size_t m = 0;
   for (; m + kStep <= M; m += kStep, table += kStep * step)
@@ -93,59 +93,72 @@ struct Filter {
   // be.
   __attribute__((always_inline)) bool pass(const Sums& sums, int32_t threshold, size_t row,
                                            Hit& hit) const {
-    I16 row_limit = int16_t(threshold) - I16{};
-    I16 even[kParts];
-    uint32_t in_even[kParts], in_odd[kParts], any = 0;
+    const I16 row_limit = int16_t(threshold) - I16{};
+    I16 even[kParts], below;
     for (size_t p = 0; p < kParts; ++p) {
       even[p] = (I16)(sums.all[p] - (sums.odd[p] << 8));
-      in_even[p] = reaches(even[p], kPerColumn ? even_limit[p] : row_limit);
-      in_odd[p] = reaches((I16)sums.odd[p], kPerColumn ? odd_limit[p] : row_limit);
-      any |= in_even[p] | in_odd[p];
+      const I16 both = ((kPerColumn ? even_limit[p] : row_limit) > even[p]) &
+                       ((kPerColumn ? odd_limit[p] : row_limit) > (I16)sums.odd[p]);
+      below = p ? below & both : both;
     }
-    // Where hits are frequent, a mispredicted branch costs more than writing every row.
+    // Where hits are frequent, a mispredicted branch costs more than writing every row, unless that
+    // takes several registers.
     constexpr bool kAlways = !kPerColumn && kParts == 1;
-    if (!kAlways && __builtin_expect(any == 0, 1)) return false;
+    const bool any = !all_set(below);
+    if (!kAlways && __builtin_expect(!any, 1)) return false;
     hit.row = uint32_t(row);
     hit.columns = 0;
     for (size_t p = 0; p < kParts; ++p) {
-      hit.columns |= (expand(in_even[p]) | expand(in_odd[p]) << 1) << (p * kBytes % 64);
+      const uint32_t in_even = reaches(even[p], kPerColumn ? even_limit[p] : row_limit);
+      const uint32_t in_odd = reaches((I16)sums.odd[p], kPerColumn ? odd_limit[p] : row_limit);
+      hit.columns |= (expand(in_even) | expand(in_odd) << 1) << (p * kBytes % 64);
       *reinterpret_cast<U16u*>(hit.narrow + p * kBytes / 2) = (U16)(even[p] - even_start[p]);
       *reinterpret_cast<U16u*>(hit.narrow + (kTileWidth + p * kBytes) / 2) =
           sums.odd[p] - (U16)odd_start[p];
     }
-    return any != 0;
+    return any;
   }
 };
+
+// The sums that a row begins with.
+__attribute__((always_inline)) inline Sums begin(const ScanRows& rows, size_t i,
+                                                 const Sums& initial) {
+  Sums sums = initial;
+  if (rows.before) {
+    const U16* before = reinterpret_cast<const U16*>(rows.before[i].values);
+    for (size_t p = 0; p < kParts; ++p)
+      sums.all[p] += before[p], sums.odd[p] += before[kParts + p];
+  }
+  return sums;
+}
 
 // kBytesPerPart: bytes of a sub-codebook's table, M of which make a tile, if known to the compiler;
 // else 0.
 template <bool kPerColumn, bool kPairs, size_t kBytesPerPart>
-size_t scan_narrow(const Tile& tile, const uint8_t* codes, size_t n, const int32_t* threshold,
-                   Hit* hits) {
+size_t scan_narrow(const Tile& tile, const ScanRows& rows, const int32_t* threshold, Hit* hits) {
   const size_t M = tile.shape.M, step = kBytesPerPart ? kBytesPerPart : tile.shape.K * kTileWidth;
   const uint8_t* const table = tile.table;
   const Filter<kPerColumn> filter(tile.start, threshold);
   size_t count = 0;
-  for (size_t i = 0; i < n; ++i) {
-    Sums sums = filter.initial;
-    gather<kPairs>(&sums, table, step, 0, codes + i * M, M);
+  for (size_t i = 0; i < rows.n; ++i) {
+    Sums sums = begin(rows, i, filter.initial);
+    gather<kPairs>(&sums, table, step, 0, rows.codes + i * rows.stride, M);
     count += filter.pass(sums, kPerColumn ? 0 : threshold[i], i, hits[count]);
   }
   return count;
 }
 
 template <bool kPerColumn>
-size_t scan_wide(const Tile& tile, const uint8_t* codes, size_t n, const int32_t* threshold,
-                 Hit* hits) {
+size_t scan_wide(const Tile& tile, const ScanRows& rows, const int32_t* threshold, Hit* hits) {
   const size_t M = tile.shape.M, step = tile.shape.K * kTileWidth;
   const uint8_t* const table = tile.table;
   const int32_t* const start = tile.start;
   size_t count = 0;
-  for (size_t i = 0; i < n; ++i) {
+  for (size_t i = 0; i < rows.n; ++i) {
     uint32_t total[kTileWidth] = {};
     for (size_t m = 0; m < M; m += kNarrow) {
       Sums sums = {};
-      gather<true>(&sums, table + m * step, step, 0, codes + i * M + m,
+      gather<true>(&sums, table + m * step, step, 0, rows.codes + i * rows.stride + m,
                    M - m < kNarrow ? M - m : kNarrow);
       for (size_t p = 0; p < kParts; ++p) {
         U16 even = sums.all[p] - (sums.odd[p] << 8);
@@ -171,43 +184,59 @@ size_t scan_wide(const Tile& tile, const uint8_t* codes, size_t n, const int32_t
 constexpr size_t kFullPart = 256 * kTileWidth;  // bytes of a sub-codebook's table with K = 256
 
 template <bool kPerColumn>
-size_t scan(const Tile& tile, const uint8_t* codes, size_t n, const int32_t* threshold,
-            Hit* hits) {
+size_t scan(const Tile& tile, const ScanRows& rows, const int32_t* threshold, Hit* hits) {
   const bool pairs = tile.top <= kCoarse;
   auto chosen = tile.shape.M > kNarrow ? scan_wide<kPerColumn>
                 : tile.shape.K == 256  ? pairs ? scan_narrow<kPerColumn, true, kFullPart>
                                                : scan_narrow<kPerColumn, false, kFullPart>
                 : pairs                ? scan_narrow<kPerColumn, true, 0>
                                        : scan_narrow<kPerColumn, false, 0>;
-  return chosen(tile, codes, n, threshold, hits);
+  return chosen(tile, rows, threshold, hits);
 }
 
-size_t scan_rows(const Tile& tile, const uint8_t* codes, size_t n, const int32_t* threshold,
-                 Hit* hits) {
-  return scan<false>(tile, codes, n, threshold, hits);
+size_t scan_rows(const Tile& tile, const ScanRows& rows, const int32_t* threshold, Hit* hits) {
+  return scan<false>(tile, rows, threshold, hits);
 }
 
-size_t scan_columns(const Tile& tile, const uint8_t* codes, size_t n, const int32_t* threshold,
-                    Hit* hits) {
-  return scan<true>(tile, codes, n, threshold, hits);
+size_t scan_columns(const Tile& tile, const ScanRows& rows, const int32_t* threshold, Hit* hits) {
+  return scan<true>(tile, rows, threshold, hits);
 }
 
-void scan_two(const Tile& tile, const uint8_t* codes, size_t n, const int32_t* const* thresholds,
+template <bool kPairs, size_t kBytesPerPart>
+void add_to(const Tile& tile, const ScanRows& rows, RowSums* sums) {
+  const size_t M = tile.shape.M, step = kBytesPerPart ? kBytesPerPart : tile.shape.K * kTileWidth;
+  for (size_t i = 0; i < rows.n; ++i) {
+    Sums of_row = begin(rows, i, {});
+    gather<kPairs>(&of_row, tile.table, step, 0, rows.codes + i * rows.stride, M);
+    U16* out = reinterpret_cast<U16*>(sums[i].values);
+    for (size_t p = 0; p < kParts; ++p) out[p] = of_row.all[p], out[kParts + p] = of_row.odd[p];
+  }
+}
+
+void add_rows(const Tile& tile, const ScanRows& rows, RowSums* sums) {
+  const bool pairs = tile.top <= kCoarse;
+  auto chosen = tile.shape.K == 256 ? pairs ? add_to<true, kFullPart> : add_to<false, kFullPart>
+                : pairs             ? add_to<true, 0>
+                                    : add_to<false, 0>;
+  chosen(tile, rows, sums);
+}
+
+void scan_two(const Tile& tile, const ScanRows& rows, const int32_t* const* thresholds,
               Hit* const* hits, size_t* count) {
   const size_t M = tile.shape.M, apart = M * tile.shape.K * kTileWidth;
   if (kParts > 1 || tile.shape.K != 256 || tile.top <= kCoarse || M > kNarrow) {
     for (size_t t = 0; t < 2; ++t) {
       const Tile one{tile.shape, tile.top, tile.table + t * apart, tile.start + t * kTileWidth};
-      count[t] = scan_rows(one, codes, n, thresholds[t], hits[t]);
+      count[t] = scan_rows(one, rows, thresholds[t], hits[t]);
     }
     return;
   }
   const uint8_t* const table = tile.table;
   const Filter<false> one(tile.start, nullptr), two(tile.start + kTileWidth, nullptr);
   size_t first = 0, second = 0;
-  for (size_t i = 0; i < n; ++i) {
+  for (size_t i = 0; i < rows.n; ++i) {
     Sums sums[2] = {one.initial, two.initial};
-    gather<false, 2>(sums, table, kFullPart, M * kFullPart, codes + i * M, M);
+    gather<false, 2>(sums, table, kFullPart, M * kFullPart, rows.codes + i * rows.stride, M);
     first += one.pass(sums[0], thresholds[0][i], i, hits[0][first]);
     second += two.pass(sums[1], thresholds[1][i], i, hits[1][second]);
   }

@@ -2,6 +2,10 @@
 
 #include <stdexcept>
 
+#if defined(__linux__)
+#include <unistd.h>
+#endif
+
 namespace raypq {
 
 namespace {
@@ -21,6 +25,18 @@ std::vector<const Isa*> runnable() {
 }
 
 }  // namespace
+
+size_t tile_cache() {
+  static const size_t bytes = [] {
+    long cache = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    constexpr size_t kUsual = size_t(1) << 20, kLeast = size_t(256) << 10;  // of a core
+    return std::max(cache > 0 ? size_t(cache) : kUsual, kLeast) / 8 * 5;
+  }();
+  return bytes;
+}
 
 const Isa& choose_isa(const std::string& name) {
   std::string known;

@@ -99,6 +99,9 @@ void parallel(size_t tasks, size_t threads, Work work) {
   if (failure) std::rethrow_exception(failure);
 }
 
+// Bytes of tables that stay in a core's L2 cache while other data passes through it.
+size_t tile_cache();
+
 // The instruction set called ``name``, or the best that the CPU has if it is empty. Throws
 // std::invalid_argument if the CPU or this build lacks it.
 const Isa& choose_isa(const std::string& name);

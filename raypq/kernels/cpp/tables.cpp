@@ -89,9 +89,9 @@ ScanTables::ScanTables(const Source& given, bool across, const Isa& chosen, size
   for (size_t t = 0; t < source.T; ++t)
     largest_bias = std::max(largest_bias, std::fabs(source.bias[t]));
 
-  // Fine entries make a scan a tenth slower and leave a third to a half fewer candidates: better
-  // where every row has its own threshold.
-  top = !across_rows && s.M <= kFine ? kFinest : kCoarse;
+  // Fine entries make a scan slower and leave a third to a half fewer candidates: better where
+  // every row has its own threshold.
+  top = !across_rows && s.M <= isa.most_fine ? kFinest : kCoarse;
   sort_classes(keep_order);
   base.resize(padded), unit.resize(padded), error.resize(padded), extra.resize(padded);
   start.resize(padded);

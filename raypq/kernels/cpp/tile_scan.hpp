@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "scan.hpp"
+#include "tile_parts.hpp"
 
 namespace raypq {
 
@@ -28,7 +29,8 @@ class TileScan {
   static constexpr size_t kRows = 16384;
 
   TileScan(const ScanTables& tables, const uint8_t* B)
-      : t_(tables), B_(B), hits_(kChunk), scratch_(score_floats(tables.source.shape)) {}
+      : t_(tables), B_(B), hits_(kChunk), scratch_(score_floats(tables.source.shape)),
+        parts_(tables) {}
 
   // The tie margin of a query.
   double tie_margin(size_t query) const {
@@ -60,24 +62,29 @@ class TileScan {
     const uint64_t real = ~uint64_t(0) >> (kTileWidth - t_.width(tile));
     const bool wide = shape.M > kNarrow;
     int32_t threshold[kTileWidth];
-    touch(t_.table(tile), t_.tile_bytes());
-    for (size_t first = 0; first < rows.n; first += chunk, chunk = std::min(2 * chunk, kChunk)) {
-      const size_t n = std::min(chunk, rows.n - first);
-      set_thresholds(tile, rows, first, n, cutoff, threshold);
-      const size_t n_hits = t_.isa.scan_columns(t_.tile(tile), rows.codes + first * shape.M, n,
-                                                threshold, hits_.data());
-      for (size_t h = 0; h < n_hits; ++h) {
-        const size_t i = first + hits_[h].row;
-        const double scale = rows.terms ? rows.terms[i].scale : 1.0;
-        for (uint64_t left = hits_[h].columns & real; left; left &= left - 1) {
-          const size_t column = size_t(__builtin_ctzll(left)), slot = slot0 + column;
-          const double value =
-              (t_.base[slot] + t_.unit[slot] * hits_[h].sum(column, wide)) * scale + t_.extra[slot];
-          const double error = t_.error[slot] * scale;
-          add(slot, value - error, value + error, rows.number(i));
+    const size_t run = parts_.run(rows.n);
+    for (size_t begin = 0; begin < rows.n; begin += run) {
+      const size_t end = std::min(rows.n, begin + run);
+      parts_.begin(tile, rows.codes + begin * shape.M, end - begin);
+      for (size_t first = begin; first < end; first += chunk, chunk = std::min(2 * chunk, kChunk)) {
+        const size_t n = std::min(chunk, end - first);
+        set_thresholds(tile, rows, first, n, cutoff, threshold);
+        const size_t n_hits = t_.isa.scan_columns(parts_.last(tile), parts_.rows(first - begin, n),
+                                                  threshold, hits_.data());
+        for (size_t h = 0; h < n_hits; ++h) {
+          const size_t i = first + hits_[h].row;
+          const double scale = rows.terms ? rows.terms[i].scale : 1.0;
+          for (uint64_t left = hits_[h].columns & real; left; left &= left - 1) {
+            const size_t column = size_t(__builtin_ctzll(left)), slot = slot0 + column;
+            const double value =
+                (t_.base[slot] + t_.unit[slot] * hits_[h].sum(column, wide)) * scale +
+                t_.extra[slot];
+            const double error = t_.error[slot] * scale;
+            add(slot, value - error, value + error, rows.number(i));
+          }
         }
+        chunk = n;
       }
-      chunk = n;
     }
   }
 
@@ -143,6 +150,7 @@ class TileScan {
   std::vector<uint8_t> codes_;
   std::vector<uint32_t> numbers_;
   std::vector<RowTerms> terms_;
+  TileParts parts_;
 };
 
 }  // namespace raypq
