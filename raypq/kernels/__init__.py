@@ -253,6 +253,8 @@ def apply_thread_limit() -> None:
         return
     import torch
 
+    # The first call in a thread takes the limit that any thread set last; it must not be a later one.
+    torch.get_num_threads()
     torch.set_num_threads(limit)
     _per_thread.of_torch = limit
 
@@ -278,13 +280,14 @@ def thread_limit(threads: int) -> Iterator[None]:
 
     The last bits of torch's products of a few rows may depend on the number of threads.
     """
+    before = _per_thread.torch_threads
     with native_threads(threads):
         _per_thread.torch_threads = threads
         apply_thread_limit()
         try:
             yield
         finally:
-            _per_thread.torch_threads = None
+            _per_thread.torch_threads = before
             apply_thread_limit()
 
 

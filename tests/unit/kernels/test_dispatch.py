@@ -167,3 +167,32 @@ kernels.set_threads(2)
 assert sys.modules["torch"].get_num_threads() == 2
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_limit_of_another_thread_does_not_change_that_of_this_one() -> None:
+    """Torch takes a thread's limit when the thread first calls it, from the last one set anywhere."""
+    before = kernels.threads()
+    kernels.set_threads(2)
+    try:
+        with (
+            ThreadPoolExecutor(1, "first", kernels.apply_thread_limit) as first,
+            ThreadPoolExecutor(1, "second", kernels.apply_thread_limit) as second,
+        ):
+            first.submit(int).result()  # has started, and has not used torch
+            limited = kernels.thread_limit(1)
+            second.submit(limited.__enter__).result()
+            assert second.submit(torch.get_num_threads).result() == 1
+            assert first.submit(torch.get_num_threads).result() == 2
+            second.submit(limited.__exit__, None, None, None).result()
+            assert second.submit(torch.get_num_threads).result() == 2
+    finally:
+        kernels.set_threads(before)
+
+
+def test_limits_within_each_other() -> None:
+    before = kernels.threads()
+    with kernels.thread_limit(before + 2):
+        with kernels.thread_limit(1):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == before + 2
+    assert kernels.threads() == before
