@@ -253,7 +253,7 @@ def apply_thread_limit() -> None:
         return
     import torch
 
-    # The first call in a thread takes the limit that any thread set last; it must not be a later one.
+    # The first call in a thread takes the limit that any thread set last, which may be a later one.
     torch.get_num_threads()
     torch.set_num_threads(limit)
     _per_thread.of_torch = limit

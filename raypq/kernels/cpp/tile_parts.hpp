@@ -15,10 +15,10 @@ class TileParts {
   explicit TileParts(const ScanTables& tables) : t_(tables) {
     const size_t M = t_.source.shape.M;
     const size_t parts = (t_.tile_bytes() + tile_cache() - 1) / tile_cache();
-    // A multiple of the lines that a scan adds in a step. Sums of more than 16 bits are not carried.
-    const size_t size = M / parts / kStep * kStep;
-    if (parts < 2 || size == 0 || M > kNarrow) return;
-    size_ = size, last_ = size * (parts - 1);
+    if (parts < 2 || M > kNarrow) return;  // sums of more than 16 bits are not carried
+    // A multiple of the lines that a scan adds in a step; the last part may have half of it more.
+    size_ = M / parts / kStep * kStep, last_ = size_ * (parts - 1);
+    if (M - last_ > size_ + size_ / 2) size_ += kStep, last_ = (M - 1) / size_ * size_;
     sums_ = Array<RowSums>(kRun);
   }
 

@@ -66,8 +66,8 @@ class TileScan {
     for (size_t begin = 0; begin < rows.n; begin += run) {
       const size_t end = std::min(rows.n, begin + run);
       parts_.begin(tile, rows.codes + begin * shape.M, end - begin);
-      for (size_t first = begin; first < end; first += chunk, chunk = std::min(2 * chunk, kChunk)) {
-        const size_t n = std::min(chunk, end - first);
+      for (size_t first = begin, n; first < end; first += n, chunk = std::min(2 * chunk, kChunk)) {
+        n = std::min(chunk, end - first);
         set_thresholds(tile, rows, first, n, cutoff, threshold);
         const size_t n_hits = t_.isa.scan_columns(parts_.last(tile), parts_.rows(first - begin, n),
                                                   threshold, hits_.data());
@@ -83,7 +83,6 @@ class TileScan {
             add(slot, value - error, value + error, rows.number(i));
           }
         }
-        chunk = n;
       }
     }
   }

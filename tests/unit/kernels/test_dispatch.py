@@ -170,7 +170,7 @@ assert sys.modules["torch"].get_num_threads() == 2
 
 
 def test_a_limit_of_another_thread_does_not_change_that_of_this_one() -> None:
-    """Torch takes a thread's limit when the thread first calls it, from the last one set anywhere."""
+    """Torch's first call in a thread takes the limit that was set last, by whatever thread."""
     before = kernels.threads()
     kernels.set_threads(2)
     try:
