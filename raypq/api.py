@@ -85,8 +85,11 @@ def _checked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
         if not isinstance(job, MonitoredJob) or job.monitoring == MonitoringSettings():
             return checked(job, *args, **more)
         ended = outcome.of_run(job, lambda: checked(job, *args, **more))
-        delivery.deliver(ended)
-        return cast(R, ended.value())
+        try:
+            delivery.deliver(ended)
+        finally:  # the job's own error is raised, whatever becomes of the delivery
+            returned = ended.value()
+        return cast(R, returned)
 
     return cast(Callable[Concatenate[S, P], R], run)
 
@@ -445,5 +448,7 @@ def run_job(cls: type[J], verb: Callable[[J], object], argv: list[str] | None = 
             job = cls.parse(read_mapping(options.config), origin=options.config)
             overlap.refuse(job, config=overlap.read_file("--config", options.config))
             ended = outcome.of_run(job, lambda: verb(job))
-            console.emit(ended.line())
-            ended.value()
+            try:
+                console.emit(ended.line())
+            finally:  # the job's own error is raised, also where nobody reads the line
+                ended.value()
