@@ -70,6 +70,13 @@ def handle_errors(*, debug: bool, reraise: tuple[type[BaseException], ...] = ())
         sys.exit(code_of(error))
 
 
+def refuse_usage(message: str, *, kind: str, code: int) -> NoReturn:
+    """Ends the process for a command line that cannot be parsed; its message is a JSON line."""
+    console.set_up(as_json=True)
+    console.fail(message, kind=kind)
+    sys.exit(code)
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Turns the first SIGTERM into ``Terminated`` within the context, so that what is held is given
