@@ -63,7 +63,7 @@ _GROUPS = {
 }
 
 
-_AS_JSON = "raypq.as_json"  # key of the context: --log-json is among the arguments
+_AS_JSON = f"{__name__}.as_json"  # key of the context: --log-json is among the arguments
 
 
 class _Grouped(click.Group):
