@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
 from raypq import console, exits, heartbeat, json_lines, kernels, machine
 from raypq.config import (
@@ -85,8 +86,11 @@ def _checked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
         if not isinstance(job, MonitoredJob) or job.monitoring == MonitoringSettings():
             return checked(job, *args, **more)
         ended = outcome.of_run(job, lambda: checked(job, *args, **more))
-        delivery.deliver(ended)
-        return cast(R, ended.value())
+        try:
+            delivery.deliver(ended)
+        finally:  # the job's own error is raised, whatever becomes of the delivery
+            returned = ended.value()
+        return cast(R, returned)
 
     return cast(Callable[Concatenate[S, P], R], run)
 
@@ -426,13 +430,25 @@ def import_xlsa17(job: ImportXlsa17Job) -> dict[str, Any]:
     return stage.import_xlsa17(job)
 
 
+class _Parser(argparse.ArgumentParser):
+    """The parser of an entry point; its errors are JSON lines where ``as_json`` is true."""
+
+    as_json = False
+
+    def error(self, message: str) -> NoReturn:
+        if self.as_json:
+            exits.refuse_usage(message, kind="UsageError", code=2)
+        super().error(message)
+
+
 def run_job(cls: type[J], verb: Callable[[J], object], argv: list[str] | None = None) -> None:
     """The body of an entry point in jobs/: reads ``--config FILE`` and runs the verb.
 
     The outcome is one line of JSON on stdout. Ends the process with the error's exit code, its
     message on stderr.
     """
-    parser = argparse.ArgumentParser()
+    parser = _Parser()
+    parser.as_json = "--log-json" in (sys.argv[1:] if argv is None else argv)
     parser.add_argument("--config", required=True, help="YAML file, such as those in jobs/configs")
     parser.add_argument("--quiet", action="store_true", help="warnings only")
     parser.add_argument("--log-json", action="store_true", help="one JSON object a log line")
@@ -445,5 +461,7 @@ def run_job(cls: type[J], verb: Callable[[J], object], argv: list[str] | None = 
             job = cls.parse(read_mapping(options.config), origin=options.config)
             overlap.refuse(job, config=overlap.read_file("--config", options.config))
             ended = outcome.of_run(job, lambda: verb(job))
-            console.emit(ended.line())
-            ended.value()
+            try:
+                console.emit(ended.line())
+            finally:  # the job's own error is raised, also where nobody reads the line
+                ended.value()

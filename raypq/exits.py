@@ -31,6 +31,14 @@ def code_of(error: BaseException) -> int:
     return error.exit_code if isinstance(error, RaypqError) else 1
 
 
+def as_terminated(error: BaseException) -> BaseException:
+    """The error itself; ``Terminated`` for the exit of Ray's own handler of SIGTERM, which a
+    process has while Ray starts."""
+    if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+        return Terminated()
+    return error
+
+
 @contextmanager
 def handle_errors(*, debug: bool, reraise: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """Ends the process with a message and an exit code instead of a traceback.
@@ -62,6 +70,13 @@ def handle_errors(*, debug: bool, reraise: tuple[type[BaseException], ...] = ())
         sys.exit(code_of(error))
 
 
+def refuse_usage(message: str, *, kind: str, code: int) -> NoReturn:
+    """Ends the process for a command line that cannot be parsed; its message is a JSON line."""
+    console.set_up(as_json=True)
+    console.fail(message, kind=kind)
+    sys.exit(code)
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Turns the first SIGTERM into ``Terminated`` within the context, so that what is held is given
@@ -77,10 +92,8 @@ def _terminable() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    except SystemExit as error:  # of Ray's own handler, which it has while it starts
-        if error.code == signal.SIGTERM:
-            raise Terminated from None
-        raise
+    except SystemExit as error:
+        raise as_terminated(error) from None
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 

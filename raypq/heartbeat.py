@@ -68,9 +68,9 @@ def watched() -> Iterator[None]:
 
 
 def _watch(last: _LastLine, ended: threading.Event) -> None:
-    began, told, silence = time.monotonic(), 0.0, _SILENCE
+    began, reported, silence = time.monotonic(), 0.0, _SILENCE
     while not ended.wait(_POLL):
-        if last.at > told:
+        if last.at > reported:
             silence = _SILENCE
         if time.monotonic() - last.at < silence:
             continue
@@ -79,5 +79,5 @@ def _watch(last: _LastLine, ended: threading.Event) -> None:
         seconds = time.monotonic() - (current.began if current else began)
         if text:
             console.say(f"{text}, for {seconds:.0f} s so far", seconds=seconds)
-        last.at = told = time.monotonic()
+        last.at = reported = time.monotonic()
         silence = _LATER

@@ -1,7 +1,7 @@
 """JSON lines alone on stderr (``--log-json``): what libraries and other processes print is wrapped.
 
-Run as a script, this file is the process that wraps: it also has the last words of a process that
-crashes. So at its head it imports the standard library alone.
+Run as a script, this file is the process that wraps, so that what a process prints while it crashes
+is wrapped, too. So at its head it imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ def wrapped(*, active: bool) -> Iterator[tuple[IO[str], IO[str]] | None]:
             open(lines, "w", encoding=sys.stderr.encoding, errors=sys.stderr.errors,
                  buffering=1, closefd=False) as log,
         ):  # fmt: skip
-            yield out, log
-            with suppress(OSError):  # a full disk was reported when it was met
-                sys.stdout.flush()
-            os.dup2(results, 1)
+            try:
+                yield out, log
+            finally:  # the process that wraps ends when nobody can write to it
+                with suppress(OSError):  # a full disk was reported when it was met
+                    sys.stdout.flush()
+                os.dup2(results, 1)
     finally:
         sys.stderr.flush()
         os.dup2(lines, 2)

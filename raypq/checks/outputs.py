@@ -21,6 +21,7 @@ _ID_BYTES = 24  # of an image's id and receipt in a code store, about
 _LITTLE = 1 << 30  # bytes of a disk that may be too few
 _OTHER = "or name another place"
 REMEDIES: dict[Right, str] = {
+    "open": f"install what the message names where the job runs, {_OTHER}",
     "create": f"give this user the right to write there (on S3: s3:PutObject), {_OTHER}",
     "read": f"give this user the right to read there (on S3: s3:GetObject), {_OTHER}",
     "list": f"give this user the right to list the folder (on S3: s3:ListBucket), {_OTHER}",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import click
 
+from raypq import exits
 from raypq._version import __version__
 from raypq.cli import (
     bench,
@@ -58,14 +63,41 @@ _GROUPS = {
 }
 
 
+_AS_JSON = f"{__name__}.as_json"  # key of the context: --log-json is among the arguments
+
+
 class _Grouped(click.Group):
-    """A group that lists its commands by topic."""
+    """A group that lists its commands by topic, and reports usage errors as the log is written."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], *more: Any, **options: Any
+    ) -> click.Context:
+        as_json = "--log-json" in args
+        with _usage_errors(as_json=as_json):
+            context = super().make_context(info_name, args, *more, **options)
+        context.meta[_AS_JSON] = as_json
+        return context
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _usage_errors(as_json=ctx.meta[_AS_JSON]):
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in _GROUPS.items():
             with formatter.section(title):
                 rows = [(str(one.name), one.get_short_help_str(limit=80)) for one in commands]
                 formatter.write_dl(rows)
+
+
+@contextmanager
+def _usage_errors(*, as_json: bool) -> Iterator[None]:
+    """Reports errors of the command line as JSON lines, also where no option is parsed yet."""
+    try:
+        yield
+    except click.ClickException as error:
+        if not as_json:
+            raise
+        exits.refuse_usage(error.format_message(), kind=type(error).__name__, code=error.exit_code)
 
 
 @click.group(

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from raypq.config.job import (
-    MonitoredJob,
-)
+from raypq.config.job import MonitoredJob
 from raypq.config.option import Option
 from raypq.config.places import InputFile, MaybePaths, Reads, Uri
 from raypq.config.settings import Positive, UserSettings

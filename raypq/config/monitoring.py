@@ -1,4 +1,4 @@
-"""What a job tells the outside of its end: its result as a file, and its metrics."""
+"""Settings of the result file and the metrics of a run."""
 
 from __future__ import annotations
 

@@ -6,11 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from raypq.config.job import (
-    Columns,
-    MonitoredJob,
-    Seed,
-)
+from raypq.config.job import Columns, MonitoredJob, Seed
 from raypq.config.places import InputFile, ModelFolder, Paths, Split
 from raypq.config.settings import Positive
 

@@ -198,9 +198,11 @@ def _init(settings: ClusterSettings) -> None:
 def _own_sigterm() -> Iterator[None]:
     """Keeps this process's handler of SIGTERM, which ``ray.init`` replaces."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _version_mismatch(address: str, versions: re.Match[str]) -> str:

@@ -53,9 +53,11 @@ def new_token_private() -> Iterator[None]:
     it readable to all."""
     file = token_file()
     existed = file.exists()
-    yield
-    if not existed and file.exists():
-        file.chmod(0o600)
+    try:
+        yield
+    finally:  # Ray writes it before it starts, which may fail
+        if not existed and file.exists():
+            file.chmod(0o600)
 
 
 def check_address(address: str) -> None:

@@ -1,4 +1,4 @@
-"""What the nodes of a cluster have, asked of every node before a job relies on it."""
+"""Versions, resources and rights of each node of a cluster, before a job relies on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raypq.data.storage.rights import Refusal, missing_rights, unreadable
 from raypq.distributed.cluster import connect
 from raypq.distributed.errors import reason_of
 from raypq.distributed.head import token_file
-from raypq.distributed.resources import node_groups, worker_resources
+from raypq.distributed.resources import node_groups, room, worker_resources
 from raypq.distributed.worker_actor import device_problem
 
 _SECONDS = 90.0  # for all nodes to answer
@@ -33,7 +33,7 @@ class NodeReport:
 
     Attributes:
         name: host name or address. resources: that Ray knows of it.
-        problem: why it could not be asked; the other values are empty then.
+        problem: why it has no report; the other values are empty then.
         raypq, python: versions. code: digest of raypq's code. native_missing: why it has no native
             kernels.
         device_problem: why a worker cannot use the device there.
@@ -86,7 +86,7 @@ class Wanted:
 
 
 def inspect(settings: ClusterSettings, wanted: Wanted) -> ClusterReport:
-    """Connects as a job would, and asks every node.
+    """Connects as a job would, and collects a report of every node.
 
     Raises:
         ClusterError: the cluster does not answer, or refuses this client.
@@ -99,9 +99,9 @@ def inspect(settings: ClusterSettings, wanted: Wanted) -> ClusterReport:
             python=platform.python_version(),
             raypq=__version__,
             authenticated=is_token_auth_enabled(),
-            nodes=_ask(nodes, settings.device, wanted),
-            room=sum(_fitting(node["Resources"], needed) for node in nodes),
-            addable=sum(count * _fitting(node, needed) for node, count in node_groups()),
+            nodes=_node_reports(nodes, settings.device, wanted),
+            room=sum(room(node["Resources"], needed) for node in nodes),
+            addable=sum(count * room(node, needed) for node, count in node_groups()),
             worker_memory=executor.worker_memory,
             open_file=_open_file(),
         )
@@ -114,27 +114,22 @@ def _open_file() -> str:
     return str(file)
 
 
-def _fitting(node: dict[str, float], needed: dict[str, float]) -> int:
-    """Workers that fit on an empty node."""
-    return int(min(node.get(name, 0.0) // count for name, count in needed.items()))
-
-
-def _ask(nodes: Sequence[Any], device: str, wanted: Wanted) -> list[NodeReport]:
+def _node_reports(nodes: Sequence[Any], device: str, wanted: Wanted) -> list[NodeReport]:
     """One task on each node, without resources, so that a full node answers too."""
-    remote = ray.remote(num_cpus=0, max_retries=0)(_look)
-    asked = []
+    remote = ray.remote(num_cpus=0, max_retries=0)(_report_of_node)
+    tasks = []
     for node in nodes:
         name = str(node.get("NodeManagerHostname") or node["NodeID"])
         resources = dict(node["Resources"])
         where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = remote.options(scheduling_strategy=where)
         on_device = device if resources.get("GPU") else "cpu"
-        asked.append((name, resources, task.remote(name, resources, on_device, wanted)))
-    references = [reference for _, _, reference in asked]
+        tasks.append((name, resources, task.remote(name, resources, on_device, wanted)))
+    references = [reference for _, _, reference in tasks]
     ready, _ = ray.wait(references, num_returns=len(references), timeout=_SECONDS)
     answered = {*ready}
     reports = []
-    for name, resources, reference in asked:
+    for name, resources, reference in tasks:
         try:
             if reference not in answered:
                 raise TimeoutError(f"no answer within {_SECONDS:g} s")
@@ -144,7 +139,9 @@ def _ask(nodes: Sequence[Any], device: str, wanted: Wanted) -> list[NodeReport]:
     return reports
 
 
-def _look(name: str, resources: dict[str, float], device: str, wanted: Wanted) -> NodeReport:
+def _report_of_node(
+    name: str, resources: dict[str, float], device: str, wanted: Wanted
+) -> NodeReport:
     """The report of the node on which this runs."""
     reasons = {uri: unreadable(uri) for uri in wanted.files}
     rights = {folder: missing_rights(folder) for folder in wanted.folders}

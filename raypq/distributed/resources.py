@@ -23,6 +23,16 @@ def _fits(node: Mapping[str, float], resources: Mapping[str, float]) -> bool:
     return all(node.get(name, 0.0) >= count for name, count in resources.items())
 
 
+def room(node: Mapping[str, float], needed: Mapping[str, float]) -> int:
+    """Workers that fit on an empty node.
+
+    Args:
+        needed: resources of a worker, at least one of them, none 0.
+    """
+    # Not //, for which ten tenths of a GPU are nine: 1.0 // 0.1 == 9.0.
+    return min(int(node.get(name, 0.0) / count) for name, count in needed.items())
+
+
 def check_resources(settings: ClusterSettings) -> dict[str, float]:
     """The resources of a worker, which some node has or an autoscaler may add.
 
@@ -58,17 +68,14 @@ def warn_of_room(workers: int, needed: Mapping[str, float]) -> None:
     if node_groups():  # an autoscaler may add nodes
         return
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(
-        min((int(node.get(name, 0.0) / count) for name, count in needed.items()), default=workers)
-        for node in nodes
-    )
-    if room < workers:
+    fitting = sum(room(node, needed) for node in nodes)
+    if fitting < workers:
         console.warn(
-            f"asked for {workers} workers, but the cluster has room for {room}: each needs "
+            f"asked for {workers} workers, but the cluster has room for {fitting}: each needs "
             f"{described(needed)}; the run goes on with those. Ask for fewer or smaller ones "
             "(--workers, --threads, --memory-per-worker; workers, threads, memory_per_worker in a "
             "config), or add nodes",
-            workers=room,
+            workers=fitting,
         )
 
 

@@ -12,12 +12,13 @@ import urllib.request
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from contextlib import suppress
+from http.client import HTTPException
 
 from raypq import console
-from raypq.config import MonitoredJob
+from raypq.config import Job, MonitoredJob, MonitoringSettings, ReindexJob
 from raypq.data import result_file
 from raypq.data.storage import atomic_write, is_local, local_path, read_bytes, write_errors
-from raypq.errors import RaypqError
+from raypq.errors import RaypqError, message_of
 from raypq.monitoring import gauges, prometheus_text
 from raypq.monitoring.outcome import Outcome
 
@@ -28,24 +29,44 @@ _JOB = "raypq"
 def deliver(outcome: Outcome) -> None:
     """Writes and sends what the job asks for. Metrics that cannot be delivered are a warning.
 
+    A dry run has a result file, but no metrics: its success is not the success of a night.
+
     Raises:
-        WriteError: the result file cannot be written.
+        WriteError: the result file of a run that succeeded cannot be written.
     """
     job = outcome.job
     if not isinstance(job, MonitoredJob):
         return
     settings = job.monitoring
-    if settings.metrics_file or settings.pushgateway:
-        families = gauges.of_outcome(outcome)
-        labels = gauges.labels_of(outcome)
-        failed = outcome.error is not None
-        if settings.metrics_file:
-            text = prometheus_text.text_of(families, labels)
-            _write_metrics(settings.metrics_file, text, keep=failed)
-        if settings.pushgateway:
-            _push(settings.pushgateway, labels, prometheus_text.text_of(families, {}), keep=failed)
+    if not _is_dry_run(job):
+        try:
+            _deliver_metrics(outcome, settings)
+        except Exception as error:  # metrics must not fail a night, whatever is wrong with them
+            console.warn(f"the metrics could not be delivered: {message_of(error)}")
     if settings.result_file:
-        result_file.write(settings.result_file, json.loads(outcome.line()))
+        try:
+            result_file.write(settings.result_file, json.loads(outcome.line()))
+        except (RaypqError, OSError) as error:
+            if outcome.error is None:
+                raise
+            console.warn(f"the result file could not be written: {message_of(error)}")
+
+
+def _is_dry_run(job: Job) -> bool:
+    return isinstance(job, ReindexJob) and job.dry_run
+
+
+def _deliver_metrics(outcome: Outcome, settings: MonitoringSettings) -> None:
+    if not (settings.metrics_file or settings.pushgateway):
+        return
+    families = gauges.of_outcome(outcome)
+    labels = gauges.labels_of(outcome)
+    failed = outcome.error is not None
+    if settings.metrics_file:
+        text = prometheus_text.text_of(families, labels)
+        _write_metrics(settings.metrics_file, text, keep=failed)
+    if settings.pushgateway:
+        _push(settings.pushgateway, labels, prometheus_text.text_of(families, {}), keep=failed)
 
 
 def _write_metrics(uri: str, text: str, *, keep: bool) -> None:
@@ -85,11 +106,18 @@ def _push(url: str, labels: Mapping[str, str], text: str, *, keep: bool) -> None
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT):  # noqa: S310
             pass
-    except (OSError, ValueError) as error:  # a gateway that is down must not fail a night
-        reason = getattr(error, "reason", None) or error
-        if isinstance(error, urllib.error.HTTPError):
-            reason = f"{error.code} {error.read(300).decode(errors='replace').strip()}"
-        console.warn(f"the metrics could not be sent to {url}: {reason}")
+    except (OSError, ValueError, HTTPException) as error:  # a gateway must not fail a night
+        console.warn(f"the metrics could not be sent to {url}: {_reason_of(error)}")
+
+
+def _reason_of(error: Exception) -> str:
+    """Why a gateway did not take the metrics; of an answer, its code and the head of its text."""
+    if not isinstance(error, urllib.error.HTTPError):
+        return str(getattr(error, "reason", None) or error) or type(error).__name__
+    text = b""
+    with suppress(OSError, ValueError, HTTPException):  # the connection may break in the answer
+        text = error.read(300)
+    return f"{error.code} {text.decode(errors='replace').strip()}"
 
 
 def _base64(text: str) -> str:

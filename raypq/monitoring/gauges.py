@@ -6,16 +6,15 @@ delivers the metrics keeps these from the last run (``raypq.monitoring.delivery`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any
 
 from raypq import console
 from raypq.config import ReindexJob
-from raypq.config.places import Writes, places
-from raypq.data.store import snapshot
+from raypq.config.places import Place, Writes, places
+from raypq.data.store import snapshot, snapshot_summary
 from raypq.data.store.snapshot import Snapshot
-from raypq.errors import RaypqError
+from raypq.errors import InputError, RaypqError
 from raypq.monitoring.outcome import Outcome
 from raypq.monitoring.prometheus_text import Gauge
 
@@ -38,7 +37,7 @@ def of_outcome(outcome: Outcome) -> list[Gauge]:
     if isinstance(outcome.job, ReindexJob):
         gauges += _of_night(outcome.result or {})
         if codes := versions.get(outcome.job.codes):
-            gauges += _of_codes(codes)
+            gauges += _of_codes(outcome.job.codes, codes)
     return gauges
 
 
@@ -117,28 +116,31 @@ def _of_stores(versions: dict[str, Snapshot]) -> list[Gauge]:
     return list(gauges.values())
 
 
-def _of_night(result: dict[str, Any]) -> Iterator[Gauge]:
+def _of_night(result: Mapping[str, object]) -> Iterator[Gauge]:
     for name, text in (("shards", _NIGHT_SHARDS), ("images", _NIGHT_IMAGES)):
         gauge = _gauge(f"night_{name}", text)
-        for kind, count in result.get(name, {}).items():
+        counts = result.get(name)
+        for kind, count in counts.items() if isinstance(counts, dict) else ():
             if isinstance(count, int | float):
                 gauge.set(count, kind=kind)
         yield gauge
 
 
-def _of_codes(codes: Snapshot) -> Iterator[Gauge]:
+def _of_codes(store: str, codes: Snapshot) -> Iterator[Gauge]:
     """Roll-out and drift, which the version of the codes has, also where a later step failed."""
-    if rollout := codes.summary.get("rollout"):
+    try:
+        share = snapshot_summary.number(store, codes, "rollout", "share")
+        yield _gauge("rollout_share", "Share of the shards that are under the job's model.", share)
+        drifted = snapshot_summary.items(store, codes, "drift", "shards")
+        count = None if drifted is None else len(drifted)
+        yield _gauge("drifted_shards", "Shards that drifted in the latest version.", count)
+        judged = snapshot_summary.number(store, codes, "drift", "judged")
         yield _gauge(
-            "rollout_share", "Share of the shards that are under the job's model.", rollout["share"]
+            "drift_judged_shards", "Shards of the latest version judged for drift.", judged
         )
-    if drift := codes.summary.get("drift"):
-        drifted = len(drift["shards"])
-        yield _gauge("drifted_shards", "Shards that drifted in the latest version.", drifted)
-        yield _gauge(
-            "drift_judged_shards", "Shards of the latest version judged for drift.", drift["judged"]
-        )
+    except InputError as error:  # people edit summaries
+        console.warn(f"no metrics of roll-out or drift: {error}")
 
 
-def _is_output(place: Any) -> bool:
+def _is_output(place: Place) -> bool:
     return isinstance(place.use, Writes) and not place.field.startswith("monitoring.")

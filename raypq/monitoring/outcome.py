@@ -107,7 +107,7 @@ def of_run(job: Job, call: Callable[[], Any]) -> Outcome:
         try:
             returned = call()
         except BaseException as raised:  # an interrupt has an outcome, too
-            error = raised
+            error = exits.as_terminated(raised)
     return Outcome(
         job=job,
         began=began,

@@ -44,10 +44,12 @@ def text_of(gauges: Iterable[Gauge], common: Mapping[str, str]) -> str:
 def families(text: str) -> dict[str, str]:
     """The text of each family by its name, with its help and type."""
     found: dict[str, list[str]] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):  # labels may hold other ends of lines
         words = line.replace("{", " ").split()
+        if words[:1] == ["#"]:
+            words = words[2:]  # a comment without a name belongs to no family
         if words:
-            found.setdefault(words[2] if words[0] == "#" else words[0], []).append(line)
+            found.setdefault(words[0], []).append(line)
     return {name: "\n".join([*lines, ""]) for name, lines in found.items()}
 
 

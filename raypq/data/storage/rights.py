@@ -16,7 +16,9 @@ from raypq.errors import InputError, RaypqError, message_of
 
 PROBE = ".raypq-doctor-"  # prefix of the probe's name, which listings of inputs skip
 
-Right = Literal["create", "read", "list", "create once", "delete"]
+Right = Literal["open", "create", "read", "list", "create once", "delete"]
+
+_ERRORS = (OSError, RaypqError)
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,22 @@ def _refusals(folder: str) -> Iterator[Refusal]:
     name = f"{PROBE}{uuid.uuid4().hex}"
     probe, content = join(folder, name), name.encode()
     try:
+        filesystem(folder)
+    except _ERRORS as error:  # a package for the storage is missing
+        yield Refusal("open", message_of(error))
+        return
+    try:
         create(probe, content)
     except InputError as error:  # the storage cannot create a name once
         yield Refusal("create once", message_of(error))
         return
-    except (OSError, RaypqError) as error:
+    except _ERRORS as error:
         yield Refusal("create", message_of(error))
         return
     try:
         yield from _refused_uses(folder, name, content)
     finally:
-        with suppress(OSError, RaypqError):
+        with suppress(*_ERRORS):
             delete(probe)
 
 
@@ -70,12 +77,12 @@ def _refused_uses(folder: str, name: str, content: bytes) -> Iterator[Refusal]:
     try:
         if read_bytes(probe) != content:
             yield Refusal("read", f"{probe} was read back with another content")
-    except OSError as error:
+    except _ERRORS as error:
         yield Refusal("read", message_of(error))
     try:
         if name not in list_files(folder):
             yield Refusal("list", f"{probe} was written, but the listing of {folder} lacks it")
-    except OSError as error:
+    except _ERRORS as error:
         listed = False
         yield Refusal("list", message_of(error))
     if not StorageSettings.current().single_writer:
@@ -84,13 +91,13 @@ def _refused_uses(folder: str, name: str, content: bytes) -> Iterator[Refusal]:
             yield Refusal("create once", f"{probe} was created twice")
         except FileExistsError:
             pass
-        except OSError as error:
+        except _ERRORS as error:
             yield Refusal("create once", message_of(error))
     try:
         delete(probe)
         if listed and name in list_files(folder):
             yield Refusal("delete", f"{probe} was deleted, and is still listed")
-    except OSError as error:
+    except _ERRORS as error:
         yield Refusal("delete", f"{message_of(error)} (left there: {probe})")
 
 
@@ -100,6 +107,6 @@ def unreadable(uri: str) -> str | None:
     try:
         with objects.server_errors(uri):
             fs.cat_file(path, start=0, end=1)
-    except (OSError, RaypqError) as error:
+    except _ERRORS as error:
         return message_of(error)
     return None

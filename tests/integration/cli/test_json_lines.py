@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from raypq import json_lines
+from raypq import api, json_lines
+from raypq.cli import main
+from raypq.config import EncodeJob
 
 SCRIPT = """
 import os, subprocess, sys
@@ -48,6 +53,58 @@ def test_every_line_is_an_object(end: str, code: int) -> None:
     assert set(others) <= set(messages)
     assert {"already": "JSON"} in lines
     assert all({"time", "level"} <= set(line) for line in lines if "message" in line)
+
+
+def test_a_failing_command_ends_at_once() -> None:
+    started = time.monotonic()
+    run("pass")
+    succeeding, started = time.monotonic() - started, time.monotonic()
+    run("sys.exit(3)")
+    assert time.monotonic() - started < succeeding + 1.5  # once it waited for two seconds
+
+
+def test_long_lines_are_written_whole() -> None:
+    """A socket of records shows each write: between parts, lines of others could come."""
+    sizes = [4096, 8100, 8192, 8200, 16_384, 30_000, 100_000]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    end = f"for size in {sizes}: console.say('long', text='x' * size)"
+    command = [sys.executable, "-c", SCRIPT.replace("END", end)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs.fileno()) as process:
+        theirs.close()
+        writes = [*iter(lambda: ours.recv(1 << 20), b"")]
+        ours.close()
+    assert process.returncode == 0
+    assert all(write.endswith(b"\n") for write in writes)
+    assert [len(json.loads(write)["text"]) for write in writes if b'"long"' in write] == sizes
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["encode", "--no-such-option"],
+        ["encode", "--workers", "many"],
+        ["no-such-command"],
+        ["snapshots", "no-such-command"],
+        ["snapshots"],
+    ],
+)
+def test_usage_errors_are_objects(words: list[str]) -> None:
+    done = CliRunner().invoke(main, [*words, "--log-json"])
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert json.loads(line)["level"] == "ERROR"
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Usage: ")
+
+
+def test_usage_errors_of_entry_points_are_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--log-json"], ["--log-json", "--config", "x.yaml", "--unknown"]):
+        with pytest.raises(SystemExit) as ended:
+            api.run_job(EncodeJob, api.encode, words)
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert json.loads(line)["kind"] == "UsageError"
 
 
 def test_lines_that_are_json_stay_as_they_are() -> None:

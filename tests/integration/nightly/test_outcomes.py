@@ -134,6 +134,33 @@ def test_a_night_that_fails_names_the_shards_and_keeps_the_last_success(home: An
     assert value(home, "raypq_store_version", home("codes")) == 1
 
 
+def test_a_dry_run_leaves_the_metrics_as_they_are(home: Any, gateway: Gateway) -> None:
+    planned = night(home, dry_run=True, monitoring={"pushgateway": gateway.url})
+    assert result(home)["result"] == json.loads(json.dumps(planned))
+    assert not (home.root / "raypq.prom").exists()
+    night(home)
+    metrics = (home.root / "raypq.prom").read_text()
+    night(home, dry_run=True, monitoring={"pushgateway": gateway.url})
+    assert (home.root / "raypq.prom").read_text() == metrics
+    assert gateway.requests == []
+
+
+@pytest.mark.parametrize(
+    "edited", [{"rollout": {"share": "all"}}, {"rollout": {}}, {"drift": {"shards": 2}}]
+)
+def test_a_summary_that_was_edited_costs_its_metrics_alone(
+    home: Any, edited: dict[str, Any]
+) -> None:
+    night(home)
+    (file,) = (home.root / "codes" / "snapshots").glob("*.json")
+    document = json.loads(file.read_text())
+    document["summary"] |= edited
+    file.write_text(json.dumps(document))
+    night(home)  # makes no version, as nothing changed
+    assert value(home, "raypq_run_success") == 1
+    assert value(home, "raypq_store_version", home("codes")) == 1
+
+
 def test_quarantined_shards_are_counted_until_they_are_mended(home: Any) -> None:
     path = Path(break_shard(home, 2))
     with pytest.raises(QuarantineError):

@@ -41,6 +41,20 @@ def test_families_are_read_back() -> None:
     assert "".join(found.values()) == text
 
 
+@pytest.mark.parametrize("mark", ["\x0b", "\x1e", "\x85", "\u2028", "\r"])
+def test_only_a_newline_ends_a_line(mark: str) -> None:
+    gauge = Gauge(name="raypq_store_version", help="Number of the latest version.")
+    gauge.set(3, store=f"a{mark}b")
+    text = text_of([gauge], {})
+    assert families(text) == {"raypq_store_version": text}
+
+
+def test_comments_without_a_name_belong_to_no_family() -> None:
+    assert families("#\n# note\nraypq_run_success 1\n") == {
+        "raypq_run_success": "raypq_run_success 1\n"
+    }
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_accepts_it() -> None:
     done = subprocess.run(

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from raypq.data.storage import Storage, use_storage
+from raypq.data.storage.operations import Listed
 from raypq.data.storage.rights import missing_rights, unreadable
+from raypq.errors import InputError
 
 
 def test_a_folder_with_every_right_stays_as_it_is(tmp_path: Path) -> None:
@@ -66,6 +68,27 @@ def test_a_storage_that_creates_a_name_twice(tmp_path: Path) -> None:
     with use_storage(Overwriting()):
         (refused,) = missing_rights(str(tmp_path))
     assert refused.right == "create once"
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_storage_whose_package_is_missing_is_named() -> None:
+    (refused,) = missing_rights("nosuchstorage://bucket/codes")
+    assert refused.right == "open"
+    assert "nosuchstorage" in refused.reason
+
+
+class NotListing(Storage):
+    """A storage whose listing finds what raypq cannot read."""
+
+    def list_files(self, uri: str) -> dict[str, Listed]:
+        raise InputError(uri, expected="a folder", found="something else")
+
+
+def test_an_input_error_of_a_listing_is_a_finding(tmp_path: Path) -> None:
+    with use_storage(NotListing()):
+        (refused,) = missing_rights(str(tmp_path))
+    assert refused.right == "list"
+    assert "something else" in refused.reason
     assert [*tmp_path.iterdir()] == []
 
 
