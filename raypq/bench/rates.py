@@ -295,7 +295,7 @@ def _one(
 
 
 def _bytes(version: snapshot.Snapshot) -> float:
-    return sum(receipt.bytes for receipt in version.shards) / version.rows
+    return version.shards.totals.bytes / version.rows
 
 
 def _model(made: synthetic.SyntheticClasses, rng: np.random.Generator) -> PQZSLModel:

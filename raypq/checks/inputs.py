@@ -114,8 +114,9 @@ def _store(place: Place, subject: str, inputs: Inputs) -> Finding:
         return fail(subject, "no version", "run the job that writes it first, or correct the path")
     latest = inputs.stores[place.uri] = snapshot.read(place.uri, numbers[-1])
     if latest.shards:
-        first = join(place.uri, latest.shards[0].path)
-        if file_size(first) != latest.shards[0].bytes:
+        path, size = (column[0].as_py() for column in latest.shards.columns("path", "bytes"))
+        first = join(place.uri, path)
+        if file_size(first) != size:
             return fail(
                 subject,
                 f"{first} does not have the size that version {latest.version} says",

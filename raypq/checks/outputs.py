@@ -13,7 +13,7 @@ from raypq.config import Job
 from raypq.config.places import Place
 from raypq.data.model_files import check_vacant
 from raypq.data.storage import is_local, local_path
-from raypq.data.storage.rights import Right, missing_rights
+from raypq.data.storage.rights import Right, missing_rights, nearest_existing
 from raypq.data.store import snapshot
 
 _FILES = ("file", "index")  # kinds of outputs that are no folders
@@ -92,9 +92,7 @@ def _room(place: Place, inputs: Inputs) -> Finding | None:
     """Whether a local disk has room for the output; None for other storages."""
     if not is_local(place.uri):
         return None
-    folder = local_path(folder_of(place)).absolute()
-    existing = next(one for one in (folder, *folder.parents) if one.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest_existing(folder_of(place))).free
     needed, first = _needed(place, inputs)
     subject, found = f"disk of {place.field}", f"{free / 1e9:.3g} GB free"
     found += f", a whole version takes about {needed / 1e9:.2g} GB" if needed else ""
@@ -114,7 +112,7 @@ def _needed(place: Place, inputs: Inputs) -> tuple[int, bool]:
     if place.use.kind == "store":
         if numbers := snapshot.versions(place.uri):
             latest = snapshot.read(place.uri, numbers[-1])
-            return sum(receipt.bytes for receipt in latest.shards), False
+            return latest.shards.totals.bytes, False
         if place.field in ("codes", "output") and (model := inputs.models.get("model")):
             return inputs.images * (model.M + _ID_BYTES), True
     return 0, True

@@ -67,7 +67,7 @@ def _parts(job: Job, inputs: Inputs) -> Iterator[tuple[str, int]]:
         yield "class tables", min(_TABLES, T * (model.M * model.K + 8 * model.D))
     if isinstance(job, NeighborsJob | RetrievalJob) and job.codes in inputs.stores:
         codes = inputs.stores[job.codes]
-        stored = sum(receipt.bytes for receipt in codes.shards)
+        stored = codes.shards.totals.bytes
         twice = isinstance(job, NeighborsJob)  # the codes, and the index of them
         each = _NEIGHBORS if twice else _EVALUATED
         yield f"codes of {codes.rows:,} images", stored * (1 + twice) + each * codes.rows

@@ -108,7 +108,7 @@ def _of_stores(versions: dict[str, Snapshot]) -> list[Gauge]:
             "time": datetime.fromisoformat(version.created).timestamp(),
             "rows": version.rows,
             "shards": len(version.shards),
-            "bytes": sum(receipt.bytes for receipt in version.shards),
+            "bytes": version.shards.totals.bytes,
             "quarantined": len(version.quarantined),
         }
         for name, value in values.items():

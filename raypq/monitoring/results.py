@@ -65,7 +65,7 @@ def version_summary(version: Snapshot, store: str) -> dict[str, Any]:
         "version": version.version,
         "images": version.rows,
         "shards": len(version.shards),
-        "bytes": sum(receipt.bytes for receipt in version.shards),
+        "bytes": version.shards.totals.bytes,
         "quarantined": [reason_of(item) for item in version.quarantined],
         "seconds": version.summary["seconds"],
     }

@@ -218,8 +218,8 @@ def _stores(findings: Findings) -> list[Table]:
     short = shorten([store.place for store in findings.stores])
     for store in findings.stores:
         latest = store.latest
-        stored = sum(receipt.bytes for receipt in latest.shards)
-        models = sorted({receipt.model[:8] for receipt in latest.shards})
+        stored = latest.shards.totals.bytes
+        models = sorted({model[:8] for model in latest.shards.totals.models})
         rows.append(
             [
                 short[store.place], store.kind, latest.version, moment(latest.created),

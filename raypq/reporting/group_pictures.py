@@ -90,8 +90,9 @@ def gallery(store: Store, context: Context) -> Gallery:
 
 
 def _open(store: Store, number: int) -> AbstractContextManager[CheckedFile]:
-    receipt = store.latest.shards[number]
-    return open_stored(join(store.place, receipt.path), "groups", size=receipt.bytes)
+    columns = store.latest.shards.columns("path", "bytes")
+    path, size = (column[number].as_py() for column in columns)
+    return open_stored(join(store.place, path), "groups", size=size)
 
 
 def read(store: Store, nearer: int) -> tuple[Groups, int]:

@@ -69,7 +69,7 @@ def codewords(findings: Findings) -> tuple[list[Table], list[Chart]]:
     rows, drawn = [], []
     seen: set[str] = set()
     for store in findings.codes:
-        for fingerprint in sorted({receipt.model for receipt in store.latest.shards} - seen):
+        for fingerprint in sorted(set(store.latest.shards.totals.models) - seen):
             seen.add(fingerprint)
             usage = _count_codes(store, fingerprint)
             if usage is None:

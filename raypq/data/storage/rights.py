@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from raypq.data.storage import objects
@@ -36,15 +37,13 @@ def missing_rights(folder: str) -> list[Refusal]:
     more, which must be refused, and deletes it. A local folder that does not exist is tried in the
     folder above, where it would be made; so nothing is left behind.
     """
-    return list(_refusals(_existing(folder)))
+    return list(_refusals(str(nearest_existing(folder)) if is_local(folder) else folder))
 
 
-def _existing(folder: str) -> str:
-    """The folder, or of a local one that is not there the nearest folder above that is."""
-    if not is_local(folder):
-        return folder
+def nearest_existing(folder: str) -> Path:
+    """A local folder, or where it is not there the nearest folder above that is."""
     path = local_path(folder).absolute()
-    return str(next(one for one in (path, *path.parents) if one.exists()))
+    return next(one for one in (path, *path.parents) if one.exists())
 
 
 def _refusals(folder: str) -> Iterator[Refusal]:

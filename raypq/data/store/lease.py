@@ -187,16 +187,35 @@ class Lease:
         Then there is nothing to watch. A holder that was suspended for so long finds the higher
         term before it commits.
         """
-        known = current(self.store)
-        if known is None:
+        folder = join(self.store, FOLDER)
+        now = storage_time(folder)
+        # Listed after the time was read: if this process sleeps in between, an active holder must
+        # not seem silent.
+        files = list_files(folder)
+        # A listing during a heartbeat may lack the newest file, and shows an old one then.
+        if _latest_of(files) != last:
             return False
-        silent = storage_time(join(self.store, FOLDER)) - known.last_beat
-        if silent <= _STILL * known.seconds:
+        holder = self._holder(last)
+        silent = now - files[last.name].written
+        if holder is None or silent <= _STILL * holder.seconds:
             return False
         console.warn(
-            f"{self.store}: {known.who} sent no heartbeat for {silent:,.0f} s; taking over at once"
+            f"{self.store}: {_name(holder)} sent no heartbeat for {silent:,.0f} s; taking over at "
+            "once"
         )
         return True
+
+    def _check_unchanged(self, last: _Beat | None) -> None:
+        """Checks, just before the next term is taken, that its holder is not at work after all.
+
+        The leases of other stores may have been watched since it was seen.
+
+        Raises:
+            ConflictError: there is a new heartbeat.
+        """
+        latest = self._latest()
+        if latest is not None and latest != last and not latest.released:
+            raise self._refusal(latest, "is at work")
 
     def _refusal(self, last: _Beat | None, reason: str) -> ConflictError:
         holder = None
@@ -307,6 +326,7 @@ def take_all(leases: Sequence[Lease]) -> None:
     taken: list[Lease] = []
     try:
         for lease in leases:
+            lease._check_unchanged(last[lease.store])
             lease._claim(last[lease.store])
             taken.append(lease)
     except BaseException:

@@ -236,11 +236,14 @@ def find(store: str, manifest: Manifest, shards: pa.Array, columns: Iterable[str
     wanted = list(dict.fromkeys(["shard", *columns, "removed"]))
     found: list[pa.RecordBatch] = []
     with _opened(store, manifest, wanted) as file:
+        leaves = file.metadata.schema
+        at = next(at for at in range(len(leaves)) if leaves.column(at).path == "shard")
         for group in range(file.num_row_groups):
-            if not _may_hold(file.metadata.row_group(group).column(0).statistics, shards):
+            if not _may_hold(file.metadata.row_group(group).column(at).statistics, shards):
                 continue
-            (names,) = file.iter_batches(ROW_GROUP, [group], ["shard"])
-            if pc.any(pc.is_in(names.column("shard"), value_set=shards)).as_py():
+            batches = file.iter_batches(ROW_GROUP, [group], ["shard"])
+            names = pa.chunked_array([batch.column("shard") for batch in batches], _TEXT)
+            if pc.any(pc.is_in(names, value_set=shards)).as_py():
                 found += file.iter_batches(ROW_GROUP, [group], wanted)
         schema = pa.schema([file.field(name) for name in wanted])
     table = pa.Table.from_batches(found, schema)

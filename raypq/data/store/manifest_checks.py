@@ -38,11 +38,22 @@ def _fault(name: str, values: pa.ChunkedArray) -> tuple[str, str] | None:
         return "a value for each shard", "none"
     if name == "shard" and len(values) and not _is_ascending(values):
         return "each shard once, in order", "another order"
+    if name == "path" and (path := repeated(values)):
+        return "each file once", f"'{path}' more than once"
     if name in ("bytes", "rows") and len(values) and pc.min(values).as_py() < 0:
         return "numbers from 0 on", str(pc.min(values))
     if name in ("model", "work", "shard", "path", "ids"):
         return _name_fault(name, values)
     return None
+
+
+def repeated(values: pa.Array | pa.ChunkedArray) -> str | None:
+    """A text that a column has more than once, if there is one."""
+    if pc.count_distinct(values).as_py() == len(values):
+        return None
+    counts = pc.value_counts(values)
+    several = counts.filter(pc.greater(counts.field("counts"), 1))
+    return str(several.field("values")[0])
 
 
 def _is_ascending(values: pa.ChunkedArray) -> bool:

@@ -44,8 +44,9 @@ from raypq.data.storage import (
 )
 from raypq.data.store import manifest, manifest_tree, runs, shard_writer, sidecars
 from raypq.data.store.manifest import Manifest, Totals
+from raypq.data.store.manifest_checks import repeated
 from raypq.data.store.names import Id, Stem
-from raypq.data.store.receipts import Receipts
+from raypq.data.store.receipts import Receipts, values_of
 from raypq.data.store.shard_writer import Receipt, Source
 from raypq.data.store.sidecars import Sidecars
 from raypq.errors import ConflictError, DamagedError, IncompleteError, InputError
@@ -114,7 +115,7 @@ class Snapshot(_Version):
     @property
     def rows(self) -> int:
         """Rows in all shards."""
-        return Receipts.of(self.shards).rows
+        return self.shards.rows
 
     def files(self, store: str) -> set[str]:
         """Paths below the store of all files of the version: shards, manifests and sidecars."""
@@ -355,14 +356,18 @@ def damaged(store: str, snapshot: Snapshot, *, sha256: bool = False) -> list[Inp
     Args:
         sha256: check the sha256 and the number of rows, too.
     """
-    receipts = Receipts.of(snapshot.shards)
+    receipts = snapshot.shards
     errors = list(manifest.damaged(store, receipts.manifests, sha256=sha256))
     if errors:
         return errors
     try:
-        named = receipts.files()
+        columns = receipts.read(["path", "bytes"])
     except InputError as error:
         return [error]
+    if path := repeated(columns["path"]):
+        uri = _uri(store, snapshot.version)
+        return [InputError(uri, expected="each file once", found=f"'{path}' more than once")]
+    named = zip(*map(values_of, columns.values()), strict=True)
     files = list_files(join(store, "data"))
     for number, (path, size) in enumerate(named):
         listed = files.get(path.removeprefix("data/"))

@@ -135,7 +135,7 @@ def build_scorers(
     elif codes is None or job.codes is None:
         raise ConfigError("classify needs a model (--model) to score features")
     else:
-        models = model_store.load(job.codes, (receipt.model for receipt in codes.shards))
+        models = model_store.load(job.codes, codes.shards.totals.models)
         paths = {name: model_store.folder_of(job.codes, name) for name in models}
         if nightly_model is not None and nightly_model.fingerprint in models:
             models[nightly_model.fingerprint] = nightly_model

@@ -61,7 +61,7 @@ def of_night(
     Args:
         tasks: all shards of the run. receipts: of the new version.
     """
-    last = Receipts.of(plan.latest.shards if plan.latest else ())
+    last = plan.latest.shards if plan.latest else Receipts.of(())
     before = dict(zip(last.values("shard"), last.values("rows"), strict=True))
     paths = set(last.values("path"))
     same = {task.shard.stem for task in (*plan.output_missing, *plan.migrating)}

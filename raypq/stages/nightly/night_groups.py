@@ -77,7 +77,7 @@ def update(
 ) -> tuple[Snapshot, bool] | None:
     """The version of the groups that belongs to the codes, and whether it is new; None while the
     codes are of several models, or there are none."""
-    models = {receipt.model for receipt in codes.shards}
+    models = codes.shards.totals.models
     if len(models) > 1:
         console.warn(
             f"{section.output}: its groups stay as they are while a roll-out is not complete, "

@@ -221,7 +221,7 @@ def export(job: ExportJob, executor: Executor) -> dict[str, Any]:
     _check(job, version.kind)
     models: Mapping[str, Model] = {}
     if version.kind == "codes":
-        models = model_store.load(job.store, {receipt.model for receipt in version.shards})
+        models = model_store.load(job.store, version.shards.totals.models)
     labels = ClassLabels.open(job.classes) if job.classes is not None else None
     tasks = [ShardTask(shard=shard) for shard in stored_shards(job.store, version)]
     if present := [*list_names(job.output), *list_folders(job.output)]:

@@ -112,7 +112,7 @@ class LabelledCodes:
 def _model_of(job: TrainJob, version: Snapshot) -> Model:
     """The model that made the codes, or of several the one that the job names."""
     assert job.codes is not None, "checked before"
-    fingerprints = sorted({receipt.model for receipt in version.shards})
+    fingerprints = version.shards.totals.models
     shown = ", ".join(name[:12] for name in fingerprints)
     if job.model is None and len(fingerprints) > 1:
         raise ModelError(
@@ -130,12 +130,12 @@ def _model_of(job: TrainJob, version: Snapshot) -> Model:
             expected=f"codes made by model {model.fingerprint[:12]}, which is {job.model}",
             found=f"codes made by {shown}",
         )
-    others = [receipt for receipt in version.shards if receipt.model != model.fingerprint]
+    others = sum(name != model.fingerprint for name in version.shards.values("model"))
     if others:
         console.warn(
-            f"{job.codes}: {len(others)} of {len(version.shards)} shards are of other models than "
+            f"{job.codes}: {others} of {len(version.shards)} shards are of other models than "
             f"{job.model}, and are not learned from",
-            shards=len(others),
+            shards=others,
         )
     return model
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypq.config import DeduplicateJob
 from raypq.data.id_list import IdList
@@ -118,7 +119,8 @@ def _join(job: DeduplicateJob, plan: GroupPlan, known: KnownGroups | None) -> Co
     pairs, rows = plan.pairs, plan.version.rows
     if known is None:
         return choose_join(job, pairs, [(job.codes, plan.version)])
-    new = sum(plan.version.shards[index].rows for index in known.new)
+    counts = plan.version.shards.column("rows").take(pa.array(known.new, pa.int64()))
+    new = pc.sum(counts, min_count=0).as_py()
     if known.parts is None:  # the store was small, or its images are far apart in few parts
         compared = replace(pairs, compared=float(new) * rows)
         return choose_join(job, compared, [(job.codes, plan.version)]) if new else None

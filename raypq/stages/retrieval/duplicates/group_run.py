@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -123,9 +124,9 @@ class GroupRun:
             delete(join(job.output, path))
         return version
 
-    @property
+    @cached_property
     def _counts(self) -> list[int]:
-        return [receipt.rows for receipt in self.plan.version.shards]
+        return list(self.plan.version.shards.values("rows"))
 
     def _check_ids(self) -> None:
         """Refuses ids that no line of a list can hold; those of the last version's are known."""
@@ -134,7 +135,7 @@ class GroupRun:
             return
         known = self.known if self.known and self.known.version.summary.get("lists") else None
         shards = [files[index][0] for index in (known.new if known else range(len(files)))]
-        counts = [self.plan.version.shards[shard.index].rows for shard in shards]
+        counts = [self._counts[shard.index] for shard in shards]
         tasks = [CheckTask(shards=block) for block in groups_of(shards, counts, _BLOCK_ROWS)]
         results = self.pool.map(GroupWorker.check_ids, tasks)
         for _ in completed(results, total=len(tasks), label="check ids", unit="blocks"):

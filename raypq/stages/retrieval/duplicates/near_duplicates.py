@@ -178,7 +178,7 @@ def _type_of_other(store: str, version: Snapshot, plan: PairPlan) -> pa.DataType
     Raises:
         ModelError: codes of another model.
     """
-    others = {receipt.model for receipt in version.shards} - {plan.model.fingerprint}
+    others = set(version.shards.totals.models) - {plan.model.fingerprint}
     if others:
         raise ModelError(
             store,

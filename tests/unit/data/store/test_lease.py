@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from lossy import LossyFileSystem, emptied
 
-from raypq.data.storage import Storage, create, join, list_names, use_storage
+from raypq.data.storage import Listed, Storage, create, join, list_names, use_storage
 from raypq.data.store.lease import Lease, held, held_all, take_all
 from raypq.errors import ConflictError
 
@@ -147,7 +147,7 @@ def test_a_term_that_is_long_over_is_not_taken_again(store: str, monkeypatch: An
     """A contender that slept between looking and creating finds the later term."""
     slow = lease(store)
     looked = slow._latest
-    looks = iter([None])
+    looks = iter([None, None])
     monkeypatch.setattr(slow, "_latest", lambda: next(looks, looked()))
     for _ in range(2):
         other = lease(store)
@@ -287,6 +287,68 @@ def test_a_lease_that_stood_still_for_long_is_taken_at_once(
     assert clock.time == 1000.0
     assert "sent no heartbeat for 10,800 s; taking over at once" in caplog.text
     assert list_names(join(store, "lease")) == ["000000000002-00000000.json"]
+
+
+def age(store: Path, seconds: float) -> None:
+    """Dates the files of a lease back."""
+    old = time.time() - seconds
+    for file in (store / "lease").iterdir():
+        os.utime(file, (old, old))
+
+
+def test_a_contender_that_sleeps_while_it_looks_takes_no_active_lease(tmp_path: Path) -> None:
+    """Asleep for three hours before its look at the storage's clock."""
+    holder, hours = lease(str(tmp_path)), 3 * 3600
+    holder.take()
+
+    class Sleeps(Storage):
+        def create(self, uri: str, content: bytes) -> None:
+            super().create(uri, content)
+            if ".clock-" in uri:
+                if holder._beat == 0:
+                    holder.beat()
+                age(tmp_path, -hours)
+
+    clock = Clock(meanwhile=holder.beat)
+    with use_storage(Sleeps()), pytest.raises(ConflictError, match="is at work"):
+        lease(str(tmp_path), clock).take()
+    holder.check()
+
+
+@pytest.mark.parametrize("from_listing", [2, 3])
+def test_a_listing_that_lacks_the_newest_heartbeat_ends_no_lease(
+    tmp_path: Path, from_listing: int
+) -> None:
+    """A heartbeat creates one file and deletes another; a listing meanwhile may show neither."""
+    holder, listings = lease(str(tmp_path)), 0
+    holder.take()
+    age(tmp_path, 3 * 3600)
+    holder.beat()
+
+    class LacksNewest(Storage):
+        def list_files(self, uri: str) -> dict[str, Listed]:
+            nonlocal listings
+            listings += 1
+            files = super().list_files(uri)
+            if listings >= from_listing:
+                files.pop("000000000001-00000001.json", None)
+            return files
+
+    with use_storage(LacksNewest()), pytest.raises(ConflictError, match="is at work"):
+        lease(str(tmp_path), Clock(meanwhile=holder.beat)).take()
+    holder.check()
+
+
+def test_a_holder_that_wakes_while_others_are_watched_keeps_its_lease(tmp_path: Path) -> None:
+    stores = [str(tmp_path / name) for name in "ab"]
+    sleeper, other = map(lease, stores)
+    sleeper.take()
+    other.take()
+    age(tmp_path / "a", 3 * 3600)
+    with pytest.raises(ConflictError, match="is at work"):
+        take_all([lease(store, clock) for clock in [Clock(sleeper.beat)] for store in stores])
+    sleeper.check()
+    assert list_names(join(stores[1], "lease")) == ["000000000001-00000000.json"]
 
 
 def test_a_lease_that_ends_by_an_error_is_given_back_and_said(

@@ -277,6 +277,7 @@ def put(store: str, **columns: Any) -> None:
         ({"path": ["data/../../x", "data/y"]}, r"'path': expected a name that stays inside"),
         ({"path": ["/etc/passwd", "data/y"]}, r"'path': .*/etc/passwd"),
         ({"path": ["data/deep/x", "data/y"]}, r"'path': .*data/deep/x"),
+        ({"path": ["data/y", "data/y"]}, r"'path': expected each file once, found 'data/y' more"),
         ({"path": [None, "data/y"]}, r"'path': expected a value for each shard, found none"),
         ({"work": ["../x", "w"]}, r"'work': .*letters, digits"),
         ({"ids": ["float", "int64"]}, r"'ids': .*float"),
@@ -414,3 +415,32 @@ def test_a_search_for_shards_reads_the_row_groups_that_may_hold_them(
     found = manifest.find(store, item, wanted, ["path"])
     assert found.column("shard").to_pylist() == ["s0049", "s0050", "s0720"]
     assert sorted(set(read)) == [0, 1, 14]
+
+
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_a_manifest_of_another_tool_is_searched(
+    store: str, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """Its columns are in another order, and a row group may be larger than ours, or empty."""
+    made = commit(store, [receipt(f"s{i:04d}", i) for i in range(1000)])
+    path = Path(store, made.shards.manifests[0].path)
+    table = pq.read_table(path)
+    table = table.select(["stats", *(name for name in table.column_names[::-1] if name != "stats")])
+    with pq.ParquetWriter(path, table.schema) as writer:
+        writer.write_table(table[:0])
+        for start in range(0, len(table), rows):
+            writer.write_table(table[start : start + rows], row_group_size=rows)
+    monkeypatch.setattr(manifest, "ROW_GROUP", 50)
+    item = made.shards.manifests[0].model_copy(update={"bytes": path.stat().st_size})
+    wanted = pa.array(["s0049", "s0050", "s0060x", "t", "s0720"], COLUMNS["shard"])
+    found = manifest.find(store, item, wanted, ["path"])
+    assert found.column("shard").to_pylist() == ["s0049", "s0050", "s0720"]
+
+
+def test_a_file_that_two_manifests_name_is_named_by_verify(store: str) -> None:
+    receipts = [receipt(f"s{i:04d}", i) for i in range(1100)]
+    commit(store, receipts)
+    twice = receipt("t", path=receipts[3].path)
+    assert len(commit(store, [*receipts, twice]).shards.manifests) == 2
+    with pytest.raises(InputError, match=f"each file once, found '{twice.path}' more than once"):
+        versions.verify(store)

@@ -16,6 +16,7 @@ from lossy import LossyFileSystem, emptied
 
 from raypq.data.storage import digest
 from raypq.data.store import snapshot, snapshot_summary
+from raypq.data.store.receipts import Receipts
 from raypq.data.store.shard_writer import Receipt, Source
 from raypq.data.store.snapshot import Quarantined
 from raypq.errors import ConflictError, InputError
@@ -242,7 +243,9 @@ def test_rows_are_verified(store, rows):
     told = receipt("a", size=file.stat().st_size).model_copy(update={"sha256": digest(str(file))})
     made = snapshot.commit(store, kind="codes", run_id="r", expected=["a"], receipts=[told])
     snapshot.verify_content(store, made)
-    false = made.model_copy(update={"shards": (told.model_copy(update={"rows": rows}),)})
+    false = made.model_copy(
+        update={"shards": Receipts.of([told.model_copy(update={"rows": rows})])}
+    )
     with pytest.raises(InputError, match=rf"a\.0\.parquet: expected {rows} rows, .* found 5 rows"):
         snapshot.verify_content(store, false)
 

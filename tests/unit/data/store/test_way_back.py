@@ -11,6 +11,7 @@ import pytest
 from raypq.data.store import snapshot
 from raypq.data.store.shard_writer import Receipt, RunCounts, Source
 from raypq.data.store.snapshot import Quarantined
+from raypq.stages.stores import garbage, versions
 
 KNOWN = {
     "snapshot": {"format", "kind", "version", "parent", "nonce", "run_id", "created", "shards",
@@ -58,6 +59,60 @@ def test_every_key_is_decided() -> None:
     assert set(Receipt.model_fields) - {"ids", "counts"} == KNOWN["receipt"]
     assert set(Source.model_fields) == KNOWN["source"]
     assert set(Quarantined.model_fields) == KNOWN["quarantined"]
+
+
+def commit(store: Path, names: str) -> snapshot.Snapshot:
+    """A version of shards, each a file that is there."""
+    made = []
+    for name in names:
+        path = store / "data" / f"{name}.0.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+        made.append(receipt(name, None).model_copy(update={"sha256": "0" * 64}))
+    return snapshot.commit(str(store), kind="codes", run_id="r", expected=[*names], receipts=made)
+
+
+def test_a_store_goes_back_to_its_last_version_of_format_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``docs/upgrading.md`` says for a store of more than 256 shards, here of more than 2."""
+    store, backup = tmp_path / "codes", tmp_path / "backup"
+    backup.mkdir()
+    old = commit(store, "abc")
+    monkeypatch.setattr(snapshot, "MOST_INLINE", 2)
+    for names in ("abcd", "bcde"):
+        assert commit(store, names).format == 2
+    garbage.collect(str(store), keep=3, older_than_days=0, remove=True)
+    new = [
+        path
+        for path in sorted((store / "snapshots").iterdir())
+        if any(line.startswith(' "format": 2') for line in path.read_text().splitlines())
+    ]
+    assert [path.name for path in new] == [f"{version:020d}.json" for version in (2, 3)]
+    for path in reversed(new):
+        path.rename(backup / path.name)
+    back = snapshot.read(str(store))
+    assert (back.version, back.format, back.shards) == (1, 1, old.shards)
+    assert versions.verify(store)["files"] == 3
+    document = json.loads((store / snapshot.path_of(1)).read_text("utf-8"))
+    assert document.keys() == KNOWN["snapshot"]
+
+    for path in new:  # forward again
+        (backup / path.name).rename(path)
+    assert versions.verify(store) == {"version": 3, "files": 4, "models": 0, "verified": "size"}
+
+
+def test_a_store_that_went_back_takes_further_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "MOST_INLINE", 2)
+    commit(tmp_path, "ab")
+    commit(tmp_path, "abcd")
+    (tmp_path / snapshot.path_of(2)).unlink()
+    monkeypatch.setattr(snapshot, "MOST_INLINE", 256)
+    made = commit(tmp_path, "abce")
+    assert (made.version, made.parent, made.format) == (2, 1, 1)
+    assert versions.diff(tmp_path, 1, 2)["added"] == ["c", "e"]
 
 
 @pytest.mark.parametrize(
