@@ -72,7 +72,7 @@ def _is(stream: IO[str] | None, number: int) -> bool:
 
 def as_json(line: bytes) -> bytes:
     """A line as a JSON object: itself where it is one, else with the line as its message."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         if isinstance(json.loads(line), dict):
             return line
     message = line.decode(errors="replace").rstrip()

@@ -6,7 +6,6 @@ left them: in a file they are copied, and a Pushgateway keeps them on POST and d
 
 from __future__ import annotations
 
-import json
 import urllib.error
 import urllib.request
 from base64 import urlsafe_b64encode
@@ -17,7 +16,14 @@ from http.client import HTTPException
 from raypq import console
 from raypq.config import Job, MonitoredJob, MonitoringSettings, ReindexJob
 from raypq.data import result_file
-from raypq.data.storage import atomic_write, is_local, local_path, read_bytes, write_errors
+from raypq.data.storage import (
+    atomic_write,
+    is_local,
+    json_text,
+    local_path,
+    read_bytes,
+    write_errors,
+)
 from raypq.errors import RaypqError, message_of
 from raypq.monitoring import gauges, prometheus_text
 from raypq.monitoring.outcome import Outcome
@@ -45,7 +51,7 @@ def deliver(outcome: Outcome) -> None:
             console.warn(f"the metrics could not be delivered: {message_of(error)}")
     if settings.result_file:
         try:
-            result_file.write(settings.result_file, json.loads(outcome.line()))
+            result_file.write(settings.result_file, json_text.parse(outcome.line()))
         except (RaypqError, OSError) as error:
             if outcome.error is None:
                 raise

@@ -27,7 +27,7 @@ _TOGETHER = (
     ("path", "bytes", "rows", "sha256", "model", "work"),
     ("source_uri", "source_size", "source_modified", "source_sha256", "ids", "stats"),
 )
-_NONE = pa.array([], COLUMNS["shard"])
+_NONE = pa.nulls(0, COLUMNS["shard"])  # pa.array would import pandas
 
 
 def write(store: str, receipts: Receipts, before: Sequence[Manifest]) -> tuple[Manifest, ...]:

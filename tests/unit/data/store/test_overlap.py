@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from raypq import api, config
 from raypq.bench import ablation
+from raypq.checks import Finding
 from raypq.cli import main
 from raypq.config import ReindexJob, Settings, UserSettings, places
 from raypq.config.images import ImageSource
@@ -30,13 +31,16 @@ JOBS: dict[str, type[UserSettings]] = {
 }
 
 
+LATE = {"Finding": Finding}  # types that raypq.api imports for type checkers only
+
+
 def verbs() -> dict[str, Callable[..., Any]]:
     """The functions that take a job, by the name of its class."""
     found: dict[str, Callable[..., Any]] = {}
     for name, value in vars(api).items():
         if inspect.isfunction(value) and value.__module__ == api.__name__ and name[0] != "_":
             first = next(iter(inspect.signature(value).parameters), "")
-            kind = get_type_hints(value).get(first) if first == "job" else None
+            kind = get_type_hints(value, localns=LATE).get(first) if first == "job" else None
             if isinstance(kind, type) and issubclass(kind, Settings):
                 found[kind.__name__] = value
     return {**found, "AblationJob": ablation.run}
