@@ -126,5 +126,5 @@ def test_one_parser_reads_all_files() -> None:
              or (node.attr in {"load", "loads"} and isinstance(node.value, ast.Name)
                  and node.value.id == "json"))
     }  # fmt: skip
-    # Config says lines, checkpoint reads what it wrote itself, json_lines wraps what it cannot read.
+    # Config says lines, checkpoint reads its own files, json_lines wraps what it cannot read.
     assert found <= allowed

@@ -17,7 +17,7 @@ from raypq import api, config
 from raypq.bench import ablation
 from raypq.checks import Finding
 from raypq.cli import main
-from raypq.config import ReindexJob, Settings, UserSettings, places
+from raypq.config import Job, ReindexJob, Settings, UserSettings, places
 from raypq.config.images import ImageSource
 from raypq.config.places import NoPlace, Place, Reads, Writes
 from raypq.data.model_files import ModelFiles
@@ -41,7 +41,8 @@ def verbs() -> dict[str, Callable[..., Any]]:
         if inspect.isfunction(value) and value.__module__ == api.__name__ and name[0] != "_":
             first = next(iter(inspect.signature(value).parameters), "")
             kind = get_type_hints(value, localns=LATE).get(first) if first == "job" else None
-            if isinstance(kind, type) and issubclass(kind, Settings):
+            # A verb of any job, ``check``, runs none.
+            if isinstance(kind, type) and issubclass(kind, Settings) and kind is not Job:
                 found[kind.__name__] = value
     return {**found, "AblationJob": ablation.run}
 
