@@ -102,8 +102,8 @@ def _refused_uses(folder: str, name: str, content: bytes) -> Iterator[Refusal]:
 
 def unreadable(uri: str) -> str | None:
     """Why the first byte of a file cannot be read; None if it can."""
-    fs, path = filesystem(uri)
     try:
+        fs, path = filesystem(uri)
         with objects.server_errors(uri):
             fs.cat_file(path, start=0, end=1)
     except _ERRORS as error:

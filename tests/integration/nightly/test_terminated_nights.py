@@ -61,12 +61,12 @@ def test_sigterm_gives_the_leases_back(home: Any, tmp_path: Path, cluster: str) 
     command = [sys.executable, "-c", script, str(begun)]
     command += ["reindex", "--config", str(config), "--log-json"]
     night = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not begun.exists() and time.monotonic() < end:
         time.sleep(0.05)
     time.sleep(1.0)  # the shard is at work
     night.send_signal(signal.SIGTERM)
-    _, told = night.communicate(timeout=60)
+    _, told = night.communicate(timeout=180)
     lines = [json.loads(line) for line in told.splitlines()]
     messages = [line["message"] for line in lines if "message" in line]
     assert night.returncode == 143, told
@@ -81,5 +81,5 @@ def test_sigterm_gives_the_leases_back(home: Any, tmp_path: Path, cluster: str) 
     start = time.monotonic()
     command = [sys.executable, "-m", "raypq", "reindex", "--config", str(config), "--quiet"]
     subprocess.run(command, check=True, capture_output=True)
-    assert time.monotonic() - start < 45, "nobody watched a lease for 60 s"
+    assert time.monotonic() - start < 58, "nobody watched a lease for 60 s"
     assert len(snapshot.read(home("predictions")).shards) == home.shards

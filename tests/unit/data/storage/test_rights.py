@@ -75,6 +75,7 @@ def test_a_storage_whose_package_is_missing_is_named() -> None:
     (refused,) = missing_rights("nosuchstorage://bucket/codes")
     assert refused.right == "open"
     assert "nosuchstorage" in refused.reason
+    assert "nosuchstorage" in (unreadable("nosuchstorage://bucket/features.parquet") or "")
 
 
 class NotListing(Storage):
