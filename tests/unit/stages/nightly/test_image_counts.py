@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from raypq.config import Columns
+from raypq.data.store.receipts import Receipts
 from raypq.data.store.shard_writer import RunCounts
 from raypq.stages.nightly import image_counts
 
@@ -33,7 +34,9 @@ def plan(latest: list[Any] | None, **lists: str) -> Any:
         name: [task(stem, latest or []) for stem in lists.get(name, "")]
         for name in ("new", "changed", "output_missing", "migrating", "kept")
     }
-    version = latest and SimpleNamespace(shards=latest, rows=sum(item.rows for item in latest))
+    version = latest and SimpleNamespace(
+        shards=Receipts.of(latest), rows=sum(item.rows for item in latest)
+    )
     return SimpleNamespace(latest=version, tasks=[*chain(*tasks.values())], **tasks)
 
 
