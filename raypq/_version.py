@@ -14,8 +14,8 @@ __version__ = "0.2.0"
 
 @cache
 def code_digest() -> str:
-    """sha256 of the Python files of this package, by path: it tells two builds of one version
-    apart."""
+    """sha256 of the Python files of this package, by path, which differs between two builds of one
+    version."""
     root, digest = Path(__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode())

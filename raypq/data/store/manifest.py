@@ -24,12 +24,11 @@ from raypq.data import format_version
 from raypq.data.storage import (
     CheckedFile,
     atomic_write,
-    digest,
     join,
-    list_files,
     open_parquet,
     sync_folder,
 )
+from raypq.data.store import named_files
 from raypq.data.store.manifest_checks import check_values
 from raypq.data.store.names import Id, Stem
 from raypq.data.store.shard_stats import Spread
@@ -288,13 +287,4 @@ def damaged(
     Args:
         sha256: check the content, too.
     """
-    files = list_files(join(store, FOLDER)) if manifests else {}
-    for manifest in manifests:
-        uri = join(store, manifest.path)
-        listed = files.get(manifest.path.removeprefix(f"{FOLDER}/"))
-        if listed is None:
-            yield DamagedError(uri, expected="a manifest of the version", found="no such file")
-        elif listed.size != manifest.bytes:
-            yield DamagedError(uri, expected=f"{manifest.bytes} bytes", found=f"{listed.size}")
-        elif sha256 and (content := digest(uri)) != manifest.sha256:
-            yield DamagedError(uri, expected=f"sha256 {manifest.sha256}", found=content)
+    return named_files.damaged(store, FOLDER, manifests, noun="manifest", sha256=sha256)

@@ -1,4 +1,4 @@
-"""The receipts of a version: a sequence that makes a ``Receipt`` where one is asked for.
+"""The receipts of a version: a sequence that makes each ``Receipt`` on demand.
 
 A version of a large store has a million of them, which as objects take gigabytes. They are held as
 columns, which are read from the version's manifests when they are first needed.
@@ -310,4 +310,4 @@ def _joined(columns: Sequence[pa.ChunkedArray], kind: pa.DataType) -> pa.Array:
     chunks = [chunk for column in columns for chunk in column.chunks]
     if len(chunks) == 1:
         return chunks[0]
-    return pa.concat_arrays(chunks) if chunks else pa.array([], kind)
+    return pa.concat_arrays(chunks) if chunks else pa.nulls(0, kind)

@@ -19,7 +19,8 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from raypq.config import Settings
 from raypq.config.explain import first_problem
-from raypq.data.storage import atomic_write, digest, join, list_files, read_bytes, sync_folder
+from raypq.data.storage import atomic_write, join, read_bytes, sync_folder
+from raypq.data.store import named_files
 from raypq.data.store.shard_writer import HashingFile
 from raypq.errors import InputError
 
@@ -146,16 +147,8 @@ def verify(store: str, sidecars: Sidecars, *, sha256: bool = False) -> None:
 
 def damaged(store: str, sidecars: Sidecars, *, sha256: bool = False) -> Iterator[InputError]:
     """The sidecars that are missing, or not as they were written."""
-    files = list_files(join(store, FOLDER)) if any(sidecars.values()) else {}
-    for sidecar in (item for items in sidecars.values() for item in items):
-        uri = join(store, sidecar.path)
-        listed = files.get(sidecar.path.removeprefix(f"{FOLDER}/"))
-        if listed is None:
-            yield InputError(uri, expected="a sidecar of the version", found="no such file")
-        elif listed.size != sidecar.bytes:
-            yield InputError(uri, expected=f"{sidecar.bytes} bytes", found=f"{listed.size} bytes")
-        elif sha256 and (content := digest(uri)) != sidecar.sha256:
-            yield InputError(uri, expected=f"sha256 {sidecar.sha256}", found=content)
+    files = [item for items in sidecars.values() for item in items]
+    return named_files.damaged(store, FOLDER, files, noun="sidecar", sha256=sha256)
 
 
 def still_there(store: str, sidecars: Sidecars) -> Sidecars:
